@@ -1,0 +1,7 @@
+"""MimicBrush: zero-shot image editing with reference imitation (arXiv 2406.07547).
+
+Importing this package loads nothing heavy; import what you need from its rooms, for instance
+``from mimicbrush.pipelines import MimicBrushPipeline``.
+"""
+
+__version__ = "0.1.0"

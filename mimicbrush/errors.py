@@ -1,0 +1,21 @@
+"""Errors that a user can act on. Scripts print them as one message, without a traceback."""
+
+
+class MimicBrushError(Exception):
+    """Base of all errors whose message says what was given, what was expected and what to do."""
+
+
+class InputError(MimicBrushError, ValueError):
+    """A picture, mask, folder or option that cannot be used as given."""
+
+
+class WeightsError(MimicBrushError):
+    """Weights that are absent, or that do not fit the model they are meant for."""
+
+
+class DataError(MimicBrushError):
+    """Mined data that is missing, damaged or of another schema version."""
+
+
+class CheckpointError(MimicBrushError):
+    """A checkpoint that is incomplete, or that belongs to another run."""

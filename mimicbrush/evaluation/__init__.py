@@ -1,0 +1,1 @@
+"""Does the model imitate? Held-out pairs, metrics and the reference gain."""

@@ -1,0 +1,1 @@
+"""Raw videos and images in, shards of pairs and a manifest out."""

@@ -1,0 +1,1 @@
+"""Pure functions on arrays and tensors; whatever is random is passed in."""

@@ -1,0 +1,59 @@
+"""The values that travel between the rooms, and the shape legend, said once.
+
+Legend: ``B`` batch, ``C`` channels, ``H W`` pixels, ``h w`` latents, ``N`` tokens, ``D`` context width.
+Pixels are RGB in [-1, 1] as float tensors (B, 3, H, W), or uint8 in 0..255 as arrays (H, W, 3).
+A **mask** is 1 where the source is to be repainted and 0 where it is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class ReferenceStates:
+    """What the reference U-Net hands to the imitative U-Net: a value, passed along, owned by the caller.
+
+    Attributes:
+        features: module path of a self-attention layer -> (R, N, C), the *normalised hidden states* that
+            enter that layer in the reference U-Net (released code; the paper speaks of keys and values).
+        keep: (R,) bool, or None for all. Rows that are False read themselves alone, as if no reference
+            had been given (classifier-free guidance, paper Sec. 4.1).
+
+    With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
+    themselves alone: the order [unconditional, conditional] of classifier-free guidance.
+    """
+
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+    keep: torch.Tensor | None = None
+
+
+@dataclass
+class TrainBatch:
+    """Samples for one step. All pixels are square and already augmented, padded and resized.
+
+    Attributes:
+        source: (B, 3, H, W) float, [-1, 1], *unmasked*: it is also what must be recovered.
+        reference: (B, 3, H, W) float, [-1, 1].
+        mask: (B, 1, H, W) float, 0 or 1; 1 = repaint.
+        key: (B,) int64, the seed of everything random that happens to a sample after loading (noise,
+            timestep, drops), so that results do not depend on ranks or workers.
+        index: (B,) int64, the global sample number.
+    """
+
+    source: torch.Tensor
+    reference: torch.Tensor
+    mask: torch.Tensor
+    key: torch.Tensor
+    index: torch.Tensor
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The same batch on another device."""
+        return TrainBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def __len__(self) -> int:
+        return self.source.shape[0]
