@@ -1,0 +1,119 @@
+"""All geometry of a sample is one 3 x 3 matrix and one warp. Pixel centres are at whole numbers (OpenCV).
+
+A matrix maps (x, y, 1) of the picture to (x, y, 1) of the canvas. Keypoints and masks go through the same
+matrix as the pixels, so they stay exact under any composition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class GeometryRanges:
+    """Ranges of the random geometry. The paper names the kinds (Sec. 3.3) but no ranges: these are ours.
+
+    Attributes:
+        flip_probability: of a horizontal flip.
+        rotation_deg: largest angle, either way.
+        scale: smallest and largest factor about the canvas centre, log-uniform.
+        projective_intensity: corners move by up to 0.4 x intensity of the side (released data utilities).
+    """
+
+    flip_probability: float = 0.5
+    rotation_deg: float = 20.0
+    scale: tuple[float, float] = (0.8, 1.25)
+    projective_intensity: float = 0.5
+
+
+def resize_matrix(ratio_x: float, ratio_y: float) -> np.ndarray:
+    """Scaling by these factors with pixel *edges* kept in place: (3, 3) float64."""
+    return np.array([[ratio_x, 0, (ratio_x - 1) / 2], [0, ratio_y, (ratio_y - 1) / 2], [0, 0, 1]], np.float64)
+
+
+def letterbox_matrix(width_px: int, height_px: int, size_px: int) -> np.ndarray:
+    """Long side to `size_px`, centred: the matrix of `ops.images.letterbox`, without its rounding."""
+    ratio = size_px / max(width_px, height_px)
+    shift = np.eye(3)
+    shift[0, 2] = (size_px - width_px * ratio) / 2
+    shift[1, 2] = (size_px - height_px * ratio) / 2
+    return shift @ resize_matrix(ratio, ratio)
+
+
+def random_matrix(
+    ranges: GeometryRanges, size_px: int, rng: np.random.Generator, flip: bool | None = None
+) -> np.ndarray:
+    """Draw flip, rotation, scale and projection about the centre of a square canvas: (3, 3) float64.
+
+    Args:
+        ranges: what may happen, and how much.
+        size_px: side of the canvas.
+        rng: source of randomness. It is advanced equally whatever `flip` says.
+        flip: decides the flip from outside (to share it between source and reference); None draws it.
+    """
+    drawn_flip = rng.random() < ranges.flip_probability
+    angle = np.deg2rad(rng.uniform(-ranges.rotation_deg, ranges.rotation_deg))
+    scale = np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
+    offsets = rng.uniform(-1, 1, (4, 2)) * 0.4 * ranges.projective_intensity * size_px / 2
+    mirror = -1.0 if (drawn_flip if flip is None else flip) else 1.0
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    turn = np.array([[cos * mirror, -sin, 0], [sin * mirror, cos, 0], [0, 0, 1]])
+    centre = (size_px - 1) / 2
+    to_centre = np.array([[1, 0, -centre], [0, 1, -centre], [0, 0, 1]])
+    return projective_matrix(offsets, size_px) @ np.linalg.inv(to_centre) @ turn @ to_centre
+
+
+def projective_matrix(offsets_px: np.ndarray, size_px: int) -> np.ndarray:
+    """The projection that moves the canvas corners (clockwise from the top left) by (4, 2) offsets in pixels."""
+    last = size_px - 1
+    corners = np.array([[0, 0], [last, 0], [last, last], [0, last]], np.float32)
+    return cv2.getPerspectiveTransform(corners, corners + offsets_px.astype(np.float32))
+
+
+def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(K, 2) points (x, y) through a (3, 3) matrix -> (K, 2) float32."""
+    if len(points) == 0:
+        return np.zeros((0, 2), np.float32)
+    return cv2.perspectiveTransform(points.reshape(-1, 1, 2).astype(np.float64), matrix)[:, 0].astype(
+        np.float32
+    )
+
+
+def inside(points: np.ndarray, size_px: int) -> np.ndarray:
+    """(K,) bool: which (x, y) lie on a square canvas of this side."""
+    return np.all((points > -0.5) & (points < size_px - 0.5), axis=1)
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.ndarray:
+    """Draw a picture on a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
+
+    Where the matrix shrinks by more than two, the picture is first reduced by area averaging: bilinear
+    sampling alone would alias.
+    """
+    shrink = _shrink_factor(matrix, image.shape[1], image.shape[0])
+    if shrink >= 2:
+        height, width = (max(1, round(side / shrink)) for side in image.shape[:2])
+        matrix = matrix @ np.linalg.inv(resize_matrix(width / image.shape[1], height / image.shape[0]))
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    border = (fill,) * 3
+    return cv2.warpPerspective(
+        image,
+        matrix,
+        (size_px, size_px),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=border,
+    )
+
+
+def _shrink_factor(matrix: np.ndarray, width: int, height: int) -> float:
+    """How many source pixels fall on one canvas pixel (per side) at the picture's centre."""
+    centre = np.array([[(width - 1) / 2, (height - 1) / 2]])
+    probes = np.concatenate([centre, centre + [[1, 0]], centre + [[0, 1]]])
+    origin, right, down = transform_points(probes, matrix).astype(np.float64)
+    (a, b), (c, d) = right - origin, down - origin
+    area = abs(a * d - b * c)
+    return float(area**-0.5) if area > 0 else 1.0

@@ -1,0 +1,83 @@
+"""Pictures between a file, a square canvas and a tensor: letterbox, blanking, paste-back.
+
+The conventions are those of the released benchmark script (ali-vilab/MimicBrush): long side to the model's
+size by bilinear interpolation, centred padding, white for images and black for masks.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+#: A mask value above this (of 255) means "repaint" (released code).
+MASK_THRESHOLD = 128
+IMAGE_FILL = 255
+MASK_FILL = 0
+
+
+def letterbox(image: np.ndarray, size_px: int, fill: int) -> np.ndarray:
+    """Scale the long side to `size_px`, then pad to a square: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8."""
+    height, width = image.shape[:2]
+    scale = size_px / max(height, width)
+    new_height, new_width = (
+        (max(1, int(height * scale)), size_px) if width >= height else (size_px, max(1, int(width * scale)))
+    )
+    scaled = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    top, left = (size_px - new_height) // 2, (size_px - new_width) // 2
+    canvas = np.full((size_px, size_px, *image.shape[2:]), fill, np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = scaled
+    return canvas
+
+
+def letterbox_mask(mask: np.ndarray, size_px: int) -> np.ndarray:
+    """Letterbox a mask and threshold it: (H, W) uint8 in 0..255 -> (S, S) uint8 in {0, 1}."""
+    return (letterbox(mask, size_px, MASK_FILL) > MASK_THRESHOLD).astype(np.uint8)
+
+
+def crop_back(square: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Undo `letterbox`: (S, S, 3) uint8 -> (height, width, 3) uint8, by scaling the square to the long side."""
+    long_side = max(height, width)
+    scaled = cv2.resize(square, (long_side, long_side), interpolation=cv2.INTER_LINEAR)
+    top, left = (long_side - height) // 2, (long_side - width) // 2
+    return scaled[top : top + height, left : left + width]
+
+
+def paste_back(result: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Put the repainted pixels back into the source, with a soft edge.
+
+    The 8-bit mask is blurred ten times with a 3 x 3 Gaussian (released code), so pixels more than ten
+    pixels outside the mask are the source's own.
+
+    Args:
+        result, source: (H, W, 3) uint8.
+        mask: (H, W) uint8, repaint where above `MASK_THRESHOLD`.
+
+    Returns:
+        (H, W, 3) float64 in 0..255; round it to store it.
+    """
+    soft = (mask > MASK_THRESHOLD).astype(np.uint8) * 255
+    for _ in range(10):
+        soft = cv2.GaussianBlur(soft, (3, 3), 0)
+    alpha = soft[..., None] / 255.0
+    return result * alpha + source * (1 - alpha)
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 in 0..255 -> (B, 3, H, W) float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(pixels: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8 in 0..255, rounded."""
+    scaled = (pixels.detach().float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def blank(source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Set the hole to black: (B, 3, H, W) in [-1, 1] and (B, 1, H, W) -> (B, 3, H, W) with -1 where mask is 1.
+
+    Differs from SD inpainting, whose hole is grey (0); this is 0 of 0..255 (released code).
+    """
+    return source * (1 - mask) - mask
