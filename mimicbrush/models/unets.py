@@ -1,0 +1,67 @@
+"""The two U-Nets: stock diffusers models, one with a wider entrance, one without its dead tail."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.models.reference_attention import reference_paths, write_references
+
+
+class ReferenceUNet(UNet2DConditionModel):
+    """A U-Net that only writes `ReferenceStates`; its `.sample` means nothing.
+
+    What lies behind the last self-attention that is read gets no gradient, and DDP would stop on it, so it
+    is left out: 24 keys for SD-1.5, exactly those that the released ``referencenet`` lacks.
+    """
+
+    # `wraps` keeps the parent's signature visible: ConfigMixin reads the config's keys from it.
+    @functools.wraps(UNet2DConditionModel.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        write_references(self)
+        last = self.get_submodule(reference_paths(self)[-1].removesuffix(".transformer_blocks.0.attn1"))
+        if last is not self.up_blocks[-1].attentions[-1]:
+            raise WeightsError(
+                f"the last up block of a reference U-Net must hold attention, got {self.config.up_block_types}"
+            )
+        block = last.transformer_blocks[0]
+        block.attn1.to_q = block.attn1.to_k = block.attn1.to_v = nn.Identity()
+        block.attn1.to_out = nn.ModuleList([nn.Identity(), nn.Identity()])
+        block.attn2 = block.norm2 = None
+        block.norm3 = block.ff = last.proj_out = nn.Identity()
+        self.conv_norm_out, self.conv_out = None, nn.Identity()
+
+    @classmethod
+    def from_unet(cls, unet: UNet2DConditionModel) -> ReferenceUNet:
+        """A reference U-Net with the weights of a stock U-Net, less the dead tail."""
+        reference = cls.from_config(unet.config)
+        weights = unet.state_dict()
+        reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
+        return reference.to(unet.dtype)
+
+
+def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """Give a U-Net more input channels (paper Sec. 3.2: 9 -> 13), with zero weights for the new ones.
+
+    Zeros leave the output what it was at the start, whatever the new channels hold.
+
+    Raises:
+        WeightsError: fewer channels asked for than there are.
+    """
+    old = unet.conv_in
+    if in_channels < old.in_channels:
+        raise WeightsError(f"cannot widen conv_in from {old.in_channels} to {in_channels} channels")
+    wide = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    with torch.no_grad():
+        wide.weight.zero_()
+        wide.weight[:, : old.in_channels] = old.weight
+        wide.bias.copy_(old.bias)
+    unet.conv_in = wide.to(old.weight.dtype)
+    unet.register_to_config(in_channels=in_channels)
+    return unet
