@@ -1,5 +1,8 @@
 """Errors that a user can act on. Scripts print them as one message, without a traceback."""
 
+import sys
+from collections.abc import Callable
+
 
 class MimicBrushError(Exception):
     """Base of all errors whose message says what was given, what was expected and what to do."""
@@ -19,3 +22,12 @@ class DataError(MimicBrushError):
 
 class CheckpointError(MimicBrushError):
     """A checkpoint that is incomplete, or that belongs to another run."""
+
+
+def run_plainly(main: Callable[[], None]) -> None:
+    """Run a script's main function: an error that the user can mend is printed plainly, exit status 2."""
+    try:
+        main()
+    except MimicBrushError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

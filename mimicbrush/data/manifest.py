@@ -79,6 +79,8 @@ class Pair:
     """One row with status "pair", ready to be read.
 
     Attributes:
+        size_px: (height, width) of the stored pictures.
+        a_span, b_span: (offset, length) in bytes into the shard; an image with masks has no second.
         a_points, b_points: (K, 2) float32 matched keypoints (x, y) in pixels of the stored pictures.
         segments: COCO RLEs, for kind "image" only.
     """
@@ -88,6 +90,7 @@ class Pair:
     source_path: str
     source_hash: str
     shard_path: Path
+    size_px: tuple[int, int]
     a_span: tuple[int, int]
     b_span: tuple[int, int] | None
     a_points: np.ndarray
@@ -97,13 +100,18 @@ class Pair:
 
     def read_a(self, reduce: int = 1) -> np.ndarray:
         """The first picture, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
-        return self._read(self.a_span, reduce)
+        return self.read(self.a_span, reduce)
 
     def read_b(self, reduce: int = 1) -> np.ndarray:
         """The second picture, (H, W, 3) uint8 RGB; for an image with masks it is the first again."""
-        return self._read(self.b_span or self.a_span, reduce)
+        return self.read(self.b_span or self.a_span, reduce)
 
-    def _read(self, span: tuple[int, int], reduce: int) -> np.ndarray:
+    def read(self, span: tuple[int, int], reduce: int = 1) -> np.ndarray:
+        """The picture at a span, (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: the shard is missing, or what is there is no whole JPEG.
+        """
         offset, length = span
         try:
             with self.shard_path.open("rb") as shard:
@@ -163,7 +171,9 @@ def read_manifest(root: Path) -> list[Pair]:
             raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
         version = (table.schema.metadata or {}).get(b"mimicbrush_schema_version", b"none").decode()
         if version != str(SCHEMA_VERSION):
-            raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
+            raise DataError(
+                f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again"
+            )
         pairs += [_pair(values, root) for values in table.to_pylist() if values["status"] == "pair"]
     return pairs
 
@@ -179,6 +189,7 @@ def _pair(values: dict[str, Any], root: Path) -> Pair:
         source_path=values["source_path"],
         source_hash=values["source_hash"],
         shard_path=shard_path,
+        size_px=(values["height_px"], values["width_px"]),
         a_span=(values["a_offset"], values["a_length"]),
         b_span=(values["b_offset"], values["b_length"]) if values["b_offset"] >= 0 else None,
         a_points=np.asarray(values["a_points"], np.float32).reshape(-1, 2),

@@ -6,12 +6,9 @@ Toy and full size are the same classes with other numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -20,10 +17,11 @@ from transformers import (
     Dinov2Config,
 )
 
-from mimicbrush.errors import WeightsError
+from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.unets import ReferenceUNet, widen_conv_in
+from mimicbrush.models.weights import find_weights
 
 LATENT_CHANNELS = 4
 #: Noisy latent 4, mask 1, masked-source latent 4, depth latent 4, in this order (paper Sec. 3.2).
@@ -43,60 +41,29 @@ class Parts:
     depth_projector: DepthProjector
 
 
-@dataclass(frozen=True)
-class PretrainedNames:
-    """Where the starting weights are: a folder, or the id of a hub repository that is in the local cache.
-
-    Attributes:
-        unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
-        reference_unet: SD-1.5, whose U-Net becomes the reference U-Net.
-        vae: the autoencoder.
-        image_encoder: CLIP ViT-H/14.
-        depth_estimator: Depth Anything ViT-B/14, in the transformers format.
-    """
-
-    unet: str = "stable-diffusion-v1-5/stable-diffusion-inpainting"
-    reference_unet: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    vae: str = "stabilityai/sd-vae-ft-mse"
-    image_encoder: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-    depth_estimator: str = "LiheYoung/depth-anything-base-hf"
-
-
-def toy_parts(
-    *,
-    size_px: int = 32,
-    block_out_channels: tuple[int, ...] = (32, 64, 64),
-    layers_per_block: int = 1,
-    attention_heads: int = 4,
-    context_width: int = 64,
-    seed: int = 0,
-) -> Parts:
+def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
     """All parts at toy size with random weights: for tests, for the demo and to try a training run.
 
     The picture is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
     encoders: fixed random features of the picture, of the right type and shape.
 
     Args:
-        size_px: side of the square canvas, a multiple of 2 ** levels.
-        block_out_channels: of both U-Nets, one per level; the lowest level has no attention (as in SD-1.5).
-        layers_per_block: of both U-Nets.
-        attention_heads: in every attention layer of both U-Nets.
-        context_width: D, of the cross-attention of both U-Nets.
+        options: the sizes.
         seed: of the weights.
     """
-    levels = len(block_out_channels)
+    levels = len(options.block_out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=size_px // 2,
+            sample_size=options.size_px // 2,
             in_channels=STEM_CHANNELS,
             out_channels=LATENT_CHANNELS,
-            block_out_channels=block_out_channels,
+            block_out_channels=tuple(options.block_out_channels),
             down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
             up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (levels - 1)),
-            layers_per_block=layers_per_block,
-            attention_head_dim=attention_heads,
-            cross_attention_dim=context_width,
+            layers_per_block=options.layers_per_block,
+            attention_head_dim=options.attention_heads,
+            cross_attention_dim=options.context_width,
             norm_num_groups=8,
         )
         clip_width = 64
@@ -135,19 +102,19 @@ def toy_parts(
             unet=unet,
             reference_unet=reference_unet,
             image_encoder=image_encoder.eval(),
-            image_projector=ImageProjector(clip_width, context_width),
+            image_projector=ImageProjector(clip_width, options.context_width),
             depth_estimator=depth_estimator.eval(),
             depth_projector=DepthProjector(block_channels=(16, 32)),
         )
 
 
-def pretrained_parts(names: PretrainedNames) -> Parts:
+def pretrained_parts(options: PretrainedModel) -> Parts:
     """All parts at full size, from the starting weights of paper Sec. 3.2.
 
     Raises:
         WeightsError: weights are absent; the message names all of them, their options and how to get them.
     """
-    folders = find_weights(names)
+    folders = find_weights(options)
     unet = widen_conv_in(
         UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet"), STEM_CHANNELS
     )
@@ -162,36 +129,3 @@ def pretrained_parts(names: PretrainedNames) -> Parts:
         depth_estimator=DepthAnythingForDepthEstimation.from_pretrained(folders["depth_estimator"]),
         depth_projector=DepthProjector(),
     )
-
-
-def find_weights(names: PretrainedNames) -> dict[str, Path]:
-    """Part -> local folder. Nothing is downloaded: a run of days should not begin by surprise.
-
-    Raises:
-        WeightsError: names every part whose weights are not there.
-    """
-    found: dict[str, Path] = {}
-    missing: list[str] = []
-    for part in PretrainedNames.__dataclass_fields__:
-        name = getattr(names, part)
-        if Path(name).is_dir():
-            found[part] = Path(name)
-            continue
-        try:
-            found[part] = Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            missing.append(f"  model.{part}={name}")
-    if missing:
-        raise WeightsError(
-            "starting weights are missing: neither a folder nor in the local Hugging Face cache\n"
-            + "\n".join(missing)
-            + "\nFetch a repository with `hf download ID`, or point the option to a folder, "
-            f"for instance {missing[0].strip().split('=')[0]}=/path/to/folder.\n"
-            "To try everything without weights: python scripts/train.py +experiment=smoke data.root=MINED"
-        )
-    return found
-
-
-def count_parameters(module: ModelMixin | ConfigMixin) -> int:
-    """How many numbers a module holds."""
-    return sum(parameter.numel() for parameter in module.parameters())

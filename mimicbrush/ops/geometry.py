@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass
 class GeometryRanges:
     """Ranges of the random geometry. The paper names the kinds (Sec. 3.3) but no ranges: these are ours.
 

@@ -11,7 +11,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-@dataclass(frozen=True)
+@dataclass
 class JitterRanges:
     """Ranges of the colour jitter. The paper calls it aggressive (Sec. 3.3) and gives no ranges: these are ours.
 

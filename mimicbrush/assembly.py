@@ -1,0 +1,237 @@
+"""Config -> objects, in reading order. The only module that knows hydra and omegaconf.
+
+Every group of ``configs/train.yaml`` is a dataclass, registered here as its schema: defaults and meanings are
+stated once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mimicbrush.data.options import DataOptions
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
+from mimicbrush.models.weights import find_weights
+from mimicbrush.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from mimicbrush.data.manifest import Pair
+    from mimicbrush.models.parts import Parts
+    from mimicbrush.types import TrainBatch
+
+
+@dataclass
+class TrainConfig:
+    """All of ``configs/train.yaml``.
+
+    Attributes:
+        run_name: names the run's folder under runs/ and the run in a tracker.
+        run_dir: everything that the run leaves behind.
+        seed: of weights (toy size), data, noise and drops.
+    """
+
+    run_name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = 0
+    data: DataOptions = field(default_factory=lambda: DataOptions(root=MISSING))
+    model: ModelOptions = MISSING
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+
+def register_schemas() -> None:
+    """Let Hydra check every group of the training config against its dataclass."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(group="data", name="schema", node=DataOptions)
+    store.store(group="model", name="pretrained_schema", node=PretrainedModel)
+    store.store(group="model", name="toy_schema", node=ToyModel)
+    store.store(group="train", name="schema", node=TrainOptions)
+
+
+def train(config: DictConfig, run_dir: Path) -> None:
+    """Train as configured, and leave everything in `run_dir`."""
+    # 1. What can be checked before anything heavy is loaded.
+    check_prerequisites(config)
+    options = cast(TrainConfig, OmegaConf.to_object(config))
+
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from mimicbrush.training.loop import train as run_training
+    from mimicbrush.training.method import FrozenEncoders, Trainee
+
+    # 2. The data, then the networks: data is missing more often, and is found missing sooner.
+    pairs = load_pairs(options.data)
+    parts = build_parts(options.model, options.seed)
+    accelerator = Accelerator(
+        cpu=options.train.device == "cpu",
+        mixed_precision=options.train.mixed_precision,
+        log_with=None if options.train.tracker == "none" else options.train.tracker,
+        project_dir=str(run_dir),
+    )
+    accelerator.gradient_accumulation_steps = options.train.micro_batches(accelerator.num_processes)
+    set_seed(options.seed)
+    if accelerator.is_main_process:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    if options.train.tracker != "none":
+        flat = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        accelerator.init_trackers("mimicbrush", config=flat if options.train.tracker == "wandb" else None)
+
+    # 3. The run.
+    steps = run_training(
+        trainee=Trainee(
+            parts.unet,
+            parts.reference_unet,
+            parts.image_projector,
+            parts.depth_projector,
+            size_px=options.model.size_px,
+            reference_blend=options.model.reference_blend,
+            reference_timestep=options.model.reference_timestep,
+        ),
+        encoders=FrozenEncoders(parts, options.model),
+        noise_scheduler=build_noise_scheduler(options.train.prediction_type),
+        loader=build_loader(pairs, options, accelerator.process_index, accelerator.num_processes),
+        export_pipeline=lambda folder: export_pipeline(folder, parts, pairs, options),
+        options=options.train,
+        accelerator=accelerator,
+        run_dir=run_dir,
+        identity={
+            "seed": options.seed,
+            "total_batch_size": options.train.total_batch_size,
+            "num_pairs": len(pairs),
+            "size_px": options.model.size_px,
+        },
+    )
+    accelerator.end_training()
+    accelerator.print(
+        f"{steps} of {options.train.max_steps} steps done. Edit with it:\n"
+        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
+    )
+
+
+def check_prerequisites(config: DictConfig) -> None:
+    """Stop within seconds where data, weights or GPUs are absent, and name all that is.
+
+    Raises:
+        InputError: says what is missing, which option points to it and how to get it.
+    """
+    import torch
+
+    missing: list[str] = []
+    if OmegaConf.is_missing(config.data, "root") or not Path(config.data.root).is_dir():
+        given = (
+            "is not set" if OmegaConf.is_missing(config.data, "root") else f"is no folder: {config.data.root}"
+        )
+        missing.append(
+            f"data.root {given}. It names a folder of mined pairs; make one with\n"
+            "  python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
+        )
+    model = OmegaConf.to_object(config.model)
+    if isinstance(model, PretrainedModel):
+        try:
+            find_weights(model)
+        except WeightsError as error:
+            missing.append(str(error))
+    if config.train.device == "cuda" and not torch.cuda.is_available():
+        missing.append(
+            "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
+            "class (or one, and patience: gradients are accumulated);\n  train.device=cpu insists on a CPU."
+        )
+    if missing:
+        toy = "To try everything on a CPU, without weights: python scripts/train.py +experiment=smoke data.root=DIR"
+        raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
+
+
+def load_pairs(options: DataOptions) -> list[Pair]:
+    """The training pairs of a mined folder, without those held out."""
+    from mimicbrush.data.manifest import read_manifest, split_pairs
+
+    return split_pairs(read_manifest(Path(options.root)), "train", options.heldout_ratio)
+
+
+def build_parts(options: ModelOptions, seed: int) -> Parts:
+    """All networks, with starting weights."""
+    from mimicbrush.models.parts import pretrained_parts, toy_parts
+
+    if isinstance(options, ToyModel):
+        return toy_parts(options, seed=seed)
+    return pretrained_parts(cast(PretrainedModel, options))
+
+
+def build_noise_scheduler(prediction_type: str) -> Any:
+    """The noise schedule of SD-1.5 (REFERENCE: released inference code), for training and for DDIM sampling."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def build_loader(
+    pairs: list[Pair], options: TrainConfig, rank: int, world_size: int
+) -> Callable[[int, int], Iterable[TrainBatch]]:
+    """(first step, last step) -> this rank's micro-batches.
+
+    The DataLoader stays outside `accelerator.prepare`: our sampler already gives each rank its own samples,
+    and accelerate's mid-epoch resume is wrong after the first epoch (accelerate#2016).
+    """
+    from torch.utils.data import DataLoader
+
+    from mimicbrush.data.dataset import PairDataset, collate, limit_worker_threads
+    from mimicbrush.data.sampler import RankBatches
+
+    dataset = PairDataset(pairs, options.model.size_px, options.data, seed=options.seed)
+
+    def load(first_step: int, last_step: int) -> Iterable[TrainBatch]:
+        batches = RankBatches(
+            first_step,
+            last_step,
+            options.train.batch_size,
+            options.train.micro_batches(world_size),
+            rank,
+            world_size,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=cast(Any, batches),
+            num_workers=options.data.num_workers,
+            collate_fn=collate,
+            worker_init_fn=limit_worker_threads,
+            pin_memory=options.train.device == "cuda",
+        )
+
+    return load
+
+
+def export_pipeline(folder: Path, parts: Parts, pairs: list[Pair], options: TrainConfig) -> None:
+    """Save the pipeline that was trained, with its conventions and the sources that it has seen."""
+    from mimicbrush.pipelines import MimicBrushPipeline
+
+    pipeline = MimicBrushPipeline(
+        **vars(parts),
+        scheduler=build_noise_scheduler(options.train.prediction_type),
+        reference_blend=options.model.reference_blend,
+        reference_timestep=options.model.reference_timestep,
+        depth_convention=options.model.depth_convention,
+        no_depth_convention=options.model.no_depth_convention,
+        default_num_inference_steps=options.train.default_num_inference_steps,
+        default_guidance_scale=options.train.default_guidance_scale,
+    )
+    pipeline.save_pretrained(folder)
+    seen = sorted({pair.source_hash[:16] for pair in pairs})
+    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen}
+    (folder / "training_data.json").write_text(json.dumps(training_data, indent=1))

@@ -1,0 +1,79 @@
+"""Which pair is sample number n? A pure function, so the whole state of the loader is one integer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mimicbrush.errors import DataError
+from mimicbrush.ops.randomness import mix, permuted
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sample number -> (source, item), without state.
+
+    Of the first n samples, the first source gives ``floor(weight * n)``: the mixture holds for every prefix,
+    not only on average. Within a source every item comes once per epoch, in an order that is drawn anew for
+    each epoch.
+
+    Attributes:
+        lengths: items per source, each at least 1.
+        weights: relative shares, one per source.
+        seed: of the orders.
+    """
+
+    lengths: Sequence[int]
+    weights: Sequence[float]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1 or min(self.weights) <= 0:
+            raise DataError(
+                f"a mixture needs items and positive weights, got {self.lengths} and {self.weights}"
+            )
+        if len(self.lengths) != len(self.weights):
+            raise DataError(f"{len(self.lengths)} sources but {len(self.weights)} weights")
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """(index of the source, index of the item in it) of a global sample number."""
+        ordinal, rest = number, sum(self.weights)
+        for source, weight in enumerate(self.weights):
+            share = weight / rest
+            before = math.floor(ordinal * share)
+            if source == len(self.weights) - 1 or math.floor((ordinal + 1) * share) > before:
+                ordinal = ordinal if source == len(self.weights) - 1 else before
+                break
+            ordinal, rest = ordinal - before, rest - weight
+        epoch, position = divmod(ordinal, self.lengths[source])
+        return source, permuted(position, self.lengths[source], mix(self.seed, source, epoch))
+
+
+@dataclass(frozen=True)
+class RankBatches:
+    """The sample numbers of one rank, batch by batch: a `batch_sampler` for torch's DataLoader.
+
+    A step takes the same global samples for any number of ranks and any split into micro-batches.
+
+    Attributes:
+        first_step, last_step: steps to yield, the last excluded.
+        batch_size: samples per rank and micro-batch.
+        micro_batches: per step (gradient accumulation).
+        rank, world_size: this process, and how many there are.
+    """
+
+    first_step: int
+    last_step: int
+    batch_size: int
+    micro_batches: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for micro_step in range(self.first_step * self.micro_batches, self.last_step * self.micro_batches):
+            start = (micro_step * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+    def __len__(self) -> int:
+        return max(0, self.last_step - self.first_step) * self.micro_batches

@@ -1,0 +1,80 @@
+"""Choices about the model. No heavy import here: the command line reads this before anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimicbrush.errors import InputError
+
+
+@dataclass
+class ModelOptions:
+    """What paper and released code do differently (docs/DECISIONS.md); saved with every pipeline.
+
+    Attributes:
+        size_px: side of the square canvas.
+        reference_blend: 1.0 = softmax over [own ; reference] (paper); 0.5 = its mean with self-attention
+            (released code).
+        reference_timestep: "current" (released code) or "zero" (ours: the reference U-Net runs once).
+        depth_convention: "standard" or "released" normalisation before the depth estimator.
+        no_depth_convention: "zero_map" (paper) or "zero_input" (released code).
+    """
+
+    size_px: int = 512
+    reference_blend: float = 1.0
+    reference_timestep: str = "current"
+    depth_convention: str = "standard"
+    no_depth_convention: str = "zero_map"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("reference_timestep", ("current", "zero")),
+            ("depth_convention", ("standard", "released")),
+            ("no_depth_convention", ("zero_map", "zero_input")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"model.{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if not 0 <= self.reference_blend <= 1:
+            raise InputError(f"model.reference_blend must be in 0..1, got {self.reference_blend}")
+
+
+@dataclass
+class PretrainedModel(ModelOptions):
+    """Full size, from starting weights: each a folder, or a hub id that is in the local cache.
+
+    Attributes:
+        unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
+        reference_unet: SD-1.5, whose U-Net becomes the reference U-Net.
+        vae: the autoencoder.
+        image_encoder: CLIP ViT-H/14.
+        depth_estimator: Depth Anything ViT-B/14, in the transformers format.
+    """
+
+    unet: str = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+    reference_unet: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    vae: str = "stabilityai/sd-vae-ft-mse"
+    image_encoder: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    depth_estimator: str = "LiheYoung/depth-anything-base-hf"
+
+
+#: Options of `PretrainedModel` that name weights.
+WEIGHT_OPTIONS = ("unet", "reference_unet", "vae", "image_encoder", "depth_estimator")
+
+
+@dataclass
+class ToyModel(ModelOptions):
+    """The same classes with small numbers and random weights: for tests, the demo and a first try.
+
+    Attributes:
+        size_px: side of the square canvas, a multiple of 2 ** levels.
+        block_out_channels: of both U-Nets, one per level; the lowest level has no attention (as in SD-1.5).
+        layers_per_block: of both U-Nets.
+        attention_heads: in every attention layer of both U-Nets.
+        context_width: D, of the cross-attention of both U-Nets.
+    """
+
+    size_px: int = 32
+    block_out_channels: tuple[int, ...] = (32, 64, 64)
+    layers_per_block: int = 1
+    attention_heads: int = 4
+    context_width: int = 64

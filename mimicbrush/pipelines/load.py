@@ -1,0 +1,55 @@
+"""A pipeline from a folder, for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from mimicbrush.errors import InputError
+from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
+
+
+def load_pipeline(folder: Path) -> MimicBrushPipeline:
+    """Load a pipeline folder; nothing is looked up anywhere else.
+
+    Raises:
+        InputError: the folder is absent, no pipeline, or not whole.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
+    try:
+        components = json.loads(index.read_text())
+    except ValueError as error:
+        raise InputError(f"{index} is damaged: {error}") from error
+    absent = [
+        name for name, value in components.items() if isinstance(value, list) and not (folder / name).is_dir()
+    ]
+    if absent or components.get("_class_name") != "MimicBrushPipeline":
+        problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
+        raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
+    try:
+        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder} cannot be loaded: {error}") from error
+
+
+def on_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
+    """Move a pipeline to "cpu", "cuda" or "auto" (whatever is there).
+
+    Raises:
+        InputError: the device is unknown or absent.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"the device must be auto, cpu or cuda, got {device!r}")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("the device is cuda, but PyTorch sees no CUDA GPU here; use cpu or auto")
+    return pipeline.to("cuda" if device != "cpu" and available else "cpu")
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU: the same noise for every kind of device."""
+    return torch.Generator().manual_seed(seed)

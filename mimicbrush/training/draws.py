@@ -1,0 +1,73 @@
+"""Everything random that happens to a sample after loading, from its own key.
+
+So noise, timesteps and drops do not depend on ranks, workers, batch size or restarts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mimicbrush.ops.randomness import generator, mix
+
+# One stream per purpose: adding a draw to one of them must not shift the others. (0 is the dataset's.)
+_DECISIONS, _NOISE, _POSTERIORS = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for a batch.
+
+    Attributes:
+        timestep: (B,) int64.
+        noise: (B, 4, h, w), what the model must predict.
+        posteriors: (3, B, 4, h, w), for sampling the latents of source, masked source and reference.
+        keep_reference, keep_depth: (B,) bool, False = dropped.
+    """
+
+    timestep: torch.Tensor
+    noise: torch.Tensor
+    posteriors: torch.Tensor
+    keep_reference: torch.Tensor
+    keep_depth: torch.Tensor
+
+    @classmethod
+    def for_keys(
+        cls,
+        keys: torch.Tensor,
+        latent_shape: tuple[int, int, int],
+        *,
+        num_timesteps: int,
+        reference_drop_ratio: float,
+        depth_drop_ratio: float,
+    ) -> Draws:
+        """Draw for a batch on the device of its keys.
+
+        Args:
+            keys: (B,) int64, `TrainBatch.key`.
+            latent_shape: (4, h, w).
+            num_timesteps: of the noise schedule.
+            reference_drop_ratio, depth_drop_ratio: probabilities (paper Sec. 4.1: 0.10 and 0.50).
+        """
+        noises, posteriors, timesteps, references, depths = [], [], [], [], []
+        for key in keys.tolist():
+            decisions = generator(key, _DECISIONS)
+            timesteps.append(int(decisions.integers(num_timesteps)))
+            references.append(bool(decisions.random() >= reference_drop_ratio))
+            depths.append(bool(decisions.random() >= depth_drop_ratio))
+            noises.append(_normal((), latent_shape, mix(key, _NOISE)))
+            posteriors.append(_normal((3,), latent_shape, mix(key, _POSTERIORS)))
+        device = keys.device
+        return cls(
+            timestep=torch.tensor(timesteps, device=device),
+            noise=torch.stack(noises).to(device),
+            posteriors=torch.stack(posteriors, dim=1).to(device),
+            keep_reference=torch.tensor(references, device=device),
+            keep_depth=torch.tensor(depths, device=device),
+        )
+
+
+def _normal(lead: tuple[int, ...], shape: tuple[int, int, int], seed: int) -> torch.Tensor:
+    """Standard normal numbers, made on the CPU: the same ones for every kind of device."""
+    return torch.randn(*lead, *shape, generator=torch.Generator().manual_seed(seed))

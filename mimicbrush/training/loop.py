@@ -1,0 +1,187 @@
+"""The training loop: the one long function, because it is the story."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers import DDIMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from mimicbrush.errors import MimicBrushError
+from mimicbrush.training import checkpoints
+from mimicbrush.training.draws import Draws
+from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.metrics_log import MetricsLog
+from mimicbrush.training.options import TrainOptions
+from mimicbrush.types import TrainBatch
+
+#: (first step, last step) -> the micro-batches of these steps, for this rank.
+Loader = Callable[[int, int], Iterable[TrainBatch]]
+#: Called at the end, on the main process, with a folder to write the pipeline into.
+ExportPipeline = Callable[[Path], None]
+
+
+def train(
+    trainee: Trainee,
+    encoders: FrozenEncoders,
+    noise_scheduler: DDIMScheduler,
+    loader: Loader,
+    export_pipeline: ExportPipeline,
+    options: TrainOptions,
+    accelerator: Accelerator,
+    run_dir: Path,
+    identity: dict[str, Any],
+) -> int:
+    """Train until `max_steps` (or `max_minutes`), resume if asked to, and leave a pipeline folder.
+
+    Args:
+        trainee: the trained networks; after the call they hold the averaged (EMA) weights.
+        encoders: the frozen networks.
+        noise_scheduler: adds the noise; its `prediction_type` says what is predicted.
+        loader: the data.
+        export_pipeline: writes `run_dir`/pipeline.
+        options: see `TrainOptions`.
+        accelerator: made with ``options.micro_batches`` as its gradient accumulation.
+        run_dir: gets ``checkpoints/``, ``metrics.jsonl`` and ``pipeline/``.
+        identity: what a checkpoint must agree on to be resumed (seed, batch size, ...).
+
+    Returns:
+        The number of steps that the run has now.
+    """
+    # 1. What learns, and its average.
+    optimizer = torch.optim.Adam(
+        trainee.parameters(),
+        lr=options.learning_rate,
+        betas=tuple(options.adam_betas),
+        weight_decay=options.adam_weight_decay,
+        fused=accelerator.device.type == "cuda",
+    )
+    schedule = get_scheduler(
+        options.lr_scheduler,
+        optimizer,
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=options.max_steps,
+    )
+    ema = EMAModel(trainee.parameters(), decay=options.ema_decay)
+    model, optimizer = accelerator.prepare(trainee, optimizer)
+    ema.to(accelerator.device)
+    encoders.to(accelerator.device, _half_precision(options.mixed_precision))
+    accelerator.register_for_checkpointing(ema, schedule)
+    micro_batches = accelerator.gradient_accumulation_steps
+
+    # 2. Where it stands.
+    folder = run_dir / "checkpoints"
+    found = checkpoints.find_checkpoint(folder, options.resume)
+    step = 0
+    if found is not None:
+        step = checkpoints.read_state(found, identity)
+        accelerator.load_state(str(found))
+        accelerator.print(f"resumed from {found} (step {step} of {options.max_steps})")
+    log = MetricsLog(run_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
+
+    # 3. Step by step.
+    latent_side = trainee.unet.config.sample_size
+    latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
+    started = logged_at = time.monotonic()
+    logged_step, saved_step = step, step if found is not None else -1
+    sums = torch.zeros(3, device=accelerator.device)  # losses since the last log: total, inside, outside
+    batches = iter(loader(step, options.max_steps))
+    progress = tqdm(
+        total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process
+    )
+    while step < options.max_steps and not _out_of_time(options, started, accelerator):
+        model.train()
+        for _ in range(micro_batches):
+            batch = next(batches).to(accelerator.device)
+            with accelerator.accumulate(model):
+                draws = Draws.for_keys(
+                    batch.key,
+                    latent_shape,
+                    num_timesteps=noise_scheduler.config.num_train_timesteps,
+                    reference_drop_ratio=options.reference_drop_ratio,
+                    depth_drop_ratio=options.depth_drop_ratio,
+                )
+                conditions = encoders.encode(batch, draws)
+                with accelerator.autocast():
+                    loss = denoising_loss(model, noise_scheduler, conditions, draws)
+                accelerator.backward(loss.total)
+                if accelerator.sync_gradients:
+                    gradient_norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            sums += torch.stack([loss.total.detach(), loss.inside, loss.outside]) / micro_batches
+        schedule.step()
+        ema.step(trainee.parameters())
+        step += 1
+        progress.update()
+
+        if step % options.log_every == 0 or step == options.max_steps:
+            total, inside, outside = (accelerator.reduce(sums, "mean") / (step - logged_step)).tolist()
+            now = time.monotonic()
+            values = {
+                "step": step,
+                "loss": total,
+                "loss_inside": inside,
+                "loss_outside": outside,
+                "gradient_norm": float(gradient_norm),
+                "learning_rate": schedule.get_last_lr()[0],
+                "samples_per_s": (step - logged_step) * options.total_batch_size / (now - logged_at),
+            }
+            if not math.isfinite(total):
+                raise MimicBrushError(
+                    f"the loss is {total} at step {step}; the last checkpoint is kept in {folder}. "
+                    "Lower train.learning_rate, or use train.mixed_precision=bf16 instead of fp16."
+                )
+            if log is not None:
+                log.append(values)
+            accelerator.log({name: value for name, value in values.items() if name != "step"}, step=step)
+            progress.set_postfix(loss=f"{total:.4f}", inside=f"{inside:.4f}")
+            sums.zero_()
+            logged_at, logged_step = now, step
+        if step % options.checkpoint_every == 0:
+            _save(accelerator, folder, step, identity, options.keep_checkpoints)
+            saved_step = step
+    progress.close()
+
+    # 4. Leave a checkpoint to go on from, and a pipeline to edit with.
+    if saved_step != step:
+        _save(accelerator, folder, step, identity, options.keep_checkpoints)
+    if options.ema_decay > 0:
+        ema.copy_to(trainee.parameters())
+    if accelerator.is_main_process:
+        checkpoints.replace_folder(run_dir / "pipeline", export_pipeline)
+    accelerator.wait_for_everyone()
+    return step
+
+
+def _half_precision(mixed_precision: str) -> torch.dtype:
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+def _out_of_time(options: TrainOptions, started: float, accelerator: Accelerator) -> bool:
+    """Whether `max_minutes` are over, by the main process's clock: all processes must agree."""
+    if options.max_minutes is None:
+        return False
+    elapsed = torch.tensor(time.monotonic() - started, device=accelerator.device)
+    return float(broadcast(elapsed)) > 60 * options.max_minutes
+
+
+def _save(accelerator: Accelerator, folder: Path, step: int, identity: dict[str, Any], keep: int) -> None:
+    aside = checkpoints.checkpoint_path(folder, step).with_suffix(".tmp")
+    if accelerator.is_main_process:
+        checkpoints.begin(folder, step)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(aside))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoints.finish(aside, {"step": step, **identity}, keep)
+    accelerator.wait_for_everyone()

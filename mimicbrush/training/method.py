@@ -1,0 +1,152 @@
+"""The method: what the frozen encoders make of a batch, what the trained networks make of that, the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import nn
+
+from mimicbrush.models.encoders import (
+    DepthConvention,
+    NoDepth,
+    encode_image_tokens,
+    encode_latents,
+    encode_no_image_tokens,
+    estimate_depth,
+    no_depth,
+)
+from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.parts import Parts
+from mimicbrush.models.projectors import DepthProjector, ImageProjector
+from mimicbrush.models.reference_attention import read_references
+from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.ops.images import blank
+from mimicbrush.training.draws import Draws
+from mimicbrush.types import ReferenceStates, TrainBatch
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A batch as the frozen encoders see it.
+
+    Attributes:
+        source: (B, 4, h, w) latents of the unmasked source: what is to be recovered.
+        hole: (B, 4, h, w) latents of the masked source.
+        reference: (B, 4, h, w) latents, clean.
+        mask: (B, 1, h, w), 1 = repaint.
+        image_tokens: (B, N, C) of the reference, or of "no reference" where it is dropped.
+        depth_map: (B, 1, any, any), or "no depth" where it is dropped.
+    """
+
+    source: torch.Tensor
+    hole: torch.Tensor
+    reference: torch.Tensor
+    mask: torch.Tensor
+    image_tokens: torch.Tensor
+    depth_map: torch.Tensor
+
+
+class FrozenEncoders:
+    """VAE, CLIP encoder and depth estimator, without gradients."""
+
+    def __init__(self, parts: Parts, options: ModelOptions) -> None:
+        self.vae, self.image_encoder = parts.vae, parts.image_encoder
+        self.depth_estimator = parts.depth_estimator
+        self.depth_convention: DepthConvention = options.depth_convention  # type: ignore[assignment]
+        self.no_depth_convention: NoDepth = options.no_depth_convention  # type: ignore[assignment]
+        for module in (self.vae, self.image_encoder, self.depth_estimator):
+            module.requires_grad_(False).eval()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> FrozenEncoders:
+        """Move all three; half precision is safe, since nothing here is trained."""
+        for module in (self.vae, self.image_encoder, self.depth_estimator):
+            module.to(device, dtype)
+        return self
+
+    @torch.no_grad()
+    def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
+        """Pixels -> `Conditions`, float32, with the drops applied."""
+        three = torch.cat([batch.source, blank(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        latents = encode_latents(self.vae, three, draws.posteriors.flatten(0, 1)).float()
+        source, hole, reference = latents.chunk(3)
+
+        keep = draws.keep_reference.view(-1, 1, 1)
+        tokens = encode_image_tokens(self.image_encoder, batch.reference)
+        tokens = torch.where(keep, tokens, encode_no_image_tokens(self.image_encoder, len(batch)))
+
+        depth = estimate_depth(self.depth_estimator, batch.source, self.depth_convention)
+        nothing = no_depth(self.depth_estimator, len(batch), self.no_depth_convention)
+        depth = torch.where(draws.keep_depth.view(-1, 1, 1, 1), depth, nothing)
+
+        mask = F.interpolate(batch.mask, size=source.shape[-2:])  # nearest, as at inference
+        return Conditions(source, hole, reference, mask, tokens.float(), depth.float())
+
+
+class Trainee(nn.Module):
+    """The trained networks as one module with one forward: what DDP, EMA and checkpoints see."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        reference_unet: ReferenceUNet,
+        image_projector: ImageProjector,
+        depth_projector: DepthProjector,
+        *,
+        size_px: int,
+        reference_blend: float = 1.0,
+        reference_timestep: str = "current",
+    ) -> None:
+        super().__init__()
+        self.unet, self.reference_unet = unet, reference_unet
+        self.image_projector, self.depth_projector = image_projector, depth_projector
+        self.size_px, self.reference_timestep = size_px, reference_timestep
+        read_references(unet, reference_blend)
+
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: Conditions,
+        keep_reference: torch.Tensor,
+    ) -> torch.Tensor:
+        """Noisy source latents (B, 4, h, w) at timestep (B,) -> prediction (B, 4, h, w) (paper Sec. 3.2)."""
+        context = self.image_projector(conditions.image_tokens)  # (B, N, D)
+        depth = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
+        stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)  # (B, 13, h, w)
+
+        states = ReferenceStates(keep=keep_reference)
+        seen = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
+        travelling = {"reference_states": states}
+        self.reference_unet(conditions.reference, seen, context, cross_attention_kwargs=travelling)
+        return self.unet(stem, timestep, context, cross_attention_kwargs=travelling).sample
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean squared errors: over everything (what is trained on), inside the hole and outside of it."""
+
+    total: torch.Tensor
+    inside: torch.Tensor
+    outside: torch.Tensor
+
+
+def denoising_loss(
+    trainee: nn.Module, noise_scheduler: DDIMScheduler, conditions: Conditions, draws: Draws
+) -> Loss:
+    """Noise the source latents, predict the noise (or v), compare."""
+    noisy = noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
+    if noise_scheduler.config.prediction_type == "epsilon":
+        target = draws.noise
+    else:
+        target = noise_scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
+    prediction = trainee(noisy, draws.timestep, conditions, draws.keep_reference)
+    error = (prediction.float() - target).square().mean(dim=1, keepdim=True)  # (B, 1, h, w)
+    mask = conditions.mask
+    return Loss(
+        total=error.mean(),
+        inside=((error * mask).sum() / mask.sum().clamp(min=1)).detach(),
+        outside=((error * (1 - mask)).sum() / (1 - mask).sum().clamp(min=1)).detach(),
+    )

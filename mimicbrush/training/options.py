@@ -1,0 +1,85 @@
+"""Choices about a training run. No heavy import here: the command line reads this before anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimicbrush.errors import InputError
+
+
+@dataclass
+class TrainOptions:
+    """A training run. Defaults are the paper's (Sec. 4.1); those marked *ours* are published nowhere.
+
+    Attributes:
+        device: "cuda", "cpu", or "auto" for whatever is there.
+        mixed_precision: "no", "fp16" or "bf16" (*ours*).
+        batch_size: samples per process and micro-batch.
+        total_batch_size: samples per step, over all processes and micro-batches.
+        max_steps: optimizer steps of the whole run (*ours*).
+        max_minutes: stop (and save) after this time; None for no limit.
+        learning_rate: of Adam.
+        lr_scheduler, lr_warmup_steps: as in diffusers' `get_scheduler` (*ours*).
+        adam_betas, adam_weight_decay, max_grad_norm: of the optimizer (*ours*).
+        ema_decay: of the weights that are exported (*ours*); 0 exports the raw weights.
+        reference_drop_ratio: probability that a sample is trained without its reference.
+        depth_drop_ratio: probability that a sample is trained without its depth map.
+        prediction_type: "epsilon" or "v_prediction".
+        log_every, checkpoint_every: in steps.
+        keep_checkpoints: how many to keep, at least 2.
+        resume: "never", "latest" (starts afresh where there is none), or a checkpoint folder.
+        tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
+        default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
+    """
+
+    device: str = "auto"
+    mixed_precision: str = "no"
+    batch_size: int = 8
+    total_batch_size: int = 64
+    max_steps: int = 100_000
+    max_minutes: float | None = None
+    learning_rate: float = 1e-5
+    lr_scheduler: str = "constant_with_warmup"
+    lr_warmup_steps: int = 500
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    reference_drop_ratio: float = 0.10
+    depth_drop_ratio: float = 0.50
+    prediction_type: str = "epsilon"
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    resume: str = "never"
+    tracker: str = "wandb"
+    default_num_inference_steps: int = 50
+    default_guidance_scale: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("device", ("auto", "cuda", "cpu")),
+            ("mixed_precision", ("no", "fp16", "bf16")),
+            ("prediction_type", ("epsilon", "v_prediction")),
+            ("tracker", ("none", "wandb", "tensorboard")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"train.{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("batch_size", "total_batch_size", "max_steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("reference_drop_ratio", "depth_drop_ratio", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"train.{name} must be in 0..1, got {getattr(self, name)}")
+        if self.keep_checkpoints < 2:
+            raise InputError(f"train.keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
+
+    def micro_batches(self, world_size: int) -> int:
+        """Gradient accumulation: how many micro-batches make a step with this many processes."""
+        per_pass = self.batch_size * world_size
+        if self.total_batch_size % per_pass:
+            raise InputError(
+                f"train.total_batch_size={self.total_batch_size} is no multiple of train.batch_size="
+                f"{self.batch_size} x {world_size} processes; change one of them"
+            )
+        return self.total_batch_size // per_pass
