@@ -127,9 +127,7 @@ def check_prerequisites(config: DictConfig) -> None:
 
     missing: list[str] = []
     if OmegaConf.is_missing(config.data, "root") or not Path(config.data.root).is_dir():
-        given = (
-            "is not set" if OmegaConf.is_missing(config.data, "root") else f"is no folder: {config.data.root}"
-        )
+        given = "is not set" if OmegaConf.is_missing(config.data, "root") else f"is no folder: {config.data.root}"
         missing.append(
             f"data.root {given}. It names a folder of mined pairs; make one with\n"
             "  python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"

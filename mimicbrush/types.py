@@ -53,9 +53,7 @@ class TrainBatch:
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on another device."""
-        return TrainBatch(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+        return TrainBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     def __len__(self) -> int:
         return self.source.shape[0]

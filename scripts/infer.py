@@ -60,9 +60,7 @@ def main() -> None:
         generator=seeded(arguments.seed),
     ).images[0]
     write_picture(result, output)
-    print(
-        f"{output}: {result.width} x {result.height} px, repainted at {pipeline.size_px} px, seed {arguments.seed}"
-    )
+    print(f"{output}: {result.width} x {result.height} px, repainted at {pipeline.size_px} px, seed {arguments.seed}")
 
 
 if __name__ == "__main__":

@@ -65,9 +65,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
     ) -> None:
         used = [p for p in pairs if p.kind == "image" or options.min_ssim <= p.ssim <= options.max_ssim]
         shares: dict[Kind, float] = {"video": options.video_ratio, "image": 1 - options.video_ratio}
-        self.sources = {
-            kind: [p for p in used if p.kind == kind] for kind, share in shares.items() if share > 0
-        }
+        self.sources = {kind: [p for p in used if p.kind == kind] for kind, share in shares.items() if share > 0}
         absent = [kind for kind, items in self.sources.items() if not items]
         self.sources = {kind: items for kind, items in self.sources.items() if items}
         if not self.sources:
@@ -98,9 +96,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         source_px, reference_px, mask = make(pair, generator(key, 0))
         return Sample(source_px, reference_px, mask, key, number)
 
-    def _video_sample(
-        self, pair: Pair, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _video_sample(self, pair: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two frames, either one as the source; the hole is a grid that knows of the matches."""
         first = (pair.a_span, pair.a_points)
         second = (pair.b_span or pair.a_span, pair.b_points)
@@ -116,15 +112,13 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             points[seen],
             self.size_px,
             rng,
-            cells=tuple(self.options.mask.cells),
+            cells=self.options.mask.cells,
             matched=self.options.mask.matched,
             unmatched=self.options.mask.unmatched,
         )
         return source, reference, mask
 
-    def _image_sample(
-        self, pair: Pair, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _image_sample(self, pair: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two augmentations of one picture; the hole is one of its segments (paper Sec. 3.3)."""
         flip = self._shared_flip(rng)
         reference, _ = self._augmented(pair, pair.a_span, rng, flip)

@@ -171,9 +171,7 @@ def read_manifest(root: Path) -> list[Pair]:
             raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
         version = (table.schema.metadata or {}).get(b"mimicbrush_schema_version", b"none").decode()
         if version != str(SCHEMA_VERSION):
-            raise DataError(
-                f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again"
-            )
+            raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
         pairs += [_pair(values, root) for values in table.to_pylist() if values["status"] == "pair"]
     return pairs
 

@@ -30,9 +30,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1 or min(self.weights) <= 0:
-            raise DataError(
-                f"a mixture needs items and positive weights, got {self.lengths} and {self.weights}"
-            )
+            raise DataError(f"a mixture needs items and positive weights, got {self.lengths} and {self.weights}")
         if len(self.lengths) != len(self.weights):
             raise DataError(f"{len(self.lengths)} sources but {len(self.weights)} weights")
 

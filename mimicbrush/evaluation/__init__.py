@@ -1,1 +1,1 @@
-"""Does the model imitate? Held-out pairs, metrics and the reference gain."""
+"""Does a model imitate? Held-out pairs, the reference gain, baselines, and sheets to look at."""

@@ -6,8 +6,6 @@ Three words: **pixels** (B, 3, H, W) RGB in [-1, 1]; **latents** (B, 4, h, w), s
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -18,9 +16,6 @@ from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 # Pixel statistics that the public CLIP and DINOv2 weights were trained with (OpenAI CLIP; ImageNet).
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-DepthConvention = Literal["standard", "released"]
-NoDepth = Literal["zero_map", "zero_input"]
 
 
 def encode_latents(
@@ -33,14 +28,14 @@ def encode_latents(
         pixels: (B, 3, H, W) in [-1, 1].
         noise: (B, 4, h, w) standard normal to sample the posterior with, or None for its mean.
     """
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
     latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
     return latents * vae.config.scaling_factor
 
 
 def decode_latents(vae: AutoencoderKL | PatchAutoencoder, latents: torch.Tensor) -> torch.Tensor:
     """Latents (B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1]."""
-    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
 
 
 def encode_image_tokens(image_encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
@@ -65,7 +60,7 @@ def _image_tokens(image_encoder: CLIPVisionModelWithProjection, normalised: torc
 
 
 def estimate_depth(
-    depth_estimator: DepthAnythingForDepthEstimation, pixels: torch.Tensor, convention: DepthConvention
+    depth_estimator: DepthAnythingForDepthEstimation, pixels: torch.Tensor, convention: str
 ) -> torch.Tensor:
     """Square pixels -> relative inverse depth (B, 1, any, any).
 
@@ -81,9 +76,7 @@ def estimate_depth(
     return depth_estimator(normalised.to(depth_estimator.dtype)).predicted_depth[:, None]
 
 
-def no_depth(
-    depth_estimator: DepthAnythingForDepthEstimation, batch: int, convention: NoDepth
-) -> torch.Tensor:
+def no_depth(depth_estimator: DepthAnythingForDepthEstimation, batch: int, convention: str) -> torch.Tensor:
     """The depth map of "no depth", (B, 1, any, any).
 
     "zero_map" is all zeros (paper); "zero_input" is what the estimator makes of an all-zero tensor

@@ -115,9 +115,7 @@ def pretrained_parts(options: PretrainedModel) -> Parts:
         WeightsError: weights are absent; the message names all of them, their options and how to get them.
     """
     folders = find_weights(options)
-    unet = widen_conv_in(
-        UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet"), STEM_CHANNELS
-    )
+    unet = widen_conv_in(UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet"), STEM_CHANNELS)
     stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], subfolder="unet")
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(folders["image_encoder"])
     return Parts(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -43,7 +45,7 @@ class DepthProjector(ModelMixin, ConfigMixin):
         super().__init__()
         self.conv_in = nn.Conv2d(depth_channels, block_channels[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for narrow, wide in zip(block_channels[:-1], block_channels[1:], strict=True):
+        for narrow, wide in pairwise(block_channels):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
         # Not zero-initialised: the stem's new columns are zero already, and zero times zero learns nothing.

@@ -88,8 +88,7 @@ class ReadReference:
     ) -> torch.Tensor:
         """Attend: (B, N, C) -> (B, N, C). See `ReferenceStates` for which rows have a reference."""
         query, key, value = (
-            _split_heads(projection(hidden_states), attn.heads)
-            for projection in (attn.to_q, attn.to_k, attn.to_v)
+            _split_heads(projection(hidden_states), attn.heads) for projection in (attn.to_q, attn.to_k, attn.to_v)
         )  # each (B, heads, N, C / heads)
         if reference_states is None:
             attended = F.scaled_dot_product_attention(query, key, value)
@@ -145,9 +144,7 @@ def read_references(unet: UNet2DConditionModel, blend: float) -> None:
     paths = set(reference_paths(unet))
     unet.set_attn_processor(
         {
-            name: ReadReference(path, blend)
-            if (path := name.removesuffix(".processor")) in paths
-            else PlainAttention()
+            name: ReadReference(path, blend) if (path := name.removesuffix(".processor")) in paths else PlainAttention()
             for name in unet.attn_processors
         }
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -21,7 +20,7 @@ class ReferenceUNet(UNet2DConditionModel):
     """
 
     # `wraps` keeps the parent's signature visible: ConfigMixin reads the config's keys from it.
-    @functools.wraps(UNet2DConditionModel.__init__)
+    @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         write_references(self)
@@ -58,10 +57,9 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditi
     if in_channels < old.in_channels:
         raise WeightsError(f"cannot widen conv_in from {old.in_channels} to {in_channels} channels")
     wide = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding)
-    with torch.no_grad():
-        wide.weight.zero_()
-        wide.weight[:, : old.in_channels] = old.weight
-        wide.bias.copy_(old.bias)
+    weight = old.weight.new_zeros(wide.weight.shape)
+    weight[:, : old.in_channels] = old.weight.detach()
+    wide.load_state_dict({"weight": weight, "bias": old.bias.detach()})
     unet.conv_in = wide.to(old.weight.dtype)
     unet.register_to_config(in_channels=in_channels)
     return unet

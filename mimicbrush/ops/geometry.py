@@ -77,9 +77,7 @@ def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(K, 2) points (x, y) through a (3, 3) matrix -> (K, 2) float32."""
     if len(points) == 0:
         return np.zeros((0, 2), np.float32)
-    return cv2.perspectiveTransform(points.reshape(-1, 1, 2).astype(np.float64), matrix)[:, 0].astype(
-        np.float32
-    )
+    return cv2.perspectiveTransform(points.reshape(-1, 1, 2).astype(np.float64), matrix)[:, 0].astype(np.float32)
 
 
 def inside(points: np.ndarray, size_px: int) -> np.ndarray:
@@ -112,7 +110,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.n
 def _shrink_factor(matrix: np.ndarray, width: int, height: int) -> float:
     """How many source pixels fall on one canvas pixel (per side) at the picture's centre."""
     centre = np.array([[(width - 1) / 2, (height - 1) / 2]])
-    probes = np.concatenate([centre, centre + [[1, 0]], centre + [[0, 1]]])
+    probes = centre + np.array([[0, 0], [1, 0], [0, 1]])
     origin, right, down = transform_points(probes, matrix).astype(np.float64)
     (a, b), (c, d) = right - origin, down - origin
     area = abs(a * d - b * c)

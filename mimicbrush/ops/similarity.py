@@ -26,9 +26,7 @@ def ssim_thumbnail(image: np.ndarray) -> np.ndarray:
 
 def ssim_luma(a: np.ndarray, b: np.ndarray) -> float:
     """SSIM in [-1, 1] of two thumbnails of one size (see `SSIM_DEFINITION`); needs at least 11 px a side."""
-    return float(
-        structural_similarity(a, b, data_range=255, gaussian_weights=True, use_sample_covariance=False)
-    )
+    return float(structural_similarity(a, b, data_range=255, gaussian_weights=True, use_sample_covariance=False))
 
 
 def psnr_inside(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:

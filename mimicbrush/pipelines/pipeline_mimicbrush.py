@@ -15,8 +15,6 @@ from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEst
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.encoders import (
-    DepthConvention,
-    NoDepth,
     decode_latents,
     encode_image_tokens,
     encode_latents,
@@ -24,6 +22,7 @@ from mimicbrush.models.encoders import (
     estimate_depth,
     no_depth,
 )
+from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import read_references
@@ -41,7 +40,6 @@ from mimicbrush.ops.images import (
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.types import ReferenceStates
 
-ReferenceTimestep = Literal["current", "zero"]
 Picture = Image.Image | np.ndarray
 
 
@@ -89,9 +87,9 @@ class MimicBrushPipeline(DiffusionPipeline):
         depth_projector: DepthProjector,
         scheduler: DDIMScheduler,
         reference_blend: float = 1.0,
-        reference_timestep: ReferenceTimestep = "current",
-        depth_convention: DepthConvention = "standard",
-        no_depth_convention: NoDepth = "zero_map",
+        reference_timestep: str = "current",
+        depth_convention: str = "standard",
+        no_depth_convention: str = "zero_map",
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 5.0,
     ) -> None:
@@ -114,6 +112,7 @@ class MimicBrushPipeline(DiffusionPipeline):
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
         )
+        ModelOptions(self.size_px, reference_blend, reference_timestep, depth_convention, no_depth_convention)
         read_references(unet, reference_blend)
 
     @property
@@ -164,9 +163,7 @@ class MimicBrushPipeline(DiffusionPipeline):
         Raises:
             InputError: pictures, masks and references that do not fit together.
         """
-        steps = (
-            self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-        )
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
 
         # 1. Pictures onto square canvases.
@@ -200,9 +197,7 @@ class MimicBrushPipeline(DiffusionPipeline):
             for number, timestep in enumerate(self.scheduler.timesteps):
                 if prepared is not None and (states is None or self.config.reference_timestep == "current"):
                     states = self.read_reference(prepared, timestep)
-                noise = self.denoise(
-                    latents, stem_rest, timestep, context, states, guidance if guided else None
-                )
+                noise = self.denoise(latents, stem_rest, timestep, context, states, guidance if guided else None)
                 latents = self.scheduler.step(noise, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, number, int(timestep), {"latents": latents})
@@ -237,9 +232,7 @@ class MimicBrushPipeline(DiffusionPipeline):
                     f"its source {picture.shape[1]} x {picture.shape[0]} px; they must be of one size"
                 )
             if not letterbox_mask(region, self.size_px).any():
-                raise InputError(
-                    f"mask {number} is empty: it has nothing above 128, so there is nothing to repaint"
-                )
+                raise InputError(f"mask {number} is empty: it has nothing above 128, so there is nothing to repaint")
         if num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
         if isinstance(generator, list) and len(generator) != len(sources):
@@ -264,9 +257,7 @@ class MimicBrushPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """The nine channels beside the noisy latent: mask 1, masked source 4, depth 4 -> (B, 9, h, w)."""
         hole = encode_latents(self.vae, blank(source, mask), self._posterior_noise(len(source), generator))
-        small_mask = torch.nn.functional.interpolate(
-            mask, size=hole.shape[-2:]
-        )  # nearest, as in SD inpainting
+        small_mask = torch.nn.functional.interpolate(mask, size=hole.shape[-2:])  # nearest, as in SD inpainting
         if keep_shape:
             depth = estimate_depth(self.depth_estimator, source, self.config.depth_convention)
         else:
@@ -347,9 +338,7 @@ class MimicBrushPipeline(DiffusionPipeline):
         squares = np.stack([letterbox_mask(mask, self.size_px) for mask in masks])
         return torch.from_numpy(squares[:, None]).float().to(self._execution_device)
 
-    def _posterior_noise(
-        self, batch: int, generator: torch.Generator | list[torch.Generator] | None
-    ) -> torch.Tensor:
+    def _posterior_noise(self, batch: int, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
         side = self.unet.config.sample_size
         shape = (batch, self.vae.config.latent_channels, side, side)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.vae.dtype)

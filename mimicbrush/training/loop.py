@@ -61,7 +61,7 @@ def train(
     optimizer = torch.optim.Adam(
         trainee.parameters(),
         lr=options.learning_rate,
-        betas=tuple(options.adam_betas),
+        betas=(options.adam_betas[0], options.adam_betas[1]),
         weight_decay=options.adam_weight_decay,
         fused=accelerator.device.type == "cuda",
     )
@@ -95,9 +95,7 @@ def train(
     logged_step, saved_step = step, step if found is not None else -1
     sums = torch.zeros(3, device=accelerator.device)  # losses since the last log: total, inside, outside
     batches = iter(loader(step, options.max_steps))
-    progress = tqdm(
-        total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process
-    )
+    progress = tqdm(total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process)
     while step < options.max_steps and not _out_of_time(options, started, accelerator):
         model.train()
         for _ in range(micro_batches):

@@ -10,8 +10,6 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
 from mimicbrush.models.encoders import (
-    DepthConvention,
-    NoDepth,
     encode_image_tokens,
     encode_latents,
     encode_no_image_tokens,
@@ -55,15 +53,16 @@ class FrozenEncoders:
     def __init__(self, parts: Parts, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
-        self.depth_convention: DepthConvention = options.depth_convention  # type: ignore[assignment]
-        self.no_depth_convention: NoDepth = options.no_depth_convention  # type: ignore[assignment]
+        self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> FrozenEncoders:
         """Move all three; half precision is safe, since nothing here is trained."""
         for module in (self.vae, self.image_encoder, self.depth_estimator):
-            module.to(device, dtype)
+            module.to(device)
+            if module.dtype != dtype:  # diffusers warns of every cast, also of one that changes nothing
+                module.to(dtype)
         return self
 
     @torch.no_grad()
@@ -133,9 +132,7 @@ class Loss:
     outside: torch.Tensor
 
 
-def denoising_loss(
-    trainee: nn.Module, noise_scheduler: DDIMScheduler, conditions: Conditions, draws: Draws
-) -> Loss:
+def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, conditions: Conditions, draws: Draws) -> Loss:
     """Noise the source latents, predict the noise (or v), compare."""
     noisy = noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
     if noise_scheduler.config.prediction_type == "epsilon":

@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up by themselves.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+EXTRAS ?= dev
+# Bytecode is compiled at set-up: torch and diffusers take half a minute to import without it.
+STAMP := $(VENV)/.set-up-$(EXTRAS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow check style clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## make .venv and install the pinned packages
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	test -x $(UV) || $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --compile-bytecode --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(STAMP) ## clips -> pairs -> a toy model -> edited pictures, on a CPU, in a few minutes
+	$(PYTHON) scripts/demo.py --output demo
+
+test: $(STAMP) ## the tests
+	$(PYTHON) -m pytest -m "not slow"
+
+slow: $(STAMP) ## the tests that take longer
+	$(PYTHON) -m pytest -m slow
+
+check: $(STAMP) ## lint, formatting, import contracts, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+
+style: $(STAMP) ## mend lint and formatting where a tool can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove what the commands above made
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,98 @@
+"""A small mined folder, written by hand from photographs that scikit-image bundles, with known geometry."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import skimage
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mimicbrush.data.manifest import SCHEMA, row
+
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+
+def photograph(name: str) -> np.ndarray:
+    """A bundled photograph, (H, W, 3) uint8; read by path, so nothing is fetched."""
+    return np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool = True, size_px: int = 160) -> Path:
+    """Video pairs are two crops of one photograph, shifted by a known number of pixels; images have a disc."""
+    (root / "shards").mkdir(parents=True)
+    (root / "manifest").mkdir()
+    rng = np.random.default_rng(0)
+    store, rows = bytearray(), []
+
+    def keep(image: np.ndarray) -> tuple[int, int]:
+        data = jpeg(image)
+        store.extend(data)
+        return len(store) - len(data), len(data)
+
+    for name in PHOTOGRAPHS:
+        photo = photograph(name)
+        scale = 1.6 * size_px / min(photo.shape[:2])
+        photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        source_hash = hashlib.sha256(name.encode()).hexdigest()
+        for number in range(pairs_per_photo):
+            (ax, ay), (bx, by) = rng.integers(0, size_px // 2, (2, 2))
+            a_points = rng.uniform(size_px * 0.3, size_px * 0.7, (20, 2))
+            b_points = a_points + np.array([ax - bx, ay - by])
+            a_offset, a_length = keep(photo[ay : ay + size_px, ax : ax + size_px])
+            b_offset, b_length = keep(photo[by : by + size_px, bx : bx + size_px])
+            rows.append(
+                row(
+                    status="pair",
+                    kind="video",
+                    source_path=f"{name}.mp4",
+                    source_hash=source_hash,
+                    pair_id=f"{source_hash[:8]}-{number}",
+                    shard="shard-000000.tar",
+                    width_px=size_px,
+                    height_px=size_px,
+                    a_offset=a_offset,
+                    a_length=a_length,
+                    b_offset=b_offset,
+                    b_length=b_length,
+                    ssim=0.5,
+                    a_points=a_points.ravel().tolist(),
+                    b_points=b_points.ravel().tolist(),
+                )
+            )
+        if with_images:
+            disc = cv2.circle(np.zeros((size_px, size_px), np.uint8), (size_px // 2, size_px // 2), size_px // 4, 1, -1)
+            rle = coco_mask.encode(np.asfortranarray(disc))
+            segment = {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode()}
+            a_offset, a_length = keep(photo[:size_px, :size_px])
+            rows.append(
+                row(
+                    status="pair",
+                    kind="image",
+                    source_path=name,
+                    source_hash=hashlib.sha256(b"image" + name.encode()).hexdigest(),
+                    pair_id=f"image-{name}",
+                    shard="shard-000000.tar",
+                    width_px=size_px,
+                    height_px=size_px,
+                    a_offset=a_offset,
+                    a_length=a_length,
+                    segments=json.dumps([segment]),
+                )
+            )
+    (root / "shards" / "shard-000000.tar").write_bytes(store)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), root / "manifest" / "part-000000.parquet")
+    return root
