@@ -1,0 +1,70 @@
+"""What is mined: the options that decide the content of a mined folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimicbrush.errors import InputError
+
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """Options of mining; none of them is published (paper Sec. 3.3 says only that SSIM bounds both ends).
+
+    Attributes:
+        candidate_interval_s: a frame is considered about this often.
+        min_gap_s, max_gap_s: how far apart in time the two frames of a pair may lie.
+        min_frames: a clip of fewer frames is a fragment.
+        min_ssim, max_ssim: the band of SSIM (`mimicbrush.ops.similarity.SSIM_DEFINITION`). Wide: above it a
+            pair shows a still picture, below it another scene, and the matches guard that end too.
+        min_contrast: standard deviation of the luma (0..255) below which a frame is called flat.
+        min_matches: SIFT matches that a pair must have.
+        pairs_per_clip: at most, spread over the clip.
+        max_side_px: longer stored pictures are reduced (images with masks are stored unchanged).
+        jpeg_quality: of stored frames.
+        max_segments: of one image; the largest are kept.
+        min_segment_ratio, max_segment_ratio: area of a segment over the area of the image.
+        max_file_bytes: larger files are refused.
+        max_image_bytes: larger photographs, and files of segments, are refused, loose or in a tar.
+        max_pixels: of one frame or image.
+        max_duration_s: of a video.
+        inputs_per_shard: how many files of the input make one shard.
+    """
+
+    candidate_interval_s: float = 0.5
+    min_gap_s: float = 0.5
+    max_gap_s: float = 4.0
+    min_frames: int = 12
+    min_ssim: float = 0.20
+    max_ssim: float = 0.96
+    min_contrast: float = 4.0
+    min_matches: int = 8
+    pairs_per_clip: int = 16
+    max_side_px: int = 1024
+    jpeg_quality: int = 92
+    max_segments: int = 16
+    min_segment_ratio: float = 0.01
+    max_segment_ratio: float = 0.80
+    max_file_bytes: int = 17_179_869_184
+    max_image_bytes: int = 268_435_456
+    max_pixels: int = 35_389_440
+    max_duration_s: float = 14_400.0
+    inputs_per_shard: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse values that could never give a pair."""
+        for low, high in (
+            ("min_gap_s", "max_gap_s"),
+            ("min_ssim", "max_ssim"),
+            ("min_segment_ratio", "max_segment_ratio"),
+        ):
+            if not getattr(self, low) <= getattr(self, high):
+                raise InputError(f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}")
+        for name in ("candidate_interval_s", "min_gap_s"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("pairs_per_clip", "max_side_px", "max_segments", "inputs_per_shard", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise InputError(f"jpeg_quality={self.jpeg_quality} is outside 1..100")

@@ -1,0 +1,218 @@
+"""Which files are mined, and which shard each belongs to: decided once, written down, then only added to."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.mining.images import JPEG_SUFFIXES
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.ops.similarity import SSIM_DEFINITION
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi")
+ARCHIVE_SUFFIXES = (".tar",)
+PLAN_NAME = "plan.json"
+_PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input.
+
+    Attributes:
+        path: relative to the input folder, with forward slashes.
+        kind: "video", "image" (with a .json beside it), "archive", or "refused" (never opened).
+        size: bytes, of an image together with its .json; -1 where it was not asked for.
+        reason, detail: for "refused".
+    """
+
+    path: str
+    kind: str
+    size: int = -1
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def row_kind(self) -> str:
+        """The `kind` column of the manifest."""
+        return {"video": "video", "image": "image", "archive": "image"}.get(self.kind, "")
+
+
+@dataclass
+class Plan:
+    """The shards of an output folder, each a list of inputs, and the options they are mined with."""
+
+    options: dict[str, Any]
+    ssim_definition: str
+    shards: list[list[Item]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """The text of the plan file."""
+        return json.dumps({"format": _PLAN_FORMAT} | asdict(self), indent=1) + "\n"
+
+
+def suffix_of(name: str) -> str:
+    """Lower-case suffix for counting, "(none)" where there is none."""
+    return PurePosixPath(name).suffix.lower().encode("utf-8", "backslashreplace").decode() or "(none)"
+
+
+def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
+    """Walk the input folder.
+
+    Args:
+        root: the input folder, resolved.
+        output: the output folder, resolved; it and every other mined folder is passed over.
+
+    Returns:
+        The inputs, sorted by path, and how many files of each other suffix there are.
+    """
+    items: list[Item] = []
+    ignored: Counter[str] = Counter()
+
+    def unreadable(error: OSError) -> None:
+        folder = Path(error.filename)
+        items.append(_refused(folder.relative_to(root), "unreadable", error.strerror or str(error)))
+
+    for folder_name, subfolders, names in os.walk(root, onerror=unreadable):
+        folder = Path(folder_name)
+        links = [name for name in subfolders if (folder / name).is_symlink()]
+        items += [
+            _refused(
+                (folder / name).relative_to(root),
+                "outside_link",
+                "a link to a folder outside the input; copy it, or mine it on its own",
+            )
+            for name in links
+            if not _inside(folder / name, root)
+        ]
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in links and (folder / name) != output and not _is_mined_folder(folder / name)
+        ]
+        for name in names:
+            item = _item(folder / name, root, set(names))
+            if item is not None:
+                items.append(item)
+            elif not _is_annotation(name, set(names)):
+                ignored[suffix_of(name)] += 1
+    return sorted(items, key=lambda item: item.path), ignored
+
+
+def _item(path: Path, root: Path, siblings: set[str]) -> Item | None:
+    """The input that this file is, or None where it is none."""
+    suffix = path.suffix.lower()
+    annotation = path.with_suffix(".json")
+    files = [path]
+    if suffix in VIDEO_SUFFIXES:
+        kind = "video"
+    elif suffix in ARCHIVE_SUFFIXES:
+        kind = "archive"
+    elif suffix in JPEG_SUFFIXES and annotation.name in siblings:
+        kind = "image"
+        files = [path, annotation]
+    else:
+        return None
+    name = path.relative_to(root)
+    try:
+        str(name).encode("utf-8")
+    except UnicodeEncodeError:
+        return _refused(name, "bad_name", "rename the file")
+    size = 0
+    for file in files:
+        if file.is_symlink() and not _inside(file, root):
+            return _refused(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
+        try:
+            status = file.stat()
+        except OSError as error:
+            return _refused(name, "unreadable", error.strerror or str(error))
+        if not stat.S_ISREG(status.st_mode):
+            return _refused(name, "not_a_file", f"{file.name} is a pipe, a socket or a device")
+        size += status.st_size
+    return Item(name.as_posix(), kind, size)
+
+
+def _refused(name: Path, reason: str, detail: str) -> Item:
+    shown = name.as_posix().encode("utf-8", "backslashreplace").decode()
+    return Item(shown, "refused", reason=reason, detail=detail)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # leads nowhere, or in a circle
+        return False
+    return target.is_relative_to(root)
+
+
+def _is_annotation(name: str, siblings: set[str]) -> bool:
+    path = Path(name)
+    return path.suffix == ".json" and any(
+        Path(sibling).suffix.lower() in JPEG_SUFFIXES and Path(sibling).stem == path.stem for sibling in siblings
+    )
+
+
+def _is_mined_folder(folder: Path) -> bool:
+    return (folder / PLAN_NAME).is_file() and (folder / "manifest").is_dir() and (folder / "shards").is_dir()
+
+
+def make_plan(output: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
+    """The plan of an earlier run, with new files added in new shards; or a first one.
+
+    Raises:
+        InputError: other options than before, another input folder, or a file that has changed since.
+        DataError: a plan file that cannot be read.
+    """
+    fresh = Plan(asdict(options), SSIM_DEFINITION)
+    plan = _read_plan(output / PLAN_NAME) or fresh
+    _check_same_options(plan, fresh, output)
+    planned = {item.path: item for shard in plan.shards for item in shard}
+    found = {item.path: item for item in items}
+    if planned and not planned.keys() & found.keys():
+        raise InputError(
+            f"{output} was mined from another folder: none of its files is in this input; name a new output"
+        )
+    changed = [path for path, item in found.items() if path in planned and planned[path].size != item.size]
+    if changed:
+        raise InputError(
+            f"{changed[0]!r} has another size than when {output} was mined ({len(changed)} such files); "
+            "name a new output, since a mined folder must describe the files as they are"
+        )
+    new = [item for item in items if item.path not in planned]
+    size = options.inputs_per_shard
+    plan.shards += [new[start : start + size] for start in range(0, len(new), size)]
+    return plan
+
+
+def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
+    before = plan.options | {"SSIM definition": plan.ssim_definition}
+    now = fresh.options | {"SSIM definition": fresh.ssim_definition}
+    differences = [
+        f"{name}: was {before.get(name, 'not there')}, now {now.get(name, 'not there')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{output} was mined with other options ({'; '.join(differences)}); use the same ones, or name a new output"
+        )
+
+
+def _read_plan(path: Path) -> Plan | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _PLAN_FORMAT:
+            raise DataError(f"{path} has format {content['format']}, this code writes {_PLAN_FORMAT}")
+        shards = [[Item(**item) for item in shard] for shard in content["shards"]]
+        return Plan(content["options"], content["ssim_definition"], shards)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}); delete the folder and mine again") from error

@@ -1,0 +1,57 @@
+"""Why a file gave no pair: a short fixed word each, stored in the manifest and counted in the summary."""
+
+from __future__ import annotations
+
+from mimicbrush.errors import DataError
+
+#: Readable, but it holds no pair.
+REJECTED = {
+    "too_short": "fewer frames than min_frames, or no two candidates within the range of gaps",
+    "too_small": "the SSIM window of 11 px does not fit",
+    "flat": "the frames show next to nothing (black, one colour)",
+    "too_similar": "the pairs tried lie above max_ssim (a still picture)",
+    "too_different": "the pairs tried lie below min_ssim",
+    "few_matches": "the pairs tried have fewer SIFT matches than min_matches",
+    "no_segment": "no segment of the picture has an area in the accepted range",
+    "duplicate": "the same content as an earlier file",
+}
+
+#: Cannot be trusted.
+QUARANTINED = {
+    "damaged": "not a video or picture of a known format, or decoding it reports an error",
+    "no_video": "no video stream, or one without frames",
+    "missing_packets": "fewer packets than the index declares, or the stream ends early",
+    "missing_frames": "the decoder returned another number of frames than there are packets",
+    "bad_timestamps": "times that are missing, repeated or run backwards",
+    "size_changes": "the picture size changes within the stream",
+    "too_large": "more bytes or pixels than the limit",
+    "too_long": "longer than the limit",
+    "empty": "zero bytes",
+    "unreadable": "the operating system could not read it",
+    "changed": "not the size it had when the run was planned",
+    "bad_name": "the file name is not valid UTF-8",
+    "outside_link": "a symbolic link that leaves the input folder, or leads nowhere",
+    "not_a_file": "a pipe, socket or device",
+    "rotated": "a photograph whose EXIF orientation is not normal: its segments may be meant either way",
+    "bad_json": "the file beside the picture is not of the SA-1B layout",
+    "bad_segment": "a segment's run lengths do not fit the picture",
+    "bad_archive": "a tar that is damaged or ends early",
+    "worker_died": "the worker process ended while reading this file",
+    "timeout": "reading this file took longer than timeout_s",
+    "out_of_memory": "reading this file needed more memory than there is",
+}
+
+
+class UntrustedFileError(DataError):
+    """A file that is to be quarantined.
+
+    Attributes:
+        reason: a key of `QUARANTINED`.
+        detail: the same for a person to read.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        assert reason in QUARANTINED, reason
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail

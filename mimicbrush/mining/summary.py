@@ -1,0 +1,89 @@
+"""What a mined folder holds, by its manifest: counts that add up, reasons, and the spread of SSIM."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mimicbrush.data.manifest import SCHEMA
+from mimicbrush.ops.similarity import SSIM_DEFINITION
+
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+_HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of files, except `pairs`; `inputs = accepted + rejected + quarantined`.
+
+    Attributes:
+        inputs: videos, and photographs with segments (also in archives); a bad archive is one.
+        accepted: gave at least one pair.
+        rejected: readable, but no pair.
+        quarantined: cannot be trusted.
+        pairs: rows to train on; a photograph with segments is one.
+        pairs_by_kind: "video", "image".
+        reasons: word -> number of files, for those without a pair.
+        ignored: suffix -> number of files that are no inputs.
+        ssim_percentiles: of the video pairs; empty where there are none.
+        ssim_histogram: counts in 20 equal bins of 0..1.
+        ssim_definition: what SSIM means here.
+        options: that the folder was mined with.
+    """
+
+    inputs: int
+    accepted: int
+    rejected: int
+    quarantined: int
+    pairs: int
+    pairs_by_kind: dict[str, int]
+    reasons: dict[str, int]
+    ignored: dict[str, int]
+    ssim_percentiles: dict[str, float]
+    ssim_histogram: list[int]
+    ssim_definition: str
+    options: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The text of summary.json."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def summarise(output: Path, ignored: Counter[str], options: dict[str, Any]) -> Summary:
+    """Count the manifest of a mined folder."""
+    columns = ["status", "reason", "kind", "source_path", "ssim"]
+    parts = sorted((output / "manifest").glob("*.parquet"))
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    table = pa.concat_tables([pq.read_table(part, columns=columns, schema=schema) for part in parts])
+    values = {name: table[name].to_pylist() for name in columns}
+    # All rows of a file have one status, so a file counts once.
+    status_of = dict(zip(values["source_path"], values["status"], strict=True))
+    reason_of = dict(zip(values["source_path"], values["reason"], strict=True))
+    files = Counter(status_of.values())
+    kinds = Counter(kind for kind, status in zip(values["kind"], values["status"], strict=True) if status == "pair")
+    ssims = np.array(values["ssim"], np.float64)
+    ssims = ssims[np.isfinite(ssims)]
+    percentiles = np.percentile(ssims, _PERCENTILES).tolist() if len(ssims) else []
+    histogram, _ = np.histogram(ssims.clip(0, 1), bins=_HISTOGRAM_BINS, range=(0, 1))
+    reasons = Counter(reason for reason in reason_of.values() if reason)
+    return Summary(
+        inputs=len(status_of),
+        accepted=files["pair"],
+        rejected=files["rejected"],
+        quarantined=files["quarantined"],
+        pairs=sum(kinds.values()),
+        pairs_by_kind=dict(sorted(kinds.items())),
+        reasons=dict(sorted(reasons.items())),
+        ignored=dict(sorted(ignored.items())),
+        ssim_percentiles={f"p{p}": round(float(v), 4) for p, v in zip(_PERCENTILES, percentiles, strict=False)},
+        ssim_histogram=[int(count) for count in histogram],
+        ssim_definition=SSIM_DEFINITION,
+        options=options,
+    )

@@ -1,0 +1,148 @@
+"""SIFT matches between two pictures: the points that say which places of a pair show the same thing.
+
+The grid mask of training prefers cells with a match (paper Sec. 3.3); the paper does not publish its
+matcher. Ours: ratio test, mutual best match, and a geometric check that several motions may share, because
+an object that moves before a fixed camera is exactly what is worth imitating and fits no single model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+#: A fundamental matrix needs 8 points, a homography 4; one more each, so that the model is also confirmed.
+_MIN_FUNDAMENTAL = 9
+_MIN_HOMOGRAPHY = 5
+_MAX_ITERATIONS = 2000
+_CONFIDENCE = 0.999
+_NO_POINTS = np.zeros((0, 2), np.float32)
+
+
+@dataclass(frozen=True)
+class Features:
+    """SIFT features of one picture.
+
+    Attributes:
+        points: (K, 2) float32 (x, y), pixels of the given picture, pixel centres at whole numbers.
+        descriptors: (K, 128) float32 holding whole numbers 0..255.
+    """
+
+    points: np.ndarray
+    descriptors: np.ndarray
+
+
+def sift_features(image: np.ndarray, max_keypoints: int = 2000, min_side_px: int = 256) -> Features:
+    """Find SIFT features.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        max_keypoints: the strongest are kept; time and memory of matching grow with the square.
+        min_side_px: a picture whose long side is smaller is enlarged first, because SIFT leaves out a border
+            of 5 px per scale and finds little in a thumbnail.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    enlarge = max(1, -(-min_side_px // max(grey.shape)))
+    if enlarge > 1:
+        grey = cv2.resize(grey, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
+    # Without the precise upscale, points are off by a quarter of a pixel.
+    sift = cv2.SIFT.create(nfeatures=max_keypoints, enable_precise_upscale=True)
+    keypoints, descriptors = sift.detectAndCompute(grey, None)
+    if descriptors is None:
+        return Features(_NO_POINTS, np.zeros((0, 128), np.float32))
+    points = np.array([keypoint.pt for keypoint in keypoints], np.float32)
+    points = (points + 0.5) / enlarge - 0.5
+    # Equal scores at the cut can leave a few more than asked for.
+    return Features(points[:max_keypoints].astype(np.float32), descriptors[:max_keypoints])
+
+
+def match_features(
+    a: Features,
+    b: Features,
+    max_ratio: float = 0.75,
+    threshold_px: float = 3.0,
+    max_motions: int = 3,
+    max_matches: int = 1000,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match two pictures' features; the same input gives the same output, on any number of threads.
+
+    Args:
+        a: features of the first picture.
+        b: features of the second.
+        max_ratio: Lowe's ratio test: best over second-best distance, in both directions.
+        threshold_px: how far a match may lie from the motion that explains it.
+        max_motions: how many motions (camera, then moving things) are looked for, one after the other.
+        max_matches: more are thinned, the most distinctive (lowest ratio) stay.
+
+    Returns:
+        (K, 2) and (K, 2) float32 (x, y) in pixels, row k of one belongs to row k of the other.
+    """
+    pairs = _mutual_matches(a.descriptors, b.descriptors, max_ratio)
+    points_a, points_b = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
+    agreed = _agreeing(points_a, points_b, threshold_px, max_motions)
+    return points_a[agreed][:max_matches], points_b[agreed][:max_matches]
+
+
+def match_keypoints(image_a: np.ndarray, image_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`sift_features` and `match_features` with their defaults, for two (H, W, 3) uint8 RGB pictures."""
+    return match_features(sift_features(image_a), sift_features(image_b))
+
+
+def _mutual_matches(a: np.ndarray, b: np.ndarray, max_ratio: float) -> np.ndarray:
+    """(M, 2) int: rows of mutual best matches that pass the ratio test both ways, most distinctive first."""
+    if min(len(a), len(b)) < 2:
+        return np.zeros((0, 2), np.int64)
+    # Whole numbers below 2**24: exact in float32, so the order of summing (threads) changes nothing.
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * (a @ b.T)
+    best_b, best_a = squared.argmin(1), squared.argmin(0)
+    rows = np.arange(len(a))
+    mutual = best_a[best_b] == rows
+    two_b = np.partition(squared, 1, axis=1)[:, :2]
+    two_a = np.partition(squared, 1, axis=0)[:2].T[best_b]
+    second = np.minimum(two_b[:, 1], two_a[:, 1])
+    keep = np.flatnonzero(mutual & (two_b[:, 0] < max_ratio**2 * second))
+    ratio = two_b[keep, 0] / second[keep]
+    keep = keep[np.argsort(ratio, kind="stable")]
+    return np.stack([keep, best_b[keep]], axis=1)
+
+
+def _agreeing(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float, max_motions: int) -> np.ndarray:
+    """(M,) bool: matches that some motion explains (RANSAC, then again on what it left over)."""
+    agreed = np.zeros(len(points_a), bool)
+    for _ in range(max_motions):
+        rest = np.flatnonzero(~agreed)
+        inliers = _largest_motion(points_a[rest], points_b[rest], threshold_px)
+        if not inliers.any():
+            break
+        agreed[rest[inliers]] = True
+    return agreed
+
+
+def _largest_motion(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float) -> np.ndarray:
+    """(M,) bool: the inliers of a homography or a fundamental matrix, whichever explains clearly more."""
+    none = np.zeros(len(points_a), bool)
+    homography, fundamental = none, none
+    if len(points_a) >= _MIN_HOMOGRAPHY and _spread(points_a) and _spread(points_b):
+        # The classic estimators start their random numbers afresh in every call. (USAC, in OpenCV 5.0, stops
+        # with a failed assertion on some point sets.)
+        _, mask = cv2.findHomography(
+            points_a, points_b, cv2.RANSAC, threshold_px, maxIters=_MAX_ITERATIONS, confidence=_CONFIDENCE
+        )
+        homography = none if mask is None else mask.ravel() > 0
+        if len(points_a) >= _MIN_FUNDAMENTAL:
+            _, mask = cv2.findFundamentalMat(
+                points_a, points_b, cv2.FM_RANSAC, threshold_px, _CONFIDENCE, _MAX_ITERATIONS
+            )
+            fundamental = none if mask is None else mask.ravel() > 0
+    if homography.sum() < _MIN_HOMOGRAPHY:
+        homography = none
+    if fundamental.sum() < _MIN_FUNDAMENTAL:
+        fundamental = none
+    # A line constrains less than a point, so chance matches pass it more easily.
+    return fundamental if fundamental.sum() > 1.2 * homography.sum() else homography
+
+
+def _spread(points: np.ndarray) -> bool:
+    """Whether there are four different places at all: RANSAC loops long over repeated points."""
+    return len(np.unique(points.round(1), axis=0)) >= 4

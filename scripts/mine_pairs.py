@@ -1,0 +1,66 @@
+"""Mine training pairs: python scripts/mine_pairs.py input=FOLDER output=FOLDER [key=value ...]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+EXAMPLE = "python scripts/mine_pairs.py input=../shared/data/videos output=runs/mined"
+
+
+@hydra.main(config_path="../configs", config_name="mine", version_base="1.3")
+def main(config: DictConfig) -> None:
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    if missing:
+        sys.exit(
+            _complain(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
+        )
+
+    # Slow to import, and not needed for --help and --cfg.
+    from mimicbrush.errors import MimicBrushError
+    from mimicbrush.mining.options import MiningOptions
+    from mimicbrush.mining.run import mine
+
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    input_dir, output_dir = (Path(str(values.pop(key))).expanduser() for key in ("input", "output"))
+    run_choices = {key: values.pop(key) for key in ("workers", "timeout_s", "progress")}
+    try:
+        options = MiningOptions(**values)
+        summary = mine(input_dir, output_dir, options, **run_choices)
+    except MimicBrushError as error:
+        sys.exit(_complain(str(error)))
+    print(report(summary, output_dir))
+
+
+def report(summary, output_dir: Path) -> str:
+    """What a person wants to know at the end, with sums that can be checked and the next step."""
+    lines = [
+        f"{summary.inputs} inputs = {summary.accepted} accepted + {summary.rejected} rejected "
+        f"+ {summary.quarantined} quarantined; {summary.pairs} pairs",
+        *(f"  {reason}: {count}" for reason, count in summary.reasons.items()),
+    ]
+    if summary.ignored:
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in summary.ignored.items())
+        lines.append(f"files of other types, left alone: {others}")
+    if summary.ssim_percentiles:
+        spread = ", ".join(f"{name} {value:.2f}" for name, value in summary.ssim_percentiles.items())
+        lines.append(f"SSIM of the video pairs: {spread}")
+    lines.append(f"look at {output_dir / 'summary.json'} and {output_dir / 'manifest'}/")
+    if summary.pairs:
+        lines.append(f"next: python scripts/train.py +experiment=smoke data.root={output_dir}")
+    else:
+        lines.append("no pair to train on: the columns reason and detail of the manifest say why")
+    return "\n".join(lines)
+
+
+def _complain(message: str) -> int:
+    print(f"mine_pairs: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
