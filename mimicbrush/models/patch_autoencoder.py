@@ -20,7 +20,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     The channels are the patch's mean luma, two mean colour differences, and its horizontal luma detail;
     each is divided by its rough standard deviation on photographs, so that latents have about unit variance.
-    What it loses is fine vertical and colour detail: a picture comes back at about 27 to 32 dB.
+    What it loses is fine vertical and colour detail: photographs reduced to 64 px come back at 22 to 26 dB.
 
     Args:
         channel_std: of the four channels on photographs with pixels in [-1, 1] (measured on the photographs
@@ -31,7 +31,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        channel_std: tuple[float, ...] = (1.7, 0.35, 0.15, 0.25),
+        channel_std: tuple[float, ...] = (2.0, 0.5, 0.14, 0.22),
         scaling_factor: float = 1.0,
         latent_channels: int = 4,
         block_out_channels: tuple[int, ...] = (1, 1),

@@ -1,0 +1,55 @@
+"""Shared by all tests: optional packages are absent, and a small mined folder is at hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything of ours is imported: the default run proves that the package works without these packages.
+sys.path.insert(0, str(Path(__file__).parent / "without_optional"))
+import sitecustomize  # noqa: E402, F401
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from toy_data import write_mined_folder  # noqa: E402
+
+from mimicbrush.models.options import ToyModel  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mined folder with four sources of each kind; see `toy_data`."""
+    return write_mined_folder(tmp_path_factory.mktemp("mined") / "pairs")
+
+
+@pytest.fixture(scope="session")
+def smallest() -> ToyModel:
+    """The smallest model that has all parts."""
+    return ToyModel(size_px=16, block_out_channels=(16, 32), attention_heads=2, context_width=16)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real clips and golden files, where it is at hand."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not here")
+    return SHARED
+
+
+@pytest.fixture
+def script_environment() -> Callable[[], dict[str, str]]:
+    """The environment for scripts in their own process: optional packages are absent there, too."""
+    path = str(Path(__file__).parent / "without_optional")
+    return lambda: {**os.environ, "PYTHONPATH": path}

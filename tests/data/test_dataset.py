@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from toy_data import jpeg, photograph, write_mined_folder
+
+from mimicbrush.data.dataset import PairDataset, collate, limit_worker_threads
+from mimicbrush.data.manifest import Pair, decode_jpeg, read_manifest, row, split_pairs
+from mimicbrush.data.options import DataOptions, MaskOptions
+from mimicbrush.data.sampler import RankBatches
+from mimicbrush.errors import DataError
+from mimicbrush.ops.geometry import GeometryRanges
+from mimicbrush.ops.images import letterbox
+from mimicbrush.ops.photometric import JitterRanges
+
+STILL = {
+    "geometry": GeometryRanges(flip_probability=0, rotation_deg=0, scale=(1, 1), projective_intensity=0),
+    "jitter": JitterRanges(0, 0, 0, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(mined: Path) -> list[Pair]:
+    return read_manifest(mined)
+
+
+def test_samples_do_not_depend_on_workers_or_batches(pairs: list[Pair]) -> None:
+    dataset = PairDataset(pairs, 32, DataOptions(root=""), seed=1)
+    straight = collate([dataset[n] for n in range(8)])
+    for workers, batch_size in [(0, 8), (2, 4)]:
+        loader = DataLoader(
+            dataset,
+            batch_sampler=RankBatches(0, 8 // batch_size, batch_size),
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=limit_worker_threads,
+        )
+        batches = list(loader)
+        for name in ("source", "reference", "mask", "key", "index"):
+            assert torch.equal(torch.cat([getattr(batch, name) for batch in batches]), getattr(straight, name)), name
+
+
+def test_batches_are_as_documented(pairs: list[Pair]) -> None:
+    dataset = PairDataset(pairs, 32, DataOptions(root=""), seed=1)
+    batch = collate([dataset[n] for n in range(20)])
+    assert batch.source.shape == batch.reference.shape == (20, 3, 32, 32)
+    assert batch.mask.shape == (20, 1, 32, 32) and set(batch.mask.unique().tolist()) == {0.0, 1.0}
+    assert batch.source.min() >= -1 and batch.source.max() <= 1
+    assert all(0 < mask.mean() < 1 for mask in batch.mask)
+
+
+def test_without_augmentation_a_sample_is_the_stored_pair(pairs: list[Pair]) -> None:
+    videos = [pair for pair in pairs if pair.kind == "video"]
+    options = DataOptions(root="", video_ratio=1.0, **STILL)
+    dataset = PairDataset(videos, 160, options, seed=0)
+    for n in range(6):
+        sample = dataset[n]
+        pair = videos[dataset.mixture.locate(n)[1]]
+        stored = [letterbox(picture, 160, 255) for picture in (pair.read_a(), pair.read_b())]
+        found = [np.array_equal(sample.source, picture) for picture in stored]
+        assert sum(found) == 1
+        assert np.array_equal(sample.reference, stored[1 - found.index(True)])
+
+
+def test_matched_points_steer_the_mask_through_the_augmentation(pairs: list[Pair]) -> None:
+    # Only cells with matches are masked: so every masked cell must hold a warped match.
+    options = DataOptions(root="", video_ratio=1.0, mask=MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0))
+    dataset = PairDataset([pair for pair in pairs if pair.kind == "video"], 64, options, seed=0)
+    ratios = [dataset[n].mask.mean() for n in range(30)]
+    assert 0.02 < np.mean(ratios) < 0.5
+    everything = dataclasses.replace(options, mask=MaskOptions(cells=(8, 8), matched=0.0, unmatched=1.0))
+    opposite = PairDataset(dataset.sources["video"], 64, everything, seed=0)
+    disjoint = [not np.any(dataset[n].mask & opposite[n].mask) for n in range(30)]
+    assert np.mean(disjoint) > 0.9  # but where the never-empty rule turned a cell
+
+
+def test_the_segment_of_an_image_is_masked_where_it_went(pairs: list[Pair]) -> None:
+    images = [pair for pair in pairs if pair.kind == "image"]
+    dataset = PairDataset(images, 64, DataOptions(root="", video_ratio=0.0, **STILL), seed=0)
+    y, x = np.mgrid[:64, :64]
+    disc = (x - 32) ** 2 + (y - 32) ** 2 < 15**2
+    assert dataset[0].mask[disc].mean() > 0.95
+    assert 0.15 < dataset[0].mask.mean() < 0.25  # pi / 16
+
+
+def test_one_source_absent_is_said(pairs: list[Pair]) -> None:
+    videos = [pair for pair in pairs if pair.kind == "video"]
+    with pytest.warns(UserWarning, match="no image pairs: all samples come from video"):
+        dataset = PairDataset(videos, 32, DataOptions(root=""), seed=0)
+    assert {dataset.mixture.locate(n)[0] for n in range(100)} == {0}
+    with pytest.raises(DataError, match="no pair to train on"):
+        PairDataset([], 32, DataOptions(root=""), seed=0)
+
+
+def test_flips_are_shared_if_asked_for(pairs: list[Pair]) -> None:
+    videos = [pair for pair in pairs if pair.kind == "video"][:1]
+    geometry = GeometryRanges(rotation_deg=0, scale=(1, 1), projective_intensity=0)
+    options = DataOptions(root="", video_ratio=1.0, geometry=geometry, jitter=JitterRanges(0, 0, 0, 0))
+
+    def is_flipped(picture: np.ndarray) -> bool:
+        plain = [letterbox(p, 160, 255) for p in (videos[0].read_a(), videos[0].read_b())]
+        return not any(np.array_equal(picture, p) for p in plain)
+
+    for share, expected in ((True, {0}), (False, {0, 1})):
+        dataset = PairDataset(videos, 160, dataclasses.replace(options, share_flips=share), seed=0)
+        samples = [dataset[n] for n in range(20)]
+        assert {abs(is_flipped(s.source) - is_flipped(s.reference)) for s in samples} == expected
+
+
+def test_truncated_jpegs_and_missing_shards_are_named(tmp_path: Path) -> None:
+    root = write_mined_folder(tmp_path / "pairs")
+    pair = read_manifest(root)[-1]
+    shard = root / "shards" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* are no whole JPEG"):
+        pair.read_a()
+    shard.unlink()
+    with pytest.raises(DataError, match="cannot read"):
+        pair.read_a()
+
+
+def test_reduced_decoding_is_the_picture_made_smaller() -> None:
+    picture = photograph("coffee.png")
+    whole, half = (decode_jpeg(jpeg(picture), reduce) for reduce in (1, 2))
+    assert half.shape == (200, 300, 3)
+    averaged = whole.reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
+    assert np.abs(averaged - half).mean() < 1.5
+
+
+def test_manifests_that_cannot_be_trusted(tmp_path: Path, pairs: list[Pair]) -> None:
+    with pytest.raises(DataError, match="holds no mined pairs"):
+        read_manifest(tmp_path)
+    root = write_mined_folder(tmp_path / "pairs")
+    part = root / "manifest" / "part-000000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.replace_schema_metadata({b"mimicbrush_schema_version": b"99"}), part)
+    with pytest.raises(DataError, match="schema version 99"):
+        read_manifest(root)
+    escaping = table.set_column(
+        table.schema.get_field_index("shard"), "shard", [["../../elsewhere.tar"] * len(table)]
+    ).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(escaping, part)
+    with pytest.raises(DataError, match="outside"):
+        read_manifest(root)
+    with pytest.raises(KeyError, match="not in the manifest schema"):
+        row(misspelt=1)
+
+
+def test_splits_are_disjoint_complete_and_by_source(pairs: list[Pair]) -> None:
+    train, heldout = split_pairs(pairs, "train"), split_pairs(pairs, "heldout")
+    assert sorted(p.pair_id for p in train + heldout) == sorted(p.pair_id for p in split_pairs(pairs, "all"))
+    assert not {p.source_hash for p in train} & {p.source_hash for p in heldout}
+    assert len({p.source_hash for p in heldout if p.kind == "video"}) >= 2
+    assert split_pairs(pairs, "heldout", heldout_ratio=0) == []
