@@ -1,0 +1,103 @@
+"""What an evaluation leaves behind: files for programs, and a table and sentences for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.evaluation.measure import ROWS
+
+_PACKAGES = ("mimicbrush", "torch", "diffusers", "transformers", "numpy", "opencv-python", "scikit-image")
+_ROW_NAMES = {
+    "model": "the model, true reference",
+    "wrong_reference": "the model, wrong reference",
+    "no_reference": "the model, no reference",
+    "copy_in_place": "copy in place (no model)",
+    "opencv_inpaint": "OpenCV inpainting (no model)",
+}
+
+
+def versions() -> dict[str, str | None]:
+    """Name -> version of what a number may depend on; None where a package is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write aside, then rename: a reader never sees half a file. NaN and infinity are errors, not JSON."""
+    _write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """One JSON object per line, written aside, then renamed."""
+    _write_text(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_suffix(path.suffix + ".part")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W[, 3]) uint8 as PNG, aside, then renamed."""
+    aside = path.with_suffix(path.suffix + ".part")
+    Image.fromarray(picture).save(aside, format="PNG")
+    aside.replace(path)
+
+
+def summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
+    """What metrics.json says, for a terminal: a table and two sentences per set, and what must be minded."""
+    parts = [f"\n{_table(name, metrics[name])}\n{gain_sentences(metrics[name])}\n" for name in sets]
+    if metrics["note"]:
+        parts.append(f"NOTE: {metrics['note']}\n")
+    return "\n".join(parts)
+
+
+def _table(name: str, values: dict[str, Any]) -> str:
+    meaning = {"natural": "references as mined", "warped": "references through a homography"}[name]
+    lines = [
+        f"{name} set: {meaning}; {values['n']} pairs of {values['n_sources']} source videos",
+        f"  {'in the hole':30}{'PSNR dB':>9}{'SSIM':>8}{'n':>6}",
+    ]
+    for row in ROWS:
+        row_values = values["rows"][row]
+        ssim = "-" if row_values["ssim"] is None else f"{row_values['ssim']:.3f}"
+        lines.append(f"  {_ROW_NAMES[row]:30}{row_values['psnr']:9.2f}{ssim:>8}{row_values['n']:6d}")
+    return "\n".join(lines)
+
+
+def gain_sentences(summary: dict[str, Any]) -> str:
+    """The two gains of one set, in plain words."""
+    gain, bounds = summary["reference_gain_db"], summary["reference_gain_db_ci95"]
+    other, other_bounds = summary["gain_over_no_reference_db"], summary["gain_over_no_reference_db_ci95"]
+    return (
+        f"Reference gain {gain:+.2f} dB ({_interval(bounds)}): {verdict(bounds)}\n"
+        f"Over no reference at all {other:+.2f} dB ({_interval(other_bounds)})."
+    )
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"95 % interval {bounds[0]:+.2f} to {bounds[1]:+.2f}"
+
+
+def verdict(bounds: Sequence[float]) -> str:
+    """What an interval of the reference gain says."""
+    low, high = bounds
+    if low > 0:
+        return "clear of zero, so the true reference helps more than one from another video."
+    if high < 0:
+        return "clear of zero on the wrong side: the true reference does harm."
+    return "the interval holds zero, so this does not show that the model uses its reference."

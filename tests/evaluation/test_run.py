@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from mimicbrush.data.manifest import Pair
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation import baselines
+from mimicbrush.evaluation.measure import DEFINITIONS, PSNR_CAP_DB, ROWS, score
+from mimicbrush.evaluation.options import EvaluationOptions
+from mimicbrush.evaluation.run import evaluate
+from mimicbrush.ops.similarity import psnr_inside
+
+SIZE = 48
+OPTIONS = EvaluationOptions(batch_size=3)
+
+
+def perfect(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
+    return sources
+
+
+def deaf(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
+    """Paints noise from the seed, whatever the reference shows."""
+    holes = [np.random.default_rng(seed).integers(0, 256, sources.shape[1:], np.uint8) for seed in seeds]
+    return np.where(masks[..., None] > 0, np.stack(holes), sources)
+
+
+def copying(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
+    """Copies the reference in place: a true imitation as long as the frames lie close together."""
+    return np.where(masks[..., None] > 0, np.uint8(127) if references is None else references, sources)
+
+
+def test_psnr_is_that_of_scikit_image_on_the_masked_pixels() -> None:
+    rng = np.random.default_rng(0)
+    result, target = rng.integers(0, 256, (2, 20, 20, 3), np.uint8)
+    mask = (rng.random((20, 20)) < 0.4).astype(np.uint8)
+    theirs = peak_signal_noise_ratio(target[mask > 0], result[mask > 0], data_range=255)
+    assert psnr_inside(result, target, mask) == pytest.approx(theirs)
+
+
+def test_equal_pictures_get_the_cap_and_tiny_canvases_no_ssim() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert score(picture, picture, np.ones((8, 8))) == (PSNR_CAP_DB, None)
+
+
+def test_an_editor_that_returns_the_target_gets_the_cap(rendered: list[Pair]) -> None:
+    metrics = evaluate(perfect, rendered, SIZE, OPTIONS)
+    assert metrics["psnr"] == PSNR_CAP_DB
+    assert metrics["ssim"] == pytest.approx(1.0)
+    assert metrics["n"] == 8
+
+
+def test_an_editor_that_ignores_the_reference_gains_exactly_nothing(rendered: list[Pair]) -> None:
+    metrics = evaluate(deaf, rendered, SIZE, OPTIONS)
+    for values in (metrics, metrics["natural"], metrics["warped"]):
+        assert values["reference_gain_db"] == 0.0
+        assert values["reference_gain_db_ci95"] == [0.0, 0.0]
+        assert values["gain_over_no_reference_db"] == 0.0
+
+
+def test_an_editor_that_imitates_gains_and_the_interval_is_clear_of_zero(rendered: list[Pair]) -> None:
+    natural = evaluate(copying, rendered, SIZE, OPTIONS)["natural"]
+    low, high = natural["reference_gain_db_ci95"]
+    assert 3.0 < low < natural["reference_gain_db"] < high
+    rows = natural["rows"]
+    assert rows["model"] == rows["copy_in_place"]
+    assert natural["reference_gain_db"] == pytest.approx(rows["model"]["psnr"] - rows["wrong_reference"]["psnr"])
+    assert natural["gain_over_no_reference_db"] == pytest.approx(rows["model"]["psnr"] - rows["no_reference"]["psnr"])
+
+
+def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -> None:
+    metrics = evaluate(copying, rendered, SIZE, OPTIONS)
+    natural, warped = (metrics[name]["rows"] for name in ("natural", "warped"))
+    assert warped["copy_in_place"]["psnr"] < natural["copy_in_place"]["psnr"] - 3
+    assert warped["copy_in_place"]["psnr"] < warped["opencv_inpaint"]["psnr"]
+    assert warped["opencv_inpaint"] == natural["opencv_inpaint"]
+
+
+def test_batch_size_and_repetition_change_nothing(rendered: list[Pair]) -> None:
+    first = evaluate(deaf, rendered, SIZE, OPTIONS)
+    assert evaluate(deaf, rendered, SIZE, OPTIONS) == first
+    assert evaluate(deaf, rendered, SIZE, replace(OPTIONS, batch_size=8)) == first
+    assert evaluate(deaf, rendered, SIZE, replace(OPTIONS, seed=1)) != first
+
+
+def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
+    options = replace(OPTIONS, sheet_pairs=2)
+    metrics = evaluate(copying, rendered, SIZE, options, tmp_path / "out", {"editor": "copying"})
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written == metrics
+    assert written["about"] == {"editor": "copying"}
+    assert set(ROWS) == set(written["natural"]["rows"]) <= set(DEFINITIONS)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "per_pair.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * len(rendered)
+    natural = [line for line in lines if line["set"] == "natural"]
+    assert np.mean([line["reference_gain_db"] for line in natural]) == pytest.approx(metrics["reference_gain_db"])
+    assert {line["pair_id"] for line in natural} == {pair.pair_id for pair in rendered}
+    for name in ("contact_sheet.png", "contact_sheet_warped.png"):
+        with Image.open(tmp_path / "out" / name) as sheet:
+            assert sheet.width > 10 * 144
+    assert len(list((tmp_path / "out" / "pictures" / "natural").glob("*_model.png"))) == 2
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:
+    metrics = evaluate(deaf, rendered, SIZE, replace(OPTIONS, sets=("warped",), max_pairs=2))
+    for key in ("n", "psnr", "ssim", "reference_gain_db", "reference_gain_db_ci95", "natural"):
+        assert metrics[key] is None
+    assert metrics["warped"]["n"] == 2
+    assert "Only 2 source videos" in metrics["note"]
+
+
+def test_an_editor_with_results_of_another_size_is_an_error(rendered: list[Pair]) -> None:
+    with pytest.raises(InputError, match="the editor returned"):
+        evaluate(lambda sources, masks, references, seeds: sources[:, ::2], rendered, SIZE, OPTIONS)
+
+
+def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:
+    source = np.full((40, 40, 3), 255, np.uint8)
+    source[10:30] = (200, 30, 90)
+    area = np.zeros((40, 40), np.uint8)
+    area[10:30] = 1
+    mask = cv2.rectangle(np.zeros((40, 40), np.uint8), (15, 10), (25, 20), 1, -1)
+    damaged = np.where(mask[..., None] > 0, np.uint8(0), source)
+    assert np.abs(baselines.opencv_inpaint(damaged, mask, area).astype(int) - source).max() <= 3  # its own rounding
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"split": "test"}, "heldout, all"),
+        ({"sets": ("sharp",)}, "natural, warped"),
+        ({"sets": ()}, "natural, warped"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"seed": "x"}, "whole number"),
+        ({"guidance_scale": "x"}, "a number"),
+    ],
+)
+def test_options_that_mean_nothing_are_errors(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EvaluationOptions(**values)
