@@ -93,7 +93,8 @@ class PyAVReader:
         if stream is None or stream.codec_context is None:
             raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
         self._check_size(stream.codec_context.width, stream.codec_context.height)
-        stream.codec_context.options = {"err_detect": "explode"}
+        # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows.
+        stream.codec_context.options = {"err_detect": "explode+aggressive"}
         # Several threads would report an error some frames late, and the pool already fills the cores.
         stream.codec_context.thread_count = 1
         checks = _StreamChecks(stream, self)

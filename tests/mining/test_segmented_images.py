@@ -83,8 +83,17 @@ def test_run_lengths_that_do_not_fit_are_refused(segmentation: tuple[Any, Any]) 
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"\xff\xfe", b"[" * 100_000, [], {}, {"annotations": 3}, {"annotations": [3]}, {"annotations": [{"segmentation": []}]}],
-)  # fmt: skip
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        [],
+        {},
+        {"annotations": 3},
+        {"annotations": [3]},
+        {"annotations": [{"segmentation": []}]},
+    ],
+)
 def test_json_of_another_layout_is_refused(content: Any) -> None:
     jpeg, _ = photograph_with_segments()
     assert refusal(jpeg, content) == "bad_json"
