@@ -33,6 +33,9 @@ def main(config: DictConfig) -> None:
         summary = mine(input_dir, output_dir, options, **run_choices)
     except MimicBrushError as error:
         sys.exit(_complain(str(error)))
+    except KeyboardInterrupt:
+        _complain("stopped; the same command goes on from the last shard that was finished")
+        sys.exit(130)
     print(report(summary, output_dir))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import shutil
+import tempfile
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
@@ -26,7 +27,7 @@ from mimicbrush.mining.summary import Summary, summarise
 from mimicbrush.mining.work import Outcome, mine_item, refused_source, start_worker
 
 SUMMARY_NAME = "summary.json"
-_SPOOL_FOLDER = "spool.tmp"
+_SPOOL_PREFIX, _SPOOL_SUFFIX = "spool-", ".tmp"
 #: Inputs in hand per worker, finished ones included that wait for a slower one before them.
 _INPUTS_AHEAD = 4
 
@@ -107,13 +108,15 @@ def _mine_shards(
     progress: bool,
 ) -> Counter[str]:
     """Mine what is not done; how many files the archives hold beside photographs with segments."""
+    for stale in output.glob(f"{_SPOOL_PREFIX}*{_SPOOL_SUFFIX}"):  # of a run that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     prints = [fingerprint(plan, items) for items in plan.shards]
     paths = [ShardPaths.of(output, number) for number in range(len(plan.shards))]
     markers = [read_marker(path, print_) for path, print_ in zip(paths, prints, strict=True)]
     todo = [item for items, marker in zip(plan.shards, markers, strict=True) if marker is None for item in items]
     first_path_of: dict[str, str] = {}
     ignored: Counter[str] = Counter()
-    outcomes = _outcomes(root, output / _SPOOL_FOLDER, todo, options, reader, workers, timeout_s)
+    outcomes = _outcomes(root, output, todo, options, reader, workers, timeout_s)
     bar = tqdm(total=len(todo), unit="file", desc="mining", disable=not (progress and todo))
 
     def shard_outcomes(count: int) -> Generator[tuple[Outcome, Path | None]]:
@@ -144,7 +147,7 @@ def _remember(part: Path, first_path_of: dict[str, str]) -> None:
 
 def _outcomes(
     root: Path,
-    spool_folder: Path,
+    output: Path,
     items: Sequence[Item],
     options: MiningOptions,
     reader: FrameReader,
@@ -154,8 +157,8 @@ def _outcomes(
     """What each input gives, in order, mined some inputs ahead; a spool file lives until the next step."""
     if not items:
         return
-    shutil.rmtree(spool_folder, ignore_errors=True)  # of a run that was killed
-    spool_folder.mkdir()
+    # A name of its own: workers of a killed run may live a little longer, and must not write into ours.
+    spool_folder = Path(tempfile.mkdtemp(_SPOOL_SUFFIX, _SPOOL_PREFIX, output))
     pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"), initializer=start_worker)
     waiting: deque[tuple[Item, Path, Future[Outcome] | None]] = deque()
     ahead = iter(enumerate(items))
