@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,9 @@ def _write_pictures(
             "wrong": sample.wrong_reference,
             **results,
         }
+        clip = re.sub(r"\W+", "_", Path(sample.plan.pair.source_path).stem)[:60]
         for column, picture in cells.items():
-            report.write_picture(folder / f"{number:02d}_{column}.png", picture)
+            report.write_picture(folder / f"{number:02d}_{clip}_{column}.png", picture)
         psnr = {row: score(result, sample.source, sample.mask).psnr for row, result in results.items()}
         caption = (
             f"{sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
