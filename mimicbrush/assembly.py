@@ -182,14 +182,9 @@ def build_noise_scheduler(prediction_type: str) -> Any:
 def build_loader(
     pairs: list[Pair], options: TrainConfig, rank: int, world_size: int
 ) -> Callable[[int, int], Iterable[TrainBatch]]:
-    """(first step, last step) -> this rank's micro-batches.
-
-    The DataLoader stays outside `accelerator.prepare`: our sampler already gives each rank its own samples,
-    and accelerate's mid-epoch resume is wrong after the first epoch (accelerate#2016).
-    """
-    from torch.utils.data import DataLoader
-
-    from mimicbrush.data.dataset import PairDataset, collate, limit_worker_threads
+    """(first step, last step) -> this rank's micro-batches."""
+    from mimicbrush.data.dataset import PairDataset
+    from mimicbrush.data.loader import load_batches
     from mimicbrush.data.sampler import RankBatches
 
     dataset = PairDataset(pairs, options.model.size_px, options.data, seed=options.seed)
@@ -203,13 +198,8 @@ def build_loader(
             rank,
             world_size,
         )
-        return DataLoader(
-            dataset,
-            batch_sampler=cast(Any, batches),
-            num_workers=options.data.num_workers,
-            collate_fn=collate,
-            worker_init_fn=limit_worker_threads,
-            pin_memory=options.train.device == "cuda",
+        return load_batches(
+            dataset, batches, num_workers=options.data.num_workers, pin_memory=options.train.device == "cuda"
         )
 
     return load

@@ -9,23 +9,18 @@ from pathlib import Path
 
 # Before anything of ours is imported: the default run proves that the package works without these packages.
 sys.path.insert(0, str(Path(__file__).parent / "without_optional"))
-import sitecustomize  # noqa: E402, F401
+import sitecustomize  # noqa: F401
 
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")
+# One thread: toy models gain nothing from two, and results do not hang on the machine.
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", OMP_NUM_THREADS="1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from toy_data import write_mined_folder  # noqa: E402
+import pytest
+from toy_data import write_mined_folder
 
-from mimicbrush.models.options import ToyModel  # noqa: E402
+from mimicbrush.models.options import ToyModel
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
@@ -170,9 +169,3 @@ def collate(samples: Sequence[Sample]) -> TrainBatch:
         key=torch.tensor([sample.key for sample in samples]),
         index=torch.tensor([sample.index for sample in samples]),
     )
-
-
-def limit_worker_threads(_worker: int) -> None:
-    """`worker_init_fn`: one thread a worker, or N workers with N threads each fight for the cores."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)

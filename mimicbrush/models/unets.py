@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+# ModelMixin is not used here, but from_pretrained of a pipeline looks for it in the module of each component.
+from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401
 from torch import nn
 
 from mimicbrush.errors import WeightsError

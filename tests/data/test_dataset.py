@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from toy_data import jpeg, photograph, write_mined_folder
 
-from mimicbrush.data.dataset import PairDataset, collate, limit_worker_threads
+from mimicbrush.data.dataset import PairDataset, collate
+from mimicbrush.data.loader import load_batches
 from mimicbrush.data.manifest import Pair, decode_jpeg, read_manifest, row, split_pairs
 from mimicbrush.data.options import DataOptions, MaskOptions
 from mimicbrush.data.sampler import RankBatches
@@ -34,14 +34,7 @@ def test_samples_do_not_depend_on_workers_or_batches(pairs: list[Pair]) -> None:
     dataset = PairDataset(pairs, 32, DataOptions(root=""), seed=1)
     straight = collate([dataset[n] for n in range(8)])
     for workers, batch_size in [(0, 8), (2, 4)]:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=RankBatches(0, 8 // batch_size, batch_size),
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=limit_worker_threads,
-        )
-        batches = list(loader)
+        batches = list(load_batches(dataset, RankBatches(0, 8 // batch_size, batch_size), num_workers=workers))
         for name in ("source", "reference", "mask", "key", "index"):
             assert torch.equal(torch.cat([getattr(batch, name) for batch in batches]), getattr(straight, name)), name
 

@@ -74,7 +74,9 @@ def test_own_tokens_as_reference_change_nothing(parts: Parts) -> None:
     layers = {path: parts.unet.get_submodule(path) for path in reference_paths(parts.unet)}
     hooks = [
         layer.register_forward_pre_hook(
-            lambda _, args, kwargs, path=path: own.features.__setitem__(path, args[0] if args else kwargs["hidden_states"]),
+            lambda _, args, kwargs, path=path: own.features.__setitem__(
+                path, args[0] if args else kwargs["hidden_states"]
+            ),
             with_kwargs=True,
         )
         for path, layer in layers.items()

@@ -26,7 +26,7 @@ def test_permuted_refuses_positions_outside() -> None:
 def test_mix_has_no_collision_among_neighbours_and_fits_int64() -> None:
     values = [mix(a, b) for a in range(100) for b in range(100)]
     assert len(set(values)) == len(values)
-    assert 0 <= min(values) and max(values) < 2**63
+    assert min(values) >= 0 and max(values) < 2**63
     # Every bit is set about half of the time.
     bits = np.array([[value >> bit & 1 for bit in range(63)] for value in values])
     assert np.all(np.abs(bits.mean(axis=0) - 0.5) < 0.03)

@@ -1,0 +1,45 @@
+"""Samples -> batches, in worker processes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from mimicbrush.data.dataset import PairDataset, collate
+from mimicbrush.data.sampler import RankBatches
+from mimicbrush.types import TrainBatch
+
+
+def load_batches(
+    dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
+) -> DataLoader[TrainBatch]:
+    """The batches of one rank, in order.
+
+    It stays outside `accelerator.prepare`: the sampler already gives each rank its own samples, and
+    accelerate's mid-epoch resume is wrong after the first epoch (accelerate#2016).
+
+    Args:
+        dataset: the samples, by global number.
+        batches: which numbers make which batch.
+        num_workers: processes; 0 loads in this one. Workers are spawned: a fork that inherits OpenCV's
+            threads hangs at its first warp.
+        pin_memory: for copies to a GPU that do not wait.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=cast(Any, batches),
+        num_workers=num_workers,
+        collate_fn=cast(Any, collate),
+        worker_init_fn=_limit_threads,
+        multiprocessing_context="spawn" if num_workers else None,
+        pin_memory=pin_memory,
+    )
+
+
+def _limit_threads(_worker: int) -> None:
+    """One thread a worker, or N workers with N threads each fight for the cores."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

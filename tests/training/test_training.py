@@ -1,0 +1,173 @@
+"""The whole training run at the smallest size, through the real configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from mimicbrush import assembly
+from mimicbrush.errors import CheckpointError, MimicBrushError
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = [
+    "+experiment=smoke",
+    "model.size_px=16",
+    "model.block_out_channels=[16,32]",
+    "model.attention_heads=2",
+    "model.context_width=16",
+    "train.batch_size=2",
+    "train.total_batch_size=2",
+    "train.log_every=2",
+    "train.checkpoint_every=3",
+    "data.num_workers=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def train(mined: Path, run_dir: Path, *overrides: str) -> None:
+    assembly.register_schemas()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", [*SMALLEST, f"data.root={mined}", f"run_dir={run_dir}", *overrides])
+    assembly.train(config, run_dir)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{key}": value
+        for part in ("unet", "reference_unet", "image_projector", "depth_projector")
+        for key, value in load_file(run_dir / "pipeline" / part / "diffusion_pytorch_model.safetensors").items()
+    }
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(mined: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    train(mined, run_dir, "train.max_steps=6")
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    return run_dir
+
+
+def test_a_run_leaves_what_it_promises(straight: Path) -> None:
+    assert [values["step"] for values in metrics(straight)] == [2, 4, 6]
+    assert all(values["loss"] > 0 for values in metrics(straight))
+    names = [path.name for path in (straight / "checkpoints").iterdir()]
+    assert sorted(names) == ["step-00000003", "step-00000006"]
+    assert "max_steps: 6" in (straight / "config.yaml").read_text()
+    seen = json.loads((straight / "pipeline" / "training_data.json").read_text())
+    assert seen["heldout_ratio"] == 0.1 and len(seen["source_hashes"]) == 4  # two of four of each kind held out
+
+
+def test_stopped_and_resumed_equals_straight(straight: Path, mined: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(mined, run_dir, "train.max_steps=6", "train.max_minutes=0")  # nothing but a checkpoint at step 0
+    train(mined, run_dir, "train.max_steps=3", "train.resume=latest")
+    train(mined, run_dir, "train.max_steps=6", "train.resume=latest")
+    assert differing(straight, run_dir) == []
+    train(mined, run_dir, "train.max_steps=6", "train.resume=latest")  # complete: nothing changes
+    assert differing(straight, run_dir) == []
+    assert [values["step"] for values in metrics(run_dir)][-1] == 6
+
+
+def test_micro_batches_change_rounding_only(straight: Path, mined: Path, tmp_path: Path) -> None:
+    train(mined, tmp_path / "run", "train.max_steps=6", "train.batch_size=1", "data.num_workers=1")
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(metrics(straight), metrics(tmp_path / "run"), strict=True)]
+    assert all(abs(a - b) < 1e-3 for a, b in pairs), pairs
+
+
+def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path) -> None:
+    train(mined, tmp_path / "run", "train.max_steps=6", "seed=1")
+    assert differing(straight, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):
+        train(mined, tmp_path / "run", "train.max_steps=7", "seed=2", "train.resume=latest")
+    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+        train(mined, tmp_path / "run", "train.max_steps=7", "seed=1")
+
+
+def test_it_learns_one_pair_by_heart(mined: Path, tmp_path: Path) -> None:
+    train(mined, tmp_path / "run", "train.max_steps=60", "train.log_every=20", "train.batch_size=8",
+          "train.total_batch_size=8", "train.learning_rate=3e-3", "train.checkpoint_every=1000")  # fmt: skip
+    losses = [values["loss"] for values in metrics(tmp_path / "run")]
+    assert losses[0] > 0.5 > losses[-1], losses
+
+
+def test_a_loss_that_is_no_number_stops_the_run(mined: Path, tmp_path: Path) -> None:
+    with pytest.raises(MimicBrushError, match="the loss is nan at step"):
+        train(mined, tmp_path / "run", "train.max_steps=8", "train.learning_rate=1e12", "train.lr_warmup_steps=0")
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    straight: Path, mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "scripts/train.py", *SMALLEST, f"data.root={mined}", f"run_dir={run_dir}",
+               "train.resume=latest"]  # fmt: skip
+    process = subprocess.Popen(
+        [*command, "train.max_steps=100000"], cwd=ROOT, env=script_environment(), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not (run_dir / "checkpoints" / "step-00000003").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (run_dir / "checkpoints" / "step-00000099.tmp").mkdir()  # as if killed while writing
+    first = sorted((run_dir / "checkpoints").glob("step-*[0-9]"))[0]
+    for later in sorted((run_dir / "checkpoints").glob("step-*[0-9]"))[1:]:
+        later.rename(tmp_path / later.name)
+    assert first.name == "step-00000003", "the machine was too fast for this test"
+    train(mined, run_dir, "train.max_steps=6", "train.resume=latest")
+    assert differing(straight, run_dir) == []
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_same_samples(
+    straight: Path, mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    run_dir = tmp_path / "run"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    overrides = [f"data.root={mined}", f"run_dir={run_dir}", "train.batch_size=1", "train.max_steps=6"]
+    subprocess.run([*launch, "scripts/train.py", *SMALLEST, *overrides], cwd=ROOT, env=script_environment(), check=True)
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(metrics(straight), metrics(run_dir), strict=True)]
+    assert all(abs(a - b) < 1e-3 for a, b in pairs), pairs
+
+
+@pytest.mark.slow
+def test_ablations_sweep(mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
+    overrides = [f"data.root={mined}", f"hydra.sweep.dir={tmp_path}", "train.max_steps=2", "+ablation=glob(*)"]
+    subprocess.run(
+        [sys.executable, "scripts/train.py", "-m", *SMALLEST, *overrides],
+        cwd=ROOT,
+        env=script_environment(),
+        check=True,
+    )
+    names = {path.stem for path in (ROOT / "configs" / "ablation").glob("*.yaml")}
+    assert {path.parent.name for path in tmp_path.glob("*/pipeline")} == {f"{name}-seed0" for name in names}
