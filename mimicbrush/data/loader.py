@@ -29,7 +29,7 @@ def load_batches(
         pin_memory: for copies to a GPU that do not wait.
     """
     return DataLoader(
-        dataset,
+        cast(Any, dataset),
         batch_sampler=cast(Any, batches),
         num_workers=num_workers,
         collate_fn=cast(Any, collate),

@@ -50,7 +50,7 @@ class MiningOptions:
     max_image_bytes: int = 268_435_456
     max_pixels: int = 35_389_440
     max_duration_s: float = 14_400.0
-    inputs_per_shard: int = 16
+    inputs_per_shard: int = 4
 
     def __post_init__(self) -> None:
         """Refuse values that could never give a pair."""
