@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from mimicbrush.errors import InputError
@@ -29,6 +30,8 @@ def read_picture(path: Path, mode: str) -> Image.Image:
             if mode == "RGB" and upright.has_transparency_data:
                 layers = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+            if upright.mode.startswith("I"):  # 16 bit: Pillow's own conversion would clip at 255, not scale
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
             return upright.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a picture that can be read whole ({error})") from error
