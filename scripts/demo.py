@@ -119,9 +119,7 @@ def command(script: str, *arguments: str) -> None:
     """Run one of the scripts as a user would, after printing the command."""
     path = os.path.relpath(SCRIPTS / script)
     print(f"$ {shlex.join(['python', path, *arguments])}", flush=True)
-    # Threads that wait must not spin: where the cores are shared, spinning made every step ten times as long.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    done = subprocess.run([sys.executable, path, *arguments], env=environment, check=False)
+    done = subprocess.run([sys.executable, path, *arguments], check=False)
     if done.returncode:
         raise MimicBrushError(f"{script} ended with status {done.returncode}; its message stands above")
 
