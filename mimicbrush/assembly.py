@@ -6,6 +6,8 @@ stated once, in Python; YAML chooses; a misspelt key or a value of the wrong typ
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from mimicbrush.models.weights import find_weights
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from mimicbrush.data.manifest import Pair
     from mimicbrush.models.parts import Parts
     from mimicbrush.types import TrainBatch
@@ -61,14 +65,23 @@ def train(config: DictConfig, run_dir: Path) -> None:
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    from mimicbrush.training import checkpoints
     from mimicbrush.training.loop import train as run_training
     from mimicbrush.training.method import FrozenEncoders, Trainee
 
-    # 2. The data, then the networks: data is missing more often, and is found missing sooner.
+    if options.train.cpu_threads:
+        torch.set_num_threads(options.train.cpu_threads)
+
+    # 2. The data and the checkpoint, then the networks: what is wrong more often is found sooner.
     pairs = load_pairs(options.data)
+    identity = run_identity(config, pairs)
+    found = checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
+    if found is not None:
+        checkpoints.read_state(found, identity)
     parts = build_parts(options.model, options.seed)
     accelerator = Accelerator(
         cpu=options.train.device == "cpu",
@@ -78,12 +91,16 @@ def train(config: DictConfig, run_dir: Path) -> None:
     )
     accelerator.gradient_accumulation_steps = options.train.micro_batches(accelerator.num_processes)
     set_seed(options.seed)
+    as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
     if options.train.tracker != "none":
-        flat = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-        accelerator.init_trackers("mimicbrush", config=flat if options.train.tracker == "wandb" else None)
+        accelerator.init_trackers(
+            "mimicbrush",
+            config=flattened(as_run),
+            init_kwargs={"wandb": {"name": options.run_name, "dir": str(run_dir)}},
+        )
 
     # 3. The run.
     steps = run_training(
@@ -98,17 +115,13 @@ def train(config: DictConfig, run_dir: Path) -> None:
         ),
         encoders=FrozenEncoders(parts, options.model),
         noise_scheduler=build_noise_scheduler(options.train.prediction_type),
-        loader=build_loader(pairs, options, accelerator.process_index, accelerator.num_processes),
+        loader=build_loader(pairs, options, accelerator),
         export_pipeline=lambda folder: export_pipeline(folder, parts, pairs, options),
         options=options.train,
         accelerator=accelerator,
         run_dir=run_dir,
-        identity={
-            "seed": options.seed,
-            "total_batch_size": options.train.total_batch_size,
-            "num_pairs": len(pairs),
-            "size_px": options.model.size_px,
-        },
+        identity=identity,
+        resume_from=found,
     )
     accelerator.end_training()
     accelerator.print(
@@ -138,6 +151,11 @@ def check_prerequisites(config: DictConfig) -> None:
             find_weights(model)
         except WeightsError as error:
             missing.append(str(error))
+    if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:
+        missing.append(
+            f"train.tracker={config.train.tracker}, but that package is not installed. "
+            f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
+        )
     if config.train.device == "cuda" and not torch.cuda.is_available():
         missing.append(
             "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
@@ -146,6 +164,45 @@ def check_prerequisites(config: DictConfig) -> None:
     if missing:
         toy = "To try everything on a CPU, without weights: python scripts/train.py +experiment=smoke data.root=DIR"
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
+
+
+#: What may change between a run and its continuation without changing what is learnt.
+FREE_TO_CHANGE = (
+    "run_name",
+    "run_dir",
+    "data.root",
+    "data.num_workers",
+    "train.device",
+    "train.cpu_threads",
+    "train.batch_size",
+    "train.max_steps",
+    "train.max_minutes",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.resume",
+    "train.tracker",
+    "train.default_num_inference_steps",
+    "train.default_guidance_scale",
+)
+
+
+def run_identity(config: DictConfig, pairs: list[Pair]) -> dict[str, Any]:
+    """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
+    identity = {key: value for key, value in flattened(config).items() if key not in FREE_TO_CHANGE}
+    digest = hashlib.sha256("\n".join(pair.pair_id for pair in pairs).encode()).hexdigest()
+    return {**identity, "pairs": f"{len(pairs)} ({digest[:16]})"}
+
+
+def flattened(config: DictConfig) -> dict[str, Any]:
+    """A config as option -> value, with dots in the names; lists as text, as trackers want it."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items_ex(resolve=True):
+        if isinstance(value, DictConfig):
+            flat |= {f"{key!s}.{name}": inner for name, inner in flattened(value).items()}
+        else:
+            flat[str(key)] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
 
 
 def load_pairs(options: DataOptions) -> list[Pair]:
@@ -161,7 +218,7 @@ def build_parts(options: ModelOptions, seed: int) -> Parts:
 
     if isinstance(options, ToyModel):
         return toy_parts(options, seed=seed)
-    return pretrained_parts(cast(PretrainedModel, options))
+    return pretrained_parts(cast(PretrainedModel, options), seed=seed)
 
 
 def build_noise_scheduler(prediction_type: str) -> Any:
@@ -180,7 +237,7 @@ def build_noise_scheduler(prediction_type: str) -> Any:
 
 
 def build_loader(
-    pairs: list[Pair], options: TrainConfig, rank: int, world_size: int
+    pairs: list[Pair], options: TrainConfig, accelerator: Accelerator
 ) -> Callable[[int, int], Iterable[TrainBatch]]:
     """(first step, last step) -> this rank's micro-batches."""
     from mimicbrush.data.dataset import PairDataset
@@ -194,12 +251,12 @@ def build_loader(
             first_step,
             last_step,
             options.train.batch_size,
-            options.train.micro_batches(world_size),
-            rank,
-            world_size,
+            options.train.micro_batches(accelerator.num_processes),
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         return load_batches(
-            dataset, batches, num_workers=options.data.num_workers, pin_memory=options.train.device == "cuda"
+            dataset, batches, num_workers=options.data.num_workers, pin_memory=accelerator.device.type == "cuda"
         )
 
     return load

@@ -55,5 +55,9 @@ class TrainBatch:
         """The same batch on another device."""
         return TrainBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
+    def pin_memory(self) -> TrainBatch:
+        """The same batch in page-locked memory: torch's DataLoader looks for this method."""
+        return TrainBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
     def __len__(self) -> int:
         return self.source.shape[0]

@@ -37,8 +37,9 @@ def main() -> None:
     if output.exists() and not arguments.force:
         raise InputError(f"{output} exists; name another with -o, or overwrite it with --force")
 
-    from mimicbrush.ops.files import read_picture, write_picture
+    from mimicbrush.ops.files import check_writable, read_picture, write_picture
 
+    check_writable(output)
     source, reference = read_picture(arguments.source, "RGB"), read_picture(arguments.reference, "RGB")
     mask = read_picture(arguments.mask, "L")
     if mask.size != source.size:

@@ -102,56 +102,57 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         if rng.random() < 0.5:
             first, second = second, first
         flip = self._shared_flip(rng)
-        source, source_matrix = self._augmented(pair, first[0], rng, flip)
-        reference, reference_matrix = self._augmented(pair, second[0], rng, flip)
+        source_matrix, reference_matrix = (self._matrix(pair, rng, flip) for _ in range(2))
+        source = self._draw(self._jittered(pair, first[0], rng), pair, source_matrix)
+        reference = self._draw(self._jittered(pair, second[0], rng), pair, reference_matrix)
         points = transform_points(first[1], source_matrix)
         seen = inside(transform_points(second[1], reference_matrix), self.size_px)
         # A match counts only where the augmented reference still shows it.
-        mask = sift_grid_mask(
-            points[seen],
-            self.size_px,
-            rng,
-            cells=self.options.mask.cells,
-            matched=self.options.mask.matched,
-            unmatched=self.options.mask.unmatched,
-        )
-        return source, reference, mask
+        return source, reference, self._grid_mask(points[seen], rng)
 
     def _image_sample(self, pair: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two augmentations of one picture; the hole is one of its segments (paper Sec. 3.3)."""
         flip = self._shared_flip(rng)
-        reference, _ = self._augmented(pair, pair.a_span, rng, flip)
+        reference = self._draw(self._jittered(pair, pair.a_span, rng), pair, self._matrix(pair, rng, flip))
+        stored = self._jittered(pair, pair.a_span, rng)
         for _ in range(_SEGMENT_TRIES):
-            source, matrix = self._augmented(pair, pair.a_span, rng, flip)
+            matrix = self._matrix(pair, rng, flip)
             segment = pair.segments[int(rng.integers(len(pair.segments)))]
             mask = (warp(_decode_segment(segment) * 255, matrix, self.size_px, fill=0) > 127).astype(np.uint8)
             if _SEGMENT_AREA_RATIO[0] <= mask.mean() <= _SEGMENT_AREA_RATIO[1]:
-                return source, reference, mask
-        nothing = np.zeros((0, 2), np.float32)
-        return source, reference, sift_grid_mask(nothing, self.size_px, rng)
+                break
+        else:  # the segments are too small or leave the canvas
+            mask = self._grid_mask(np.zeros((0, 2), np.float32), rng)
+        return self._draw(stored, pair, matrix), reference, mask
 
     def _shared_flip(self, rng: np.random.Generator) -> bool | None:
         drawn = rng.random() < self.options.geometry.flip_probability
         return bool(drawn) if self.options.share_flips else None
 
-    def _augmented(
-        self, pair: Pair, span: tuple[int, int], rng: np.random.Generator, flip: bool | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One augmented picture (S, S, 3) uint8, and the matrix from *stored* pixels to the canvas."""
+    def _matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
+        """All geometry of one picture: from *stored* pixels to the canvas."""
         height, width = pair.size_px
-        reduce = _jpeg_reduction(max(height, width), self.size_px)
-        stored = pair.read(span, reduce)
-        jittered = random_jitter(stored, self.options.jitter, rng)
-        matrix = random_matrix(self.options.geometry, self.size_px, rng, flip) @ letterbox_matrix(
-            width, height, self.size_px
+        drawn = random_matrix(self.options.geometry, self.size_px, rng, flip)
+        return drawn @ letterbox_matrix(width, height, self.size_px)
+
+    def _jittered(self, pair: Pair, span: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """A stored picture with other colours, decoded no larger than the canvas needs."""
+        return random_jitter(pair.read(span, self._reduction(pair)), self.options.jitter, rng)
+
+    def _draw(self, pixels: np.ndarray, pair: Pair, matrix: np.ndarray) -> np.ndarray:
+        """Pixels of `_jittered` through a matrix of `_matrix`: (S, S, 3) uint8."""
+        reduction = self._reduction(pair)
+        return warp(pixels, matrix @ resize_matrix(reduction, reduction), self.size_px, IMAGE_FILL)
+
+    def _reduction(self, pair: Pair) -> int:
+        """The largest reduction while decoding that leaves half as many pixels again as the canvas has."""
+        return next(r for r in (8, 4, 2, 1) if r == 1 or max(pair.size_px) / r >= 1.5 * self.size_px)
+
+    def _grid_mask(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        mask = self.options.mask
+        return sift_grid_mask(
+            points, self.size_px, rng, cells=mask.cells, matched=mask.matched, unmatched=mask.unmatched
         )
-        from_stored = matrix @ resize_matrix(reduce, reduce)
-        return warp(jittered, from_stored, self.size_px, IMAGE_FILL), matrix
-
-
-def _jpeg_reduction(long_side_px: int, size_px: int) -> int:
-    """The largest reduction while decoding that still leaves half as many pixels again as the canvas has."""
-    return next(r for r in (8, 4, 2, 1) if r == 1 or long_side_px / r >= 1.5 * size_px)
 
 
 def _decode_segment(segment: dict[str, Any]) -> np.ndarray:

@@ -145,10 +145,14 @@ def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
         OSError, ValueError: not a JPEG, or not all of it.
     """
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
-            width, height = image.size
-            image.draft("RGB", (-(-width // reduce), -(-height // reduce)))
-        return np.asarray(image.convert("RGB"))
+            # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
+            image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
+        pixels = image.convert("RGB")
+        if pixels.size != expected:
+            raise ValueError(f"decoded to {pixels.size} instead of {expected} at 1/{reduce}")
+        return np.asarray(pixels)
 
 
 def read_manifest(root: Path) -> list[Pair]:

@@ -17,7 +17,7 @@ from mimicbrush.ops import geometry, images, masks, randomness
 
 #: The homographies of the warped set: *ours*, strong enough that copying in place does not pay. No flip: a
 #: mirrored reference asks for another picture, not for the same one seen from elsewhere.
-WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=1.0)
+WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=0.5)
 _MASK_DRAWS = 1000
 # What a random number is for; part of its key, so that the uses are independent.
 _FOR_MASK, _FOR_NOISE, _FOR_WARP, _FOR_WRONG = range(4)

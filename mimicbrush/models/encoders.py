@@ -29,7 +29,9 @@ def encode_latents(
         noise: (B, 4, h, w) standard normal to sample the posterior with, or None for its mean.
     """
     posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
-    latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+    # In float32 also for a half-precision VAE: these latents are what a model must recover.
+    mean, std = posterior.mean.float(), posterior.std.float()
+    latents = mean if noise is None else mean + std * noise.float()
     return latents * vae.config.scaling_factor
 
 

@@ -26,7 +26,13 @@ class ModelOptions:
     depth_convention: str = "standard"
     no_depth_convention: str = "zero_map"
 
+    def _size_step_px(self) -> int:
+        """What the size must be a multiple of: pixels per token at the lowest level."""
+        return 1
+
     def __post_init__(self) -> None:
+        if self.size_px < 1 or self.size_px % self._size_step_px():
+            raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
         for name, allowed in (
             ("reference_timestep", ("current", "zero")),
             ("depth_convention", ("standard", "released")),
@@ -56,6 +62,9 @@ class PretrainedModel(ModelOptions):
     image_encoder: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     depth_estimator: str = "LiheYoung/depth-anything-base-hf"
 
+    def _size_step_px(self) -> int:
+        return 64  # the VAE reduces by 8, SD-1.5 by another 8
+
 
 #: Options of `PretrainedModel` that name weights.
 WEIGHT_OPTIONS = ("unet", "reference_unet", "vae", "image_encoder", "depth_estimator")
@@ -74,7 +83,10 @@ class ToyModel(ModelOptions):
     """
 
     size_px: int = 32
-    block_out_channels: tuple[int, ...] = (32, 64, 64)
+    block_out_channels: tuple[int, ...] = (32, 64)
     layers_per_block: int = 1
-    attention_heads: int = 4
+    attention_heads: int = 2
     context_width: int = 64
+
+    def _size_step_px(self) -> int:
+        return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2

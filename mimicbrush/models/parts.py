@@ -109,22 +109,31 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
         )
 
 
-def pretrained_parts(options: PretrainedModel) -> Parts:
-    """All parts at full size, from the starting weights of paper Sec. 3.2.
+def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
+    """All parts at full size, from the starting weights of paper Sec. 3.2, in float32.
+
+    Args:
+        options: where the weights are.
+        seed: of the two projectors, which have none.
 
     Raises:
         WeightsError: weights are absent; the message names all of them, their options and how to get them.
     """
     folders = find_weights(options)
     unet = widen_conv_in(UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet"), STEM_CHANNELS)
+    vae = AutoencoderKL.from_pretrained(folders["vae"])
+    unet.register_to_config(sample_size=options.size_px // 2 ** (len(vae.config.block_out_channels) - 1))
     stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], subfolder="unet")
-    image_encoder = CLIPVisionModelWithProjection.from_pretrained(folders["image_encoder"])
-    return Parts(
-        vae=AutoencoderKL.from_pretrained(folders["vae"]),
-        unet=unet,
-        reference_unet=ReferenceUNet.from_unet(stock),
-        image_encoder=image_encoder,
-        image_projector=ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim),
-        depth_estimator=DepthAnythingForDepthEstimation.from_pretrained(folders["depth_estimator"]),
-        depth_projector=DepthProjector(),
-    )
+    image_encoder = CLIPVisionModelWithProjection.from_pretrained(folders["image_encoder"], dtype=torch.float32)
+    depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(folders["depth_estimator"], dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Parts(
+            vae=vae,
+            unet=unet,
+            reference_unet=ReferenceUNet.from_unet(stock),
+            image_encoder=image_encoder,
+            image_projector=ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim),
+            depth_estimator=depth_estimator,
+            depth_projector=DepthProjector(),
+        )

@@ -11,6 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 _LOG_VARIANCE_OF_NONE = -30.0
 
@@ -48,6 +49,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.encoder = torch.nn.Parameter(basis / std, requires_grad=False)
         self.decoder = torch.nn.Parameter(basis * std, requires_grad=False)
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """(B, 3, H, W) in [-1, 1] -> posterior over (B, 4, H / 2, W / 2), all of it at its mean."""
         mean = F.conv2d(x, self.encoder, stride=2)
@@ -55,6 +57,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         posterior = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple:

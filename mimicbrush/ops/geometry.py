@@ -26,7 +26,7 @@ class GeometryRanges:
     flip_probability: float = 0.5
     rotation_deg: float = 20.0
     scale: tuple[float, float] = (0.8, 1.25)
-    projective_intensity: float = 0.5
+    projective_intensity: float = 0.25
 
 
 def resize_matrix(ratio_x: float, ratio_y: float) -> np.ndarray:
@@ -57,7 +57,7 @@ def random_matrix(
     drawn_flip = rng.random() < ranges.flip_probability
     angle = np.deg2rad(rng.uniform(-ranges.rotation_deg, ranges.rotation_deg))
     scale = np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
-    offsets = rng.uniform(-1, 1, (4, 2)) * 0.4 * ranges.projective_intensity * size_px / 2
+    offsets = rng.uniform(-1, 1, (4, 2)) * 0.4 * ranges.projective_intensity * size_px
     mirror = -1.0 if (drawn_flip if flip is None else flip) else 1.0
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cos * mirror, -sin, 0], [sin * mirror, cos, 0], [0, 0, 1]])

@@ -38,7 +38,7 @@ def sift_grid_mask(
     turned = divmod(int(rng.integers(n * n)), n)
     if masked.all() or not masked.any():
         masked[turned] ^= True
-    cell_of_pixel = np.arange(size_px) * n // size_px
+    cell_of_pixel = ((np.arange(size_px) + 0.5) * n / size_px).astype(int)
     return masked[np.ix_(cell_of_pixel, cell_of_pixel)].astype(np.uint8)
 
 

@@ -29,7 +29,7 @@ def load_pipeline(folder: Path) -> MimicBrushPipeline:
         problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
         raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
     try:
-        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True)
+        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
 

@@ -29,6 +29,7 @@ from mimicbrush.models.reference_attention import read_references
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.images import (
     IMAGE_FILL,
+    MASK_THRESHOLD,
     blank,
     crop_back,
     letterbox,
@@ -167,6 +168,8 @@ class MimicBrushPipeline(DiffusionPipeline):
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
 
         # 1. Pictures onto square canvases.
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         sources, masks, references = self.check_inputs(source, mask, reference, steps, generator)
         batch, device = len(sources), self._execution_device
         source_px = self._canvas(sources)  # (B, 3, S, S)
@@ -231,8 +234,13 @@ class MimicBrushPipeline(DiffusionPipeline):
                     f"mask {number} is {region.shape[1]} x {region.shape[0]} px, "
                     f"its source {picture.shape[1]} x {picture.shape[0]} px; they must be of one size"
                 )
+            if not (region > MASK_THRESHOLD).any():
+                raise InputError(f"mask {number} is empty: nothing in it is above 128, so there is nothing to repaint")
             if not letterbox_mask(region, self.size_px).any():
-                raise InputError(f"mask {number} is empty: it has nothing above 128, so there is nothing to repaint")
+                raise InputError(
+                    f"mask {number} is too thin: nothing is left of it at the {self.size_px} px that the model "
+                    "paints at; make it wider, or crop source and mask around it"
+                )
         if num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
         if isinstance(generator, list) and len(generator) != len(sources):

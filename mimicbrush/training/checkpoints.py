@@ -42,6 +42,12 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     path = Path(resume)
     if not (path / _STATE_FILE).is_file():
         raise CheckpointError(f"train.resume={resume}: no checkpoint there (no {_STATE_FILE})")
+    later = [other.name for other in existing if path.resolve().parent == folder.resolve() and other.name > path.name]
+    if later or (existing and path.resolve().parent != folder.resolve()):
+        raise CheckpointError(
+            f"train.resume={resume}: {folder} holds other checkpoints ({', '.join(later or [existing[-1].name])}), "
+            "which the new ones would mix with; name another run_dir, or move them away"
+        )
     return path
 
 
@@ -57,8 +63,6 @@ def finish(aside: Path, state: dict[str, Any], keep: int) -> Path:
     """Note what the checkpoint belongs to, rename it into place, then delete all but the newest `keep`."""
     (aside / _STATE_FILE).write_text(json.dumps(state, indent=1))
     final = aside.with_suffix("")
-    if final.exists():
-        shutil.rmtree(final)
     aside.rename(final)
     for old in list_checkpoints(final.parent)[:-keep]:
         shutil.rmtree(old)
@@ -75,7 +79,10 @@ def read_state(checkpoint: Path, expected: dict[str, Any]) -> int:
     Raises:
         CheckpointError: the run differs; the message names all differences.
     """
-    state = json.loads((checkpoint / _STATE_FILE).read_text())
+    try:
+        state = json.loads((checkpoint / _STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({error}); move it away to use the one before it") from error
     differing = [
         f"{name}: {state.get(name)!r} there, {value!r} now"
         for name, value in expected.items()

@@ -5,7 +5,7 @@ So noise, timesteps and drops do not depend on ranks, workers, batch size or res
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -42,7 +42,7 @@ class Draws:
         reference_drop_ratio: float,
         depth_drop_ratio: float,
     ) -> Draws:
-        """Draw for a batch on the device of its keys.
+        """Draw for a batch, on the CPU: keys on a GPU would make it wait.
 
         Args:
             keys: (B,) int64, `TrainBatch.key`.
@@ -58,14 +58,17 @@ class Draws:
             depths.append(bool(decisions.random() >= depth_drop_ratio))
             noises.append(_normal((), latent_shape, mix(key, _NOISE)))
             posteriors.append(_normal((3,), latent_shape, mix(key, _POSTERIORS)))
-        device = keys.device
         return cls(
-            timestep=torch.tensor(timesteps, device=device),
-            noise=torch.stack(noises).to(device),
-            posteriors=torch.stack(posteriors, dim=1).to(device),
-            keep_reference=torch.tensor(references, device=device),
-            keep_depth=torch.tensor(depths, device=device),
+            timestep=torch.tensor(timesteps),
+            noise=torch.stack(noises),
+            posteriors=torch.stack(posteriors, dim=1),
+            keep_reference=torch.tensor(references),
+            keep_depth=torch.tensor(depths),
         )
+
+    def to(self, device: torch.device) -> Draws:
+        """The same draws on another device."""
+        return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 def _normal(lead: tuple[int, ...], shape: tuple[int, int, int], seed: int) -> torch.Tensor:

@@ -40,6 +40,7 @@ def train(
     accelerator: Accelerator,
     run_dir: Path,
     identity: dict[str, Any],
+    resume_from: Path | None = None,
 ) -> int:
     """Train until `max_steps` (or `max_minutes`), resume if asked to, and leave a pipeline folder.
 
@@ -53,6 +54,7 @@ def train(
         accelerator: made with ``options.micro_batches`` as its gradient accumulation.
         run_dir: gets ``checkpoints/``, ``metrics.jsonl`` and ``pipeline/``.
         identity: what a checkpoint must agree on to be resumed (seed, batch size, ...).
+        resume_from: a checkpoint to go on from.
 
     Returns:
         The number of steps that the run has now.
@@ -73,33 +75,36 @@ def train(
     )
     ema = EMAModel(trainee.parameters(), decay=options.ema_decay)
     model, optimizer = accelerator.prepare(trainee, optimizer)
-    ema.to(accelerator.device)
-    encoders.to(accelerator.device, _half_precision(options.mixed_precision))
+    encoders = encoders.to(accelerator.device, _half_precision(options.mixed_precision))
     accelerator.register_for_checkpointing(ema, schedule)
+    ema.to(accelerator.device)
     micro_batches = accelerator.gradient_accumulation_steps
 
     # 2. Where it stands.
     folder = run_dir / "checkpoints"
-    found = checkpoints.find_checkpoint(folder, options.resume)
     step = 0
-    if found is not None:
-        step = checkpoints.read_state(found, identity)
-        accelerator.load_state(str(found))
-        accelerator.print(f"resumed from {found} (step {step} of {options.max_steps})")
+    if resume_from is not None:
+        step = checkpoints.read_state(resume_from, identity)
+        accelerator.load_state(str(resume_from))
+        # accelerate restores what it saved: custom objects on the CPU, and a count of micro-batches that is
+        # wrong where the number of processes has changed.
+        ema.to(accelerator.device)
+        accelerator.step = step * micro_batches
+        accelerator.print(f"resumed from {resume_from} (step {step} of {options.max_steps})")
     log = MetricsLog(run_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
 
     # 3. Step by step.
     latent_side = trainee.unet.config.sample_size
     latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
     started = logged_at = time.monotonic()
-    logged_step, saved_step = step, step if found is not None else -1
+    logged_step, saved_step = step, step if resume_from is not None else -1
     sums = torch.zeros(3, device=accelerator.device)  # losses since the last log: total, inside, outside
     batches = iter(loader(step, options.max_steps))
     progress = tqdm(total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process)
     while step < options.max_steps and not _out_of_time(options, started, accelerator):
         model.train()
         for _ in range(micro_batches):
-            batch = next(batches).to(accelerator.device)
+            batch = next(batches)
             with accelerator.accumulate(model):
                 draws = Draws.for_keys(
                     batch.key,
@@ -107,8 +112,8 @@ def train(
                     num_timesteps=noise_scheduler.config.num_train_timesteps,
                     reference_drop_ratio=options.reference_drop_ratio,
                     depth_drop_ratio=options.depth_drop_ratio,
-                )
-                conditions = encoders.encode(batch, draws)
+                ).to(accelerator.device)
+                conditions = encoders.encode(batch.to(accelerator.device), draws)
                 with accelerator.autocast():
                     loss = denoising_loss(model, noise_scheduler, conditions, draws)
                 accelerator.backward(loss.total)
@@ -117,12 +122,16 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             sums += torch.stack([loss.total.detach(), loss.inside, loss.outside]) / micro_batches
-        schedule.step()
-        ema.step(trainee.parameters())
+        if not accelerator.optimizer_step_was_skipped:  # fp16 skips the steps whose gradients overflow
+            schedule.step()
+            ema.step(trainee.parameters())
         step += 1
         progress.update()
 
-        if step % options.log_every == 0 or step == options.max_steps:
+        is_last = step == options.max_steps
+        if step % options.log_every == 0 or step % options.checkpoint_every == 0 or is_last:
+            _stop_unless_finite(sums, step, folder)
+        if step % options.log_every == 0 or is_last:
             total, inside, outside = (accelerator.reduce(sums, "mean") / (step - logged_step)).tolist()
             now = time.monotonic()
             values = {
@@ -134,14 +143,10 @@ def train(
                 "learning_rate": schedule.get_last_lr()[0],
                 "samples_per_s": (step - logged_step) * options.total_batch_size / (now - logged_at),
             }
-            if not math.isfinite(total):
-                raise MimicBrushError(
-                    f"the loss is {total} at step {step}; the last checkpoint is kept in {folder}. "
-                    "Lower train.learning_rate, or use train.mixed_precision=bf16 instead of fp16."
-                )
+            values = {name: value if math.isfinite(value) else None for name, value in values.items()}
             if log is not None:
                 log.append(values)
-            accelerator.log({name: value for name, value in values.items() if name != "step"}, step=step)
+            accelerator.log({k: v for k, v in values.items() if k != "step" and v is not None}, step=step)
             progress.set_postfix(loss=f"{total:.4f}", inside=f"{inside:.4f}")
             sums.zero_()
             logged_at, logged_step = now, step
@@ -171,6 +176,15 @@ def _out_of_time(options: TrainOptions, started: float, accelerator: Accelerator
         return False
     elapsed = torch.tensor(time.monotonic() - started, device=accelerator.device)
     return float(broadcast(elapsed)) > 60 * options.max_minutes
+
+
+def _stop_unless_finite(sums: torch.Tensor, step: int, folder: Path) -> None:
+    """Never let weights that are no numbers push good checkpoints out."""
+    if not bool(torch.isfinite(sums).all()):
+        raise MimicBrushError(
+            f"the loss is no number any more at step {step}. The checkpoints in {folder} are from before. Start anew "
+            "in another run_dir with a lower train.learning_rate, or with train.mixed_precision=bf16 instead of fp16."
+        )
 
 
 def _save(accelerator: Accelerator, folder: Path, step: int, identity: dict[str, Any], keep: int) -> None:

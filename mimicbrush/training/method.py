@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,14 @@ class FrozenEncoders:
             module.requires_grad_(False).eval()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> FrozenEncoders:
-        """Move all three; half precision is safe, since nothing here is trained."""
-        for module in (self.vae, self.image_encoder, self.depth_estimator):
-            module.to(device)
-            if module.dtype != dtype:  # diffusers warns of every cast, also of one that changes nothing
-                module.to(dtype)
-        return self
+        """The encoders on a device; in half precision they are copies, so that the originals can be exported."""
+        moved = copy.copy(self)
+        for name in ("vae", "image_encoder", "depth_estimator"):
+            module = getattr(self, name)
+            if module.dtype != dtype:
+                module = copy.deepcopy(module).to(dtype)
+            setattr(moved, name, module.to(device))
+        return moved
 
     @torch.no_grad()
     def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:

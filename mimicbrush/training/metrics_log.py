@@ -18,12 +18,15 @@ class MetricsLog:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= first_step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        if kept != lines or not path.exists():
+            aside = path.with_suffix(".tmp")
+            aside.write_text("".join(f"{line}\n" for line in kept))
+            aside.replace(path)
 
-    def append(self, values: dict[str, float]) -> None:
+    def append(self, values: dict[str, float | None]) -> None:
         """Write one line, at once."""
         with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -13,6 +13,7 @@ class TrainOptions:
 
     Attributes:
         device: "cuda", "cpu", or "auto" for whatever is there.
+        cpu_threads: threads of PyTorch on a CPU; 0 leaves it to PyTorch.
         mixed_precision: "no", "fp16" or "bf16" (*ours*).
         batch_size: samples per process and micro-batch.
         total_batch_size: samples per step, over all processes and micro-batches.
@@ -33,6 +34,7 @@ class TrainOptions:
     """
 
     device: str = "auto"
+    cpu_threads: int = 0
     mixed_precision: str = "no"
     batch_size: int = 8
     total_batch_size: int = 64

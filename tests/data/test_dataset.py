@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -61,16 +62,31 @@ def test_without_augmentation_a_sample_is_the_stored_pair(pairs: list[Pair]) -> 
         assert np.array_equal(sample.reference, stored[1 - found.index(True)])
 
 
-def test_matched_points_steer_the_mask_through_the_augmentation(pairs: list[Pair]) -> None:
-    # Only cells with matches are masked: so every masked cell must hold a warped match.
-    options = DataOptions(root="", video_ratio=1.0, mask=MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0))
-    dataset = PairDataset([pair for pair in pairs if pair.kind == "video"], 64, options, seed=0)
-    ratios = [dataset[n].mask.mean() for n in range(30)]
-    assert 0.02 < np.mean(ratios) < 0.5
-    everything = dataclasses.replace(options, mask=MaskOptions(cells=(8, 8), matched=0.0, unmatched=1.0))
-    opposite = PairDataset(dataset.sources["video"], 64, everything, seed=0)
-    disjoint = [not np.any(dataset[n].mask & opposite[n].mask) for n in range(30)]
-    assert np.mean(disjoint) > 0.9  # but where the never-empty rule turned a cell
+@pytest.mark.parametrize(("width", "height"), [(427, 241), (854, 480), (333, 500)])
+def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, height: int) -> None:
+    """A red spot on grey, at sizes that no reduction while decoding divides: the hole must be where it went."""
+    spot = (width * 0.5, height * 0.55)
+    picture = np.full((height, width, 3), 128, np.uint8)
+    cv2.circle(picture, (round(spot[0]), round(spot[1])), width // 20, (255, 0, 0), -1)
+    data = jpeg(picture)
+    (tmp_path / "shard.tar").write_bytes(data)
+    points = np.array([spot], np.float32)
+    pair = Pair("p", "video", "v", "h", tmp_path / "shard.tar", (height, width), (0, len(data)), (0, len(data)),
+                points, points, 0.5, [])  # fmt: skip
+    mask = MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0)
+    options = DataOptions(root="", video_ratio=1.0, jitter=JitterRanges(0, 0, 0, 0), mask=mask)
+    dataset = PairDataset([pair], 64, options, seed=0)
+    assert dataset._reduction(pair) > 1
+    found = []
+    for n in range(40):
+        sample = dataset[n]
+        redness = sample.source[..., 0].astype(float) - sample.source[..., 1]
+        if redness.max() > 60 and sample.mask.mean() <= 1 / 64:
+            y, x = (np.average(axis, weights=redness.clip(0)) for axis in np.mgrid[:64, :64])
+            masked_y, masked_x = (axis[sample.mask > 0].mean() for axis in np.mgrid[:64, :64])
+            found.append(max(abs(y - masked_y), abs(x - masked_x)))
+    assert len(found) > 20
+    assert np.mean(np.array(found) < 5) > 0.9, found  # half a cell, and a pixel of rounding
 
 
 def test_the_segment_of_an_image_is_masked_where_it_went(pairs: list[Pair]) -> None:

@@ -37,9 +37,17 @@ def test_what_resume_may_name(tmp_path: Path) -> None:
         checkpoints.find_checkpoint(tmp_path, "never")
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         checkpoints.find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+    save(tmp_path, 6)
+    with pytest.raises(CheckpointError, match=r"holds other checkpoints \(step-00000006\)"):
+        checkpoints.find_checkpoint(tmp_path, str(path))
+    with pytest.raises(CheckpointError, match="holds other checkpoints"):
+        checkpoints.find_checkpoint(save(tmp_path / "elsewhere", 9).parent, str(path))
     assert checkpoints.read_state(path, {"seed": 1}) == 5
     with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):
         checkpoints.read_state(path, {"seed": 2})
+    (path / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.read_state(path, {"seed": 1})
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:

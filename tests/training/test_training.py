@@ -103,6 +103,29 @@ def test_micro_batches_change_rounding_only(straight: Path, mined: Path, tmp_pat
     assert all(abs(a - b) < 1e-3 for a, b in pairs), pairs
 
 
+def test_a_run_goes_on_with_other_micro_batches_but_not_with_other_choices(mined: Path, tmp_path: Path) -> None:
+    run_dir, options = tmp_path / "run", ["train.total_batch_size=4", "train.checkpoint_every=3"]
+    train(mined, run_dir, *options, "train.max_steps=3", "train.batch_size=2")
+    before = (run_dir / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"train\.learning_rate: 0\.003 there, 0\.1 now"):
+        train(mined, run_dir, *options, "train.max_steps=6", "train.resume=latest", "train.learning_rate=0.1")
+    assert (run_dir / "config.yaml").read_text() == before
+    train(mined, run_dir, *options, "train.max_steps=6", "train.batch_size=1", "train.resume=latest")
+    train(mined, tmp_path / "straight", *options, "train.max_steps=6", "train.batch_size=2")
+    a, b = weights(run_dir), weights(tmp_path / "straight")
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-4
+
+
+def test_half_precision_trains_and_exports_the_frozen_parts_as_they_were(mined: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16"):
+        train(mined, tmp_path / precision, "train.max_steps=2", f"train.mixed_precision={precision}")
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+    for part, file in (("vae", "diffusion_pytorch_model"), ("image_encoder", "model"), ("depth_estimator", "model")):
+        one, other = (load_file(tmp_path / p / "pipeline" / part / f"{file}.safetensors") for p in ("no", "bf16"))
+        assert all(torch.equal(one[key], other[key]) for key in one), part
+
+
 def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path) -> None:
     train(mined, tmp_path / "run", "train.max_steps=6", "seed=1")
     assert differing(straight, tmp_path / "run")
@@ -112,15 +135,15 @@ def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path
         train(mined, tmp_path / "run", "train.max_steps=7", "seed=1")
 
 
-def test_it_learns_one_pair_by_heart(mined: Path, tmp_path: Path) -> None:
+def test_the_loss_falls(mined: Path, tmp_path: Path) -> None:
     train(mined, tmp_path / "run", "train.max_steps=60", "train.log_every=20", "train.batch_size=8",
-          "train.total_batch_size=8", "train.learning_rate=3e-3", "train.checkpoint_every=1000")  # fmt: skip
+          "train.total_batch_size=8", "train.learning_rate=3e-3", "train.prediction_type=epsilon")  # fmt: skip
     losses = [values["loss"] for values in metrics(tmp_path / "run")]
-    assert losses[0] > 0.5 > losses[-1], losses
+    assert losses[0] > 0.7 and losses[-1] < 0.6 * losses[0], losses
 
 
 def test_a_loss_that_is_no_number_stops_the_run(mined: Path, tmp_path: Path) -> None:
-    with pytest.raises(MimicBrushError, match="the loss is nan at step"):
+    with pytest.raises(MimicBrushError, match="the loss is no number any more at step"):
         train(mined, tmp_path / "run", "train.max_steps=8", "train.learning_rate=1e12", "train.lr_warmup_steps=0")
 
 
@@ -170,4 +193,5 @@ def test_ablations_sweep(mined: Path, tmp_path: Path, script_environment: Callab
         check=True,
     )
     names = {path.stem for path in (ROOT / "configs" / "ablation").glob("*.yaml")}
-    assert {path.parent.name for path in tmp_path.glob("*/pipeline")} == {f"{name}-seed0" for name in names}
+    folders = {path.parent.name.split("-", 1)[1] for path in tmp_path.glob("*/pipeline")}
+    assert folders == {f"{name}-seed0" for name in names}
