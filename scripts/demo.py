@@ -146,9 +146,10 @@ def edit(folder: Path) -> None:
     """Write a few held-out pairs as picture files, with an oval mask on what was matched, and edit them."""
     import cv2
     import numpy as np
+    from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.report import write_picture
+    from mimicbrush.ops.files import write_picture
 
     pairs = read_manifest(folder / "pairs" / "heldout")
     first_of_clip = {pair.source_path: pair for pair in reversed(pairs)}
@@ -164,7 +165,7 @@ def edit(folder: Path) -> None:
         parts = {"source": source, "mask": mask, "reference": reference}
         files = {part: f"{stem}_{part}.png" for part in parts}
         for part, picture in parts.items():
-            write_picture(Path(files[part]), picture)
+            write_picture(Image.fromarray(picture), Path(files[part]))
         model = ("--model", str(folder / "run" / "pipeline"), "-o", f"{stem}_result.png")
         command("infer.py", files["reference"], files["source"], files["mask"], *model)
 
@@ -175,14 +176,15 @@ def lay_out(folder: Path) -> None:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.report import write_picture
     from mimicbrush.evaluation.sheets import SheetRow, contact_sheet, pairs_sheet, show_hole
+    from mimicbrush.ops.files import write_picture
 
     def read(path: str | Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.asarray(picture)
 
-    write_picture(folder / "mined_pairs.png", pairs_sheet(read_manifest(folder / "pairs" / "train")))
+    pairs = read_manifest(folder / "pairs" / "train")
+    write_picture(Image.fromarray(pairs_sheet(pairs)), folder / "mined_pairs.png")
     rows = []
     for result in sorted((folder / "edits").glob("*_result.png")):
         stem = str(result).removesuffix("_result.png")  # demo/edits/CLIP
@@ -198,7 +200,7 @@ def lay_out(folder: Path) -> None:
         rows.append(SheetRow(f"evaluate.py on {Path(stem).name[3:]}: {size}, nothing pasted back", cells))
     columns = ["source (the hole in black)", "mask (white = repaint)", "reference", "result", "target"]
     sheet = contact_sheet("Held-out clips, edited by a toy trained for about a minute", columns, rows, cell_px=200)
-    write_picture(folder / "contact_sheet.png", sheet)
+    write_picture(Image.fromarray(sheet), folder / "contact_sheet.png")
 
 
 def tell(folder: Path) -> str:

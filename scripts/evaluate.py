@@ -33,7 +33,9 @@ def run(config: DictConfig) -> None:
 
     from mimicbrush.evaluation.options import EvaluationOptions
 
-    options = EvaluationOptions(**values | {"sets": tuple(values["sets"])})
+    if isinstance(values["sets"], list):
+        values["sets"] = tuple(values["sets"])
+    options = EvaluationOptions(**values)
 
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation import editors, heldout, report

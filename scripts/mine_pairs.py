@@ -8,19 +8,22 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mimicbrush.errors import InputError, run_plainly
+
 EXAMPLE = "python scripts/mine_pairs.py input=../shared/data/videos output=runs/mined"
 
 
 @hydra.main(config_path="../configs", config_name="mine", version_base="1.3")
 def main(config: DictConfig) -> None:
+    run_plainly(lambda: run(config))
+
+
+def run(config: DictConfig) -> None:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if missing:
-        sys.exit(
-            _complain(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
-        )
+        raise InputError(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
 
     # Slow to import, and not needed for --help and --cfg.
-    from mimicbrush.errors import MimicBrushError
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.run import mine
 
@@ -29,12 +32,9 @@ def main(config: DictConfig) -> None:
     input_dir, output_dir = (Path(str(values.pop(key))).expanduser() for key in ("input", "output"))
     run_choices = {key: values.pop(key) for key in ("workers", "timeout_s", "progress")}
     try:
-        options = MiningOptions(**values)
-        summary = mine(input_dir, output_dir, options, **run_choices)
-    except MimicBrushError as error:
-        sys.exit(_complain(str(error)))
+        summary = mine(input_dir, output_dir, MiningOptions(**values), **run_choices)
     except KeyboardInterrupt:
-        _complain("stopped; the same command goes on from the last shard that was finished")
+        print("stopped; the same command goes on from the last shard that was finished", file=sys.stderr)
         sys.exit(130)
     print(report(summary, output_dir))
 
@@ -58,11 +58,6 @@ def report(summary, output_dir: Path) -> str:
     else:
         lines.append("no pair to train on: the columns reason and detail of the manifest say why")
     return "\n".join(lines)
-
-
-def _complain(message: str) -> int:
-    print(f"mine_pairs: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

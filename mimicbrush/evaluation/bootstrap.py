@@ -10,8 +10,9 @@ from mimicbrush.ops import randomness
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-#: With fewer sources there are so few different resamples that the interval says little.
-MIN_SOURCES = 3
+#: With fewer sources a percentile bootstrap gives intervals that are too narrow: resamples of so few videos
+#: vary less than other videos would. The bounds are reported all the same, with a caution.
+MIN_SOURCES = 10
 #: Rows of the resampling matrix that are held at once: bounds the memory for large collections.
 _CHUNK = 1000
 

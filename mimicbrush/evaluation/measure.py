@@ -94,10 +94,10 @@ def _mean_row(scores: Sequence[Score]) -> dict[str, float | int | None]:
 
 
 def interval_note(n_sources: int) -> str | None:
-    """What must be said about intervals from few sources; None where they are meaningful."""
+    """What must be said about intervals from few sources; None where there are enough."""
     if n_sources >= MIN_SOURCES:
         return None
     return (
-        f"Only {n_sources} source videos: the intervals come from so few different resamples that they mean "
-        f"little. Evaluate on at least {MIN_SOURCES}, better 20 or more."
+        f"Only {n_sources} source videos: a percentile bootstrap over so few makes the intervals too narrow, so "
+        f"one that is clear of zero shows little. Evaluate on at least {MIN_SOURCES}, better 20 or more."
     )

@@ -44,6 +44,8 @@ class EvaluationOptions:
         """
         if self.split not in get_args(EvaluationSplit):
             raise InputError(f"split={self.split} is unknown; choose one of {_names(EvaluationSplit)}")
+        if not isinstance(self.sets, tuple):
+            raise InputError(f"sets={self.sets}: must be a list of {_names(SetName)}, such as sets=[natural]")
         unknown = [name for name in self.sets if name not in get_args(SetName)]
         if unknown or not self.sets:
             raise InputError(f"sets={list(self.sets)}: choose one or both of {_names(SetName)}")
@@ -61,7 +63,7 @@ class EvaluationOptions:
                 raise InputError(f"{name}={value}: must be a whole number")
             if least is not None and value < least:
                 raise InputError(f"{name}={value}: must be at least {least}")
-        if not isinstance(self.guidance_scale, int | float | None):
+        if isinstance(self.guidance_scale, bool) or not isinstance(self.guidance_scale, int | float | None):
             raise InputError(f"guidance_scale={self.guidance_scale}: must be a number")
 
 

@@ -9,10 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from mimicbrush.evaluation.bootstrap import MIN_SOURCES
 from mimicbrush.evaluation.measure import ROWS
+from mimicbrush.ops.files import write_aside
 
 _PACKAGES = ("mimicbrush", "torch", "diffusers", "transformers", "numpy", "opencv-python", "scikit-image")
 _ROW_NAMES = {
@@ -37,25 +36,14 @@ def versions() -> dict[str, str | None]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write aside, then rename: a reader never sees half a file. NaN and infinity are errors, not JSON."""
-    _write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
 def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
     """One JSON object per line, written aside, then renamed."""
-    _write_text(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_suffix(path.suffix + ".part")
-    aside.write_text(text)
-    aside.replace(path)
-
-
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W[, 3]) uint8 as PNG, aside, then renamed."""
-    aside = path.with_suffix(path.suffix + ".part")
-    Image.fromarray(picture).save(aside, format="PNG")
-    aside.replace(path)
+    text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
 def summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
@@ -80,12 +68,14 @@ def _table(name: str, values: dict[str, Any]) -> str:
 
 
 def gain_sentences(summary: dict[str, Any]) -> str:
-    """The two gains of one set, in plain words."""
+    """The two gains of one set, in plain words; with few sources they carry a caution."""
+    n_sources = summary["n_sources"]
+    caution = f", too narrow with only {n_sources} source videos" if n_sources < MIN_SOURCES else ""
     gain, bounds = summary["reference_gain_db"], summary["reference_gain_db_ci95"]
     other, other_bounds = summary["gain_over_no_reference_db"], summary["gain_over_no_reference_db_ci95"]
     return (
-        f"Reference gain {gain:+.2f} dB ({_interval(bounds)}): {verdict(bounds)}\n"
-        f"Over no reference at all {other:+.2f} dB ({_interval(other_bounds)})."
+        f"Reference gain {gain:+.2f} dB ({_interval(bounds)}{caution}): {verdict(bounds)}\n"
+        f"Over no reference at all {other:+.2f} dB ({_interval(other_bounds)}{caution})."
     )
 
 

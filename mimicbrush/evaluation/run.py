@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from mimicbrush.data.manifest import Pair
@@ -17,6 +18,7 @@ from mimicbrush.evaluation.editors import Editor
 from mimicbrush.evaluation.measure import DEFINITIONS, GAINS, PairScores, interval_note, score, summarise
 from mimicbrush.evaluation.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.samples import EvalSample, SamplePlan, load_sample, plan_samples
+from mimicbrush.ops.files import write_picture
 
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
@@ -203,7 +205,7 @@ def _write_pictures(
         }
         clip = re.sub(r"\W+", "_", Path(sample.plan.pair.source_path).stem)[:60]
         for column, picture in cells.items():
-            report.write_picture(folder / f"{number:02d}_{clip}_{column}.png", picture)
+            write_picture(Image.fromarray(picture), folder / f"{number:02d}_{clip}_{column}.png")
         psnr = {row: score(result, sample.source, sample.mask).psnr for row, result in results.items()}
         caption = (
             f"{sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
@@ -213,4 +215,4 @@ def _write_pictures(
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
     title += report.gain_sentences(summary).split("\n")[0]
     sheet = sheets.contact_sheet(title, list(_COLUMNS.values()), rows)
-    report.write_picture(output / SHEET_FILES[name], sheet)
+    write_picture(Image.fromarray(sheet), output / SHEET_FILES[name])

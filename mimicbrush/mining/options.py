@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mimicbrush.errors import InputError
 
@@ -53,7 +53,13 @@ class MiningOptions:
     inputs_per_shard: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse values that could never give a pair."""
+        """Refuse values of another type, and such as could never give a pair.
+
+        Raises:
+            InputError: names the option and what was given.
+        """
+        for option in fields(self):
+            check_number(option.name, getattr(self, option.name), whole=isinstance(option.default, int))
         for low, high in (
             ("min_gap_s", "max_gap_s"),
             ("min_ssim", "max_ssim"),
@@ -69,3 +75,13 @@ class MiningOptions:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not 1 <= self.jpeg_quality <= 100:
             raise InputError(f"jpeg_quality={self.jpeg_quality} is outside 1..100")
+
+
+def check_number(name: str, value: object, *, whole: bool = False) -> None:
+    """Refuse what is no number: a command line can give anything.
+
+    Raises:
+        InputError: names the option and what was given.
+    """
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise InputError(f"{name}={value}: must be a {'whole ' if whole else ''}number")

@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining import plan as planning
-from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.reader import FrameReader, PyAVReader
-from mimicbrush.mining.shards import ShardPaths, fingerprint, read_marker, write_aside, write_shard
+from mimicbrush.mining.shards import ShardPaths, fingerprint, read_marker, write_shard
 from mimicbrush.mining.summary import Summary, summarise
 from mimicbrush.mining.work import Outcome, mine_item, refused_source, start_worker
+from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
 
 SUMMARY_NAME = "summary.json"
 _SPOOL_PREFIX, _SPOOL_SUFFIX = "spool-", ".tmp"
@@ -58,10 +59,15 @@ def mine(
 
     Raises:
         InputError: a folder without inputs, or an output that does not belong to them.
-        DataError: an output folder whose files cannot be read.
+        DataError: an output folder whose files cannot be read, or an input at which a worker fails in a way
+            that is not foreseen; it is named, and the shards before it stay.
     """
     options = options or MiningOptions()
     reader = reader or PyAVReader(max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
+    check_number("workers", workers, whole=True)
+    check_number("timeout_s", timeout_s)
+    if not isinstance(progress, bool):
+        raise InputError(f"progress={progress}: must be true or false")
     if workers < 1 or timeout_s <= 0:
         raise InputError(f"workers={workers} must be at least 1, and timeout_s={timeout_s:g} above 0")
     root, output = _check_folders(input_dir, output_dir)
@@ -108,8 +114,7 @@ def _mine_shards(
     progress: bool,
 ) -> Counter[str]:
     """Mine what is not done; how many files the archives hold beside photographs with segments."""
-    for stale in output.glob(f"{_SPOOL_PREFIX}*{_SPOOL_SUFFIX}"):  # of a run that was killed
-        shutil.rmtree(stale, ignore_errors=True)
+    _remove_stale(output)
     prints = [fingerprint(plan, items) for items in plan.shards]
     paths = [ShardPaths.of(output, number) for number in range(len(plan.shards))]
     markers = [read_marker(path, print_) for path, print_ in zip(paths, prints, strict=True)]
@@ -135,6 +140,16 @@ def _mine_shards(
         bar.close()
         outcomes.close()
     return ignored
+
+
+def _remove_stale(output: Path) -> None:
+    """Remove what a run that was killed left behind."""
+    for spool_folder in output.glob(f"{_SPOOL_PREFIX}*{_SPOOL_SUFFIX}"):
+        shutil.rmtree(spool_folder, ignore_errors=True)
+    first = ShardPaths.of(output, 0)
+    for folder in (output, first.tar.parent, first.part.parent, first.marker.parent):
+        for aside in folder.glob(ASIDE_PATTERN):
+            aside.unlink(missing_ok=True)
 
 
 def _remember(part: Path, first_path_of: dict[str, str]) -> None:
@@ -186,15 +201,22 @@ def _outcomes(
 
 
 def _result(item: Item, future: Future[Outcome] | None, timeout_s: float) -> Outcome:
-    """Wait for one input. A worker that died or hung costs this input only."""
+    """Wait for one input. A worker that died or hung costs this input only; a fault of ours ends the run."""
     if future is None:
         return Outcome([refused_source(item.path, item.reason, item.detail)])
-    try:
+    failure = future.exception()
+    if failure is None:
         return future.result()
-    except FutureTimeoutError:
+    if isinstance(failure, FutureTimeoutError):
         reason, detail = "timeout", f"more than timeout_s={timeout_s:g}"
-    except ProcessExpired as error:
-        reason, detail = "worker_died", f"exit code {error.exitcode}"
+    elif isinstance(failure, ProcessExpired):
+        reason, detail = "worker_died", f"exit code {failure.exitcode}"
+    else:
+        raise DataError(
+            f"{item.path}: mining this file failed in a way that is not foreseen ({type(failure).__name__}: "
+            f"{str(failure).strip()}). Mend the cause if it lies on this machine (a full disk, say); else move the "
+            "file out of the input and report the fault. Then give the same command again: finished shards stay"
+        ) from failure
     return Outcome([refused_source(item.path, reason, detail, kind=item.row_kind)])
 
 
@@ -202,5 +224,4 @@ def _write_if_new(path: Path, text: str) -> None:
     """Write a file unless it says the same already: a run that finds nothing to do changes nothing."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    with write_aside(path) as file:
-        file.write(text.encode("utf-8"))
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))

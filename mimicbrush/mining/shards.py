@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 from mimicbrush.data.manifest import SCHEMA, SCHEMA_VERSION
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.work import Outcome, Source, refused_source
+from mimicbrush.ops.files import write_aside
 
 _HASH_CHARACTERS = 16
 
@@ -93,17 +92,18 @@ def write_shard(
     for path in (paths.tar, paths.part, paths.marker):
         path.parent.mkdir(parents=True, exist_ok=True)
     paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
-    with (
-        write_aside(paths.tar) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for outcome, spool_path in outcomes:
-            ignored += outcome.ignored
-            for source in outcome.sources:
-                source = _without_duplicates(source, first_path_of)
-                rows += _store(source, spool_path, tar, paths.tar.name)
-    with write_aside(paths.part) as file:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), file, compression="zstd")
+
+    def write_tar(path: Path) -> None:
+        with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for outcome, spool_path in outcomes:
+                ignored.update(outcome.ignored)
+                for source in outcome.sources:
+                    source = _without_duplicates(source, first_path_of)
+                    rows.extend(_store(source, spool_path, tar, paths.tar.name))
+
+    write_aside(paths.tar, write_tar)
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    write_aside(paths.part, lambda path: pq.write_table(table, path, compression="zstd"))
     marker = {
         "fingerprint": shard_fingerprint,
         "tar_sha256": _sha256(paths.tar),
@@ -112,8 +112,8 @@ def write_shard(
         "pairs": sum(values["status"] == "pair" for values in rows),
         "ignored": dict(sorted(ignored.items())),
     }
-    with write_aside(paths.marker) as file:
-        file.write((json.dumps(marker, indent=1) + "\n").encode())
+    text = json.dumps(marker, indent=1) + "\n"
+    write_aside(paths.marker, lambda path: path.write_bytes(text.encode()))
     return marker
 
 
@@ -161,25 +161,6 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     start = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(data))
     return start
-
-
-@contextmanager
-def write_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when it is whole and on the disk; after an error it is not there."""
-    aside = path.with_name(f"{path.name}.tmp")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _sha256(path: Path) -> str:

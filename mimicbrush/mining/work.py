@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,13 +81,14 @@ def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOption
         spool_path: the JPEGs are written there, one after the other.
     """
     path = root / item.path
+    annotation_path = path.with_suffix(".json")
     outcome = Outcome()
     with spool_path.open("wb") as spool:
         try:
+            _check_size([path, annotation_path] if item.kind == "image" else [path], item.size)
             if item.kind == "archive":
                 outcome = _mine_archive(path, item.path, options, spool)
             elif item.kind == "image":
-                annotation_path = path.with_suffix(".json")
                 jpeg = _read_small(path, options.max_image_bytes)
                 annotation = _read_small(annotation_path, options.max_image_bytes)
                 outcome.sources = [_mine_image(item.path, jpeg, annotation, options, spool)]
@@ -97,6 +99,16 @@ def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOption
         except MemoryError:
             outcome.sources = [refused_source(item.path, "out_of_memory", "MemoryError", kind=item.row_kind)]
     return outcome
+
+
+def _check_size(paths: Sequence[Path], planned: int) -> None:
+    """A file that still grows would give pairs of a content that nobody finds again."""
+    try:
+        size = sum(path.stat().st_size for path in paths)
+    except OSError as error:
+        raise UntrustedFileError("unreadable", error.strerror or str(error)) from error
+    if size != planned:
+        raise UntrustedFileError("changed", f"{size} bytes, {planned} when the run was planned")
 
 
 def _mine_video(path: Path, name: str, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> Source:

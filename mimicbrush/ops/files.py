@@ -1,14 +1,18 @@
-"""Pictures from files and to files."""
+"""Pictures from files, and files that are whole as soon as they have their name."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mimicbrush.errors import InputError
+
+#: What `write_aside` leaves beside its files when the process is killed.
+ASIDE_PATTERN = ".*.tmp"
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -37,19 +41,49 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         raise InputError(f"{path}: not a picture that can be read whole ({error})") from error
 
 
-def write_picture(image: Image.Image, path: Path) -> None:
-    """Write aside, then rename: whoever looks at `path` sees a whole picture or none.
+def check_writable(path: Path) -> None:
+    """Whether `write_picture` will take this path; to be asked before the picture is made.
 
     Raises:
-        InputError: the folder is missing or the format unknown.
+        InputError: the folder is missing, or no picture format that can be written goes by this suffix.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
-    if path.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise InputError(f"{path}: unknown picture format {path.suffix!r}; use for instance .png")
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its suffix (see `write_aside`).
+
+    Raises:
+        InputError: see `check_writable`.
+    """
+    check_writable(path)
+    picture_format = Image.registered_extensions()[path.suffix.lower()]
+    write_aside(path, lambda aside: image.save(aside, format=picture_format))
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that gets its name only when it is whole and on the disk.
+
+    Args:
+        path: the file; an older one stays as it is until the new one replaces it.
+        write: called with a hidden name in the same folder (`ASIDE_PATTERN`), to write the content there; what
+            it returns is not looked at. Where it raises, nothing is left behind.
+    """
+    # No suffix of the file's own: whoever collects for instance *.parquet must not meet half a file.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(aside)
+        write(aside)
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name must be on the disk, too; Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -28,6 +28,8 @@ def test_the_config_says_what_the_dataclass_says() -> None:
         (["editor=nowhere", "pairs=nowhere", "output=out"], "no such folder"),
         (["editor=nowhere", "pairs=nowhere", "output=out", "split=test"], "heldout, all"),
         (["editor=.", "pairs=nowhere", "output=out"], "model_index.json"),
+        (["editor=.", "pairs=nowhere", "output=out", "batch_size=abc"], "batch_size=abc: must be a whole number"),
+        (["editor=.", "pairs=nowhere", "output=out", "sets=3"], "sets=3: must be a list"),
     ],
 )
 def test_mistakes_get_one_plain_message(

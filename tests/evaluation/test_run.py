@@ -14,9 +14,12 @@ from skimage.metrics import peak_signal_noise_ratio
 from mimicbrush.data.manifest import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation import baselines
-from mimicbrush.evaluation.measure import DEFINITIONS, PSNR_CAP_DB, ROWS, score
+from mimicbrush.evaluation.bootstrap import MIN_SOURCES
+from mimicbrush.evaluation.measure import DEFINITIONS, PSNR_CAP_DB, ROWS, interval_note, score
 from mimicbrush.evaluation.options import EvaluationOptions
+from mimicbrush.evaluation.report import gain_sentences, summary
 from mimicbrush.evaluation.run import evaluate
+from mimicbrush.ops.files import ASIDE_PATTERN
 from mimicbrush.ops.similarity import psnr_inside
 
 SIZE = 48
@@ -107,7 +110,7 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / name) as sheet:
             assert sheet.width > 10 * 144
     assert len(list((tmp_path / "out" / "pictures" / "natural").glob("*_model.png"))) == 2
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not list((tmp_path / "out").rglob(ASIDE_PATTERN))
 
 
 def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:
@@ -116,6 +119,22 @@ def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:
         assert metrics[key] is None
     assert metrics["warped"]["n"] == 2
     assert "Only 2 source videos" in metrics["note"]
+
+
+def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair]) -> None:
+    metrics = evaluate(copying, rendered, SIZE, OPTIONS)
+    few = metrics["natural"]
+    assert few["n_sources"] == metrics["n_sources"] == 4 < MIN_SOURCES == 10
+    low, high = few["reference_gain_db_ci95"]
+    bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
+    for line in gain_sentences(few).split("\n"):
+        assert "too narrow with only 4 source videos)" in line
+    assert f"({bounds}, too narrow" in gain_sentences(few)
+    assert "too narrow" in metrics["note"]
+    assert metrics["note"] in summary(metrics, OPTIONS.sets)
+    assert f"({bounds}): " in gain_sentences(few | {"n_sources": MIN_SOURCES})
+    assert "too narrow" in gain_sentences(few | {"n_sources": MIN_SOURCES - 1})
+    assert interval_note(MIN_SOURCES) is None
 
 
 def test_an_editor_with_results_of_another_size_is_an_error(rendered: list[Pair]) -> None:
@@ -139,9 +158,12 @@ def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:
         ({"split": "test"}, "heldout, all"),
         ({"sets": ("sharp",)}, "natural, warped"),
         ({"sets": ()}, "natural, warped"),
+        ({"sets": None}, "must be a list"),
+        ({"sets": "natural"}, "must be a list"),
         ({"batch_size": 0}, "at least 1"),
         ({"seed": "x"}, "whole number"),
         ({"guidance_scale": "x"}, "a number"),
+        ({"guidance_scale": True}, "a number"),
     ],
 )
 def test_options_that_mean_nothing_are_errors(values: dict, message: str) -> None:

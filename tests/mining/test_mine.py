@@ -8,8 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mining_inputs import (
@@ -23,12 +27,14 @@ from mining_inputs import (
 )
 
 from mimicbrush.data.manifest import read_manifest
-from mimicbrush.errors import InputError
+from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reader import PyAVReader, VideoFrame
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.run import mine
 from mimicbrush.mining.summary import Summary
+from mimicbrush.mining.work import mine_item
 
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)
 
@@ -228,6 +234,69 @@ def test_a_worker_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
         "clip4.mp4": "",
     }
     assert (summary.accepted, summary.quarantined, summary.pairs) == (3, 2, 3)
+
+
+class FaultyReader(PyAVReader):
+    """Reads as usual, but fails at one file in a way that mining does not know."""
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        if path.name == "clip1.mp4":
+            cv2.cvtColor(np.zeros(0, np.uint8), cv2.COLOR_RGB2GRAY)
+        yield from super().frames(path)
+
+
+def test_a_fault_in_a_worker_names_the_file_and_the_run_goes_on_without_it(tmp_path: Path) -> None:
+    write_clips(tmp_path / "in", 3)
+    output, reader = tmp_path / "out", FaultyReader()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"clip1\.mp4: .*\(error: OpenCV.*same command again") as caught:
+            mine(tmp_path / "in", output, OPTIONS, workers=1, progress=False, reader=reader)
+        assert isinstance(caught.value.__cause__, cv2.error)
+        assert "clip1.mp4" not in reasons_by_path(output)
+        assert [path.name for path in (output / "markers").iterdir()] == ["shard-000000.json"]
+    finished = (output / "markers/shard-000000.json").stat().st_mtime_ns
+    litter = output / "manifest/.part-000001.parquet.1.tmp"  # as a killed run would leave it
+    litter.write_text("")
+    (tmp_path / "in/clip1.mp4").rename(tmp_path / "clip1.mp4")
+    summary = mine(tmp_path / "in", output, OPTIONS, workers=1, progress=False, reader=reader)
+    assert (summary.accepted, summary.reasons) == (2, {"unreadable": 1})
+    assert (output / "markers/shard-000000.json").stat().st_mtime_ns == finished
+    assert not litter.exists()
+
+
+@pytest.mark.parametrize("kind", ["video", "image", "archive"])
+def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", moving_camera())
+    write_photograph(tmp_path, "a")
+    jpeg, segments = photograph_with_segments()
+    write_tar(tmp_path / "a.tar", {"a.jpg": jpeg, "a.json": json.dumps(segments).encode()})
+    names = {"video": ["a.mp4"], "image": ["a.jpg", "a.json"], "archive": ["a.tar"]}[kind]
+    size = sum((tmp_path / name).stat().st_size for name in names)
+    for planned, status, reason in ((size, "pair", ""), (size - 1, "quarantined", "changed")):
+        item = Item(names[0], kind, planned)
+        rows = mine_item(tmp_path, item, PyAVReader(), OPTIONS, tmp_path / "spool").sources[0].rows
+        assert {(values["status"], values["reason"]) for values in rows} == {(status, reason)}
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"workers": 1.5}, r"workers=1\.5: must be a whole number"),
+        ({"workers": 0}, "at least 1"),
+        ({"timeout_s": "long"}, "timeout_s=long: must be a number"),
+        ({"progress": "maybe"}, "progress=maybe: must be true or false"),
+    ],
+)
+def test_choices_of_a_wrong_type_are_errors(choices: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        mine(tmp_path, tmp_path / "out", OPTIONS, **choices)
+
+
+@pytest.mark.parametrize("name", [option.name for option in fields(MiningOptions)])
+def test_each_option_must_be_a_number(name: str) -> None:
+    for value in ("abc", None, True, [1]):
+        with pytest.raises(InputError, match=f"{name}=.* must be a"):
+            MiningOptions(**{name: value})
 
 
 def test_folders_that_cannot_be_mined(tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ def test_nothing_to_mine_and_nothing_given_are_one_plain_message(mine_pairs: Min
     assert mine_pairs("input=a", "output=b", "min_sim=0.3").returncode != 0
 
 
+@pytest.mark.parametrize("mistake", ["min_ssim=abc", "workers=many"])
+def test_a_value_of_a_wrong_type_is_one_plain_message(mistake: str, tmp_path: Path, mine_pairs: Mine) -> None:
+    (tmp_path / "in").mkdir()
+    done = mine_pairs("input=in", "output=out", mistake)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{mistake}: must be a" in done.stderr
+
+
 def test_yaml_and_python_state_the_same_defaults() -> None:
     values = yaml.safe_load((ROOT / "configs/mine.yaml").read_text())
     run_choices = {"workers": 2, "timeout_s": 1800.0, "progress": True}
