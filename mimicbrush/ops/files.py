@@ -16,12 +16,11 @@ ASIDE_PATTERN = ".*.tmp"
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
-    """Open a picture whole, upright (EXIF) and in the given mode.
+    """Open a picture whole, and bring it into shape with `upright`.
 
     Args:
         path: any format that Pillow reads.
-        mode: "RGB" for pictures, "L" for masks. Transparent pictures are put on white; of a mask with
-            transparency only the brightness counts.
+        mode: "RGB" for pictures, "L" for masks.
 
     Raises:
         InputError: absent, no picture, or damaged.
@@ -30,15 +29,23 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         raise InputError(f"{path}: no such file")
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if mode == "RGB" and upright.has_transparency_data:
-                layers = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
-            if upright.mode.startswith("I"):  # 16 bit: Pillow's own conversion would clip at 255, not scale
-                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-            return upright.convert(mode)
+            return upright(image, mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a picture that can be read whole ({error})") from error
+
+
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """A picture as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+
+    Transparent pictures are put on white; of a mask with transparency only the brightness counts.
+    """
+    image = ImageOps.exif_transpose(image)
+    if mode == "RGB" and image.has_transparency_data:
+        layers = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+    if image.mode.startswith("I"):  # 16 bit: Pillow's own conversion would clip at 255, not scale
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert(mode)
 
 
 def check_writable(path: Path) -> None:

@@ -27,6 +27,7 @@ from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import read_references
 from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.ops.files import upright
 from mimicbrush.ops.images import (
     IMAGE_FILL,
     MASK_THRESHOLD,
@@ -146,7 +147,7 @@ class MimicBrushPipeline(DiffusionPipeline):
         """Edit one picture or a batch.
 
         Args:
-            source: B pictures to edit, any size; PIL or (H, W, 3) uint8.
+            source: B pictures to edit, any size; PIL (turned as its EXIF says) or (H, W, 3) uint8.
             mask: one per source, of the same size; PIL or (H, W) uint8; above 128 = repaint.
             reference: one per source, any size, no mask; None repaints without any reference.
             num_inference_steps: DDIM steps; None = the pipeline's default.
@@ -357,14 +358,14 @@ def _as_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
 
 
 def _rgb(picture: Picture) -> np.ndarray:
-    array = np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+    array = np.asarray(upright(picture, "RGB")) if isinstance(picture, Image.Image) else picture
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InputError(f"a picture must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
     return array
 
 
 def _grey(picture: Picture) -> np.ndarray:
-    array = np.asarray(picture.convert("L")) if isinstance(picture, Image.Image) else picture
+    array = np.asarray(upright(picture, "L")) if isinstance(picture, Image.Image) else picture
     if array.ndim != 2 or array.dtype != np.uint8:
         raise InputError(f"a mask must be (H, W) uint8 in 0..255, got {array.shape} {array.dtype}")
     return array

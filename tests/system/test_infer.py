@@ -100,7 +100,7 @@ def test_reading_pictures(tmp_path: Path, folder: Path) -> None:
 
 def test_writing_pictures(tmp_path: Path) -> None:
     picture = Image.new("RGB", (4, 4))
-    with pytest.raises(InputError, match="unknown picture format '.xyz'"):
+    with pytest.raises(InputError, match=r"unknown picture format '.xyz'"):
         write_picture(picture, tmp_path / "a.xyz")
     with pytest.raises(InputError, match=r"does not exist"):
         write_picture(picture, tmp_path / "no" / "a.png")
