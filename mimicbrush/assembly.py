@@ -265,7 +265,9 @@ def build_loader(
 def export_pipeline(folder: Path, parts: Parts, pairs: list[Pair], options: TrainConfig) -> None:
     """Save the pipeline that was trained, with its conventions and the sources that it has seen."""
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.load import quiet_libraries
 
+    quiet_libraries()
     pipeline = MimicBrushPipeline(
         **vars(parts),
         scheduler=build_noise_scheduler(options.train.prediction_type),

@@ -6,9 +6,17 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
+
+
+def quiet_libraries() -> None:
+    """No progress bars for reading and writing weights: scripts have their own, for what takes long."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def load_pipeline(folder: Path) -> MimicBrushPipeline:
@@ -28,6 +36,7 @@ def load_pipeline(folder: Path) -> MimicBrushPipeline:
     if absent or components.get("_class_name") != "MimicBrushPipeline":
         problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
         raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
+    quiet_libraries()
     try:
         return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
