@@ -109,7 +109,8 @@ def dropped_references() -> tuple[Side, Side, float]:
             result = forward()
             gradients = torch.autograd.grad(result.square().mean(), [layer.to_q.weight, layer.to_k.weight])
             # Compared in units of the largest: gradients of a mean are tiny.
-            return torch.cat([part.detach().flatten() / part.abs().max() for part in (result, *gradients)])
+            parts = [part.detach().flatten() for part in (result, *gradients)]
+            return torch.cat([part / part.abs().max() for part in parts])
 
         return run
 
