@@ -6,11 +6,13 @@ stated once, in Python; YAML chooses; a misspelt key or a value of the wrong typ
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -62,26 +64,28 @@ def register_schemas() -> None:
 def train(config: DictConfig, run_dir: Path) -> None:
     """Train as configured, and leave everything in `run_dir`."""
     # 1. What can be checked before anything heavy is loaded.
+    check_known(config)
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-
     from mimicbrush.training import checkpoints
-    from mimicbrush.training.loop import train as run_training
-    from mimicbrush.training.method import FrozenEncoders, Trainee
 
-    if options.train.cpu_threads:
-        torch.set_num_threads(options.train.cpu_threads)
-
-    # 2. The data and the checkpoint, then the networks: what is wrong more often is found sooner.
     pairs = load_pairs(options.data)
     identity = run_identity(config, pairs)
     found = checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
     if found is not None:
         checkpoints.read_state(found, identity)
+
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from mimicbrush.training.loop import train as run_training
+    from mimicbrush.training.method import FrozenEncoders, Trainee
+
+    # 2. The networks.
+    if options.train.cpu_threads:
+        torch.set_num_threads(options.train.cpu_threads)
     parts = build_parts(options.model, options.seed)
     accelerator = Accelerator(
         cpu=options.train.device == "cpu",
@@ -89,7 +93,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
         log_with=None if options.train.tracker == "none" else options.train.tracker,
         project_dir=str(run_dir),
     )
-    accelerator.gradient_accumulation_steps = options.train.micro_batches(accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = options.train.split_batch(accelerator.num_processes)[1]
     set_seed(options.seed)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
@@ -103,6 +107,13 @@ def train(config: DictConfig, run_dir: Path) -> None:
         )
 
     # 3. The run.
+    already = found is not None and found == checkpoints.checkpoint_path(found.parent, options.train.max_steps)
+    passes = accelerator.gradient_accumulation_steps
+    accelerator.print(
+        f"{len(pairs)} pairs of {len({pair.source_hash for pair in pairs})} sources to train on "
+        f"(data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, {passes} pass(es) a step"
+    )
     steps = run_training(
         trainee=Trainee(
             parts.unet,
@@ -125,9 +136,34 @@ def train(config: DictConfig, run_dir: Path) -> None:
     )
     accelerator.end_training()
     accelerator.print(
-        f"{steps} of {options.train.max_steps} steps done. Edit with it:\n"
+        f"{steps} of {options.train.max_steps} steps done"
+        + (" before; train.max_steps=MORE goes on" if already else "")
+        + ". Edit with it:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )
+
+
+def check_known(config: DictConfig) -> None:
+    """Refuse options that do not exist: Hydra lets ``+train.max_step=20`` pass, and nothing would read it.
+
+    Raises:
+        InputError: names them, and what may have been meant.
+    """
+    unknown = _unknown(config, TrainConfig)
+    if unknown:
+        raise InputError("there is no such option:\n" + "\n".join(f"  {line}" for line in unknown))
+
+
+def _unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
+    known = [each.name for each in fields(schema)]
+    lines: list[str] = []
+    for key in map(str, config):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            lines.append(f"{prefix}{key}" + (f" (did you mean {prefix}{close[0]}?)" if close else ""))
+        elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
+            lines += _unknown(config[key], OmegaConf.get_type(config[key]), f"{prefix}{key}.")
+    return lines
 
 
 def check_prerequisites(config: DictConfig) -> None:
@@ -136,8 +172,6 @@ def check_prerequisites(config: DictConfig) -> None:
     Raises:
         InputError: says what is missing, which option points to it and how to get it.
     """
-    import torch
-
     missing: list[str] = []
     if OmegaConf.is_missing(config.data, "root") or not Path(config.data.root).is_dir():
         given = "is not set" if OmegaConf.is_missing(config.data, "root") else f"is no folder: {config.data.root}"
@@ -156,7 +190,7 @@ def check_prerequisites(config: DictConfig) -> None:
             f"train.tracker={config.train.tracker}, but that package is not installed. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
-    if config.train.device == "cuda" and not torch.cuda.is_available():
+    if config.train.device == "cuda" and not _has_gpu():
         missing.append(
             "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
             "class (or one, and patience: gradients are accumulated);\n  train.device=cpu insists on a CPU."
@@ -164,6 +198,12 @@ def check_prerequisites(config: DictConfig) -> None:
     if missing:
         toy = "To try everything on a CPU, without weights: python scripts/train.py +experiment=smoke data.root=DIR"
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 #: What may change between a run and its continuation without changing what is learnt.
@@ -244,14 +284,17 @@ def build_loader(
     from mimicbrush.data.loader import load_batches
     from mimicbrush.data.sampler import RankBatches
 
-    dataset = PairDataset(pairs, options.model.size_px, options.data, seed=options.seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = PairDataset(pairs, options.model.size_px, options.data, seed=options.seed)
+    for warning in caught:
+        accelerator.print(f"note: {warning.message}")
 
     def load(first_step: int, last_step: int) -> Iterable[TrainBatch]:
         batches = RankBatches(
             first_step,
             last_step,
-            options.train.batch_size,
-            options.train.micro_batches(accelerator.num_processes),
+            *options.train.split_batch(accelerator.num_processes),
             accelerator.process_index,
             accelerator.num_processes,
         )

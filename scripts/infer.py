@@ -33,6 +33,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.model is None:
         raise InputError(MODELS)
+    if not (arguments.model / "model_index.json").is_file():
+        raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
     output = arguments.output or Path(f"{arguments.source.stem}_edited.png")
     if output.exists() and not arguments.force:
         raise InputError(f"{output} exists; name another with -o, or overwrite it with --force")

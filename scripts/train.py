@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mimicbrush import assembly
@@ -14,7 +15,9 @@ assembly.register_schemas()
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
-    run_plainly(lambda: assembly.train(config, Path(HydraConfig.get().runtime.output_dir)))
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir if job.mode == RunMode.MULTIRUN else config.run_dir)
+    run_plainly(lambda: assembly.train(config, run_dir))
 
 
 if __name__ == "__main__":

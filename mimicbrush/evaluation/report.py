@@ -73,8 +73,9 @@ def gain_sentences(summary: dict[str, Any]) -> str:
     caution = f", too narrow with only {n_sources} source videos" if n_sources < MIN_SOURCES else ""
     gain, bounds = summary["reference_gain_db"], summary["reference_gain_db_ci95"]
     other, other_bounds = summary["gain_over_no_reference_db"], summary["gain_over_no_reference_db_ci95"]
+    says = verdict(bounds) if n_sources >= MIN_SOURCES else "too few to say whether the model imitates."
     return (
-        f"Reference gain {gain:+.2f} dB ({_interval(bounds)}{caution}): {verdict(bounds)}\n"
+        f"Reference gain {gain:+.2f} dB ({_interval(bounds)}{caution}): {says}\n"
         f"Over no reference at all {other:+.2f} dB ({_interval(other_bounds)}{caution})."
     )
 

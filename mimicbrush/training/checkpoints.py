@@ -34,14 +34,17 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         if existing:
             raise CheckpointError(
                 f"{folder} already holds checkpoints (up to {existing[-1].name}); go on with "
-                "train.resume=latest, or name another run_dir"
+                "train.resume=latest, or start in another folder (run_dir=..., of a sweep hydra.sweep.dir=...)"
             )
         return None
     if resume == "latest":
         return existing[-1] if existing else None
     path = Path(resume)
     if not (path / _STATE_FILE).is_file():
-        raise CheckpointError(f"train.resume={resume}: no checkpoint there (no {_STATE_FILE})")
+        raise CheckpointError(
+            f"train.resume={resume}: no checkpoint there (no {_STATE_FILE}); it takes never, latest, or the folder of "
+            "a checkpoint"
+        )
     later = [other.name for other in existing if path.resolve().parent == folder.resolve() and other.name > path.name]
     if later or (existing and path.resolve().parent != folder.resolve()):
         raise CheckpointError(

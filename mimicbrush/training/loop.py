@@ -51,7 +51,7 @@ def train(
         loader: the data.
         export_pipeline: writes `run_dir`/pipeline.
         options: see `TrainOptions`.
-        accelerator: made with ``options.micro_batches`` as its gradient accumulation.
+        accelerator: made with the passes of ``options.split_batch`` as its gradient accumulation.
         run_dir: gets ``checkpoints/``, ``metrics.jsonl`` and ``pipeline/``.
         identity: what a checkpoint must agree on to be resumed (seed, batch size, ...).
         resume_from: a checkpoint to go on from.
@@ -98,7 +98,7 @@ def train(
     latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
     started = logged_at = time.monotonic()
     logged_step, saved_step = step, step if resume_from is not None else -1
-    sums = torch.zeros(3, device=accelerator.device)  # losses since the last log: total, inside, outside
+    sums = torch.zeros(5, device=accelerator.device)  # since the last log: loss, and `Loss.parts`
     batches = iter(loader(step, options.max_steps))
     progress = tqdm(total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process)
     while step < options.max_steps and not _out_of_time(options, started, accelerator):
@@ -121,7 +121,7 @@ def train(
                     gradient_norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            sums += torch.stack([loss.total.detach(), loss.inside, loss.outside]) / micro_batches
+            sums += torch.cat([loss.total.detach()[None] / micro_batches, loss.parts])
         if not accelerator.optimizer_step_was_skipped:  # fp16 skips the steps whose gradients overflow
             schedule.step()
             ema.step(trainee.parameters())
@@ -132,7 +132,8 @@ def train(
         if step % options.log_every == 0 or step % options.checkpoint_every == 0 or is_last:
             _stop_unless_finite(sums, step, folder)
         if step % options.log_every == 0 or is_last:
-            total, inside, outside = (accelerator.reduce(sums, "mean") / (step - logged_step)).tolist()
+            total, *parts = accelerator.reduce(sums, "mean").tolist()
+            total, inside, outside = total / (step - logged_step), parts[0] / parts[1], parts[2] / parts[3]
             now = time.monotonic()
             values = {
                 "step": step,

@@ -128,11 +128,16 @@ class Trainee(nn.Module):
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean squared errors: over everything (what is trained on), inside the hole and outside of it."""
+    """The mean squared error, and what it is made of.
+
+    Attributes:
+        total: mean over everything: what is trained on.
+        parts: (4,) summed error inside the hole, cells inside, summed error outside, cells outside. Sums, so
+            that batches of several processes and passes add up.
+    """
 
     total: torch.Tensor
-    inside: torch.Tensor
-    outside: torch.Tensor
+    parts: torch.Tensor
 
 
 def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, conditions: Conditions, draws: Draws) -> Loss:
@@ -145,8 +150,6 @@ def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, condition
     prediction = trainee(noisy, draws.timestep, conditions, draws.keep_reference)
     error = (prediction.float() - target).square().mean(dim=1, keepdim=True)  # (B, 1, h, w)
     mask = conditions.mask
-    return Loss(
-        total=error.mean(),
-        inside=((error * mask).sum() / mask.sum().clamp(min=1)).detach(),
-        outside=((error * (1 - mask)).sum() / (1 - mask).sum().clamp(min=1)).detach(),
-    )
+    known = error.detach()
+    parts = [(known * mask).sum(), mask.sum(), (known * (1 - mask)).sum(), (1 - mask).sum()]
+    return Loss(total=error.mean(), parts=torch.stack(parts))

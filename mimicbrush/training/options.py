@@ -15,7 +15,7 @@ class TrainOptions:
         device: "cuda", "cpu", or "auto" for whatever is there.
         cpu_threads: threads of PyTorch on a CPU; 0 leaves it to PyTorch.
         mixed_precision: "no", "fp16" or "bf16" (*ours*).
-        batch_size: samples per process and micro-batch.
+        batch_size: the most samples that a process takes in one pass.
         total_batch_size: samples per step, over all processes and micro-batches.
         max_steps: optimizer steps of the whole run (*ours*).
         max_minutes: stop (and save) after this time; None for no limit.
@@ -76,12 +76,17 @@ class TrainOptions:
         if self.keep_checkpoints < 2:
             raise InputError(f"train.keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
 
-    def micro_batches(self, world_size: int) -> int:
-        """Gradient accumulation: how many micro-batches make a step with this many processes."""
-        per_pass = self.batch_size * world_size
-        if self.total_batch_size % per_pass:
+    def split_batch(self, world_size: int) -> tuple[int, int]:
+        """(samples per process and pass, passes per step) that make `total_batch_size` with this many processes.
+
+        Raises:
+            InputError: the processes cannot share the batch evenly.
+        """
+        share, rest = divmod(self.total_batch_size, world_size)
+        if rest or not share:
             raise InputError(
-                f"train.total_batch_size={self.total_batch_size} is no multiple of train.batch_size="
-                f"{self.batch_size} x {world_size} processes; change one of them"
+                f"train.total_batch_size={self.total_batch_size} cannot be shared evenly by {world_size} processes; "
+                f"use for instance train.total_batch_size={world_size * max(1, share)}"
             )
-        return self.total_batch_size // per_pass
+        per_pass = max(size for size in range(1, min(self.batch_size, share) + 1) if share % size == 0)
+        return per_pass, share // per_pass

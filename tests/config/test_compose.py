@@ -80,7 +80,17 @@ def test_values_that_make_no_sense_are_errors(option: str, message: str) -> None
 
 
 def test_total_batch_must_divide() -> None:
-    assert TrainOptions().micro_batches(8) == 1
-    assert TrainOptions().micro_batches(1) == 8
-    with pytest.raises(InputError, match=r"64 is no multiple of train.batch_size=8 x 3"):
-        TrainOptions().micro_batches(3)
+    assert TrainOptions().split_batch(8) == (8, 1)
+    assert TrainOptions().split_batch(1) == (8, 8)
+    assert TrainOptions(batch_size=8, total_batch_size=8).split_batch(2) == (4, 1)
+    assert TrainOptions(batch_size=5, total_batch_size=12).split_batch(1) == (4, 3)
+    with pytest.raises(InputError, match=r"64 cannot be shared evenly by 3 processes; .*total_batch_size=63"):
+        TrainOptions().split_batch(3)
+
+
+def test_options_forced_in_are_errors_too() -> None:
+    assembly.register_schemas()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", ["data.root=somewhere", "+experiment=smoke", "+train.max_step=20", "+sede=1"])
+    with pytest.raises(InputError, match=r"(?s)train\.max_step \(did.*max_steps\?\).*sede \(did you mean seed\?\)"):
+        assembly.check_known(config)
