@@ -132,8 +132,9 @@ def train(
         if step % options.log_every == 0 or step % options.checkpoint_every == 0 or is_last:
             _stop_unless_finite(sums, step, folder)
         if step % options.log_every == 0 or is_last:
-            total, *parts = accelerator.reduce(sums, "mean").tolist()
-            total, inside, outside = total / (step - logged_step), parts[0] / parts[1], parts[2] / parts[3]
+            means = accelerator.reduce(sums, "mean")
+            total = float(means[0]) / (step - logged_step)
+            inside, outside = (means[1::2] / means[2::2]).tolist()
             now = time.monotonic()
             values = {
                 "step": step,
@@ -158,6 +159,7 @@ def train(
 
     # 4. Leave a checkpoint to go on from, and a pipeline to edit with.
     if saved_step != step:
+        _stop_unless_finite(sums, step, folder)
         _save(accelerator, folder, step, identity, options.keep_checkpoints)
     if options.ema_decay > 0:
         ema.copy_to(trainee.parameters())

@@ -147,6 +147,14 @@ def test_a_loss_that_is_no_number_stops_the_run(mined: Path, tmp_path: Path) -> 
         train(mined, tmp_path / "run", "train.max_steps=8", "train.learning_rate=1e12", "train.lr_warmup_steps=0")
 
 
+def test_weights_that_are_no_numbers_are_not_saved_when_time_is_up(mined: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(MimicBrushError, match="the loss is no number any more"):
+        train(mined, run_dir, "train.learning_rate=1e12", "train.lr_warmup_steps=0", "train.max_minutes=0.05",
+              "train.log_every=100000", "train.checkpoint_every=100000", "train.max_steps=100000")  # fmt: skip
+    assert not list((run_dir / "checkpoints").glob("*")) and not (run_dir / "pipeline").exists()
+
+
 def test_a_killed_run_resumes_to_the_same_bits(
     straight: Path, mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
 ) -> None:
