@@ -44,6 +44,15 @@ class ModelOptions:
             raise InputError(f"model.reference_blend must be in 0..1, got {self.reference_blend}")
 
 
+#: What the released weights were trained for, as options of `ModelOptions` and of `MimicBrushPipeline`.
+RELEASED_CONVENTIONS = {
+    "reference_blend": 0.5,
+    "reference_timestep": "current",
+    "depth_convention": "released",
+    "no_depth_convention": "zero_input",
+}
+
+
 @dataclass
 class PretrainedModel(ModelOptions):
     """Full size, from starting weights: each a folder, or a hub id that is in the local cache.
