@@ -68,6 +68,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training import checkpoints
 
     pairs = load_pairs(options.data)
@@ -125,7 +126,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
             reference_timestep=options.model.reference_timestep,
         ),
         encoders=FrozenEncoders(parts, options.model),
-        noise_scheduler=build_noise_scheduler(options.train.prediction_type),
+        noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(pairs, options, accelerator),
         export_pipeline=lambda folder: export_pipeline(folder, parts, pairs, options),
         options=options.train,
@@ -261,21 +262,6 @@ def build_parts(options: ModelOptions, seed: int) -> Parts:
     return pretrained_parts(cast(PretrainedModel, options), seed=seed)
 
 
-def build_noise_scheduler(prediction_type: str) -> Any:
-    """The noise schedule of SD-1.5 (REFERENCE: released inference code), for training and for DDIM sampling."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
-
-
 def build_loader(
     pairs: list[Pair], options: TrainConfig, accelerator: Accelerator
 ) -> Callable[[int, int], Iterable[TrainBatch]]:
@@ -307,17 +293,19 @@ def build_loader(
 
 def export_pipeline(folder: Path, parts: Parts, pairs: list[Pair], options: TrainConfig) -> None:
     """Save the pipeline that was trained, with its conventions and the sources that it has seen."""
+    from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.pipelines.load import quiet_libraries
 
     quiet_libraries()
     pipeline = MimicBrushPipeline(
         **vars(parts),
-        scheduler=build_noise_scheduler(options.train.prediction_type),
+        scheduler=noise_scheduler(options.train.prediction_type),
         reference_blend=options.model.reference_blend,
         reference_timestep=options.model.reference_timestep,
         depth_convention=options.model.depth_convention,
         no_depth_convention=options.model.no_depth_convention,
+        letterbox_order=options.model.letterbox_order,
         default_num_inference_steps=options.train.default_num_inference_steps,
         default_guidance_scale=options.train.default_guidance_scale,
     )

@@ -8,10 +8,26 @@ A **mask** is 1 where the source is to be repainted and 0 where it is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+    #: Keys and values of an attention layer, (B, N, heads, C / heads) each.
+    KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class AttentionRecord(Protocol):
+    """Something that wants to know where reference attention goes (see `models.correspondence`)."""
+
+    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor) -> None:
+        """Note one layer's attention at one step.
+
+        Args:
+            query: (R, N, heads, d), of the rows that have a reference.
+            reference_key: (R, M, heads, d).
+            lse: (R, N, heads), log-sum-exp of the scores over [own ; reference].
+        """
 
 
 @dataclass
@@ -20,16 +36,27 @@ class ReferenceStates:
 
     Attributes:
         features: module path of a self-attention layer -> (R, N, C), the *normalised hidden states* that
-            enter that layer in the reference U-Net (released code; the paper speaks of keys and values).
+            enter that layer in the reference U-Net (released code).
+        projected: module path -> keys and values that need no projecting any more: of a self-attention layer
+            the reference's, (R, N, heads, d) each (the paper's way of sharing, or features projected once for
+            several steps); of a cross-attention layer those of the context, for all B rows.
         keep: (R,) bool, or None for all. Rows that are False read themselves alone, as if no reference
             had been given (classifier-free guidance, paper Sec. 4.1).
+        record: is told of every reference attention, in inference; None for nobody.
 
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
     """
 
     features: dict[str, torch.Tensor] = field(default_factory=dict)
+    projected: dict[str, KeysValues] = field(default_factory=dict)
     keep: torch.Tensor | None = None
+    record: AttentionRecord | None = None
+
+    @property
+    def holds_reference(self) -> bool:
+        """Whether there is more in it than a context."""
+        return bool(self.features) or any(".attn1" in path for path in self.projected)
 
 
 @dataclass

@@ -6,12 +6,16 @@ Three words: **pixels** (B, 3, H, W) RGB in [-1, 1]; **latents** (B, 4, h, w), s
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
 
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
+from mimicbrush.ops.resample import resize_like_pillow
 
 # Pixel statistics that the public CLIP and DINOv2 weights were trained with (OpenAI CLIP; ImageNet).
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -26,12 +30,17 @@ def encode_latents(
     Args:
         vae: the autoencoder.
         pixels: (B, 3, H, W) in [-1, 1].
-        noise: (B, 4, h, w) standard normal to sample the posterior with, or None for its mean.
+        noise: (n * B, 4, h, w) standard normal to sample the posterior with, n times for each picture in turn, or
+            None for its mean, once.
     """
     posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
     # In float32 also for a half-precision VAE: these latents are what a model must recover.
     mean, std = posterior.mean.float(), posterior.std.float()
-    latents = mean if noise is None else mean + std * noise.float()
+    if noise is None:
+        latents = mean
+    else:
+        times = len(noise) // len(mean)
+        latents = mean.repeat_interleave(times, 0) + std.repeat_interleave(times, 0) * noise.float()
     return latents * vae.config.scaling_factor
 
 
@@ -41,24 +50,32 @@ def decode_latents(vae: AutoencoderKL | PatchAutoencoder, latents: torch.Tensor)
 
 
 def encode_image_tokens(image_encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
-    """Square pixels -> image tokens (B, N, C): the hidden states before the last layer (paper Sec. 3.2)."""
-    size = image_encoder.config.image_size
-    resized = F.interpolate(pixels.float(), (size, size), mode="bicubic", antialias=True)
-    # Rounded to 8 bit like the picture that the released code hands to its CLIP processor.
-    unit = ((resized + 1) * 127.5).round().clamp(0, 255) / 255
-    return _image_tokens(image_encoder, _normalise(unit, _CLIP_MEAN, _CLIP_STD))
+    """Square pixels -> image tokens (B, N, C): the hidden states before the last layer (paper Sec. 3.2).
+
+    The picture is resized as the released code's CLIP processor does it, which is why pixels are taken to be those
+    of an 8-bit picture.
+    """
+    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), image_encoder.config.image_size)
+    return _image_tokens(image_encoder, _normalise(resized.float() / 255, _CLIP_MEAN, _CLIP_STD))
 
 
-def encode_no_image_tokens(image_encoder: CLIPVisionModelWithProjection, batch: int) -> torch.Tensor:
+def encode_no_image_tokens(
+    image_encoder: CLIPVisionModelWithProjection, batch: int, device: torch.device
+) -> torch.Tensor:
     """Image tokens (B, N, C) of "no reference": an all-zero *normalised* pixel tensor (released code)."""
     size = image_encoder.config.image_size
-    zeros = torch.zeros(1, 3, size, size, device=image_encoder.device)
+    zeros = torch.zeros(1, 3, size, size, device=device)
     return _image_tokens(image_encoder, zeros).expand(batch, -1, -1)
 
 
+@apply_forward_hook  # the parts of a model are called here, not the model: offloading must hear of it
 def _image_tokens(image_encoder: CLIPVisionModelWithProjection, normalised: torch.Tensor) -> torch.Tensor:
-    output = image_encoder(normalised.to(image_encoder.dtype), output_hidden_states=True)
-    return output.hidden_states[-2]
+    """What `hidden_states[-2]` of a call holds, without the last layer and the projection, which nobody reads."""
+    vision = image_encoder.vision_model
+    hidden = vision.pre_layrnorm(vision.embeddings(normalised.to(image_encoder.dtype)))
+    for layer in vision.encoder.layers[:-1]:
+        hidden = layer(hidden, None)
+    return hidden
 
 
 def estimate_depth(
@@ -70,22 +87,28 @@ def estimate_depth(
     (convention "released"); its weights need that. "standard" is what the estimator was trained with.
     """
     size = depth_estimator.config.backbone_config.image_size
-    resized = F.interpolate(pixels.float(), (size, size), mode="bicubic")
     if convention == "released":
-        normalised = _normalise((resized + 1) * 127.5, _IMAGENET_MEAN, _IMAGENET_STD) / 255
+        # In 8 bit by OpenCV, which overshoots and is cut off at 0 and 255, before anything else.
+        pictures = ((pixels + 1) * 127.5).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+        resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in pictures])
+        values = torch.from_numpy(resized).to(pixels.device, torch.float32).permute(0, 3, 1, 2)
+        normalised = _normalise(values, _IMAGENET_MEAN, _IMAGENET_STD) / 255
     else:
-        normalised = _normalise((resized + 1) / 2, _IMAGENET_MEAN, _IMAGENET_STD)
+        unit = F.interpolate((pixels.float() + 1) / 2, (size, size), mode="bicubic")
+        normalised = _normalise(unit, _IMAGENET_MEAN, _IMAGENET_STD)
     return depth_estimator(normalised.to(depth_estimator.dtype)).predicted_depth[:, None]
 
 
-def no_depth(depth_estimator: DepthAnythingForDepthEstimation, batch: int, convention: str) -> torch.Tensor:
+def no_depth(
+    depth_estimator: DepthAnythingForDepthEstimation, batch: int, convention: str, device: torch.device
+) -> torch.Tensor:
     """The depth map of "no depth", (B, 1, any, any).
 
     "zero_map" is all zeros (paper); "zero_input" is what the estimator makes of an all-zero tensor
     (released code). What training drops to must be what inference feeds.
     """
     size = depth_estimator.config.backbone_config.image_size
-    zeros = torch.zeros(1, 3, size, size, device=depth_estimator.device, dtype=depth_estimator.dtype)
+    zeros = torch.zeros(1, 3, size, size, device=device, dtype=depth_estimator.dtype)
     if convention == "zero_map":
         return zeros[:, :1].expand(batch, -1, -1, -1)
     return depth_estimator(zeros).predicted_depth[:, None].expand(batch, -1, -1, -1)

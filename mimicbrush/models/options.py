@@ -13,16 +13,23 @@ class ModelOptions:
 
     Attributes:
         size_px: side of the square canvas.
+        letterbox_order: "resize_then_pad" (released benchmark script) or "pad_then_resize" (paper; released demo).
+        reference_sharing: what self-attention of the reference U-Net shares: its "hidden_states", which the
+            imitative U-Net projects (released code), or its own "keys_values" (paper).
         reference_blend: 1.0 = softmax over [own ; reference] (paper); 0.5 = its mean with self-attention
             (released code).
         reference_timestep: "current" (released code) or "zero" (ours: the reference U-Net runs once).
+        depth_channels: what the depth projector takes: 1 (released code) or 3 (paper; the map three times).
         depth_convention: "standard" or "released" normalisation before the depth estimator.
         no_depth_convention: "zero_map" (paper) or "zero_input" (released code).
     """
 
     size_px: int = 512
+    letterbox_order: str = "resize_then_pad"
+    reference_sharing: str = "hidden_states"
     reference_blend: float = 1.0
     reference_timestep: str = "current"
+    depth_channels: int = 1
     depth_convention: str = "standard"
     no_depth_convention: str = "zero_map"
 
@@ -34,7 +41,10 @@ class ModelOptions:
         if self.size_px < 1 or self.size_px % self._size_step_px():
             raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
         for name, allowed in (
+            ("letterbox_order", ("resize_then_pad", "pad_then_resize")),
+            ("reference_sharing", ("hidden_states", "keys_values")),
             ("reference_timestep", ("current", "zero")),
+            ("depth_channels", (1, 3)),
             ("depth_convention", ("standard", "released")),
             ("no_depth_convention", ("zero_map", "zero_input")),
         ):

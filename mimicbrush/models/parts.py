@@ -20,7 +20,7 @@ from transformers import (
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.unets import ReferenceUNet, widen_conv_in
+from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
 from mimicbrush.models.weights import find_weights
 
 LATENT_CHANNELS = 4
@@ -97,7 +97,9 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
                 initializer_range=0.15,  # with the usual 0.02 an untrained map would be all but zero
             )
         )
-        reference_unet = ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
+        reference_unet = REFERENCE_UNETS[options.reference_sharing].from_config(
+            {**unet.config, "in_channels": LATENT_CHANNELS}
+        )
         return Parts(
             vae=PatchAutoencoder(),
             unet=unet,
@@ -105,7 +107,7 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             image_encoder=image_encoder.eval(),
             image_projector=ImageProjector(clip_width, options.context_width),
             depth_estimator=depth_estimator.eval(),
-            depth_projector=DepthProjector(block_channels=(16, 32)),
+            depth_projector=DepthProjector(options.depth_channels, block_channels=(16, 32)),
         )
 
 
@@ -131,9 +133,9 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
         return Parts(
             vae=vae,
             unet=unet,
-            reference_unet=ReferenceUNet.from_unet(stock),
+            reference_unet=REFERENCE_UNETS[options.reference_sharing].from_unet(stock),
             image_encoder=image_encoder,
             image_projector=ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim),
             depth_estimator=depth_estimator,
-            depth_projector=DepthProjector(),
+            depth_projector=DepthProjector(options.depth_channels),
         )

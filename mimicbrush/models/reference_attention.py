@@ -7,47 +7,39 @@ The reference U-Net writes the normalised hidden states that enter its self-atte
     reference_unet(ref_latents, t_ref, context, cross_attention_kwargs={"reference_states": states})
     noise = unet(stem, t, context, cross_attention_kwargs={"reference_states": states}).sample
 
-Paper Sec. 3.2 shares keys and values; the released code shares the hidden states and projects them with the
-imitative U-Net's own ``to_k`` and ``to_v``, which is what this does.
+The released code shares these hidden states and projects them with the imitative U-Net's own ``to_k`` and
+``to_v``. Paper Sec. 3.2 shares the reference's own keys and values: `WriteReference(keys_values=True)`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.attention import PlainAttention, attend_with_lse, join_heads, project, split_heads
 from mimicbrush.types import ReferenceStates
 
-
-class PlainAttention(AttnProcessor2_0):
-    """diffusers' attention for all other layers; it only *names* `reference_states`.
-
-    diffusers drops, with a warning, the keyword arguments that a processor's signature does not name.
-    """
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        reference_states: ReferenceStates | None = None,
-    ) -> torch.Tensor:
-        """Attend without regard to the reference: (B, N, C) -> (B, N, C)."""
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+if TYPE_CHECKING:
+    from mimicbrush.types import KeysValues
 
 
 class WriteReference(PlainAttention):
-    """Self-attention of the reference U-Net: note what enters the layer, then attend as usual."""
+    """Self-attention of the reference U-Net: note what is to be shared, then attend as usual.
 
-    def __init__(self, path: str, is_last: bool) -> None:
-        super().__init__()
-        self.path = path
-        self.is_last = is_last
+    Args:
+        path: of the layer.
+        is_last: nothing reads what this layer would return.
+        keys_values: share keys and values (paper) instead of hidden states (released code).
+    """
+
+    def __init__(self, path: str, is_last: bool, keys_values: bool) -> None:
+        super().__init__(path)
+        self.is_last, self.keys_values = is_last, keys_values
 
     def __call__(
         self,
@@ -58,23 +50,34 @@ class WriteReference(PlainAttention):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Write (B, N, C) under this layer's path. Nothing reads what the last layer would return."""
+        """Write under this layer's path, and attend: (B, N, C) -> (B, N, C)."""
         if reference_states is not None:
-            reference_states.features[self.path] = hidden_states
+            if self.keys_values:
+                reference_states.projected[self.path] = project(attn, hidden_states)
+            else:
+                reference_states.features[self.path] = hidden_states
         if self.is_last:
             return hidden_states
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return super().__call__(attn, hidden_states)
 
 
-class ReadReference:
+class ReadReference(PlainAttention):
     """Self-attention of the imitative U-Net over [own tokens ; reference tokens].
 
     ``out = (1 - blend) * attn(q; own) + blend * attn(q; [own ; reference])``. The paper's softmax over both
     is blend 1.0; the released code averages the two, blend 0.5.
+
+    In inference the attention over the own tokens is computed once for all rows, the one over the reference's
+    tokens only for the rows that have a reference, and they are merged through their log-sum-exp, which is exact::
+
+        out = o_self + blend * sigmoid(lse_ref - lse_self) * (o_ref - o_self)
+
+    In training, where that has no gradient, and with a back end that was chosen by name, the second softmax is
+    computed over the concatenation.
     """
 
     def __init__(self, path: str, blend: float) -> None:
-        self.path = path
+        super().__init__(path)
         self.blend = blend
 
     def __call__(
@@ -87,79 +90,115 @@ class ReadReference:
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
         """Attend: (B, N, C) -> (B, N, C). See `ReferenceStates` for which rows have a reference."""
-        query, key, value = (
-            _split_heads(projection(hidden_states), attn.heads) for projection in (attn.to_q, attn.to_k, attn.to_v)
-        )  # each (B, heads, N, C / heads)
-        if reference_states is None:
-            attended = F.scaled_dot_product_attention(query, key, value)
-        else:
-            feature = reference_states.features[self.path]  # (R, M, C)
-            alone = len(hidden_states) - len(feature)
-            parts = [self._with_reference(attn, query[alone:], key[alone:], value[alone:], reference_states)]
-            if alone:
-                parts.insert(0, F.scaled_dot_product_attention(query[:alone], key[:alone], value[:alone]))
-            attended = torch.cat(parts) if alone else parts[0]
-        batch, _, tokens, _ = attended.shape
-        merged = attended.transpose(1, 2).reshape(batch, tokens, -1)  # (B, N, C)
-        return attn.to_out[1](attn.to_out[0](merged))
+        query = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, N, heads, d)
+        own = project(attn, hidden_states)
+        if reference_states is None or not reference_states.holds_reference:
+            return join_heads(attn, self.attend(query, *own))
+        reference = reference_states.projected.get(self.path)  # (R, M, heads, d) each
+        if reference is None:
+            reference = project(attn, reference_states.features[self.path])
+        lean = not torch.is_grad_enabled() and self._attention_backend is None
+        combine = self._merge if lean else self._concatenate
+        return join_heads(attn, combine(query, own, reference, reference_states))
 
-    def _with_reference(
-        self,
-        attn: Attention,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        states: ReferenceStates,
+    def _merge(
+        self, query: torch.Tensor, own: KeysValues, reference: KeysValues, states: ReferenceStates
     ) -> torch.Tensor:
-        feature = states.features[self.path]
-        ref_key = _split_heads(attn.to_k(feature), attn.heads)  # (R, heads, M, C / heads)
-        ref_value = _split_heads(attn.to_v(feature), attn.heads)
+        alone = len(query) - len(reference[0])  # the first rows, which have no reference
+        attended, own_lse = attend_with_lse(query, *own)
+        attended_reference, reference_lse = attend_with_lse(query[alone:], *reference)
+        own_lse = own_lse[alone:]
+        if states.record is not None:
+            states.record.add(query[alone:], reference[0], torch.logaddexp(own_lse, reference_lse))
+        weight = self.blend * torch.sigmoid(reference_lse - own_lse)[..., None]  # (R, N, heads, 1)
+        if states.keep is not None:
+            weight = weight * states.keep.view(-1, 1, 1, 1)
+        attended[alone:].lerp_(attended_reference, weight.to(attended.dtype))
+        return attended
+
+    def _concatenate(
+        self, query: torch.Tensor, own: KeysValues, reference: KeysValues, states: ReferenceStates
+    ) -> torch.Tensor:
+        alone = len(query) - len(reference[0])
+        own_last = (own[0][alone:], own[1][alone:])
         if states.keep is not None:
             # A softmax over [own ; own] equals one over [own]: dropped rows need neither a mask, which would
             # rule out flash attention, nor a second attention.
             keep = states.keep.view(-1, 1, 1, 1)
-            ref_key, ref_value = torch.where(keep, ref_key, key), torch.where(keep, ref_value, value)
-        both = F.scaled_dot_product_attention(
-            query, torch.cat([key, ref_key], dim=2), torch.cat([value, ref_value], dim=2)
-        )
-        if self.blend == 1.0:
+            reference = (torch.where(keep, reference[0], own_last[0]), torch.where(keep, reference[1], own_last[1]))
+        both = self.attend(query[alone:], *(torch.cat(pair, dim=1) for pair in zip(own_last, reference, strict=True)))
+        if self.blend != 1.0:
+            both = torch.lerp(self.attend(query[alone:], *own_last), both, self.blend)
+        if not alone:
             return both
-        return torch.lerp(F.scaled_dot_product_attention(query, key, value), both, self.blend)
+        return torch.cat([self.attend(query[:alone], own[0][:alone], own[1][:alone]), both])
 
 
-def _split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, N, C) -> (B, heads, N, C / heads)."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+@apply_forward_hook  # parts of the U-Net are called here, not the U-Net: offloading must hear of it
+def project_references(unet: UNet2DConditionModel, features: dict[str, torch.Tensor]) -> dict[str, KeysValues]:
+    """Keys and values that the imitative U-Net makes of reference features, (R, N, C) by module path.
+
+    They can be used at every step that the features hold for.
+    """
+    return {path: project(unet.get_submodule(path), feature) for path, feature in features.items()}
+
+
+@apply_forward_hook
+def project_context(unet: UNet2DConditionModel, context: torch.Tensor) -> dict[str, KeysValues]:
+    """Keys and values of every cross-attention for a context (B, N, D), which is the same at every step."""
+    return {path: project(unet.get_submodule(path), context) for path in attention_paths(unet) if "attn2" in path}
+
+
+def attention_paths(unet: UNet2DConditionModel) -> list[str]:
+    """Module paths of all attention layers."""
+    return [name.removesuffix(".processor") for name in unet.attn_processors]
 
 
 def reference_paths(unet: UNet2DConditionModel) -> list[str]:
     """Module paths of the self-attention layers in the mid and up blocks, in forward order (paper Sec. 3.2)."""
-    paths = [name.removesuffix(".processor") for name in unet.attn_processors]
-    chosen = [p for p in paths if p.endswith(".attn1") and p.startswith(("mid_block.", "up_blocks."))]
+    chosen = [p for p in attention_paths(unet) if p.endswith(".attn1") and p.startswith(("mid_block.", "up_blocks."))]
     return sorted(chosen, key=lambda path: path.startswith("up_blocks."))  # stable: mid before up
 
 
 def read_references(unet: UNet2DConditionModel, blend: float) -> None:
     """Let the mid and up self-attention of the imitative U-Net read references, with this blend."""
-    paths = set(reference_paths(unet))
+    reading = set(reference_paths(unet))
     unet.set_attn_processor(
         {
-            name: ReadReference(path, blend) if (path := name.removesuffix(".processor")) in paths else PlainAttention()
-            for name in unet.attn_processors
+            f"{path}.processor": ReadReference(path, blend) if path in reading else PlainAttention(path)
+            for path in attention_paths(unet)
         }
     )
 
 
-def write_references(unet: UNet2DConditionModel) -> None:
-    """Let the mid and up self-attention of the reference U-Net write what enters it."""
-    paths = reference_paths(unet)
-    if not paths:
+def write_references(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
+    """Let the mid and up self-attention of the reference U-Net write what is to be shared."""
+    writing = reference_paths(unet)
+    if not writing:
         raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
     unet.set_attn_processor(
         {
-            name: WriteReference(path, is_last=path == paths[-1])
-            if (path := name.removesuffix(".processor")) in paths
-            else PlainAttention()
-            for name in unet.attn_processors
+            f"{path}.processor": WriteReference(path, path == writing[-1], keys_values)
+            if path in writing
+            else PlainAttention(path)
+            for path in attention_paths(unet)
         }
     )
+
+
+def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel) -> None:
+    """Whether the processors of both U-Nets are still those of this module.
+
+    Raises:
+        WeightsError: others took their place, which would leave the reference out in silence.
+    """
+    for model, kind in ((unet, ReadReference), (reference_unet, WriteReference)):
+        processors = model.attn_processors
+        for path in reference_paths(model):
+            found = processors[f"{path}.processor"]
+            if not isinstance(found, kind):
+                raise WeightsError(
+                    f"the attention of {path} is done by {type(found).__name__}, which knows no reference "
+                    "(attention slicing, xFormers and fused projections replace the processors); choose a back end "
+                    "with unet.set_attention_backend(...) instead, and load the pipeline again"
+                )

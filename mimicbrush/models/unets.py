@@ -20,18 +20,22 @@ class ReferenceUNet(UNet2DConditionModel):
     is left out: 24 keys for SD-1.5, exactly those that the released ``referencenet`` lacks.
     """
 
+    _shares_keys_values = False
+
     # `wraps` keeps the parent's signature visible: ConfigMixin reads the config's keys from it.
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        write_references(self)
+        write_references(self, self._shares_keys_values)
         last = self.get_submodule(reference_paths(self)[-1].removesuffix(".transformer_blocks.0.attn1"))
         if last is not self.up_blocks[-1].attentions[-1]:
             raise WeightsError(
                 f"the last up block of a reference U-Net must hold attention, got {self.config.up_block_types}"
             )
         block = last.transformer_blocks[0]
-        block.attn1.to_q = block.attn1.to_k = block.attn1.to_v = nn.Identity()
+        block.attn1.to_q = nn.Identity()
+        if not self._shares_keys_values:
+            block.attn1.to_k = block.attn1.to_v = nn.Identity()
         block.attn1.to_out = nn.ModuleList([nn.Identity(), nn.Identity()])
         block.attn2 = block.norm2 = None
         block.norm3 = block.ff = last.proj_out = nn.Identity()
@@ -43,7 +47,21 @@ class ReferenceUNet(UNet2DConditionModel):
         reference = cls.from_config(unet.config)
         weights = unet.state_dict()
         reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
-        return reference.to(unet.dtype)
+        return reference if reference.dtype == unet.dtype else reference.to(unet.dtype)
+
+
+class KeyValueReferenceUNet(ReferenceUNet):
+    """A reference U-Net that shares its own keys and values, as paper Sec. 3.2 says it.
+
+    Differs from the released code, which shares hidden states; it keeps two of the 24 keys, the ``to_k`` and
+    ``to_v`` of the last layer.
+    """
+
+    _shares_keys_values = True
+
+
+#: The reference U-Nets, by `ModelOptions.reference_sharing`.
+REFERENCE_UNETS = {"hidden_states": ReferenceUNet, "keys_values": KeyValueReferenceUNet}
 
 
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:

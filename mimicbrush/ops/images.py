@@ -16,23 +16,37 @@ IMAGE_FILL = 255
 MASK_FILL = 0
 
 
-def letterbox(image: np.ndarray, size_px: int, fill: int) -> np.ndarray:
-    """Scale the long side to `size_px`, then pad to a square: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8."""
+def letterbox(image: np.ndarray, size_px: int, fill: int, order: str = "resize_then_pad") -> np.ndarray:
+    """Scale and pad to a square: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
+
+    Args:
+        image: any size.
+        size_px: side of the square, S.
+        fill: grey value of the padding.
+        order: "resize_then_pad" scales the long side to S first (released benchmark script), "pad_then_resize" pads
+            to a square first (released demo): the border between picture and padding is then interpolated.
+    """
     height, width = image.shape[:2]
+    if order == "pad_then_resize":
+        return cv2.resize(_pad(image, max(height, width), fill), (size_px, size_px), interpolation=cv2.INTER_LINEAR)
     scale = size_px / max(height, width)
     new_height, new_width = (
         (max(1, int(height * scale)), size_px) if width >= height else (size_px, max(1, int(width * scale)))
     )
-    scaled = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    top, left = (size_px - new_height) // 2, (size_px - new_width) // 2
+    return _pad(cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR), size_px, fill)
+
+
+def _pad(image: np.ndarray, size_px: int, fill: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    top, left = (size_px - height) // 2, (size_px - width) // 2
     canvas = np.full((size_px, size_px, *image.shape[2:]), fill, np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = scaled
+    canvas[top : top + height, left : left + width] = image
     return canvas
 
 
-def letterbox_mask(mask: np.ndarray, size_px: int) -> np.ndarray:
+def letterbox_mask(mask: np.ndarray, size_px: int, order: str = "resize_then_pad") -> np.ndarray:
     """Letterbox a mask and threshold it: (H, W) uint8 in 0..255 -> (S, S) uint8 in {0, 1}."""
-    return (letterbox(mask, size_px, MASK_FILL) > MASK_THRESHOLD).astype(np.uint8)
+    return (letterbox(mask, size_px, MASK_FILL, order) > MASK_THRESHOLD).astype(np.uint8)
 
 
 def crop_back(square: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -46,17 +60,17 @@ def crop_back(square: np.ndarray, height: int, width: int) -> np.ndarray:
 def paste_back(result: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Put the repainted pixels back into the source, with a soft edge.
 
-    The 8-bit mask is blurred ten times with a 3 x 3 Gaussian (released code), so pixels more than ten
-    pixels outside the mask are the source's own.
+    The mask as it was given is blurred ten times with a 3 x 3 Gaussian (released code), so the source's own pixels
+    stay where all of the mask within ten pixels is 0. Values between are a blend; nothing is cut at `MASK_THRESHOLD`.
 
     Args:
         result, source: (H, W, 3) uint8.
-        mask: (H, W) uint8, repaint where above `MASK_THRESHOLD`.
+        mask: (H, W) uint8 in 0..255.
 
     Returns:
         (H, W, 3) float64 in 0..255; round it to store it.
     """
-    soft = (mask > MASK_THRESHOLD).astype(np.uint8) * 255
+    soft = mask
     for _ in range(10):
         soft = cv2.GaussianBlur(soft, (3, 3), 0)
     alpha = soft[..., None] / 255.0

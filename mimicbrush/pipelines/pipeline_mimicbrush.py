@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.correspondence import CorrespondenceRecord
 from mimicbrush.models.encoders import (
     decode_latents,
     encode_image_tokens,
@@ -25,9 +27,15 @@ from mimicbrush.models.encoders import (
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import read_references
-from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.ops.files import upright
+from mimicbrush.models.reference_attention import (
+    check_references_are_read,
+    project_context,
+    project_references,
+    read_references,
+)
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+from mimicbrush.ops.correspondence import Correspondence
+from mimicbrush.ops.crops import Box, Placement, crop, square_around
 from mimicbrush.ops.images import (
     IMAGE_FILL,
     MASK_THRESHOLD,
@@ -39,23 +47,14 @@ from mimicbrush.ops.images import (
     to_tensor,
     to_uint8,
 )
+from mimicbrush.pipelines.constants import ConstantsOfWeights
+from mimicbrush.pipelines.model_card import write_model_card
+from mimicbrush.pipelines.pictures import Picture, as_list, boxes_of, check_masks, grey, rgb, whole
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
+from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
 from mimicbrush.types import ReferenceStates
 
-Picture = Image.Image | np.ndarray
-
-
-@dataclass(frozen=True)
-class PreparedReference:
-    """What is known of the references before any step: it depends on nothing but them.
-
-    Attributes:
-        latents: (B, 4, h, w), clean.
-        context: (B, N, D), projected image tokens.
-    """
-
-    latents: torch.Tensor
-    context: torch.Tensor
+Generator = torch.Generator | list[torch.Generator] | None
 
 
 class MimicBrushPipeline(DiffusionPipeline):
@@ -63,14 +62,20 @@ class MimicBrushPipeline(DiffusionPipeline):
 
     Args:
         vae, unet, reference_unet, image_encoder, image_projector, depth_estimator, depth_projector,
-        scheduler: the networks (see `mimicbrush.models.parts`) and a DDIM scheduler.
+        scheduler: the networks (see `mimicbrush.models.parts`) and a scheduler, DDIM in the paper.
         reference_blend: 1.0 attends over [own ; reference] (paper), 0.5 averages that with attention over
             the own tokens (released code). Weights work only with the blend they were trained for.
         reference_timestep: which t the reference U-Net sees: the "current" one, again at every step
             (released code), or "zero", once (ours; weights must be trained for it).
         depth_convention, no_depth_convention: see `mimicbrush.models.encoders`.
+        letterbox_order: see `mimicbrush.ops.images.letterbox`.
+        posterior: "sample" draws from the VAE's posterior (released code), "mean" takes its mean, which makes
+            encodings independent of seeds.
         default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:
             50 and 5).
+
+    What the reference U-Net shares (`ModelOptions.reference_sharing`) and how many channels the depth projector
+    takes are told by those networks themselves.
     """
 
     model_cpu_offload_seq = (
@@ -92,6 +97,8 @@ class MimicBrushPipeline(DiffusionPipeline):
         reference_timestep: str = "current",
         depth_convention: str = "standard",
         no_depth_convention: str = "zero_map",
+        letterbox_order: str = "resize_then_pad",
+        posterior: str = "sample",
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 5.0,
     ) -> None:
@@ -111,11 +118,31 @@ class MimicBrushPipeline(DiffusionPipeline):
             reference_timestep=reference_timestep,
             depth_convention=depth_convention,
             no_depth_convention=no_depth_convention,
+            letterbox_order=letterbox_order,
+            posterior=posterior,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
         )
-        ModelOptions(self.size_px, reference_blend, reference_timestep, depth_convention, no_depth_convention)
+        self.options()  # checks what was chosen
+        if posterior not in ("sample", "mean"):
+            raise InputError(f"posterior must be sample or mean, got {posterior!r}")
         read_references(unet, reference_blend)
+        self._constants = ConstantsOfWeights()
+        self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, default_guidance_scale
+
+    def options(self) -> ModelOptions:
+        """What this pipeline does where paper and released code differ."""
+        shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
+        return ModelOptions(
+            size_px=self.size_px,
+            letterbox_order=self.config.letterbox_order,
+            reference_sharing="keys_values" if shares_keys_values else "hidden_states",
+            reference_blend=self.config.reference_blend,
+            reference_timestep=self.config.reference_timestep,
+            depth_channels=self.depth_projector.config.depth_channels,
+            depth_convention=self.config.depth_convention,
+            no_depth_convention=self.config.no_depth_convention,
+        )
 
     @property
     def vae_scale_factor(self) -> int:
@@ -127,165 +154,314 @@ class MimicBrushPipeline(DiffusionPipeline):
         """Side of the square canvas that the model paints on."""
         return self.unet.config.sample_size * self.vae_scale_factor
 
+    @property
+    def guidance_scale(self) -> float:
+        """Of the present or last call, for callbacks."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Of the present or last call, for callbacks."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """A callback that sets `_interrupt` ends the call after this step, with the picture as it is then."""
+        return self._interrupt
+
     @torch.no_grad()
     def __call__(
         self,
         source: Picture | Sequence[Picture],
         mask: Picture | Sequence[Picture],
-        reference: Picture | Sequence[Picture] | None = None,
+        reference: Picture | Sequence[Picture] | PreparedReference | None = None,
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         keep_shape: bool = False,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        depth_map: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        crop: Literal["full", "auto"] = "full",
+        reference_crop: Box | list[Box] | None = None,
+        eta: float = 0.0,
+        generator: Generator = None,
         latents: torch.Tensor | None = None,
         paste_back: bool = True,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
+        return_correspondence: bool = False,
+        reference_batch_size: int = 4,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
-    ) -> MimicBrushPipelineOutput | tuple[Any]:
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MimicBrushPipelineOutput | tuple[Any, ...]:
         """Edit one picture or a batch.
 
         Args:
             source: B pictures to edit, any size; PIL (turned as its EXIF says) or (H, W, 3) uint8.
             mask: one per source, of the same size; PIL or (H, W) uint8; above 128 = repaint.
-            reference: one per source, any size, no mask; None repaints without any reference.
-            num_inference_steps: DDIM steps; None = the pipeline's default.
+            reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
+                None repaints without any reference.
+            num_inference_steps: of the scheduler; None = the pipeline's default.
             guidance_scale: of classifier-free guidance; 1 or less turns it off; None = the pipeline's default.
             keep_shape: texture transfer: give the depth map of the unmasked source (paper Sec. 3.4).
-            generator: one for all, or one per source.
-            latents: (B, 4, h, w) standard normal start, instead of drawing it.
+            depth_map: (B, 1, any, any), relative inverse depth on the canvas, instead of an estimated one.
+            num_images_per_prompt: results per source, n; one after the other in the output.
+            crop: "auto" edits a square around the hole at full resolution (see `ops.crops.square_around`), for small
+                regions in large pictures; "full" the whole picture.
+            reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list.
+            eta: of DDIM; schedulers without it ignore it.
+            generator: one for all, or a list of B * n. With a list each result is what a call of its own would give;
+                with one, the n results of a source share the VAE's draw of the reference, and so its features.
+            latents: (B * n, 4, h, w) standard normal start, instead of drawing it.
             paste_back: put the repainted region into the source at its full size; otherwise return the
                 model's square canvas. Only for "pil" and "np".
             output_type: see `MimicBrushPipelineOutput`.
-            return_dict: False returns a plain tuple.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after each step; a
-                returned "latents" replaces them.
+            return_dict: False returns a plain tuple (images, and correspondences if asked for).
+            return_correspondence: also tell which place of the reference filled which place of the hole.
+            reference_batch_size: timesteps that the reference U-Net reads in one pass, where it reads several.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; "latents" that it
+                returns replace them.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets: "latents" is all there is.
 
         Raises:
-            InputError: pictures, masks and references that do not fit together.
+            InputError: pictures, masks, references and options that do not fit together.
+            WeightsError: something replaced the attention that reads the reference.
         """
+        # 1. What is asked for.
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
+        if return_correspondence and reference is None:
+            raise InputError("return_correspondence needs a reference")
+        rows, device = len(sources) * num_images_per_prompt, self._execution_device
+        guided = reference is not None and guidance > 1
+        self._interrupt, self._guidance_scale = False, guidance
 
-        # 1. Pictures onto square canvases.
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-        sources, masks, references = self.check_inputs(source, mask, reference, steps, generator)
-        batch, device = len(sources), self._execution_device
-        source_px = self._canvas(sources)  # (B, 3, S, S)
-        mask_px = self._mask_canvas(masks)  # (B, 1, S, S)
-        guided = references is not None and guidance > 1
+        # 2. Pictures onto square canvases.
+        placements = self.place(sources, masks, crop)
+        source_px = self._canvas(sources, placements)  # (B, 3, S, S)
+        mask_px = self._mask_canvas(masks, placements)  # (B, 1, S, S)
 
-        # 2. Everything that is random, in the released order: reference posterior, noise, source posterior.
-        prepared = None if references is None else self.prepare_reference(self._canvas(references), generator)
-        shape = (batch, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
+        # 3. Everything that is random, in the released order: reference posterior, noise, source posterior.
+        prepared: PreparedReference | None = None
+        if isinstance(reference, PreparedReference):
+            if reference_crop is not None:
+                raise InputError("reference_crop must be given to prepare_reference, for this reference is prepared")
+            prepared = reference
+        elif reference is not None:
+            prepared = self.prepare_reference(reference, reference_crop=reference_crop, generator=generator)
+        if prepared is not None:
+            prepared.check_serves(self._settings(), len(sources), rows)
+        shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise InputError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
-        stem_rest = self.prepare_stem(source_px, mask_px, keep_shape, generator)  # (B, 9, h, w)
+        stem_rest = self.prepare_stem(source_px, mask_px, keep_shape, depth_map, generator)  # (B or B n, 9, h, w)
+        stem_rest = stem_rest.repeat_interleave(rows // len(stem_rest), 0)  # (B n, 9, h, w)
 
-        # 3. The context of the unconditional half, and of the conditional one.
-        nothing = self.image_projector(encode_no_image_tokens(self.image_encoder, batch).to(self.unet.dtype))
-        context = nothing if prepared is None else prepared.context  # (B, N, D)
+        # 4. The context, [unconditional, conditional], and its keys and values in every cross-attention.
+        context = self.no_reference_context().expand(rows, -1, -1)  # (B n, N, D)
+        if prepared is not None:
+            known = prepared.context.repeat_interleave(rows // len(prepared), 0)
+            context = torch.cat([context, known]) if guided else known
         if guided:
-            context = torch.cat([nothing, context])  # (2B, N, D)
             stem_rest = torch.cat([stem_rest] * 2)
+        context_at_hand = project_context(self.unet, context)
+        hole = torch.nn.functional.interpolate(mask_px, size=shape[-2:]).repeat_interleave(num_images_per_prompt, 0)
+        record = CorrespondenceRecord(hole) if return_correspondence else None
 
-        # 4. Denoise.
+        # 5. Denoise.
         self.scheduler.set_timesteps(steps, device=device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
-        states: ReferenceStates | None = None
-        with self.progress_bar(total=steps) as progress:
-            for number, timestep in enumerate(self.scheduler.timesteps):
-                if prepared is not None and (states is None or self.config.reference_timestep == "current"):
-                    states = self.read_reference(prepared, timestep)
+        features = self.read_references(prepared, timesteps, reference_batch_size)
+        step_options = self._step_options(generator, eta)
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for number, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                reference_at_hand = repeat_rows(next(features), rows)
+                states = ReferenceStates(projected={**context_at_hand, **reference_at_hand}, record=record)
                 noise = self.denoise(latents, stem_rest, timestep, context, states, guidance if guided else None)
-                latents = self.scheduler.step(noise, timestep, latents, return_dict=False)[0]
+                latents = self.scheduler.step(noise, timestep, latents, **step_options, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, number, int(timestep), {"latents": latents})
-                    latents = changed.pop("latents", latents)
+                    tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    latents = callback_on_step_end(self, number, int(timestep), tensors).pop("latents", latents)
                 progress.update()
 
-        # 5. Back to pictures.
-        images = self.decode(latents, sources, masks, paste_back, output_type)
+        # 6. Back to pictures.
+        images = self.decode(latents, sources, masks, placements, paste_back, output_type)
+        correspondences = None
+        if record is not None and prepared is not None:
+            correspondences = self._correspondences(record, placements, prepared.placements)
         self.maybe_free_model_hooks()
-        return MimicBrushPipelineOutput(images=images) if return_dict else (images,)
+        if not return_dict:
+            return (images, correspondences) if return_correspondence else (images,)
+        return MimicBrushPipelineOutput(images=images, correspondences=correspondences)
 
     def check_inputs(
         self,
         source: Picture | Sequence[Picture],
         mask: Picture | Sequence[Picture],
-        reference: Picture | Sequence[Picture] | None,
+        num_images_per_prompt: int,
         num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]:
-        """Pictures as lists of arrays: (H, W, 3), (H, W), (H, W, 3) uint8; errors say what does not fit."""
-        sources = [_rgb(picture) for picture in _as_list(source)]
-        masks = [_grey(picture) for picture in _as_list(mask)]
-        references = None if reference is None else [_rgb(picture) for picture in _as_list(reference)]
-        if len(masks) != len(sources) or (references is not None and len(references) != len(sources)):
-            counts = f"{len(sources)} sources, {len(masks)} masks"
-            counts += "" if references is None else f", {len(references)} references"
-            raise InputError(f"one mask and one reference per source are needed, got {counts}")
-        for number, (picture, region) in enumerate(zip(sources, masks, strict=True)):
-            if picture.shape[:2] != region.shape:
-                raise InputError(
-                    f"mask {number} is {region.shape[1]} x {region.shape[0]} px, "
-                    f"its source {picture.shape[1]} x {picture.shape[0]} px; they must be of one size"
-                )
-            if not (region > MASK_THRESHOLD).any():
-                raise InputError(f"mask {number} is empty: nothing in it is above 128, so there is nothing to repaint")
-            if not letterbox_mask(region, self.size_px).any():
-                raise InputError(
-                    f"mask {number} is too thin: nothing is left of it at the {self.size_px} px that the model "
-                    "paints at; make it wider, or crop source and mask around it"
-                )
-        if num_inference_steps < 1:
-            raise InputError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
-        if isinstance(generator, list) and len(generator) != len(sources):
-            raise InputError(f"{len(generator)} generators for {len(sources)} sources; give one, or one each")
-        return sources, masks, references
+        generator: Generator,
+        output_type: str,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Sources and masks as lists of arrays, (H, W, 3) and (H, W) uint8; errors say what does not fit."""
+        check_references_are_read(self.unet, self.reference_unet)
+        sources, masks = [rgb(picture) for picture in as_list(source)], [grey(picture) for picture in as_list(mask)]
+        check_masks(sources, masks)
+        if num_inference_steps < 1 or num_images_per_prompt < 1:
+            raise InputError(
+                "num_inference_steps and num_images_per_prompt must be 1 or more, "
+                f"got {num_inference_steps} and {num_images_per_prompt}"
+            )
+        rows = len(sources) * num_images_per_prompt
+        if isinstance(generator, list) and len(generator) != rows:
+            raise InputError(
+                f"{len(generator)} generators for {len(sources)} sources x {num_images_per_prompt} images; "
+                f"give one, or {rows}"
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        return sources, masks
 
+    def place(self, sources: list[np.ndarray], masks: list[np.ndarray], how: str) -> list[Placement]:
+        """Which part of each source is edited: all of it ("full"), or a square around the hole ("auto")."""
+        if how not in ("full", "auto"):
+            raise InputError(f"crop must be full or auto, got {how!r}")
+        boxes = [
+            square_around(mask > MASK_THRESHOLD, self.size_px) if how == "auto" else whole(source)
+            for source, mask in zip(sources, masks, strict=True)
+        ]
+        return [Placement(box, self.size_px) for box in boxes]
+
+    @torch.no_grad()
     def prepare_reference(
-        self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
+        self,
+        reference: Picture | Sequence[Picture],
+        *,
+        reference_crop: Box | list[Box] | None = None,
+        generator: Generator = None,
+        num_inference_steps: int | None = None,
+        reference_batch_size: int = 4,
     ) -> PreparedReference:
-        """References (B, 3, S, S) in [-1, 1] -> their clean latents and projected image tokens."""
+        """Make references ready for many edits; `PreparedReference` says when reusing them is exact.
+
+        Args:
+            reference: R pictures.
+            reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list.
+            generator: draws from the VAE's posterior; a list draws len(list) / R times for each.
+            num_inference_steps: with ``reference_timestep="current"``: hold the features for this number of steps,
+                too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
+            reference_batch_size: timesteps that the reference U-Net reads in one pass.
+        """
+        pictures = [rgb(picture) for picture in as_list(reference)]
+        placements = [Placement(box, self.size_px) for box in boxes_of(pictures, reference_crop)]
+        pixels = self._canvas(pictures, placements)  # (R, 3, S, S)
         tokens = encode_image_tokens(self.image_encoder, pixels)
-        context = self.image_projector(tokens.to(self.image_projector.dtype))
-        latents = encode_latents(self.vae, pixels, self._posterior_noise(len(pixels), generator))
-        return PreparedReference(latents.to(self.unet.dtype), context.to(self.unet.dtype))
+        context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)
+        latents = encode_latents(self.vae, pixels, self._posterior_noise(len(pixels), generator)).to(self.unet.dtype)
+        context = context.repeat_interleave(len(latents) // len(context), 0)
+        prepared = PreparedReference(latents, context, placements, self._settings())
+        if self.config.reference_timestep == "zero":
+            seen = [0.0]
+        elif num_inference_steps is not None:
+            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+            seen = [float(timestep) for timestep in self.scheduler.timesteps]
+        else:
+            return prepared
+        features = dict(zip(seen, self._read(prepared, seen, reference_batch_size), strict=True))
+        return PreparedReference(latents, context, placements, prepared.settings, features)
 
     def prepare_stem(
         self,
         source: torch.Tensor,
         mask: torch.Tensor,
         keep_shape: bool,
-        generator: torch.Generator | list[torch.Generator] | None,
+        depth_map: torch.Tensor | None,
+        generator: Generator,
     ) -> torch.Tensor:
-        """The nine channels beside the noisy latent: mask 1, masked source 4, depth 4 -> (B, 9, h, w)."""
+        """The nine channels beside the noisy latent: mask 1, masked source 4, depth 4 -> (B or B n, 9, h, w)."""
         hole = encode_latents(self.vae, blank(source, mask), self._posterior_noise(len(source), generator))
+        times = len(hole) // len(source)  # several draws, where each result has a generator of its own
         small_mask = torch.nn.functional.interpolate(mask, size=hole.shape[-2:])  # nearest, as in SD inpainting
-        if keep_shape:
-            depth = estimate_depth(self.depth_estimator, source, self.config.depth_convention)
+        if depth_map is not None:
+            if depth_map.ndim != 4 or depth_map.shape[:2] != (len(source), 1):
+                raise InputError(
+                    f"depth_map has shape {tuple(depth_map.shape)}, expected ({len(source)}, 1, height, width)"
+                )
+            depth_latent = self._project_depth(depth_map.to(source.device))
+        elif keep_shape:
+            depth_latent = self._project_depth(
+                estimate_depth(self.depth_estimator, source, self.config.depth_convention)
+            )
         else:
-            depth = no_depth(self.depth_estimator, len(source), self.config.no_depth_convention)
-        depth_latent = self.depth_projector(depth.to(self.depth_projector.dtype), self.size_px)
+            depth_latent = self.no_depth_latent().expand(len(source), -1, -1, -1)
+        small_mask, depth_latent = (part.repeat_interleave(times, 0) for part in (small_mask, depth_latent))
         return torch.cat([small_mask.to(hole), hole, depth_latent.to(hole)], dim=1).to(self.unet.dtype)
 
-    def read_reference(self, prepared: PreparedReference, timestep: torch.Tensor) -> ReferenceStates:
-        """One pass of the reference U-Net over the clean latents: features of the mid and up blocks."""
-        states = ReferenceStates()
-        seen = timestep if self.config.reference_timestep == "current" else torch.zeros_like(timestep)
-        self.reference_unet(
-            prepared.latents,
-            seen,
-            prepared.context,
-            cross_attention_kwargs={"reference_states": states},
-            return_dict=False,
+    def no_depth_latent(self) -> torch.Tensor:
+        """(1, 4, h, w) depth latent of "no depth", the same for all edits."""
+        return self._constants.get(
+            "no_depth_latent",
+            [self.depth_estimator, self.depth_projector],
+            lambda: self._project_depth(
+                no_depth(self.depth_estimator, 1, self.config.no_depth_convention, self._execution_device)
+            ),
         )
-        return states
+
+    def no_reference_context(self) -> torch.Tensor:
+        """(1, N, D) context of "no reference", the same for all edits."""
+        return self._constants.get(
+            "no_reference_context",
+            [self.image_encoder, self.image_projector],
+            lambda: self.image_projector(
+                encode_no_image_tokens(self.image_encoder, 1, self._execution_device).to(self.image_projector.dtype)
+            ).to(self.unet.dtype),
+        )
+
+    def read_references(
+        self, prepared: PreparedReference | None, timesteps: Sequence[torch.Tensor], batch_size: int
+    ) -> Iterator[Projected]:
+        """For each timestep in turn, keys and values of the references, R rows by module path; none without one."""
+        if prepared is None:
+            yield from ({} for _ in timesteps)
+            return
+        current = self.config.reference_timestep == "current"
+        seen = [float(timestep) if current else 0.0 for timestep in timesteps]
+        if all(timestep in prepared.features for timestep in seen):
+            yield from (prepared.features[timestep] for timestep in seen)
+        elif current:
+            yield from self._read(prepared, seen, batch_size)
+        else:
+            once = next(self._read(prepared, seen[:1], 1))
+            yield from (once for _ in seen)
+
+    def _read(self, prepared: PreparedReference, seen: list[float], batch_size: int) -> Iterator[Projected]:
+        """Passes of the reference U-Net over clean latents, several timesteps in one batch."""
+        rows = len(prepared)
+        at_hand = project_context(self.reference_unet, prepared.context)  # the same at every timestep
+        for start in range(0, len(seen), max(1, batch_size)):
+            chunk = torch.tensor(seen[start : start + max(1, batch_size)], device=prepared.latents.device)
+            times = len(chunk)
+            states = ReferenceStates(projected=repeat_rows(at_hand, rows * times))
+            self.reference_unet(
+                prepared.latents.repeat_interleave(times, 0),
+                chunk.repeat(rows),
+                prepared.context.repeat_interleave(times, 0),
+                cross_attention_kwargs={"reference_states": states},
+                return_dict=False,
+            )
+            keys_values = {path: pair for path, pair in states.projected.items() if path not in at_hand}
+            keys_values |= project_references(self.unet, states.features)
+            for one in range(times):
+                yield {path: (key[one::times], value[one::times]) for path, (key, value) in keys_values.items()}
 
     def denoise(
         self,
@@ -293,7 +469,7 @@ class MimicBrushPipeline(DiffusionPipeline):
         stem_rest: torch.Tensor,
         timestep: torch.Tensor,
         context: torch.Tensor,
-        states: ReferenceStates | None,
+        states: ReferenceStates,
         guidance_scale: float | None,
     ) -> torch.Tensor:
         """Predicted noise (B, 4, h, w).
@@ -317,13 +493,14 @@ class MimicBrushPipeline(DiffusionPipeline):
         latents: torch.Tensor,
         sources: list[np.ndarray],
         masks: list[np.ndarray],
+        placements: list[Placement],
         paste: bool,
-        output_type: Literal["pil", "np", "pt", "latent"],
+        output_type: str,
     ) -> list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor:
-        """Latents (B, 4, h, w) -> pictures, pasted back into their sources if asked for."""
+        """Latents (B n, 4, h, w) -> pictures, pasted back into their sources if asked for."""
         if output_type == "latent":
             return latents
-        pixels = decode_latents(self.vae, latents)  # (B, 3, S, S)
+        pixels = decode_latents(self.vae, latents)  # (B n, 3, S, S)
         if output_type == "pt":
             return (pixels.float() / 2 + 0.5).clamp(0, 1)
         squares = to_uint8(pixels)
@@ -331,41 +508,94 @@ class MimicBrushPipeline(DiffusionPipeline):
             if output_type == "np":
                 return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
             return [Image.fromarray(square) for square in squares]
+        each = len(squares) // len(sources)
         composites = [
-            paste_back(crop_back(square, *source.shape[:2]), source, mask)
-            for square, source, mask in zip(squares, sources, masks, strict=True)
+            _composite(square, sources[row // each], masks[row // each], placements[row // each])
+            for row, square in enumerate(squares)
         ]
         if output_type == "np":
             return [(composite / 255).astype(np.float32) for composite in composites]
         return [Image.fromarray(composite.round().astype(np.uint8)) for composite in composites]
 
-    def _canvas(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        squares = np.stack([letterbox(picture, self.size_px, IMAGE_FILL) for picture in pictures])
-        return to_tensor(squares).to(self._execution_device)
+    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write the pipeline as diffusers does, and a model card that states what its weights need.
 
-    def _mask_canvas(self, masks: list[np.ndarray]) -> torch.Tensor:
-        squares = np.stack([letterbox_mask(mask, self.size_px) for mask in masks])
-        return torch.from_numpy(squares[:, None]).float().to(self._execution_device)
+        Args:
+            save_directory: a folder.
+            push_to_hub: also upload it; `repo_id` and the other arguments of `push_to_hub` may follow.
+            kwargs: handed to diffusers (`safe_serialization`, `variant`, `max_shard_size`, ...), which refuses those
+                that it does not know.
+        """
+        hub = {
+            name: kwargs.pop(name)
+            for name in ("repo_id", "private", "token", "commit_message", "create_pr", "subfolder")
+            if name in kwargs
+        }
+        super().save_pretrained(save_directory, **kwargs)
+        write_model_card(Path(save_directory), self.options(), dict(self.config))
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
-    def _posterior_noise(self, batch: int, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
-        side = self.unet.config.sample_size
-        shape = (batch, self.vae.config.latent_channels, side, side)
+    def _settings(self) -> tuple[object, ...]:
+        options = self.options()
+        return (options.size_px, options.reference_sharing, options.reference_timestep, options.letterbox_order)
+
+    def _canvas(self, pictures: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+        order = self.config.letterbox_order
+        squares = [
+            letterbox(crop(picture, placement.box, "picture"), self.size_px, IMAGE_FILL, order)
+            for picture, placement in zip(pictures, placements, strict=True)
+        ]
+        return to_tensor(np.stack(squares)).to(self._execution_device)
+
+    def _mask_canvas(self, masks: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+        holes = [
+            letterbox_mask(crop(mask, placement.box, "mask"), self.size_px, self.config.letterbox_order)
+            for mask, placement in zip(masks, placements, strict=True)
+        ]
+        for number, hole in enumerate(holes):
+            if not hole.any():
+                raise InputError(
+                    f"mask {number} is too thin: nothing is left of it at the {self.size_px} px that the model "
+                    'paints at; make it wider, or edit a square around it (crop="auto")'
+                )
+        return torch.from_numpy(np.stack(holes))[:, None].float().to(self._execution_device)
+
+    def _posterior_noise(self, pictures: int, generator: Generator) -> torch.Tensor | None:
+        """One draw per picture, or per generator; None for the posterior's mean."""
+        if self.config.posterior == "mean":
+            return None
+        rows = len(generator) if isinstance(generator, list) else pictures
+        shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.vae.dtype)
 
+    def _project_depth(self, depth_map: torch.Tensor) -> torch.Tensor:
+        return self.depth_projector(depth_map.to(self.depth_projector.dtype), self.size_px)
 
-def _as_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    return [pictures] if isinstance(pictures, Image.Image | np.ndarray) else list(pictures)
+    def _step_options(self, generator: Generator, eta: float) -> dict[str, object]:
+        """The arguments that only some schedulers take."""
+        known = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
+
+    def _correspondences(
+        self, record: CorrespondenceRecord, sources: list[Placement], references: list[Placement]
+    ) -> list[Correspondence]:
+        found = record.attention()
+        return [
+            Correspondence.from_attention(
+                tokens.cpu().numpy(),
+                attention.cpu().numpy(),
+                sources[row * len(sources) // len(found)],
+                references[row * len(references) // len(found)],
+            )
+            for row, (tokens, attention) in enumerate(found)
+        ]
 
 
-def _rgb(picture: Picture) -> np.ndarray:
-    array = np.asarray(upright(picture, "RGB")) if isinstance(picture, Image.Image) else picture
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise InputError(f"a picture must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
-    return array
-
-
-def _grey(picture: Picture) -> np.ndarray:
-    array = np.asarray(upright(picture, "L")) if isinstance(picture, Image.Image) else picture
-    if array.ndim != 2 or array.dtype != np.uint8:
-        raise InputError(f"a mask must be (H, W) uint8 in 0..255, got {array.shape} {array.dtype}")
-    return array
+def _composite(square: np.ndarray, source: np.ndarray, mask: np.ndarray, placement: Placement) -> np.ndarray:
+    """The model's square (S, S, 3) back into the source (H, W, 3) where it came from, float64 in 0..255."""
+    x0, y0, x1, y1 = placement.box
+    composite = source.astype(np.float64)
+    part = crop_back(square, y1 - y0, x1 - x0)
+    composite[y0:y1, x0:x1] = paste_back(part, source[y0:y1, x0:x1], mask[y0:y1, x0:x1])
+    return composite

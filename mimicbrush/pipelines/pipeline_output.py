@@ -9,14 +9,19 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from mimicbrush.ops.correspondence import Correspondence
+
 
 @dataclass
 class MimicBrushPipelineOutput(BaseOutput):
     """Edited pictures.
 
     Attributes:
-        images: one per source. "pil": at the source's own size; "np": (B, S, S, 3) float32 in 0..1, or with
-            paste-back a list of (H, W, 3); "pt": (B, 3, S, S) in 0..1; "latent": (B, 4, h, w).
+        images: for each source in turn the images asked for. "pil": at the source's own size; "np":
+            (B, S, S, 3) float32 in 0..1, or with paste-back a list of (H, W, 3); "pt": (B, 3, S, S) in 0..1;
+            "latent": (B, 4, h, w).
+        correspondences: one per image, where asked for: which place of the reference filled which of the hole.
     """
 
     images: list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor
+    correspondences: list[Correspondence] | None = None

@@ -77,10 +77,10 @@ class FrozenEncoders:
 
         keep = draws.keep_reference.view(-1, 1, 1)
         tokens = encode_image_tokens(self.image_encoder, batch.reference)
-        tokens = torch.where(keep, tokens, encode_no_image_tokens(self.image_encoder, len(batch)))
+        tokens = torch.where(keep, tokens, encode_no_image_tokens(self.image_encoder, len(batch), latents.device))
 
         depth = estimate_depth(self.depth_estimator, batch.source, self.depth_convention)
-        nothing = no_depth(self.depth_estimator, len(batch), self.no_depth_convention)
+        nothing = no_depth(self.depth_estimator, len(batch), self.no_depth_convention, latents.device)
         depth = torch.where(draws.keep_depth.view(-1, 1, 1, 1), depth, nothing)
 
         mask = F.interpolate(batch.mask, size=source.shape[-2:])  # nearest, as at inference

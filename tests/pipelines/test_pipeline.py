@@ -9,17 +9,17 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.assembly import build_noise_scheduler
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
+from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 from mimicbrush.pipelines.load import load_pipeline, on_device, seeded
 
 
 @pytest.fixture(scope="module")
 def pipe(smallest: ToyModel) -> MimicBrushPipeline:
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=build_noise_scheduler("epsilon"))
+    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -104,23 +104,25 @@ def test_output_types_and_callback(pipe: MimicBrushPipeline, edit: dict[str, Ima
     assert isinstance(run(pipe, edit, return_dict=False), tuple)
 
 
-def test_reference_timestep_zero_reads_the_reference_once(smallest: ToyModel, edit: dict[str, Image.Image]) -> None:
-    for timestep, passes in (("current", 3), ("zero", 1)):
-        pipe = MimicBrushPipeline(
-            **vars(toy_parts(smallest)), scheduler=build_noise_scheduler("epsilon"), reference_timestep=timestep
-        )
-        pipe.set_progress_bar_config(disable=True)
-        calls: list[int] = []
-        pipe.reference_unet.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(int(args[1])))
-        pipe(**edit, num_inference_steps=3, generator=seeded(0))
-        assert len(calls) == passes and (timestep == "current" or calls == [0])
+@pytest.mark.parametrize(("timestep", "batch", "passes"), [("current", 1, 3), ("current", 2, 2), ("zero", 2, 1)])
+def test_how_often_the_reference_is_read(
+    smallest: ToyModel, edit: dict[str, Image.Image], timestep: str, batch: int, passes: int
+) -> None:
+    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), reference_timestep=timestep)
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[list[float]] = []
+    pipe.reference_unet.register_forward_pre_hook(lambda _, args: seen.append(args[1].tolist()))
+    pipe(**edit, num_inference_steps=3, generator=seeded(0), reference_batch_size=batch)
+    assert len(seen) == passes
+    expected = [0.0] if timestep == "zero" else pipe.scheduler.timesteps.tolist()
+    assert [t for one in seen for t in one] == expected
 
 
 def test_it_saves_and_loads_with_its_conventions(
     tmp_path: Path, smallest: ToyModel, edit: dict[str, Image.Image]
 ) -> None:
     options = {"reference_blend": 0.5, "reference_timestep": "zero", "default_guidance_scale": 2.5}
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=build_noise_scheduler("v_prediction"), **options)
+    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler("v_prediction"), **options)
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path / "pipe")
     assert not list((tmp_path / "pipe").rglob("*.bin"))
@@ -141,7 +143,7 @@ def test_what_does_not_fit_is_said(pipe: MimicBrushPipeline, edit: dict[str, Ima
         run(pipe, {**edit, "source": [edit["source"]] * 2})
     with pytest.raises(InputError, match="2 generators for 1 sources"):
         pipe(**edit, num_inference_steps=1, generator=[seeded(0), seeded(1)])
-    with pytest.raises(InputError, match="num_inference_steps must be 1 or more, got 0"):
+    with pytest.raises(InputError, match="must be 1 or more, got 0 and 1"):
         pipe(**edit, num_inference_steps=0)
     with pytest.raises(InputError, match=r"\(H, W, 3\) uint8"):
         pipe(np.zeros((9, 9), np.float32), edit["mask"], edit["reference"])

@@ -1,0 +1,128 @@
+"""Which place of the reference filled which place of the hole: as numbers, and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mimicbrush.ops.crops import Placement
+from mimicbrush.ops.files import upright, write_aside
+
+#: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
+_CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """For each of the M tokens of a hole, where in the reference its attention went.
+
+    Attributes:
+        source_xy: (M, 2) float32, x and y of the token's centre, in pixels of the source.
+        reference_xy: (M, 2) float32, where its attention to the reference peaks, in pixels of the reference; outside
+            of it (or of the crop of it that was used) if that is on the padding.
+        share: (M,) float32, the part of its attention that went to the reference at all, in 0..1.
+        focus: (M,) float32, the part of that which went to the peak and the tokens around it, in 0..1.
+        source_token_px, reference_token_px: side of a token in pixels of the source and of the reference.
+    """
+
+    source_xy: np.ndarray
+    reference_xy: np.ndarray
+    share: np.ndarray
+    focus: np.ndarray
+    source_token_px: float
+    reference_token_px: float
+
+    @classmethod
+    def from_attention(
+        cls, tokens: np.ndarray, attention: np.ndarray, source: Placement, reference: Placement
+    ) -> Correspondence:
+        """Find the peaks.
+
+        Args:
+            tokens: (M,) numbers of the hole's tokens on a grid of n x n.
+            attention: (M, n, n) probabilities on the reference's grid; the rest to 1 went to the own tokens.
+            source, reference: how both lie on the canvas.
+        """
+        count, n, _ = attention.shape
+        token_px = source.size_px / n
+        share = attention.sum(axis=(1, 2))
+        peak = attention.reshape(count, -1).argmax(axis=1)
+        row, column = np.divmod(peak, n)
+        # Of the 3 x 3 tokens around the peak: how much, and where its centre is.
+        padded = np.pad(attention, ((0, 0), (1, 1), (1, 1)))
+        offsets = np.arange(3)
+        around = padded[
+            np.arange(count)[:, None, None],
+            row[:, None, None] + offsets[None, :, None],
+            column[:, None, None] + offsets[None, None, :],
+        ]  # (M, 3, 3)
+        mass = around.sum(axis=(1, 2))
+        safe = np.where(mass > 0, mass, 1)
+        dx = (around.sum(axis=1) * (offsets - 1)).sum(axis=1) / safe
+        dy = (around.sum(axis=2) * (offsets - 1)).sum(axis=1) / safe
+        hole_row, hole_column = np.divmod(tokens, n)
+        source_canvas = (np.stack([hole_column, hole_row], axis=1) + 0.5) * token_px
+        reference_canvas = (np.stack([column + dx, row + dy], axis=1) + 0.5) * token_px
+        return cls(
+            source_xy=source.to_picture(source_canvas).astype(np.float32),
+            reference_xy=reference.to_picture(reference_canvas).astype(np.float32),
+            share=share.astype(np.float32),
+            focus=(mass / np.where(share > 0, share, 1)).astype(np.float32),
+            source_token_px=token_px * source.picture_px_per_canvas_px,
+            reference_token_px=token_px * reference.picture_px_per_canvas_px,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write all attributes as a NumPy archive, ``.npz``."""
+
+        def write(aside: Path) -> None:
+            with aside.open("wb") as file:
+                np.savez_compressed(file, **asdict(self))
+
+        write_aside(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> Correspondence:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as values:
+            arrays: dict[str, Any] = {name: value if value.ndim else float(value) for name, value in values.items()}
+        return cls(**arrays)
+
+
+def draw_correspondence(
+    source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
+) -> Image.Image:
+    """Three pictures side by side: source with its hole, reference under colours, hole in the colours it came from.
+
+    Args:
+        source, mask, reference: as the pipeline got them.
+        correspondence: of this edit.
+        height_px: of the result.
+    """
+    left, right = np.asarray(upright(source, "RGB")), np.asarray(upright(reference, "RGB"))
+    hole = np.asarray(upright(mask, "L")) > 128
+    with_hole = np.where(hole[..., None], np.uint8(0), left)
+    field = cv2.resize(_CORNERS, (right.shape[1], right.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
+    tinted = (0.5 * right + 0.5 * field).astype(np.uint8)
+    painted = with_hole.copy()
+    reach = correspondence.source_token_px / 2
+    height, width = hole.shape
+    for (x, y), (u, v) in zip(correspondence.source_xy, correspondence.reference_xy, strict=True):
+        rows = slice(max(0, round(y - reach)), max(0, min(height, round(y + reach))))
+        columns = slice(max(0, round(x - reach)), max(0, min(width, round(x + reach))))
+        column = int(np.clip(u, 0, right.shape[1] - 1))
+        row = int(np.clip(v, 0, right.shape[0] - 1))
+        painted[rows, columns] = np.where(hole[rows, columns, None], field[row, column], painted[rows, columns])
+    panels = [_scaled(panel, height_px) for panel in (with_hole, tinted, painted)]
+    gap = np.full((height_px, 8, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1))
+
+
+def _scaled(picture: np.ndarray, height_px: int) -> np.ndarray:
+    width = max(1, round(picture.shape[1] * height_px / picture.shape[0]))
+    return cv2.resize(picture, (width, height_px), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,91 @@
+"""Boxes in pictures, and how a picture lies on the model's square canvas.
+
+A box is (x0, y0, x1, y1) in pixels, x1 and y1 just outside, as in Pillow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mimicbrush.errors import InputError
+from mimicbrush.ops.masks import mask_box
+
+Box = tuple[int, int, int, int]
+
+
+def square_around(mask: np.ndarray, size_px: int) -> Box:
+    """A square to edit around a mask, so that a small hole in a large picture is painted at full resolution.
+
+    Its side is one and a half times the hole's, at least the model's size (nothing is magnified), and leaves room
+    for the soft edge of the paste-back; then it is moved and cut to lie within the picture.
+
+    Args:
+        mask: (H, W), not 0 = repaint; not empty.
+        size_px: side of the model's canvas.
+    """
+    height, width = mask.shape
+    x0, y0, x1, y1 = mask_box(mask)
+    hole = max(x1 - x0, y1 - y0)
+    side = max(hole * 3 // 2, hole + 24, size_px)
+    left, right = _centred(x0, x1, side, width)
+    top, bottom = _centred(y0, y1, side, height)
+    return left, top, right, bottom
+
+
+def _centred(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
+    side = min(side, limit)
+    start = min(max(0, (low + high - side) // 2), limit - side)
+    return start, start + side
+
+
+def crop(picture: np.ndarray, box: Box, name: str) -> np.ndarray:
+    """Cut a box out of a picture (H, W[, C]).
+
+    Args:
+        picture: any picture.
+        box: must lie within it.
+        name: of the picture, for the error.
+
+    Raises:
+        InputError: the box is empty or does not lie within the picture.
+    """
+    height, width = picture.shape[:2]
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise InputError(
+            f"the crop {x0},{y0},{x1},{y1} is no box within the {name}, which is {width} x {height} px; "
+            "give X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1"
+        )
+    return picture[y0:y1, x0:x1]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a letterboxed picture, or a crop of it, came from.
+
+    Attributes:
+        box: the part of the picture that is on the canvas.
+        size_px: side of the canvas.
+    """
+
+    box: Box
+    size_px: int
+
+    @property
+    def picture_px_per_canvas_px(self) -> float:
+        """Pixels of the picture per pixel of the canvas."""
+        x0, y0, x1, y1 = self.box
+        return max(x1 - x0, y1 - y0) / self.size_px
+
+    def to_picture(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 2) as x, y in canvas pixels -> in pixels of the whole picture.
+
+        Undoes `letterbox`; a point on the padding comes to lie outside of the box.
+        """
+        x0, y0, x1, y1 = self.box
+        width, height = x1 - x0, y1 - y0
+        long_side = max(width, height)
+        padding = np.array([(long_side - width) // 2, (long_side - height) // 2])
+        return points * self.picture_px_per_canvas_px - padding + np.array([x0, y0])

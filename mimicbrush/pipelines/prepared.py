@@ -1,0 +1,77 @@
+"""A reference, made ready once for many edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from mimicbrush.errors import InputError
+from mimicbrush.ops.crops import Placement
+
+if TYPE_CHECKING:
+    from mimicbrush.types import KeysValues
+
+#: Keys and values of the reference by module path, for one timestep.
+Projected = dict[str, "KeysValues"]
+
+
+def repeat_rows(projected: Projected, rows: int) -> Projected:
+    """Keys and values of fewer rows for this many, each repeated equally often."""
+    return {
+        path: (key.repeat_interleave(rows // len(key), 0), value.repeat_interleave(rows // len(value), 0))
+        for path, (key, value) in projected.items()
+    }
+
+
+@dataclass(frozen=True)
+class PreparedReference:
+    """All that an edit needs to know of its references; nothing in it hangs on a source, a mask or a scale.
+
+    Made by `MimicBrushPipeline.prepare_reference`. Reusing it is exact: an edit computes the same numbers as if it
+    had read the reference itself, for any source, mask, seed, guidance, number of steps and scheduler, as long as
+    the pipeline's weights, options, device and type stay what they were. Two things to know:
+
+    * The VAE's posterior of the reference was drawn once, when it was prepared. So an edit with a generator of seed
+      s equals one with the picture itself only if that same generator was handed to `prepare_reference` just
+      before (or if the pipeline takes the posterior's mean).
+    * Features are held for the timesteps in `features`. With ``reference_timestep="zero"`` there is just one, and it
+      serves every edit. With "current" those of the number of steps that was named are held; an edit at other
+      timesteps computes its own, which is exact, too, but saves nothing.
+
+    Attributes:
+        latents: (R, 4, h, w), clean.
+        context: (R, N, D), projected image tokens.
+        placements: how each of the references lies on the canvas.
+        settings: the options of the pipeline that made it, which must be those of one that uses it.
+        features: timestep that the reference U-Net saw -> keys and values by module path, R rows.
+    """
+
+    latents: torch.Tensor
+    context: torch.Tensor
+    placements: list[Placement]
+    settings: tuple[object, ...]
+    features: Mapping[float, Projected] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def check_serves(self, settings: tuple[object, ...], sources: int, rows: int) -> None:
+        """Whether this can be used for an edit.
+
+        Args:
+            settings: of the pipeline.
+            sources: how many pictures are edited.
+            rows: how many results are made of them.
+
+        Raises:
+            InputError: it was prepared by a pipeline with other options, or for another number of pictures.
+        """
+        if settings != self.settings:
+            raise InputError(
+                f"this reference was prepared with {self.settings}, the pipeline now has {settings}; prepare it again"
+            )
+        if len(self) not in (1, sources, rows):
+            raise InputError(f"{len(self)} references were prepared for {sources} sources; give one, or one each")
