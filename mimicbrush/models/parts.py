@@ -111,6 +111,75 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
         )
 
 
+def random_parts(*, size_px: int = 512, block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)) -> Parts:
+    """The architecture of the released model with random weights: to count, and to measure speed and memory.
+
+    Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
+    with them; all shapes that the U-Nets see stay: latents an eighth of the picture, 257 image tokens.
+
+    Args:
+        size_px: side of the canvas, a multiple of 64.
+        block_out_channels: of both U-Nets, four levels.
+    """
+    share = block_out_channels[0] / 320
+
+    def scaled(width: int, step: int) -> int:
+        return max(1, round(width * share / step)) * step
+
+    clip_width, depth_width = scaled(1280, 80), scaled(768, 64)
+    unet = UNet2DConditionModel(
+        sample_size=size_px // 8,
+        in_channels=STEM_CHANNELS,
+        block_out_channels=block_out_channels,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    stages = [f"stage{number}" for number in (9, 10, 11, 12)]
+    return Parts(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=tuple(scaled(width, 32) for width in (128, 256, 512, 512)),
+            layers_per_block=2,
+            sample_size=size_px,
+        ),
+        unet=unet,
+        reference_unet=ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS}),
+        image_encoder=CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=clip_width,
+                intermediate_size=4 * clip_width,
+                projection_dim=1024,
+                num_hidden_layers=32,
+                num_attention_heads=clip_width // 80,
+                image_size=224,
+                patch_size=14,
+                hidden_act="gelu",
+            )
+        ).eval(),
+        image_projector=ImageProjector(clip_width, 768),
+        depth_estimator=DepthAnythingForDepthEstimation(
+            DepthAnythingConfig(
+                backbone_config=Dinov2Config(
+                    image_size=518,
+                    patch_size=14,
+                    hidden_size=depth_width,
+                    num_hidden_layers=12,
+                    num_attention_heads=depth_width // 64,
+                    out_features=stages,
+                    reshape_hidden_states=False,
+                ),
+                patch_size=14,
+                reassemble_hidden_size=depth_width,
+                neck_hidden_sizes=[scaled(width, 8) for width in (96, 192, 384, 768)],
+                fusion_hidden_size=scaled(128, 8),
+                head_hidden_size=32,
+            )
+        ).eval(),
+        depth_projector=DepthProjector(),
+    )
+
+
 def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
     """All parts at full size, from the starting weights of paper Sec. 3.2, in float32.
 
