@@ -171,6 +171,13 @@ def read_references(unet: UNet2DConditionModel, blend: float) -> None:
     )
 
 
+def set_blend(unet: UNet2DConditionModel, blend: float) -> None:
+    """Set the blend of a U-Net that reads references already: two pipelines may share one and blend differently."""
+    for processor in unet.attn_processors.values():
+        if isinstance(processor, ReadReference):
+            processor.blend = blend
+
+
 def write_references(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
     """Let the mid and up self-attention of the reference U-Net write what is to be shared."""
     writing = reference_paths(unet)

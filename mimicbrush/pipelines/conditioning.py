@@ -142,13 +142,14 @@ class ConditionedPipeline(DiffusionPipeline):
 
     def no_reference_context(self) -> torch.Tensor:
         """(1, N, D) context of "no reference", the same for all edits."""
-        return self._constants.get(
+        context = self._constants.get(
             "no_reference_context",
             [self.image_encoder, self.image_projector],
             lambda: self.image_projector(
                 encode_no_image_tokens(self.image_encoder, 1, self._execution_device).to(self.image_projector.dtype)
-            ).to(self.unet.dtype),
+            ),
         )
+        return context.to(self.unet.dtype)
 
     def read_references(
         self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int

@@ -25,6 +25,7 @@ from mimicbrush.models.reference_attention import (
     check_references_are_read,
     project_context,
     read_references,
+    set_blend,
 )
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.correspondence import Correspondence
@@ -119,7 +120,10 @@ class MimicBrushPipeline(ConditionedPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the present or last call, for callbacks."""
+        """Of the present or last call, for callbacks: one that sets `_guidance_scale` changes it for the next steps.
+
+        As everywhere, 1 or less is no guidance; a call that began without any goes on without.
+        """
         return self._guidance_scale
 
     @property
@@ -201,6 +205,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         rows, device = len(sources) * num_images_per_prompt, self._execution_device
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
+        set_blend(self.unet, self.config.reference_blend)
 
         # 2. Pictures onto square canvases.
         placements = self.place(sources, masks, crop)
@@ -249,7 +254,8 @@ class MimicBrushPipeline(ConditionedPipeline):
                     continue
                 reference_at_hand = repeat_rows(next(features), rows)
                 states = ReferenceStates(projected={**context_at_hand, **reference_at_hand}, record=record)
-                noise = self.denoise(latents, stem_rest, timestep, context, states, guidance if guided else None)
+                scale = max(self.guidance_scale, 1.0) if guided else None  # a callback may have changed it
+                noise = self.denoise(latents, stem_rest, timestep, context, states, scale)
                 latents = self.scheduler.step(noise, timestep, latents, **step_options, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
