@@ -2,50 +2,171 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mimicbrush.errors import InputError
 
+#: A mask value above this (of 255) means "repaint" (released code).
+MASK_THRESHOLD = 128
+#: A picture of more pixels is refused before it is decoded: at 4 bytes each, this many already take 1.6 GB.
+MAX_PIXELS = 400_000_000
 #: What `write_aside` leaves beside its files when the process is killed.
 ASIDE_PATTERN = ".*.tmp"
+
+#: What Pillow's decoders raise on damaged files (found by damaging some).
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error
+)  # fmt: skip
+_PILLOWS_SETTINGS = threading.RLock()
+_log = logging.getLogger(__name__)
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
     """Open a picture whole, and bring it into shape with `upright`.
+
+    Of a file with several pictures (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
+    of, such as damaged EXIF data, is logged as a warning.
 
     Args:
         path: any format that Pillow reads.
         mode: "RGB" for pictures, "L" for masks.
 
     Raises:
-        InputError: absent, no picture, or damaged.
+        InputError: absent, no picture, damaged, or of more than `MAX_PIXELS`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    _check_file(path)
     try:
-        with Image.open(path) as image:
-            return upright(image, mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with _own_settings() as notes:
+            picture, frames = _decode(path, mode)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: too large for the memory of this machine") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not a picture that can be read whole (no known picture format)") from error
+    except _DAMAGED as error:
         raise InputError(f"{path}: not a picture that can be read whole ({error})") from error
+    for note in dict.fromkeys(str(note.message).strip() for note in notes):
+        _log.warning("%s: %s", path, note)
+    if frames > 1:
+        _log.warning("%s: holds %d pictures; the first is used", path, frames)
+    return picture
+
+
+def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
+    """The picture, and how many of them the file holds."""
+    with Image.open(path) as image:
+        # Cameras append previews to a JPEG, which is then an MPO: its first picture is the one that is meant.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        image.load()
+        return upright(image, mode), frames
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder, not a picture")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: no plain file (a pipe or a device)")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: not a picture that can be read whole (the file is empty, 0 bytes)")
+
+
+@contextmanager
+def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
+    """Pillow's limit, which is global, as `MAX_PIXELS` and an error; other warnings are collected.
+
+    Everything is put back for whoever else uses Pillow.
+    """
+    with _PILLOWS_SETTINGS, warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            yield notes
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
 
 
 def upright(image: Image.Image, mode: str) -> Image.Image:
     """A picture as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
 
-    Transparent pictures are put on white; of a mask with transparency only the brightness counts.
+    * Whole numbers of 16 or 32 bits are 0..65535. Floats are 0..1 where all of them are, otherwise 0..255.
+    * Pictures ("RGB") with transparency are put on white.
+    * Of a mask ("L") the brightness counts. With transparency, what is not opaque is not painted: it lies on
+      black; and where all that is opaque has one colour, whatever colour, the transparency alone is the mask.
+
+    Raises:
+        InputError: numbers outside these ranges, or a mode that Pillow cannot convert.
     """
     image = ImageOps.exif_transpose(image)
-    if mode == "RGB" and image.has_transparency_data:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bit(image)
+    if image.has_transparency_data:
         layers = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
-    if image.mode.startswith("I"):  # 16 bit: Pillow's own conversion would clip at 255, not scale
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        if mode == "L":
+            return _painted(layers)
+        # Without a palette's or a chunk's own note of what is transparent: it has been seen to.
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
     return image.convert(mode)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of floats or of 16 or 32 bits -> "L"; Pillow's own conversion would clip at 255, not scale."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    top = 1 if image.mode == "F" and high <= 1 else 255 if image.mode == "F" else 65535
+    if not (low >= 0 and high <= top):  # so that NaN is refused, too
+        expected = "0..1 or 0..255" if image.mode == "F" else "0..65535"
+        raise InputError(f"its values run from {low} to {high}; those of mode {image.mode!r} must lie in {expected}")
+    if image.mode == "F":
+        return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _painted(layers: Image.Image) -> Image.Image:
+    """The mask that an RGBA picture shows, see `upright`."""
+    alpha = np.asarray(layers.getchannel("A"))
+    if alpha.min() == alpha.max():
+        return layers.convert("L")
+    opaque = np.asarray(layers)[alpha > MASK_THRESHOLD][:, :3]
+    if len(opaque) and (opaque == opaque[0]).all():
+        return Image.fromarray(alpha)
+    return Image.alpha_composite(Image.new("RGBA", layers.size, "black"), layers).convert("L")
+
+
+def path_inside(root: Path, name: str) -> Path:
+    """A path that a list names relative to its own folder.
+
+    Args:
+        root: an existing folder.
+        name: relative to it.
+
+    Raises:
+        InputError: it leaves the folder, by "..", as an absolute path or through a link.
+    """
+    path = root / name
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, characters that no path may have
+        raise InputError(f"{name!r} is no path ({error})") from error
+    if not inside:
+        raise InputError(f"{name!r} leads out of {root}")
+    return path
 
 
 def check_writable(path: Path) -> None:
@@ -56,6 +177,8 @@ def check_writable(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder; name a file")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise InputError(f"{path}: unknown picture format {path.suffix!r}; use for instance .png")
 
@@ -64,11 +187,14 @@ def write_picture(image: Image.Image, path: Path) -> None:
     """Write a picture in the format of its suffix (see `write_aside`).
 
     Raises:
-        InputError: see `check_writable`.
+        InputError: see `check_writable`; or the disk refuses it, or the format this picture.
     """
     check_writable(path)
     picture_format = Image.registered_extensions()[path.suffix.lower()]
-    write_aside(path, lambda aside: image.save(aside, format=picture_format))
+    try:
+        write_aside(path, lambda aside: image.save(aside, format=picture_format))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import torch
 
-#: A mask value above this (of 255) means "repaint" (released code).
-MASK_THRESHOLD = 128
+from mimicbrush.ops.files import MASK_THRESHOLD as MASK_THRESHOLD
+
 IMAGE_FILL = 255
 MASK_FILL = 0
 

@@ -41,6 +41,7 @@ class Draws:
         num_timesteps: int,
         reference_drop_ratio: float,
         depth_drop_ratio: float,
+        reference_drop: str = "random",
     ) -> Draws:
         """Draw for a batch, on the CPU: keys on a GPU would make it wait.
 
@@ -49,6 +50,8 @@ class Draws:
             latent_shape: (4, h, w).
             num_timesteps: of the noise schedule.
             reference_drop_ratio, depth_drop_ratio: probabilities (paper Sec. 4.1: 0.10 and 0.50).
+            reference_drop: "random", each sample by itself (paper), or "first_quarter" of the batch, whatever the
+                ratio (what the released attention does in training).
         """
         noises, posteriors, timesteps, references, depths = [], [], [], [], []
         for key in keys.tolist():
@@ -58,6 +61,8 @@ class Draws:
             depths.append(bool(decisions.random() >= depth_drop_ratio))
             noises.append(_normal((), latent_shape, mix(key, _NOISE)))
             posteriors.append(_normal((3,), latent_shape, mix(key, _POSTERIORS)))
+        if reference_drop == "first_quarter":
+            references = [number >= len(keys) // 4 for number in range(len(keys))]
         return cls(
             timestep=torch.tensor(timesteps),
             noise=torch.stack(noises),

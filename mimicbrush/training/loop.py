@@ -110,6 +110,7 @@ def train(
                     batch.key,
                     latent_shape,
                     num_timesteps=noise_scheduler.config.num_train_timesteps,
+                    reference_drop=options.reference_drop,
                     reference_drop_ratio=options.reference_drop_ratio,
                     depth_drop_ratio=options.depth_drop_ratio,
                 ).to(accelerator.device)

@@ -23,6 +23,8 @@ class TrainOptions:
         lr_scheduler, lr_warmup_steps: as in diffusers' `get_scheduler` (*ours*).
         adam_betas, adam_weight_decay, max_grad_norm: of the optimizer (*ours*).
         ema_decay: of the weights that are exported (*ours*); 0 exports the raw weights.
+        reference_drop: "random" drops references with `reference_drop_ratio` (paper); "first_quarter" drops those of
+            the first quarter of every pass (released code), so it hangs on how the batch is split.
         reference_drop_ratio: probability that a sample is trained without its reference.
         depth_drop_ratio: probability that a sample is trained without its depth map.
         prediction_type: "epsilon" or "v_prediction".
@@ -47,6 +49,7 @@ class TrainOptions:
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
+    reference_drop: str = "random"
     reference_drop_ratio: float = 0.10
     depth_drop_ratio: float = 0.50
     prediction_type: str = "epsilon"
@@ -62,6 +65,7 @@ class TrainOptions:
         for name, allowed in (
             ("device", ("auto", "cuda", "cpu")),
             ("mixed_precision", ("no", "fp16", "bf16")),
+            ("reference_drop", ("random", "first_quarter")),
             ("prediction_type", ("epsilon", "v_prediction")),
             ("tracker", ("none", "wandb", "tensorboard")),
         ):

@@ -38,3 +38,14 @@ def test_noise_is_standard_normal_and_each_its_own() -> None:
     everything = torch.cat([draws.noise[None], draws.posteriors]).flatten(2)  # (4, B, n)
     correlation = torch.corrcoef(everything.reshape(4, -1))
     assert (correlation - torch.eye(4)).abs().max() < 0.03
+
+
+def test_the_released_code_drops_the_first_quarter_of_a_batch() -> None:
+    drop = {"num_timesteps": 1000, "reference_drop_ratio": 0.1, "depth_drop_ratio": 0.5}
+    for count, dropped in ((8, 2), (5, 1), (3, 0)):
+        keys = torch.arange(count)
+        released = Draws.for_keys(keys, SHAPE, **drop, reference_drop="first_quarter")
+        assert released.keep_reference.tolist() == [False] * dropped + [True] * (count - dropped)
+        # Nothing else is drawn differently.
+        random = Draws.for_keys(keys, SHAPE, **drop)
+        assert torch.equal(random.keep_depth, released.keep_depth) and torch.equal(random.noise, released.noise)

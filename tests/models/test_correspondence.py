@@ -1,0 +1,133 @@
+"""Planted attention, of which it is known where it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_data import photograph
+
+from mimicbrush.models.attention import attend_with_lse, split_heads
+from mimicbrush.models.correspondence import CorrespondenceRecord
+from mimicbrush.models.options import ToyModel
+from mimicbrush.models.parts import toy_parts
+from mimicbrush.models.reference_attention import reference_paths
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.ops.correspondence import Correspondence, draw_correspondence
+from mimicbrush.pipelines import MimicBrushPipeline
+
+
+def test_the_record_sums_the_softmax_over_both() -> None:
+    torch.manual_seed(0)
+    side, heads, width = 4, 2, 8
+    mask = torch.zeros(1, 1, side, side)
+    mask[0, 0, 1, 1:3] = 1
+    record = CorrespondenceRecord(mask)
+    expected = torch.zeros(2, side * side)
+    for _ in range(3):  # layers or steps
+        query, own, key = torch.randn(3, 1, side * side, heads, width).unbind(0)
+        (_, own_lse), (_, lse) = (attend_with_lse(query, k, k) for k in (own, key))
+        record.add(query, key, torch.logaddexp(own_lse, lse))
+        scores = torch.einsum("mhd,nhd->hmn", query[0, 5:7], torch.cat([own, key], 1)[0]) / width**0.5
+        expected += scores.softmax(-1)[..., side * side :].sum(0)
+    ((tokens, attention),) = record.attention()
+    assert tokens.tolist() == [5, 6]
+    torch.testing.assert_close(attention.flatten(1), expected / (3 * heads))
+
+
+def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[0, 0, 0, 0] = 1
+    record = CorrespondenceRecord(mask)
+    # One head, two tokens a side: the first token attends to the last reference token alone.
+    query = torch.zeros(1, 4, 1, 1)
+    key = torch.zeros(1, 4, 1, 1)
+    query[0, 0], key[0, 3] = 40.0, 40.0
+    record.add(query, key, query[:, :, :, 0] * 40.0)
+    fine = torch.zeros(1, 16, 1, 1)
+    record.add(fine, fine, torch.full((1, 16, 1), torch.inf))  # pays the reference nothing
+    ((tokens, attention),) = record.attention()
+    assert tokens.tolist() == [0]
+    expected = torch.zeros(4, 4)
+    expected[2:, 2:] = 0.25 / 2
+    torch.testing.assert_close(attention[0], expected)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, -2), (-2, 2)])
+def test_planted_projections_are_found_in_pixels(smallest: ToyModel, shift: tuple[int, int]) -> None:
+    """Every reading layer is made to look for the token that lies `shift` (rows, columns) away in the reference."""
+    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), reference_blend=0.5)
+    pipe.set_progress_bar_config(disable=True)
+    for path in reference_paths(pipe.unet):
+        _plant(pipe, path, shift)
+    source, mask = np.full((40, 80, 3), 90, np.uint8), np.zeros((40, 80), np.uint8)
+    mask[10:30, 30:55] = 255
+    reference = Image.fromarray(photograph("chelsea.png")[:240, :120])
+    result = pipe(source, mask, reference, num_inference_steps=2, return_correspondence=True)
+    (found,) = result.correspondences
+    # A token is 2 of the canvas's 16 px: 10 px of the source (80 px wide), 30 px of the reference (240 px high).
+    assert found.source_token_px == 10 and found.reference_token_px == 30
+    expected = (found.source_xy + [0, 20]) / 80 * 8 + [shift[1], shift[0]]  # on the canvas, in tokens
+    # Half a token: the lower level's tokens are twice as large.
+    np.testing.assert_allclose((found.reference_xy + [60, 0]) / 240 * 8, expected, atol=0.5)
+    assert (found.share > 0.99).all() and (found.focus > 0.99).all()
+    hole = {(int(y) // 10, int(x) // 10) for x, y in found.source_xy}
+    assert hole == {(row, column) for row in (1, 2) for column in (3, 4, 5)}
+
+
+def _plant(pipe: MimicBrushPipeline, path: str, shift: tuple[int, int]) -> None:
+    """What enters a layer becomes a code of the token's place, and the reference's is moved by `shift`."""
+    own, other = pipe.unet.get_submodule(path), pipe.reference_unet.get_submodule(path)
+    width, heads = own.query_dim, own.heads
+
+    def place_code(tokens: int, moved: tuple[int, int]) -> torch.Tensor:
+        """(N, 4 * heads): as angles, in units of the canvas, so that a level with half the tokens agrees."""
+        side = int(tokens**0.5)
+        at = (torch.arange(side) + 0.5) / side
+        rows, columns = torch.meshgrid(at - moved[0] / 8, at - moved[1] / 8, indexing="ij")
+        angles = [grid.flatten() * torch.pi / 2 for grid in (rows, columns)]
+        return torch.stack([f(a) for a in angles for f in (torch.cos, torch.sin)], dim=1).repeat(1, heads)
+
+    head = width // heads
+    spread = torch.zeros(width, 4 * heads)
+    for number in range(heads):
+        spread[number * head : number * head + 4, number * 4 : number * 4 + 4] = torch.eye(4)
+
+    def planted(moved: tuple[int, int], scale: float) -> object:
+        def hook(_: object, args: tuple, kwargs: dict) -> tuple:
+            tokens = args[0]
+            code = place_code(tokens.shape[1], moved) @ spread.T * scale
+            return (code.expand(len(tokens), -1, -1).to(tokens), *args[1:]), kwargs
+
+        return hook
+
+    own.register_forward_pre_hook(planted((0, 0), 1.0), with_kwargs=True)
+    other.register_forward_pre_hook(planted(shift, 40.0), with_kwargs=True)
+    with torch.no_grad():
+        own.to_q.weight.copy_(torch.eye(width) * 200)
+        own.to_k.weight.copy_(torch.eye(width))
+
+
+def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    found = Correspondence(
+        source_xy=rng.uniform(0, 60, (5, 2)).astype(np.float32),
+        reference_xy=rng.uniform(-5, 90, (5, 2)).astype(np.float32),
+        share=rng.uniform(size=5).astype(np.float32),
+        focus=rng.uniform(size=5).astype(np.float32),
+        source_token_px=7.5,
+        reference_token_px=10.0,
+    )
+    path = tmp_path / "map.npz"
+    found.save(path)
+    again = Correspondence.load(path)
+    assert again.source_token_px == 7.5 and np.array_equal(again.reference_xy, found.reference_xy)
+    source, mask = Image.new("RGB", (60, 40), "grey"), Image.new("L", (60, 40), 0)
+    mask.paste(255, (10, 10, 50, 30))
+    picture = draw_correspondence(source, mask, Image.new("RGB", (80, 80), "white"), found, height_px=40)
+    assert picture.size == (60 + 8 + 40 + 8 + 60, 40)
+    panel = np.asarray(picture)[:, -60:]
+    assert (panel[:8] == 128).all()  # outside of the hole nothing is painted
