@@ -134,7 +134,8 @@ class ConditionedPipeline(DiffusionPipeline):
         """(1, 4, h, w) depth latent of "no depth", the same for all edits."""
         return self._constants.get(
             "no_depth_latent",
-            [self.depth_estimator, self.depth_projector],
+            self.depth_estimator,
+            self.depth_projector,
             lambda: self._project_depth(
                 no_depth(self.depth_estimator, 1, self.config.no_depth_convention, self._execution_device)
             ),
@@ -144,7 +145,8 @@ class ConditionedPipeline(DiffusionPipeline):
         """(1, N, D) context of "no reference", the same for all edits."""
         context = self._constants.get(
             "no_reference_context",
-            [self.image_encoder, self.image_projector],
+            self.image_encoder,
+            self.image_projector,
             lambda: self.image_projector(
                 encode_no_image_tokens(self.image_encoder, 1, self._execution_device).to(self.image_projector.dtype)
             ),

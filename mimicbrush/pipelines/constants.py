@@ -13,38 +13,47 @@ class ConstantsOfWeights:
     """Remembers values by name, and forgets one as soon as any parameter it was made of is not what it was.
 
     A parameter counts as changed when it is another object, on another device, of another type, or was written to
-    in place (PyTorch counts such writes).
+    in place (PyTorch counts such writes). It does not count those through `.data`, which is how diffusers' `EMAModel`
+    writes; so what is trained, and small, is also compared by its values.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[list[_Seen], torch.Tensor]] = {}
 
-    def get(self, name: str, modules: Sequence[nn.Module], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def get(
+        self, name: str, frozen: nn.Module, trained: nn.Module, compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
         """The value, computed only if it is not known or no longer true.
 
         Args:
             name: of the value.
-            modules: all whose parameters it depends on.
+            frozen: a network that it depends on, and that nobody trains.
+            trained: a small network that it depends on.
             compute: makes it.
         """
-        parameters = [parameter for module in modules for parameter in module.parameters()]
+        parameters = [*frozen.parameters(), *trained.parameters()]
         if name in self._held:
             seen, value = self._held[name]
             if len(seen) == len(parameters) and all(map(_Seen.is_still, seen, parameters)):
                 return value
         value = compute()
-        self._held[name] = [_Seen(parameter) for parameter in parameters], value
+        seen = [_Seen(parameter) for parameter in frozen.parameters()]
+        seen += [_Seen(parameter, parameter.detach().clone()) for parameter in trained.parameters()]
+        self._held[name] = seen, value
         return value
 
 
 class _Seen:
     """A parameter as it was."""
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self._parameter, self._state = weakref.ref(parameter), self._state_of(parameter)
+    def __init__(self, parameter: nn.Parameter, values: torch.Tensor | None = None) -> None:
+        self._parameter, self._state, self._values = weakref.ref(parameter), self._state_of(parameter), values
 
     def is_still(self, parameter: nn.Parameter) -> bool:
-        return self._parameter() is parameter and self._state == self._state_of(parameter)
+        if self._parameter() is not parameter or self._state != self._state_of(parameter):
+            return False
+        # On the meta device, where offloading leaves them, there are no values to compare.
+        return self._values is None or (not parameter.is_meta and torch.equal(self._values, parameter))
 
     @staticmethod
     def _state_of(parameter: nn.Parameter) -> tuple[torch.device, torch.dtype, int]:
