@@ -1,69 +1,308 @@
-"""Edit a picture by imitating another: python scripts/infer.py REF.jpg SRC.jpg MASK.png --model DIR."""
+"""Edit a picture by imitating another: python scripts/infer.py REF.jpg SRC.jpg MASK.png --model DIR.
+
+Many edits: python scripts/infer.py --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/EDITING.md).
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.ops.files import write_picture
+from mimicbrush.pipelines.edit_batch import Tally, check_new, edit_next, prepare_outputs
+from mimicbrush.pipelines.edit_inputs import EditInputs, read_inputs
+from mimicbrush.pipelines.edit_list import SEED_LIMIT, TEXTURE_FOLDER, Edit, collect_edits, numbered
+
+if TYPE_CHECKING:
+    from mimicbrush.ops.crops import Box
+    from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 
 MODELS = """no model was named. --model takes:
-  DIR   a pipeline folder: `python scripts/train.py +experiment=smoke data.root=MINED` leaves one in
-        runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
-  Nothing is downloaded, and no weights are shipped yet."""
+  DIR       a pipeline folder: `python scripts/train.py +experiment=smoke data.root=MINED` leaves one in
+            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
+  released  the released weights: fetched from the Hugging Face hub and converted once"""
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reference", type=Path, help="picture to imitate")
-    parser.add_argument("source", type=Path, help="picture to edit")
-    parser.add_argument("mask", type=Path, help="of the source's size; white = repaint")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="pipeline folder")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("reference", type=Path, nargs="?", metavar="REF", help="picture to imitate")
+    parser.add_argument("source", type=Path, nargs="?", metavar="SRC", help="picture to edit")
+    parser.add_argument("mask", type=Path, nargs="?", metavar="MASK", help="of the source's size; white = repaint")
+    parser.add_argument("--model", metavar="DIR|released", help="pipeline folder, or the released weights")
     parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
-    parser.add_argument("--steps", type=int, help="DDIM steps (default: the pipeline's)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: the pipeline's)")
-    parser.add_argument("--seed", type=int, default=1, help="of the noise (default: 1)")
-    parser.add_argument("--keep-shape", action="store_true", help="texture transfer: keep the source's shape")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--force", action="store_true", help="overwrite the output")
-    return parser.parse_args()
+    add = parser.add_argument_group("how to edit").add_argument
+    add("--steps", type=_positive, help="of the scheduler (default: the pipeline's)")
+    add("--guidance", type=_finite, help="classifier-free guidance (default: the pipeline's)")
+    add("--seed", type=_seed, default=1, help="of the noise (default: 1)")
+    add(
+        "--num-images",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="results, of seeds SEED, SEED + 1, ... (default: 1)",
+    )
+    add(
+        "--keep-shape",
+        action=argparse.BooleanOptionalAction,
+        help=f"texture transfer: keep the source's shape (default: only in a batch, under {TEXTURE_FOLDER}/)",
+    )
+    add(
+        "--crop",
+        choices=("full", "auto"),
+        default="full",
+        help="auto: edit a square around the mask, at full resolution",
+    )
+    add("--reference-crop", type=_box, metavar="X0,Y0,X1,Y1", help="imitate only this part of the reference (pixels)")
+    add("--paste-back", action=argparse.BooleanOptionalAction, default=True, help="no: the model's whole square canvas")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
+    add = parser.add_argument_group("masks that do not fit").add_argument
+    add(
+        "--resize-mask",
+        action="store_true",
+        help="bring a mask of another size, but the same shape, to the source's size",
+    )
+    add("--allow-full-mask", action="store_true", help="repaint everything, if the mask says so")
+    add = parser.add_argument_group("what to write").add_argument
+    add(
+        "--save-correspondence",
+        type=Path,
+        metavar="MAP.png",
+        help="which place of the reference filled which (and .npz)",
+    )
+    add("--contact-sheet", type=Path, metavar="SHEET.png", help="source, mask, reference and results side by side")
+    add("--force", action="store_true", help="overwrite outputs; in a batch, edit again what is finished")
+    add = parser.add_argument_group("many edits").add_argument
+    add("--batch", type=Path, metavar="FOLDER|LIST.jsonl", help="benchmark layout, or one JSON object a line")
+    add("--output-dir", type=Path, metavar="OUT", help="where a batch goes; finished outputs are skipped")
+    arguments = parser.parse_args(argv)
+    _check_usage(parser, arguments)
+    return arguments
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if arguments.model is None:
-        raise InputError(MODELS)
-    if not (arguments.model / "model_index.json").is_file():
-        raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
-    output = arguments.output or Path(f"{arguments.source.stem}_edited.png")
-    if output.exists() and not arguments.force:
-        raise InputError(f"{output} exists; name another with -o, or overwrite it with --force")
+def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    pictures = [arguments.reference, arguments.source, arguments.mask]
+    if arguments.batch is None:
+        if None in pictures:
+            parser.error("three pictures are needed: REF SRC MASK (or --batch)")
+        if arguments.output_dir is not None:
+            parser.error("--output-dir is for --batch; a single edit takes -o")
+        return
+    if any(picture is not None for picture in pictures):
+        parser.error("either REF SRC MASK or --batch, not both")
+    if arguments.output_dir is None:
+        parser.error("--batch needs --output-dir")
+    for option in ("output", "save_correspondence", "reference_crop"):
+        if getattr(arguments, option) is not None:
+            parser.error(f"--{option.replace('_', '-')} is for a single edit, not for --batch")
 
-    from mimicbrush.ops.files import check_writable, read_picture, write_picture
 
-    check_writable(output)
-    source, reference = read_picture(arguments.source, "RGB"), read_picture(arguments.reference, "RGB")
-    mask = read_picture(arguments.mask, "L")
-    if mask.size != source.size:
-        raise InputError(
-            f"{arguments.mask} is {mask.width} x {mask.height} px but {arguments.source} is "
-            f"{source.width} x {source.height} px; a mask must have its source's size"
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not 0 <= (value := int(text)) < SEED_LIMIT:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2**63 - 1, got {value}")
+    return value
+
+
+def _box(text: str) -> Box:
+    try:
+        x0, y0, x1, y1 = (int(side) for side in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be X0,Y0,X1,Y1 in whole pixels, got {text!r}") from None
+    return x0, y0, x1, y1
+
+
+class Editor:
+    """The model, loaded when the first edit needs it, and how it is to edit."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        if arguments.model is None:
+            raise InputError(MODELS)
+        if arguments.model != "released" and not (Path(arguments.model) / "model_index.json").is_file():
+            raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
+
+    def read(self, edit: Edit) -> EditInputs:
+        """The pictures of an edit, checked; needs no model."""
+        return read_inputs(edit, resize_mask=self.arguments.resize_mask, allow_full_mask=self.arguments.allow_full_mask)
+
+    @cached_property
+    def pipeline(self) -> MimicBrushPipeline:
+        """The pipeline on its device."""
+        import torch
+
+        from mimicbrush.pipelines.load import load_pipeline, on_device
+
+        folder = Path(self.arguments.model)
+        if self.arguments.model == "released":
+            from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
+
+            folder = released_pipeline_folder()
+        dtype = self.arguments.dtype
+        if dtype == "auto":
+            # Half precision halves memory and time on a GPU, and neither on a CPU. float16 rather than bfloat16: the
+            # released code runs in it, SD-1.5's values fit its range, and it rounds eight times finer.
+            on_gpu = self.arguments.device != "cpu" and torch.cuda.is_available()
+            dtype = "float16" if on_gpu else "float32"
+        pipeline = on_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
+        pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)
+        return pipeline
+
+    def load(self) -> MimicBrushPipeline:
+        """Load the pipeline, the first time."""
+        return self.pipeline
+
+    def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
+        """One result per seed."""
+        return self.run(edit, inputs, seeds).images
+
+    def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
+        """One result per seed, with the correspondences if they are asked for."""
+        from mimicbrush.pipelines.load import seeded
+
+        return self.pipeline(
+            inputs.source,
+            inputs.mask,
+            inputs.reference,
+            num_inference_steps=self.arguments.steps,
+            guidance_scale=self.arguments.guidance,
+            keep_shape=edit.keep_shape,
+            num_images_per_prompt=len(seeds),
+            crop=self.arguments.crop,
+            reference_crop=edit.reference_crop,
+            generator=[seeded(seed) for seed in seeds],  # one each: every image can be repeated alone
+            paste_back=self.arguments.paste_back,
+            return_correspondence=self.arguments.save_correspondence is not None,
         )
 
-    from mimicbrush.pipelines.load import load_pipeline, on_device, seeded
 
-    pipeline = on_device(load_pipeline(arguments.model), arguments.device)
-    result = pipeline(
-        source,
-        mask,
-        reference,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance,
-        keep_shape=arguments.keep_shape,
-        generator=seeded(arguments.seed),
-    ).images[0]
-    write_picture(result, output)
-    print(f"{output}: {result.width} x {result.height} px, repainted at {pipeline.size_px} px, seed {arguments.seed}")
+class _Once(logging.Filter):
+    """Lets a message through once: a contact sheet reads the pictures again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is new."""
+        message = record.getMessage()
+        is_new = message not in self.seen
+        self.seen.add(message)
+        return is_new
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    notes = logging.StreamHandler()
+    notes.addFilter(_Once())
+    logging.basicConfig(format="note: %(message)s", handlers=[notes])
+    editor = Editor(arguments)
+    if arguments.batch is not None:
+        edit_batch(arguments, editor)
+        return
+    try:
+        edit_one(arguments, editor)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
+    edit = Edit(
+        source=arguments.source,
+        mask=arguments.mask,
+        reference=arguments.reference,
+        output=arguments.output or Path(f"{arguments.source.stem}_edited.png"),
+        seed=arguments.seed,
+        keep_shape=bool(arguments.keep_shape),
+        reference_crop=arguments.reference_crop,
+    )
+    # 1. All that can go wrong before the model is loaded.
+    outputs = numbered(edit.output, arguments.num_images)
+    maps = numbered(arguments.save_correspondence, len(outputs)) if arguments.save_correspondence else []
+    sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
+    check_new([*outputs, *maps, *(path.with_suffix(".npz") for path in maps), *sheets], arguments.force)
+    inputs = editor.read(edit)
+
+    # 2. Edit.
+    seeds = range(edit.seed, edit.seed + len(outputs))
+    result = editor.run(edit, inputs, seeds)
+
+    # 3. Write.
+    for image, path, seed in zip(result.images, outputs, seeds, strict=True):
+        write_picture(image, path)
+        print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
+    if maps:
+        from mimicbrush.ops.correspondence import draw_correspondence
+
+        for found, path in zip(result.correspondences, maps, strict=True):
+            found.save(path.with_suffix(".npz"))
+            write_picture(draw_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
+            print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
+    for path in sheets:
+        write_sheet(path, [edit], editor)
+
+
+def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
+    # 1. What is asked for, and where it goes.
+    edits = collect_edits(
+        arguments.batch, arguments.output_dir, arguments.seed, arguments.keep_shape, arguments.num_images
+    )
+    prepare_outputs(edits)
+    sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
+    check_new(sheets, arguments.force)
+    kept = sum(edit.keep_shape for edit in edits)
+    if arguments.keep_shape is None and arguments.batch.is_dir() and kept:
+        print(f"{kept} of {len(edits)} edits are texture tracks ({TEXTURE_FOLDER}/): --keep-shape is on for them")
+
+    # 2. One after the other; each result is written as soon as it is there.
+    from tqdm import tqdm
+
+    tally = Tally()
+    try:
+        for edit in tqdm(edits, unit="edit", disable=None):
+            edit_next(edit, editor, tally, arguments.num_images, arguments.force)
+    except KeyboardInterrupt:
+        print(f"interrupted; so far {tally}; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    for path in sheets:
+        write_sheet(path, edits, editor)
+
+    # 3. What became of them.
+    print(tally)
+    for edit, reason in tally.failures:
+        print(f"failed: {edit.source.name}: {reason}", file=sys.stderr)
+    if tally.failures:
+        raise SystemExit(1)
+
+
+def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:
+    from mimicbrush.evaluation.edit_sheet import edit_sheet
+
+    write_picture(Image.fromarray(edit_sheet(edits, editor.read, editor.arguments.num_images)), path)
+    print(f"{path}: contact sheet")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,12 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_pipeline(folder: Path) -> MimicBrushPipeline:
+def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushPipeline:
     """Load a pipeline folder; nothing is looked up anywhere else.
+
+    Args:
+        folder: as `MimicBrushPipeline.save_pretrained` leaves it.
+        dtype: of all networks; None: as diffusers chooses.
 
     Raises:
         InputError: the folder is absent, no pipeline, or not whole.
@@ -38,7 +42,7 @@ def load_pipeline(folder: Path) -> MimicBrushPipeline:
         raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
     quiet_libraries()
     try:
-        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
 
@@ -54,7 +58,9 @@ def on_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError("the device is cuda, but PyTorch sees no CUDA GPU here; use cpu or auto")
-    return pipeline.to("cuda" if device != "cpu" and available else "cpu")
+    target = "cuda" if device != "cpu" and available else "cpu"
+    # Where it is already, there is nothing to move; diffusers would warn of half precision on a CPU, which works.
+    return pipeline if pipeline.device.type == target else pipeline.to(target)
 
 
 def seeded(seed: int) -> torch.Generator:
