@@ -16,6 +16,7 @@ setup: $(STAMP) ## make .venv and install the pinned packages
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)
+	test -x $(UV) || $(PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m ensurepip > /dev/null
 	test -x $(UV) || $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --compile-bytecode --editable '.[$(EXTRAS)]'
 	touch $@

@@ -49,7 +49,10 @@ class CorrespondenceRecord:
             InputError: nothing was noted.
         """
         if not self._sums:
-            raise InputError("no reference attention was recorded: a correspondence needs a reference, and one step")
+            raise InputError(
+                "no reference attention was recorded: a correspondence needs a reference, at least one step, and the "
+                "default attention back end"
+            )
         finest = max(self._sums)
         results = []
         for row, hole in enumerate(self._hole(finest)):

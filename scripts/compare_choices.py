@@ -1,0 +1,83 @@
+"""What each choice between paper and released code changes in an edit, on the weights of a pipeline.
+
+python scripts/compare_choices.py REF SRC MASK --model DIR
+
+Prints a Markdown table: the mean difference inside the hole, in levels of 255, between an edit as the pipeline's
+weights want it and one with that choice made the other way; same seed. Choices that other weights would be needed
+for (docs/PAPER_AND_RELEASED.md says which) are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mimicbrush.errors import run_plainly
+
+#: option -> its two values; each is an option of the pipeline.
+CHOICES = {
+    "reference_blend": (1.0, 0.5),
+    "reference_timestep": ("current", "zero"),
+    "depth_convention": ("standard", "released"),
+    "no_depth_convention": ("zero_map", "zero_input"),
+    "letterbox_order": ("resize_then_pad", "pad_then_resize"),
+    "posterior": ("sample", "mean"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for name in ("reference", "source", "mask"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="pipeline folder")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="default: the pipeline's")
+    arguments = parser.parse_args()
+
+    import numpy as np
+    import torch
+
+    from mimicbrush.ops.files import read_picture
+    from mimicbrush.ops.images import MASK_THRESHOLD
+    from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.load import load_pipeline, seeded
+
+    source, reference = read_picture(arguments.source, "RGB"), read_picture(arguments.reference, "RGB")
+    mask = read_picture(arguments.mask, "L")
+    hole = np.asarray(mask) > MASK_THRESHOLD
+    pipe = load_pipeline(arguments.model)
+    side = pipe.unet.config.sample_size
+    start = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=seeded(arguments.seed))
+
+    def edited(keep_shape: bool, **choice: object) -> np.ndarray:
+        options = {name: pipe.config[name] for name in pipe.config if name.startswith("default_") or name in CHOICES}
+        changed = MimicBrushPipeline(**pipe.components, **{**options, **choice})
+        changed.set_progress_bar_config(disable=True)
+        result = changed(
+            source,
+            mask,
+            reference,
+            num_inference_steps=arguments.steps,
+            keep_shape=keep_shape,
+            latents=start,  # whatever else is drawn
+            generator=seeded(arguments.seed),
+        )
+        return np.asarray(result.images[0], float)[hole]
+
+    usual = {keep_shape: edited(keep_shape) for keep_shape in (False, True)}
+    print("| option | as the weights want it | the other way | mean difference in the hole, levels of 255 |")
+    print("|---|---|---|---|")
+    for name, values in CHOICES.items():
+        own = pipe.config[name]
+        other = values[1] if own == values[0] else values[0]
+        keep_shape = name == "depth_convention"  # without it no depth is estimated
+        difference = np.abs(edited(keep_shape, **{name: other}) - usual[keep_shape]).mean()
+        print(f"| `{name}`{', shape kept' if keep_shape else ''} | `{own}` | `{other}` | {difference:.2f} |")
+    noise = np.abs(usual[False] - usual[True]).mean()
+    print(f"| for scale: `keep_shape` | `False` | `True` | {noise:.2f} |")
+
+
+if __name__ == "__main__":
+    run_plainly(main)
