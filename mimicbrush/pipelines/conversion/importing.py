@@ -1,0 +1,251 @@
+"""Released weights -> a pipeline folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.options import RELEASED_CONVENTIONS
+from mimicbrush.models.parts import LATENT_CHANNELS, STEM_CHANNELS
+from mimicbrush.models.projectors import DepthProjector, ImageProjector
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
+from mimicbrush.pipelines.conversion.key_maps import (
+    cast,
+    fill,
+    present_vae_names,
+    split_parts,
+    without_position_ids,
+)
+from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_files, weights_of
+from mimicbrush.pipelines.load import quiet_libraries
+from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
+
+MIMICBRUSH_REPOSITORY, BASE_REPOSITORY = "xichenhku/MimicBrush", "xichenhku/cleansd"
+
+
+@dataclass(frozen=True)
+class ReleasedFiles:
+    """Where the released weights lie: each a file, or the folder that holds it (see `reading.weights_of`).
+
+    Attributes:
+        checkpoint: ``mimicbrush.bin``; all trained weights, and the image encoder's.
+        inpainting: Stable Diffusion 1.5 inpainting, for the config of the U-Net.
+        sd15: Stable Diffusion 1.5, for the config of the reference U-Net.
+        vae: the autoencoder, weights and config.
+        image_encoder: CLIP, for its config.
+        depth: Depth Anything, as its authors published it, or a folder of transformers.
+    """
+
+    checkpoint: Path
+    inpainting: Path
+    sd15: Path
+    vae: Path
+    image_encoder: Path
+    depth: Path
+
+
+#: Input -> its place in the hub's layout: repository and path. What is read there: `HUB_FILES`.
+LAYOUT = {
+    "checkpoint": (MIMICBRUSH_REPOSITORY, "mimicbrush/mimicbrush.bin"),
+    "inpainting": (BASE_REPOSITORY, "stable-diffusion-inpainting"),
+    "sd15": (BASE_REPOSITORY, "stable-diffusion-v1-5"),
+    "vae": (MIMICBRUSH_REPOSITORY, "sd-vae-ft-mse"),
+    "image_encoder": (MIMICBRUSH_REPOSITORY, "image_encoder"),
+    "depth": (MIMICBRUSH_REPOSITORY, "depth_model/depth_anything_vitb14.pth"),
+}
+
+#: Repository -> the files that an import reads; of the VAE's weights one will do.
+HUB_FILES = {
+    MIMICBRUSH_REPOSITORY: (
+        "mimicbrush/mimicbrush.bin",
+        "image_encoder/config.json",
+        "sd-vae-ft-mse/config.json",
+        "sd-vae-ft-mse/diffusion_pytorch_model.*",
+        "depth_model/depth_anything_vitb14.pth",
+    ),
+    BASE_REPOSITORY: ("stable-diffusion-v1-5/unet/config.json", "stable-diffusion-inpainting/unet/config.json"),
+}
+
+
+def how_to_get(name: str) -> str:
+    """The command that fetches an input of `ReleasedFiles`."""
+    repository, path = LAYOUT[name]
+    pattern = path if Path(path).suffix else f"{path}/*"
+    return f"hf download {repository} --include '{pattern}'"
+
+
+def find_released(snapshot: Path | None, base: Path | None, **named: Path | None) -> ReleasedFiles:
+    """All inputs of an import: those named, the others from the hub's layout.
+
+    Args:
+        snapshot: folder of `MIMICBRUSH_REPOSITORY`.
+        base: folder of `BASE_REPOSITORY`.
+        named: fields of `ReleasedFiles`.
+
+    Raises:
+        InputError: names every input that is absent, and how to get it.
+    """
+    roots = {MIMICBRUSH_REPOSITORY: ("--snapshot", snapshot), BASE_REPOSITORY: ("--base", base)}
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+    for field in fields(ReleasedFiles):
+        repository, path = LAYOUT[field.name]
+        option, root = roots[repository]
+        given = named.get(field.name) or (root / path if root is not None else None)
+        if given is not None and given.exists():
+            found[field.name] = given
+        else:
+            problem = f"{given}: no such file or folder" if given is not None else f"not given, nor {option}"
+            name = field.name.replace("_", "-")
+            missing.append(f"  --{name}: {problem}. Get it: {how_to_get(field.name)}")
+    if missing:
+        raise InputError("an import needs more:\n" + "\n".join(missing))
+    return ReleasedFiles(**found)
+
+
+def import_released(
+    files: ReleasedFiles, output: Path, *, dtype: torch.dtype | None = None, force: bool = False
+) -> None:
+    """Make a pipeline folder of released weights, with the conventions that they were trained for.
+
+    Args:
+        files: the weights.
+        output: the pipeline folder; it gets its name when it is whole.
+        dtype: what to store the weights as; None keeps what they are.
+        force: replace an older pipeline there.
+
+    Raises:
+        InputError: `output` is there already, or its parent is not.
+        WeightsError: weights are absent, cannot be read, or do not fit.
+    """
+    check_free(output, force)
+    quiet_libraries()
+
+    def write(aside: Path) -> None:
+        released_pipeline(files, dtype=dtype, scratch=aside.parent).save_pretrained(aside)
+
+    write_folder_aside(output, write)
+
+
+def released_pipeline(
+    files: ReleasedFiles, *, dtype: torch.dtype | None = None, scratch: Path | None = None
+) -> MimicBrushPipeline:
+    """The pipeline of released weights, to be saved (see `import_released`): its networks hold the mapped files."""
+    # 1. All weights, the pickles among them in one go.
+    vae_files, depth_files = weights_of(files.vae), weights_of(files.depth)
+    checkpoint, *others = read_files([files.checkpoint, *vae_files, *depth_files], scratch=scratch)
+    parts = {name: cast(weights, dtype) for name, weights in split_parts(checkpoint, files.checkpoint).items()}
+    vae_weights = cast(join_shards(vae_files, others[: len(vae_files)]), dtype)
+    depth_weights = cast(join_shards(depth_files, others[len(vae_files) :]), dtype)
+
+    # 2. The networks, as large as the configs say.
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config_of(files.inpainting, "unet") | {"in_channels": STEM_CHANNELS})
+        reference_unet = ReferenceUNet.from_config(config_of(files.sd15, "unet"))
+        vae = AutoencoderKL.from_config(config_of(files.vae))
+        image_encoder = CLIPVisionModelWithProjection(clip_config(config_of(files.image_encoder)))
+        image_projector = ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim)
+        depth_projector = DepthProjector(*depth_projector_sizes(parts["depth_guider"]))
+    reductions = len(vae.config.block_out_channels), len(depth_projector.config.block_channels)
+    if reductions[0] != reductions[1]:
+        raise WeightsError(
+            f"depth_guider does not fit: it halves the picture {reductions[1] - 1} times, the VAE {reductions[0] - 1}"
+        )
+
+    # 3. Weights into networks. Depth Anything has a way of its own.
+    fill("unet", unet, parts["unet"])
+    fill("referencenet", reference_unet, parts["referencenet"])
+    fill("image_proj", image_projector, parts["image_proj"])
+    fill("depth_guider", depth_projector, parts["depth_guider"])
+    fill("image_encoder", image_encoder, without_position_ids(parts["image_encoder"]))
+    fill("vae", vae, present_vae_names(vae_weights))
+    return MimicBrushPipeline(
+        vae=vae,
+        unet=unet,
+        reference_unet=reference_unet,
+        image_encoder=image_encoder,
+        image_projector=image_projector,
+        depth_estimator=depth_estimator(depth_weights, files.depth, scratch=scratch),
+        depth_projector=depth_projector,
+        scheduler=noise_scheduler(),
+        **RELEASED_CONVENTIONS,
+    )
+
+
+def clip_config(stored: dict[str, Any]) -> CLIPVisionConfig:
+    """What a config.json of any transformers version says about CLIP's image encoder.
+
+    Older ones also hold dozens of fields about text generation and the like, some of which newer versions refuse,
+    or all of CLIP. What decides about weights and numbers is taken, and nothing else.
+    """
+    vision = {"projection_dim": stored.get("projection_dim"), **stored.get("vision_config", stored)}
+    names = (
+        "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+        "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
+        "initializer_range", "initializer_factor",
+    )  # fmt: skip
+    return CLIPVisionConfig(**{name: vision[name] for name in names if vision.get(name) is not None})
+
+
+def depth_projector_sizes(weights: Weights) -> tuple[int, int, tuple[int, ...]]:
+    """The arguments of `DepthProjector`, read off the shapes of its weights.
+
+    Raises:
+        WeightsError: a key is missing that tells them.
+    """
+    halving = sorted(
+        (int(key.split(".")[1]), key)
+        for key in weights
+        if key.startswith("blocks.") and key.endswith(".weight") and key.split(".")[1].isdecimal()
+    )[1::2]
+    for key in ("conv_in.weight", "conv_out.weight"):
+        if key not in weights or weights[key].ndim != 4:
+            raise WeightsError(f"depth_guider does not fit:\n  {key} is missing, or no kernel of a convolution")
+    first = weights["conv_in.weight"]
+    return first.shape[1], LATENT_CHANNELS, (first.shape[0], *(weights[key].shape[0] for _, key in halving))
+
+
+def check_free(output: Path, force: bool) -> None:
+    """Whether a pipeline folder can be written.
+
+    Raises:
+        InputError: something is there, or the folder around it is not.
+    """
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"{output}: the folder {output.absolute().parent} does not exist")
+    if not output.exists():
+        return
+    if not force:
+        raise InputError(f"{output} exists; name another --output, or replace it with --force")
+    if not (output / "model_index.json").is_file():
+        raise InputError(f"{output} is no pipeline folder, so --force does not replace it; remove it, or name another")
+
+
+def write_folder_aside(output: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder that gets its name only when it is whole; an older one stays until then.
+
+    Args:
+        output: the folder.
+        write: called with a hidden name beside it. Where it raises, nothing is left behind.
+    """
+    output = output.absolute()
+    aside, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    try:
+        write(aside)
+        if output.exists():
+            output.rename(old)
+        aside.rename(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
