@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,91 +26,10 @@ from mimicbrush.pipelines.conversion.key_maps import (
     split_parts,
     without_position_ids,
 )
+from mimicbrush.pipelines.conversion.layout import ReleasedFiles
 from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_files, weights_of
 from mimicbrush.pipelines.load import quiet_libraries
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
-
-MIMICBRUSH_REPOSITORY, BASE_REPOSITORY = "xichenhku/MimicBrush", "xichenhku/cleansd"
-
-
-@dataclass(frozen=True)
-class ReleasedFiles:
-    """Where the released weights lie: each a file, or the folder that holds it (see `reading.weights_of`).
-
-    Attributes:
-        checkpoint: ``mimicbrush.bin``; all trained weights, and the image encoder's.
-        inpainting: Stable Diffusion 1.5 inpainting, for the config of the U-Net.
-        sd15: Stable Diffusion 1.5, for the config of the reference U-Net.
-        vae: the autoencoder, weights and config.
-        image_encoder: CLIP, for its config.
-        depth: Depth Anything, as its authors published it, or a folder of transformers.
-    """
-
-    checkpoint: Path
-    inpainting: Path
-    sd15: Path
-    vae: Path
-    image_encoder: Path
-    depth: Path
-
-
-#: Input -> its place in the hub's layout: repository and path. What is read there: `HUB_FILES`.
-LAYOUT = {
-    "checkpoint": (MIMICBRUSH_REPOSITORY, "mimicbrush/mimicbrush.bin"),
-    "inpainting": (BASE_REPOSITORY, "stable-diffusion-inpainting"),
-    "sd15": (BASE_REPOSITORY, "stable-diffusion-v1-5"),
-    "vae": (MIMICBRUSH_REPOSITORY, "sd-vae-ft-mse"),
-    "image_encoder": (MIMICBRUSH_REPOSITORY, "image_encoder"),
-    "depth": (MIMICBRUSH_REPOSITORY, "depth_model/depth_anything_vitb14.pth"),
-}
-
-#: Repository -> the files that an import reads; of the VAE's weights one will do.
-HUB_FILES = {
-    MIMICBRUSH_REPOSITORY: (
-        "mimicbrush/mimicbrush.bin",
-        "image_encoder/config.json",
-        "sd-vae-ft-mse/config.json",
-        "sd-vae-ft-mse/diffusion_pytorch_model.*",
-        "depth_model/depth_anything_vitb14.pth",
-    ),
-    BASE_REPOSITORY: ("stable-diffusion-v1-5/unet/config.json", "stable-diffusion-inpainting/unet/config.json"),
-}
-
-
-def how_to_get(name: str) -> str:
-    """The command that fetches an input of `ReleasedFiles`."""
-    repository, path = LAYOUT[name]
-    pattern = path if Path(path).suffix else f"{path}/*"
-    return f"hf download {repository} --include '{pattern}'"
-
-
-def find_released(snapshot: Path | None, base: Path | None, **named: Path | None) -> ReleasedFiles:
-    """All inputs of an import: those named, the others from the hub's layout.
-
-    Args:
-        snapshot: folder of `MIMICBRUSH_REPOSITORY`.
-        base: folder of `BASE_REPOSITORY`.
-        named: fields of `ReleasedFiles`.
-
-    Raises:
-        InputError: names every input that is absent, and how to get it.
-    """
-    roots = {MIMICBRUSH_REPOSITORY: ("--snapshot", snapshot), BASE_REPOSITORY: ("--base", base)}
-    found: dict[str, Path] = {}
-    missing: list[str] = []
-    for field in fields(ReleasedFiles):
-        repository, path = LAYOUT[field.name]
-        option, root = roots[repository]
-        given = named.get(field.name) or (root / path if root is not None else None)
-        if given is not None and given.exists():
-            found[field.name] = given
-        else:
-            problem = f"{given}: no such file or folder" if given is not None else f"not given, nor {option}"
-            name = field.name.replace("_", "-")
-            missing.append(f"  --{name}: {problem}. Get it: {how_to_get(field.name)}")
-    if missing:
-        raise InputError("an import needs more:\n" + "\n".join(missing))
-    return ReleasedFiles(**found)
 
 
 def import_released(
@@ -170,6 +88,7 @@ def released_pipeline(
     fill("depth_guider", depth_projector, parts["depth_guider"])
     fill("image_encoder", image_encoder, without_position_ids(parts["image_encoder"]))
     fill("vae", vae, present_vae_names(vae_weights))
+    conventions: dict[str, Any] = {**RELEASED_CONVENTIONS}
     return MimicBrushPipeline(
         vae=vae,
         unet=unet,
@@ -179,7 +98,7 @@ def released_pipeline(
         depth_estimator=depth_estimator(depth_weights, files.depth, scratch=scratch),
         depth_projector=depth_projector,
         scheduler=noise_scheduler(),
-        **RELEASED_CONVENTIONS,
+        **conventions,
     )
 
 

@@ -1,0 +1,70 @@
+"""The released weights from the Hugging Face hub: fetched once, converted once, then at hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import cached_assets_path, snapshot_download
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # listed, but not as mypy wants it
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.pipelines.conversion.importing import released_pipeline
+from mimicbrush.pipelines.conversion.layout import HUB_FILES, find_released
+from mimicbrush.pipelines.load import quiet_libraries
+
+#: To be raised when an import writes something else than before: older results are then not used any more.
+_VERSION = 1
+
+
+def released_pipeline_folder() -> Path:
+    """The released weights as a pipeline folder.
+
+    What is not in the local Hugging Face cache is fetched (some 11 GB) unless HF_HUB_OFFLINE=1. The result lies
+    among huggingface_hub's assets, by the commits that it was made of. Of several processes that ask at once, one
+    converts, the others wait.
+
+    Raises:
+        WeightsError: files are neither in the cache nor to be had, or they do not fit.
+    """
+    snapshots = {repository: _snapshot(repository) for repository in HUB_FILES}
+    name = "-".join([f"v{_VERSION}", *[folder.name[:16] for folder in snapshots.values()]])
+    room = cached_assets_path("mimicbrush", "released", name)
+    final, aside = room / "pipeline", room / "pipeline.tmp"
+    if not final.is_dir():
+        with WeakFileLock(room / "pipeline.lock"):
+            if not final.is_dir():
+                quiet_libraries()
+                shutil.rmtree(aside, ignore_errors=True)  # whoever left it there has lost the lock
+                released_pipeline(find_released(*snapshots.values()), scratch=room).save_pretrained(aside)
+                aside.rename(final)
+    return final
+
+
+def _snapshot(repository: str) -> Path:
+    """The folder of a repository in the local cache, with all files that are needed."""
+    patterns = list(HUB_FILES[repository])
+    problem = ""
+    for local_files_only in (True, False):  # what is at hand is good enough: the weights were released once
+        try:
+            found = snapshot_download(repository, allow_patterns=patterns, local_files_only=local_files_only)
+        except OSError as error:  # absent, no network, no such repository, disk full
+            problem = problem or f"it is not at hand and could not be fetched ({_first_line(error)})"
+        else:
+            missing = [pattern for pattern in patterns if not any(Path(found).glob(pattern))]
+            if not missing:
+                return Path(found)
+            problem = f"its copy in {found} lacks {', '.join(missing)}"
+    raise WeightsError(_how_to_fetch(repository, problem))
+
+
+def _how_to_fetch(repository: str, problem: str) -> str:
+    wanted = " ".join(f"--include '{pattern}'" for pattern in HUB_FILES[repository])
+    return (
+        f"the released weights need {repository}, and {problem}.\n"
+        f"  Fetch it where there is a network, into the same Hugging Face cache:\n  hf download {repository} {wanted}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")

@@ -1,0 +1,94 @@
+"""What a checkpoint, a state dict or a pipeline folder holds, without loading it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.pipelines.conversion.reading import Entry, read_entries, read_json, weights_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network's worth of tensors.
+
+    Attributes:
+        name: of the part or component.
+        entries: its tensors; the paths begin below the part.
+    """
+
+    name: str
+    entries: list[Entry]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers there are."""
+        return sum(math.prod(entry.shape) for entry in self.entries)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """dtype -> number of tensors."""
+        return dict(Counter(entry.dtype for entry in self.entries))
+
+    def as_dict(self, *, keys: bool) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = {
+            "part": self.name,
+            "num_keys": len(self.entries),
+            "num_parameters": self.parameters,
+            "dtypes": self.dtypes,
+        }
+        if keys:
+            found["keys"] = {
+                ".".join(entry.path): {"shape": list(entry.shape), "dtype": entry.dtype} for entry in self.entries
+            }
+        return found
+
+
+def inspect_weights(given: Path) -> list[Part]:
+    """The parts of a file, of a network's folder or of a pipeline folder, those without weights left out.
+
+    Raises:
+        WeightsError: absent, damaged, or refused (see `reading.read_files`).
+    """
+    if (given / "model_index.json").is_file():
+        components = [name for name, value in read_json(given / "model_index.json").items() if isinstance(value, list)]
+        return [
+            Part(name, _entries_of(given / name))
+            for name in sorted(components)
+            if (given / name / "config.json").is_file()
+        ]
+    entries = _entries_of(given)
+    if not entries:
+        raise WeightsError(f"{given} holds no tensors")
+    parts: dict[str, list[Entry]] = {}
+    for entry in entries:
+        # A plain state dict is one part; of a nested one, each entry at the top is.
+        top, *rest = entry.path if len(entry.path) > 1 else (given.stem, *entry.path)
+        parts.setdefault(top, []).append(Entry(tuple(rest), entry.shape, entry.dtype))
+    return [Part(name, found) for name, found in parts.items()]
+
+
+def _entries_of(given: Path) -> list[Entry]:
+    return [entry for file in weights_of(given) for entry in read_entries(file)]
+
+
+def describe(parts: list[Part], *, keys: bool) -> str:
+    """Parts as text for people."""
+    width = max(len(part.name) for part in parts)
+    lines = []
+    for part in parts:
+        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in part.dtypes.items())
+        lines.append(f"{part.name:<{width}}  {len(part.entries):>5} keys  {part.parameters:>13,} parameters  {dtypes}")
+        if keys:
+            lines += [f"    {'.'.join(entry.path)}  {entry.shape}  {entry.dtype}" for entry in part.entries]
+    return "\n".join(lines)
+
+
+def as_json(parts: list[Part], *, keys: bool) -> dict[str, Any]:
+    """Parts as JSON for programs."""
+    return {"parts": [part.as_dict(keys=keys) for part in parts]}

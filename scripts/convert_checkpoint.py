@@ -1,0 +1,148 @@
+"""Released checkpoints in and out: python scripts/convert_checkpoint.py (import | export | inspect | diff) --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mimicbrush.errors import InputError, run_plainly
+
+#: Inputs of an import, by option.
+INPUTS = {
+    "checkpoint": "mimicbrush.bin",
+    "inpainting": "Stable Diffusion 1.5 inpainting, for its U-Net's config",
+    "sd15": "Stable Diffusion 1.5, for its U-Net's config",
+    "vae": "the autoencoder",
+    "image-encoder": "CLIP ViT-H/14, for its config",
+    "depth": "Depth Anything: depth_anything_vitb14.pth, or a folder of transformers",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    importing = commands.add_parser(
+        "import",
+        help="released weights -> a pipeline folder",
+        description="Make a pipeline folder of released weights. Give --snapshot and --base with the hub's layout "
+        "(xichenhku/MimicBrush and xichenhku/cleansd), or the inputs one by one; a file or its folder will do.",
+    )
+    importing.add_argument("--snapshot", type=Path, metavar="DIR", help="folder of xichenhku/MimicBrush")
+    importing.add_argument("--base", type=Path, metavar="DIR", help="folder of xichenhku/cleansd")
+    for name, meaning in INPUTS.items():
+        importing.add_argument(f"--{name}", type=Path, metavar="PATH", help=meaning)
+    importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="pipeline folder to make")
+    importing.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is stored")
+    importing.add_argument("--force", action="store_true", help="replace an older pipeline")
+
+    exporting = commands.add_parser(
+        "export",
+        help="a pipeline, or a checkpoint of a run -> mimicbrush.bin",
+        description="Write a file that the released code loads, and what was built on it.",
+    )
+    exporting.add_argument("--pipeline", type=Path, metavar="DIR", help="default: that of the checkpoint's run")
+    exporting.add_argument("--checkpoint", type=Path, metavar="DIR", help="RUN/checkpoints/step-...: its weights")
+    exporting.add_argument("--raw", action="store_true", help="the checkpoint's last weights, not their average")
+    exporting.add_argument("--output", type=Path, required=True, metavar="FILE", help="for instance mimicbrush.bin")
+    exporting.add_argument("--force", action="store_true", help="overwrite an older file")
+
+    inspecting = commands.add_parser("inspect", help="parts, keys, shapes and types", description=inspect.__doc__)
+    inspecting.add_argument("path", type=Path, metavar="FILE_OR_DIR", help="weights, or a pipeline folder")
+    inspecting.add_argument("--keys", action="store_true", help="every key")
+    inspecting.add_argument("--json", action="store_true", help="for programs")
+
+    differing = commands.add_parser("diff", help="how far weights moved from stock", description=diff.__doc__)
+    differing.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="mimicbrush.bin, or a pipeline"
+    )
+    for name in ("inpainting", "sd15", "image-encoder"):
+        differing.add_argument(f"--{name}", type=Path, required=True, metavar="PATH", help="stock weights")
+    for name in ("vae", "depth"):
+        differing.add_argument(f"--{name}", type=Path, metavar="PATH", help="stock weights, for a pipeline")
+    differing.add_argument("--json", action="store_true", help="for programs")
+    return parser.parse_args()
+
+
+def import_(arguments: argparse.Namespace) -> None:
+    """Released weights -> a pipeline folder."""
+    import torch
+
+    from mimicbrush.pipelines.conversion.importing import find_released, import_released
+
+    names = [name.replace("-", "_") for name in INPUTS]
+    files = find_released(arguments.snapshot, arguments.base, **{name: getattr(arguments, name) for name in names})
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    import_released(files, arguments.output, dtype=dtype, force=arguments.force)
+    print(
+        f"{arguments.output}: the released weights as a pipeline. Edit with it:\n"
+        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {arguments.output}"
+    )
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """A pipeline, or a checkpoint of a run -> mimicbrush.bin."""
+    pipeline = arguments.pipeline
+    if pipeline is None and arguments.checkpoint is None:
+        raise InputError("nothing to export; give --pipeline DIR, or --checkpoint RUN/checkpoints/step-...")
+    if pipeline is None:
+        pipeline = arguments.checkpoint.absolute().parents[1] / "pipeline"
+        if not (pipeline / "model_index.json").is_file():
+            raise InputError(
+                f"--pipeline is not given, and its run has none yet ({pipeline}). A checkpoint holds "
+                "only what is trained; the image encoder and all sizes come from a pipeline.\n"
+                "  train.resume=latest train.max_minutes=0, with the run's other options, writes it without a step more"
+            )
+
+    from mimicbrush.pipelines.conversion.exporting import export_released
+
+    warnings = export_released(
+        pipeline,
+        arguments.output,
+        checkpoint=arguments.checkpoint,
+        average=not arguments.raw,
+        force=arguments.force,
+    )
+    for warning in warnings:
+        print(f"warning: {warning}")
+    if warnings:
+        print(
+            "The weights were trained for this pipeline's choices; the released code will not paint as well with them."
+        )
+    print(f"{arguments.output}: written")
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """List the parts of a mimicbrush.bin, a state dict of any format, or a pipeline folder."""
+    from mimicbrush.pipelines.conversion import inspection
+
+    parts = inspection.inspect_weights(arguments.path)
+    if arguments.json:
+        print(json.dumps(inspection.as_json(parts, keys=arguments.keys), indent=1))
+    else:
+        print(inspection.describe(parts, keys=arguments.keys))
+
+
+def diff(arguments: argparse.Namespace) -> None:
+    """Compare weights with those that training started from: which parts were trained, and where."""
+    from mimicbrush.pipelines.conversion import comparing
+
+    changes = comparing.compare_with_stock(
+        arguments.checkpoint,
+        inpainting=arguments.inpainting,
+        sd15=arguments.sd15,
+        image_encoder=arguments.image_encoder,
+        vae=arguments.vae,
+        depth=arguments.depth,
+    )
+    print(json.dumps(comparing.as_json(changes), indent=1) if arguments.json else comparing.describe(changes))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    {"import": import_, "export": export, "inspect": inspect, "diff": diff}[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    run_plainly(main)
