@@ -172,21 +172,28 @@ class ConditionedPipeline(DiffusionPipeline):
 
     def _read(self, prepared: PreparedReference, seen: list[float], batch_size: int) -> Iterator[Projected]:
         """Passes of the reference U-Net over clean latents, several timesteps in one batch."""
-        rows = len(prepared)
-        at_hand = project_context(self.reference_unet, prepared.context)  # the same at every timestep
+        rows, dtype = len(prepared), self.reference_unet.dtype  # which may differ from the other U-Net's
+        latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)
+        at_hand = project_context(self.reference_unet, context)  # the same at every timestep
         for start in range(0, len(seen), max(1, batch_size)):
             chunk = torch.tensor(seen[start : start + max(1, batch_size)], device=prepared.latents.device)
             times = len(chunk)
             states = ReferenceStates(projected=repeat_rows(at_hand, rows * times))
             self.reference_unet(
-                prepared.latents.repeat_interleave(times, 0),
+                latents.repeat_interleave(times, 0),
                 chunk.repeat(rows),
-                prepared.context.repeat_interleave(times, 0),
+                context.repeat_interleave(times, 0),
                 cross_attention_kwargs={"reference_states": states},
                 return_dict=False,
             )
-            keys_values = {path: pair for path, pair in states.projected.items() if path not in at_hand}
-            keys_values |= project_references(self.unet, states.features)
+            dtype = self.unet.dtype
+            keys_values = {
+                path: (key.to(dtype), value.to(dtype))
+                for path, (key, value) in states.projected.items()
+                if path not in at_hand
+            }
+            features = {path: feature.to(dtype) for path, feature in states.features.items()}
+            keys_values |= project_references(self.unet, features)
             for one in range(times):
                 yield {path: (key[one::times], value[one::times]) for path, (key, value) in keys_values.items()}
 

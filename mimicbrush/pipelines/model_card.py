@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
 
 from mimicbrush.models.options import ModelOptions
 
@@ -52,3 +54,11 @@ Paper and released code differ in what follows; these weights belong to these ch
 |---|---|
 {rows}
 """).save(folder / "README.md")
+
+
+def keep_card_of_hub(folder: Path, repo_id: str, token: str | None) -> None:
+    """Put the card that a repository has into a folder that has none, so that an upload does not overwrite it."""
+    if (folder / "README.md").exists():
+        return
+    with contextlib.suppress(EntryNotFoundError):  # a repository without a card
+        ModelCard.load(repo_id, token=token).save(folder / "README.md")

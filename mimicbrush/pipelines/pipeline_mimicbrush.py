@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
 
@@ -38,7 +40,7 @@ from mimicbrush.ops.images import (
 )
 from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
 from mimicbrush.pipelines.constants import ConstantsOfWeights
-from mimicbrush.pipelines.model_card import write_model_card
+from mimicbrush.pipelines.model_card import keep_card_of_hub, write_model_card
 from mimicbrush.pipelines.pictures import Picture, as_list, check_masks, grey, rgb, whole
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
@@ -364,24 +366,65 @@ class MimicBrushPipeline(ConditionedPipeline):
             return [(composite / 255).astype(np.float32) for composite in composites]
         return [Image.fromarray(composite.round().astype(np.uint8)) for composite in composites]
 
-    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> None:
         """Write the pipeline as diffusers does, and a model card that states what its weights need.
 
         Args:
             save_directory: a folder.
-            push_to_hub: also upload it; `repo_id` and the other arguments of `push_to_hub` may follow.
-            kwargs: handed to diffusers (`safe_serialization`, `variant`, `max_shard_size`, ...), which refuses those
-                that it does not know.
+            safe_serialization, variant, max_shard_size: as in diffusers.
+            push_to_hub: also upload the folder.
+            repo_id: to push to; the folder's name where none is given.
+            commit_message, private, token, create_pr: of the upload, as in diffusers.
         """
-        hub = {
-            name: kwargs.pop(name)
-            for name in ("repo_id", "private", "token", "commit_message", "create_pr", "subfolder")
-            if name in kwargs
-        }
-        super().save_pretrained(save_directory, **kwargs)
-        write_model_card(Path(save_directory), self.options(), dict(self.config))
+        folder = Path(save_directory)
+        super().save_pretrained(
+            str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
+        )
         if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+            repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
+            keep_card_of_hub(folder, repo_id, token)
+        write_model_card(folder, self.options(), dict(self.config))
+        if push_to_hub:
+            self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the pipeline, as in diffusers, but with our card: its own would say nothing of the conventions."""
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            if subfolder is None:
+                keep_card_of_hub(Path(folder), repo_id, token)
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return self._upload_folder(
+                folder,
+                repo_id,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
 
     def _step_options(self, generator: Generator, eta: float) -> dict[str, object]:
         """The arguments that only some schedulers take."""

@@ -108,7 +108,7 @@ def test_a_callback_gets_the_tensors_that_it_names_and_no_others(pipe: MimicBrus
         result = latents_of(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=names)
         assert torch.equal(result, plain)
     assert seen == [list(pipe._callback_tensor_inputs)] * 2 + [[]] * 2
-    with pytest.raises(InputError, match="callback tensors may be .* got .*'prompt_embeds'"):
+    with pytest.raises(InputError, match=r"callback tensors may be .* got .*'prompt_embeds'"):
         latents_of(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
 
 
