@@ -105,7 +105,7 @@ class ReleasedAlgorithm:
         """
         conditions = self.encode(source, mask, reference, keep_shape)
         scheduler = self.pipe.scheduler
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, device=latents.device)
         latents = latents * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             noise = self.step(latents, timestep, conditions, guidance_scale)

@@ -38,6 +38,7 @@ class Case:
         tolerance: the most that the results may differ.
         rounds: times that each side runs, unless told otherwise.
         flop_ratio_full_size: where the timed size is not the real one.
+        equality: what is compared, where the timed results cannot be (half precision).
     """
 
     case: str
@@ -46,6 +47,7 @@ class Case:
     tolerance: float
     rounds: int
     flop_ratio_full_size: float | None = None
+    equality: tuple[Side, Side] | None = None
 
 
 def main() -> None:
@@ -79,19 +81,32 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
     Raises:
         MimicBrushError: the results differ by more than the tolerance: then no speed is worth reporting.
     """
-    difference = float((case.ours() - case.peer()).abs().max())  # also the warm-up
+    import torch
+
+    on_gpu = case.ours().is_cuda  # these two calls are the warm-up, too
+    case.peer()
+    left, right = case.equality or (case.ours, case.peer)
+    difference = float((left() - right()).abs().max())
     if not difference <= case.tolerance:
         raise MimicBrushError(
             f"{case.case}: ours and the peer differ by {difference:.3g}, allowed are {case.tolerance:.3g}"
         )
     flops = [count_flops(side) for side in (case.ours, case.peer)]
     seconds: tuple[list[float], list[float]] = ([], [])
+    peaks = [0, 0]
     for _ in range(rounds):
-        for side, times in zip((case.ours, case.peer), seconds, strict=True):
+        for number, side in enumerate((case.ours, case.peer)):
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
             start = time.perf_counter()
             side()
-            times.append(time.perf_counter() - start)
+            if on_gpu:
+                torch.cuda.synchronize()
+                peaks[number] = torch.cuda.max_memory_allocated()
+            seconds[number].append(time.perf_counter() - start)
     own, others = (statistics.median(times) for times in seconds)
+    memory = {"ours_peak_gib": peaks[0] / 2**30, "peer_peak_gib": peaks[1] / 2**30} if on_gpu else {}
     ratio = flops[1] / flops[0]
     return {
         "case": case.case,
@@ -104,6 +119,7 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
         "ours_gflop": flops[0] / 1e9,
         "peer_gflop": flops[1] / 1e9,
         "rounds": rounds,
+        **memory,
     }
 
 
@@ -146,47 +162,94 @@ def read_block() -> list[Case]:
     return [case(64, 320), case(32, 640)]
 
 
-def edit() -> list[Case]:
-    """a whole guided edit, 64 to 256 channels at 256 px: against the released algorithm, same weights and noise"""
-    import torch
-    from released_algorithm import ReleasedAlgorithm
+@dataclass
+class EditSetting:
+    """A guided edit with random weights, ours and the released algorithm's.
 
-    from mimicbrush.models.parts import random_parts
-    from mimicbrush.ops.images import to_tensor
+    Attributes:
+        size_px, block_out_channels: of the model.
+        steps: of DDIM.
+        device, dtype: where and in what.
+        compiled: both U-Nets of both sides by torch.compile, ours in channels_last.
+    """
 
-    steps, guidance_scale, size_px = 6, 5.0, 256
-    torch.manual_seed(0)
-    parts = vars(random_parts(size_px=size_px, block_out_channels=(64, 128, 256, 256)))
-    numbers = torch.Generator().manual_seed(0)
-    source, reference = torch.randint(0, 256, (2, size_px, size_px, 3), generator=numbers, dtype=torch.uint8).numpy()
-    mask = torch.zeros(size_px, size_px, dtype=torch.uint8)
-    mask[64:192, 64:192] = 255
-    latents = torch.randn(1, 4, size_px // 8, size_px // 8, generator=numbers)
+    size_px: int
+    block_out_channels: tuple[int, ...]
+    steps: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    compiled: bool = False
 
-    def case(reference_timestep: str) -> Case:
-        pipe = _released_conventions(parts, reference_timestep)
+    def sides(self, reference_timestep: str, output: str = "pt") -> tuple[Side, Side]:
+        """Ours and the released algorithm, from equal pictures, noise and weights."""
+        import torch
+        from released_algorithm import ReleasedAlgorithm
+
+        from mimicbrush.models.parts import random_parts
+        from mimicbrush.ops.images import to_tensor
+
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            parts = vars(random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels))
+        dtype = getattr(torch, self.dtype)
+        pipe = _released_conventions({name: part.to(dtype) for name, part in parts.items()}, reference_timestep)
         released = ReleasedAlgorithm(pipe, reference_timestep)
-        pixels = to_tensor(source[None]), (mask > 128)[None, None].float(), to_tensor(reference[None])
+        if self.compiled:
+            for unet in (pipe.unet, pipe.reference_unet, released.unet):
+                unet.to(memory_format=torch.channels_last).compile()
+
+        size_px, numbers = self.size_px, torch.Generator().manual_seed(0)
+        pictures = torch.randint(0, 256, (2, size_px, size_px, 3), generator=numbers, dtype=torch.uint8).numpy()
+        mask = torch.zeros(size_px, size_px, dtype=torch.uint8)
+        mask[size_px // 4 : size_px * 3 // 4, size_px // 4 : size_px * 3 // 4] = 255
+        latents = torch.randn(1, 4, size_px // 8, size_px // 8, generator=numbers).to(self.device, dtype)
+        source, hole, reference = (
+            tensor.to(self.device, dtype)
+            for tensor in (to_tensor(pictures[:1]), (mask > 128)[None, None].float(), to_tensor(pictures[1:]))
+        )
+        options = {"num_inference_steps": self.steps, "guidance_scale": 5.0, "output_type": output}
 
         def ours() -> torch.Tensor:
-            return pipe(
-                source,
-                mask.numpy(),
-                reference,
-                latents=latents,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                output_type="pt",
-            ).images
+            return pipe(pictures[0], mask.numpy(), pictures[1], latents=latents, **options).images
 
         def peer() -> torch.Tensor:
-            return released.decode(released(*pixels, latents, steps=steps, guidance_scale=guidance_scale))
+            found = released(source, hole, reference, latents, steps=self.steps, guidance_scale=5.0)
+            return found if output == "latent" else released.decode(found)
 
-        own_tera, peer_tera = full_size_edit(reference_timestep)
-        print(f"{reference_timestep}: 50 steps at full size: {own_tera:.1f} TFLOP, released {peer_tera:.1f}")
-        return Case(reference_timestep, ours, peer, 1e-4, 5, peer_tera / own_tera)
+        return ours, peer
 
-    return [case("current"), case("zero")]
+
+def edit() -> list[Case]:
+    """a whole guided edit, 64 to 256 channels at 256 px: against the released algorithm, same weights and noise"""
+    setting = EditSetting(size_px=256, block_out_channels=(64, 128, 256, 256), steps=6)
+    cases = []
+    for reference_timestep in ("current", "zero"):
+        own, peer = full_size_edit(reference_timestep)
+        print(f"{reference_timestep}: 50 steps at full size: {own:.1f} TFLOP, released {peer:.1f}")
+        cases.append(Case(reference_timestep, *setting.sides(reference_timestep), 1e-4, 3, peer / own))
+    return cases
+
+
+def edit_gpu() -> list[Case]:
+    """the same on a CUDA GPU at full size, bf16, 50 steps: eager and compiled, latency and peak memory"""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MimicBrushError("edit_gpu needs a CUDA GPU, and PyTorch sees none; `edit` runs on a CPU")
+    return edit_cases("cuda", "bfloat16", 512, (320, 640, 1280, 1280), 50)
+
+
+def edit_cases(device: str, dtype: str, size_px: int, block_out_channels: tuple[int, ...], steps: int) -> list[Case]:
+    """Cases of `edit_gpu`; equality is asserted in float32, after four steps, on the latents."""
+    exact = EditSetting(size_px, block_out_channels, 4, device)
+    cases = []
+    for reference_timestep in ("current", "zero"):
+        equality = exact.sides(reference_timestep, "latent")
+        for compiled in (False, True):
+            setting = EditSetting(size_px, block_out_channels, steps, device, dtype, compiled)
+            name = f"{reference_timestep}, {'compiled' if compiled else 'eager'}"
+            cases.append(Case(name, *setting.sides(reference_timestep), 1e-3, 5, equality=equality))
+    return cases
 
 
 def full_size_edit(reference_timestep: str, steps: int = 50) -> tuple[float, float]:
@@ -288,7 +351,7 @@ def dropped_references() -> list[Case]:
     return [Case(f"{batch} x {tokens} tokens", ours, peer, 1e-5, rounds=15)]
 
 
-MEASUREMENTS = {"dropped_references": dropped_references, "edit": edit, "read_block": read_block}
+MEASUREMENTS = {"dropped_references": dropped_references, "edit": edit, "edit_gpu": edit_gpu, "read_block": read_block}
 
 if __name__ == "__main__":
     run_plainly(main)
