@@ -167,6 +167,9 @@ class Editor:
             on_gpu = self.arguments.device != "cpu" and torch.cuda.is_available()
             dtype = "float16" if on_gpu else "float32"
         pipeline = on_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
+        limit = pipeline.scheduler.config.num_train_timesteps
+        if (self.arguments.steps or 0) > limit:
+            raise InputError(f"--steps {self.arguments.steps}: this model was trained with {limit} timesteps, no more")
         pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)
         return pipeline
 
@@ -293,7 +296,7 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
     # 3. What became of them.
     print(tally)
     for edit, reason in tally.failures:
-        print(f"failed: {edit.source.name}: {reason}", file=sys.stderr)
+        print(f"failed: {edit.source}: {reason}", file=sys.stderr)
     if tally.failures:
         raise SystemExit(1)
 

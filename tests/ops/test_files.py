@@ -1,14 +1,29 @@
 from __future__ import annotations
 
+import io
+import logging
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.ops.files import ASIDE_PATTERN, check_writable, write_aside, write_picture
+from mimicbrush.ops import files
+from mimicbrush.ops.files import (
+    ASIDE_PATTERN,
+    check_writable,
+    path_inside,
+    read_picture,
+    upright,
+    write_aside,
+    write_picture,
+)
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -66,7 +81,205 @@ def test_what_cannot_be_written_is_known_before(name: str, message: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_is_no_output_and_a_refusing_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(InputError, match="this is a folder"):
+        check_writable(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be written"):  # JPEG holds no transparency
+        write_picture(Image.new("RGBA", (4, 4)), tmp_path / "b.jpg")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def _ramp(dtype: type[np.generic], top: float) -> np.ndarray:
+    return (np.linspace(0, top, 48).reshape(6, 8)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("16 bit.png", _ramp(np.uint16, 65535)),
+        ("16 bit.tiff", _ramp(np.uint16, 65535)),
+        ("32 bit.tiff", _ramp(np.int32, 65535)),
+        ("float of 1.tiff", _ramp(np.float32, 1)),
+        ("float of 255.tiff", _ramp(np.float32, 255)),
+    ],
+)
+def test_deep_pictures_are_scaled_to_8_bit(name: str, stored: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(stored).save(tmp_path / name)
+    expected = np.linspace(0, 255, 48).reshape(6, 8)
+    for mode in ("RGB", "L"):
+        got = np.asarray(read_picture(tmp_path / name, mode))
+        assert np.abs(got.reshape(6, 8, -1) - expected[..., None]).max() <= 1
+
+
+def test_16_bit_colour(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), stored)
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png", "RGB")), stored[..., ::-1] >> 8)
+
+
+@pytest.mark.parametrize("values", [[-1.0, 0.5], [0.0, 256.0], [0.0, np.nan], [0.0, np.inf]])
+def test_floats_of_no_known_range_are_refused(values: list[float], tmp_path: Path) -> None:
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"a\.tiff: its values run from .* must lie in 0\.\.1 or 0\.\.255"):
+        read_picture(tmp_path / "a.tiff", "RGB")
+
+
+def _transparent(mode: str) -> Image.Image:
+    """Left half red and opaque, right half clear."""
+    image = Image.new("RGBA", (8, 4), (0, 0, 255, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 4, 4))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_pictures_with_transparency_are_put_on_white(mode: str) -> None:
+    got = upright(_transparent(mode), "RGB")
+    assert got.mode == "RGB" and got.getpixel((6, 1)) == (255, 255, 255)
+    assert got.getpixel((1, 1)) == _transparent(mode).convert("RGB").getpixel((1, 1))
+    assert upright(got, "RGB").tobytes() == got.tobytes()  # again changes nothing: scripts and pipeline both do it
+
+
+def test_a_palette_with_transparency(tmp_path: Path) -> None:
+    palette = Image.new("P", (4, 2), 1)
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "one.png", transparency=0)
+    palette.save(tmp_path / "bytes.png", transparency=bytes([0, 255]))
+    palette.save(tmp_path / "none.png")
+    for name, first in (("one.png", (255,) * 3), ("bytes.png", (255,) * 3), ("none.png", (10, 20, 30))):
+        got = read_picture(tmp_path / name, "RGB")
+        assert got.getpixel((0, 0)) == first and got.getpixel((1, 0)) == (200, 100, 50)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "HSV"])
+def test_other_modes(mode: str) -> None:
+    for value in ("black", "white"):
+        image = Image.new("RGB", (4, 2), value).convert(mode)
+        grey = 255 if value == "white" else 0
+        assert upright(image, "RGB").getpixel((0, 0)) == (grey,) * 3
+        assert upright(image, "L").getpixel((0, 0)) == grey
+
+
+def _mask(painted: tuple[int, ...], rest: tuple[int, ...]) -> Image.Image:
+    """What is painted is the left half."""
+    image = Image.new("RGBA", (8, 4), rest)
+    image.paste(painted, (0, 0, 4, 4))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("mask", "left", "right"),
+    [
+        (_mask((0, 0, 0, 255), (0, 0, 0, 0)), 255, 0),  # black on nothing: the shape is in the alpha channel
+        (_mask((255, 0, 0, 255), (0, 0, 0, 0)), 255, 0),  # red is too dark to count as bright
+        (_mask((255, 255, 255, 255), (255, 255, 255, 0)), 255, 0),
+        (_mask((255, 255, 255, 255), (0, 0, 0, 255)), 255, 0),  # all opaque: brightness
+        (_mask((255, 255, 255, 90), (0, 0, 0, 90)), 255, 0),  # a constant alpha says nothing
+        (_mask((255, 255, 255, 0), (0, 0, 0, 0)), 255, 0),
+    ],
+)
+def test_masks_with_transparency(mask: Image.Image, left: int, right: int) -> None:
+    got = upright(mask, "L")
+    assert got.mode == "L" and (got.getpixel((1, 1)), got.getpixel((6, 1))) == (left, right)
+
+
+def test_what_is_clear_in_a_mask_of_several_colours_is_not_painted() -> None:
+    mask = _mask((255, 255, 255, 255), (0, 0, 0, 255))
+    mask.paste((255, 255, 255, 0), (0, 2, 8, 4))
+    got = upright(mask, "L")
+    assert [got.getpixel(at) for at in ((1, 1), (6, 1), (1, 3), (6, 3))] == [255, 0, 0, 0]
+
+
+def test_exif_turns_every_mode(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying: a quarter clockwise makes it upright
+    for number, image in enumerate([Image.fromarray(_ramp(np.uint16, 65535)), Image.new("RGBA", (8, 6), "red")]):
+        image.save(tmp_path / f"{number}.png", exif=exif)
+        assert read_picture(tmp_path / f"{number}.png", "RGB").size == (6, 8)
+    top_row = np.asarray(read_picture(tmp_path / "0.png", "L"))[0]
+    assert (np.diff(top_row.astype(int)) < 0).all()  # the left column from below
+
+
+def _damage(tmp_path: Path) -> dict[str, Callable[[Path], object]]:
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "JPEG")
+    return {
+        "cut.jpg": lambda path: path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2]),
+        "text.png": lambda path: path.write_text("no picture"),
+        "nothing.png": lambda path: path.touch(),
+        "folder.png": lambda path: path.mkdir(),
+        "absent.png": lambda path: None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cut.jpg", "not a picture that can be read whole"),
+        ("text.png", "no known picture format"),
+        ("nothing.png", "0 bytes"),
+        ("folder.png", "this is a folder"),
+        ("absent.png", "no such file"),
+    ],
+)
+def test_what_is_no_picture_is_named(name: str, message: str, tmp_path: Path) -> None:
+    _damage(tmp_path)[name](tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name}: .*{message}"):
+        read_picture(tmp_path / name, "RGB")
+
+
+def test_pillows_limit_is_ours_only_while_we_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (100, 100)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow itself would refuse anything above 20
+    assert read_picture(tmp_path / "a.png", "L").size == (100, 100)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    for limit in (9_999, 100):  # Pillow would warn of the first and refuse the second
+        monkeypatch.setattr(files, "MAX_PIXELS", limit)
+        for filters in ("error", "ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter(filters)
+                with pytest.raises(InputError, match=r"a\.png: too large; at most 0 megapixels"):
+                    read_picture(tmp_path / "a.png", "L")
+        assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_of_an_animation_the_first_picture_is_taken_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    for name in ("a.gif", "a.tiff", "a.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            red, _, blue = read_picture(tmp_path / name, "RGB").getpixel((4, 4))
+        assert red > 200 and blue < 50
+        assert caplog.messages == [f"{tmp_path / name}: holds 2 pictures; the first is used"]
+
+
+def test_damaged_exif_is_a_note_and_no_reason_to_refuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09\x01"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg", exif=exif)
+    with caplog.at_level(logging.WARNING):
+        assert read_picture(tmp_path / "a.jpg", "RGB").size == (8, 8)
+    assert any("EXIF" in message for message in caplog.messages)
+
+
+def test_paths_of_a_list_stay_in_its_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path)
+    assert path_inside(root, "sub/../a.png") == root / "sub/../a.png"
+    for name in ("../a.png", str(tmp_path / "a.png"), "link/a.png", "sub/../../a.png"):
+        with pytest.raises(InputError, match="leads out of"):
+            path_inside(root, name)
+    with pytest.raises(InputError, match="is no path"):
+        path_inside(root, "a\0.png")
+
+
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, mimicbrush.ops.files; print({'torch', 'cv2', 'skimage', 'scipy', 'pyarrow'} & set(sys.modules))"
+    # Nor by what scripts/infer.py checks before it loads a model.
+    modules = "mimicbrush.ops.files, mimicbrush.pipelines.edit_batch"
+    code = f"import sys, {modules}; print({{'torch', 'cv2', 'skimage', 'scipy', 'pyarrow'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

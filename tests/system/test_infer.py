@@ -1,10 +1,16 @@
-"""scripts/infer.py as a user runs it, on files of all kinds."""
+"""scripts/infer.py as a user runs it, on files of all kinds.
+
+What takes seconds, importing everything in a process of its own, is done twice; the rest calls the script's `main`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,39 +18,74 @@ import pytest
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.assembly import build_noise_scheduler
-from mimicbrush.errors import InputError
+from mimicbrush.errors import run_plainly
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
-from mimicbrush.ops.files import read_picture, write_picture
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.ops.correspondence import Correspondence
+from mimicbrush.ops.crops import square_around
+from mimicbrush.ops.files import read_picture
 from mimicbrush.pipelines import MimicBrushPipeline
 
 ROOT = Path(__file__).parents[2]
+PICTURES = ("ref.jpg", "src.jpg", "mask.png")
+
+
+def array(path: Path) -> np.ndarray:
+    return np.asarray(read_picture(path, "RGB"))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, smallest: ToyModel) -> Path:
-    """A pipeline, a reference, an EXIF-rotated source and its mask."""
-    folder = tmp_path_factory.mktemp("infer")
-    MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=build_noise_scheduler("epsilon")).save_pretrained(
-        folder / "pipeline"
-    )
-    Image.fromarray(photograph("chelsea.png")).save(folder / "ref.jpg")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying, to be shown upright
-    Image.fromarray(photograph("coffee.png")[:60, :90]).save(folder / "src.jpg", exif=exif, quality=95)
-    mask = np.zeros((90, 60), np.uint8)
-    mask[40:60, 20:40] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
+def toy_pipeline(tmp_path_factory: pytest.TempPathFactory, smallest: ToyModel) -> Path:
+    folder = tmp_path_factory.mktemp("infer") / "pipeline"
+    MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler()).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def infer(
-    folder: Path, script_environment: Callable[[], dict[str, str]]
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a reference, an EXIF-rotated source and a mask drawn on it as it is seen."""
+    Image.fromarray(photograph("chelsea.png")).save(tmp_path / "ref.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be shown upright
+    Image.fromarray(photograph("coffee.png")[:60, :90]).save(tmp_path / "src.jpg", exif=exif, quality=95)
+    mask = np.zeros((90, 60), np.uint8)
+    mask[50:70, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[Sequence[str]], None]:
+    specification = importlib.util.spec_from_file_location("infer", ROOT / "scripts" / "infer.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def infer(main: Callable[[Sequence[str]], None], toy_pipeline: Path, folder: Path) -> Callable[..., int]:
+    """Runs the script in two steps on a CPU, and gives its exit status."""
+
+    def run(*arguments: str) -> int:
+        common = ("--model", str(toy_pipeline), "--steps", "2", "--device", "cpu")
+        try:
+            run_plainly(lambda: main([*common, *arguments]))
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def process(
+    toy_pipeline: Path, folder: Path, script_environment: Callable[[], dict[str, str]]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / "infer.py"), *arguments]
+        command = [sys.executable, str(ROOT / "scripts" / "infer.py"), *arguments, "--model", str(toy_pipeline)]
         return subprocess.run(
             command, cwd=folder, env=script_environment(), capture_output=True, text=True, check=False
         )
@@ -52,57 +93,248 @@ def infer(
     return run
 
 
-def test_an_edit(folder: Path, infer: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    arguments = ("ref.jpg", "src.jpg", "mask.png", "--model", "pipeline", "--steps", "2", "-o", "out.png")
-    done = infer(*arguments)
+def test_an_edit(folder: Path, process: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = process(*PICTURES, "--steps", "2", "-o", "out.png")
     assert done.returncode == 0, done.stderr
-    result, source = Image.open(folder / "out.png"), read_picture(folder / "src.jpg", "RGB")
-    assert result.size == source.size == (60, 90)
-    assert np.array_equal(np.asarray(result)[:28], np.asarray(source)[:28])
-    again = infer(*arguments)
-    assert again.returncode == 2 and "--force" in again.stderr and "Traceback" not in again.stderr
+    assert "out.png: 60 x 90 px, repainted at 16 px, seed 1" in done.stdout
+    result, source = array(folder / "out.png"), array(folder / "src.jpg")
+    assert result.shape == source.shape == (90, 60, 3)
+    outside = np.ones((90, 60), bool)
+    outside[38:82, 8:52] = False
+    assert np.array_equal(result[outside], source[outside])
+    assert np.abs(result[55:65, 25:35].astype(int) - source[55:65, 25:35]).mean() > 5
+
+
+def test_what_the_pictures_tell_is_told_at_once(
+    folder: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    Image.new("L", (60, 90)).save(folder / "empty.png")
+    start = time.monotonic()
+    refused = process("ref.jpg", "src.jpg", "empty.png")
+    assert time.monotonic() - start < 4  # importing the models takes ten seconds
+    assert refused.returncode == 2 and "empty.png: the mask is empty" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ref.jpg", "src.jpg", "mask.png"], "runs/smoke/pipeline"),
-        (["ref.jpg", "src.jpg", "mask.png", "--model", "nowhere"], "is no pipeline folder"),
-        (["ref.jpg", "nothing.jpg", "mask.png", "--model", "pipeline"], "nothing.jpg: no such file"),
-        (["ref.jpg", "ref.jpg", "mask.png", "--model", "pipeline"], "mask.png is 60 x 90 px but ref.jpg is 451 x 300"),
+        ([*PICTURES, "--model", "nowhere"], "is no pipeline folder"),
+        (["ref.jpg", "nothing.jpg", "mask.png"], "nothing.jpg: no such file"),
+        (["ref.jpg", "ref.jpg", "mask.png"], "mask.png is 60 x 90 px but ref.jpg is 451 x 300"),
+        (["ref.jpg", "src.jpg", "full.png"], "--allow-full-mask"),
+        ([*PICTURES, "--reference-crop", "0,0,999,10"], "no box within the reference"),
+        ([*PICTURES, "--reference-crop", "0,0,9"], "must be X0,Y0,X1,Y1"),
+        ([*PICTURES, "--num-images", "0"], "must be 1 or more"),
+        ([*PICTURES, "--seed", "-1"], "must be from 0"),
+        ([*PICTURES, "--guidance", "nan"], "must be a number"),
+        ([*PICTURES, "--num", "2"], "unrecognized arguments: --num"),
+        ([*PICTURES, "-o", "a.xyz"], "unknown picture format"),
+        ([*PICTURES, "-o", "a.png", "--contact-sheet", "a.png"], "two outputs have the same name"),
+        ([*PICTURES, "--output-dir", "out"], "--output-dir is for --batch"),
+        ([*PICTURES[:2]], "three pictures are needed"),
+        ([*PICTURES, "--batch", "."], "not both"),
+        (["--batch", "."], "--batch needs --output-dir"),
+        (["--batch", ".", "--output-dir", "out", "-o", "a.png"], "--output is for a single edit"),
+        (["--batch", ".", "--output-dir", "out"], "holds no NNN_source.png"),
+        (["--batch", "ref.jpg", "--output-dir", "out"], "cannot be read as a list"),
     ],
 )
-def test_errors_are_plain(
-    infer: Callable[..., subprocess.CompletedProcess[str]], arguments: list[str], message: str
+def test_wrong_usage(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    main: Callable[[Sequence[str]], None],
+    toy_pipeline: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = infer(*arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    Image.new("L", (60, 90), 255).save(folder / "full.png")
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(SystemExit) as end:
+        run_plainly(lambda: main(["--model", str(toy_pipeline), *arguments]))
+    assert end.value.code == 2 and message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_reading_pictures(tmp_path: Path, folder: Path) -> None:
-    whole = (folder / "ref.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.png").write_text("no picture")
-    for name in ("cut.jpg", "text.png"):
-        with pytest.raises(InputError, match="not a picture that can be read whole"):
-            read_picture(tmp_path / name, "RGB")
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_picture(tmp_path / "clear.png", "RGB").getpixel((0, 0)) == (255, 255, 255)
-    Image.new("P", (4, 4), 0).save(tmp_path / "palette.png")
-    assert read_picture(tmp_path / "palette.png", "RGB").mode == "RGB"
-    Image.new("1", (4, 4), 1).save(tmp_path / "bilevel.png")
-    assert read_picture(tmp_path / "bilevel.png", "L").getpixel((0, 0)) == 255
-    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
-    assert read_picture(tmp_path / "deep.png", "L").getpixel((0, 0)) == 255
-    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(tmp_path / "half.png")
-    assert read_picture(tmp_path / "half.png", "L").getpixel((0, 0)) == 30000 // 256
+def test_without_a_model_the_choices_are_named(
+    folder: Path, main: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_plainly(lambda: main(PICTURES))
+    message = capsys.readouterr().err
+    assert "runs/smoke/pipeline" in message and "released" in message
 
 
-def test_writing_pictures(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (4, 4))
-    with pytest.raises(InputError, match=r"unknown picture format '.xyz'"):
-        write_picture(picture, tmp_path / "a.xyz")
-    with pytest.raises(InputError, match=r"does not exist"):
-        write_picture(picture, tmp_path / "no" / "a.png")
-    write_picture(picture, tmp_path / "a.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+def test_more_steps_than_the_model_knows(infer: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert infer(*PICTURES, "--steps", "1001") == 2
+    assert "trained with 1000 timesteps" in capsys.readouterr().err
+
+
+def test_several_images_are_those_of_single_runs_and_nothing_is_overwritten(
+    folder: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(*PICTURES, "--num-images", "2", "--seed", "5", "-o", "both.png") == 0
+    for seed in (5, 6):
+        assert infer(*PICTURES, "--seed", str(seed), "-o", f"{seed}.png") == 0
+        single, one_of_both = array(folder / f"{seed}.png"), array(folder / f"both_{seed - 5}.png")
+        assert np.abs(single.astype(int) - one_of_both).max() <= 1
+    assert np.abs(array(folder / "5.png").astype(int) - array(folder / "6.png")).max() > 20
+    before = (folder / "both_1.png").read_bytes()
+    (folder / "both_0.png").unlink()
+    capsys.readouterr()
+    again = (*PICTURES, "--num-images", "2", "-o", "both.png")
+    assert infer(*again) == 2
+    assert "both_1.png exists; choose another name, or overwrite with --force" in capsys.readouterr().err
+    assert (folder / "both_1.png").read_bytes() == before and not (folder / "both_0.png").exists()
+    assert infer(*again, "--force") == 0
+    assert (folder / "both_1.png").read_bytes() != before
+
+
+def test_what_else_can_be_written(folder: Path, infer: Callable[..., int]) -> None:
+    extras = ("--save-correspondence", "map.png", "--contact-sheet", "sheet.png", "--reference-crop", "50,50,250,200")
+    assert infer(*PICTURES, "-o", "out.png", *extras, "--keep-shape") == 0
+    found = Correspondence.load(folder / "map.npz")
+    assert len(found.source_xy) and (found.source_xy > [15, 40]).all() and (found.source_xy < [45, 80]).all()
+    assert array(folder / "map.png").std() > 0 and array(folder / "sheet.png").std() > 0
+    assert infer(*PICTURES, "-o", "other.png", "--save-correspondence", "map.jpg") == 2  # map.npz is there
+
+
+def test_a_crop_around_the_mask_leaves_the_rest_as_it_is(folder: Path, infer: Callable[..., int]) -> None:
+    """30 megapixels, of which a square is edited; the rest comes back to the bit."""
+    source = np.random.default_rng(0).integers(0, 256, (500, 600, 3)).astype(np.uint8)
+    Image.fromarray(source).resize((6000, 5000), Image.Resampling.NEAREST).save(folder / "large.bmp")
+    mask = np.zeros((5000, 6000), np.uint8)
+    mask[1000:1300, 4000:4200] = 255
+    Image.fromarray(mask).save(folder / "large_mask.bmp")
+    assert infer("ref.jpg", "large.bmp", "large_mask.bmp", "--crop", "auto", "-o", "large_out.bmp") == 0
+    before, after = array(folder / "large.bmp"), array(folder / "large_out.bmp")
+    x0, y0, x1, y1 = square_around(mask, 16)
+    assert (y1 - y0, x1 - x0) == (450, 450)
+    assert not np.array_equal(before[1100:1200, 4050:4150], after[1100:1200, 4050:4150])
+    before, after = before.copy(), after.copy()
+    before[y0:y1, x0:x1] = after[y0:y1, x0:x1] = 0
+    assert np.array_equal(before, after)
+
+
+def test_unusual_pictures_and_masks(folder: Path, infer: Callable[..., int]) -> None:
+    """A 16-bit source, a palette reference with transparency, and a mask whose shape is in its alpha channel."""
+    deep = photograph("coffee.png")[:90, :60, 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
+    Image.fromarray(photograph("chelsea.png")).quantize(16).save(folder / "palette.png", transparency=3)
+    alpha = Image.open(folder / "mask.png")
+    Image.merge("LA", (Image.new("L", alpha.size, 0), alpha)).save(folder / "alpha.png")
+    assert infer("palette.png", "deep.png", "alpha.png", "-o", "out.png") == 0
+    result = array(folder / "out.png")
+    assert np.array_equal(result[:38], np.repeat((deep[:38] >> 8).astype(np.uint8)[..., None], 3, 2))
+    assert infer("palette.png", "deep.png", "mask.png", "-o", "same.png") == 0
+    assert np.array_equal(result, array(folder / "same.png"))
+
+
+def test_a_mask_may_be_resized_and_a_full_one_allowed(folder: Path, infer: Callable[..., int]) -> None:
+    Image.open(folder / "mask.png").resize((30, 45), Image.Resampling.NEAREST).save(folder / "small.png")
+    for mask, output in (("small.png", "a.png"), ("mask.png", "b.png")):
+        assert infer("ref.jpg", "src.jpg", mask, "--resize-mask", "-o", output) == 0
+    assert np.array_equal(array(folder / "a.png"), array(folder / "b.png"))
+    Image.new("L", (60, 90), 255).save(folder / "full.png")
+    assert infer("ref.jpg", "src.jpg", "full.png", "--allow-full-mask", "--no-paste-back", "-o", "c.png") == 0
+    assert array(folder / "c.png").shape == (16, 16, 3)
+
+
+@pytest.fixture
+def benchmark(folder: Path) -> Path:
+    """Three edits in the released layout, one of them with a broken reference."""
+    track = folder / "bench" / "TextureTrans"
+    track.mkdir(parents=True)
+    source, reference = read_picture(folder / "src.jpg", "RGB"), read_picture(folder / "ref.jpg", "RGB")
+    for number in ("001", "002", "003"):
+        source.save(track / f"{number}_source.png")
+        Image.open(folder / "mask.png").save(track / f"{number}_source_mask.png")
+        reference.save(track / f"{number}_reference.png")
+    (track / "002_reference.png").write_text("no picture")
+    return folder / "bench"
+
+
+def test_a_batch_of_a_folder(
+    folder: Path, benchmark: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = ("--batch", "bench", "--output-dir", "out")
+    assert infer(*batch, "--contact-sheet", "sheet.png") == 1
+    told = capsys.readouterr()
+    assert "3 of 3 edits are texture tracks" in told.out
+    assert "3 edits = 2 done + 0 skipped + 1 failed" in told.out
+    assert "002_reference.png: not a picture that can be read whole" in told.err
+    results = folder / "out" / "TextureTrans"
+    assert sorted(path.name for path in results.iterdir()) == ["001_result.png", "003_result.png"]
+    assert array(folder / "sheet.png").shape[0] > 3 * 256
+
+    # The same edit alone, with the shape kept and seed 1.
+    assert infer(*PICTURES, "--keep-shape", "-o", "alone.png") == 0
+    assert np.array_equal(array(folder / "alone.png"), array(results / "003_result.png"))
+
+    # Again: what is finished is skipped; a model that is not needed is not loaded.
+    before = (results / "001_result.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert infer(*batch) == 1
+    assert "3 edits = 0 done + 2 skipped + 1 failed" in capsys.readouterr().out
+    assert (results / "001_result.png").stat().st_mtime_ns == before
+
+    # Mended, and everything again.
+    Image.open(folder / "ref.jpg").save(benchmark / "TextureTrans" / "002_reference.png")
+    assert infer(*batch, "--force", "--no-keep-shape") == 0
+    told = capsys.readouterr()
+    assert "3 edits = 3 done + 0 skipped + 0 failed" in told.out and "texture" not in told.out
+    assert (results / "001_result.png").stat().st_mtime_ns > before
+
+
+def test_a_batch_of_a_list(folder: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"source": "src.jpg", "mask": "mask.png", "reference": "ref.jpg"}
+    lines = [
+        line,
+        line | {"output": "sub/b.png", "seed": 4, "reference_crop": [0, 0, 999, 5]},
+        line | {"output": "c.png"},
+    ]
+    (folder / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    batch = ("--batch", "list.jsonl", "--output-dir", "out", "--num-images", "2")
+    assert infer(*batch) == 1
+    assert "3 edits = 2 done + 0 skipped + 1 failed" in capsys.readouterr().out
+    names = ["c_0.png", "c_1.png", "src_edited_0.png", "src_edited_1.png"]
+    assert sorted(path.name for path in (folder / "out").glob("*.png")) == names
+    # Of an edit that was cut short only what is missing is made, and it is what it would have been.
+    lost = array(folder / "out" / "c_1.png")
+    (folder / "out" / "c_1.png").unlink()
+    assert infer(*batch) == 1
+    assert "3 edits = 1 done + 1 skipped + 1 failed" in capsys.readouterr().out
+    assert np.abs(array(folder / "out" / "c_1.png").astype(int) - lost).max() <= 1
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_batch(
+    folder: Path, benchmark: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "model_index.json").write_text("{}")
+    assert infer("--batch", "bench", "--output-dir", "out", "--model", "model") == 2
+    told = capsys.readouterr()
+    assert "is no whole MimicBrush pipeline" in told.err and "failed" not in told.out
+
+
+def test_an_interrupted_batch_keeps_what_is_done(
+    folder: Path,
+    benchmark: Path,
+    infer: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[int] = []
+    call = MimicBrushPipeline.__call__
+
+    def interrupted(pipeline: MimicBrushPipeline, *arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return call(pipeline, *arguments, **options)
+
+    monkeypatch.setattr(MimicBrushPipeline, "__call__", interrupted)
+    assert infer("--batch", "bench", "--output-dir", "out") == 130
+    message = capsys.readouterr().err
+    assert "2 edits = 1 done + 0 skipped + 1 failed" in message and "the same command goes on" in message
+    assert [path.name for path in (folder / "out" / "TextureTrans").iterdir()] == ["001_result.png"]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.pipelines.edit_inputs import read_inputs
+from mimicbrush.pipelines.edit_list import Edit
+
+
+@pytest.fixture
+def edit(tmp_path: Path) -> Edit:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "s.png")
+    Image.new("RGB", (30, 30), "blue").save(tmp_path / "r.png")
+    return Edit(tmp_path / "s.png", tmp_path / "m.png", tmp_path / "r.png", tmp_path / "o.png")
+
+
+def save_mask(edit: Edit, width: int = 60, height: int = 40, painted: float = 0.5, white: int = 255) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : round(width * painted)] = white
+    Image.fromarray(mask).save(edit.mask)
+    return mask
+
+
+def test_pictures_that_fit(edit: Edit) -> None:
+    mask = save_mask(edit)
+    inputs = read_inputs(edit)
+    assert (inputs.source.mode, inputs.mask.mode, inputs.reference.mode) == ("RGB", "L", "RGB")
+    assert np.array_equal(np.asarray(inputs.mask), mask)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "offers", "hint"),
+    [
+        (30, 20, "--resize-mask brings it", ""),
+        (50, 40, "within 1% for --resize-mask", ""),
+        (40, 60, "", "is it turned?"),
+    ],
+)
+def test_a_mask_of_another_size(edit: Edit, width: int, height: int, offers: str, hint: str) -> None:
+    save_mask(edit, width, height)
+    with pytest.raises(InputError, match=rf"m\.png is {width} x {height} px but .*s\.png is 60 x 40 px") as error:
+        read_inputs(edit)
+    assert offers in str(error.value) and hint in str(error.value)
+
+
+def test_resizing_a_mask_keeps_its_two_values_and_wants_its_shape(edit: Edit) -> None:
+    save_mask(edit, 30, 20)
+    mask = np.asarray(read_inputs(edit, resize_mask=True).mask)
+    assert mask.shape == (40, 60) and set(np.unique(mask)) == {0, 255} and mask[:, :30].all() and not mask[:, 30:].any()
+    save_mask(edit, 50, 40)
+    with pytest.raises(InputError, match="within 1%"):
+        read_inputs(edit, resize_mask=True)
+
+
+def test_empty_and_full_masks(edit: Edit, caplog: pytest.LogCaptureFixture) -> None:
+    save_mask(edit, painted=0)
+    with pytest.raises(InputError, match=r"m\.png: the mask is empty"):
+        read_inputs(edit)
+    save_mask(edit, white=1)  # of 0 and 1 instead of 0 and 255
+    with pytest.raises(InputError, match="its brightest value is 1"):
+        read_inputs(edit)
+    save_mask(edit, white=128)
+    with pytest.raises(InputError, match="empty"):
+        read_inputs(edit)
+    save_mask(edit, painted=1)
+    with pytest.raises(InputError, match=r"full.*--allow-full-mask"):
+        read_inputs(edit)
+    assert read_inputs(edit, allow_full_mask=True).mask.getextrema() == (255, 255)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("painted", "noted"), [(0.9, False), (0.97, True)])
+def test_a_mask_that_looks_inverted(edit: Edit, painted: float, noted: bool, caplog: pytest.LogCaptureFixture) -> None:
+    save_mask(edit, painted=painted)
+    with caplog.at_level(logging.WARNING):
+        read_inputs(edit)
+    assert any("is it inverted?" in message for message in caplog.messages) == noted
+
+
+def test_a_crop_that_leaves_the_reference(edit: Edit) -> None:
+    save_mask(edit)
+    paths = (edit.source, edit.mask, edit.reference, edit.output)
+    read_inputs(Edit(*paths, reference_crop=(0, 0, 30, 30)))
+    for box in ((0, 0, 31, 30), (5, 5, 5, 9), (-1, 0, 3, 3)):
+        with pytest.raises(InputError, match=r"no box within the reference .*r\.png, which is 30 x 30 px"):
+            read_inputs(Edit(*paths, reference_crop=box))
