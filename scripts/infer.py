@@ -288,7 +288,8 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
         for edit in tqdm(edits, unit="edit", disable=None):
             edit_next(edit, editor, tally, arguments.num_images, arguments.force)
     except KeyboardInterrupt:
-        print(f"interrupted; so far {tally}; the same command goes on from here", file=sys.stderr)
+        again = "the same command without --force" if arguments.force else "the same command"
+        print(f"interrupted; of {len(edits)} so far {tally}; {again} goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     for path in sheets:
         write_sheet(path, edits, editor)
