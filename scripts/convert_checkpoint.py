@@ -106,10 +106,6 @@ def export(arguments: argparse.Namespace) -> None:
     )
     for warning in warnings:
         print(f"warning: {warning}")
-    if warnings:
-        print(
-            "The weights were trained for this pipeline's choices; the released code will not paint as well with them."
-        )
     print(f"{arguments.output}: written")
 
 

@@ -102,7 +102,7 @@ def write_snapshot(folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
         config = {**UNET, "in_channels": stock[part]["conv_in.weight"].shape[1]}
         _write(base / name / "unet", config, stock[part], "diffusion_pytorch_model.bin")
     _write(snapshot / "image_encoder", CLIP, _with_position_ids(stock["image_encoder"]), "pytorch_model.bin")
-    vae = {key: tensor for key, tensor in AutoencoderKL.from_config(VAE).state_dict().items()}
+    vae = dict(AutoencoderKL.from_config(VAE).state_dict())
     for present, old in OLD_VAE_NAMES.items():
         vae = {key.replace(present, old) if "attentions" in key else key: tensor for key, tensor in vae.items()}
     _write(snapshot / "sd-vae-ft-mse", VAE, vae, "diffusion_pytorch_model.bin")

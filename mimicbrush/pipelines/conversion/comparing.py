@@ -23,7 +23,7 @@ from mimicbrush.pipelines.conversion.key_maps import (
     vision_half,
     without_position_ids,
 )
-from mimicbrush.pipelines.conversion.reading import Weights, config_of, read_files, read_state_dict, weights_of
+from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_groups, weights_of
 
 EQUAL, EQUAL_IN_HALF, CHANGED, NO_STOCK = "equal", "equal in half precision", "changed", "no stock weights"
 
@@ -39,6 +39,9 @@ TITLES = {
 }
 
 _STEM = "conv_in.weight"
+_CHECKPOINT = "checkpoint"
+# Parts that only a pipeline folder holds, and how it calls them.
+_FROZEN = {"vae": "vae", "depth": "depth_estimator"}
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Change:
     Attributes:
         relative: ||new - stock|| / ||stock|| over all of them; NaN where a stock of zeros was changed.
         equal: bit for bit.
-        equal_in_half: as float16.
+        equal_in_half: both rounded to float16.
+        rounded: the new weights are nothing but the stock rounded to float16 (or the stock itself).
     """
 
     relative: float
     equal: bool
     equal_in_half: bool
+    rounded: bool
 
     @property
     def verdict(self) -> str:
@@ -75,7 +80,7 @@ class PartChange:
         total: over the whole part; None without stock.
         blocks: block -> its change.
         excused: keys of the stock that this part is known not to have.
-        new_inputs: of ``conv_in``, what has no stock: {"channels", "norm", "all_zero"}.
+        new_inputs: of ``conv_in``, the channels that have no stock, left out above: {"channels", "norm", "all_zero"}.
     """
 
     name: str
@@ -94,7 +99,7 @@ class PartChange:
         """What it means."""
         title = f"The {TITLES[self.name]}"
         if self.total is None:
-            return f"{title} has no stock weights: it was trained from random ones."
+            return f"{title} has no stock weights: all of it was learnt."
         if self.verdict == EQUAL:
             return f"{title} was not trained: all its weights are those of {self.stock}."
         if self.verdict == EQUAL_IN_HALF:
@@ -139,42 +144,42 @@ def compare_with_stock(
         InputError: the VAE or the depth estimator of a ``mimicbrush.bin`` is asked for.
         WeightsError: weights are absent, cannot be read, or have other keys or shapes than their stock.
     """
-    frozen = {"vae": vae, "depth": depth}
+    stocks = {"unet": inpainting, "referencenet": sd15, "image_encoder": image_encoder}
+    stocks |= {name: path for name, path in (("vae", vae), ("depth", depth)) if path is not None}
+    sharing = "hidden_states"
     if given.is_dir():
-        index = pipeline_index(given)
-        parts = {
-            part: read_state_dict(weights_of(given / component))
-            for part, component in {**PARTS, "vae": "vae", "depth": "depth_estimator"}.items()
-            if frozen.get(part, given) is not None
-        }
-        shares_keys_values = index["reference_unet"][1] == REFERENCE_UNETS["keys_values"].__name__
+        components = {**PARTS, **{name: _FROZEN[name] for name in _FROZEN if name in stocks}}
+        files = {part: weights_of(given / component) for part, component in components.items()}
+        if pipeline_index(given)["reference_unet"][1] == REFERENCE_UNETS["keys_values"].__name__:
+            sharing = "keys_values"
     else:
-        asked = [name for name, stock in frozen.items() if stock is not None]
-        if asked:
-            raise InputError(f"{given} holds no {' and no '.join(asked)}; compare a pipeline folder, or leave that out")
-        parts = split_parts(read_files([given])[0], given)
-        shares_keys_values = False
+        absent = [name for name in _FROZEN if name in stocks]
+        if absent:
+            raise InputError(
+                f"{given} holds no {' and no '.join(absent)}; compare a pipeline folder, or leave that out"
+            )
+        files = {_CHECKPOINT: [given]}
+    stock_files = {part: weights_of(path, "unet") for part, path in stocks.items()}
 
-    changes = []
-    for part, weights in parts.items():
-        if part == "unet":
-            change = _compare_unet(weights, inpainting)
-        elif part == "referencenet":
-            sharing = "keys_values" if shares_keys_values else "hidden_states"
-            excused = dead_keys(config_of(sd15, "unet"), sharing)
-            change = compare_part(part, weights, read_state_dict(weights_of(sd15, "unet")), sd15, excused)
-        elif part == "image_encoder":
-            stock = without_position_ids(vision_half(read_state_dict(weights_of(image_encoder))))
-            change = compare_part(part, without_position_ids(weights), stock, image_encoder)
-        elif part == "vae" and vae is not None:
-            change = compare_part(part, weights, present_vae_names(read_state_dict(weights_of(vae))), vae)
-        elif part == "depth" and depth is not None:
-            stock, _ = hub_weights(read_state_dict(weights_of(depth)), depth)
-            change = compare_part(part, weights, stock, depth)
-        else:
-            change = PartChange(part)
-        changes.append(change)
-    return changes
+    contents = read_groups(files | {f"stock {part}": paths for part, paths in stock_files.items()})
+    if given.is_dir():
+        parts = {part: join_shards(paths, contents[part]) for part, paths in files.items()}
+    else:
+        parts = split_parts(contents[_CHECKPOINT][0], given)
+    stock = {part: join_shards(paths, contents[f"stock {part}"]) for part, paths in stock_files.items()}
+    stock["image_encoder"] = without_position_ids(vision_half(stock["image_encoder"]))
+    parts["image_encoder"] = without_position_ids(parts["image_encoder"])
+    if vae is not None:
+        stock["vae"] = present_vae_names(stock["vae"])
+    if depth is not None:
+        stock["depth"], _ = hub_weights(stock["depth"], depth)
+    excused = {"referencenet": dead_keys(config_of(sd15, "unet"), sharing)}
+    return [
+        compare_part(part, weights, stock[part], stocks[part], excused.get(part, ()))
+        if part in stock
+        else PartChange(part)
+        for part, weights in parts.items()
+    ]
 
 
 def compare_part(name: str, new: Weights, stock: Weights, origin: Path, excused: Sequence[str] = ()) -> PartChange:
@@ -189,6 +194,9 @@ def compare_part(name: str, new: Weights, stock: Weights, origin: Path, excused:
     Raises:
         WeightsError: keys or shapes differ.
     """
+    new_inputs = None
+    if name == "unet":
+        new, new_inputs = _split_stem(new, stock)
     check_fit(name, new, {key: tensor for key, tensor in stock.items() if key not in excused})
     members: dict[str, list[str]] = {}
     for key in new:
@@ -199,21 +207,23 @@ def compare_part(name: str, new: Weights, stock: Weights, origin: Path, excused:
         total=change_of(new, stock, list(new)),
         blocks={block: change_of(new, stock, keys) for block, keys in members.items()},
         excused=[key for key in stock if key in excused],
+        new_inputs=new_inputs,
     )
 
 
 def change_of(new: Weights, stock: Weights, keys: list[str]) -> Change:
     """The change of some weights, taken together."""
     moved = size = 0.0
-    equal = equal_in_half = True
+    equal = equal_in_half = rounded = True
     for key in keys:
         now, before = new[key].double(), stock[key].double()
         moved += float((now - before).square().sum())
         size += float(before.square().sum())
         equal &= torch.equal(now, before)
-        equal_in_half &= torch.equal(new[key].half(), stock[key].half())
+        equal_in_half &= torch.equal(now.half(), before.half())
+        rounded &= torch.equal(now, before) or torch.equal(now, before.half().double())
     relative = math.sqrt(moved / size) if size else 0.0 if not moved else math.nan
-    return Change(relative, equal, equal_in_half)
+    return Change(relative, equal, equal_in_half, rounded)
 
 
 def block_of(key: str) -> str:
@@ -238,20 +248,18 @@ def dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> list[st
     return [key for key in stock.state_dict() if key not in kept]
 
 
-def _compare_unet(weights: Weights, inpainting: Path) -> PartChange:
-    """The imitative U-Net, whose wider entrance has stock weights for its first channels only."""
-    stock = read_state_dict(weights_of(inpainting, "unet"))
-    if _STEM not in weights or _STEM not in stock:
-        raise WeightsError(f"unet does not fit:\n  {_STEM} is missing")
+def _split_stem(new: Weights, stock: Weights) -> tuple[Weights, dict[str, Any]]:
+    """The imitative U-Net with an entrance as narrow as its stock's, and what the added channels hold."""
+    for weights in (new, stock):
+        if _STEM not in weights:
+            raise WeightsError(f"unet does not fit:\n  {_STEM} is missing")
     known = stock[_STEM].shape[1]
-    old, added = weights[_STEM][:, :known], weights[_STEM][:, known:]
-    change = compare_part("unet", {**weights, _STEM: old}, stock, inpainting)
-    new_inputs = {
+    added = new[_STEM][:, known:].double()
+    return {**new, _STEM: new[_STEM][:, :known]}, {
         "channels": added.shape[1],
-        "norm": float(added.double().norm()),
+        "norm": float(added.norm()),
         "all_zero": not bool(added.any()),
     }
-    return PartChange(change.name, change.stock, change.total, change.blocks, change.excused, new_inputs=new_inputs)
 
 
 def describe(changes: list[PartChange]) -> str:
@@ -264,7 +272,7 @@ def describe(changes: list[PartChange]) -> str:
         if part.new_inputs is not None:
             new = part.new_inputs
             lines.append(
-                f"    conv_in: {new['channels']} input channels beside the stock's, "
+                f"    conv_in: {new['channels']} input channels that the stock lacks, left out below: "
                 + ("all zero" if new["all_zero"] else f"norm {new['norm']:.4g}")
             )
         if part.verdict != EQUAL:

@@ -59,10 +59,7 @@ def export_released(
         raise InputError(f"{output} must be a file in a folder that exists")
     index = pipeline_index(pipeline)
     networks = _networks(pipeline)
-    weights = {
-        part: read_state_dict(weights_of(pipeline / component), scratch=output.absolute().parent)
-        for part, component in PARTS.items()
-    }
+    weights = {part: read_state_dict(weights_of(pipeline / component)) for part, component in PARTS.items()}
     if checkpoint is not None:
         weights |= checkpoint_weights(checkpoint, networks, average=average)
     _check_shares_hidden_states(index, weights["referencenet"])
@@ -134,13 +131,14 @@ def differences(pipeline: Path, released: dict[str, Weights]) -> list[str]:
     """What the released code, which has its choices wired in, would do differently with these weights."""
     index = pipeline_index(pipeline)
     warnings = [
-        f"{name} is {index.get(name)!r} in this pipeline, but the released code has {value!r} wired in"
+        f"these weights were trained for {name}={index.get(name)!r}; the released code has {value!r} wired in, "
+        "and will not paint as well with them"
         for name, value in RELEASED_CONVENTIONS.items()
         if index.get(name) != value
     ]
     scheduler, wired = read_json(pipeline / "scheduler" / "scheduler_config.json"), dict(noise_scheduler().config)
     warnings += [
-        f"the scheduler's {name} is {scheduler.get(name)!r} in this pipeline, but {wired[name]!r} in the released code"
+        f"the scheduler's {name} is {scheduler.get(name)!r}; the released code has {wired[name]!r} wired in"
         for name in ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
         if scheduler.get(name) != wired[name]
     ]

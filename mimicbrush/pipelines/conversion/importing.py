@@ -27,7 +27,7 @@ from mimicbrush.pipelines.conversion.key_maps import (
     without_position_ids,
 )
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles
-from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_files, weights_of
+from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_groups, weights_of
 from mimicbrush.pipelines.load import quiet_libraries
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
@@ -60,19 +60,28 @@ def released_pipeline(
     files: ReleasedFiles, *, dtype: torch.dtype | None = None, scratch: Path | None = None
 ) -> MimicBrushPipeline:
     """The pipeline of released weights, to be saved (see `import_released`): its networks hold the mapped files."""
-    # 1. All weights, the pickles among them in one go.
+    # 1. The sizes; what is absent shows before 10 GB are read.
+    sizes = {
+        "unet": config_of(files.inpainting, "unet") | {"in_channels": STEM_CHANNELS},
+        "reference_unet": config_of(files.sd15, "unet"),
+        "vae": config_of(files.vae),
+        "image_encoder": config_of(files.image_encoder),
+    }
     vae_files, depth_files = weights_of(files.vae), weights_of(files.depth)
-    checkpoint, *others = read_files([files.checkpoint, *vae_files, *depth_files], scratch=scratch)
-    parts = {name: cast(weights, dtype) for name, weights in split_parts(checkpoint, files.checkpoint).items()}
-    vae_weights = cast(join_shards(vae_files, others[: len(vae_files)]), dtype)
-    depth_weights = cast(join_shards(depth_files, others[len(vae_files) :]), dtype)
 
-    # 2. The networks, as large as the configs say.
+    # 2. All weights.
+    contents = read_groups({"checkpoint": [files.checkpoint], "vae": vae_files, "depth": depth_files}, scratch=scratch)
+    parts = split_parts(contents["checkpoint"][0], files.checkpoint)
+    parts["vae"] = join_shards(vae_files, contents["vae"])
+    parts["depth"] = join_shards(depth_files, contents["depth"])
+    parts = {name: cast(weights, dtype) for name, weights in parts.items()}
+
+    # 3. The networks, without memory of their own.
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config_of(files.inpainting, "unet") | {"in_channels": STEM_CHANNELS})
-        reference_unet = ReferenceUNet.from_config(config_of(files.sd15, "unet"))
-        vae = AutoencoderKL.from_config(config_of(files.vae))
-        image_encoder = CLIPVisionModelWithProjection(clip_config(config_of(files.image_encoder)))
+        unet = UNet2DConditionModel.from_config(sizes["unet"])
+        reference_unet = ReferenceUNet.from_config(sizes["reference_unet"])
+        vae = AutoencoderKL.from_config(sizes["vae"])
+        image_encoder = CLIPVisionModelWithProjection(clip_config(sizes["image_encoder"]))
         image_projector = ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim)
         depth_projector = DepthProjector(*depth_projector_sizes(parts["depth_guider"]))
     reductions = len(vae.config.block_out_channels), len(depth_projector.config.block_channels)
@@ -81,13 +90,13 @@ def released_pipeline(
             f"depth_guider does not fit: it halves the picture {reductions[1] - 1} times, the VAE {reductions[0] - 1}"
         )
 
-    # 3. Weights into networks. Depth Anything has a way of its own.
+    # 4. Weights into networks. Depth Anything has a way of its own.
     fill("unet", unet, parts["unet"])
     fill("referencenet", reference_unet, parts["referencenet"])
     fill("image_proj", image_projector, parts["image_proj"])
     fill("depth_guider", depth_projector, parts["depth_guider"])
     fill("image_encoder", image_encoder, without_position_ids(parts["image_encoder"]))
-    fill("vae", vae, present_vae_names(vae_weights))
+    fill("vae", vae, present_vae_names(parts["vae"]))
     conventions: dict[str, Any] = {**RELEASED_CONVENTIONS}
     return MimicBrushPipeline(
         vae=vae,
@@ -95,7 +104,7 @@ def released_pipeline(
         reference_unet=reference_unet,
         image_encoder=image_encoder,
         image_projector=image_projector,
-        depth_estimator=depth_estimator(depth_weights, files.depth, scratch=scratch),
+        depth_estimator=depth_estimator(parts["depth"], files.depth, scratch=scratch),
         depth_projector=depth_projector,
         scheduler=noise_scheduler(),
         **conventions,

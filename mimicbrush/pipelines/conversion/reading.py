@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from mimicbrush.pipelines.conversion import unpickle
 
 #: A state dict.
 Weights = dict[str, torch.Tensor]
+#: What a file holds: its tensors by their path of keys (see `Entry`).
+Content = dict[tuple[str, ...], torch.Tensor]
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 #: Enough for the 10 GB of the released checkpoint on a slow disk.
@@ -56,7 +58,7 @@ def read_files(
     scratch: Path | None = None,
     timeout_s: float = TIMEOUT_S,
     leave_out_others: bool = False,
-) -> list[dict[tuple[str, ...], torch.Tensor]]:
+) -> list[Content]:
     """The tensors of some files, each by its path of keys (see `Entry`).
 
     Args:
@@ -69,7 +71,7 @@ def read_files(
         WeightsError: a file is absent, damaged, of unknown type, holds more than tensors, or took too long.
     """
     unsafe = _check_types(files)
-    found: dict[Path, dict[tuple[str, ...], torch.Tensor]] = {}
+    found: dict[Path, Content] = {}
     # Mapped files may vanish on POSIX; Windows keeps those that are in use, and sweeps them out some day.
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".weights-", ignore_cleanup_errors=True) as room:
         folders = _convert(unsafe, Path(room), "weights", timeout_s)
@@ -87,16 +89,22 @@ def read_files(
     return [found[file] for file in files]
 
 
-def read_state_dict(files: Sequence[Path], *, scratch: Path | None = None) -> Weights:
+def read_groups(groups: Mapping[str, Sequence[Path]], *, scratch: Path | None = None) -> dict[str, list[Content]]:
+    """`read_files` for several networks, each in one or more files: all pickles are opened in one go."""
+    found = iter(read_files([file for files in groups.values() for file in files], scratch=scratch))
+    return {name: [next(found) for _ in files] for name, files in groups.items()}
+
+
+def read_state_dict(files: Sequence[Path]) -> Weights:
     """The state dict that a file holds, or several (shards) hold together.
 
     Raises:
         WeightsError: see `read_files`; or a file nests its tensors deeper.
     """
-    return join_shards(files, read_files(files, scratch=scratch))
+    return join_shards(files, read_files(files))
 
 
-def join_shards(files: Sequence[Path], contents: Sequence[dict[tuple[str, ...], torch.Tensor]]) -> Weights:
+def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> Weights:
     """What `read_files` found in some files, as one state dict.
 
     Raises:

@@ -1,0 +1,253 @@
+"""Released files in and out, on a toy snapshot in their exact layout and formats."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from released_snapshot import OLD_VAE_NAMES, UNET, VAE, write_snapshot
+from safetensors.torch import load_file, save_file
+
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.options import RELEASED_CONVENTIONS
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.pipelines.conversion.comparing import compare_with_stock
+from mimicbrush.pipelines.conversion.exporting import export_released
+from mimicbrush.pipelines.conversion.importing import import_released
+from mimicbrush.pipelines.conversion.inspection import inspect_weights
+from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
+from mimicbrush.pipelines.load import load_pipeline
+
+ROOT = Path(__file__).parents[2]
+STOCK = ("inpainting", "sd15", "image_encoder")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> ReleasedFiles:
+    return find_released(*write_snapshot(tmp_path_factory.mktemp("released")))
+
+
+@pytest.fixture(scope="module")
+def pipeline(released: ReleasedFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported") / "pipeline"
+    import_released(released, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("exported") / "mimicbrush.bin"
+    warnings = export_released(pipeline, file)
+    assert len(warnings) == 1 and "image_proj has other sizes" in warnings[0]  # a toy; else as released
+    return file
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_import_export_import_is_bit_equal(
+    released: ReleasedFiles, pipeline: Path, exported: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "elsewhere"
+    import_released(replace(released, checkpoint=exported), again)
+    assert content(pipeline) == content(again)
+    assert len(content(again)) == 16 + 1  # seven networks, scheduler, index, card
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]  # nothing is left beside it
+
+
+def test_the_export_holds_what_was_released_and_loads_strictly(released: ReleasedFiles, exported: Path) -> None:
+    before, after = (torch.load(file, weights_only=True) for file in (released.checkpoint, exported))
+    assert list(before) == list(after)
+    for part, weights in before.items():
+        assert weights.keys() == after[part].keys(), part
+        for key, tensor in weights.items():
+            assert torch.equal(tensor, after[part][key]) and tensor.dtype == after[part][key].dtype, key
+    ids = after["image_encoder"]["vision_model.embeddings.position_ids"]
+    assert ids.dtype == torch.int64 and ids.tolist() == [list(range(17))]
+    UNet2DConditionModel.from_config({**UNET, "in_channels": 13}).load_state_dict(after["unet"])
+    ReferenceUNet.from_config({**UNET, "in_channels": 4}).load_state_dict(after["referencenet"])
+
+
+def test_the_pipeline_does_as_the_released_code(pipeline: Path, released: ReleasedFiles) -> None:
+    pipe = load_pipeline(pipeline)
+    assert {name: pipe.config[name] for name in RELEASED_CONVENTIONS} == RELEASED_CONVENTIONS
+    assert (pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale) == (50, 5.0)
+    expected = noise_scheduler()
+    assert torch.equal(pipe.scheduler.alphas_cumprod, expected.alphas_cumprod)
+    for name in ("steps_offset", "clip_sample", "set_alpha_to_one", "prediction_type"):
+        assert pipe.scheduler.config[name] == expected.config[name]
+    assert pipe.size_px == 64 and not list(pipeline.rglob("*.bin"))
+    assert load_file(pipeline / "image_encoder" / "model.safetensors")["visual_projection.weight"].dtype == torch.half
+    # The autoencoder came under its old names.
+    old = torch.load(released.vae / "diffusion_pytorch_model.bin", weights_only=True)
+    assert any(".query." in key for key in old) and not any(".to_q." in key for key in old)
+    for key, tensor in pipe.vae.state_dict().items():
+        for present, before in OLD_VAE_NAMES.items():
+            key = key.replace(present, before) if "attentions" in key else key
+        assert torch.equal(tensor, old.pop(key))
+    assert not old
+
+
+def test_dtype_casts_what_is_floating(released: ReleasedFiles, tmp_path: Path) -> None:
+    vae = tmp_path / "vae" / "model.safetensors"  # any name, safetensors, the config beside it
+    vae.parent.mkdir()
+    (vae.parent / "config.json").write_text(json.dumps(VAE))
+    save_file(AutoencoderKL.from_config(VAE).state_dict(), vae)
+    inpainting, image_encoder = released.inpainting / "unet", released.image_encoder / "config.json"
+    files = replace(released, vae=vae, inpainting=inpainting, image_encoder=image_encoder, depth=released.depth.parent)
+    import_released(files, tmp_path / "pipeline", dtype=torch.bfloat16)
+    kinds = {kind for part in inspect_weights(tmp_path / "pipeline") for kind in part.dtypes}
+    assert kinds == {"bfloat16"}
+
+
+def test_what_does_not_fit_is_named(released: ReleasedFiles, tmp_path: Path) -> None:
+    whole = torch.load(released.checkpoint, weights_only=True)
+    unet = dict(whole["unet"])
+    unet["conv_in.weight"] = unet["conv_in.weight"][:, :9].clone()
+    unet["conv_in.bias_"] = unet.pop("conv_in.bias")
+    torch.save({**whole, "unet": unet}, tmp_path / "wrong.bin")
+    with pytest.raises(WeightsError) as caught:
+        import_released(replace(released, checkpoint=tmp_path / "wrong.bin"), tmp_path / "pipeline")
+    assert str(caught.value).splitlines() == [
+        "unet does not fit:",
+        "  conv_in.weight has shape (8, 9, 3, 3), expected (8, 13, 3, 3)",
+        "  conv_in.bias is missing, expected shape (8,)",
+        "  conv_in.bias_ is unexpected, given with shape (8,)",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.bin"]
+
+
+def test_what_is_absent_is_said_with_a_way_to_get_it(released: ReleasedFiles, pipeline: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        find_released(tmp_path, None, depth=released.depth, vae=tmp_path / "nowhere")
+    message = str(caught.value)
+    assert "--depth" not in message and f"--vae: {tmp_path / 'nowhere'}: no such file" in message
+    assert "--sd15: not given, nor --base. Get it: hf download xichenhku/cleansd --include" in message
+    assert "--image-encoder:" in message and "hf download xichenhku/MimicBrush --local-dir SNAPSHOT" in message
+    with pytest.raises(InputError, match="--force"):
+        import_released(released, pipeline)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="is no pipeline folder, so --force"):
+        import_released(released, tmp_path / "mine", force=True)
+    with pytest.raises(WeightsError, match=r"which says how large the network is"):
+        import_released(replace(released, image_encoder=tmp_path), tmp_path / "pipeline")
+
+
+def stock_of(released: ReleasedFiles) -> dict[str, Path]:
+    return {name: getattr(released, name) for name in STOCK}
+
+
+def test_diff_tells_what_was_trained(released: ReleasedFiles) -> None:
+    parts = {part.name: part for part in compare_with_stock(released.checkpoint, **stock_of(released))}
+    assert {name: part.verdict for name, part in parts.items()} == {
+        "unet": "changed",
+        "referencenet": "changed",
+        "image_proj": "no stock weights",
+        "depth_guider": "no stock weights",
+        "image_encoder": "equal in half precision",
+    }
+    reference = parts["referencenet"]
+    assert [name for name, block in reference.blocks.items() if block.verdict != "equal"] == ["up_blocks.2"]
+    assert len(reference.excused) == 24 and "conv_out.bias" in reference.excused
+    assert "differs in 1 of 14 blocks" in reference.sentence()
+    assert "was not trained" in parts["image_encoder"].sentence()
+    assert parts["unet"].new_inputs["channels"] == 4 and not parts["unet"].new_inputs["all_zero"]
+    # By hand, for one block.
+    new, old = (torch.load(file, weights_only=True) for file in (
+        released.checkpoint, released.inpainting / "unet" / "diffusion_pytorch_model.bin"))  # fmt: skip
+    moved = [
+        new["unet"]["conv_in.weight"][:, :9] - old["conv_in.weight"],
+        new["unet"]["conv_in.bias"] - old["conv_in.bias"],
+    ]
+    size = [old["conv_in.weight"], old["conv_in.bias"]]
+    expected = (
+        torch.cat([part.flatten() for part in moved]).norm() / torch.cat([part.flatten() for part in size]).norm()
+    )
+    assert parts["unet"].blocks["conv_in"].relative == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_diff_finds_exactly_the_part_that_was_changed(
+    released: ReleasedFiles, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    changed = tmp_path / "pipeline"
+    for name, data in content(pipeline).items():
+        (changed / name).parent.mkdir(parents=True, exist_ok=True)
+        (changed / name).write_bytes(data)
+    file = changed / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"][0] += 0.5
+    save_file(weights, file, metadata={"format": "pt"})
+    arguments = [
+        "diff",
+        "--checkpoint",
+        str(changed),
+        "--json",
+        "--vae",
+        str(released.vae),
+        "--depth",
+        str(released.depth),
+    ]
+    for name, path in stock_of(released).items():
+        arguments += [f"--{name.replace('_', '-')}", str(path)]
+    script(monkeypatch, *arguments)
+    parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    assert parts["vae"]["verdict"] == "changed" and parts["depth"]["verdict"] == "equal"
+    assert [name for name, block in parts["vae"]["blocks"].items() if block["verdict"] != "equal"] == [
+        "decoder.conv_out"
+    ]
+    assert parts["depth"]["sentence"].startswith("The depth estimator was not trained")
+    with pytest.raises(InputError, match="holds no vae"):
+        compare_with_stock(released.checkpoint, **stock_of(released), vae=released.vae)
+
+
+def test_inspect_counts(
+    exported: Path, pipeline: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, "inspect", str(exported), "--json", "--keys")
+    parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    assert parts["depth_guider"]["num_parameters"] == 150_260
+    assert parts["image_encoder"]["dtypes"] == {"int64": 1, "float16": 56}
+    assert parts["unet"]["keys"]["conv_in.weight"] == {"shape": [8, 13, 3, 3], "dtype": "float32"}
+    assert parts["unet"]["num_keys"] - parts["referencenet"]["num_keys"] == 24
+    script(monkeypatch, "inspect", str(pipeline))
+    assert "depth_projector" in capsys.readouterr().out
+
+
+def test_exports_that_the_released_code_cannot_hold_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    for name, data in content(pipeline).items():
+        (tmp_path / "pipeline" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pipeline" / name).write_bytes(data)
+    index = tmp_path / "pipeline" / "model_index.json"
+    index.write_text(index.read_text().replace('"ReferenceUNet"', '"KeyValueReferenceUNet"'))
+    with pytest.raises(WeightsError, match="does not share hidden states"):
+        export_released(tmp_path / "pipeline", tmp_path / "mimicbrush.bin")
+    config = json.loads(index.read_text().replace('"KeyValueReferenceUNet"', '"ReferenceUNet"'))
+    index.write_text(json.dumps({**config, "reference_blend": 1.0}))
+    projector = tmp_path / "pipeline" / "depth_projector"
+    weights = load_file(projector / "diffusion_pytorch_model.safetensors")
+    three = weights["conv_in.weight"].repeat(1, 3, 1, 1)
+    save_file({**weights, "conv_in.weight": three}, projector / "diffusion_pytorch_model.safetensors")
+    (projector / "config.json").write_text(json.dumps({"depth_channels": 3}))
+    with pytest.raises(WeightsError, match=r"conv_in\.weight takes 3 channels, expected 1"):
+        export_released(tmp_path / "pipeline", tmp_path / "mimicbrush.bin")
+    assert not (tmp_path / "mimicbrush.bin").exists()
+    save_file(weights, projector / "diffusion_pytorch_model.safetensors")
+    (projector / "config.json").write_text("{}")
+    warnings = export_released(tmp_path / "pipeline", tmp_path / "mimicbrush.bin")
+    assert "reference_blend=1.0; the released code has 0.5 wired in" in warnings[0]
+    with pytest.raises(InputError, match="--force"):
+        export_released(tmp_path / "pipeline", tmp_path / "mimicbrush.bin")
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *arguments])
+    runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"))["main"]()

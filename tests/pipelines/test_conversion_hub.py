@@ -1,0 +1,81 @@
+"""The released weights out of a Hugging Face cache: converted once, then at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from released_snapshot import COMMITS, as_hub_cache, write_snapshot
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
+from mimicbrush.pipelines.load import load_pipeline, seeded
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    write_snapshot(folder)
+    as_hub_cache(folder, folder / "home")
+    return folder / "home"
+
+
+def cache_at(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    # huggingface_hub reads the environment when it is imported, which is long ago.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(home / "assets"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_two_at_once_convert_once_and_the_result_edits(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    for variable in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HUGGINGFACE_HUB_CACHE", "HUGGINGFACE_ASSETS_CACHE"):
+        environment.pop(variable, None)
+    code = "from mimicbrush.pipelines.conversion.hub import *; print(released_pipeline_folder())"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    cache_at(monkeypatch, home)
+    folder = released_pipeline_folder()
+    output, errors = other.communicate()
+    assert other.returncode == 0 and Path(output.strip().splitlines()[-1]) == folder, errors
+    assert folder.is_relative_to(home / "assets" / "mimicbrush") and folder.name == "pipeline"
+    assert all(commit[:16] in str(folder) for commit in COMMITS.values())
+    assert {path.name for path in folder.parent.iterdir()} <= {"pipeline", "pipeline.lock"}
+
+    pipe = load_pipeline(folder)
+    pipe.set_progress_bar_config(disable=True)
+    random = np.random.default_rng(0)
+    source, reference = (random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(2))
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:30, 20:40] = 255
+    options = {"num_inference_steps": 2, "keep_shape": True, "generator": seeded(0)}
+    result = np.asarray(pipe(source, mask, reference, **options).images[0])
+    assert result.shape == source.shape
+    assert np.array_equal(result[42:], source[42:]) and not np.array_equal(result[15:25, 25:35], source[15:25, 25:35])
+
+    used = folder.stat().st_mtime_ns
+    assert released_pipeline_folder() == folder and folder.stat().st_mtime_ns == used  # not made again
+
+
+def test_offline_with_nothing_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_at(monkeypatch, tmp_path)
+    with pytest.raises(WeightsError) as caught:
+        released_pipeline_folder()
+    message = str(caught.value)
+    assert "hf download xichenhku/MimicBrush --include 'mimicbrush/mimicbrush.bin'" in message
+    assert "not at hand" in message
+
+
+def test_what_a_partial_copy_lacks_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(home / "hub", tmp_path / "hub", symlinks=True)
+    snapshot = tmp_path / "hub" / "models--xichenhku--cleansd" / "snapshots" / COMMITS["xichenhku/cleansd"]
+    (snapshot / "stable-diffusion-v1-5" / "unet" / "config.json").unlink()
+    cache_at(monkeypatch, tmp_path)
+    with pytest.raises(WeightsError, match=r"lacks stable-diffusion-v1-5/unet/config\.json"):
+        released_pipeline_folder()

@@ -1,0 +1,146 @@
+"""Foreign files: read without being trusted, or refused with a word why."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.pipelines.conversion.key_maps import (
+    POSITION_IDS,
+    check_fit,
+    present_vae_names,
+    split_parts,
+    with_position_ids,
+    without_position_ids,
+)
+from mimicbrush.pipelines.conversion.reading import read_entries, read_files, read_state_dict, weights_of
+
+
+class Malicious:
+    """Pickles as a call of os.system, which loading would make."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.file}",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    file, trace = tmp_path / "mimicbrush.bin", tmp_path / "trace"
+    torch.save({"unet": {"weight": torch.zeros(3)}, "more": Malicious(trace)}, file)
+    with pytest.raises(WeightsError, match=r"is refused: .*posix\.system.*run code .* nothing in this one was run"):
+        read_files([file])
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # what it would have done
+    assert trace.exists()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    good, cut = tmp_path / "good.bin", tmp_path / "cut.bin"
+    torch.save({"weight": torch.zeros(1000)}, good)
+    cut.write_bytes(good.read_bytes()[:2000])
+    with pytest.raises(WeightsError, match=r"cut\.bin cannot be read, it is damaged or not whole"):
+        read_files([good, cut])
+    save_file({"weight": torch.zeros(1000)}, tmp_path / "good.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((tmp_path / "good.safetensors").read_bytes()[:2000])
+    for read in (lambda file: read_files([file]), read_entries):
+        with pytest.raises(WeightsError, match=r"cut\.safetensors cannot be read"):
+            read(cut)
+    with pytest.raises(WeightsError, match="no such file"):
+        read_files([tmp_path / "nowhere.bin"])
+    with pytest.raises(WeightsError, match=r"of unknown type; weights are \.safetensors, \.bin"):
+        (tmp_path / "weights.zip").write_bytes(b"")
+        read_files([tmp_path / "weights.zip"])
+    with pytest.raises(WeightsError, match=r"not read within 0\.01 s, given up"):
+        read_files([good], timeout_s=0.01)
+
+
+def test_tensors_of_any_kind_come_out_as_they_are(tmp_path: Path) -> None:
+    whole = torch.randn(6, 4)
+    nested = {
+        "unet": {"a": whole, "tied": whole, "turned": whole.T, "rows": whole[2:4], "half": whole.half()},
+        "more": [torch.nn.Parameter(whole), torch.zeros(0), torch.tensor(3)],
+    }
+    torch.save(nested, tmp_path / "zip.bin")
+    torch.save(nested, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({**nested, "epoch": 3}, tmp_path / "number.ckpt")
+    save_file({"a.b": whole}, tmp_path / "a.safetensors")
+    files = [tmp_path / name for name in ("zip.bin", "old.pth", "a.safetensors")]
+    for content in (contents := read_files(files))[:2]:
+        for key, tensor in nested["unet"].items():
+            found = content["unet", key]
+            assert torch.equal(found, tensor) and found.dtype == tensor.dtype and found.is_contiguous()
+        assert torch.equal(content["more", "0"], whole) and content["more", "1"].shape == (0,)
+        assert content["more", "2"] == 3
+    assert list(contents[2]) == [("a.b",)]
+    with pytest.raises(WeightsError, match=r"number\.ckpt holds more than weights: epoch \(int\)"):
+        read_files([tmp_path / "number.ckpt"])
+    assert read_state_dict([tmp_path / "a.safetensors"]).keys() == {"a.b"}
+
+
+def test_which_file_a_folder_means(tmp_path: Path) -> None:
+    unet = tmp_path / "unet"
+    unet.mkdir()
+    with pytest.raises(WeightsError, match="holds no weights"):
+        weights_of(tmp_path, "unet")
+    for name in ("diffusion_pytorch_model.fp16.safetensors", "other.pth"):
+        (unet / name).write_bytes(b"")
+    with pytest.raises(WeightsError, match="several, name one of them"):
+        weights_of(unet)
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"a": shards[1], "b": shards[0], "c": shards[1]}}
+    (unet / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights_of(tmp_path, "unet") == [unet / name for name in shards]
+    (unet / "diffusion_pytorch_model.bin").write_bytes(b"")
+    assert weights_of(unet) == [unet / name for name in shards]  # safetensors go before pickles
+    (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    assert weights_of(unet) == [unet / "diffusion_pytorch_model.safetensors"]
+    with pytest.raises(WeightsError, match="no such file or folder"):
+        weights_of(tmp_path / "nowhere")
+
+
+def test_at_most_ten_problems_are_listed() -> None:
+    expected = {f"layer{number}": torch.zeros(2) for number in range(14)}
+    with pytest.raises(WeightsError) as caught:
+        check_fit("unet", {"layer0": torch.zeros(3)}, expected)
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "  layer0 has shape (3,), expected (2,)" and len(lines) == 12
+    assert lines[-1] == "  and 4 more"
+
+
+def test_a_checkpoint_has_five_parts() -> None:
+    parts = ("unet", "referencenet", "image_proj", "depth_guider", "image_encoder")
+    whole = {(part, "weight"): torch.zeros(1) for part in parts}
+    assert list(split_parts(whole, "x.bin")) == list(parts)
+    del whole["image_proj", "weight"]
+    with pytest.raises(WeightsError, match="image_proj missing and state_dict/unet/weight unexpected"):
+        split_parts({**whole, ("state_dict", "unet", "weight"): torch.zeros(1)}, "x.bin")
+
+
+def test_position_ids_go_and_come_back() -> None:
+    weights = {"vision_model.embeddings.position_embedding.weight": torch.zeros(5, 2)}
+    stored = with_position_ids(weights)
+    assert stored[POSITION_IDS].tolist() == [[0, 1, 2, 3, 4]]
+    assert without_position_ids(stored).keys() == without_position_ids(weights).keys() == weights.keys()
+    with pytest.raises(WeightsError, match="with 0 to 4 in order"):
+        without_position_ids({**stored, POSITION_IDS: stored[POSITION_IDS] + 1})
+
+
+def test_old_names_of_the_autoencoder() -> None:
+    attention = "encoder.mid_block.attentions.0"
+    old = {
+        f"{attention}.{name}.weight": torch.zeros(1) for name in ("query", "key", "value", "proj_attn", "group_norm")
+    }
+    names = ("to_q", "to_k", "to_v", "to_out.0", "group_norm")
+    assert list(present_vae_names(old)) == [f"{attention}.{name}.weight" for name in names]
+    assert list(present_vae_names(present_vae_names(old))) == list(present_vae_names(old))
+    with pytest.raises(WeightsError, match="there twice"):
+        present_vae_names({**old, f"{attention}.to_q.weight": torch.zeros(1)})
