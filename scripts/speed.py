@@ -134,6 +134,15 @@ def count_flops(work: Callable[[], object]) -> int:
 
 def read_block() -> list[Case]:
     """one guided pass of a layer that reads the reference, at the real sizes: against three attentions over 2 rows"""
+
+    def case(side: int, width: int) -> Case:
+        return Case(f"{side}x{side}", *read_block_sides(side, width), 1e-4, rounds=5)
+
+    return [case(64, 320), case(32, 640)]
+
+
+def read_block_sides(side: int, width: int, device: str = "cpu") -> tuple[Side, Side]:
+    """One reading layer on side x side tokens of this width, rows [unconditional, conditional]."""
     import torch
     from diffusers.models.attention_processor import Attention
     from released_algorithm import ThreeAttentions
@@ -141,25 +150,22 @@ def read_block() -> list[Case]:
     from mimicbrush.models.reference_attention import ReadReference
     from mimicbrush.types import ReferenceStates
 
-    def case(side: int, width: int) -> Case:
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    ours, peer = ReadReference("layer", blend=0.5), ThreeAttentions("layer")
+    with torch.device(device):
         layer = Attention(width, heads=8, dim_head=width // 8).eval()
-        ours, peer = ReadReference("layer", blend=0.5), ThreeAttentions("layer")
-        own = torch.randn(2, side * side, width)
-        feature = torch.randn(1, side * side, width)
-        one, two = ReferenceStates({"layer": feature}), ReferenceStates({"layer": feature.repeat(2, 1, 1)})
+        own, feature = torch.randn(2, side * side, width), torch.randn(1, side * side, width)
+    one, two = ReferenceStates({"layer": feature}), ReferenceStates({"layer": feature.repeat(2, 1, 1)})
 
-        @torch.no_grad()
-        def lean() -> torch.Tensor:
-            return ours(layer, own, reference_states=one)
+    @torch.no_grad()
+    def lean() -> torch.Tensor:
+        return ours(layer, own, reference_states=one)
 
-        @torch.no_grad()
-        def released() -> torch.Tensor:
-            return peer(layer, own, reference_states=two)
+    @torch.no_grad()
+    def released() -> torch.Tensor:
+        return peer(layer, own, reference_states=two)
 
-        return Case(f"{side}x{side}", lean, released, 1e-4, rounds=5)
-
-    return [case(64, 320), case(32, 640)]
+    return lean, released
 
 
 @dataclass
@@ -192,7 +198,9 @@ class EditSetting:
         with torch.device(self.device):
             parts = vars(random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels))
         dtype = getattr(torch, self.dtype)
-        pipe = _released_conventions({name: part.to(dtype) for name, part in parts.items()}, reference_timestep)
+        pipe = _released_conventions(
+            {name: torch.nn.Module.to(part, dtype) for name, part in parts.items()}, reference_timestep
+        )
         released = ReleasedAlgorithm(pipe, reference_timestep)
         if self.compiled:
             for unet in (pipe.unet, pipe.reference_unet, released.unet):
