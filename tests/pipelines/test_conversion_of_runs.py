@@ -25,9 +25,16 @@ def run(mined: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     run_dir = tmp_path_factory.mktemp("run") / "run"
     assembly.register_schemas()
     choices = {
-        "model.size_px": 16, "model.block_out_channels": "[16,32]", "model.context_width": 16, "data.num_workers": 0, "data.root": mined,
-        "train.batch_size": 2, "train.total_batch_size": 2, "train.max_steps": 3, "run_dir": run_dir,
-    }  # fmt: skip
+        "data.root": mined,
+        "data.num_workers": 0,
+        "model.size_px": 16,
+        "model.block_out_channels": "[16,32]",
+        "model.context_width": 16,
+        "train.batch_size": 2,
+        "train.total_batch_size": 2,
+        "train.max_steps": 3,
+        "run_dir": run_dir,
+    }
     overrides = ["+experiment=smoke", *[f"{name}={value}" for name, value in choices.items()]]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("train", overrides)

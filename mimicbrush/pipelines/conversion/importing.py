@@ -20,6 +20,7 @@ from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
 from mimicbrush.pipelines.conversion.key_maps import (
+    PARTS,
     cast,
     fill,
     present_vae_names,
@@ -76,39 +77,50 @@ def released_pipeline(
     parts["depth"] = join_shards(depth_files, contents["depth"])
     parts = {name: cast(weights, dtype) for name, weights in parts.items()}
 
-    # 3. The networks, without memory of their own.
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(sizes["unet"])
-        reference_unet = ReferenceUNet.from_config(sizes["reference_unet"])
-        vae = AutoencoderKL.from_config(sizes["vae"])
-        image_encoder = CLIPVisionModelWithProjection(clip_config(sizes["image_encoder"]))
-        image_projector = ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim)
-        depth_projector = DepthProjector(*depth_projector_sizes(parts["depth_guider"]))
-    reductions = len(vae.config.block_out_channels), len(depth_projector.config.block_channels)
-    if reductions[0] != reductions[1]:
-        raise WeightsError(
-            f"depth_guider does not fit: it halves the picture {reductions[1] - 1} times, the VAE {reductions[0] - 1}"
-        )
-
-    # 4. Weights into networks. Depth Anything has a way of its own.
-    fill("unet", unet, parts["unet"])
-    fill("referencenet", reference_unet, parts["referencenet"])
-    fill("image_proj", image_projector, parts["image_proj"])
-    fill("depth_guider", depth_projector, parts["depth_guider"])
-    fill("image_encoder", image_encoder, without_position_ids(parts["image_encoder"]))
-    fill("vae", vae, present_vae_names(parts["vae"]))
+    # 3. The networks. Depth Anything has a way of its own.
+    networks = filled_networks(sizes, parts)
     conventions: dict[str, Any] = {**RELEASED_CONVENTIONS}
     return MimicBrushPipeline(
-        vae=vae,
-        unet=unet,
-        reference_unet=reference_unet,
-        image_encoder=image_encoder,
-        image_projector=image_projector,
+        **networks,
         depth_estimator=depth_estimator(parts["depth"], files.depth, scratch=scratch),
-        depth_projector=depth_projector,
         scheduler=noise_scheduler(),
         **conventions,
     )
+
+
+def filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Weights]) -> dict[str, Any]:
+    """All networks but the depth estimator: component -> network.
+
+    Args:
+        sizes: the configs of ``unet``, ``reference_unet``, ``vae`` and ``image_encoder``; the two projectors' follow.
+        parts: the released parts, and ``vae``; the networks hold these tensors, not copies.
+
+    Raises:
+        WeightsError: weights do not fit each other, or their configs.
+    """
+    with torch.device("meta"):
+        networks = {
+            "unet": UNet2DConditionModel.from_config(sizes["unet"]),
+            "reference_unet": ReferenceUNet.from_config(sizes["reference_unet"]),
+            "vae": AutoencoderKL.from_config(sizes["vae"]),
+            "image_encoder": CLIPVisionModelWithProjection(clip_config(sizes["image_encoder"])),
+            "depth_projector": DepthProjector(*depth_projector_sizes(parts["depth_guider"])),
+        }
+        widths = networks["image_encoder"].config.hidden_size, networks["unet"].config.cross_attention_dim
+        networks["image_projector"] = ImageProjector(*widths)
+    weights = {component: parts[part] for part, component in PARTS.items()}
+    weights["image_encoder"] = without_position_ids(weights["image_encoder"])
+    weights["vae"] = present_vae_names(parts["vae"])
+    names = {component: part for part, component in PARTS.items()}
+    for component, network in networks.items():
+        fill(names.get(component, component), network, weights[component])
+
+    halvings = [len(networks["depth_projector"].config.block_channels), len(networks["vae"].config.block_out_channels)]
+    if halvings[0] != halvings[1]:
+        raise WeightsError(
+            f"depth_guider does not fit: it halves the picture {halvings[0] - 1} times, the VAE {halvings[1] - 1}"
+        )
+    return networks
 
 
 def clip_config(stored: dict[str, Any]) -> CLIPVisionConfig:
