@@ -145,7 +145,7 @@ def read_block_sides(side: int, width: int, device: str = "cpu") -> tuple[Side, 
     """One reading layer on side x side tokens of this width, rows [unconditional, conditional]."""
     import torch
     from diffusers.models.attention_processor import Attention
-    from released_algorithm import ThreeAttentions
+    from peers.released_algorithm import ThreeAttentions
 
     from mimicbrush.models.reference_attention import ReadReference
     from mimicbrush.types import ReferenceStates
@@ -189,7 +189,7 @@ class EditSetting:
     def sides(self, reference_timestep: str, output: str = "pt") -> tuple[Side, Side]:
         """Ours and the released algorithm, from equal pictures, noise and weights."""
         import torch
-        from released_algorithm import ReleasedAlgorithm
+        from peers.released_algorithm import ReleasedAlgorithm
 
         from mimicbrush.models.parts import random_parts
         from mimicbrush.ops.images import to_tensor
@@ -263,7 +263,7 @@ def edit_cases(device: str, dtype: str, size_px: int, block_out_channels: tuple[
 def full_size_edit(reference_timestep: str, steps: int = 50) -> tuple[float, float]:
     """TFLOP of a guided edit at 512 px, ours and the released algorithm, counted on the meta device."""
     import torch
-    from released_algorithm import ReleasedAlgorithm
+    from peers.released_algorithm import ReleasedAlgorithm
 
     from mimicbrush.models.parts import random_parts
     from mimicbrush.models.reference_attention import project_context

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.ops.crops import Placement
-from mimicbrush.ops.files import upright, write_aside
+from mimicbrush.ops.files import MASK_THRESHOLD, upright, write_aside
 
 #: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
@@ -105,7 +105,7 @@ def draw_correspondence(
         height_px: of the result.
     """
     left, right = np.asarray(upright(source, "RGB")), np.asarray(upright(reference, "RGB"))
-    hole = np.asarray(upright(mask, "L")) > 128
+    hole = np.asarray(upright(mask, "L")) > MASK_THRESHOLD
     with_hole = np.where(hole[..., None], np.uint8(0), left)
     field = cv2.resize(_CORNERS, (right.shape[1], right.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
     tinted = (0.5 * right + 0.5 * field).astype(np.uint8)

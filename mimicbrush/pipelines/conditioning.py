@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from mimicbrush.errors import InputError
@@ -26,12 +25,13 @@ from mimicbrush.ops.images import IMAGE_FILL, blank, letterbox, letterbox_mask, 
 from mimicbrush.pipelines.constants import ConstantsOfWeights
 from mimicbrush.pipelines.pictures import Picture, as_list, boxes_of, rgb
 from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
+from mimicbrush.pipelines.publishing import PublishedPipeline
 from mimicbrush.types import ReferenceStates
 
 Generator = torch.Generator | list[torch.Generator] | None
 
 
-class ConditionedPipeline(DiffusionPipeline):
+class ConditionedPipeline(PublishedPipeline):
     """The steps of `MimicBrushPipeline` up to the denoising, each of which can be called by itself."""
 
     _constants: ConstantsOfWeights

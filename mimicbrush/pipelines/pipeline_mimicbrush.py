@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import create_repo
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.correspondence import CorrespondenceRecord
-from mimicbrush.models.encoders import (
-    decode_latents,
-)
+from mimicbrush.models.encoders import decode_latents
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import (
@@ -32,15 +27,9 @@ from mimicbrush.models.reference_attention import (
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Box, Placement, square_around
-from mimicbrush.ops.images import (
-    MASK_THRESHOLD,
-    crop_back,
-    paste_back,
-    to_uint8,
-)
+from mimicbrush.ops.images import MASK_THRESHOLD, crop_back, paste_back, to_uint8
 from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
 from mimicbrush.pipelines.constants import ConstantsOfWeights
-from mimicbrush.pipelines.model_card import keep_card_of_hub, write_model_card
 from mimicbrush.pipelines.pictures import Picture, as_list, check_masks, grey, rgb, whole
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
@@ -358,73 +347,17 @@ class MimicBrushPipeline(ConditionedPipeline):
                 return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
             return [Image.fromarray(square) for square in squares]
         each = len(squares) // len(sources)
-        composites = [
-            _composite(square, sources[row // each], masks[row // each], placements[row // each])
-            for row, square in enumerate(squares)
-        ]
-        if output_type == "np":
-            return [(composite / 255).astype(np.float32) for composite in composites]
-        return [Image.fromarray(composite.round().astype(np.uint8)) for composite in composites]
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-    ) -> None:
-        """Write the pipeline as diffusers does, and a model card that states what its weights need.
-
-        Args:
-            save_directory: a folder.
-            safe_serialization, variant, max_shard_size: as in diffusers.
-            push_to_hub: also upload the folder.
-            repo_id: to push to; the folder's name where none is given.
-            commit_message, private, token, create_pr: of the upload, as in diffusers.
-        """
-        folder = Path(save_directory)
-        super().save_pretrained(
-            str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
-        )
-        if push_to_hub:
-            repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
-            keep_card_of_hub(folder, repo_id, token)
-        write_model_card(folder, self.options(), dict(self.config))
-        if push_to_hub:
-            self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        subfolder: str | None = None,
-    ) -> str:
-        """Upload the pipeline, as in diffusers, but with our card: its own would say nothing of the conventions."""
-        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        with TemporaryDirectory() as folder:
-            if subfolder is None:
-                keep_card_of_hub(Path(folder), repo_id, token)
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return self._upload_folder(
-                folder,
-                repo_id,
-                token=token,
-                commit_message=commit_message,
-                create_pr=create_pr,
-                subfolder=subfolder,
+        composites = []
+        for row, square in enumerate(squares):
+            source, placement = sources[row // each], placements[row // each]
+            x0, y0, x1, y1 = placement.box
+            part = paste_back(
+                crop_back(square, y1 - y0, x1 - x0), source[y0:y1, x0:x1], masks[row // each][y0:y1, x0:x1]
             )
+            whole_picture = (source / np.float32(255)) if output_type == "np" else source.copy()
+            whole_picture[y0:y1, x0:x1] = part / 255 if output_type == "np" else part.round()
+            composites.append(whole_picture)
+        return composites if output_type == "np" else [Image.fromarray(composite) for composite in composites]
 
     def _step_options(self, generator: Generator, eta: float) -> dict[str, object]:
         """The arguments that only some schedulers take."""
@@ -444,12 +377,3 @@ class MimicBrushPipeline(ConditionedPipeline):
             )
             for row, (tokens, attention) in enumerate(found)
         ]
-
-
-def _composite(square: np.ndarray, source: np.ndarray, mask: np.ndarray, placement: Placement) -> np.ndarray:
-    """The model's square (S, S, 3) back into the source (H, W, 3) where it came from, float64 in 0..255."""
-    x0, y0, x1, y1 = placement.box
-    composite = source.astype(np.float64)
-    part = crop_back(square, y1 - y0, x1 - x0)
-    composite[y0:y1, x0:x1] = paste_back(part, source[y0:y1, x0:x1], mask[y0:y1, x0:x1])
-    return composite

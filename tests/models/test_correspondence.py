@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.models.attention import attend_with_lse, split_heads
+from mimicbrush.models.attention import attend_with_lse
 from mimicbrush.models.correspondence import CorrespondenceRecord
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
@@ -70,9 +70,9 @@ def test_planted_projections_are_found_in_pixels(smallest: ToyModel, shift: tupl
     (found,) = result.correspondences
     # A token is 2 of the canvas's 16 px: 10 px of the source (80 px wide), 30 px of the reference (240 px high).
     assert found.source_token_px == 10 and found.reference_token_px == 30
-    expected = (found.source_xy + [0, 20]) / 80 * 8 + [shift[1], shift[0]]  # on the canvas, in tokens
+    expected = (found.source_xy + np.array([0, 20])) / 80 * 8 + [shift[1], shift[0]]  # on the canvas, in tokens
     # Half a token: the lower level's tokens are twice as large.
-    np.testing.assert_allclose((found.reference_xy + [60, 0]) / 240 * 8, expected, atol=0.5)
+    np.testing.assert_allclose((found.reference_xy + np.array([60, 0])) / 240 * 8, expected, atol=0.5)
     assert (found.share > 0.99).all() and (found.focus > 0.99).all()
     hole = {(int(y) // 10, int(x) // 10) for x, y in found.source_xy}
     assert hole == {(row, column) for row in (1, 2) for column in (3, 4, 5)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from released_algorithm import ReleasedAlgorithm
+from peers.released_algorithm import ReleasedAlgorithm
 from released_golden import GoldenPipeline, golden_path
 from toy_data import photograph
 

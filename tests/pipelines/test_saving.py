@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from toy_edit import build, latents_of
 
 from mimicbrush.models.options import ToyModel
-from mimicbrush.pipelines import MimicBrushPipeline, pipeline_mimicbrush
+from mimicbrush.pipelines import MimicBrushPipeline, publishing
 
 CONVENTIONS = {
     "reference_blend": 0.5,
@@ -206,8 +206,8 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub(None)
-    for module in (diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils, pipeline_mimicbrush):
-        monkeypatch.setattr(module, "create_repo", hub.create_repo, raising=module is not pipeline_mimicbrush)
+    for module in (diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils, publishing):
+        monkeypatch.setattr(module, "create_repo", hub.create_repo, raising=module is not publishing)
     monkeypatch.setattr(diffusers.utils.hub_utils, "upload_folder", hub.upload_folder)
     monkeypatch.setattr(ModelCard, "load", hub.load_card)
     return hub

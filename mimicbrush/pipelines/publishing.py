@@ -1,0 +1,134 @@
+"""Saving a pipeline and uploading it, with a card: what it is, what its weights need, how to use it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard, ModelCardData, create_repo
+from huggingface_hub.errors import EntryNotFoundError
+
+from mimicbrush.models.options import ModelOptions
+
+
+def write_model_card(folder: Path, options: ModelOptions, config: Mapping[str, object]) -> None:
+    """Write README.md into a pipeline folder, unless there is one already: that may be somebody's own.
+
+    Args:
+        folder: of the pipeline.
+        options: where paper and released code differ.
+        config: of the pipeline.
+    """
+    if (folder / "README.md").exists():
+        return
+    data = ModelCardData(
+        library_name="mimicbrush",
+        pipeline_tag="image-to-image",
+        tags=["mimicbrush", "diffusers", "image-editing", "inpainting", "reference-guided"],
+    )
+    rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in asdict(options).items())
+    ModelCard(f"""---
+{data.to_yaml()}
+---
+
+# A MimicBrush pipeline
+
+Repaints the masked part of a source picture so that it imitates the matching part of a reference picture
+([paper](https://arxiv.org/abs/2406.07547)).
+
+```python
+from PIL import Image
+from mimicbrush.pipelines import MimicBrushPipeline
+
+pipe = MimicBrushPipeline.from_pretrained("PATH OR REPOSITORY OF THIS CARD")
+source, mask, reference = (Image.open(name) for name in ("src.jpg", "mask.png", "ref.jpg"))
+pipe(source, mask, reference).images[0].save("result.png")
+```
+
+Edits with {config["default_num_inference_steps"]} steps and guidance {config["default_guidance_scale"]} by default.
+Paper and released code differ in what follows; these weights belong to these choices:
+
+| option | value |
+|---|---|
+{rows}
+""").save(folder / "README.md")
+
+
+def keep_card_of_hub(folder: Path, repo_id: str, token: str | None) -> None:
+    """Put the card that a repository has into a folder that has none, so that an upload does not overwrite it."""
+    if (folder / "README.md").exists():
+        return
+    with contextlib.suppress(EntryNotFoundError):  # a repository without a card
+        ModelCard.load(repo_id, token=token).save(folder / "README.md")
+
+
+class PublishedPipeline(DiffusionPipeline):
+    """diffusers' saving and uploading, with our card instead of a general one."""
+
+    def options(self) -> ModelOptions:
+        """What this pipeline does where paper and released code differ."""
+        raise NotImplementedError
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> None:
+        """Write the pipeline as diffusers does, and a model card that states what its weights need.
+
+        Args:
+            save_directory: a folder.
+            safe_serialization, variant, max_shard_size: as in diffusers.
+            push_to_hub: also upload the folder.
+            repo_id: to push to; the folder's name where none is given.
+            commit_message, private, token, create_pr: of the upload, as in diffusers.
+        """
+        folder = Path(save_directory)
+        super().save_pretrained(
+            str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
+        )
+        if push_to_hub:
+            repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
+            keep_card_of_hub(folder, repo_id, token)
+        write_model_card(folder, self.options(), dict(self.config))
+        if push_to_hub:
+            self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the pipeline, as in diffusers, but with our card: its own would say nothing of the conventions."""
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            if subfolder is None:
+                keep_card_of_hub(Path(folder), repo_id, token)
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return self._upload_folder(
+                folder,
+                repo_id,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
