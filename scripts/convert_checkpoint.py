@@ -69,7 +69,8 @@ def import_(arguments: argparse.Namespace) -> None:
     """Released weights -> a pipeline folder."""
     import torch
 
-    from mimicbrush.pipelines.conversion.importing import find_released, import_released
+    from mimicbrush.pipelines.conversion.importing import import_released
+    from mimicbrush.pipelines.conversion.layout import find_released
 
     names = [name.replace("-", "_") for name in INPUTS]
     files = find_released(arguments.snapshot, arguments.base, **{name: getattr(arguments, name) for name in names})

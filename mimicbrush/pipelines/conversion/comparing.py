@@ -102,12 +102,23 @@ class PartChange:
             return f"{title} has no stock weights: all of it was learnt."
         if self.verdict == EQUAL:
             return f"{title} was not trained: all its weights are those of {self.stock}."
+        if self.verdict == EQUAL_IN_HALF and self.total.rounded:
+            return f"{title} was not trained: its weights are those of {self.stock}, rounded to half precision."
+        amount = f"{self.total.relative:.2g} of their size" if math.isfinite(self.total.relative) else "any amount"
         if self.verdict == EQUAL_IN_HALF:
-            return f"{title} was not trained: its weights are those of {self.stock}, as far as half precision can tell."
+            return (
+                f"{title} was hardly trained, if at all: its weights differ from those of {self.stock} by {amount}, "
+                "which vanishes in half precision."
+            )
         moved = [name for name, block in self.blocks.items() if block.verdict == CHANGED]
-        where = f"in {len(moved)} of {len(self.blocks)} blocks" if len(moved) < len(self.blocks) else "in every block"
-        return f"{title} was trained, or began from others than {self.stock}: it differs {where}" + (
-            f", by {self.total.relative:.3%} in all." if math.isfinite(self.total.relative) else "."
+        if len(moved) < len(self.blocks):  # so it did begin there
+            return (
+                f"{title} was trained: in {len(moved)} of {len(self.blocks)} blocks its weights differ from those of "
+                f"{self.stock}, by {amount} in all."
+            )
+        return (
+            f"{title} was trained, or began elsewhere: in every block its weights differ from those of {self.stock}, "
+            f"by {amount} in all."
         )
 
     def as_dict(self) -> dict[str, Any]:
