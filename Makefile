@@ -25,7 +25,7 @@ demo: $(STAMP) ## clips -> pairs -> a toy model -> edited pictures, on a CPU, in
 	$(PYTHON) scripts/demo.py --output demo
 
 test: $(STAMP) ## the tests
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
 slow: $(STAMP) ## the tests that take longer
 	$(PYTHON) -m pytest -m slow

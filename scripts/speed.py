@@ -231,8 +231,7 @@ def edit() -> list[Case]:
     """a whole guided edit, 64 to 256 channels at 256 px: against the released algorithm, same weights and noise"""
     setting = EditSetting(size_px=256, block_out_channels=(64, 128, 256, 256), steps=6)
     cases = []
-    for reference_timestep in ("current", "zero"):
-        own, peer = full_size_edit(reference_timestep)
+    for reference_timestep, (own, peer) in full_size_edit().items():
         print(f"{reference_timestep}: 50 steps at full size: {own:.1f} TFLOP, released {peer:.1f}")
         cases.append(Case(reference_timestep, *setting.sides(reference_timestep), 1e-4, 3, peer / own))
     return cases
@@ -260,8 +259,12 @@ def edit_cases(device: str, dtype: str, size_px: int, block_out_channels: tuple[
     return cases
 
 
-def full_size_edit(reference_timestep: str, steps: int = 50) -> tuple[float, float]:
-    """TFLOP of a guided edit at 512 px, ours and the released algorithm, counted on the meta device."""
+def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
+    """TFLOP of a guided edit at 512 px, ours and the released algorithm, counted on the meta device.
+
+    Returns:
+        "current" and "zero" -> (ours, released). The released loop reads the reference at every step in both.
+    """
     import torch
     from peers.released_algorithm import ReleasedAlgorithm
 
@@ -270,7 +273,7 @@ def full_size_edit(reference_timestep: str, steps: int = 50) -> tuple[float, flo
     from mimicbrush.types import ReferenceStates
 
     with torch.device("meta"):
-        pipe = _released_conventions(vars(random_parts()), reference_timestep)
+        pipe = _released_conventions(vars(random_parts()), "current")
         pixels, mask = torch.empty(1, 3, pipe.size_px, pipe.size_px), torch.empty(1, 1, pipe.size_px, pipe.size_px)
         latents = torch.empty(1, 4, pipe.size_px // 8, pipe.size_px // 8)
     timestep = torch.tensor(1)
@@ -292,18 +295,20 @@ def full_size_edit(reference_timestep: str, steps: int = 50) -> tuple[float, flo
         states = ReferenceStates(projected={**found["at_hand"], **found["features"]})
         pipe.denoise(latents, found["stem"], timestep, found["context"], states, 5.0)
 
-    released = ReleasedAlgorithm(pipe, reference_timestep)
+    released = ReleasedAlgorithm(pipe)
 
     def prepare_released() -> None:
         found["conditions"] = released.encode(pixels, mask, pixels, keep_shape=False)
         released.decode(latents)
 
-    reads = steps if reference_timestep == "current" else 1
+    def step_released() -> None:
+        released.step(latents, timestep, found["conditions"], 5.0)
+
     with torch.no_grad():
-        own = count_flops(prepare) + reads * count_flops(read) + steps * count_flops(step)
-        peer = count_flops(prepare_released)
-        peer += steps * count_flops(lambda: released.step(latents, timestep, found["conditions"], 5.0))
-    return own / 1e12, peer / 1e12
+        prepared, reading, step_flops = (count_flops(work) / 1e12 for work in (prepare, read, step))
+        peer = (count_flops(prepare_released) + steps * count_flops(step_released)) / 1e12
+    own = prepared + steps * step_flops
+    return {"current": (own + steps * reading, peer), "zero": (own + reading, peer)}
 
 
 def _released_conventions(parts: dict[str, object], reference_timestep: str) -> MimicBrushPipeline:

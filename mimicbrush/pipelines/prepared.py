@@ -20,10 +20,11 @@ Projected = dict[str, "KeysValues"]
 
 def repeat_rows(projected: Projected, rows: int) -> Projected:
     """Keys and values of fewer rows for this many, each repeated equally often."""
-    return {
-        path: (key.repeat_interleave(rows // len(key), 0), value.repeat_interleave(rows // len(value), 0))
-        for path, (key, value) in projected.items()
-    }
+    return {path: (_repeated(key, rows), _repeated(value, rows)) for path, (key, value) in projected.items()}
+
+
+def _repeated(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    return tensor if len(tensor) == rows else tensor.repeat_interleave(rows // len(tensor), 0)
 
 
 @dataclass(frozen=True)

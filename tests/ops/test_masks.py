@@ -19,12 +19,13 @@ def test_grid_sizes_are_uniform_from_3_to_10() -> None:
     # With certain masking of all but unmatched cells, edges show N: count distinct column boundaries.
     rng = np.random.default_rng(0)
     counts = np.zeros(11, int)
-    for _ in range(800):
-        mask = sift_grid_mask(np.zeros((0, 2)), 2520, rng, unmatched=0.5)
+    for _ in range(400):
+        # A row every 120 px meets every row of cells, the smallest of which are 252 px high.
+        mask = sift_grid_mask(np.zeros((0, 2)), 2520, rng, unmatched=0.5)[::120]
         changes = set(np.flatnonzero(np.any(np.diff(mask.astype(int), axis=1) != 0, axis=0)) + 1)
         fits = [n for n in range(3, 11) if changes <= {2520 * k // n for k in range(1, n)}]
         counts[min(fits)] += 1
-    assert counts[3:].min() > 50 and counts[:3].sum() == 0
+    assert counts[3:].min() > 25 and counts[:3].sum() == 0
 
 
 def test_never_empty_and_never_full() -> None:
