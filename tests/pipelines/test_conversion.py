@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from released_snapshot import OLD_VAE_NAMES, UNET, VAE, write_snapshot
+from diffusers import UNet2DConditionModel
+from released_snapshot import OLD_VAE_NAMES, UNET, write_snapshot
 from safetensors.torch import load_file, save_file
 
 from mimicbrush.errors import InputError, WeightsError
@@ -21,7 +22,7 @@ from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines.conversion.comparing import compare_part, compare_with_stock
 from mimicbrush.pipelines.conversion.exporting import export_released
 from mimicbrush.pipelines.conversion.importing import import_released
-from mimicbrush.pipelines.conversion.inspection import inspect_weights
+from mimicbrush.pipelines.conversion.key_maps import POSITION_IDS, cast
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
 from mimicbrush.pipelines.load import load_pipeline
 
@@ -67,7 +68,15 @@ def test_import_export_import_is_bit_equal(
     released: ReleasedFiles, pipeline: Path, exported: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "elsewhere"
-    import_released(replace(released, checkpoint=exported), again)
+    in_other_forms = ReleasedFiles(
+        checkpoint=exported,
+        inpainting=released.inpainting / "unet",
+        sd15=released.sd15 / "unet" / "config.json",
+        vae=released.vae / "diffusion_pytorch_model.bin",
+        image_encoder=released.image_encoder / "config.json",
+        depth=released.depth.parent,
+    )
+    import_released(in_other_forms, again)
     assert content(pipeline) == content(again)
     assert len(content(again)) == 16 + 1  # seven networks, scheduler, index, card
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]  # nothing is left beside it
@@ -106,16 +115,11 @@ def test_the_pipeline_does_as_the_released_code(pipeline: Path, released: Releas
     assert not old
 
 
-def test_dtype_casts_what_is_floating(released: ReleasedFiles, tmp_path: Path) -> None:
-    vae = tmp_path / "vae" / "model.safetensors"  # any name, safetensors, the config beside it
-    vae.parent.mkdir()
-    (vae.parent / "config.json").write_text(json.dumps(VAE))
-    save_file(AutoencoderKL.from_config(VAE).state_dict(), vae)
-    inpainting, image_encoder = released.inpainting / "unet", released.image_encoder / "config.json"
-    files = replace(released, vae=vae, inpainting=inpainting, image_encoder=image_encoder, depth=released.depth.parent)
-    import_released(files, tmp_path / "pipeline", dtype=torch.bfloat16)
-    kinds = {kind for part in inspect_weights(tmp_path / "pipeline") for kind in part.dtypes}
-    assert kinds == {"bfloat16"}
+def test_dtype_casts_what_is_floating(released: ReleasedFiles) -> None:
+    weights = torch.load(released.checkpoint, weights_only=True)["image_encoder"]
+    assert cast(weights, None) is weights
+    kinds = {key: tensor.dtype for key, tensor in cast(weights, torch.bfloat16).items()}
+    assert kinds.pop(POSITION_IDS) == torch.int64 and set(kinds.values()) == {torch.bfloat16}
 
 
 def test_what_does_not_fit_is_named(released: ReleasedFiles, tmp_path: Path) -> None:
@@ -155,34 +159,53 @@ def stock_of(released: ReleasedFiles) -> dict[str, Path]:
     return {name: getattr(released, name) for name in STOCK}
 
 
-def test_diff_tells_what_was_trained(released: ReleasedFiles) -> None:
-    parts = {part.name: part for part in compare_with_stock(released.checkpoint, **stock_of(released))}
-    assert {name: part.verdict for name, part in parts.items()} == {
+def test_diff_tells_what_was_trained(
+    released: ReleasedFiles, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = tmp_path / "pipeline"
+    shutil.copytree(pipeline, changed)
+    file = changed / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"][0] += 0.5
+    save_file(weights, file, metadata={"format": "pt"})
+    arguments = [f"--{name.replace('_', '-')}={path}" for name, path in stock_of(released).items()]
+    script("diff", "--checkpoint", changed, "--json", "--vae", released.vae, "--depth", released.depth, *arguments)
+    parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    assert {name: part["verdict"] for name, part in parts.items()} == {
         "unet": "changed",
         "referencenet": "changed",
         "image_proj": "no stock weights",
         "depth_guider": "no stock weights",
         "image_encoder": "equal in half precision",
+        "vae": "changed",
+        "depth": "equal",
     }
-    reference = parts["referencenet"]
-    assert [name for name, block in reference.blocks.items() if block.verdict != "equal"] == ["up_blocks.2"]
-    assert len(reference.excused) == 24 and "conv_out.bias" in reference.excused
-    assert reference.sentence().startswith("The reference U-Net was trained: in 1 of 14 blocks")
-    assert parts["unet"].sentence().startswith("The imitative U-Net was trained, or began elsewhere: in every block")
-    assert "was not trained" in parts["image_encoder"].sentence() and "rounded" in parts["image_encoder"].sentence()
-    assert parts["unet"].new_inputs["channels"] == 4 and not parts["unet"].new_inputs["all_zero"]
+    moved = {
+        name: [block for block, change in part["blocks"].items() if change["verdict"] == "changed"]
+        for name, part in parts.items()
+    }
+    assert moved["referencenet"] == ["up_blocks.2"] and moved["vae"] == ["decoder.conv_out"]
+    assert len(parts["referencenet"]["excused_keys"]) == 24 and "conv_out.bias" in parts["referencenet"]["excused_keys"]
+    assert parts["unet"]["new_inputs"]["channels"] == 4 and not parts["unet"]["new_inputs"]["all_zero"]
+    for name, beginning in {
+        "unet": "The imitative U-Net was trained, or began elsewhere: in every block",
+        "referencenet": "The reference U-Net was trained: in 1 of 14 blocks",
+        "image_encoder": "The image encoder was not trained: ",
+        "depth": "The depth estimator was not trained: ",
+    }.items():
+        assert parts[name]["sentence"].startswith(beginning)
     # By hand, for one block.
-    new, old = (torch.load(file, weights_only=True) for file in (
-        released.checkpoint, released.inpainting / "unet" / "diffusion_pytorch_model.bin"))  # fmt: skip
-    moved = [
-        new["unet"]["conv_in.weight"][:, :9] - old["conv_in.weight"],
-        new["unet"]["conv_in.bias"] - old["conv_in.bias"],
-    ]
-    size = [old["conv_in.weight"], old["conv_in.bias"]]
-    expected = (
-        torch.cat([part.flatten() for part in moved]).norm() / torch.cat([part.flatten() for part in size]).norm()
+    new = torch.load(released.checkpoint, weights_only=True)["unet"]
+    old = torch.load(released.inpainting / "unet" / "diffusion_pytorch_model.bin", weights_only=True)
+    moved_weight, moved_bias = (
+        new["conv_in.weight"][:, :9] - old["conv_in.weight"],
+        new["conv_in.bias"] - old["conv_in.bias"],
     )
-    assert parts["unet"].blocks["conv_in"].relative == pytest.approx(float(expected), rel=1e-5)
+    change = torch.cat([moved_weight.flatten(), moved_bias])
+    size = torch.cat([old["conv_in.weight"].flatten(), old["conv_in.bias"]])
+    assert parts["unet"]["blocks"]["conv_in"]["relative"] == pytest.approx(float(change.norm() / size.norm()), rel=1e-5)
+    with pytest.raises(InputError, match="holds no vae"):
+        compare_with_stock(released.checkpoint, **stock_of(released), vae=released.vae)
 
 
 def test_a_change_that_vanishes_in_half_precision_is_told_from_rounding() -> None:
@@ -201,40 +224,6 @@ def test_a_change_that_vanishes_in_half_precision_is_told_from_rounding() -> Non
     assert "in 1 of 3 blocks" in sentences[3]  # from zero: by no finite amount
 
 
-def test_diff_finds_exactly_the_part_that_was_changed(
-    released: ReleasedFiles, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
-    changed = tmp_path / "pipeline"
-    for name, data in content(pipeline).items():
-        (changed / name).parent.mkdir(parents=True, exist_ok=True)
-        (changed / name).write_bytes(data)
-    file = changed / "vae" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["decoder.conv_out.bias"][0] += 0.5
-    save_file(weights, file, metadata={"format": "pt"})
-    arguments = [
-        "diff",
-        "--checkpoint",
-        str(changed),
-        "--json",
-        "--vae",
-        str(released.vae),
-        "--depth",
-        str(released.depth),
-    ]
-    for name, path in stock_of(released).items():
-        arguments += [f"--{name.replace('_', '-')}", str(path)]
-    script(*arguments)
-    parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
-    assert parts["vae"]["verdict"] == "changed" and parts["depth"]["verdict"] == "equal"
-    assert [name for name, block in parts["vae"]["blocks"].items() if block["verdict"] != "equal"] == [
-        "decoder.conv_out"
-    ]
-    assert parts["depth"]["sentence"].startswith("The depth estimator was not trained")
-    with pytest.raises(InputError, match="holds no vae"):
-        compare_with_stock(released.checkpoint, **stock_of(released), vae=released.vae)
-
-
 def test_inspect_counts(exported: Path, pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script("inspect", str(exported), "--json", "--keys")
     parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
@@ -249,9 +238,7 @@ def test_inspect_counts(exported: Path, pipeline: Path, capsys: pytest.CaptureFi
 def test_exports_that_the_released_code_cannot_hold_are_refused(
     pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, data in content(pipeline).items():
-        (tmp_path / "pipeline" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pipeline" / name).write_bytes(data)
+    shutil.copytree(pipeline, tmp_path / "pipeline")
     index = tmp_path / "pipeline" / "model_index.json"
     index.write_text(index.read_text().replace('"ReferenceUNet"', '"KeyValueReferenceUNet"'))
     with pytest.raises(WeightsError, match="does not share hidden states"):
