@@ -40,6 +40,12 @@ def _centred(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
     return start, start + side
 
 
+def grown(box: Box, by_px: int, width: int, height: int) -> Box:
+    """A box with a margin on every side, as far as the picture goes."""
+    x0, y0, x1, y1 = box
+    return max(0, x0 - by_px), max(0, y0 - by_px), min(width, x1 + by_px), min(height, y1 + by_px)
+
+
 def crop(picture: np.ndarray, box: Box, name: str) -> np.ndarray:
     """Cut a box out of a picture (H, W[, C]).
 

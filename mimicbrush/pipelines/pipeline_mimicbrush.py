@@ -26,8 +26,9 @@ from mimicbrush.models.reference_attention import (
 )
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.crops import Box, Placement, square_around
-from mimicbrush.ops.images import MASK_THRESHOLD, crop_back, paste_back, to_uint8
+from mimicbrush.ops.crops import Box, Placement, grown, square_around
+from mimicbrush.ops.images import MASK_THRESHOLD, SOFT_EDGE_PX, crop_back, paste_back, to_uint8
+from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
 from mimicbrush.pipelines.constants import ConstantsOfWeights
 from mimicbrush.pipelines.pictures import Picture, as_list, check_masks, grey, rgb, whole
@@ -349,14 +350,17 @@ class MimicBrushPipeline(ConditionedPipeline):
         each = len(squares) // len(sources)
         composites = []
         for row, square in enumerate(squares):
-            source, placement = sources[row // each], placements[row // each]
+            source, mask, placement = sources[row // each], masks[row // each], placements[row // each]
             x0, y0, x1, y1 = placement.box
-            part = paste_back(
-                crop_back(square, y1 - y0, x1 - x0), source[y0:y1, x0:x1], masks[row // each][y0:y1, x0:x1]
-            )
-            whole_picture = (source / np.float32(255)) if output_type == "np" else source.copy()
-            whole_picture[y0:y1, x0:x1] = part / 255 if output_type == "np" else part.round()
-            composites.append(whole_picture)
+            result = crop_back(square, y1 - y0, x1 - x0)
+            mask = mask[y0:y1, x0:x1]
+            # Only where the paste-back changes anything: a large picture in floats takes much memory.
+            x2, y2, x3, y3 = grown(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
+            part = slice(y0 + y2, y0 + y3), slice(x0 + x2, x0 + x3)
+            pasted = paste_back(result[y2:y3, x2:x3], source[part], mask[y2:y3, x2:x3])
+            composite = source / np.float32(255) if output_type == "np" else source.copy()
+            composite[part] = pasted / 255 if output_type == "np" else pasted.round()
+            composites.append(composite)
         return composites if output_type == "np" else [Image.fromarray(composite) for composite in composites]
 
     def _step_options(self, generator: Generator, eta: float) -> dict[str, object]:

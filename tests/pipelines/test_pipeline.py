@@ -13,6 +13,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.ops.images import crop_back, paste_back
 from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 from mimicbrush.pipelines.load import load_pipeline, on_device, seeded
 
@@ -44,6 +45,25 @@ def test_only_the_hole_and_its_soft_edge_change(pipe: MimicBrushPipeline, edit: 
     near[20:70, 30:90] = True
     assert np.array_equal(before[~near], after[~near])
     assert np.abs(before[40:50, 50:70].astype(int) - after[40:50, 50:70]).mean() > 5
+
+
+@pytest.mark.parametrize("crop", ["full", "auto"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_pasting_back_where_it_counts_equals_pasting_all_of_it(
+    pipe: MimicBrushPipeline, edit: dict[str, Image.Image], crop: str, soft: bool
+) -> None:
+    source, mask = np.asarray(edit["source"]), np.asarray(edit["mask"]).copy()
+    if soft:
+        mask[5:9, 100:] = 60  # too little to be repainted, enough to be blended, and at the border
+    options = {"crop": crop, "num_inference_steps": 1, "paste_back": False}
+    (square,) = pipe(source, mask, edit["reference"], **options, generator=seeded(0)).images
+    (result,) = pipe(source, mask, edit["reference"], **{**options, "paste_back": True}, generator=seeded(0)).images
+    ((x0, y0, x1, y1),) = (placement.box for placement in pipe.place([source], [mask], crop))
+    assert (x1 - x0 == 120) == (crop == "full")
+    back, part = crop_back(np.asarray(square), y1 - y0, x1 - x0), (slice(y0, y1), slice(x0, x1))
+    expected = source.copy()
+    expected[part] = paste_back(back, source[part], mask[part]).round()
+    assert np.array_equal(np.asarray(result), expected)
 
 
 def test_equal_seeds_give_equal_pictures_and_the_reference_matters(
