@@ -91,7 +91,8 @@ def attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     aten = torch.ops.aten
     if q.device.type == "cuda":
-        if q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+        half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+        if half and torch.cuda.get_device_properties(q.device).major >= 8:  # flash attention needs Ampere or later
             out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
         else:
             out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
