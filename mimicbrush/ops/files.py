@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import struct
 import threading
 import warnings
@@ -220,3 +221,27 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder that gets its name only when it is whole; an older one stays until then.
+
+    Args:
+        final: the folder.
+        write: called with a name beside it, to make the folder there. Where it raises, nothing is left behind.
+    """
+    final = final.absolute()
+    aside, old = (final.with_name(f".{final.name}.{kind}.tmp") for kind in ("new", "old"))
+    if old.exists() and not final.exists():
+        old.rename(final)  # killed between the two renames below
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        write(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if final.exists():
+        final.rename(old)
+    aside.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

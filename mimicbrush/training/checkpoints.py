@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +96,3 @@ def read_state(checkpoint: Path, expected: dict[str, Any]) -> int:
             "use the same options, or start in another run_dir"
         )
     return int(state["step"])
-
-
-def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder aside with `write`, then put it in the place of `final`."""
-    aside, old = final.with_suffix(".tmp"), final.with_suffix(".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    write(aside)
-    if final.exists():
-        final.rename(old)
-    aside.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from mimicbrush.errors import MimicBrushError
+from mimicbrush.ops.files import replace_folder
 from mimicbrush.training import checkpoints
 from mimicbrush.training.draws import Draws
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
@@ -165,7 +166,7 @@ def train(
     if options.ema_decay > 0:
         ema.copy_to(trainee.parameters())
     if accelerator.is_main_process:
-        checkpoints.replace_folder(run_dir / "pipeline", export_pipeline)
+        replace_folder(run_dir / "pipeline", export_pipeline)
     accelerator.wait_for_everyone()
     return step
 

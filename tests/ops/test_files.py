@@ -20,6 +20,7 @@ from mimicbrush.ops.files import (
     check_writable,
     path_inside,
     read_picture,
+    replace_folder,
     upright,
     write_aside,
     write_picture,
@@ -283,3 +284,26 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, {modules}; print({{'torch', 'cv2', 'skimage', 'scipy', 'pyarrow'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    final = tmp_path / "pipeline"
+
+    def write(text: str) -> None:
+        replace_folder(final, lambda folder: (folder.mkdir(), (folder / "f").write_text(text)))
+
+    def fail(folder: Path) -> None:
+        folder.mkdir()
+        raise OSError("disk full")
+
+    write("one")
+    write("two")
+    with pytest.raises(OSError, match="disk full"):
+        replace_folder(final, fail)
+    assert (final / "f").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+    # Killed after the old one was moved away, and before the new one had its name.
+    final.rename(tmp_path / ".pipeline.old.tmp")
+    with pytest.raises(OSError, match="disk full"):
+        replace_folder(final, fail)
+    assert (final / "f").read_text() == "two"

@@ -50,18 +50,6 @@ def test_what_resume_may_name(tmp_path: Path) -> None:
         checkpoints.read_state(path, {"seed": 1})
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    final = tmp_path / "pipeline"
-
-    def write(text: str) -> None:
-        checkpoints.replace_folder(final, lambda folder: (folder.mkdir(), (folder / "f").write_text(text)))
-
-    write("one")
-    write("two")
-    assert (final / "f").read_text() == "two"
-    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
-
-
 def test_metrics_beyond_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"ste')

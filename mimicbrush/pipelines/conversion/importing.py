@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from mimicbrush.models.parts import LATENT_CHANNELS, STEM_CHANNELS
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.ops.files import replace_folder
 from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
 from mimicbrush.pipelines.conversion.key_maps import (
     PARTS,
@@ -54,7 +52,7 @@ def import_released(
     def write(aside: Path) -> None:
         released_pipeline(files, dtype=dtype, scratch=aside.parent).save_pretrained(aside)
 
-    write_folder_aside(output, write)
+    replace_folder(output, write)
 
 
 def released_pipeline(
@@ -170,22 +168,3 @@ def check_free(output: Path, force: bool) -> None:
         raise InputError(f"{output} exists; name another --output, or replace it with --force")
     if not (output / "model_index.json").is_file():
         raise InputError(f"{output} is no pipeline folder, so --force does not replace it; remove it, or name another")
-
-
-def write_folder_aside(output: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder that gets its name only when it is whole; an older one stays until then.
-
-    Args:
-        output: the folder.
-        write: called with a hidden name beside it. Where it raises, nothing is left behind.
-    """
-    output = output.absolute()
-    aside, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
-    try:
-        write(aside)
-        if output.exists():
-            output.rename(old)
-        aside.rename(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
