@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from released_snapshot import COMMITS, as_hub_cache, write_snapshot
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
 from mimicbrush.pipelines.load import load_pipeline, seeded
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +35,33 @@ def cache_at(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_two_at_once_convert_once_and_the_result_edits(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_convert_once_and_the_result_edits(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     for variable in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HUGGINGFACE_HUB_CACHE", "HUGGINGFACE_ASSETS_CACHE"):
         environment.pop(variable, None)
-    code = "from mimicbrush.pipelines.conversion.hub import *; print(released_pipeline_folder())"
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    random = np.random.default_rng(0)
+    source, reference = (random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(2))
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:30, 20:40] = 255
+    for name, picture in (("ref", reference), ("src", source), ("mask", mask)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    command = [sys.executable, str(ROOT / "scripts" / "infer.py"), "ref.png", "src.png", "mask.png"]
+    command += ["--model", "released", "--steps", "2", "-o", "result.png"]
+    other = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     cache_at(monkeypatch, home)
     folder = released_pipeline_folder()
-    output, errors = other.communicate()
-    assert other.returncode == 0 and Path(output.strip().splitlines()[-1]) == folder, errors
+    _, errors = other.communicate()
+    assert other.returncode == 0, errors
+    with Image.open(tmp_path / "result.png") as result:
+        assert result.size == (64, 48)
     assert folder.is_relative_to(home / "assets" / "mimicbrush") and folder.name == "pipeline"
     assert all(commit[:16] in str(folder) for commit in COMMITS.values())
     assert {path.name for path in folder.parent.iterdir()} <= {"pipeline", "pipeline.lock"}
 
     pipe = load_pipeline(folder)
     pipe.set_progress_bar_config(disable=True)
-    random = np.random.default_rng(0)
-    source, reference = (random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(2))
-    mask = np.zeros((48, 64), np.uint8)
-    mask[10:30, 20:40] = 255
     options = {"num_inference_steps": 2, "keep_shape": True, "generator": seeded(0)}
     result = np.asarray(pipe(source, mask, reference, **options).images[0])
     assert result.shape == source.shape
