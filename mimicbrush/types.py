@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 class AttentionRecord(Protocol):
     """Something that wants to know where reference attention goes (see `models.correspondence`)."""
 
-    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor) -> None:
+    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
         """Note one layer's attention at one step.
 
         Args:
             query: (R, N, heads, d), of the rows that have a reference.
             reference_key: (R, M, heads, d).
             lse: (R, N, heads), log-sum-exp of the scores over [own ; reference].
+            blend: how much of what the softmax over both gives is used.
         """
 
 
@@ -42,6 +43,7 @@ class ReferenceStates:
             several steps); of a cross-attention layer those of the context, for all B rows.
         keep: (R,) bool, or None for all. Rows that are False read themselves alone, as if no reference
             had been given (classifier-free guidance, paper Sec. 4.1).
+        blend: how much the reference's attention counts, see `ReadReference`; None is the layer's own.
         record: is told of every reference attention, in inference; None for nobody.
 
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
@@ -51,6 +53,7 @@ class ReferenceStates:
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     projected: dict[str, KeysValues] = field(default_factory=dict)
     keep: torch.Tensor | None = None
+    blend: float | None = None
     record: AttentionRecord | None = None
 
     @property

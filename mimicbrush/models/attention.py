@@ -100,7 +100,7 @@ def attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
     elif q.device.type in ("cpu", "meta"):
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
     else:
-        scores = (q @ k.mT).float() * q.shape[-1] ** -0.5
+        scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
         lse = scores.logsumexp(-1)
         out = (scores - lse[..., None]).exp().to(v.dtype) @ v
     return out.transpose(1, 2), lse.transpose(1, 2)

@@ -13,9 +13,9 @@ from mimicbrush.errors import InputError
 class CorrespondenceRecord:
     """Adds up where the reference attention of the hole's tokens goes.
 
-    Every head, layer and step counts alike, by the probability that it really paid: that of the softmax over
-    [own ; reference], in which the reference's tokens share what the own tokens leave. A coarse layer's probability
-    is spread evenly over the fine tokens that a coarse one covers.
+    Every head, layer and step counts alike, by what it really paid: the blend times the probability in the softmax
+    over [own ; reference], in which the reference's tokens share what the own tokens leave. A coarse layer's
+    probability is spread evenly over the fine tokens that a coarse one covers.
 
     Args:
         mask: (R, 1, h, w) on the latents' grid, 1 = repaint; of the rows that have a reference.
@@ -27,7 +27,7 @@ class CorrespondenceRecord:
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._heads = 0
 
-    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor) -> None:
+    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
         """Note one layer at one step; see `types.AttentionRecord`."""
         side = math.isqrt(query.shape[1])
         sums = self._sums.setdefault(side, [])
@@ -35,7 +35,7 @@ class CorrespondenceRecord:
             hole = self._hole(side)[row]
             scores = torch.einsum("mhd,nhd->hmn", query[row, hole].float(), reference_key[row].float())
             scores = scores * query.shape[-1] ** -0.5 - lse[row, hole].T[..., None]
-            probability = scores.exp_().sum(dim=0)  # (M, N)
+            probability = scores.exp_().sum(dim=0) * blend  # (M, N)
             if len(sums) <= row:
                 sums.append(probability)
             else:

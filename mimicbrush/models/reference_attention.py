@@ -13,7 +13,7 @@ The released code shares these hidden states and projects them with the imitativ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -76,7 +76,7 @@ class ReadReference(PlainAttention):
     computed over the concatenation.
     """
 
-    def __init__(self, path: str, blend: float) -> None:
+    def __init__(self, path: str, blend: float = 1.0) -> None:
         super().__init__(path)
         self.blend = blend
 
@@ -104,13 +104,14 @@ class ReadReference(PlainAttention):
     def _merge(
         self, query: torch.Tensor, own: KeysValues, reference: KeysValues, states: ReferenceStates
     ) -> torch.Tensor:
+        blend = self.blend if states.blend is None else states.blend
         alone = len(query) - len(reference[0])  # the first rows, which have no reference
         attended, own_lse = attend_with_lse(query, *own)
         attended_reference, reference_lse = attend_with_lse(query[alone:], *reference)
         own_lse = own_lse[alone:]
         if states.record is not None:
-            states.record.add(query[alone:], reference[0], torch.logaddexp(own_lse, reference_lse))
-        weight = self.blend * torch.sigmoid(reference_lse - own_lse)[..., None]  # (R, N, heads, 1)
+            states.record.add(query[alone:], reference[0], torch.logaddexp(own_lse, reference_lse), blend)
+        weight = blend * torch.sigmoid(reference_lse - own_lse)[..., None]  # (R, N, heads, 1)
         if states.keep is not None:
             weight = weight * states.keep.view(-1, 1, 1, 1)
         attended[alone:].lerp_(attended_reference, weight.to(attended.dtype))
@@ -119,6 +120,7 @@ class ReadReference(PlainAttention):
     def _concatenate(
         self, query: torch.Tensor, own: KeysValues, reference: KeysValues, states: ReferenceStates
     ) -> torch.Tensor:
+        blend = self.blend if states.blend is None else states.blend
         alone = len(query) - len(reference[0])
         own_last = (own[0][alone:], own[1][alone:])
         if states.keep is not None:
@@ -127,8 +129,8 @@ class ReadReference(PlainAttention):
             keep = states.keep.view(-1, 1, 1, 1)
             reference = (torch.where(keep, reference[0], own_last[0]), torch.where(keep, reference[1], own_last[1]))
         both = self.attend(query[alone:], *(torch.cat(pair, dim=1) for pair in zip(own_last, reference, strict=True)))
-        if self.blend != 1.0:
-            both = torch.lerp(self.attend(query[alone:], *own_last), both, self.blend)
+        if blend != 1.0:
+            both = torch.lerp(self.attend(query[alone:], *own_last), both, blend)
         if not alone:
             return both
         return torch.cat([self.attend(query[:alone], own[0][:alone], own[1][:alone]), both])
@@ -160,25 +162,27 @@ def reference_paths(unet: UNet2DConditionModel) -> list[str]:
     return sorted(chosen, key=lambda path: path.startswith("up_blocks."))  # stable: mid before up
 
 
-def read_references(unet: UNet2DConditionModel, blend: float) -> None:
-    """Let the mid and up self-attention of the imitative U-Net read references, with this blend."""
-    reading = set(reference_paths(unet))
-    unet.set_attn_processor(
-        {
-            f"{path}.processor": ReadReference(path, blend) if path in reading else PlainAttention(path)
-            for path in attention_paths(unet)
-        }
-    )
+def install_readers(unet: UNet2DConditionModel, blend: float) -> None:
+    """Let the mid and up self-attention of the imitative U-Net read references.
+
+    Processors that are in place already stay, with the back end that was chosen for them.
+
+    Args:
+        unet: the imitative U-Net.
+        blend: see `ReadReference`; where `ReferenceStates.blend` says nothing else.
+    """
+    reading, found = set(reference_paths(unet)), unet.attn_processors
+    processors: dict[str, Any] = {}
+    for path in attention_paths(unet):
+        name = f"{path}.processor"
+        kind = ReadReference if path in reading else PlainAttention
+        processors[name] = found[name] if type(found[name]) is kind else kind(path)
+        if isinstance(processors[name], ReadReference):
+            processors[name].blend = blend
+    unet.set_attn_processor(processors)
 
 
-def set_blend(unet: UNet2DConditionModel, blend: float) -> None:
-    """Set the blend of a U-Net that reads references already: two pipelines may share one and blend differently."""
-    for processor in unet.attn_processors.values():
-        if isinstance(processor, ReadReference):
-            processor.blend = blend
-
-
-def write_references(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
+def install_writers(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
     """Let the mid and up self-attention of the reference U-Net write what is to be shared."""
     writing = reference_paths(unet)
     if not writing:

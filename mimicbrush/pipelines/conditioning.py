@@ -81,6 +81,9 @@ class ConditionedPipeline(PublishedPipeline):
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
         """
         pictures = [rgb(picture) for picture in as_list(reference)]
+        if not pictures or (isinstance(generator, list) and len(generator) % len(pictures)):
+            draws = len(generator) if isinstance(generator, list) else 1
+            raise InputError(f"{len(pictures)} references cannot serve {draws} results; give one, or one per source")
         placements = [Placement(box, self.size_px) for box in boxes_of(pictures, reference_crop)]
         prepared = self.encode_references(self._canvas(pictures, placements), placements, generator)
         if self.config.reference_timestep == "zero":
@@ -133,7 +136,7 @@ class ConditionedPipeline(PublishedPipeline):
     def no_depth_latent(self) -> torch.Tensor:
         """(1, 4, h, w) depth latent of "no depth", the same for all edits."""
         return self._constants.get(
-            "no_depth_latent",
+            f"no_depth_latent, {self.config.no_depth_convention}, {self.size_px} px",
             self.depth_estimator,
             self.depth_projector,
             lambda: self._project_depth(
@@ -199,7 +202,8 @@ class ConditionedPipeline(PublishedPipeline):
 
     def _settings(self) -> tuple[object, ...]:
         options = self.options()
-        return (options.size_px, options.reference_sharing, options.reference_timestep, options.letterbox_order)
+        choices = (options.size_px, options.reference_sharing, options.reference_timestep, options.letterbox_order)
+        return (*choices, self.unet.dtype, self._execution_device)
 
     def _canvas(self, pictures: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         order = self.config.letterbox_order
@@ -215,10 +219,12 @@ class ConditionedPipeline(PublishedPipeline):
             for mask, placement in zip(masks, placements, strict=True)
         ]
         for number, hole in enumerate(holes):
-            if not hole.any():
+            # Its latents are an eighth of that, and take every eighth pixel of the mask.
+            if not hole[:: self.vae_scale_factor, :: self.vae_scale_factor].any():
                 raise InputError(
                     f"mask {number} is too thin: nothing is left of it at the {self.size_px} px that the model "
-                    'paints at; make it wider, or edit a square around it (crop="auto")'
+                    f"paints at, {self.vae_scale_factor} px to a latent; make it wider, or edit a square around it "
+                    '(crop="auto")'
                 )
         return torch.from_numpy(np.stack(holes))[:, None].float().to(self._execution_device)
 

@@ -17,7 +17,11 @@ Picture = Image.Image | np.ndarray
 
 def as_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     """One picture or several, as a list."""
-    return [pictures] if isinstance(pictures, Image.Image | np.ndarray) else list(pictures)
+    found = [pictures] if isinstance(pictures, Image.Image | np.ndarray) else list(pictures)
+    for picture in found:
+        if not isinstance(picture, Image.Image | np.ndarray):
+            raise InputError(f"a picture must be a PIL image or a NumPy array, got {type(picture).__name__}")
+    return found
 
 
 def rgb(picture: Picture) -> np.ndarray:
@@ -42,6 +46,8 @@ def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
     Raises:
         InputError: names the first that does not fit.
     """
+    if not sources:
+        raise InputError("no source was given")
     if len(masks) != len(sources):
         raise InputError(f"one mask per source is needed, got {len(sources)} sources, {len(masks)} masks")
     for number, (picture, mask) in enumerate(zip(sources, masks, strict=True)):

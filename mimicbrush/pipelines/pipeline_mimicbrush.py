@@ -13,21 +13,20 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.models.correspondence import CorrespondenceRecord
 from mimicbrush.models.encoders import decode_latents
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import (
     check_references_are_read,
+    install_readers,
     project_context,
-    read_references,
-    set_blend,
 )
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Box, Placement, grown, square_around
-from mimicbrush.ops.images import MASK_THRESHOLD, SOFT_EDGE_PX, crop_back, paste_back, to_uint8
+from mimicbrush.ops.images import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
 from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
 from mimicbrush.pipelines.constants import ConstantsOfWeights
@@ -35,6 +34,9 @@ from mimicbrush.pipelines.pictures import Picture, as_list, check_masks, grey, r
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
 from mimicbrush.types import ReferenceStates
+
+#: A mask above this (of 255) is seen when it is pasted back: the crop around it must hold it.
+_BLENDED = 8
 
 
 class MimicBrushPipeline(ConditionedPipeline):
@@ -106,7 +108,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         self.options()  # checks what was chosen
         if posterior not in ("sample", "mean"):
             raise InputError(f"posterior must be sample or mean, got {posterior!r}")
-        read_references(unet, reference_blend)
+        install_readers(unet, reference_blend)
         self._constants = ConstantsOfWeights()
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, default_guidance_scale
 
@@ -197,7 +199,6 @@ class MimicBrushPipeline(ConditionedPipeline):
         rows, device = len(sources) * num_images_per_prompt, self._execution_device
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
-        set_blend(self.unet, self.config.reference_blend)
 
         # 2. Pictures onto square canvases.
         placements = self.place(sources, masks, crop)
@@ -213,7 +214,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         elif reference is not None:
             prepared = self.prepare_reference(reference, reference_crop=reference_crop, generator=generator)
         if prepared is not None:
-            prepared.check_serves(self._settings(), len(sources), rows)
+            prepared.check_serves(self._settings(), len(sources))
         shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
@@ -245,13 +246,16 @@ class MimicBrushPipeline(ConditionedPipeline):
                 if self.interrupt:
                     continue
                 reference_at_hand = repeat_rows(next(features), rows)
-                states = ReferenceStates(projected={**context_at_hand, **reference_at_hand}, record=record)
+                states = ReferenceStates(
+                    projected={**context_at_hand, **reference_at_hand}, blend=self.config.reference_blend, record=record
+                )
                 scale = max(self.guidance_scale, 1.0) if guided else None  # a callback may have changed it
                 noise = self.denoise(latents, stem_rest, timestep, context, states, scale)
                 latents = self.scheduler.step(noise, timestep, latents, **step_options, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = callback_on_step_end(self, number, int(timestep), tensors).pop("latents", latents)
+                    changed = callback_on_step_end(self, number, int(timestep), tensors) or {}
+                    latents = changed.pop("latents", latents)
                 progress.update()
 
         # 6. Back to pictures.
@@ -297,7 +301,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         if how not in ("full", "auto"):
             raise InputError(f"crop must be full or auto, got {how!r}")
         boxes = [
-            square_around(mask > MASK_THRESHOLD, self.size_px) if how == "auto" else whole(source)
+            square_around(mask > _BLENDED, self.size_px) if how == "auto" else whole(source)
             for source, mask in zip(sources, masks, strict=True)
         ]
         return [Placement(box, self.size_px) for box in boxes]
@@ -340,6 +344,11 @@ class MimicBrushPipeline(ConditionedPipeline):
         if output_type == "latent":
             return latents
         pixels = decode_latents(self.vae, latents)  # (B n, 3, S, S)
+        if not pixels.isfinite().all():
+            raise MimicBrushError(
+                f"the result is no picture: numbers overflowed in {self.unet.dtype} (U-Net) or {self.vae.dtype} (VAE); "
+                "use bfloat16 or float32"
+            )
         if output_type == "pt":
             return (pixels.float() / 2 + 0.5).clamp(0, 1)
         squares = to_uint8(pixels)

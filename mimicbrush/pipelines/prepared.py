@@ -59,13 +59,12 @@ class PreparedReference:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def check_serves(self, settings: tuple[object, ...], sources: int, rows: int) -> None:
+    def check_serves(self, settings: tuple[object, ...], sources: int) -> None:
         """Whether this can be used for an edit.
 
         Args:
             settings: of the pipeline.
             sources: how many pictures are edited.
-            rows: how many results are made of them.
 
         Raises:
             InputError: it was prepared by a pipeline with other options, or for another number of pictures.
@@ -74,5 +73,5 @@ class PreparedReference:
             raise InputError(
                 f"this reference was prepared with {self.settings}, the pipeline now has {settings}; prepare it again"
             )
-        if len(self) not in (1, sources, rows):
-            raise InputError(f"{len(self)} references were prepared for {sources} sources; give one, or one each")
+        if len(self.placements) not in (1, sources):
+            raise InputError(f"{len(self.placements)} references for {sources} sources; give one, or one each")

@@ -20,7 +20,7 @@ from mimicbrush.models.encoders import (
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.parts import Parts
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import read_references
+from mimicbrush.models.reference_attention import install_readers
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.images import blank
 from mimicbrush.training.draws import Draws
@@ -105,7 +105,7 @@ class Trainee(nn.Module):
         self.unet, self.reference_unet = unet, reference_unet
         self.image_projector, self.depth_projector = image_projector, depth_projector
         self.size_px, self.reference_timestep = size_px, reference_timestep
-        read_references(unet, reference_blend)
+        install_readers(unet, reference_blend)
 
     def forward(
         self,

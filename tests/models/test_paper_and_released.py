@@ -13,7 +13,7 @@ from toy_data import photograph
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ModelOptions, ToyModel
 from mimicbrush.models.parts import toy_parts
-from mimicbrush.models.reference_attention import read_references, reference_paths
+from mimicbrush.models.reference_attention import install_readers, reference_paths
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
 from mimicbrush.ops.images import letterbox, letterbox_mask
@@ -98,7 +98,7 @@ def test_shared_keys_and_values_are_the_references_own(smallest: ToyModel) -> No
     latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
     with torch.no_grad():
         parts.reference_unet(latents, 3, context, cross_attention_kwargs={"reference_states": states})
-        read_references(parts.unet, 1.0)
+        install_readers(parts.unet, 1.0)
         layer = parts.unet.get_submodule(path)
         own = torch.randn(1, 64, layer.query_dim)
 

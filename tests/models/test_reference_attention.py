@@ -7,7 +7,7 @@ import torch
 
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import Parts, toy_parts
-from mimicbrush.models.reference_attention import read_references, reference_paths
+from mimicbrush.models.reference_attention import install_readers, reference_paths
 from mimicbrush.types import ReferenceStates
 
 
@@ -42,14 +42,14 @@ def test_both_unets_name_the_same_layers_in_mid_and_up_blocks(parts: Parts) -> N
 
 
 def test_the_reference_changes_the_prediction(parts: Parts) -> None:
-    read_references(parts.unet, 1.0)
+    install_readers(parts.unet, 1.0)
     one, other = (predict(parts, reference_states(parts, seed=seed)) for seed in (2, 3))
     assert (one - other).abs().max() > 1e-3
 
 
 def test_dropped_rows_equal_no_reference_and_kept_rows_do_not(parts: Parts) -> None:
     for blend in (0.5, 1.0):
-        read_references(parts.unet, blend)
+        install_readers(parts.unet, blend)
         states = reference_states(parts)
         with_all, alone = predict(parts, states), predict(parts, None)
         states.keep = torch.tensor([True, False])
@@ -60,7 +60,7 @@ def test_dropped_rows_equal_no_reference_and_kept_rows_do_not(parts: Parts) -> N
 
 
 def test_features_of_fewer_rows_serve_the_last_ones(parts: Parts) -> None:
-    read_references(parts.unet, 0.5)
+    install_readers(parts.unet, 0.5)
     states = reference_states(parts)
     states.keep = torch.tensor([False, True])
     expected = predict(parts, states)
@@ -69,7 +69,7 @@ def test_features_of_fewer_rows_serve_the_last_ones(parts: Parts) -> None:
 
 
 def test_own_tokens_as_reference_change_nothing(parts: Parts) -> None:
-    read_references(parts.unet, 1.0)
+    install_readers(parts.unet, 1.0)
     own = ReferenceStates()
     layers = {path: parts.unet.get_submodule(path) for path in reference_paths(parts.unet)}
     hooks = [
@@ -101,14 +101,14 @@ def test_blend_is_the_mean_of_two_attentions_written_out(parts: Parts) -> None:
         return (weights @ value).transpose(1, 2).flatten(2)
 
     expected = layer.to_out[0](0.5 * attention(torch.cat([own, feature], 1)) + 0.5 * attention(own))
-    read_references(parts.unet, 0.5)
+    install_readers(parts.unet, 0.5)
     result = layer(own, reference_states=ReferenceStates({path: feature}))
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_every_parameter_of_the_reference_unet(parts: Parts, checkpointing: bool) -> None:
-    read_references(parts.unet, 1.0)
+    install_readers(parts.unet, 1.0)
     for unet in (parts.unet, parts.reference_unet):
         unet.train()
         if checkpointing:
@@ -121,7 +121,7 @@ def test_gradients_reach_every_parameter_of_the_reference_unet(parts: Parts, che
 def test_no_argument_is_dropped_by_diffusers(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("diffusers")
     logger.propagate = True
-    read_references(parts.unet, 1.0)
+    install_readers(parts.unet, 1.0)
     predict(parts, reference_states(parts))
     logger.propagate = False
     assert "are not expected by" not in caplog.text

@@ -10,7 +10,7 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import write_references
+from mimicbrush.models.reference_attention import install_writers
 from mimicbrush.models.unets import ReferenceUNet, widen_conv_in
 from mimicbrush.types import ReferenceStates
 
@@ -60,7 +60,7 @@ def test_projectors_have_the_released_keys() -> None:
 def test_pruned_and_whole_unets_write_the_same() -> None:
     whole = small_unet()
     pruned = ReferenceUNet.from_unet(whole)
-    write_references(whole)
+    install_writers(whole)
     sample, context = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 8)
     written = []
     for unet in (whole, pruned):
