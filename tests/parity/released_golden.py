@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
@@ -30,6 +31,13 @@ def golden_path(variable: str, name: str) -> Path:
     return path
 
 
+def mask_of(stored: np.ndarray) -> np.ndarray:
+    """A mask however it was stored (one or three channels, 0..1 or 0..255, any type) -> (H, W) uint8 in 0..255."""
+    mask = stored[..., 0] if stored.ndim == 3 else stored
+    scaled = mask.astype(np.float64) * (255 if mask.max() <= 1 else 1)
+    return scaled.round().astype(np.uint8)
+
+
 class GoldenPipeline:
     """A golden pipeline file: tensors by name, and the pipeline that its weights make."""
 
@@ -39,6 +47,7 @@ class GoldenPipeline:
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         self.steps = int(self.metadata["steps"])
         self.guidance_scale = float(self.metadata["guidance_scale"])
+        self.size_px = int(self.metadata["size"])
 
     def weights(self, part: str) -> dict[str, torch.Tensor]:
         """The state dict of a part, float32."""
@@ -47,7 +56,11 @@ class GoldenPipeline:
 
     def pipeline(self, **options: Any) -> MimicBrushPipeline:
         """The pipeline, with the released conventions unless told otherwise."""
+        vae_config = self._config("vae_config")
+        # The released code takes the size from its pictures, whatever the U-Net's config says.
+        latent_size = self.size_px // 2 ** (len(vae_config["block_out_channels"]) - 1)
         unet_config = {k: v for k, v in self._config("unet_config").items() if v is not None}
+        unet_config["sample_size"] = latent_size
         unet = _load(UNet2DConditionModel(**unet_config), self.weights("unet"))
         reference_unet = _load(ReferenceUNet(**{**unet_config, "in_channels": 4}), self.weights("referencenet"))
         vae_weights = self.weights("vae")
@@ -67,7 +80,7 @@ class GoldenPipeline:
         downs = [guider[f"blocks.{i}.weight"] for i in range(1, sum(k.startswith("blocks.") for k in guider) // 2, 2)]
         channels = (guider["conv_in.weight"].shape[0], *(weight.shape[0] for weight in downs))
         pipe = MimicBrushPipeline(
-            vae=_load(AutoencoderKL(**self._config("vae_config")), vae_weights),
+            vae=_load(AutoencoderKL(**vae_config), vae_weights),
             unet=unet,
             reference_unet=reference_unet,
             image_encoder=_load(clip, clip_weights).eval(),
@@ -83,10 +96,9 @@ class GoldenPipeline:
     def edit(self) -> dict[str, Any]:
         """The call that made the file."""
         values = self.tensors
-        mask = values["in/mask"].numpy()
         return {
             "source": values["in/source"].numpy(),
-            "mask": mask * 255 if mask.max() <= 1 else mask,
+            "mask": mask_of(values["in/mask"].numpy()),
             "reference": values["in/reference"].numpy(),
             "depth_map": values["in/depth_map"],
             "latents": values["in/latents"],

@@ -12,7 +12,7 @@ from toy_data import photograph
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ToyModel
 from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.images import IMAGE_FILL, letterbox, to_tensor
+from mimicbrush.ops.images import IMAGE_FILL, letterbox, letterbox_mask, to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
 
 
@@ -21,8 +21,9 @@ def test_the_oracle_reproduces_the_golden_file() -> None:
     edit = golden.edit()
     pipe = golden.pipeline()
     released = ReleasedAlgorithm(pipe)
-    source, reference = (to_tensor(edit[name][None]) for name in ("source", "reference"))
-    mask = torch.from_numpy(edit["mask"] > 128)[None, None].float()
+    size = pipe.size_px
+    source, reference = (to_tensor(letterbox(edit[name], size, IMAGE_FILL)[None]) for name in ("source", "reference"))
+    mask = torch.from_numpy(letterbox_mask(edit["mask"], size))[None, None].float()
     with torch.no_grad():
         conditions = released.encode(source, mask, reference, keep_shape=False)
         conditions["depth"] = pipe.depth_projector(edit["depth_map"], pipe.size_px).repeat(2, 1, 1, 1)

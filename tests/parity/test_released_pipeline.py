@@ -9,7 +9,7 @@ import torch
 from released_golden import GoldenPipeline, golden_path
 
 from mimicbrush.models.encoders import encode_image_tokens, encode_no_image_tokens
-from mimicbrush.ops.images import IMAGE_FILL, letterbox, to_tensor
+from mimicbrush.ops.images import IMAGE_FILL, MASK_THRESHOLD, blank, letterbox, to_tensor, to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
 
 TOLERANCE = 1e-4
@@ -68,15 +68,31 @@ def test_image(pipe: MimicBrushPipeline, golden: GoldenPipeline) -> None:
     assert difference(image.permute(1, 2, 0), golden.tensors["out/image"]) < TOLERANCE
 
 
+@torch.no_grad()
+def test_the_hole_is_blanked_alike(golden: GoldenPipeline) -> None:
+    edit, collage = golden.edit(), golden.tensors["in/collage"]
+    source = to_tensor(edit["source"][None])
+    hole = torch.from_numpy(edit["mask"] > MASK_THRESHOLD)[None, None].float()
+    assert (torch.from_numpy(to_uint8(blank(source, hole)))[0].int() - collage.int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize("part", ["unet", "reference_unet", "vae", "image_encoder", "image_projector"])
 def test_one_changed_weight_does_not_match(pipe: MimicBrushPipeline, golden: GoldenPipeline, part: str) -> None:
     # The negative control: the numbers above can be missed.
-    weights = {"image_encoder": "vision_model.embeddings.class_embedding", "image_projector": "projector.bias"}
-    name = weights.get(part) or next(n for n, p in getattr(pipe, part).named_parameters() if p.ndim == 4)
+    network = getattr(pipe, part)
+    named = {"image_encoder": "vision_model.embeddings.class_embedding", "image_projector": "projector.bias"}
+    name = named.get(part) or next(n for n, p in network.named_parameters() if p.ndim == 4)
     with torch.no_grad():
-        getattr(pipe, part).get_parameter(name).view(-1)[0] += 1.0
+        network.get_parameter(name).mul_(-1)
     off, _ = latents_after_each_step(pipe, golden)
     assert max(off) > 10 * TOLERANCE
+
+
+def test_a_changed_depth_projector_does_not_match(pipe: MimicBrushPipeline, golden: GoldenPipeline) -> None:
+    with torch.no_grad():
+        pipe.depth_projector.conv_out.weight.mul_(-1)
+        depth = pipe.depth_projector(golden.tensors["in/depth_map"], pipe.size_px)
+    assert difference(depth, golden.tensors["mid/depth_feature"]) > 10 * TOLERANCE
 
 
 def test_another_blend_does_not_match(golden: GoldenPipeline) -> None:
