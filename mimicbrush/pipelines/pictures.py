@@ -33,10 +33,12 @@ def rgb(picture: Picture) -> np.ndarray:
 
 
 def grey(picture: Picture) -> np.ndarray:
-    """A mask as (H, W) uint8 in 0..255."""
+    """A mask as (H, W) uint8 in 0..255; a boolean array is True where to repaint."""
     array = np.asarray(upright(picture, "L")) if isinstance(picture, Image.Image) else picture
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
     if array.ndim != 2 or array.dtype != np.uint8:
-        raise InputError(f"a mask must be (H, W) uint8 in 0..255, got {array.shape} {array.dtype}")
+        raise InputError(f"a mask must be (H, W), uint8 in 0..255 or bool, got {array.shape} {array.dtype}")
     return array
 
 

@@ -130,6 +130,30 @@ class MimicBrushPipeline(ConditionedPipeline):
         """A callback that sets `_interrupt` ends the call after this step, with the picture as it is then."""
         return self._interrupt
 
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Refused: diffusers' sliced attention knows no reference.
+
+        Raises:
+            InputError: always, except for None, which is how diffusers turns slicing off.
+        """
+        if slice_size is None:
+            return
+        raise InputError(
+            "attention slicing would leave the reference out; PyTorch's attention needs little memory as it is, and "
+            "enable_model_cpu_offload() or pipe.vae.enable_slicing() save more"
+        )
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Callable[..., Any] | None = None) -> None:
+        """Refused: xFormers' processors know no reference.
+
+        Raises:
+            InputError: always; names what does the same.
+        """
+        raise InputError(
+            'xFormers\' processors would leave the reference out; pipe.unet.set_attention_backend("xformers") chooses it '
+            "as a back end"
+        )
+
     @torch.no_grad()
     def __call__(
         self,
@@ -159,7 +183,7 @@ class MimicBrushPipeline(ConditionedPipeline):
 
         Args:
             source: B pictures to edit, any size; PIL (turned as its EXIF says) or (H, W, 3) uint8.
-            mask: one per source, of the same size; PIL or (H, W) uint8; above 128 = repaint.
+            mask: one per source, of the same size; PIL or (H, W) uint8, above 128 = repaint; or (H, W) bool.
             reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
                 None repaints without any reference.
             num_inference_steps: of the scheduler; None = the pipeline's default.

@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from toy_edit import an_edit, build, latents_of
 
-from mimicbrush.errors import WeightsError
+from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.load import seeded
@@ -155,14 +155,12 @@ def test_attention_back_ends_agree(smallest: ToyModel, backend: str, blend: floa
 @pytest.mark.parametrize(
     "replace",
     [
-        lambda pipe: pipe.enable_attention_slicing(),
-        lambda pipe: pipe.enable_attention_slicing("max"),
-        lambda pipe: pipe.disable_attention_slicing(),
+        lambda pipe: pipe.unet.set_attention_slice("auto"),
         lambda pipe: pipe.unet.fuse_qkv_projections(),
         lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
         lambda pipe: pipe.reference_unet.set_attn_processor(AttnProcessor2_0()),
     ],
-    ids=["sliced", "max", "unsliced", "fused", "plain", "reference_plain"],
+    ids=["sliced", "fused", "plain", "reference_plain"],
 )
 def test_attention_that_knows_no_reference_is_an_error(smallest: ToyModel, replace: object) -> None:
     pipe = build(smallest)
@@ -174,6 +172,16 @@ def test_attention_that_knows_no_reference_is_an_error(smallest: ToyModel, repla
         assert "knows no reference" in str(error) and "set_attention_backend" in str(error)
     else:
         assert torch.equal(result, expected)  # whatever it was, the reference is not lost in silence
+
+
+def test_what_would_leave_the_reference_out_is_refused_at_once(smallest: ToyModel) -> None:
+    pipe = build(smallest)
+    expected = latents_of(pipe)
+    for refused in (pipe.enable_attention_slicing, pipe.enable_xformers_memory_efficient_attention):
+        with pytest.raises(InputError, match="would leave the reference out"):
+            refused()
+    pipe.disable_attention_slicing()
+    assert torch.equal(latents_of(pipe), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)

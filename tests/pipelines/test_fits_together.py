@@ -106,6 +106,12 @@ def test_a_hole_that_no_latent_sees(pipe: MimicBrushPipeline) -> None:
         pipe(picture, mask, picture, num_inference_steps=1)
 
 
+def test_a_boolean_mask(pipe: MimicBrushPipeline) -> None:
+    expected = latents_of(pipe)
+    options = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded(0)}
+    assert torch.equal(pipe(SOURCES[0], masks()[0] > 0, REFERENCES[0], **options).images, expected)
+
+
 def test_what_is_no_picture(pipe: MimicBrushPipeline) -> None:
     with pytest.raises(InputError, match="got str"):
         pipe("source.png", masks()[0], REFERENCES[0])
