@@ -150,7 +150,8 @@ class MimicBrushPipeline(ConditionedPipeline):
             InputError: always; names what does the same.
         """
         raise InputError(
-            'xFormers\' processors would leave the reference out; pipe.unet.set_attention_backend("xformers") chooses it '
+            "xFormers' processors would leave the reference out; "
+            'pipe.unet.set_attention_backend("xformers") chooses it '
             "as a back end"
         )
 
