@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
 from mimicbrush.errors import InputError, run_plainly
 from mimicbrush.ops.files import write_picture
-from mimicbrush.pipelines.edit_batch import Tally, check_new, edit_next, prepare_outputs
+from mimicbrush.pipelines.edit_batch import Tally, check_apart, check_new, edit_next, memory_told, prepare_outputs
 from mimicbrush.pipelines.edit_inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.edit_list import SEED_LIMIT, TEXTURE_FOLDER, Edit, collect_edits, numbered
+from mimicbrush.pipelines.edit_list import TEXTURE_FOLDER, Edit, checked_box, checked_seed, collect_edits, numbered
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
@@ -108,30 +108,41 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error(f"--{option.replace('_', '-')} is for a single edit, not for --batch")
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
 def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
+    if (value := _whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
     return value
 
 
 def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise argparse.ArgumentTypeError(f"must be a number, got {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
     return value
 
 
 def _seed(text: str) -> int:
-    if not 0 <= (value := int(text)) < SEED_LIMIT:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 2**63 - 1, got {value}")
-    return value
+    try:
+        return checked_seed(_whole(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _box(text: str) -> Box:
     try:
-        x0, y0, x1, y1 = (int(side) for side in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be X0,Y0,X1,Y1 in whole pixels, got {text!r}") from None
-    return x0, y0, x1, y1
+        return checked_box([_whole(side) for side in text.split(",")])
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Editor:
@@ -179,13 +190,13 @@ class Editor:
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
         """One result per seed."""
-        return self.run(edit, inputs, seeds).images
+        return cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
 
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
         """One result per seed, with the correspondences if they are asked for."""
         from mimicbrush.pipelines.load import seeded
 
-        return self.pipeline(
+        result = self.pipeline(
             inputs.source,
             inputs.mask,
             inputs.reference,
@@ -199,6 +210,7 @@ class Editor:
             paste_back=self.arguments.paste_back,
             return_correspondence=self.arguments.save_correspondence is not None,
         )
+        return cast("MimicBrushPipelineOutput", result)
 
 
 class _Once(logging.Filter):
@@ -226,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         edit_batch(arguments, editor)
         return
     try:
-        edit_one(arguments, editor)
+        with memory_told():
+            edit_one(arguments, editor)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -260,7 +273,7 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
     if maps:
         from mimicbrush.ops.correspondence import draw_correspondence
 
-        for found, path in zip(result.correspondences, maps, strict=True):
+        for found, path in zip(result.correspondences or [], maps, strict=True):
             found.save(path.with_suffix(".npz"))
             write_picture(draw_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
             print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
@@ -275,7 +288,9 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
     )
     prepare_outputs(edits)
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
-    check_new(sheets, arguments.force)
+    for path in sheets:
+        check_apart(path, edits, arguments.num_images)
+    check_new(sheets, force=True)  # an older sheet may go: the new one shows the same results
     kept = sum(edit.keep_shape for edit in edits)
     if arguments.keep_shape is None and arguments.batch.is_dir() and kept:
         print(f"{kept} of {len(edits)} edits are texture tracks ({TEXTURE_FOLDER}/): --keep-shape is on for them")
@@ -287,19 +302,25 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
     try:
         for edit in tqdm(edits, unit="edit", disable=None):
             edit_next(edit, editor, tally, arguments.num_images, arguments.force)
+        for path in sheets:
+            write_sheet(path, edits, editor)
     except KeyboardInterrupt:
         again = "the same command without --force" if arguments.force else "the same command"
-        print(f"interrupted; of {len(edits)} so far {tally}; {again} goes on from here", file=sys.stderr)
+        print(f"interrupted; {again} goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-    for path in sheets:
-        write_sheet(path, edits, editor)
-
-    # 3. What became of them.
-    print(tally)
-    for edit, reason in tally.failures:
-        print(f"failed: {edit.source}: {reason}", file=sys.stderr)
+    finally:  # however it ends
+        report(tally, len(edits))
     if tally.failures:
         raise SystemExit(1)
+
+
+def report(tally: Tally, wanted: int) -> None:
+    if tally.total == wanted:
+        print(tally)
+    else:
+        print(f"ended early, of {wanted} edits so far: {tally}", file=sys.stderr)
+    for edit, reason in tally.failures:
+        print(f"failed: {edit.source}: {reason}", file=sys.stderr)
 
 
 def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:

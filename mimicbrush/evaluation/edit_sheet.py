@@ -43,7 +43,10 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> She
         source, mask, reference = (np.asarray(image) for image in (inputs.source, inputs.mask, inputs.reference))
         cells = [show_hole(source, mask > MASK_THRESHOLD), mask, reference]
     for path in numbered(edit.output, num_images):
-        cells.append(np.asarray(read_picture(path, "RGB")) if path.exists() else None)
+        try:
+            cells.append(np.asarray(read_picture(path, "RGB")))
+        except InputError:
+            cells.append(None)  # not there, or damaged
     caption = f"{edit.source.name} -> {edit.output.name}   seed {edit.seed}{'   shape kept' if edit.keep_shape else ''}"
     # Small at once: a hundred large pictures would not fit into memory.
     return SheetRow(caption, [None if cell is None else fit_cell(cell, CELL_PX) for cell in cells])

@@ -104,25 +104,34 @@ def draw_correspondence(
         correspondence: of this edit.
         height_px: of the result.
     """
-    left, right = np.asarray(upright(source, "RGB")), np.asarray(upright(reference, "RGB"))
-    hole = np.asarray(upright(mask, "L")) > MASK_THRESHOLD
-    with_hole = np.where(hole[..., None], np.uint8(0), left)
+    # 1. Scaled first: what follows is cheap, however large the pictures are.
+    left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
+    right, reference_scale = _scaled(np.asarray(upright(reference, "RGB")), height_px)
+    is_hole = np.asarray(upright(mask, "L")) > MASK_THRESHOLD
+    covered, _ = _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)
+    hole = covered[..., None] / np.float32(255)  # (height_px, w, 1), 0..1
+
+    # 2. A colour for each place of the reference, and each token of the hole in the colour it came from.
     field = cv2.resize(_CORNERS, (right.shape[1], right.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
-    tinted = (0.5 * right + 0.5 * field).astype(np.uint8)
-    painted = with_hole.copy()
+    colours = np.zeros(left.shape, np.float32)
     reach = correspondence.source_token_px / 2
-    height, width = hole.shape
-    for (x, y), (u, v) in zip(correspondence.source_xy, correspondence.reference_xy, strict=True):
-        rows = slice(max(0, round(y - reach)), max(0, min(height, round(y + reach))))
-        columns = slice(max(0, round(x - reach)), max(0, min(width, round(x + reach))))
-        column = int(np.clip(u, 0, right.shape[1] - 1))
-        row = int(np.clip(v, 0, right.shape[0] - 1))
-        painted[rows, columns] = np.where(hole[rows, columns, None], field[row, column], painted[rows, columns])
-    panels = [_scaled(panel, height_px) for panel in (with_hole, tinted, painted)]
+    starts = np.round((correspondence.source_xy - reach) * source_scale).astype(int).clip(0)
+    ends = np.round((correspondence.source_xy + reach) * source_scale).astype(int).clip(0)
+    places = (correspondence.reference_xy * reference_scale).astype(int)
+    places = places.clip(0, [right.shape[1] - 1, height_px - 1])
+    for (x0, y0), (x1, y1), (column, row) in zip(starts, ends, places, strict=True):
+        colours[y0:y1, x0:x1] = field[row, column]
+
+    # 3. Side by side.
+    panels = [(1 - hole) * left, 0.5 * right + 0.5 * field, (1 - hole) * left + hole * colours]
     gap = np.full((height_px, 8, 3), 255, np.uint8)
-    return Image.fromarray(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1))
+    first, second, third = (panel.round().astype(np.uint8) for panel in panels)
+    return Image.fromarray(np.concatenate([first, gap, second, gap, third], axis=1))
 
 
-def _scaled(picture: np.ndarray, height_px: int) -> np.ndarray:
-    width = max(1, round(picture.shape[1] * height_px / picture.shape[0]))
-    return cv2.resize(picture, (width, height_px), interpolation=cv2.INTER_AREA)
+def _scaled(picture: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture, and by what its x and y are to be multiplied."""
+    height, width = picture.shape[:2]
+    width_px = max(1, round(width * height_px / height))
+    small = cv2.resize(picture, (width_px, height_px), interpolation=cv2.INTER_AREA)
+    return small, np.array([width_px / width, height_px / height])

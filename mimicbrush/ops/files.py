@@ -106,13 +106,15 @@ def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
 def upright(image: Image.Image, mode: str) -> Image.Image:
     """A picture as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
 
-    * Whole numbers of 16 or 32 bits are 0..65535. Floats are 0..1 where all of them are, otherwise 0..255.
+    * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
+      Python warning, and so is a maximum of 12 bits. Floats are 0..1 where all of them are, otherwise 0..255.
     * Pictures ("RGB") with transparency are put on white.
     * Of a mask ("L") the brightness counts. With transparency, what is not opaque is not painted: it lies on
       black; and where all that is opaque has one colour, whatever colour, the transparency alone is the mask.
 
     Raises:
-        InputError: numbers outside these ranges, or a mode that Pillow cannot convert.
+        InputError: numbers outside these ranges, a mode that Pillow cannot convert, or a mask that looks like a
+            picture with a hole erased into it.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -136,7 +138,27 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         raise InputError(f"its values run from {low} to {high}; those of mode {image.mode!r} must lie in {expected}")
     if image.mode == "F":
         return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    if high <= 255:
+        if high > 0:
+            note = f"none of its values of mode {image.mode!r} is above {high}: taken as 0..255, not as 0..65535"
+            warnings.warn(note, stacklevel=3)
+        return Image.fromarray(values.astype(np.uint8))
+    if high <= 4095:
+        note = f"it is dark: its values of mode {image.mode!r} reach {high} of 65535; scale them if they are of 12 bits"
+        warnings.warn(note, stacklevel=3)
     return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def brightest_stored(path: Path) -> float | None:
+    """The largest value of a picture file that `upright` scales to 8 bit; None: it does not scale this one.
+
+    Args:
+        path: of a picture that `read_picture` could read.
+    """
+    with _own_settings(), Image.open(path) as image:
+        if not (image.mode.startswith("I") or image.mode == "F"):
+            return None
+        return float(np.asarray(image).max())
 
 
 def _painted(layers: Image.Image) -> Image.Image:
@@ -147,7 +169,21 @@ def _painted(layers: Image.Image) -> Image.Image:
     opaque = np.asarray(layers)[alpha > MASK_THRESHOLD][:, :3]
     if len(opaque) and (opaque == opaque[0]).all():
         return Image.fromarray(alpha)
+    if _is_photograph(opaque):
+        raise InputError(
+            "what is opaque in this mask is neither of one colour nor black and white: it looks like a picture with a "
+            "hole; a mask must be white where to repaint, or an otherwise empty layer with the shape painted in one "
+            "colour"
+        )
     return Image.alpha_composite(Image.new("RGBA", layers.size, "black"), layers).convert("L")
+
+
+def _is_photograph(pixels: np.ndarray) -> bool:
+    """Whether more than a tenth of the pixels (N, 3) uint8 are coloured, or mid-tones as no painted mask has them."""
+    darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
+    is_coloured = brightest - darkest > 32
+    is_mid_tone = (darkest >= 64) & (brightest <= 192)
+    return float((is_coloured | is_mid_tone).mean()) > 0.1 if len(pixels) else False
 
 
 def path_inside(root: Path, name: str) -> Path:

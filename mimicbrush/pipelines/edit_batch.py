@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +16,17 @@ from mimicbrush.ops.files import check_writable, write_picture
 from mimicbrush.pipelines.edit_inputs import EditInputs
 from mimicbrush.pipelines.edit_list import Edit, numbered
 
+#: What to do where an edit needs more memory than there is.
+NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller picture, or on a GPU --dtype float16"
+# PyTorch tells it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
+_TOLD_BY_TORCH = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
+
 
 class BatchEditor(Protocol):
     """Reads pictures and edits them."""
 
     def read(self, edit: Edit) -> EditInputs:
-        """The pictures of an edit; an InputError is the edit's failure."""
+        """The pictures of an edit; an InputError, or too little memory, is the edit's failure."""
         ...
 
     def load(self) -> object:
@@ -27,7 +34,7 @@ class BatchEditor(Protocol):
         ...
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
-        """One result per seed; an InputError is the edit's failure, any other error ends the batch."""
+        """One result per seed; an InputError, or too little memory, is the edit's failure; else the batch ends."""
         ...
 
 
@@ -44,10 +51,27 @@ class Tally:
     skipped: int = 0
     failures: list[tuple[Edit, str]] = field(default_factory=list)
 
+    @property
+    def total(self) -> int:
+        """Edits that were looked at."""
+        return self.done + self.skipped + len(self.failures)
+
     def __str__(self) -> str:
         failed = len(self.failures)
-        total = self.done + self.skipped + failed
-        return f"{total} edits = {self.done} done + {self.skipped} skipped + {failed} failed"
+        return f"{self.total} edits = {self.done} done + {self.skipped} skipped + {failed} failed"
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Make an InputError, which says what to do, of too little memory: the machine's or the GPU's."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(NO_MEMORY) from error
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError" or _TOLD_BY_TORCH.search(str(error)):
+            raise InputError(NO_MEMORY) from error
+        raise
 
 
 def prepare_outputs(edits: Sequence[Edit]) -> None:
@@ -84,19 +108,37 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: Tally, num_images: int = 1
         tally.skipped += 1
         return
     try:
-        inputs = editor.read(edit)
+        with memory_told():
+            inputs = editor.read(edit)
     except InputError as error:
         tally.failures.append((edit, str(error)))
         return
     editor.load()
     try:
-        results = editor.edit(edit, inputs, list(todo))
+        with memory_told():
+            results = editor.edit(edit, inputs, list(todo))
     except InputError as error:
         tally.failures.append((edit, str(error)))
         return
-    for path, result in zip(todo.values(), results, strict=True):
-        write_picture(result, path)
+    try:
+        for path, result in zip(todo.values(), results, strict=True):
+            write_picture(result, path)
+    except MemoryError:
+        tally.failures.append((edit, NO_MEMORY))
+        return
     tally.done += 1
+
+
+def check_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
+    """Whether a contact sheet, which a batch makes anew each time, has a name of its own.
+
+    Raises:
+        InputError: it is a picture that the batch reads or writes.
+    """
+    for edit in edits:
+        for path in (edit.source, edit.mask, edit.reference, *numbered(edit.output, num_images)):
+            if path.resolve() == sheet.resolve():
+                raise InputError(f"--contact-sheet {sheet} is one of the batch's own pictures; choose another name")
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.ops.crops import crop
-from mimicbrush.ops.files import MASK_THRESHOLD, read_picture
+from mimicbrush.ops.files import MASK_THRESHOLD, brightest_stored, read_picture
 from mimicbrush.pipelines.edit_list import Edit
 
 #: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
@@ -79,15 +79,22 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
 def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
     """Whether a mask has something to repaint and something to keep; logs a warning for one that looks inverted.
 
+    Args:
+        mask: "L".
+        path: its file, for the error.
+        allow_full: a mask that leaves nothing of the source is meant.
+
     Raises:
         InputError: it is empty, or full and that is not allowed.
     """
     values = np.asarray(mask)
     covered = float((values > MASK_THRESHOLD).mean())
     if covered == 0:
+        stored = brightest_stored(path)
+        as_stored = "" if stored is None else f", stored as {stored:g}"
         raise InputError(
             f"{path}: the mask is empty: nothing in it is above {MASK_THRESHOLD} of 255 (its brightest value is "
-            f"{values.max()}), so there is nothing to repaint; white means repaint"
+            f"{values.max()}{as_stored}), so there is nothing to repaint; white means repaint"
         )
     if covered == 1 and not allow_full:
         raise InputError(

@@ -150,9 +150,9 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
         mask=mask,
         reference=reference,
         output=path_inside(output_dir, output),
-        seed=_seed(values.get("seed", seed)),
+        seed=checked_seed(values.get("seed", seed)),
         keep_shape=_flag(values.get("keep_shape", keep_shape)),
-        reference_crop=_box(values["reference_crop"]) if "reference_crop" in values else None,
+        reference_crop=checked_box(values["reference_crop"]) if "reference_crop" in values else None,
     )
 
 
@@ -163,7 +163,12 @@ def _text(values: dict[str, Any], key: str) -> str:
     return value
 
 
-def _seed(value: Any) -> int:
+def checked_seed(value: Any) -> int:
+    """A seed, of a list or of the command line.
+
+    Raises:
+        InputError: it is none.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < SEED_LIMIT:
         raise InputError(f"'seed' must be a whole number from 0 to 2**63 - 1, got {value!r}")
     return value
@@ -175,10 +180,15 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _box(value: Any) -> Box:
+def checked_box(value: Any) -> Box:
+    """A box, of a list or of the command line; whether it lies in its picture is not known yet.
+
+    Raises:
+        InputError: it is none.
+    """
     whole = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
     if not whole or len(value) != 4:
-        raise InputError(f"'reference_crop' must be [x0, y0, x1, y1] in pixels, got {value!r}")
+        raise InputError(f"'reference_crop' must be four whole numbers x0, y0, x1, y1 (pixels), got {value!r}")
     x0, y0, x1, y1 = value
     return x0, y0, x1, y1
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from mimicbrush.errors import InputError
 from mimicbrush.ops import files
 from mimicbrush.ops.files import (
     ASIDE_PATTERN,
+    brightest_stored,
     check_writable,
     path_inside,
     read_picture,
@@ -113,6 +114,30 @@ def test_deep_pictures_are_scaled_to_8_bit(name: str, stored: np.ndarray, tmp_pa
         assert np.abs(got.reshape(6, 8, -1) - expected[..., None]).max() <= 1
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(np.uint16, "a.png"), (np.int32, "a.tiff")])
+def test_deep_pictures_whose_values_are_not_deep(
+    dtype: type[np.generic], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / name
+    stored = _ramp(dtype, 255)
+    Image.fromarray(stored).save(path)
+    assert np.array_equal(np.asarray(read_picture(path, "L")), stored)
+    assert len(caplog.messages) == 1 and "none of its values" in caplog.text and "taken as 0..255" in caplog.text
+    assert str(path) in caplog.text and brightest_stored(path) == 255
+
+    caplog.clear()
+    stored = _ramp(dtype, 4095)  # 12 bits
+    Image.fromarray(stored).save(path)
+    assert np.array_equal(np.asarray(read_picture(path, "L")), stored >> 8)
+    assert "it is dark" in caplog.text and brightest_stored(path) == 4095
+
+    caplog.clear()
+    Image.fromarray(_ramp(dtype, 4096)).save(path)
+    assert read_picture(path, "L").getextrema() == (0, 16) and not caplog.messages
+    Image.new("L", (4, 4), 9).save(path)
+    assert brightest_stored(path) is None
+
+
 def test_16_bit_colour(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), stored)
@@ -190,6 +215,26 @@ def test_what_is_clear_in_a_mask_of_several_colours_is_not_painted() -> None:
     mask.paste((255, 255, 255, 0), (0, 2, 8, 4))
     got = upright(mask, "L")
     assert [got.getpixel(at) for at in ((1, 1), (6, 1), (1, 3), (6, 3))] == [255, 0, 0, 0]
+
+
+def test_a_picture_with_a_hole_is_no_mask(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, channels in enumerate((1, 3)):  # grey, and in colours
+        picture = rng.integers(0, 256, (40, 60, channels)).astype(np.uint8).repeat(3 // channels, axis=2)
+        alpha = np.full((40, 60, 1), 255, np.uint8)
+        alpha[10:20, 10:20] = 0
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.concatenate([picture, alpha], axis=2)).save(path)
+        with pytest.raises(InputError, match=rf"{number}\.png: .*looks like a picture with a hole.*must be white"):
+            read_picture(path, "L")
+        assert read_picture(path, "RGB").getpixel((15, 15)) == (255, 255, 255)  # a picture it is
+    # Black and white with soft edges stays a mask.
+    painted = Image.new("L", (60, 40))
+    painted.paste(255, (20, 10, 40, 30))
+    painted = painted.filter(ImageFilter.GaussianBlur(1))
+    alpha_layer = Image.new("L", painted.size, 255)
+    alpha_layer.paste(0, (0, 0, 5, 40))
+    assert np.array_equal(upright(Image.merge("LA", (painted, alpha_layer)), "L"), painted)
 
 
 def test_exif_turns_every_mode(tmp_path: Path) -> None:

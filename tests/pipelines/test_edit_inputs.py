@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,21 @@ def test_empty_and_full_masks(edit: Edit, caplog: pytest.LogCaptureFixture) -> N
         read_inputs(edit)
     assert read_inputs(edit, allow_full_mask=True).mask.getextrema() == (255, 255)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (np.full((40, 60), 4095, np.uint16), "is 15, stored as 4095"),
+        (np.full((40, 60), 1, np.uint16), "is 1, stored as 1"),
+        (np.full((40, 60), 0.25, np.float32), "is 64, stored as 0.25"),
+    ],
+)
+def test_an_empty_masks_brightest_value_is_told_as_it_is_stored(edit: Edit, stored: np.ndarray, told: str) -> None:
+    mask = edit.mask.with_suffix(".tiff")
+    Image.fromarray(stored).save(mask)
+    with pytest.raises(InputError, match=told):
+        read_inputs(replace(edit, mask=mask))
 
 
 @pytest.mark.parametrize(("painted", "noted"), [(0.9, False), (0.97, True)])

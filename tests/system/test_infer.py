@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toy_data import photograph
 
@@ -124,9 +125,13 @@ def test_what_the_pictures_tell_is_told_at_once(
         (["ref.jpg", "ref.jpg", "mask.png"], "mask.png is 60 x 90 px but ref.jpg is 451 x 300"),
         (["ref.jpg", "src.jpg", "full.png"], "--allow-full-mask"),
         ([*PICTURES, "--reference-crop", "0,0,999,10"], "no box within the reference"),
-        ([*PICTURES, "--reference-crop", "0,0,9"], "must be X0,Y0,X1,Y1"),
+        ([*PICTURES, "--reference-crop", "0,0,9"], "must be four whole numbers x0, y0, x1, y1"),
+        ([*PICTURES, "--reference-crop", "0,0,9,a"], "must be a whole number, got 'a'"),
+        ([*PICTURES, "--steps", "abc"], "argument --steps: must be a whole number, got 'abc'"),
         ([*PICTURES, "--num-images", "0"], "must be 1 or more"),
-        ([*PICTURES, "--seed", "-1"], "must be from 0"),
+        ([*PICTURES, "--seed", "-1"], "must be a whole number from 0 to 2**63 - 1, got -1"),
+        ([*PICTURES, "--seed", "1.5"], "argument --seed: must be a whole number, got '1.5'"),
+        ([*PICTURES, "--guidance", "much"], "argument --guidance: must be a number, got 'much'"),
         ([*PICTURES, "--guidance", "nan"], "must be a number"),
         ([*PICTURES, "--num", "2"], "unrecognized arguments: --num"),
         ([*PICTURES, "-o", "a.xyz"], "unknown picture format"),
@@ -338,3 +343,70 @@ def test_an_interrupted_batch_keeps_what_is_done(
     message = capsys.readouterr().err
     assert "2 edits = 1 done + 0 skipped + 1 failed" in message and "the same command goes on" in message
     assert [path.name for path in (folder / "out" / "TextureTrans").iterdir()] == ["001_result.png"]
+
+
+def test_a_batch_without_memory_for_one_edit_goes_on(
+    folder: Path,
+    benchmark: Path,
+    infer: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (benchmark / "TextureTrans" / "002_reference.png").unlink()
+    Image.open(folder / "ref.jpg").save(benchmark / "TextureTrans" / "002_reference.png")
+    on_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    errors = iter([torch.OutOfMemoryError("CUDA out of memory."), None, on_cpu, MemoryError(), ValueError("a bug")])
+    call = MimicBrushPipeline.__call__
+
+    def short(pipeline: MimicBrushPipeline, *arguments: object, **options: object) -> object:
+        if error := next(errors):
+            raise error
+        return call(pipeline, *arguments, **options)
+
+    monkeypatch.setattr(MimicBrushPipeline, "__call__", short)
+    batch = ("--batch", "bench", "--output-dir", "out")
+    assert infer(*batch) == 1
+    told = capsys.readouterr()
+    assert "3 edits = 1 done + 0 skipped + 2 failed" in told.out
+    assert told.err.count("_source.png: not enough memory for this edit: try --crop auto") == 2
+    # An error that is nobody's fault but ours ends the batch; what was there before is told all the same.
+    with pytest.raises(ValueError, match="a bug"):
+        infer(*batch)
+    message = capsys.readouterr().err
+    assert "ended early, of 3 edits so far: 2 edits = 0 done + 1 skipped + 1 failed" in message
+    assert "failed: bench/TextureTrans/001_source.png: not enough memory" in message
+
+
+def test_one_edit_without_memory_says_what_to_do(
+    infer: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object, **__: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(MimicBrushPipeline, "__call__", short)
+    assert infer(*PICTURES) == 2
+    assert "not enough memory for this edit: try --crop auto" in capsys.readouterr().err
+
+
+def test_the_contact_sheet_of_a_batch_is_made_anew(
+    folder: Path, benchmark: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = ("--batch", "bench", "--output-dir", "out", "--contact-sheet", "sheet.png")
+    assert infer(*batch) == 1
+    before = array(folder / "sheet.png")
+    assert infer(*batch) == 1
+    assert np.array_equal(array(folder / "sheet.png"), before)
+    # A result that is damaged leaves its cell empty.
+    (folder / "out" / "TextureTrans" / "001_result.png").write_text("no picture")
+    assert infer(*batch) == 1
+    assert "sheet.png: contact sheet" in capsys.readouterr().out
+    changed = np.argwhere((array(folder / "sheet.png") != before).any(axis=2))
+    assert len(changed) and changed[:, 1].min() > 3 * 256  # in the column of the results
+    # But no picture of the batch is replaced by it, and a single edit replaces nothing.
+    for own in ("out/TextureTrans/003_result.png", "bench/TextureTrans/001_source.png"):
+        stored = (folder / own).read_bytes()
+        assert infer(*batch[:4], "--contact-sheet", own) == 2
+        assert "is one of the batch's own pictures" in capsys.readouterr().err
+        assert (folder / own).read_bytes() == stored
+    assert infer(*PICTURES, "--contact-sheet", "sheet.png") == 2
+    assert "sheet.png exists" in capsys.readouterr().err
