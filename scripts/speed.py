@@ -268,6 +268,7 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     import torch
     from peers.released_algorithm import ReleasedAlgorithm
 
+    from mimicbrush.models.encoders import decode_latents
     from mimicbrush.models.parts import random_parts
     from mimicbrush.models.reference_attention import project_context
     from mimicbrush.types import ReferenceStates
@@ -286,7 +287,7 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
         context = torch.cat([pipe.no_reference_context(), prepared.context])
         found["stem"], found["context"] = torch.cat([stem] * 2), context
         found["at_hand"] = project_context(pipe.unet, context)
-        pipe.decode(latents, [], [], [], False, "pt")
+        decode_latents(pipe.vae, latents)
 
     def read() -> None:
         (found["features"],) = pipe.read_references(found["prepared"], timestep[None], 1)

@@ -8,7 +8,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from scipy.spatial import cKDTree
 
 from mimicbrush.ops.crops import Placement
 from mimicbrush.ops.files import MASK_THRESHOLD, upright, write_aside
@@ -16,8 +17,14 @@ from mimicbrush.ops.files import MASK_THRESHOLD, upright, write_aside
 #: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
 
+#: Of `draw_correspondence`: height of the titles; the focus from which colours are not faded; how many marks.
+TITLE_PX = 24
+_CLEAR_FOCUS = 0.3
+_MARKS = 6
+_GAP_PX = 8
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Correspondence:
     """For each of the M tokens of a hole, where in the reference its attention went.
 
@@ -36,6 +43,9 @@ class Correspondence:
     focus: np.ndarray
     source_token_px: float
     reference_token_px: float
+
+    def __repr__(self) -> str:
+        return f"Correspondence of {len(self.source_xy)} tokens, mean focus {float(np.mean(self.focus)):.2f}"
 
     @classmethod
     def from_attention(
@@ -99,10 +109,13 @@ def draw_correspondence(
 ) -> Image.Image:
     """Three pictures side by side: source with its hole, reference under colours, hole in the colours it came from.
 
+    Some numbered marks join places of the hole with where they came from. Where a token's attention is spread over the
+    whole reference (a low `Correspondence.focus`), its place means little, and its colour is faded.
+
     Args:
         source, mask, reference: as the pipeline got them.
         correspondence: of this edit.
-        height_px: of the result.
+        height_px: of the panels; the titles come on top.
     """
     # 1. Scaled first: what follows is cheap, however large the pictures are.
     left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
@@ -111,22 +124,53 @@ def draw_correspondence(
     covered, _ = _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)
     hole = covered[..., None] / np.float32(255)  # (height_px, w, 1), 0..1
 
-    # 2. A colour for each place of the reference, and each token of the hole in the colour it came from.
-    field = cv2.resize(_CORNERS, (right.shape[1], right.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
+    # 2. A colour for each place of the reference, and each pixel of the hole in the one that its nearest token has.
+    field = cv2.resize(_CORNERS, (right.shape[1], right.shape[0]), interpolation=cv2.INTER_LINEAR)
+    tinted = 0.4 * right + 0.6 * field
+    tokens = correspondence.source_xy * source_scale
+    places = correspondence.reference_xy * reference_scale
+    columns, rows = places.astype(int).clip(0, [right.shape[1] - 1, height_px - 1]).T
+    sure = np.clip(correspondence.focus / _CLEAR_FOCUS, 0, 1)[:, None]
+    token_colours = sure * tinted[rows, columns] + (1 - sure) * 128
     colours = np.zeros(left.shape, np.float32)
-    reach = correspondence.source_token_px / 2
-    starts = np.round((correspondence.source_xy - reach) * source_scale).astype(int).clip(0)
-    ends = np.round((correspondence.source_xy + reach) * source_scale).astype(int).clip(0)
-    places = (correspondence.reference_xy * reference_scale).astype(int)
-    places = places.clip(0, [right.shape[1] - 1, height_px - 1])
-    for (x0, y0), (x1, y1), (column, row) in zip(starts, ends, places, strict=True):
-        colours[y0:y1, x0:x1] = field[row, column]
+    inside = np.nonzero(covered)
+    if len(tokens):
+        colours[inside] = token_colours[cKDTree(tokens).query(np.stack(inside[::-1], axis=1) + 0.5)[1]]
 
-    # 3. Side by side.
-    panels = [(1 - hole) * left, 0.5 * right + 0.5 * field, (1 - hole) * left + hole * colours]
-    gap = np.full((height_px, 8, 3), 255, np.uint8)
+    # 3. Side by side, with titles and marks.
+    panels = [(1 - hole) * left, tinted, (1 - hole) * left + hole * colours]
+    spread = len(tokens) > 0 and float(correspondence.focus.mean()) < _CLEAR_FOCUS / 2
+    titles = [
+        "source, hole",
+        "reference",
+        "where the hole came from" + (" (vague: attention is spread)" if spread else ""),
+    ]
+    gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
     first, second, third = (panel.round().astype(np.uint8) for panel in panels)
-    return Image.fromarray(np.concatenate([first, gap, second, gap, third], axis=1))
+    row = np.concatenate([first, gap, second, gap, third], axis=1)
+    sheet = Image.new("RGB", (row.shape[1], height_px + TITLE_PX), "white")
+    sheet.paste(Image.fromarray(row), (0, TITLE_PX))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TITLE_PX * 2 // 3)
+    starts = [0, first.shape[1] + _GAP_PX, first.shape[1] + second.shape[1] + 2 * _GAP_PX]
+    for start, title in zip(starts, titles, strict=True):
+        draw.text((start + 2, 2), title, "black", font)
+    for number, token in enumerate(_spread_out(tokens, _MARKS)):
+        for start, (x, y) in ((starts[1], places[token]), (starts[2], tokens[token])):
+            at = (start + float(x), TITLE_PX + float(np.clip(y, 0, height_px - 1)))
+            draw.text(at, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return sheet
+
+
+def _spread_out(points: np.ndarray, most: int) -> list[int]:
+    """Numbers of some points (M, 2) that lie far from each other, the first nearest to the middle."""
+    if not len(points):
+        return []
+    chosen = [int(((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin())]
+    distance = np.full(len(points), np.inf)
+    while len(chosen) < min(most, len(points)):
+        distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return chosen
 
 
 def _scaled(picture: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:

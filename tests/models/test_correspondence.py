@@ -16,7 +16,7 @@ from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.reference_attention import reference_paths
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.correspondence import Correspondence, draw_correspondence
+from mimicbrush.ops.correspondence import TITLE_PX, Correspondence, draw_correspondence
 from mimicbrush.pipelines import MimicBrushPipeline
 
 
@@ -115,7 +115,7 @@ def _plant(pipe: MimicBrushPipeline, path: str, shift: tuple[int, int]) -> None:
 def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     found = Correspondence(
-        source_xy=rng.uniform(0, 60, (5, 2)).astype(np.float32),
+        source_xy=rng.uniform([14, 18], [46, 24], (5, 2)).astype(np.float32),
         reference_xy=rng.uniform(-5, 90, (5, 2)).astype(np.float32),
         share=rng.uniform(size=5).astype(np.float32),
         focus=rng.uniform(size=5).astype(np.float32),
@@ -129,6 +129,6 @@ def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
     source, mask = Image.new("RGB", (60, 40), "grey"), Image.new("L", (60, 40), 0)
     mask.paste(255, (10, 10, 50, 30))
     picture = draw_correspondence(source, mask, Image.new("RGB", (80, 80), "white"), found, height_px=40)
-    assert picture.size == (60 + 8 + 40 + 8 + 60, 40)
-    panel = np.asarray(picture)[:, -60:]
-    assert (panel[:8] == 128).all()  # outside of the hole nothing is painted
+    assert picture.size == (60 + 8 + 40 + 8 + 60, TITLE_PX + 40)
+    panel = np.asarray(picture)[TITLE_PX:, -60:]
+    assert (panel[:4] == 128).all()  # outside of the hole nothing is painted
