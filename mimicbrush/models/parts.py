@@ -17,6 +17,7 @@ from transformers import (
     Dinov2Config,
 )
 
+from mimicbrush.errors import WeightsError
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
@@ -190,15 +191,24 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
         seed: of the two projectors, which have none.
 
     Raises:
-        WeightsError: weights are absent; the message names all of them, their options and how to get them.
+        WeightsError: weights are absent; the message names all of them, their options and how to get them. Or a
+            folder has no safetensors: pickles are not opened.
     """
     folders = find_weights(options)
-    unet = widen_conv_in(UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet"), STEM_CHANNELS)
-    vae = AutoencoderKL.from_pretrained(folders["vae"])
+    try:
+        inpainting = UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet", use_safetensors=True)
+        vae = AutoencoderKL.from_pretrained(folders["vae"], use_safetensors=True)
+        stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], subfolder="unet", use_safetensors=True)
+        image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+            folders["image_encoder"], dtype=torch.float32, use_safetensors=True
+        )
+        depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(
+            folders["depth_estimator"], dtype=torch.float32, use_safetensors=True
+        )
+    except OSError as error:
+        raise WeightsError(f"starting weights cannot be loaded; only .safetensors are: {error}") from error
+    unet = widen_conv_in(inpainting, STEM_CHANNELS)
     unet.register_to_config(sample_size=options.size_px // 2 ** (len(vae.config.block_out_channels) - 1))
-    stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], subfolder="unet")
-    image_encoder = CLIPVisionModelWithProjection.from_pretrained(folders["image_encoder"], dtype=torch.float32)
-    depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(folders["depth_estimator"], dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Parts(

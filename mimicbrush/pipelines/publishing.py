@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData, create_repo
 from huggingface_hub.errors import EntryNotFoundError
 
+from mimicbrush.errors import InputError
 from mimicbrush.models.options import ModelOptions
 
 
@@ -66,8 +69,40 @@ def keep_card_of_hub(folder: Path, repo_id: str, token: str | None) -> None:
         ModelCard.load(repo_id, token=token).save(folder / "README.md")
 
 
+def _check_safe(name: str, value: bool | None) -> None:
+    """Raises InputError where one of diffusers' options asks for pickles."""
+    if value is False:
+        raise InputError(
+            f"{name}=False: pickled weights can run code, so pipelines are read and written as .safetensors only; "
+            "scripts/convert_checkpoint.py imports released pickles, and exports them"
+        )
+
+
 class PublishedPipeline(DiffusionPipeline):
-    """diffusers' saving and uploading, with our card instead of a general one."""
+    """diffusers' loading, saving and uploading: safetensors only, and with our card instead of a general one."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        use_safetensors: bool | None = True,
+        **options: Any,
+    ) -> Self:
+        """Load as diffusers does, but never a pickle.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a repository of the hub.
+            use_safetensors: there is no other choice; None, diffusers' "where there are any", means True, too.
+            options: as in diffusers.
+
+        Raises:
+            InputError: pickles are asked for.
+            OSError: a network has no safetensors; or as in diffusers.
+        """
+        _check_safe("use_safetensors", use_safetensors)
+        loaded: Self = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **options)
+        return loaded
 
     def options(self) -> ModelOptions:
         """What this pipeline does where paper and released code differ."""
@@ -91,15 +126,18 @@ class PublishedPipeline(DiffusionPipeline):
 
         Args:
             save_directory: a folder.
-            safe_serialization, variant, max_shard_size: as in diffusers.
+            safe_serialization: there is no other choice.
+            variant, max_shard_size: as in diffusers.
             push_to_hub: also upload the folder.
             repo_id: to push to; the folder's name where none is given.
             commit_message, private, token, create_pr: of the upload, as in diffusers.
+
+        Raises:
+            InputError: pickles are asked for.
         """
+        _check_safe("safe_serialization", safe_serialization)
         folder = Path(save_directory)
-        super().save_pretrained(
-            str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
-        )
+        super().save_pretrained(str(folder), safe_serialization=True, variant=variant, max_shard_size=max_shard_size)
         if push_to_hub:
             repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
             keep_card_of_hub(folder, repo_id, token)
@@ -119,11 +157,12 @@ class PublishedPipeline(DiffusionPipeline):
         subfolder: str | None = None,
     ) -> str:
         """Upload the pipeline, as in diffusers, but with our card: its own would say nothing of the conventions."""
+        _check_safe("safe_serialization", safe_serialization)
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
             if subfolder is None:
                 keep_card_of_hub(Path(folder), repo_id, token)
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            self.save_pretrained(folder, variant=variant)
             return self._upload_folder(
                 folder,
                 repo_id,

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.pipelines.conversion.inspection import inspect_weights
 from mimicbrush.pipelines.conversion.key_maps import (
     POSITION_IDS,
     check_fit,
@@ -107,6 +108,66 @@ def test_which_file_a_folder_means(tmp_path: Path) -> None:
         weights_of(tmp_path / "nowhere")
 
 
+def test_two_tensors_under_one_name_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mimicbrush.bin"
+    torch.save({"a": {1: torch.zeros(1), "1": torch.ones(1)}}, file)
+    for read in (lambda: read_files([file]), lambda: read_entries(file)):
+        with pytest.raises(WeightsError, match=r"mimicbrush\.bin holds 2 tensors under the same name, a / 1"):
+            read()
+
+
+def write_shards(folder: Path, shards: dict[str, tuple[str, ...]], weight_map: dict[str, str]) -> None:
+    for name, keys in shards.items():
+        save_file({key: torch.zeros(1) for key in keys}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
+    names = {"a": "1.safetensors", "b": "2.safetensors"}
+    write_shards(tmp_path, {"1.safetensors": ("a",), "2.safetensors": ("b", "a")}, names)
+    for read in (lambda: read_state_dict(weights_of(tmp_path)), lambda: inspect_weights(tmp_path)):
+        with pytest.raises(WeightsError, match=r"^a is there twice: in .*1\.safetensors and in .*2\.safetensors"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("held", "problem"),
+    [
+        (("b", "c"), r"it has c in no file, but .*2\.safetensors holds it"),
+        ((), r"it has b in .*2\.safetensors, but no file holds it"),
+    ],
+)
+def test_an_index_must_fit_its_shards(tmp_path: Path, held: tuple[str, ...], problem: str) -> None:
+    names = {"a": "1.safetensors", "b": "2.safetensors"}
+    write_shards(tmp_path, {"1.safetensors": ("a",), "2.safetensors": ("b",)}, names)
+    assert read_state_dict(weights_of(tmp_path)).keys() == {"a", "b"}
+    write_shards(tmp_path, {"2.safetensors": held}, names)
+    with pytest.raises(WeightsError, match=rf"model\.safetensors\.index\.json does not fit its shards: {problem}"):
+        read_state_dict(weights_of(tmp_path))
+    write_shards(tmp_path, {"2.safetensors": ("b",)}, {"a": "2.safetensors", "b": "1.safetensors"})
+    with pytest.raises(WeightsError, match=r"it has a in .*2\.safetensors, but .*1\.safetensors holds it"):
+        read_state_dict(weights_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "sub/1.safetensors", "/etc/1.safetensors", "..", ""])
+def test_shards_lie_beside_their_index(tmp_path: Path, name: str) -> None:
+    write_shards(tmp_path, {}, {"a": name})
+    with pytest.raises(WeightsError, match=r"index\.json: the shard of a is '.*', expected the name of a file beside"):
+        weights_of(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    with pytest.raises(WeightsError, match="is damaged: it has no weight_map"):
+        weights_of(tmp_path)
+
+
+def test_shards_of_a_hub_cache_are_links(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "blobs" / "1234")
+    (tmp_path / "snapshot" / "1.safetensors").symlink_to("../blobs/1234")
+    write_shards(tmp_path / "snapshot", {}, {"a": "1.safetensors"})
+    assert read_state_dict(weights_of(tmp_path / "snapshot")).keys() == {"a"}
+
+
 def test_at_most_ten_problems_are_listed() -> None:
     expected = {f"layer{number}": torch.zeros(2) for number in range(14)}
     with pytest.raises(WeightsError) as caught:
@@ -123,6 +184,8 @@ def test_a_checkpoint_has_five_parts() -> None:
     del whole["image_proj", "weight"]
     with pytest.raises(WeightsError, match="image_proj missing and state_dict/unet/weight unexpected"):
         split_parts({**whole, ("state_dict", "unet", "weight"): torch.zeros(1)}, "x.bin")
+    with pytest.raises(WeightsError, match="a bare tensor unexpected"):
+        split_parts({(): torch.zeros(1)}, "x.bin")
 
 
 def test_position_ids_go_and_come_back() -> None:

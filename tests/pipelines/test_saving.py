@@ -15,8 +15,10 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file
 from toy_edit import build, latents_of
 
+from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline, publishing
 
@@ -106,6 +108,25 @@ def test_only_safetensors_are_written_and_read(saved: Path) -> None:
     endings = {path.suffix for path in saved.rglob("*") if path.is_file()}
     assert endings == {".json", ".safetensors", ".md"}
     assert isinstance(load(saved, use_safetensors=True), MimicBrushPipeline)
+
+
+def test_pickled_weights_are_neither_read_nor_written(pipe: MimicBrushPipeline, saved: Path, tmp_path: Path) -> None:
+    for name, pickle in (("unet", "diffusion_pytorch_model.bin"), ("image_encoder", "pytorch_model.bin")):
+        folder = tmp_path / name
+        shutil.copytree(saved, folder)
+        (weights,) = (folder / name).glob("*.safetensors")
+        torch.save(load_file(weights), folder / name / pickle)
+        with pytest.raises(InputError, match=r"use_safetensors=False: .*scripts/convert_checkpoint\.py"):
+            load(folder, use_safetensors=False)
+        load(folder)  # takes the safetensors beside it
+        weights.unlink()
+        for options in ({}, {"use_safetensors": None}, {"use_safetensors": True}):
+            with pytest.raises(OSError, match=r"no file named \w+\.safetensors"):
+                load(folder, **options)
+    for save in (pipe.save_pretrained, pipe.push_to_hub):
+        with pytest.raises(InputError, match=r"safe_serialization=False: .*scripts/convert_checkpoint\.py"):
+            save(str(tmp_path / "new"), safe_serialization=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_swapped_scheduler_is_saved_too(pipe: MimicBrushPipeline, tmp_path: Path) -> None:

@@ -58,7 +58,12 @@ def hub_weights(weights: Weights, given: Path) -> tuple[Weights, DepthAnythingCo
     if original:
         weights = split_original(weights, expected, config.backbone_config.num_hidden_layers)
     else:
-        weights = {hub_name(key): tensor for key, tensor in weights.items()}
+        named: Weights = {}
+        for key, tensor in weights.items():
+            if hub_name(key) in named:
+                raise WeightsError(f"depth does not fit:\n  {hub_name(key)} is there twice, under two of its names")
+            named[hub_name(key)] = tensor
+        weights = named
     check_fit("depth", weights, expected)
     return weights, config
 

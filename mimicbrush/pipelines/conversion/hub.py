@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path, snapshot_download
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # listed, but not as mypy wants it
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.ops.files import replace_folder
 from mimicbrush.pipelines.conversion.importing import released_pipeline
 from mimicbrush.pipelines.conversion.layout import HUB_FILES, find_released
 from mimicbrush.pipelines.load import quiet_libraries
@@ -30,14 +30,13 @@ def released_pipeline_folder() -> Path:
     snapshots = {repository: _snapshot(repository) for repository in HUB_FILES}
     name = "-".join([f"v{_VERSION}", *[folder.name[:16] for folder in snapshots.values()]])
     room = cached_assets_path("mimicbrush", "released", name)
-    final, aside = room / "pipeline", room / "pipeline.tmp"
+    final = room / "pipeline"
     if not final.is_dir():
         with WeakFileLock(room / "pipeline.lock"):
             if not final.is_dir():
                 quiet_libraries()
-                shutil.rmtree(aside, ignore_errors=True)  # whoever left it there has lost the lock
-                released_pipeline(find_released(*snapshots.values()), scratch=room).save_pretrained(aside)
-                aside.rename(final)
+                released = released_pipeline(find_released(*snapshots.values()), scratch=room)
+                replace_folder(final, released.save_pretrained)
     return final
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.pipelines.conversion.reading import Entry, read_entries, read_json, weights_of
+from mimicbrush.pipelines.conversion.reading import Entry, check_shards, read_entries, read_json, weights_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,10 @@ def inspect_weights(given: Path) -> list[Part]:
 
 
 def _entries_of(given: Path) -> list[Entry]:
-    return [entry for file in weights_of(given) for entry in read_entries(file)]
+    files = weights_of(given)
+    entries = [read_entries(file) for file in files]
+    check_shards(files, [[entry.path for entry in found] for found in entries])
+    return [entry for found in entries for entry in found]
 
 
 def describe(parts: list[Part], *, keys: bool) -> str:

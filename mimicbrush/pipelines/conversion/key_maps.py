@@ -87,7 +87,8 @@ def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) 
     """
     parts: dict[str, Weights] = {}
     for path, tensor in contents.items():
-        parts.setdefault(path[0] if len(path) == 2 else "/".join(path), {})[path[-1]] = tensor
+        name = path[0] if len(path) == 2 else "/".join(path) or "a bare tensor"
+        parts.setdefault(name, {})[path[-1] if path else name] = tensor
     missing, unexpected = [name for name in PARTS if name not in parts], [name for name in parts if name not in PARTS]
     if missing or unexpected:
         shown = ", ".join(unexpected[:_MOST_NAMED]) + (", ..." if len(unexpected) > _MOST_NAMED else "")

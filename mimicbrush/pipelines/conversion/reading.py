@@ -12,7 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def read_files(
         leave_out_others: numbers and texts between the tensors are left out instead of refused.
 
     Raises:
-        WeightsError: a file is absent, damaged, of unknown type, holds more than tensors, or took too long.
+        WeightsError: a file is absent, damaged, of unknown type, holds more than tensors or two under one name, or
+            took too long.
     """
     unsafe = _check_types(files)
     found: dict[Path, Content] = {}
@@ -76,7 +78,7 @@ def read_files(
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".weights-", ignore_cleanup_errors=True) as room:
         folders = _convert(unsafe, Path(room), "weights", timeout_s)
         for file, folder in folders.items():
-            listed = json.loads((folder / unpickle.LIST_FILE).read_text())
+            listed = _listed(folder, file)
             if listed["others"] and not leave_out_others:
                 names = ", ".join(f"{'.'.join(path)} ({kind})" for path, kind in listed["others"][:10])
                 raise WeightsError(f"{file} holds more than weights: {names}")
@@ -108,7 +110,7 @@ def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> Weights:
     """What `read_files` found in some files, as one state dict.
 
     Raises:
-        WeightsError: a file holds something else.
+        WeightsError: a file holds something else; or see `check_shards`.
     """
     joined: Weights = {}
     for file, content in zip(files, contents, strict=True):
@@ -116,7 +118,51 @@ def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> Weights:
         if deep:
             raise WeightsError(f"{file} is no plain state dict: it holds {' / '.join(deep[0]) or 'a bare tensor'}")
         joined |= {key: tensor for (key,), tensor in content.items()}
+    check_shards(files, contents)
     return joined
+
+
+def check_shards(files: Sequence[Path], contents: Sequence[Iterable[tuple[str, ...]]]) -> None:
+    """Whether the files of one network hold each key once, and those that their index names, where there is one.
+
+    Args:
+        files: see `weights_of`.
+        contents: for each of them its tensors' paths of keys (see `Entry`).
+
+    Raises:
+        WeightsError: names the key and the files.
+    """
+    place: dict[str, Path] = {}
+    for file, content in zip(files, contents, strict=True):
+        for path in content:
+            key = "/".join(path)
+            if key in place:
+                raise WeightsError(f"{key} is there twice: in {place[key]} and in {file}")
+            place[key] = file
+    for index in sorted({found for file in files for found in file.parent.glob("*.index.json")}):
+        named = shards_of(index)
+        if set(named.values()) != set(files):
+            continue  # of other files
+        for key in [*named, *place]:
+            if named.get(key) != place.get(key):
+                should, does = (str(where.get(key, "no file")) for where in (named, place))
+                raise WeightsError(f"{index} does not fit its shards: it has {key} in {should}, but {does} holds it")
+
+
+def shards_of(index: Path) -> dict[str, Path]:
+    """Key -> the file that holds it, as an index file says.
+
+    Raises:
+        WeightsError: damaged, or it names a file that does not lie beside it.
+    """
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise WeightsError(f"{index} is damaged: it has no weight_map from keys to file names")
+    for key, name in named.items():
+        # By its name, not by where it leads: in a Hugging Face cache every file is a link out of its folder.
+        if name in ("", "..") or Path(name).name != name:
+            raise WeightsError(f"{index}: the shard of {key} is {name!r}, expected the name of a file beside it")
+    return {key: index.parent / name for key, name in named.items()}
 
 
 def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[Entry]:
@@ -137,7 +183,7 @@ def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[Entry]:
             raise _damaged(file, error) from error
     with tempfile.TemporaryDirectory(prefix="mimicbrush-") as room:
         folder = _convert([file], Path(room), "headers", timeout_s)[file]
-        listed = json.loads((folder / unpickle.LIST_FILE).read_text())
+        listed = _listed(folder, file)
     return [Entry(tuple(path), tuple(shape), dtype) for path, shape, dtype in listed["tensors"]]
 
 
@@ -149,7 +195,7 @@ def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
         subfolder: looked into first, if the folder has it ("unet" for a Stable Diffusion folder).
 
     Raises:
-        WeightsError: there are none, or more than one kind of them.
+        WeightsError: there are none, or more than one kind of them; or see `shards_of`.
     """
     if given.is_file() and given.suffix in (*PICKLES, ".safetensors"):
         return [given]
@@ -160,7 +206,7 @@ def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
                 return [folder / f"{stem}{suffix}"]
             index = folder / f"{stem}{suffix}.index.json"
             if index.is_file():
-                return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+                return sorted(set(shards_of(index).values()))
     there = sorted(path for path in folder.iterdir() if path.suffix in (*PICKLES, ".safetensors"))
     if len(there) == 1:
         return there
@@ -254,6 +300,15 @@ def _convert(files: list[Path], room: Path, what: str, timeout_s: float) -> dict
             "run code when it is loaded; nothing in this one was run. Ask for the weights as .safetensors."
         )
     raise _damaged(file, _short(reason))
+
+
+def _listed(folder: Path, file: Path) -> dict[str, Any]:
+    """What `_convert` has listed of a file."""
+    listed: dict[str, Any] = json.loads((folder / unpickle.LIST_FILE).read_text())
+    for path, count in Counter(tuple(path) for path, _, _ in listed["tensors"]).items():
+        if count > 1:  # as of a number and of a text that look alike
+            raise WeightsError(f"{file} holds {count} tensors under the same name, {' / '.join(path)}")
+    return listed
 
 
 def _damaged(file: Path, reason: object) -> WeightsError:
