@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from mimicbrush.errors import InputError, run_plainly
@@ -20,7 +21,7 @@ INPUTS = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     importing = commands.add_parser(
@@ -78,7 +79,7 @@ def import_(arguments: argparse.Namespace) -> None:
     import_released(files, arguments.output, dtype=dtype, force=arguments.force)
     print(
         f"{arguments.output}: the released weights as a pipeline. Edit with it:\n"
-        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {arguments.output}"
+        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {arguments.output.absolute()}"
     )
 
 
@@ -136,8 +137,22 @@ def diff(arguments: argparse.Namespace) -> None:
     print(json.dumps(comparing.as_json(changes), indent=1) if arguments.json else comparing.describe(changes))
 
 
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Refuse at once what is not there: importing the libraries takes ten seconds and more."""
+    for name, path in vars(arguments).items():
+        if isinstance(path, Path) and name != "output" and not path.exists():
+            option = "" if name == "path" else f"--{name.replace('_', '-')} "
+            raise InputError(f"{option}{path}: no such file or folder")
+    output = getattr(arguments, "output", None)
+    if output is not None and output.exists() and not arguments.force:
+        raise InputError(f"{output} exists; name another --output, or replace it with --force")
+
+
 def main() -> None:
     arguments = parse_arguments()
+    check_paths(arguments)
+    if arguments.command != "inspect":
+        print("reading weights; at full size this takes a minute or more", file=sys.stderr)
     {"import": import_, "export": export, "inspect": inspect, "diff": diff}[arguments.command](arguments)
 
 

@@ -167,7 +167,7 @@ class Editor:
         from mimicbrush.pipelines.load import load_pipeline, on_device
 
         folder = Path(self.arguments.model)
-        if self.arguments.model == "released":
+        if self.arguments.model == "released" and not (folder / "model_index.json").is_file():
             from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
 
             folder = released_pipeline_folder()

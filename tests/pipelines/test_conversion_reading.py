@@ -207,3 +207,12 @@ def test_old_names_of_the_autoencoder() -> None:
     assert list(present_vae_names(present_vae_names(old))) == list(present_vae_names(old))
     with pytest.raises(WeightsError, match="there twice"):
         present_vae_names({**old, f"{attention}.to_q.weight": torch.zeros(1)})
+
+
+def test_a_file_that_is_no_weights_is_not_taken_for_its_neighbour(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "picture.jpg").write_bytes(b"")
+    assert weights_of(tmp_path / "config.json") == weights_of(tmp_path) == [tmp_path / "model.safetensors"]
+    with pytest.raises(WeightsError, match=r"picture\.jpg is no weights file"):
+        weights_of(tmp_path / "picture.jpg")

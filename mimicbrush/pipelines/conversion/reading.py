@@ -199,6 +199,11 @@ def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
     """
     if given.is_file() and given.suffix in (*PICKLES, ".safetensors"):
         return [given]
+    if given.is_file() and given.suffix != ".json":
+        # A config stands for its folder; any other file was meant itself.
+        raise WeightsError(
+            f"{given} is no weights file: these end in .safetensors, {', '.join(PICKLES)}; or name a folder"
+        )
     folder = _folder_of(given, subfolder)
     for suffix in _SUFFIXES:
         for stem in _STEMS:
