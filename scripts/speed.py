@@ -83,10 +83,11 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
     """
     import torch
 
-    on_gpu = case.ours().is_cuda  # these two calls are the warm-up, too
-    case.peer()
-    left, right = case.equality or (case.ours, case.peer)
-    difference = float((left() - right()).abs().max())
+    left, right = case.ours(), case.peer()  # also the warm-up
+    on_gpu = left.is_cuda
+    if case.equality:
+        left, right = (side() for side in case.equality)
+    difference = float((left - right).abs().max())
     if not difference <= case.tolerance:
         raise MimicBrushError(
             f"{case.case}: ours and the peer differ by {difference:.3g}, allowed are {case.tolerance:.3g}"

@@ -16,8 +16,8 @@ from mimicbrush.pipelines.edit_list import Edit
 
 #: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
 ASPECT_TOLERANCE = 0.01
-#: A mask that covers more than this is probably meant the other way round.
-SUSPICIOUS_COVER = 0.95
+#: A mask that covers more than this may be meant the other way round: an object of a quarter of the picture, inverted.
+SUSPICIOUS_COVER = 0.75
 _log = logging.getLogger(__name__)
 
 

@@ -90,7 +90,7 @@ def test_an_empty_masks_brightest_value_is_told_as_it_is_stored(edit: Edit, stor
         read_inputs(replace(edit, mask=mask))
 
 
-@pytest.mark.parametrize(("painted", "noted"), [(0.9, False), (0.97, True)])
+@pytest.mark.parametrize(("painted", "noted"), [(0.7, False), (0.9, True)])
 def test_a_mask_that_looks_inverted(edit: Edit, painted: float, noted: bool, caplog: pytest.LogCaptureFixture) -> None:
     save_mask(edit, painted=painted)
     with caplog.at_level(logging.WARNING):
