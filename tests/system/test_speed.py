@@ -59,6 +59,7 @@ def test_the_gpu_measurement_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size() -> None:
-    eager = [c for c in speed.edit_cases("cpu", "bfloat16", 128, (32, 32, 32, 32), 1) if c.case.endswith("eager")]
-    for case in eager:
-        assert speed.compare(case, 1)["max_abs_diff"] <= 1e-3
+    # In float32: a CPU without instructions for bfloat16 takes minutes.
+    case = speed.edit_cases("cpu", "float32", 128, (32, 32, 32, 32), 1)[0]
+    assert case.case == "current, eager"
+    assert speed.compare(case, 1)["max_abs_diff"] <= 1e-3
