@@ -67,11 +67,10 @@ class GoldenPipeline:
         for old, new in _VAE_NAMES.items():
             vae_weights = {key.replace(old, new): value for key, value in vae_weights.items()}
         clip_config = self._config("clip_config")
-        clip = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                **{k: v for k, v in clip_config.items() if k not in ("transformers_version", "model_type")}
-            )
-        )
+        # A config of the hub may name the type it was stored in; everything here runs in float32.
+        foreign = ("transformers_version", "model_type", "architectures", "torch_dtype", "dtype", "_name_or_path")
+        clip_config = {name: value for name, value in clip_config.items() if name not in foreign}
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**clip_config)).float()
         clip_weights = self.weights("image_encoder")
         clip_weights.pop("vision_model.embeddings.position_ids", None)  # a buffer that new versions do not keep
         projector = self.weights("image_proj")
