@@ -50,7 +50,8 @@ class WriteReference(PlainAttention):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Write under this layer's path, and attend: (B, N, C) -> (B, N, C)."""
+        """Write under this layer's path, and attend: (B, N, C) -> (B, N, C). Masks are refused."""
+        _refuse_mask(attention_mask)
         if reference_states is not None:
             if self.keys_values:
                 reference_states.projected[self.path] = project(attn, hidden_states)
@@ -89,7 +90,8 @@ class ReadReference(PlainAttention):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Attend: (B, N, C) -> (B, N, C). See `ReferenceStates` for which rows have a reference."""
+        """Attend: (B, N, C) -> (B, N, C). See `ReferenceStates` for which rows have a reference. Masks are refused."""
+        _refuse_mask(attention_mask)
         query = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, N, heads, d)
         own = project(attn, hidden_states)
         if reference_states is None or not reference_states.holds_reference:
@@ -134,6 +136,12 @@ class ReadReference(PlainAttention):
         if not alone:
             return both
         return torch.cat([self.attend(query[:alone], own[0][:alone], own[1][:alone]), both])
+
+
+def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
+    """Raises ValueError: what a mask over the own tokens means for those of the reference is not defined."""
+    if attention_mask is not None:
+        raise ValueError("self-attention that writes or reads a reference takes no attention_mask")
 
 
 @apply_forward_hook  # parts of the U-Net are called here, not the U-Net: offloading must hear of it

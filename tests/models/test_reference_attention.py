@@ -125,3 +125,12 @@ def test_no_argument_is_dropped_by_diffusers(parts: Parts, caplog: pytest.LogCap
     predict(parts, reference_states(parts))
     logger.propagate = False
     assert "are not expected by" not in caplog.text
+
+
+def test_a_mask_over_own_tokens_is_refused_rather_than_ignored(parts: Parts) -> None:
+    read_by = parts.unet.get_submodule(reference_paths(parts.unet)[0])
+    written_by = parts.reference_unet.get_submodule(reference_paths(parts.reference_unet)[0])
+    install_readers(parts.unet, 0.5)
+    for layer in (read_by, written_by):
+        with pytest.raises(ValueError, match="takes no attention_mask"):
+            layer(torch.randn(1, 6, layer.query_dim), attention_mask=torch.zeros(1, 1, 6))

@@ -20,9 +20,9 @@ _VERSION = 1
 def released_pipeline_folder() -> Path:
     """The released weights as a pipeline folder.
 
-    What is not in the local Hugging Face cache is fetched (2.5 billion weights) unless HF_HUB_OFFLINE=1. The result lies
-    among huggingface_hub's assets, by the commits that it was made of. Of several processes that ask at once, one
-    converts, the others wait.
+    What is not in the local Hugging Face cache is fetched (2.5 billion weights) unless HF_HUB_OFFLINE=1. The result
+    lies among huggingface_hub's assets, by the commits that it was made of. Of several processes that ask at once,
+    one converts, the others wait.
 
     Raises:
         WeightsError: files are neither in the cache nor to be had, or they do not fit.
