@@ -7,7 +7,6 @@ stated once, in Python; YAML chooses; a misspelt key or a value of the wrong typ
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 import json
 import warnings
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -28,7 +28,7 @@ from mimicbrush.training.options import TrainOptions
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mimicbrush.data.manifest import Pair
+    from mimicbrush.data.manifest import PairTable
     from mimicbrush.models.parts import Parts
     from mimicbrush.types import TrainBatch
 
@@ -110,8 +110,9 @@ def train(config: DictConfig, run_dir: Path) -> None:
     # 3. The run.
     already = found is not None and found == checkpoints.checkpoint_path(found.parent, options.train.max_steps)
     passes = accelerator.gradient_accumulation_steps
+    num_sources = len(np.unique(pairs.column("source_key")))
     accelerator.print(
-        f"{len(pairs)} pairs of {len({pair.source_hash for pair in pairs})} sources to train on "
+        f"{len(pairs)} pairs of {num_sources} sources to train on "
         f"(data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
         f"{accelerator.num_processes} process(es) on {accelerator.device}, {passes} pass(es) a step"
     )
@@ -228,11 +229,10 @@ FREE_TO_CHANGE = (
 )
 
 
-def run_identity(config: DictConfig, pairs: list[Pair]) -> dict[str, Any]:
+def run_identity(config: DictConfig, pairs: PairTable) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
     identity = {key: value for key, value in flattened(config).items() if key not in FREE_TO_CHANGE}
-    digest = hashlib.sha256("\n".join(pair.pair_id for pair in pairs).encode()).hexdigest()
-    return {**identity, "pairs": f"{len(pairs)} ({digest[:16]})"}
+    return {**identity, "pairs": f"{len(pairs)} ({pairs.digest()[:16]})"}
 
 
 def flattened(config: DictConfig) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def flattened(config: DictConfig) -> dict[str, Any]:
     return flat
 
 
-def load_pairs(options: DataOptions) -> list[Pair]:
+def load_pairs(options: DataOptions) -> PairTable:
     """The training pairs of a mined folder, without those held out."""
     from mimicbrush.data.manifest import read_manifest, split_pairs
 
@@ -263,7 +263,7 @@ def build_parts(options: ModelOptions, seed: int) -> Parts:
 
 
 def build_loader(
-    pairs: list[Pair], options: TrainConfig, accelerator: Accelerator
+    pairs: PairTable, options: TrainConfig, accelerator: Accelerator
 ) -> Callable[[int, int], Iterable[TrainBatch]]:
     """(first step, last step) -> this rank's micro-batches."""
     from mimicbrush.data.dataset import PairDataset
@@ -291,7 +291,7 @@ def build_loader(
     return load
 
 
-def export_pipeline(folder: Path, parts: Parts, pairs: list[Pair], options: TrainConfig) -> None:
+def export_pipeline(folder: Path, parts: Parts, pairs: PairTable, options: TrainConfig) -> None:
     """Save the pipeline that was trained, with its conventions and the sources that it has seen."""
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.pipelines import MimicBrushPipeline
@@ -310,6 +310,6 @@ def export_pipeline(folder: Path, parts: Parts, pairs: list[Pair], options: Trai
         default_guidance_scale=options.train.default_guidance_scale,
     )
     pipeline.save_pretrained(folder)
-    seen = sorted({pair.source_hash[:16] for pair in pairs})
+    seen = [f"{key:016x}" for key in np.unique(pairs.column("source_key")).tolist()]
     training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen}
     (folder / "training_data.json").write_text(json.dumps(training_data, indent=1))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mimicbrush.errors import InputError, run_plainly
 
+if TYPE_CHECKING:
+    from mimicbrush.mining.run import Mined
+
+#: Options of how it runs, which go into `Resources`.
+RESOURCES = ("engine", "workers", "timeout_s", "memory_gib", "ray_address")
 EXAMPLE = "python scripts/mine_pairs.py input=../shared/data/videos output=runs/mined"
 
 
@@ -24,24 +30,42 @@ def run(config: DictConfig) -> None:
         raise InputError(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
 
     # Slow to import, and not needed for --help and --cfg.
+    from mimicbrush.mining.engines import Resources
     from mimicbrush.mining.options import MiningOptions
-    from mimicbrush.mining.run import mine
+    from mimicbrush.mining.run import ArrayTask, mine
 
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    input_dir, output_dir = (Path(str(values.pop(key))).expanduser() for key in ("input", "output"))
-    run_choices = {key: values.pop(key) for key in ("workers", "timeout_s", "progress")}
+    inputs, output = (Path(str(values.pop(key))).expanduser() for key in ("input", "output"))
+    input_root = values.pop("input_root")
+    task, progress = ArrayTask(**values.pop("task")), values.pop("progress")
+    resources = Resources(**{key: values.pop(key) for key in RESOURCES})
     try:
-        summary = mine(input_dir, output_dir, MiningOptions(**values), **run_choices)
+        mined = mine(
+            inputs,
+            output,
+            MiningOptions(**values),
+            resources=resources,
+            task=task,
+            input_root=None if input_root is None else Path(str(input_root)).expanduser(),
+            progress=progress,
+        )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last shard that was finished", file=sys.stderr)
         sys.exit(130)
-    print(report(summary, output_dir))
+    print(report(mined, output))
 
 
-def report(summary, output_dir: Path) -> str:
+def report(mined: Mined, output: Path) -> str:
     """What a person wants to know at the end, with sums that can be checked and the next step."""
-    lines = [
+    summary = mined.summary
+    if summary is None:
+        done = f"{mined.shards_done} of {mined.shards} shards are done, {mined.shards_mined} of them by this task."
+        return f"{done} The task that ends last writes the summary; so does this command without task.*"
+    lines = list(mined.notes)
+    if not mined.shards_mined:
+        lines.append("nothing to do: all shards were mined before, and verified")
+    lines += [
         f"{summary.inputs} inputs = {summary.accepted} accepted + {summary.rejected} rejected "
         f"+ {summary.quarantined} quarantined; {summary.pairs} pairs",
         *(f"  {reason}: {count}" for reason, count in summary.reasons.items()),
@@ -52,9 +76,9 @@ def report(summary, output_dir: Path) -> str:
     if summary.ssim_percentiles:
         spread = ", ".join(f"{name} {value:.2f}" for name, value in summary.ssim_percentiles.items())
         lines.append(f"SSIM of the video pairs: {spread}")
-    lines.append(f"look at {output_dir / 'summary.json'} and {output_dir / 'manifest'}/")
+    lines.append(f"look at {output / 'report.html'}")
     if summary.pairs:
-        lines.append(f"next: python scripts/train.py +experiment=smoke data.root={output_dir}")
+        lines.append(f"next: python scripts/train.py +experiment=smoke data.root={output}")
     else:
         lines.append("no pair to train on: the columns reason and detail of the manifest say why")
     return "\n".join(lines)

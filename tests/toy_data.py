@@ -15,7 +15,7 @@ import skimage
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mimicbrush.data.manifest import SCHEMA, row
+from mimicbrush.data.schema import SCHEMA, pack_points, row
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
@@ -38,8 +38,7 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
     rng = np.random.default_rng(0)
     store, rows = bytearray(), []
 
-    def keep(image: np.ndarray) -> tuple[int, int]:
-        data = jpeg(image)
+    def keep(data: bytes) -> tuple[int, int]:
         store.extend(data)
         return len(store) - len(data), len(data)
 
@@ -52,8 +51,10 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
             (ax, ay), (bx, by) = rng.integers(0, size_px // 2, (2, 2))
             a_points = rng.uniform(size_px * 0.3, size_px * 0.7, (20, 2))
             b_points = a_points + np.array([ax - bx, ay - by])
-            a_offset, a_length = keep(photo[ay : ay + size_px, ax : ax + size_px])
-            b_offset, b_length = keep(photo[by : by + size_px, bx : bx + size_px])
+            seen = ((b_points > 0) & (b_points < size_px - 1)).all(axis=1)
+            a_points, b_points = a_points[seen], b_points[seen]
+            a_offset, a_length = keep(jpeg(photo[ay : ay + size_px, ax : ax + size_px]))
+            b_offset, b_length = keep(jpeg(photo[by : by + size_px, bx : bx + size_px]))
             rows.append(
                 row(
                     status="pair",
@@ -61,7 +62,8 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
                     source_path=f"{name}.mp4",
                     source_hash=source_hash,
                     pair_id=f"{source_hash[:8]}-{number}",
-                    shard="shard-000000.tar",
+                    store="mined",
+                    file="shards/shard-000000.tar",
                     width_px=size_px,
                     height_px=size_px,
                     a_offset=a_offset,
@@ -69,15 +71,18 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
                     b_offset=b_offset,
                     b_length=b_length,
                     ssim=0.5,
-                    a_points=a_points.ravel().tolist(),
-                    b_points=b_points.ravel().tolist(),
+                    a_points=pack_points(a_points),
+                    b_points=pack_points(b_points),
                 )
             )
         if with_images:
             disc = cv2.circle(np.zeros((size_px, size_px), np.uint8), (size_px // 2, size_px // 2), size_px // 4, 1, -1)
             rle = coco_mask.encode(np.asfortranarray(disc))
             segment = {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode()}
-            a_offset, a_length = keep(photo[:size_px, :size_px])
+            a_offset, a_length = keep(jpeg(photo[:size_px, :size_px]))
+            annotation_offset, annotation_length = keep(
+                json.dumps({"annotations": [{"segmentation": segment}]}).encode()
+            )
             rows.append(
                 row(
                     status="pair",
@@ -85,12 +90,17 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
                     source_path=name,
                     source_hash=hashlib.sha256(b"image" + name.encode()).hexdigest(),
                     pair_id=f"image-{name}",
-                    shard="shard-000000.tar",
+                    store="mined",
+                    file="shards/shard-000000.tar",
                     width_px=size_px,
                     height_px=size_px,
                     a_offset=a_offset,
                     a_length=a_length,
-                    segments=json.dumps([segment]),
+                    annotation_file="shards/shard-000000.tar",
+                    annotation_offset=annotation_offset,
+                    annotation_length=annotation_length,
+                    segments=[0],
+                    segment_ratios=[float(disc.mean())],
                 )
             )
     (root / "shards" / "shard-000000.tar").write_bytes(store)

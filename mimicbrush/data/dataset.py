@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 
-from mimicbrush.data.manifest import Kind, Pair
 from mimicbrush.data.options import DataOptions
+from mimicbrush.data.pair import Pair
 from mimicbrush.data.sampler import Mixture
+from mimicbrush.data.schema import Kind
 from mimicbrush.errors import DataError
 from mimicbrush.ops.geometry import (
     inside,
@@ -117,8 +116,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         stored = self._jittered(pair, pair.a_span, rng)
         for _ in range(_SEGMENT_TRIES):
             matrix = self._matrix(pair, rng, flip)
-            segment = pair.segments[int(rng.integers(len(pair.segments)))]
-            mask = (warp(_decode_segment(segment) * 255, matrix, self.size_px, fill=0) > 127).astype(np.uint8)
+            segment = pair.read_segment(int(rng.integers(len(pair.segments))))
+            mask = (warp(segment * 255, matrix, self.size_px, fill=0) > 127).astype(np.uint8)
             if _SEGMENT_AREA_RATIO[0] <= mask.mean() <= _SEGMENT_AREA_RATIO[1]:
                 break
         else:  # the segments are too small or leave the canvas
@@ -153,11 +152,6 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         return sift_grid_mask(
             points, self.size_px, rng, cells=mask.cells, matched=mask.matched, unmatched=mask.unmatched
         )
-
-
-def _decode_segment(segment: dict[str, Any]) -> np.ndarray:
-    """COCO RLE -> (h, w) uint8, 0 or 1."""
-    return coco_mask.decode({"size": segment["size"], "counts": segment["counts"].encode()})
 
 
 def collate(samples: Sequence[Sample]) -> TrainBatch:

@@ -1,207 +1,290 @@
-"""The manifest: one Parquet row per pair, and one per file that gave none. Schema: data_manifests/README.md.
+"""The manifest of a mined folder: one Parquet part per shard. Schema: data_manifests/README.md.
 
-A mined folder holds ``manifest/*.parquet`` (one part per shard) and ``shards/*.tar``. A row knows the byte
-offset and length of its pictures inside the tar, so the tar is a random-access store at training time.
+Training reads pairs through `PairTable`, which maps one Arrow file (`INDEX_NAME`, made by the miner of all parts)
+into memory: rows become objects one at a time, and the processes of a machine share the pages.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
+from mimicbrush.data.pair import Pair, Span
+from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, row, unpack_points
 from mimicbrush.errors import DataError
 
-SCHEMA_VERSION = 1
+INDEX_NAME = "index.arrow"
+PLAN_NAME = "plan.json"
+_STAMP_KEY = b"mimicbrush_parts"
+#: What training and evaluation need of a row.
+_INDEX_COLUMNS = [name for name in SCHEMA.names if name not in ("status", "reason", "detail", "licence", "url")]
+#: What telling and saying that a file is there twice takes.
+_DUPLICATE_COLUMNS = ("status", "reason", "detail", "source_path", "source_hash")
+_SAID_OF_ANY_FILE = ("kind", "source_path", "source_hash", "licence", "url", "decoder")
+_INDEX_ROWS_PER_BATCH = 65_536
 
-Status = Literal["pair", "rejected", "quarantined"]
-Kind = Literal["video", "image"]
 Split = Literal["train", "heldout", "all"]
 
-SCHEMA = pa.schema(
-    [
-        ("status", pa.string()),  # pair | rejected (readable, but no pair) | quarantined (cannot be trusted)
-        ("reason", pa.string()),  # a short fixed word for rows that are no pair, else ""
-        ("detail", pa.string()),  # the same for a person to read
-        ("kind", pa.string()),  # video | image
-        ("source_path", pa.string()),  # of the raw file, relative to the mined input
-        ("source_hash", pa.string()),  # SHA-256 of the raw file, hex: the identity that splits go by
-        ("pair_id", pa.string()),  # unique in the manifest, "" for rows that are no pair
-        ("shard", pa.string()),  # file name inside shards/
-        ("width_px", pa.int32()),  # of the stored pictures
-        ("height_px", pa.int32()),
-        ("a_offset", pa.int64()),  # bytes into the shard of the first JPEG; -1 where there is none
-        ("a_length", pa.int64()),
-        ("b_offset", pa.int64()),  # of the second JPEG; an image with masks has only a first
-        ("b_length", pa.int64()),
-        ("a_frame", pa.int64()),  # frame number in decoding order
-        ("b_frame", pa.int64()),
-        ("a_time_s", pa.float64()),
-        ("b_time_s", pa.float64()),
-        ("ssim", pa.float32()),  # definition: mimicbrush.ops.similarity.SSIM_DEFINITION
-        ("a_points", pa.list_(pa.float32())),  # x0 y0 x1 y1 ... matched SIFT keypoints, pixels of the
-        ("b_points", pa.list_(pa.float32())),  # stored pictures, pixel centres at whole numbers
-        ("segments", pa.string()),  # images: JSON list of COCO RLE {"size": [h, w], "counts": str}
-        ("decoder", pa.string()),  # name and version
-    ],
-    metadata={b"mimicbrush_schema_version": str(SCHEMA_VERSION).encode()},
-)
 
-
-def row(**values: Any) -> dict[str, Any]:
-    """A full manifest row: neutral values for all columns that are not named; unknown names are errors."""
-    unknown = set(values) - set(SCHEMA.names)
-    if unknown:
-        raise KeyError(f"not in the manifest schema: {sorted(unknown)}; known: {SCHEMA.names}")
-    neutral: dict[str, Any] = {}
-    for column in SCHEMA:
-        if pa.types.is_string(column.type):
-            neutral[column.name] = ""
-        elif pa.types.is_list(column.type):
-            neutral[column.name] = []
-        elif pa.types.is_floating(column.type):
-            neutral[column.name] = float("nan")
-        else:
-            neutral[column.name] = -1
-    return neutral | values
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row with status "pair", ready to be read.
-
-    Attributes:
-        size_px: (height, width) of the stored pictures.
-        a_span, b_span: (offset, length) in bytes into the shard; an image with masks has no second.
-        a_points, b_points: (K, 2) float32 matched keypoints (x, y) in pixels of the stored pictures.
-        segments: COCO RLEs, for kind "image" only.
-    """
-
-    pair_id: str
-    kind: Kind
-    source_path: str
-    source_hash: str
-    shard_path: Path
-    size_px: tuple[int, int]
-    a_span: tuple[int, int]
-    b_span: tuple[int, int] | None
-    a_points: np.ndarray
-    b_points: np.ndarray
-    ssim: float
-    segments: list[dict[str, Any]]
-
-    def read_a(self, reduce: int = 1) -> np.ndarray:
-        """The first picture, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
-        return self.read(self.a_span, reduce)
-
-    def read_b(self, reduce: int = 1) -> np.ndarray:
-        """The second picture, (H, W, 3) uint8 RGB; for an image with masks it is the first again."""
-        return self.read(self.b_span or self.a_span, reduce)
-
-    def read(self, span: tuple[int, int], reduce: int = 1) -> np.ndarray:
-        """The picture at a span, (H, W, 3) uint8 RGB.
-
-        Raises:
-            DataError: the shard is missing, or what is there is no whole JPEG.
-        """
-        offset, length = span
-        try:
-            with self.shard_path.open("rb") as shard:
-                shard.seek(offset)
-                data = shard.read(length)
-        except OSError as error:
-            raise DataError(f"pair {self.pair_id}: cannot read {self.shard_path}: {error}") from error
-        try:
-            if len(data) != length:
-                raise ValueError(f"{len(data)} of {length} bytes are there")
-            return decode_jpeg(data, reduce)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"pair {self.pair_id}: bytes {offset}..{offset + length} of {self.shard_path} are no whole "
-                f"JPEG ({error}); mine {self.source_path} again (delete this shard's marker and rerun)"
-            ) from error
-
-
-def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
-    """Decode a JPEG strictly: a truncated one is an error, never a half-grey picture.
+class PairTable(Sequence[Pair]):
+    """Pairs in a fixed order (by shard, then as mined), made into objects when they are asked for.
 
     Args:
-        data: the whole file.
-        reduce: 1, 2, 4 or 8: decode at this fraction of the size (done by the JPEG library while decoding,
-            a good low-pass filter, and much faster).
-
-    Returns:
-        (ceil(H / reduce), ceil(W / reduce), 3) uint8 RGB.
-
-    Raises:
-        OSError, ValueError: not a JPEG, or not all of it.
+        table: the columns of `_INDEX_COLUMNS` and `source_key`, a row per pair.
+        root: the mined folder.
+        input_root: what was mined: photographs lie there. None where it is not known.
+        rows: which rows of the table, in which order; None for all.
+        path: of the Arrow file, if the table is mapped from one: it is then pickled by its path.
     """
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        expected = tuple(-(-side // reduce) for side in image.size)
-        if reduce > 1:
-            # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
-            image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
-        pixels = image.convert("RGB")
-        if pixels.size != expected:
-            raise ValueError(f"decoded to {pixels.size} instead of {expected} at 1/{reduce}")
-        return np.asarray(pixels)
+
+    def __init__(
+        self,
+        table: pa.Table,
+        root: Path,
+        input_root: Path | None,
+        rows: np.ndarray | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._table, self._root, self._input_root, self._path = table, root, input_root, path
+        self._rows = np.arange(len(table)) if rows is None else rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._path is None:
+            return PairTable, (self._table, self._root, self._input_root, self._rows)
+        return _mapped, (self._path, self._root, self._input_root, self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[n] for n in range(len(self)))
+
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+    @overload
+    def __getitem__(self, number: slice) -> PairTable: ...
+    def __getitem__(self, number: int | slice) -> Pair | PairTable:
+        if isinstance(number, slice):
+            return self._with_rows(self._rows[number])
+        return self._pair(int(self._rows[number]))
+
+    def where(self, chosen: np.ndarray) -> PairTable:
+        """The pairs for which `chosen`, (len,) bool, is true."""
+        return self._with_rows(self._rows[chosen])
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers or texts, (len,); `source_key` is the hash of the source as uint64."""
+        values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
+        return values
+
+    def digest(self) -> str:
+        """SHA-256 over the ids of all pairs, in order: whether two tables hold the same pairs."""
+        return hashlib.sha256("\n".join(self.column("pair_id")).encode()).hexdigest()
+
+    def _with_rows(self, rows: np.ndarray) -> PairTable:
+        return PairTable(self._table, self._root, self._input_root, rows, self._path)
+
+    def _pair(self, number: int) -> Pair:
+        def value(name: str) -> Any:
+            return self._table[name][number].as_py()
+
+        def values(name: str) -> np.ndarray:
+            # Straight from the buffer: a Python list of a thousand numbers takes longer than decoding a JPEG.
+            numbers: np.ndarray = self._table[name][number].values.to_numpy()
+            return numbers
+
+        def span(side: str) -> Span:
+            return value(f"{side}_offset"), value(f"{side}_length")
+
+        file, annotation_file = value("file"), value("annotation_file")
+        return Pair(
+            pair_id=value("pair_id"),
+            kind=value("kind"),
+            source_path=value("source_path"),
+            source_hash=value("source_hash"),
+            size_px=(value("height_px"), value("width_px")),
+            a_file=self._file(number, file),
+            a_span=span("a"),
+            b_span=span("b") if value("b_offset") >= 0 else None,
+            a_points=unpack_points(values("a_points")),
+            b_points=unpack_points(values("b_points")),
+            ssim=value("ssim"),
+            annotation_file=self._file(number, annotation_file) if annotation_file else None,
+            annotation_span=span("annotation"),
+            segments=values("segments"),
+            segment_ratios=values("segment_ratios"),
+        )
+
+    def _file(self, number: int, name: str) -> Path:
+        """Where a file of this row lies: inside of the mined folder or of the input, or nowhere."""
+        store, pair_id = self._table["store"][number].as_py(), self._table["pair_id"][number].as_py()
+        root = self._root if store == "mined" else self._input_root
+        if root is None:
+            raise DataError(
+                f"pair {pair_id} lies in the folder that was mined, and {self._root} does not say which that was "
+                "(no plan.json); name it: data.input_root=FOLDER"
+            )
+        path = root / name
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise DataError(f"pair {pair_id} names the file {name!r}, outside {root}")
+        return path
 
 
-def read_manifest(root: Path) -> list[Pair]:
-    """All pairs of a mined folder, in a fixed order (by shard, then as mined).
+def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a mined folder, by shard and then as mined.
+
+    Shards do not know of each other; so it is here that a later file with the content of an earlier one becomes
+    "rejected" for the reason "duplicate" (one row, like any file that gave no pair).
+
+    Args:
+        root: the mined folder.
+        columns: what to read; None for all.
 
     Raises:
-        DataError: no manifest there, another schema version, or a shard path that leaves the folder.
+        DataError: no manifest there, a part that cannot be read, or another schema version.
+    """
+    names = list(SCHEMA.names if columns is None else columns)
+    needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
+    table = pa.concat_tables([_read_part(part, needed) for part in manifest_parts(root)])
+    return _without_duplicates(table).select(names)
+
+
+def manifest_parts(root: Path) -> list[Path]:
+    """The Parquet parts of a mined folder, in order; only those of finished shards, where markers tell.
+
+    Raises:
+        DataError: there are none.
     """
     parts = sorted((root / "manifest").glob("*.parquet"))
+    if (root / "markers").is_dir():
+        parts = [part for part in parts if _marker_of(root, part).is_file()]
     if not parts:
         raise DataError(
             f"{root} holds no mined pairs (no manifest/*.parquet); mine some first: "
             f"python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output={root}"
         )
-    pairs: list[Pair] = []
-    for part in parts:
-        try:
-            table = pq.read_table(part)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
-        version = (table.schema.metadata or {}).get(b"mimicbrush_schema_version", b"none").decode()
+    return parts
+
+
+def _marker_of(root: Path, part: Path) -> Path:
+    return root / "markers" / (part.stem.replace("part-", "shard-") + ".json")
+
+
+def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        version = (pq.read_schema(part).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
-        pairs += [_pair(values, root) for values in table.to_pylist() if values["status"] == "pair"]
-    return pairs
+        return pq.read_table(part, columns=list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
 
 
-def _pair(values: dict[str, Any], root: Path) -> Pair:
-    shards = (root / "shards").resolve()
-    shard_path = (shards / values["shard"]).resolve()
-    if shard_path.parent != shards:
-        raise DataError(f"pair {values['pair_id']} names the shard {values['shard']!r}, outside {shards}")
-    return Pair(
-        pair_id=values["pair_id"],
-        kind=values["kind"],
-        source_path=values["source_path"],
-        source_hash=values["source_hash"],
-        shard_path=shard_path,
-        size_px=(values["height_px"], values["width_px"]),
-        a_span=(values["a_offset"], values["a_length"]),
-        b_span=(values["b_offset"], values["b_length"]) if values["b_offset"] >= 0 else None,
-        a_points=np.asarray(values["a_points"], np.float32).reshape(-1, 2),
-        b_points=np.asarray(values["b_points"], np.float32).reshape(-1, 2),
-        ssim=values["ssim"],
-        segments=json.loads(values["segments"]) if values["segments"] else [],
-    )
+def _without_duplicates(table: pa.Table) -> pa.Table:
+    hashes = table["source_hash"].combine_chunks().dictionary_encode()
+    codes = hashes.indices.to_numpy(zero_copy_only=False)
+    first_row = np.full(len(hashes.dictionary), len(table))
+    np.minimum.at(first_row, codes, np.arange(len(table)))
+    paths = table["source_path"].combine_chunks()
+    first_path = paths.take(pa.array(first_row[codes]))
+    is_twin = pc.and_(pc.not_equal(paths, first_path), pc.not_equal(table["source_hash"].combine_chunks(), ""))
+    if not pc.any(is_twin).as_py():
+        return table
+    twins = np.flatnonzero(is_twin.to_numpy(zero_copy_only=False))
+    of_path: dict[str, tuple[int, dict[str, Any]]] = {}  # a clip that was mined twice gave several rows
+    for number in map(int, twins):
+        values = {name: table[name][number].as_py() for name in _SAID_OF_ANY_FILE if name in table.column_names}
+        said = {"status": "rejected", "reason": "duplicate", "detail": f"the same bytes as {first_path[number]}"}
+        of_path.setdefault(values["source_path"], (number, values | said))
+    rejected = pa.Table.from_pylist([row(**values) for _, values in of_path.values()], SCHEMA)
+    others = pc.invert(is_twin)
+    order = np.concatenate([np.flatnonzero(others.to_numpy(zero_copy_only=False)), [n for n, _ in of_path.values()]])
+    both = pa.concat_tables([table.filter(others), rejected.select(table.column_names)])
+    return both.take(pa.array(np.argsort(order)))
 
 
-def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1) -> list[Pair]:
+def write_index(root: Path, path: Path) -> None:
+    """Write all pairs of a mined folder as one Arrow file that can be mapped into memory."""
+    table = _index_table(root)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=_INDEX_ROWS_PER_BATCH)
+
+
+def _index_table(root: Path) -> pa.Table:
+    rows = read_rows(root, [*_INDEX_COLUMNS, "status"])
+    table = rows.filter(pc.equal(rows["status"], "pair")).select(_INDEX_COLUMNS)
+    keys = [source_key(text) for text in table["source_hash"].to_pylist()]
+    table = table.append_column("source_key", pa.array(keys, pa.uint64()))
+    return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
+
+
+def index_is_current(root: Path) -> bool:
+    """Whether there is an index, of just the parts that are there."""
+    index = root / INDEX_NAME
+    if not index.is_file():
+        return False
+    try:
+        with pa.memory_map(str(index)) as file:
+            metadata = pa.ipc.open_file(file).schema.metadata or {}
+    except pa.ArrowInvalid:  # cut short by whoever copied it: the parts are read instead
+        return False
+    return metadata.get(_STAMP_KEY, b"").decode() == _parts_stamp(root)
+
+
+def _parts_stamp(root: Path) -> str:
+    """SHA-256 over what the markers say of all parts: whether an index is of these parts."""
+    stamp = hashlib.sha256()
+    for part in manifest_parts(root):
+        marker = _marker_of(root, part)
+        stamp.update(f"{part.name} {part.stat().st_size}\n".encode())
+        stamp.update(marker.read_bytes() if marker.is_file() else b"")
+    return stamp.hexdigest()
+
+
+def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
+    """All pairs of a mined folder.
+
+    Args:
+        root: the mined folder.
+        input_root: where the photographs lie, if they have moved since; None: where they were mined.
+
+    Raises:
+        DataError: no manifest there, or another schema version.
+    """
+    input_root = input_root or _mined_input(root)
+    if index_is_current(root):
+        return _mapped(root / INDEX_NAME, root, input_root)
+    return PairTable(_index_table(root), root, input_root)
+
+
+def _mapped(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | None = None) -> PairTable:
+    return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
+
+
+def _mined_input(root: Path) -> Path | None:
+    """The folder that was mined; the plan names it relative to the mined folder, so that both can move together."""
+    plan = root / PLAN_NAME
+    if not plan.is_file():
+        return None
+    try:
+        return (root / json.loads(plan.read_text(encoding="utf-8"))["input_root"]).resolve()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{plan} cannot be read ({error!r}); mine again into another folder") from error
+
+
+@overload
+def split_pairs(pairs: PairTable, split: Split, heldout_ratio: float = ...) -> PairTable: ...
+@overload
+def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = ...) -> Sequence[Pair]: ...
+def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1) -> Sequence[Pair]:
     """Split by the hash of the source file, so that no clip is on both sides and new clips do not move old ones.
 
     A source is held out where its hash falls below `heldout_ratio` of the range. Small collections would
@@ -209,11 +292,26 @@ def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1)
     are four or more, because the reference gain needs a second source to compare with.
     """
     if split == "all":
-        return list(pairs)
-    heldout: set[tuple[str, str]] = set()
+        return pairs
+    if isinstance(pairs, PairTable):
+        keys, kinds = pairs.column("source_key"), pairs.column("kind")
+        return pairs.where(_is_heldout(keys, kinds, heldout_ratio) == (split == "heldout"))
+    keys = np.array([source_key(pair.source_hash) for pair in pairs], np.uint64)
+    is_heldout = _is_heldout(keys, np.array([pair.kind for pair in pairs]), heldout_ratio)
+    return [pair for pair, heldout in zip(pairs, is_heldout, strict=True) if heldout == (split == "heldout")]
+
+
+def _is_heldout(keys: np.ndarray, kinds: np.ndarray, heldout_ratio: float) -> np.ndarray:
+    heldout = np.zeros(len(keys), bool)
     for kind in ("video", "image"):
-        hashes = sorted({pair.source_hash for pair in pairs if pair.kind == kind})
-        below = sum(int(value[:8], 16) < heldout_ratio * 2**32 for value in hashes)
-        floor = 2 if heldout_ratio > 0 and len(hashes) >= 4 else 0
-        heldout |= {(kind, value) for value in hashes[: max(below, floor)]}
-    return [pair for pair in pairs if ((pair.kind, pair.source_hash) in heldout) == (split == "heldout")]
+        of_kind = kinds == kind
+        sources = np.unique(keys[of_kind])
+        below = int((sources.astype(np.float64) < heldout_ratio * 2.0**64).sum())
+        floor = 2 if heldout_ratio > 0 and len(sources) >= 4 else 0
+        heldout |= of_kind & np.isin(keys, sources[: max(below, floor)])
+    return heldout
+
+
+def source_key(source_hash: str) -> int:
+    """The first 16 hex digits of a source's hash, as a number of 64 bits."""
+    return int(source_hash[:16], 16)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicbrush.data.manifest import Pair, split_pairs
+from mimicbrush.data.manifest import split_pairs
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.options import EvaluationSplit
 
@@ -98,7 +99,7 @@ def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: Traini
             "take split=all to use every pair (trained on or not), or another folder of mined pairs"
         )
     _check_unseen(heldout, training)
-    return Selection(heldout, messages)
+    return Selection(list(heldout), messages)
 
 
 def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mimicbrush.data.manifest import Pair
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation import baselines, report, sheets
 from mimicbrush.evaluation.editors import Editor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mimicbrush.data.manifest import Pair
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout import spread_pairs
 from mimicbrush.evaluation.options import SetName

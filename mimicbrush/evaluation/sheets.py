@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mimicbrush.data.manifest import Pair
+from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout import spread_pairs
 from mimicbrush.ops.geometry import resize_matrix, transform_points
 

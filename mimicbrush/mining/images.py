@@ -1,27 +1,24 @@
 """Photographs with segments in the layout of SA-1B: NAME.jpg beside NAME.json, loose or inside a tar.
 
-The JSON is `{"image": {...}, "annotations": [{"segmentation": {"size": [h, w], "counts": ...}, ...}]}` with
-COCO run lengths. They are checked here, since the library that decodes them trusts what it is given.
+They stay where they are: what is kept is where in which file a picture and its segments begin.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import struct
 import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from PIL import ExifTags, Image
-from pycocotools import mask as coco_mask
 
-from mimicbrush.data.manifest import decode_jpeg
+from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.ops.segments import AnnotationError, SegmentError, read_annotation, run_lengths
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 _NORMAL_ORIENTATION = 1
@@ -29,22 +26,24 @@ _NORMAL_ORIENTATION = 1
 
 @dataclass(frozen=True)
 class SegmentedImage:
-    """A photograph that decodes, with the segments worth keeping.
+    """A photograph that decodes, with the segments that can be masks.
 
     Attributes:
         width_px, height_px: of the photograph.
-        segments: COCO RLEs {"size": [h, w], "counts": str}, largest first; may be empty.
+        segments: numbers of the annotations, largest first; may be empty.
+        ratios: their areas over that of the photograph.
         detail: what was left out, for a person to read.
     """
 
     width_px: int
     height_px: int
-    segments: list[dict[str, Any]]
+    segments: list[int]
+    ratios: list[float]
     detail: str
 
 
 def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions) -> SegmentedImage:
-    """Check a photograph and its segments.
+    """Check a photograph and all of its segments, and choose by area.
 
     Args:
         jpeg: the whole .jpg file.
@@ -55,16 +54,22 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
         UntrustedFileError: what does not decode, is turned by EXIF, or does not fit together.
     """
     width, height = _check_jpeg(jpeg, options.max_pixels)
-    kept: list[tuple[int, dict[str, Any]]] = []
-    segmentations = _segmentations(annotation)
+    kept: list[tuple[float, int]] = []
+    try:
+        segmentations = read_annotation(annotation)
+    except AnnotationError as error:
+        raise UntrustedFileError("bad_json", str(error)) from error
     for number, segmentation in enumerate(segmentations):
-        counts = _run_lengths(segmentation, height, width, number)
-        area = sum(counts[1::2])
-        if options.min_segment_ratio <= area / (height * width) <= options.max_segment_ratio:
-            kept.append((area, _as_rle(counts, height, width)))
+        try:
+            ratio = sum(run_lengths(segmentation, height, width)[1::2]) / (height * width)
+        except SegmentError as error:
+            raise UntrustedFileError("bad_segment", f"segment {number}: {error}") from error
+        if options.min_segment_ratio <= ratio <= options.max_segment_ratio:
+            kept.append((ratio, number))
     kept.sort(key=lambda entry: -entry[0])
     detail = f"{len(segmentations)} segments, {len(kept)} of an area in the range"
-    return SegmentedImage(width, height, [rle for _, rle in kept[: options.max_segments]], detail)
+    kept = kept[: options.max_segments]
+    return SegmentedImage(width, height, [number for _, number in kept], [ratio for ratio, _ in kept], detail)
 
 
 def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int]:
@@ -85,69 +90,6 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int]:
     if orientation != _NORMAL_ORIENTATION:
         raise UntrustedFileError("rotated", f"EXIF orientation {orientation}")
     return width, height
-
-
-def _segmentations(annotation: bytes) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(annotation)
-    except (ValueError, RecursionError) as error:
-        raise UntrustedFileError("bad_json", str(error)) from error
-    annotations = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(annotations, list):
-        raise UntrustedFileError("bad_json", "no list 'annotations'")
-    segmentations: list[dict[str, Any]] = []
-    for number, entry in enumerate(annotations):
-        segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
-        if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-            raise UntrustedFileError("bad_json", f"annotation {number} has no segmentation with 'size' and 'counts'")
-        segmentations.append(segmentation)
-    return segmentations
-
-
-def _run_lengths(segmentation: dict[str, Any], height: int, width: int, number: int) -> list[int]:
-    """The run lengths (background first), checked to tile a picture of this size exactly."""
-    if segmentation["size"] != [height, width]:
-        raise UntrustedFileError("bad_segment", f"segment {number} is of {segmentation['size']}, not {[height, width]}")
-    counts = segmentation["counts"]
-    try:
-        runs = _unpack(counts, height * width) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(type(run) is int for run in runs):
-            raise ValueError("the counts are neither a string nor a list of whole numbers")
-        if any(run < 0 for run in runs) or sum(runs) != height * width:
-            raise ValueError(f"the runs sum to {sum(runs)}, not {height * width}, or one is negative")
-    except ValueError as error:
-        raise UntrustedFileError("bad_segment", f"segment {number}: {error}") from error
-    return runs
-
-
-def _unpack(counts: str, num_pixels: int) -> list[int]:
-    """Undo COCO's packing: 5 bits a character, the sixth says that more follow; differences from run 3 on."""
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in counts:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or shift > 60:
-            raise ValueError(f"the counts hold {character!r}, or a number without end")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if not 0 <= value <= num_pixels:
-            raise ValueError(f"run {len(runs)} is {value}, outside 0..{num_pixels}")
-        runs.append(value)
-        value, shift = 0, 0
-    if shift:
-        raise ValueError("the counts end within a number")
-    return runs
-
-
-def _as_rle(counts: Sequence[int], height: int, width: int) -> dict[str, Any]:
-    packed = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mimicbrush.data.manifest import PLAN_NAME
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.images import JPEG_SUFFIXES
 from mimicbrush.mining.options import MiningOptions
@@ -18,8 +19,7 @@ from mimicbrush.ops.similarity import SSIM_DEFINITION
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi")
 ARCHIVE_SUFFIXES = (".tar",)
-PLAN_NAME = "plan.json"
-_PLAN_FORMAT = 1
+_PLAN_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Item:
         kind: "video", "image" (with a .json beside it), "archive", or "refused" (never opened).
         size: bytes, of an image together with its .json; -1 where it was not asked for.
         reason, detail: for "refused".
+        sha256, licence, url: what an input list says of the file (of a tar: of all in it); "" for nothing.
     """
 
     path: str
@@ -38,6 +39,9 @@ class Item:
     size: int = -1
     reason: str = ""
     detail: str = ""
+    sha256: str = ""
+    licence: str = ""
+    url: str = ""
 
     @property
     def row_kind(self) -> str:
@@ -47,8 +51,13 @@ class Item:
 
 @dataclass
 class Plan:
-    """The shards of an output folder, each a list of inputs, and the options they are mined with."""
+    """The shards of an output folder, each a list of inputs, and the options they are mined with.
 
+    Attributes:
+        input_root: what the inputs' paths are relative to, itself relative to the output folder.
+    """
+
+    input_root: str
     options: dict[str, Any]
     ssim_definition: str
     shards: list[list[Item]] = field(default_factory=list)
@@ -78,13 +87,13 @@ def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
 
     def unreadable(error: OSError) -> None:
         folder = Path(error.filename)
-        items.append(_refused(folder.relative_to(root), "unreadable", error.strerror or str(error)))
+        items.append(refused_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
 
     for folder_name, subfolders, names in os.walk(root, onerror=unreadable):
         folder = Path(folder_name)
         links = [name for name in subfolders if (folder / name).is_symlink()]
         items += [
-            _refused(
+            refused_item(
                 (folder / name).relative_to(root),
                 "outside_link",
                 "a link to a folder outside the input; copy it, or mine it on its own",
@@ -98,7 +107,7 @@ def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
             if name not in links and (folder / name) != output and not _is_mined_folder(folder / name)
         ]
         for name in names:
-            item = _item(folder / name, root, set(names))
+            item = find_item(folder / name, root)
             if item is not None:
                 items.append(item)
             elif not _is_annotation(name, set(names)):
@@ -106,8 +115,8 @@ def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
     return sorted(items, key=lambda item: item.path), ignored
 
 
-def _item(path: Path, root: Path, siblings: set[str]) -> Item | None:
-    """The input that this file is, or None where it is none."""
+def find_item(path: Path, root: Path) -> Item | None:
+    """The input that a file below `root` is, or None where its name is not of any kind that is mined."""
     suffix = path.suffix.lower()
     annotation = path.with_suffix(".json")
     files = [path]
@@ -115,7 +124,7 @@ def _item(path: Path, root: Path, siblings: set[str]) -> Item | None:
         kind = "video"
     elif suffix in ARCHIVE_SUFFIXES:
         kind = "archive"
-    elif suffix in JPEG_SUFFIXES and annotation.name in siblings:
+    elif suffix in JPEG_SUFFIXES and (annotation.exists() or annotation.is_symlink()):
         kind = "image"
         files = [path, annotation]
     else:
@@ -124,22 +133,23 @@ def _item(path: Path, root: Path, siblings: set[str]) -> Item | None:
     try:
         str(name).encode("utf-8")
     except UnicodeEncodeError:
-        return _refused(name, "bad_name", "rename the file")
+        return refused_item(name, "bad_name", "rename the file")
     size = 0
     for file in files:
         if file.is_symlink() and not _inside(file, root):
-            return _refused(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
+            return refused_item(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
         try:
             status = file.stat()
         except OSError as error:
-            return _refused(name, "unreadable", error.strerror or str(error))
+            return refused_item(name, "unreadable", error.strerror or str(error))
         if not stat.S_ISREG(status.st_mode):
-            return _refused(name, "not_a_file", f"{file.name} is a pipe, a socket or a device")
+            return refused_item(name, "not_a_file", f"{file.name} is a pipe, a socket or a device")
         size += status.st_size
     return Item(name.as_posix(), kind, size)
 
 
-def _refused(name: Path, reason: str, detail: str) -> Item:
+def refused_item(name: Path, reason: str, detail: str) -> Item:
+    """An input that is never opened, as a row with its reason."""
     shown = name.as_posix().encode("utf-8", "backslashreplace").decode()
     return Item(shown, "refused", reason=reason, detail=detail)
 
@@ -163,32 +173,48 @@ def _is_mined_folder(folder: Path) -> bool:
     return (folder / PLAN_NAME).is_file() and (folder / "manifest").is_dir() and (folder / "shards").is_dir()
 
 
-def make_plan(output: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
+def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
     """The plan of an earlier run, with new files added in new shards; or a first one.
+
+    Args:
+        output: the mined folder.
+        root: the input folder.
+        items: what is there.
+        options: what makes a pair.
 
     Raises:
         InputError: other options than before, another input folder, or a file that has changed since.
         DataError: a plan file that cannot be read.
     """
-    fresh = Plan(asdict(options), SSIM_DEFINITION)
+    fresh = Plan(PurePosixPath(os.path.relpath(root, output)).as_posix(), asdict(options), SSIM_DEFINITION)
     plan = _read_plan(output / PLAN_NAME) or fresh
     _check_same_options(plan, fresh, output)
+    plan.input_root = fresh.input_root
     planned = {item.path: item for shard in plan.shards for item in shard}
     found = {item.path: item for item in items}
     if planned and not planned.keys() & found.keys():
         raise InputError(
             f"{output} was mined from another folder: none of its files is in this input; name a new output"
         )
-    changed = [path for path, item in found.items() if path in planned and planned[path].size != item.size]
+    changed = [path for path, item in found.items() if path in planned and _differs(planned[path], item)]
     if changed:
         raise InputError(
-            f"{changed[0]!r} has another size than when {output} was mined ({len(changed)} such files); "
-            "name a new output, since a mined folder must describe the files as they are"
+            f"{changed[0]!r} has another size, hash, licence or URL than when {output} was mined ({len(changed)} such "
+            "files); name a new output, since a mined folder must describe the files as they are"
         )
     new = [item for item in items if item.path not in planned]
     size = options.inputs_per_shard
     plan.shards += [new[start : start + size] for start in range(0, len(new), size)]
     return plan
+
+
+def _differs(planned: Item, found: Item) -> bool:
+    return (planned.size, planned.sha256, planned.licence, planned.url) != (
+        found.size,
+        found.sha256,
+        found.licence,
+        found.url,
+    )
 
 
 def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
@@ -213,6 +239,6 @@ def _read_plan(path: Path) -> Plan | None:
         if content["format"] != _PLAN_FORMAT:
             raise DataError(f"{path} has format {content['format']}, this code writes {_PLAN_FORMAT}")
         shards = [[Item(**item) for item in shard] for shard in content["shards"]]
-        return Plan(content["options"], content["ssim_definition"], shards)
+        return Plan(content["input_root"], content["options"], content["ssim_definition"], shards)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error!r}); delete the folder and mine again") from error

@@ -24,6 +24,8 @@ FORMATS = "mov,matroska,avi"
 _CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
+#: (height, width) in px of the pictures that cuts are told by.
+THUMBNAIL_SIZE = (36, 64)
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class VideoFrame:
         number: in order of showing, from 0.
         time_s: since the first frame.
         to_rgb: gives (H, W, 3) uint8, upright; to be called before the next frame is asked for.
+        to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to tell cuts by; likewise.
     """
 
     number: int
     time_s: float
     to_rgb: Callable[[], np.ndarray]
+    to_thumbnail: Callable[[], np.ndarray]
 
 
 class FrameReader(Protocol):
@@ -102,7 +106,9 @@ class PyAVReader:
             checks.packet(packet)
             for frame in stream.decode(packet):
                 time_s = checks.frame(frame)
-                yield VideoFrame(checks.num_frames - 1, time_s, partial(_upright_rgb, frame))
+                yield VideoFrame(
+                    checks.num_frames - 1, time_s, partial(_upright_rgb, frame), partial(_thumbnail, frame)
+                )
         checks.end(container)
 
     def _check_size(self, width: int, height: int) -> None:
@@ -205,3 +211,9 @@ def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
     rgb = frame.to_ndarray(format="rgb24", threads=1)
     quarters = round(frame.rotation / _QUARTER_DEGREES) % 4
     return np.ascontiguousarray(np.rot90(rgb, quarters))
+
+
+def _thumbnail(frame: av.VideoFrame) -> np.ndarray:
+    height, width = THUMBNAIL_SIZE
+    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1)
+    return small.to_ndarray()

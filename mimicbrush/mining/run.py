@@ -1,223 +1,174 @@
-"""Mine a folder: videos and photographs in, shards of pairs, a manifest and a summary out."""
+"""Mine a folder or a list: videos and photographs in, shards of pairs, a manifest, a summary and a report out."""
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import shutil
-import tempfile
-from collections import Counter, deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict
+import json
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
+from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, index_is_current, write_index
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining import plan as planning
-from mimicbrush.mining.options import MiningOptions, check_number
+from mimicbrush.mining.engines import Resources, run_shards
+from mimicbrush.mining.inputs import LIST_SUFFIXES, read_input_list
+from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.reader import FrameReader, PyAVReader
-from mimicbrush.mining.shards import ShardPaths, fingerprint, read_marker, write_shard
+from mimicbrush.mining.shards import ShardJob, ShardPaths, fingerprint
 from mimicbrush.mining.summary import Summary, summarise
-from mimicbrush.mining.work import Outcome, mine_item, refused_source, start_worker
 from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
 
 SUMMARY_NAME = "summary.json"
-_SPOOL_PREFIX, _SPOOL_SUFFIX = "spool-", ".tmp"
-#: Inputs in hand per worker, finished ones included that wait for a slower one before them.
-_INPUTS_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class ArrayTask:
+    """Which shards are this process's, of several that mine one output folder: every `count`-th, from `index`.
+
+    Attributes:
+        index: 0..count-1.
+        count: how many tasks there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise InputError(f"task {self.index} of {self.count}: the index must be in 0..{self.count - 1}")
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What a run leaves behind.
+
+    Attributes:
+        summary: of the whole folder; None where other tasks have not ended yet.
+        shards_done, shards: finished, and planned.
+        shards_mined: by this run.
+        notes: for a person to read.
+    """
+
+    summary: Summary | None
+    shards_done: int
+    shards: int
+    shards_mined: int
+    notes: list[str]
 
 
 def mine(
-    input_dir: Path,
-    output_dir: Path,
+    inputs: Path,
+    output: Path,
     options: MiningOptions | None = None,
     *,
-    workers: int = 2,
-    timeout_s: float = 1800.0,
-    progress: bool = True,
+    resources: Resources | None = None,
+    task: ArrayTask | None = None,
+    input_root: Path | None = None,
     reader: FrameReader | None = None,
-) -> Summary:
-    """Mine all videos, photographs with segments, and tars of these, below a folder.
+    progress: bool = True,
+) -> Mined:
+    """Mine all videos, photographs with segments, and tars of these, of a folder or a list.
 
-    A shard that is done is not touched, so a run that was stopped is simply started again. One run at a time
-    per output folder.
+    A shard that is done is not touched, so a run that was stopped is simply started again. Several processes may
+    mine one output folder if each has its own `task`.
 
     Args:
-        input_dir: searched with all its subfolders.
-        output_dir: made if needed; gets `manifest/`, `shards/`, `markers/`, `plan.json`, `summary.json`.
+        inputs: a folder, searched with all its subfolders, or a list (`mimicbrush.mining.inputs`).
+        output: made if needed; gets `manifest/`, `shards/`, `markers/` and the other files of data_manifests/README.md.
         options: what makes a pair; None for the defaults.
-        workers: processes that decode.
-        timeout_s: for one file (one tar); when it is over, the file is quarantined.
+        resources: what may be used; None for the defaults.
+        task: of an array; None mines all.
+        input_root: the folder that a list's paths are relative to; None: the one that it lies in.
+        reader: for videos; None for the one that the options name. It is pickled.
         progress: whether to draw a progress bar on stderr.
-        reader: for videos; None for `PyAVReader` with the limits of the options. It is pickled.
 
     Raises:
-        InputError: a folder without inputs, or an output that does not belong to them.
-        DataError: an output folder whose files cannot be read, or an input at which a worker fails in a way
-            that is not foreseen; it is named, and the shards before it stay.
+        InputError: nothing to mine, or an output that does not belong to it.
+        DataError: an output folder whose files cannot be read or written, or an input at which a worker fails in a
+            way that is not foreseen; it is named, and the shards that are finished stay.
     """
-    options = options or MiningOptions()
+    options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
     reader = reader or PyAVReader(max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
-    check_number("workers", workers, whole=True)
-    check_number("timeout_s", timeout_s)
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
-    if workers < 1 or timeout_s <= 0:
-        raise InputError(f"workers={workers} must be at least 1, and timeout_s={timeout_s:g} above 0")
-    root, output = _check_folders(input_dir, output_dir)
-    items, ignored = planning.discover(root, output)
-    if not items:
-        raise InputError(_nothing_found(root, ignored))
-    plan = planning.make_plan(output, items, options)
+    root, output = _check_folders(inputs, output, input_root)
+    items, ignored, notes = _find_items(inputs, root, output)
+    plan = planning.make_plan(output, root, items, options)
     output.mkdir(parents=True, exist_ok=True)
-    _write_if_new(output / planning.PLAN_NAME, plan.to_json())
-    ignored += _mine_shards(root, output, plan, options, reader, workers, timeout_s, progress)
-    summary = summarise(output, ignored, asdict(options))
-    _write_if_new(output / SUMMARY_NAME, summary.to_json())
-    return summary
+    _write_if_new(output / PLAN_NAME, plan.to_json())
+    jobs = [
+        ShardJob(number, tuple(shard), root, output, options, reader, fingerprint(plan, shard))
+        for number, shard in enumerate(plan.shards)
+    ]
+    shards_mined = _run(jobs[task.index :: task.count], resources, progress)
+    done = [job for job in jobs if job.paths.marker.is_file()]
+    summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
+    return Mined(summary, len(done), len(jobs), shards_mined, notes)
 
 
-def _check_folders(input_dir: Path, output_dir: Path) -> tuple[Path, Path]:
-    if not input_dir.is_dir():
-        what = "is a file" if input_dir.exists() else "does not exist"
-        raise InputError(f"the input {input_dir} {what}; name a folder with videos, or photographs with segments")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"the output {output_dir} is a file; name a folder, or a path where one can be made")
-    root, output = input_dir.resolve(), output_dir.resolve()
+def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:
+    if not inputs.exists():
+        raise InputError(f"the input {inputs} does not exist; name a folder of videos, or a list (.csv, .parquet)")
+    if not inputs.is_dir() and inputs.suffix.lower() not in LIST_SUFFIXES:
+        raise InputError(f"the input {inputs} is a file; name a folder, or a list ({' '.join(LIST_SUFFIXES)})")
+    if input_root is not None and (inputs.is_dir() or not input_root.is_dir()):
+        raise InputError(f"input_root={input_root} must be the folder that the paths of a list are relative to")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"the output {output} is a file; name a folder, or a path where one can be made")
+    root, output = (input_root or (inputs if inputs.is_dir() else inputs.parent)).resolve(), output.resolve()
     if root == output:
         raise InputError(f"input and output are the same folder {root}; name another output")
     return root, output
 
 
-def _nothing_found(root: Path, ignored: Counter[str]) -> str:
-    others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no file at all"
-    return (
-        f"{root} holds nothing to mine ({others}); expected videos ({' '.join(planning.VIDEO_SUFFIXES)}), "
-        "photographs with segments (NAME.jpg beside NAME.json, as in SA-1B), or .tar files of these"
-    )
+def _find_items(inputs: Path, root: Path, output: Path) -> tuple[list[Item], Counter[str], list[str]]:
+    if not inputs.is_dir():
+        items, unread = read_input_list(inputs, root)
+        return items, Counter(), [f"columns of {inputs.name} that are not used: {', '.join(unread)}"] if unread else []
+    items, ignored = planning.discover(root, output)
+    if not items:
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no file at all"
+        raise InputError(
+            f"{root} holds nothing to mine ({others}); expected videos ({' '.join(planning.VIDEO_SUFFIXES)}), "
+            "photographs with segments (NAME.jpg beside NAME.json, as in SA-1B), or .tar files of these"
+        )
+    return items, ignored, []
 
 
-def _mine_shards(
-    root: Path,
-    output: Path,
-    plan: Plan,
-    options: MiningOptions,
-    reader: FrameReader,
-    workers: int,
-    timeout_s: float,
-    progress: bool,
-) -> Counter[str]:
-    """Mine what is not done; how many files the archives hold beside photographs with segments."""
-    _remove_stale(output)
-    prints = [fingerprint(plan, items) for items in plan.shards]
-    paths = [ShardPaths.of(output, number) for number in range(len(plan.shards))]
-    markers = [read_marker(path, print_) for path, print_ in zip(paths, prints, strict=True)]
-    todo = [item for items, marker in zip(plan.shards, markers, strict=True) if marker is None for item in items]
-    first_path_of: dict[str, str] = {}
-    ignored: Counter[str] = Counter()
-    outcomes = _outcomes(root, output, todo, options, reader, workers, timeout_s)
-    bar = tqdm(total=len(todo), unit="file", desc="mining", disable=not (progress and todo))
-
-    def shard_outcomes(count: int) -> Generator[tuple[Outcome, Path | None]]:
-        for outcome in itertools.islice(outcomes, count):
-            yield outcome
-            bar.update()
-
-    try:
-        for items, path, print_, marker in zip(plan.shards, paths, prints, markers, strict=True):
-            if marker is None:
-                marker = write_shard(path, shard_outcomes(len(items)), first_path_of, print_)
-            else:
-                _remember(path.part, first_path_of)
-            ignored += Counter(marker["ignored"])
-    finally:
-        bar.close()
-        outcomes.close()
-    return ignored
+def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
+    """Mine shards; of how many there was anything to do."""
+    num_files = sum(len(job.items) for job in jobs)
+    mined = 0
+    with tqdm(total=num_files, unit="file", desc="mining", disable=not progress) as bar:
+        for job, was_mined in run_shards(jobs, resources):
+            mined += was_mined
+            bar.update(len(job.items))
+    return mined
 
 
-def _remove_stale(output: Path) -> None:
-    """Remove what a run that was killed left behind."""
-    for spool_folder in output.glob(f"{_SPOOL_PREFIX}*{_SPOOL_SUFFIX}"):
-        shutil.rmtree(spool_folder, ignore_errors=True)
-    first = ShardPaths.of(output, 0)
-    for folder in (output, first.tar.parent, first.part.parent, first.marker.parent):
+def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> Summary:
+    """Once all shards are there: the index for training, the summary, the report."""
+    for folder in (output, *{path.parent for path in vars(ShardPaths.of(output, 0)).values()}):
         for aside in folder.glob(ASIDE_PATTERN):
             aside.unlink(missing_ok=True)
+    for job in done:
+        ignored = ignored + Counter(_marker(job)["ignored"])
+    if not index_is_current(output):
+        write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
+    summary = summarise(output, ignored, plan.options)
+    _write_if_new(output / SUMMARY_NAME, summary.to_json())
+    return summary
 
 
-def _remember(part: Path, first_path_of: dict[str, str]) -> None:
-    """Note the contents of a finished shard, so that later duplicates of them are known."""
-    table = pq.read_table(part, columns=["source_hash", "source_path"])
-    for source_hash, source_path in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        if source_hash:
-            first_path_of.setdefault(source_hash, source_path)
-
-
-def _outcomes(
-    root: Path,
-    output: Path,
-    items: Sequence[Item],
-    options: MiningOptions,
-    reader: FrameReader,
-    workers: int,
-    timeout_s: float,
-) -> Generator[tuple[Outcome, Path | None]]:
-    """What each input gives, in order, mined some inputs ahead; a spool file lives until the next step."""
-    if not items:
-        return
-    # A name of its own: workers of a killed run may live a little longer, and must not write into ours.
-    spool_folder = Path(tempfile.mkdtemp(_SPOOL_SUFFIX, _SPOOL_PREFIX, output))
-    pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"), initializer=start_worker)
-    waiting: deque[tuple[Item, Path, Future[Outcome] | None]] = deque()
-    ahead = iter(enumerate(items))
+def _marker(job: ShardJob) -> dict[str, Counter[str]]:
     try:
-        while True:
-            for number, item in ahead:
-                spool_path = spool_folder / f"{number}.bin"
-                future = None
-                if item.kind != "refused":
-                    arguments = (root, item, reader, options, spool_path)
-                    future = pool.schedule(mine_item, args=arguments, timeout=timeout_s)
-                waiting.append((item, spool_path, future))
-                if len(waiting) >= _INPUTS_AHEAD * workers:
-                    break
-            if not waiting:
-                return
-            item, spool_path, future = waiting.popleft()
-            outcome = _result(item, future, timeout_s)
-            yield outcome, spool_path
-            spool_path.unlink(missing_ok=True)
-    finally:
-        pool.stop()
-        pool.join()
-        shutil.rmtree(spool_folder, ignore_errors=True)
-
-
-def _result(item: Item, future: Future[Outcome] | None, timeout_s: float) -> Outcome:
-    """Wait for one input. A worker that died or hung costs this input only; a fault of ours ends the run."""
-    if future is None:
-        return Outcome([refused_source(item.path, item.reason, item.detail)])
-    failure = future.exception()
-    if failure is None:
-        return future.result()
-    if isinstance(failure, FutureTimeoutError):
-        reason, detail = "timeout", f"more than timeout_s={timeout_s:g}"
-    elif isinstance(failure, ProcessExpired):
-        reason, detail = "worker_died", f"exit code {failure.exitcode}"
-    else:
-        raise DataError(
-            f"{item.path}: mining this file failed in a way that is not foreseen ({type(failure).__name__}: "
-            f"{str(failure).strip()}). Mend the cause if it lies on this machine (a full disk, say); else move the "
-            "file out of the input and report the fault. Then give the same command again: finished shards stay"
-        ) from failure
-    return Outcome([refused_source(item.path, reason, detail, kind=item.row_kind)])
+        marker: dict[str, Counter[str]] = json.loads(job.paths.marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{job.paths.marker} cannot be read ({error}); delete it and mine again") from error
+    return marker
 
 
 def _write_if_new(path: Path, text: str) -> None:

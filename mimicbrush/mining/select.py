@@ -10,19 +10,23 @@ is known before anything is computed, so a pair that could not win is neither co
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
-import cv2
 import numpy as np
 
+from mimicbrush.mining.audit import Refused, thumbnail
+from mimicbrush.mining.jpeg import encode_jpeg, stored_size
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reader import VideoFrame
+from mimicbrush.mining.shots import Shots
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
 from mimicbrush.ops.randomness import mix
-from mimicbrush.ops.similarity import ssim_luma, ssim_thumbnail
+from mimicbrush.ops.similarity import sharpness, ssim_luma, ssim_thumbnail
 
 _SSIM_WINDOW_PX = 11
 #: Frame times are rounded to ticks of the container, so the grid of candidates needs some play.
@@ -30,14 +34,25 @@ _TIME_PLAY_S = 1e-3
 
 
 class Candidate:
-    """A frame that may become half of a pair; what is costly is computed at most once, and only if needed."""
+    """A frame that may become half of a pair; what is costly is computed at most once, and only if needed.
+
+    Args:
+        number, time_s: of the frame.
+        image: (H, W, 3) uint8 RGB as it will be stored.
+        jpeg_quality: of the stored picture.
+    """
 
     def __init__(self, number: int, time_s: float, image: np.ndarray, jpeg_quality: int) -> None:
         self.number = number
         self.time_s = time_s
-        self.image = image  # (H, W, 3) uint8 RGB as it will be stored
+        self.image = image
         self._jpeg_quality = jpeg_quality
         self.thumbnail = ssim_thumbnail(image)
+
+    @cached_property
+    def sharpness(self) -> float:
+        """See `mimicbrush.ops.similarity.sharpness`."""
+        return sharpness(self.image)
 
     @cached_property
     def features(self) -> Features:
@@ -67,6 +82,36 @@ class ChosenPair:
     height_px: int
 
 
+@dataclass
+class Stopwatch:
+    """Where the time of one clip went.
+
+    Attributes:
+        seconds: step -> seconds.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Count the time of a block to a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.perf_counter() - start
+
+    def each(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """The frames, with the wait for each counted as decoding."""
+        iterator = iter(frames)
+        while True:
+            with self.timed("decode"):
+                frame = next(iterator, None)
+            if frame is None:
+                return
+            yield frame
+
+
 @dataclass(frozen=True)
 class Selection:
     """What a clip gave.
@@ -75,11 +120,17 @@ class Selection:
         pairs: in order of time.
         reason: a key of `reasons.REJECTED` where there are no pairs, else "".
         detail: what was tried, for a person to read.
+        refused: examples of what was tried in vain.
+        num_frames: of the clip.
+        seconds: step -> seconds; the only part that another run of the same clip does not give again.
     """
 
     pairs: list[ChosenPair]
     reason: str
     detail: str
+    refused: list[Refused]
+    num_frames: int
+    seconds: dict[str, float]
 
 
 def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Selection:
@@ -88,46 +139,75 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
     Raises:
         UntrustedFileError: what the reader raises, at any time; nothing of the clip is then used.
     """
-    search = _Search(options)
-    window: deque[Candidate] = deque()
+    watch = Stopwatch()
+    search = _Search(options, watch)
+    shots = Shots(options.cut_ratio, options.min_cut)
+    waiting: deque[Candidate] = deque()  # until it is known which shot they belong to
     num_frames, next_s, end_s = 0, 0.0, 0.0
-    for frame in frames:
+    for frame in watch.each(frames):
         num_frames += 1
         end_s = frame.time_s
-        if frame.time_s < next_s - _TIME_PLAY_S:
-            continue
-        steps = int((frame.time_s + _TIME_PLAY_S) / options.candidate_interval_s)
-        next_s = (steps + 1) * options.candidate_interval_s
-        image = stored_size(frame.to_rgb(), options.max_side_px)
-        candidate = Candidate(frame.number, frame.time_s, image, options.jpeg_quality)
-        if min(candidate.thumbnail.shape) < _SSIM_WINDOW_PX:
-            search.tried["too_small"] += 1
-            continue  # to the end all the same: the file must prove that it can be trusted
-        if candidate.thumbnail.std() < options.min_contrast:
-            search.tried["flat"] += 1
-            continue
-        while window and candidate.time_s - window[0].time_s > options.max_gap_s + _TIME_PLAY_S:
-            window.popleft()
-        for earlier in window:
-            if candidate.time_s - earlier.time_s >= options.min_gap_s - _TIME_PLAY_S:
-                search.offer(earlier, candidate)
-        window.append(candidate)
+        with watch.timed("shots"):
+            shots.add(frame.to_thumbnail())
+        if frame.time_s >= next_s - _TIME_PLAY_S:
+            steps = int((frame.time_s + _TIME_PLAY_S) / options.candidate_interval_s)
+            next_s = (steps + 1) * options.candidate_interval_s
+            with watch.timed("decode"):
+                image = stored_size(frame.to_rgb(), options.max_side_px)
+            waiting.append(Candidate(frame.number, frame.time_s, image, options.jpeg_quality))
+        while waiting and waiting[0].number < shots.num_settled:
+            search.consider(waiting.popleft(), shots)
+    for candidate in waiting:
+        search.consider(candidate, shots)
     if num_frames < options.min_frames:
-        return Selection([], "too_short", f"{num_frames} frames, fewer than min_frames={options.min_frames}")
+        detail = f"{num_frames} frames, fewer than min_frames={options.min_frames}"
+        return Selection([], "too_short", detail, [], num_frames, dict(watch.seconds))
     return search.result(num_frames, end_s)
 
 
 class _Search:
     """The pairs chosen so far: at most one per stretch of time, of at most twice as many as are wanted."""
 
-    def __init__(self, options: MiningOptions) -> None:
+    def __init__(self, options: MiningOptions, watch: Stopwatch) -> None:
         self.options = options
+        self.watch = watch
         self.stretch_s = options.candidate_interval_s
+        self.window: deque[tuple[int, Candidate]] = deque()  # (shot, candidate) within reach
         self.slots: dict[int, tuple[int, ChosenPair]] = {}
         self.tried: Counter[str] = Counter()
+        self.examples: dict[str, tuple[int, Refused]] = {}  # reason -> the one of lowest rank
         self.ssims: list[float] = []
 
-    def offer(self, a: Candidate, b: Candidate) -> None:
+    def consider(self, candidate: Candidate, shots: Shots) -> None:
+        """Offer a candidate with every earlier one in reach."""
+        shot = shots.of(candidate.number)
+        while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:
+            self.window.popleft()
+        fault = self._fault(candidate, [earlier for of, earlier in self.window if of == shot])
+        if fault:
+            self._refuse(fault, candidate)
+            return
+        for earlier_shot, earlier in self.window:
+            if candidate.time_s - earlier.time_s < self.options.min_gap_s - _TIME_PLAY_S:
+                continue
+            if earlier_shot != shot:
+                self._refuse("across_cut", earlier, candidate)
+            else:
+                self._offer(earlier, candidate)
+        self.window.append((shot, candidate))
+
+    def _fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
+        """Why a frame cannot be half of any pair; "" if it can."""
+        if min(candidate.thumbnail.shape) < _SSIM_WINDOW_PX:
+            return "too_small"
+        if candidate.thumbnail.std() < self.options.min_contrast:
+            return "flat"
+        with self.watch.timed("sharpness"):
+            usual = float(np.median([each.sharpness for each in neighbours])) if neighbours else 0.0
+            least = max(self.options.min_sharpness, self.options.min_sharpness_ratio * usual)
+            return "blurred" if candidate.sharpness < least else ""
+
+    def _offer(self, a: Candidate, b: Candidate) -> None:
         """Take this pair if it is admissible and its rank beats that of its stretch."""
         rank = mix(a.number, b.number)
         slot = int((a.time_s + _TIME_PLAY_S) / self.stretch_s)
@@ -141,32 +221,45 @@ class _Search:
             self._merge()
 
     def _admit(self, a: Candidate, b: Candidate) -> ChosenPair | None:
-        ssim = ssim_luma(a.thumbnail, b.thumbnail)
+        with self.watch.timed("ssim"):
+            ssim = ssim_luma(a.thumbnail, b.thumbnail)
         self.ssims.append(ssim)
-        if ssim > self.options.max_ssim:
-            self.tried["too_similar"] += 1
+        if not self.options.min_ssim <= ssim <= self.options.max_ssim:
+            self._refuse("too_similar" if ssim > self.options.max_ssim else "too_different", a, b, ssim)
             return None
-        if ssim < self.options.min_ssim:
-            self.tried["too_different"] += 1
-            return None
-        a_points, b_points = match_features(a.features, b.features)
+        with self.watch.timed("sift"):
+            a_points, b_points = match_features(a.features, b.features)
         if len(a_points) < self.options.min_matches:
-            self.tried["few_matches"] += 1
+            self._refuse("few_matches", a, b, ssim, len(a_points))
             return None
         height, width = a.image.shape[:2]
+        with self.watch.timed("jpeg"):
+            a_jpeg, b_jpeg = a.jpeg, b.jpeg
         return ChosenPair(
             a_frame=a.number,
             b_frame=b.number,
             a_time_s=a.time_s,
             b_time_s=b.time_s,
-            a_jpeg=a.jpeg,
-            b_jpeg=b.jpeg,
+            a_jpeg=a_jpeg,
+            b_jpeg=b_jpeg,
             a_points=a_points,
             b_points=b_points,
             ssim=ssim,
             width_px=width,
             height_px=height,
         )
+
+    def _refuse(
+        self, reason: str, a: Candidate, b: Candidate | None = None, ssim: float = float("nan"), num_matches: int = -1
+    ) -> None:
+        """Count it, and keep one example of each reason: the one whose hash is lowest."""
+        self.tried[reason] += 1
+        b_frame = -1 if b is None else b.number
+        rank = mix(a.number, b_frame)
+        if reason in self.examples and self.examples[reason][0] <= rank:
+            return
+        picture = thumbnail(a.image) if b is None else np.hstack([thumbnail(a.image), thumbnail(b.image)])
+        self.examples[reason] = rank, Refused(reason, a.number, b_frame, ssim, num_matches, picture)
 
     def _merge(self) -> None:
         self.stretch_s *= 2
@@ -181,30 +274,20 @@ class _Search:
         wanted = self.options.pairs_per_clip
         if len(pairs) > wanted:
             pairs = [pairs[i * len(pairs) // wanted] for i in range(wanted)]
-        if pairs:
-            return Selection(pairs, "", "")
+        reason, detail = ("", self._tried()) if pairs else self._why_none(num_frames, end_s)
+        by_count = sorted(self.examples.values(), key=lambda entry: (-self.tried[entry[1].reason], entry[1].reason))
+        refused = [example for _, example in by_count[: self.options.refused_per_clip]]
+        return Selection(pairs, reason, detail, refused, num_frames, dict(self.watch.seconds))
+
+    def _why_none(self, num_frames: int, end_s: float) -> tuple[str, str]:
         if not self.tried:
             gaps = f"{self.options.min_gap_s:g}..{self.options.max_gap_s:g} s"
-            return Selection([], "too_short", f"{num_frames} frames in {end_s:.2f} s: none are {gaps} apart")
-        reason = max(sorted(self.tried), key=lambda word: self.tried[word])
+            return "too_short", f"{num_frames} frames in {end_s:.2f} s: none are {gaps} apart"
+        return max(sorted(self.tried), key=lambda word: self.tried[word]), self._tried()
+
+    def _tried(self) -> str:
+        if not self.tried:
+            return ""
         counts = ", ".join(f"{word} {count}" for word, count in sorted(self.tried.items()))
         span = f"; SSIM {min(self.ssims):.3f}..{max(self.ssims):.3f}" if self.ssims else ""
-        return Selection([], reason, f"tried: {counts}{span}")
-
-
-def stored_size(image: np.ndarray, max_side_px: int) -> np.ndarray:
-    """The picture with its long side at most `max_side_px`: reduced by INTER_AREA, or itself."""
-    height, width = image.shape[:2]
-    scale = max_side_px / max(height, width)
-    if scale >= 1:
-        return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 RGB to the bytes of a JPEG file."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"OpenCV could not encode a picture of shape {image.shape}")
-    return bytes(data)
+        return f"refused: {counts}{span}"

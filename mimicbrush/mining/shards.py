@@ -1,17 +1,22 @@
-"""One shard on disk: a tar of JPEGs, a Parquet part, and a marker that is written last.
+"""The unit of mining: some inputs -> a tar of JPEGs, a Parquet part, an audit part, and a marker that is written last.
 
-Everything is written aside in the same folder, flushed to the disk, then renamed; so a file that has its name
-is whole, and a shard that has its marker is done. The same inputs and options give the same bytes.
+`mine_shard` is one function for every engine: it depends on nothing but its job, and may be run any number of times.
+Everything is written aside in the same folder, flushed to the disk, then renamed; so a file that has its name is
+whole, and a shard whose marker verifies is done. The same inputs and options give the same bytes.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import shutil
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mimicbrush.data.manifest import SCHEMA, SCHEMA_VERSION
+from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
+from mimicbrush.errors import DataError
+from mimicbrush.mining.audit import AUDIT_SCHEMA
+from mimicbrush.mining.isolation import IsolatedReaders
+from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
+from mimicbrush.mining.reader import FrameReader
 from mimicbrush.mining.work import Outcome, Source, refused_source
 from mimicbrush.ops.files import write_aside
 
@@ -29,11 +39,13 @@ _HASH_CHARACTERS = 16
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """Where the three files of a shard lie."""
+    """Where the files of a shard lie; `timing` is for the report only and no part of the shard."""
 
     tar: Path
     part: Path
+    audit: Path
     marker: Path
+    timing: Path
 
     @classmethod
     def of(cls, output: Path, number: int) -> ShardPaths:
@@ -41,8 +53,42 @@ class ShardPaths:
         return cls(
             output / "shards" / f"shard-{number:06d}.tar",
             output / "manifest" / f"part-{number:06d}.parquet",
+            output / "audit" / f"part-{number:06d}.parquet",
             output / "markers" / f"shard-{number:06d}.json",
+            output / "timing" / f"shard-{number:06d}.json",
         )
+
+    @property
+    def hashed(self) -> dict[str, Path]:
+        """Key in the marker -> file whose SHA-256 it holds."""
+        return {"tar_sha256": self.tar, "part_sha256": self.part, "audit_sha256": self.audit}
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """All that decides a shard.
+
+    Attributes:
+        number: of the shard in its plan.
+        items: its inputs, in order.
+        root, output: the input folder and the mined folder.
+        options: what makes a pair.
+        reader: for videos.
+        fingerprint: see `fingerprint`.
+    """
+
+    number: int
+    items: tuple[Item, ...]
+    root: Path
+    output: Path
+    options: MiningOptions
+    reader: FrameReader
+    fingerprint: str
+
+    @property
+    def paths(self) -> ShardPaths:
+        """Where its files go."""
+        return ShardPaths.of(self.output, self.number)
 
 
 def fingerprint(plan: Plan, items: Sequence[Item]) -> str:
@@ -51,106 +97,157 @@ def fingerprint(plan: Plan, items: Sequence[Item]) -> str:
         "schema": SCHEMA_VERSION,
         "options": plan.options,
         "ssim": plan.ssim_definition,
-        "inputs": [[item.path, item.kind, item.size, item.reason] for item in items],
+        "inputs": [vars(item) for item in items],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_marker(paths: ShardPaths, expected_fingerprint: str) -> dict[str, Any] | None:
-    """The marker of a shard that is done and unharmed, else None: then the shard is to be mined (again)."""
+def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> dict[str, Any] | None:
+    """The marker of a shard that is done and unharmed, else None: then the shard is to be mined (again).
+
+    Args:
+        paths: of the shard.
+        expected_fingerprint: of its inputs and options; None: whatever the marker says.
+    """
     try:
-        marker = json.loads(paths.marker.read_text(encoding="utf-8"))
-        whole = (
-            marker["fingerprint"] == expected_fingerprint
-            and marker["tar_sha256"] == _sha256(paths.tar)
-            and marker["part_sha256"] == _sha256(paths.part)
+        marker: dict[str, Any] = json.loads(paths.marker.read_text(encoding="utf-8"))
+        whole = expected_fingerprint in (None, marker["fingerprint"]) and all(
+            marker[key] == _sha256(path) for key, path in paths.hashed.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return marker if whole else None
 
 
-def write_shard(
-    paths: ShardPaths,
-    outcomes: Iterable[tuple[Outcome, Path | None]],
-    first_path_of: dict[str, str],
-    shard_fingerprint: str,
-) -> dict[str, Any]:
-    """Write one shard.
+def mine_shard(job: ShardJob, readers: IsolatedReaders) -> bool:
+    """Mine one shard, unless it is done.
 
     Args:
-        paths: where to.
-        outcomes: of its inputs in planned order, each with its spool file (None: it has no pictures).
-        first_path_of: source hash -> first path with that content, of all earlier shards; added to here.
-        shard_fingerprint: see `fingerprint`.
+        job: what to mine.
+        readers: where the files are read.
 
     Returns:
-        The marker.
+        Whether there was anything to do.
+
+    Raises:
+        DataError: the disk refuses a file, or an input fails in a way that is not foreseen.
     """
-    rows: list[dict[str, Any]] = []
-    ignored: Counter[str] = Counter()
-    for path in (paths.tar, paths.part, paths.marker):
+    if read_marker(job.paths, job.fingerprint) is not None:
+        return False
+    try:
+        _remove_leftovers(job)
+        # A name of its own: workers of a killed run may live a little longer, and must not write into ours.
+        spool_folder = Path(tempfile.mkdtemp(".tmp", f"spool-{job.number:06d}-", job.output))
+        try:
+            _write(job, readers, spool_folder)
+        finally:
+            shutil.rmtree(spool_folder, ignore_errors=True)
+    except OSError as error:
+        cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise DataError(
+            f"shard {job.number} cannot be written to {job.output}: {cause}. Finished shards stay; mend it, then give "
+            "the same command again"
+        ) from error
+    return True
+
+
+def _remove_leftovers(job: ShardJob) -> None:
+    """Remove what a run that was killed left behind of this shard."""
+    for spool_folder in job.output.glob(f"spool-{job.number:06d}-*.tmp"):
+        shutil.rmtree(spool_folder, ignore_errors=True)
+    for path in vars(job.paths).values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
+        for aside in path.parent.glob(f".{path.name}.*.tmp"):
+            aside.unlink(missing_ok=True)
+    job.paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
+
+
+def _write(job: ShardJob, readers: IsolatedReaders, spool_folder: Path) -> None:
+    start = time.perf_counter()
+    pending = [
+        None
+        if item.kind == "refused"
+        else readers.submit(job.root, item, job.reader, job.options, spool_folder / f"{number}.bin")
+        for number, item in enumerate(job.items)
+    ]
+    rows: list[dict[str, Any]] = []
+    outcomes: list[Outcome] = []
 
     def write_tar(path: Path) -> None:
         with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for outcome, spool_path in outcomes:
-                ignored.update(outcome.ignored)
+            for number, (item, waiting) in enumerate(zip(job.items, pending, strict=True)):
+                refusal = Outcome([refused_source(item, item.reason, item.detail)])
+                outcome = refusal if waiting is None else waiting.result()
+                outcomes.append(outcome)
+                spool_path = spool_folder / f"{number}.bin"
                 for source in outcome.sources:
-                    source = _without_duplicates(source, first_path_of)
-                    rows.extend(_store(source, spool_path, tar, paths.tar.name))
+                    rows.extend(_store(source, spool_path, tar, job.paths.tar))
+                spool_path.unlink(missing_ok=True)
 
-    write_aside(paths.tar, write_tar)
-    table = pa.Table.from_pylist(rows, SCHEMA)
-    write_aside(paths.part, lambda path: pq.write_table(table, path, compression="zstd"))
-    marker = {
-        "fingerprint": shard_fingerprint,
-        "tar_sha256": _sha256(paths.tar),
-        "part_sha256": _sha256(paths.part),
-        "rows": len(rows),
-        "pairs": sum(values["status"] == "pair" for values in rows),
-        "ignored": dict(sorted(ignored.items())),
+    write_aside(job.paths.tar, write_tar)
+    audit = [row for outcome in outcomes for source in outcome.sources for row in source.audit]
+    _write_parquet(job.paths.part, pa.Table.from_pylist(rows, SCHEMA))
+    _write_parquet(job.paths.audit, pa.Table.from_pylist(audit, AUDIT_SCHEMA))
+    seconds: dict[str, float] = defaultdict(float)
+    for outcome in outcomes:
+        for step, duration in outcome.seconds.items():
+            seconds[step] += duration
+    timing = {
+        "wall_s": time.perf_counter() - start,
+        "seconds": dict(seconds),
+        "num_frames": sum(outcome.num_frames for outcome in outcomes),
+        "num_files": sum(len(outcome.sources) for outcome in outcomes),
+        "input_bytes": sum(max(item.size, 0) for item in job.items),
     }
-    text = json.dumps(marker, indent=1) + "\n"
-    write_aside(paths.marker, lambda path: path.write_bytes(text.encode()))
-    return marker
-
-
-def _without_duplicates(source: Source, first_path_of: dict[str, str]) -> Source:
-    """The source, or one rejected row where an earlier file has the same content."""
-    if not source.source_hash:
-        return source
-    first = first_path_of.setdefault(source.source_hash, source.path)
-    if first == source.path:
-        return source
-    return refused_source(
-        source.path,
-        "duplicate",
-        f"the same bytes as {first}",
-        kind=source.rows[0]["kind"],
-        source_hash=source.source_hash,
-        status="rejected",
+    _write_json(job.paths.timing, timing)
+    ignored: Counter[str] = Counter()
+    for outcome in outcomes:
+        ignored += outcome.ignored
+    _write_json(
+        job.paths.marker,
+        {
+            "fingerprint": job.fingerprint,
+            **{key: _sha256(path) for key, path in job.paths.hashed.items()},
+            "rows": len(rows),
+            "pairs": sum(values["status"] == "pair" for values in rows),
+            "ignored": dict(sorted(ignored.items())),
+        },
     )
 
 
-def _store(source: Source, spool_path: Path | None, tar: tarfile.TarFile, shard: str) -> list[dict[str, Any]]:
-    """Copy a source's pictures from the spool file into the tar; its rows with final offsets."""
-    if source.rows[0]["status"] != "pair":
-        return source.rows
-    assert spool_path is not None
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    write_aside(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
+
+
+def _store(source: Source, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
+    """Name a source's pairs, and copy what is to be stored from the spool file into the tar."""
     rows = []
-    with spool_path.open("rb") as spool:
-        for number, values in enumerate(source.rows):
-            pair_id = f"{source.source_hash[:_HASH_CHARACTERS]}-{number:04d}"
-            values = values | {"pair_id": pair_id, "shard": shard}
-            for side in ("a", "b"):
-                if values[f"{side}_offset"] >= 0:
-                    spool.seek(values[f"{side}_offset"])
-                    data = spool.read(values[f"{side}_length"])
-                    values[f"{side}_offset"] = _add_member(tar, f"{pair_id}.{side}.jpg", data)
-            rows.append(values)
+    for number, values in enumerate(source.rows):
+        if values["status"] == "pair":
+            pair_id = f"{values['source_hash'][:_HASH_CHARACTERS]}-{number:04d}"
+            values = values | {"pair_id": pair_id}
+            if values["store"] == "mined":
+                values = _copied(values, spool_path, tar, f"{tar_path.parent.name}/{tar_path.name}")
+        rows.append(values)
     return rows
+
+
+def _copied(values: dict[str, Any], spool_path: Path, tar: tarfile.TarFile, file: str) -> dict[str, Any]:
+    changed: dict[str, Any] = {"file": file}
+    with spool_path.open("rb") as spool:
+        for part, suffix in (("a", "a.jpg"), ("b", "b.jpg"), ("annotation", "json")):
+            if values[f"{part}_offset"] >= 0:
+                spool.seek(values[f"{part}_offset"])
+                data = spool.read(values[f"{part}_length"])
+                changed[f"{part}_offset"] = _add_member(tar, f"{values['pair_id']}.{suffix}", data)
+    if values["annotation_file"]:
+        changed["annotation_file"] = file
+    return values | changed
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mimicbrush.data.manifest import SCHEMA
+from mimicbrush.data.manifest import read_rows
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -59,9 +57,7 @@ class Summary:
 def summarise(output: Path, ignored: Counter[str], options: dict[str, Any]) -> Summary:
     """Count the manifest of a mined folder."""
     columns = ["status", "reason", "kind", "source_path", "ssim"]
-    parts = sorted((output / "manifest").glob("*.parquet"))
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
-    table = pa.concat_tables([pq.read_table(part, columns=columns, schema=schema) for part in parts])
+    table = read_rows(output, columns)
     values = {name: table[name].to_pylist() for name in columns}
     # All rows of a file have one status, so a file counts once.
     status_of = dict(zip(values["source_path"], values["status"], strict=True))

@@ -7,23 +7,21 @@ through a pipe; the rows, whose offsets then count in the spool file, are the re
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import PIL
 
-from mimicbrush.data.manifest import row
+from mimicbrush.data.schema import pack_points, row
 from mimicbrush.mining import images
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, suffix_of
 from mimicbrush.mining.reader import FrameReader
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.select import select_pairs
+from mimicbrush.mining.select import ChosenPair, select_pairs
 
 IMAGE_DECODER = f"pillow {PIL.__version__}"
 
@@ -33,16 +31,13 @@ class Source:
     """One file of the counts: a video, or a photograph with its segments.
 
     Attributes:
-        rows: manifest rows without `shard` and `pair_id`; offsets count in the spool file.
+        rows: manifest rows without `pair_id`; offsets of store "mined" count in the spool file.
+        audit: rows of the audit.
     """
 
     path: str
     rows: list[dict[str, Any]]
-
-    @property
-    def source_hash(self) -> str:
-        """SHA-256 of the file, "" where it could not be read."""
-        return str(self.rows[0]["source_hash"])
+    audit: list[dict[str, object]] = field(default_factory=list)
 
 
 @dataclass
@@ -51,23 +46,41 @@ class Outcome:
 
     Attributes:
         ignored: suffix -> number of an archive's other files.
+        seconds: step -> seconds, of a video.
+        num_frames: decoded.
     """
 
     sources: list[Source] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    num_frames: int = 0
 
 
 def refused_source(
-    path: str, reason: str, detail: str, *, kind: str = "", source_hash: str = "", status: str = "quarantined"
+    item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = ""
 ) -> Source:
-    """A source without pairs, as its one manifest row."""
-    values = row(status=status, reason=reason, detail=detail, kind=kind, source_path=path, source_hash=source_hash)
-    return Source(path, [values])
+    """A source that cannot be trusted, as its one manifest row.
+
+    Args:
+        item: the input that it is, or lies in.
+        reason, detail: why.
+        path: where it is a file of an archive.
+        kind: "video" or "image"; "" for that of the item.
+        source_hash: where it could be read.
+    """
+    source_path = path or item.path
+    values = _common(item, source_path, kind or item.row_kind, source_hash)
+    return Source(source_path, [row(status="quarantined", reason=reason, detail=detail, **values)])
 
 
-def start_worker() -> None:
-    """Called once in each worker: the pool fills the cores, so the libraries must not."""
-    cv2.setNumThreads(1)
+def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "source_path": source_path,
+        "source_hash": source_hash,
+        "licence": item.licence,
+        "url": item.url,
+    }
 
 
 def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path) -> Outcome:
@@ -81,24 +94,18 @@ def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOption
         spool_path: the JPEGs are written there, one after the other.
     """
     path = root / item.path
-    annotation_path = path.with_suffix(".json")
-    outcome = Outcome()
     with spool_path.open("wb") as spool:
         try:
-            _check_size([path, annotation_path] if item.kind == "image" else [path], item.size)
+            _check_size([path, path.with_suffix(".json")] if item.kind == "image" else [path], item.size)
             if item.kind == "archive":
-                outcome = _mine_archive(path, item.path, options, spool)
-            elif item.kind == "image":
-                jpeg = _read_small(path, options.max_image_bytes)
-                annotation = _read_small(annotation_path, options.max_image_bytes)
-                outcome.sources = [_mine_image(item.path, jpeg, annotation, options, spool)]
-            else:
-                outcome.sources = [_mine_video(path, item.path, reader, options, spool)]
+                return _mine_archive(path, item, options, spool)
+            if item.kind == "image":
+                return Outcome([_mine_loose_image(path, item, options, spool)])
+            return _mine_video(path, item, reader, options, spool)
         except UntrustedFileError as error:
-            outcome.sources = [refused_source(item.path, error.reason, error.detail, kind=item.row_kind)]
+            return Outcome([refused_source(item, error.reason, error.detail)])
         except MemoryError:
-            outcome.sources = [refused_source(item.path, "out_of_memory", "MemoryError", kind=item.row_kind)]
-    return outcome
+            return Outcome([refused_source(item, "out_of_memory", "MemoryError")])
 
 
 def _check_size(paths: Sequence[Path], planned: int) -> None:
@@ -111,89 +118,128 @@ def _check_size(paths: Sequence[Path], planned: int) -> None:
         raise UntrustedFileError("changed", f"{size} bytes, {planned} when the run was planned")
 
 
-def _mine_video(path: Path, name: str, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> Source:
+def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> Outcome:
     source_hash = _hash_file(path, options.max_file_bytes)
-    common = {"kind": "video", "source_path": name, "source_hash": source_hash, "decoder": reader.name}
+    _check_hash(source_hash, item)
+    common = _common(item, item.path, "video", source_hash) | {"decoder": reader.name}
     try:
         selection = select_pairs(reader.frames(path), options)
     except UntrustedFileError as error:
         values = row(status="quarantined", reason=error.reason, detail=error.detail, **common)
-        return Source(name, [values])
-    if not selection.pairs:
-        values = row(status="rejected", reason=selection.reason, detail=selection.detail, **common)
-        return Source(name, [values])
-    rows = []
-    for pair in selection.pairs:
-        a_offset, b_offset = _append(spool, pair.a_jpeg), _append(spool, pair.b_jpeg)
-        values = row(
-            status="pair",
-            width_px=pair.width_px,
-            height_px=pair.height_px,
-            a_offset=a_offset,
-            a_length=len(pair.a_jpeg),
-            b_offset=b_offset,
-            b_length=len(pair.b_jpeg),
-            a_frame=pair.a_frame,
-            b_frame=pair.b_frame,
-            a_time_s=pair.a_time_s,
-            b_time_s=pair.b_time_s,
-            ssim=pair.ssim,
-            a_points=pair.a_points.ravel().tolist(),
-            b_points=pair.b_points.ravel().tolist(),
-            **common,
-        )
-        rows.append(values)
-    return Source(name, rows)
+        return Outcome([Source(item.path, [values])])
+    if selection.pairs:
+        rows = [row(status="pair", **_pair_values(pair, spool), **common) for pair in selection.pairs]
+    else:
+        rows = [row(status="rejected", reason=selection.reason, detail=selection.detail, **common)]
+    audit = [refused.to_row(item.path) for refused in selection.refused]
+    return Outcome([Source(item.path, rows, audit)], seconds=selection.seconds, num_frames=selection.num_frames)
 
 
-def _mine_image(name: str, jpeg: bytes, annotation: bytes, options: MiningOptions, spool: BinaryIO) -> Source:
-    source_hash = hashlib.sha256(jpeg).hexdigest()
+def _pair_values(pair: ChosenPair, spool: BinaryIO) -> dict[str, Any]:
+    return {
+        "store": "mined",
+        "width_px": pair.width_px,
+        "height_px": pair.height_px,
+        "a_offset": _append(spool, pair.a_jpeg),
+        "a_length": len(pair.a_jpeg),
+        "a_sha256": hashlib.sha256(pair.a_jpeg).hexdigest(),
+        "b_offset": _append(spool, pair.b_jpeg),
+        "b_length": len(pair.b_jpeg),
+        "b_sha256": hashlib.sha256(pair.b_jpeg).hexdigest(),
+        "a_frame": pair.a_frame,
+        "b_frame": pair.b_frame,
+        "a_time_s": pair.a_time_s,
+        "b_time_s": pair.b_time_s,
+        "ssim": pair.ssim,
+        "a_points": pack_points(pair.a_points),
+        "b_points": pack_points(pair.b_points),
+    }
+
+
+@dataclass(frozen=True)
+class _Photograph:
+    """A photograph with its segments, in memory, and where both lie: (file relative to the input, offset)."""
+
+    jpeg: bytes
+    annotation: bytes
+    jpeg_at: tuple[str, int]
+    annotation_at: tuple[str, int]
+
+
+def _mine_loose_image(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> Source:
+    photograph = _Photograph(
+        _read_small(path, options.max_image_bytes),
+        _read_small(path.with_suffix(".json"), options.max_image_bytes),
+        (item.path, 0),
+        (str(Path(item.path).with_suffix(".json").as_posix()), 0),
+    )
+    if item.sha256:
+        _check_hash(hashlib.sha256(photograph.jpeg).hexdigest(), item)
+    return _mine_image(item.path, item, photograph, options, spool)
+
+
+def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningOptions, spool: BinaryIO) -> Source:
+    source_hash = hashlib.sha256(photograph.jpeg).hexdigest()
     try:
-        image = images.read_segmented_image(jpeg, annotation, options)
+        image = images.read_segmented_image(photograph.jpeg, photograph.annotation, options)
     except UntrustedFileError as error:
-        return refused_source(name, error.reason, error.detail, kind="image", source_hash=source_hash)
+        return refused_source(item, error.reason, error.detail, path=name, kind="image", source_hash=source_hash)
+    common = _common(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
     if not image.segments:
-        return refused_source(
-            name, "no_segment", image.detail, kind="image", source_hash=source_hash, status="rejected"
-        )
+        return Source(name, [row(status="rejected", reason="no_segment", detail=image.detail, **common)])
+    (file, a_offset), (annotation_file, annotation_offset) = photograph.jpeg_at, photograph.annotation_at
+    if options.copy_images:
+        a_offset, annotation_offset = _append(spool, photograph.jpeg), _append(spool, photograph.annotation)
     values = row(
         status="pair",
-        kind="image",
-        source_path=name,
-        source_hash=source_hash,
+        store="mined" if options.copy_images else "input",
+        file=file,
         width_px=image.width_px,
         height_px=image.height_px,
-        a_offset=_append(spool, jpeg),
-        a_length=len(jpeg),
-        segments=json.dumps(image.segments),
-        decoder=IMAGE_DECODER,
+        a_offset=a_offset,
+        a_length=len(photograph.jpeg),
+        a_sha256=source_hash,
+        annotation_file=annotation_file,
+        annotation_offset=annotation_offset,
+        annotation_length=len(photograph.annotation),
+        segments=image.segments,
+        segment_ratios=image.ratios,
+        detail=image.detail,
+        **common,
     )
     return Source(name, [values])
 
 
-def _mine_archive(path: Path, name: str, options: MiningOptions, spool: BinaryIO) -> Outcome:
+def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> Outcome:
     """All photographs of a tar. A fault of the tar voids all of it, a fault of a photograph only that."""
+    if item.sha256:
+        with path.open("rb") as file:
+            _check_hash(hashlib.file_digest(file, "sha256").hexdigest(), item)
     outcome = Outcome()
     with images.open_archive(path) as archive:
         members, others = images.list_archive(archive)
         outcome.ignored = Counter(suffix_of(other) for other in others)
         for member in members:
-            member_name = f"{name}/{member.name}"
+            name = f"{item.path}/{member.name}"
             try:
-                member_name.encode("utf-8")
+                name.encode("utf-8")
             except UnicodeEncodeError:
-                shown = member_name.encode("utf-8", "backslashreplace").decode()
-                outcome.sources.append(refused_source(shown, "bad_name", "not valid UTF-8", kind="image"))
+                shown = name.encode("utf-8", "backslashreplace").decode()
+                outcome.sources.append(refused_source(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
                 continue
             try:
-                jpeg = images.read_member(archive, member.image, options.max_image_bytes)
-                annotation = images.read_member(archive, member.annotation, options.max_image_bytes)
+                photograph = _Photograph(
+                    images.read_member(archive, member.image, options.max_image_bytes),
+                    images.read_member(archive, member.annotation, options.max_image_bytes),
+                    (item.path, member.image.offset_data),
+                    (item.path, member.annotation.offset_data),
+                )
             except UntrustedFileError as error:
                 if error.reason == "bad_archive":
                     raise
-                outcome.sources.append(refused_source(member_name, error.reason, error.detail, kind="image"))
+                outcome.sources.append(refused_source(item, error.reason, error.detail, path=name, kind="image"))
                 continue
-            outcome.sources.append(_mine_image(member_name, jpeg, annotation, options, spool))
+            outcome.sources.append(_mine_image(name, item, photograph, options, spool))
     return outcome
 
 
@@ -201,6 +247,11 @@ def _append(spool: BinaryIO, data: bytes) -> int:
     offset = spool.tell()
     spool.write(data)
     return offset
+
+
+def _check_hash(found: str, item: Item) -> None:
+    if item.sha256 and found != item.sha256:
+        raise UntrustedFileError("hash_mismatch", f"the file has {found}, the list says {item.sha256}")
 
 
 def _read_small(path: Path, max_bytes: int) -> bytes:

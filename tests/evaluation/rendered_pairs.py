@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from toy_data import jpeg
 
-from mimicbrush.data.manifest import SCHEMA, row
+from mimicbrush.data.schema import SCHEMA, pack_points, row
 from mimicbrush.evaluation.clips import ClipSpec, render_frames
 
 BACKGROUNDS = ("coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
@@ -33,9 +33,16 @@ def write_rendered_pairs(root: Path, pairs_per_clip: int = 2) -> Path:
                 data = jpeg(frame)
                 values |= {f"{which}_offset": len(store), f"{which}_length": len(data)}
                 store.extend(data)
-            points = rng.uniform((0, 0), (79, 119), (12, 2)).ravel().tolist()
+            points = pack_points(rng.uniform((0, 0), (79, 119), (12, 2)))
             pair = {"status": "pair", "kind": "video", "source_path": f"{name}.mp4", "source_hash": source_hash}
-            pair |= {"pair_id": f"{name}-{index}", "shard": "one.tar", "width_px": 160, "height_px": 120, "ssim": 0.5}
+            pair |= {
+                "pair_id": f"{name}-{index}",
+                "store": "mined",
+                "file": "shards/one.tar",
+                "width_px": 160,
+                "height_px": 120,
+                "ssim": 0.5,
+            }
             rows.append(row(**pair, **values, a_points=points, b_points=points))
     (root / "shards" / "one.tar").write_bytes(store)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), root / "manifest" / "one.parquet")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mimicbrush.data.manifest import Pair, split_pairs
+from mimicbrush.data.manifest import split_pairs
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout import TrainingData, read_training_data, select_pairs, spread_pairs
 

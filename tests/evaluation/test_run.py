@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from mimicbrush.data.manifest import Pair
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation import baselines
 from mimicbrush.evaluation.bootstrap import MIN_SOURCES

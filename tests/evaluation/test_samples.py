@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimicbrush.data.manifest import Pair
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.samples import load_sample, plan_samples
 from mimicbrush.ops.images import letterbox

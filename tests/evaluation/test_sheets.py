@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimicbrush.data.manifest import Pair
+from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.sheets import (
     SheetRow,
     contact_sheet,

@@ -85,5 +85,9 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files of a mined folder that the same inputs must give again: not how long it took."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    plan = {key: value for key, value in json.loads((folder / "plan.json").read_text()).items() if key != "input_root"}
+    contents = {str(name): path.read_bytes() for name, path in files.items()}
+    contents["plan.json"] = json.dumps(plan).encode()
+    return {name: data for name, data in contents.items() if not name.startswith(("timing", "report.html"))}

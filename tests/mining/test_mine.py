@@ -14,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from mining_inputs import (
     moving_camera,
@@ -26,8 +25,9 @@ from mining_inputs import (
     write_tar,
 )
 
-from mimicbrush.data.manifest import read_manifest
+from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.errors import DataError, InputError
+from mimicbrush.mining.engines import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reader import PyAVReader, VideoFrame
@@ -37,16 +37,18 @@ from mimicbrush.mining.summary import Summary
 from mimicbrush.mining.work import mine_item
 
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)
+ONE_WORKER = Resources(workers=1, timeout_s=60)
 
 
-def run(input_dir: Path, output_dir: Path, options: MiningOptions = OPTIONS, **choices: float) -> Summary:
-    timeout_s = choices.get("timeout_s", 60.0)
-    return mine(input_dir, output_dir, options, workers=1, timeout_s=timeout_s, progress=False)
+def run(input_dir: Path, output_dir: Path, options: MiningOptions = OPTIONS) -> Summary:
+    summary = mine(input_dir, output_dir, options, resources=ONE_WORKER, progress=False).summary
+    assert summary is not None
+    return summary
 
 
 def reasons_by_path(output: Path) -> dict[str, str]:
-    rows = [row for part in sorted((output / "manifest").glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
-    return {row["source_path"]: row["reason"] for row in rows}
+    rows = read_rows(output, ["source_path", "reason"])
+    return dict(zip(rows["source_path"].to_pylist(), rows["reason"].to_pylist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_each_file_has_its_reason_and_the_counts_add_up(mined_zoo: tuple[Path, S
     assert json.loads((output / "summary.json").read_text())["inputs"] == summary.inputs
 
 
-def test_the_manifest_leads_to_the_pictures(mined_zoo: tuple[Path, Summary]) -> None:
+def test_the_manifest_leads_to_the_pictures(zoo: Path, mined_zoo: tuple[Path, Summary]) -> None:
     output, _ = mined_zoo
     pairs = read_manifest(output)
     assert len({pair.pair_id for pair in pairs}) == len(pairs)
@@ -136,11 +138,13 @@ def test_the_manifest_leads_to_the_pictures(mined_zoo: tuple[Path, Summary]) -> 
         else:
             assert pair.read_a().shape == (80, 96, 3)
             assert pair.b_span is None
-            assert [segment["size"] for segment in pair.segments] == [[80, 96]]
+            assert pair.segment_ratios.tolist() == pytest.approx([1600 / (80 * 96)])
+            assert pair.read_segment(0)[10:50, 20:60].all() and pair.read_segment(0).sum() == 1600
     loose, _ = photograph_with_segments(1)
     pair = next(pair for pair in pairs if pair.source_path.endswith("sa_1.jpg"))
     offset, length = pair.a_span
-    assert pair.shard_path.read_bytes()[offset : offset + length] == loose
+    assert pair.a_file == zoo / "archive.tar"  # in place
+    assert pair.a_file.read_bytes()[offset : offset + length] == loose
 
 
 def test_a_second_run_does_nothing_and_a_fresh_one_gives_the_same_bytes(
@@ -188,10 +192,11 @@ def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(tmp_path: Path
     command = f"""
 import sys
 from pathlib import Path
+from mimicbrush.mining.engines import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.run import mine
 if __name__ == "__main__":
-    mine(Path(sys.argv[1]), Path(sys.argv[2]), {OPTIONS!r}, workers=1, progress=False)
+    mine(Path(sys.argv[1]), Path(sys.argv[2]), {OPTIONS!r}, resources={ONE_WORKER!r}, progress=False)
 """
     script = tmp_path / "mine_it.py"
     script.write_text(command)
@@ -225,7 +230,9 @@ def test_a_worker_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
     write_clips(tmp_path / "in", 5)
     options = MiningOptions(pairs_per_clip=1)
     output = tmp_path / "out"
-    summary = mine(tmp_path / "in", output, options, timeout_s=4.0, progress=False, reader=DeadlyReader())
+    resources = Resources(timeout_s=4.0)
+    summary = mine(tmp_path / "in", output, options, resources=resources, progress=False, reader=DeadlyReader()).summary
+    assert summary is not None
     assert reasons_by_path(output) == {
         "clip0.mp4": "",
         "clip1.mp4": "worker_died",
@@ -250,15 +257,15 @@ def test_a_fault_in_a_worker_names_the_file_and_the_run_goes_on_without_it(tmp_p
     output, reader = tmp_path / "out", FaultyReader()
     for _ in range(2):
         with pytest.raises(DataError, match=r"clip1\.mp4: .*\(error: OpenCV.*same command again") as caught:
-            mine(tmp_path / "in", output, OPTIONS, workers=1, progress=False, reader=reader)
+            mine(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader)
         assert isinstance(caught.value.__cause__, cv2.error)
-        assert "clip1.mp4" not in reasons_by_path(output)
         assert [path.name for path in (output / "markers").iterdir()] == ["shard-000000.json"]
     finished = (output / "markers/shard-000000.json").stat().st_mtime_ns
     litter = output / "manifest/.part-000001.parquet.1.tmp"  # as a killed run would leave it
     litter.write_text("")
     (tmp_path / "in/clip1.mp4").rename(tmp_path / "clip1.mp4")
-    summary = mine(tmp_path / "in", output, OPTIONS, workers=1, progress=False, reader=reader)
+    summary = mine(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader).summary
+    assert summary is not None
     assert (summary.accepted, summary.reasons) == (2, {"unreadable": 1})
     assert (output / "markers/shard-000000.json").stat().st_mtime_ns == finished
     assert not litter.exists()
@@ -284,15 +291,16 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
         ({"workers": 1.5}, r"workers=1\.5: must be a whole number"),
         ({"workers": 0}, "at least 1"),
         ({"timeout_s": "long"}, "timeout_s=long: must be a number"),
-        ({"progress": "maybe"}, "progress=maybe: must be true or false"),
+        ({"engine": "slurm"}, "no such engine; known are local, ray"),
+        ({"engine": "ray"}, "Ray is not installed"),
     ],
 )
-def test_choices_of_a_wrong_type_are_errors(choices: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_choices_of_a_wrong_type_are_errors(choices: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        mine(tmp_path, tmp_path / "out", OPTIONS, **choices)
+        Resources(**choices)
 
 
-@pytest.mark.parametrize("name", [option.name for option in fields(MiningOptions)])
+@pytest.mark.parametrize("name", [option.name for option in fields(MiningOptions) if isinstance(option.default, float)])
 def test_each_option_must_be_a_number(name: str) -> None:
     for value in ("abc", None, True, [1]):
         with pytest.raises(InputError, match=f"{name}=.* must be a"):

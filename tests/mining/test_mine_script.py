@@ -11,9 +11,11 @@ import pytest
 import yaml
 from mining_inputs import write_clips
 
-from mimicbrush.data.manifest import SCHEMA
+from mimicbrush.data.schema import SCHEMA
+from mimicbrush.mining.engines import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
+from mimicbrush.mining.run import ArrayTask
 
 ROOT = Path(__file__).parents[2]
 Mine = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,11 +41,14 @@ def test_the_command_mines_says_what_next_and_leaves_nothing_else(tmp_path: Path
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["inputs"], summary["pairs"]) == (2, 2)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "audit",
+        "index.arrow",
         "manifest",
         "markers",
         "plan.json",
         "shards",
         "summary.json",
+        "timing",
     }
 
 
@@ -70,7 +75,7 @@ def test_a_value_of_a_wrong_type_is_one_plain_message(mistake: str, tmp_path: Pa
 
 def test_yaml_and_python_state_the_same_defaults() -> None:
     values = yaml.safe_load((ROOT / "configs/mine.yaml").read_text())
-    run_choices = {"workers": 2, "timeout_s": 1800.0, "progress": True}
+    run_choices = asdict(Resources()) | {"task": asdict(ArrayTask()), "progress": True, "input_root": None}
     assert {key: values[key] for key in run_choices} == run_choices
     other = {"input", "output", "hydra", "defaults", *run_choices}
     assert {key: value for key, value in values.items() if key not in other} == asdict(MiningOptions())

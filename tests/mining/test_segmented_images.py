@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from mimicbrush.mining.images import list_archive, open_archive, read_member, read_segmented_image
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.ops.segments import decode_segment, read_annotation
 
 OPTIONS = MiningOptions()
 
@@ -34,8 +35,8 @@ def test_segments_of_a_fitting_area_are_kept_unchanged() -> None:
     jpeg, content = photograph_with_segments()
     image = read_segmented_image(jpeg, json.dumps(content).encode(), OPTIONS)
     assert (image.width_px, image.height_px) == (96, 80)
-    assert image.segments == [content["annotations"][0]["segmentation"]]
-    mask = coco_mask.decode(image.segments[0])
+    assert (image.segments, image.ratios) == ([0], [1600 / (80 * 96)])
+    mask = decode_segment(read_annotation(json.dumps(content).encode())[0], 80, 96)
     assert mask.sum() == 1600
     assert mask[10:50, 20:60].all()
 
@@ -49,14 +50,17 @@ def test_random_masks_survive_and_come_largest_first() -> None:
         "annotations": [{"segmentation": {"size": [80, 96], "counts": rle["counts"].decode()}} for rle in entries]
     }
     image = read_segmented_image(jpeg, json.dumps(content).encode(), MiningOptions(max_segments=2))
-    np.testing.assert_array_equal(coco_mask.decode(image.segments), np.stack([masks[1], masks[2]], axis=-1))
+    assert image.segments == [1, 2]
+    for mask, segmentation in zip(masks, read_annotation(json.dumps(content).encode()), strict=True):
+        np.testing.assert_array_equal(decode_segment(segmentation, 80, 96), mask)
 
 
 def test_uncompressed_run_lengths_are_packed() -> None:
     jpeg, _ = photograph_with_segments()
     content = with_segmentation([80, 96], [800, 1600, 80 * 96 - 2400])
     image = read_segmented_image(jpeg, json.dumps(content).encode(), OPTIONS)
-    assert coco_mask.decode(image.segments[0]).sum() == 1600
+    assert image.ratios == [1600 / (80 * 96)]
+    assert decode_segment(content["annotations"][0]["segmentation"], 80, 96).sum() == 1600
 
 
 @pytest.mark.parametrize(

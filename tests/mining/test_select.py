@@ -9,7 +9,7 @@ import pytest
 from mining_inputs import moving_camera
 from toy_data import photograph
 
-from mimicbrush.data.manifest import decode_jpeg
+from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.errors import InputError
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reader import VideoFrame
@@ -20,7 +20,9 @@ OPTIONS = MiningOptions()
 
 def stream(frames: list[np.ndarray], fps: float = 24) -> Iterator[VideoFrame]:
     for number, frame in enumerate(frames):
-        yield VideoFrame(number, number / fps, lambda frame=frame: frame)
+        yield VideoFrame(
+            number, number / fps, lambda frame=frame: frame, lambda frame=frame: cv2.resize(frame, (64, 36))
+        )
 
 
 def test_pairs_obey_the_options_and_their_points_are_right() -> None:

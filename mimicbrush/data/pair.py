@@ -1,0 +1,131 @@
+"""One pair, ready to be read: pictures by offset and length inside a tar or a file of their own."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.data.schema import Kind
+from mimicbrush.errors import DataError
+from mimicbrush.ops.segments import AnnotationError, SegmentError, decode_segment, read_annotation
+
+#: (offset, length) in bytes.
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row with status "pair".
+
+    Attributes:
+        size_px: (height, width) of the stored pictures.
+        a_file: holds the pictures.
+        a_span, b_span: of the two JPEGs in it; a photograph has no second.
+        a_points, b_points: (K, 2) float32 matched keypoints (x, y) in pixels of the stored pictures.
+        ssim: of the two frames; NaN for photographs.
+        annotation_file, annotation_span: the JSON of a photograph's segments.
+        segments: (K,) int32 numbers of the annotations that can be masks.
+        segment_ratios: (K,) float32, their areas over that of the picture, largest first.
+    """
+
+    pair_id: str
+    kind: Kind
+    source_path: str
+    source_hash: str
+    size_px: tuple[int, int]
+    a_file: Path
+    a_span: Span
+    b_span: Span | None
+    a_points: np.ndarray
+    b_points: np.ndarray
+    ssim: float
+    annotation_file: Path | None
+    annotation_span: Span
+    segments: np.ndarray
+    segment_ratios: np.ndarray
+
+    def read_a(self, reduce: int = 1) -> np.ndarray:
+        """The first picture, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
+        return self.read(self.a_span, reduce)
+
+    def read_b(self, reduce: int = 1) -> np.ndarray:
+        """The second picture, (H, W, 3) uint8 RGB; for a photograph it is the first again."""
+        return self.read(self.b_span or self.a_span, reduce)
+
+    def read(self, span: Span, reduce: int = 1) -> np.ndarray:
+        """The picture at a span, (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: the file is missing, or what is there is no whole JPEG.
+        """
+        try:
+            return decode_jpeg(self._bytes(self.a_file, span), reduce)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise self._fault(self.a_file, span, f"are no whole JPEG ({error})") from error
+
+    def read_segment(self, number: int) -> np.ndarray:
+        """A segment of a photograph, (H, W) uint8, 0 or 1.
+
+        Args:
+            number: 0..K-1, the place in `segment_ratios`.
+
+        Raises:
+            DataError: the JSON is missing or is not the one that was mined.
+        """
+        assert self.annotation_file is not None, f"pair {self.pair_id} is no photograph with segments"
+        try:
+            segmentation = read_annotation(self._bytes(self.annotation_file, self.annotation_span))[
+                int(self.segments[number])
+            ]
+            return decode_segment(segmentation, *self.size_px)
+        except (AnnotationError, SegmentError, IndexError) as error:
+            what = f"are not the segments that were mined ({error})"
+            raise self._fault(self.annotation_file, self.annotation_span, what) from error
+
+    def _bytes(self, file: Path, span: Span) -> bytes:
+        offset, length = span
+        try:
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                data = stream.read(length)
+        except OSError as error:
+            raise DataError(f"pair {self.pair_id}: cannot read {file}: {error}") from error
+        if len(data) != length:
+            raise self._fault(file, span, f"end after {len(data)}")
+        return data
+
+    def _fault(self, file: Path, span: Span, what: str) -> DataError:
+        offset, length = span
+        return DataError(
+            f"pair {self.pair_id}: bytes {offset}..{offset + length} of {file} {what}; "
+            f"mine {self.source_path} again (delete this shard's marker and rerun)"
+        )
+
+
+def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
+    """Decode a JPEG strictly: a truncated one is an error, never a half-grey picture.
+
+    Args:
+        data: the whole file.
+        reduce: 1, 2, 4 or 8: decode at this fraction of the size (done by the JPEG library while decoding,
+            a good low-pass filter, and much faster).
+
+    Returns:
+        (ceil(H / reduce), ceil(W / reduce), 3) uint8 RGB.
+
+    Raises:
+        OSError, ValueError: not a JPEG, or not all of it.
+    """
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        expected = tuple(-(-side // reduce) for side in image.size)
+        if reduce > 1:
+            # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
+            image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
+        pixels = image.convert("RGB")
+        if pixels.size != expected:
+            raise ValueError(f"decoded to {pixels.size} instead of {expected} at 1/{reduce}")
+        return np.asarray(pixels)

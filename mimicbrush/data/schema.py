@@ -1,0 +1,93 @@
+"""The columns of a manifest. Their meanings for a reader of the files: data_manifests/README.md."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 2
+VERSION_KEY = b"mimicbrush_schema_version"
+
+Status = Literal["pair", "rejected", "quarantined"]
+Kind = Literal["video", "image"]
+Store = Literal["mined", "input"]
+
+#: Matched points are stored in these parts of a pixel, counted from the picture's edge; finer than SIFT is sure of.
+POINT_UNITS_PER_PX = 16
+#: The longest side whose points fit 16 bits.
+MAX_POINT_SIDE_PX = 2**16 // POINT_UNITS_PER_PX - 1
+
+SCHEMA = pa.schema(
+    [
+        ("status", pa.string()),  # pair | rejected (readable, but no pair) | quarantined (cannot be trusted)
+        ("reason", pa.string()),  # a short fixed word for rows that are no pair, else ""
+        ("detail", pa.string()),  # the same for a person to read
+        ("kind", pa.string()),  # video | image
+        ("source_path", pa.string()),  # of the raw file, relative to the mined input
+        ("source_hash", pa.string()),  # SHA-256 of the raw file, hex: the identity that splits go by
+        ("licence", pa.string()),  # as the input list gives it
+        ("url", pa.string()),  # likewise
+        ("pair_id", pa.string()),  # unique in the manifest, "" for rows that are no pair
+        ("store", pa.string()),  # mined: files lie in the mined folder; input: where they were found
+        ("file", pa.string()),  # that holds the pictures, relative to that folder
+        ("width_px", pa.int32()),  # of the stored pictures
+        ("height_px", pa.int32()),
+        ("a_offset", pa.int64()),  # bytes into the file of the first JPEG; -1 where there is none
+        ("a_length", pa.int64()),
+        ("a_sha256", pa.string()),  # of these bytes
+        ("b_offset", pa.int64()),  # of the second JPEG; a photograph has only a first
+        ("b_length", pa.int64()),
+        ("b_sha256", pa.string()),
+        ("a_frame", pa.int64()),  # frame number in the order of showing
+        ("b_frame", pa.int64()),
+        ("a_time_s", pa.float64()),
+        ("b_time_s", pa.float64()),
+        ("ssim", pa.float32()),  # definition: mimicbrush.ops.similarity.SSIM_DEFINITION
+        ("a_points", pa.list_(pa.uint16())),  # x0 y0 x1 y1 ... matched SIFT keypoints, see pack_points
+        ("b_points", pa.list_(pa.uint16())),
+        ("annotation_file", pa.string()),  # photographs: the JSON of their segments, in the same store
+        ("annotation_offset", pa.int64()),
+        ("annotation_length", pa.int64()),
+        ("segments", pa.list_(pa.int32())),  # numbers of the annotations that can be masks, largest first
+        ("segment_ratios", pa.list_(pa.float32())),  # their areas over that of the picture
+        ("decoder", pa.string()),  # name and version
+    ],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+
+
+def row(**values: Any) -> dict[str, Any]:
+    """A full manifest row: neutral values for all columns that are not named; unknown names are errors."""
+    unknown = set(values) - set(SCHEMA.names)
+    if unknown:
+        raise KeyError(f"not in the manifest schema: {sorted(unknown)}; known: {SCHEMA.names}")
+    neutral: dict[str, Any] = {}
+    for column in SCHEMA:
+        if pa.types.is_string(column.type):
+            neutral[column.name] = ""
+        elif pa.types.is_list(column.type):
+            neutral[column.name] = []
+        elif pa.types.is_floating(column.type):
+            neutral[column.name] = float("nan")
+        else:
+            neutral[column.name] = -1
+    return neutral | values
+
+
+def pack_points(points: np.ndarray) -> list[int]:
+    """(K, 2) points (x, y) in pixels of a picture, centres at whole numbers -> x0 y0 x1 y1 ... as stored.
+
+    A stored value is ``round((x + 0.5) * 16)``: the picture's edge is 0, and the error at most 1/32 px.
+    """
+    units = np.rint((points.astype(np.float64) + 0.5) * POINT_UNITS_PER_PX)
+    if len(units) and not (units.min() >= 0 and units.max() < 2**16):
+        raise ValueError(f"points of {points.min()}..{points.max()} px lie outside of 0..{MAX_POINT_SIDE_PX} px")
+    packed: list[int] = units.astype(np.uint16).ravel().tolist()
+    return packed
+
+
+def unpack_points(units: np.ndarray) -> np.ndarray:
+    """Undo `pack_points`: (2 K,) uint16 -> (K, 2) float32 in pixels."""
+    return (units.astype(np.float32) / POINT_UNITS_PER_PX - 0.5).reshape(-1, 2)

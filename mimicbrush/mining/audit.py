@@ -1,0 +1,64 @@
+"""Examples of what was refused, as thumbnails for the report: people look sooner than they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from mimicbrush.mining.jpeg import encode_jpeg
+
+THUMBNAIL_PX = 160
+_JPEG_QUALITY = 80
+
+AUDIT_SCHEMA = pa.schema(
+    [
+        ("source_path", pa.string()),
+        ("reason", pa.string()),  # a key of reasons.REJECTED
+        ("a_frame", pa.int64()),
+        ("b_frame", pa.int64()),  # -1 where one frame was refused by itself
+        ("ssim", pa.float32()),  # NaN where it was not computed
+        ("num_matches", pa.int32()),  # -1 where they were not looked for
+        ("picture", pa.binary()),  # JPEG of the one frame, or of both side by side
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A pair, or a single frame, that was tried and refused.
+
+    Attributes:
+        a_frame, b_frame: frame numbers; b is -1 for a single frame.
+        ssim: NaN where it was not computed.
+        num_matches: -1 where they were not looked for.
+        picture: (h, w, 3) uint8 RGB thumbnail, both frames side by side.
+    """
+
+    reason: str
+    a_frame: int
+    b_frame: int
+    ssim: float
+    num_matches: int
+    picture: np.ndarray
+
+    def to_row(self, source_path: str) -> dict[str, object]:
+        """As a row of the audit's Parquet part."""
+        return {
+            "source_path": source_path,
+            "reason": self.reason,
+            "a_frame": self.a_frame,
+            "b_frame": self.b_frame,
+            "ssim": self.ssim,
+            "num_matches": self.num_matches,
+            "picture": encode_jpeg(self.picture, _JPEG_QUALITY),
+        }
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 with its long side reduced to `THUMBNAIL_PX`."""
+    scale = min(1.0, THUMBNAIL_PX / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,24 @@
+"""Frames as they go into a shard."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def stored_size(image: np.ndarray, max_side_px: int) -> np.ndarray:
+    """The picture with its long side at most `max_side_px`: reduced by INTER_AREA, or itself."""
+    height, width = image.shape[:2]
+    scale = max_side_px / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """(H, W, 3) uint8 RGB to the bytes of a JPEG file."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"OpenCV could not encode a picture of shape {image.shape}")
+    return bytes(data)
