@@ -83,10 +83,11 @@ def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[
 
     started = not ray.is_initialized()
     if started:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if resources.ray_address:
-            ray.init(address=resources.ray_address, log_to_driver=False)
-        else:
-            ray.init(num_cpus=resources.workers, include_dashboard=False, log_to_driver=False)
+            ray.init(address=resources.ray_address, **quiet)
+        else:  # of our own: for this machine only
+            ray.init(num_cpus=resources.workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     # A worker or a node that dies is the cluster's business: the shard is simply mined again.
     remote = ray.remote(num_cpus=1, max_retries=-1)(_mine_on_ray)
     try:

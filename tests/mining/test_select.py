@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ from toy_data import photograph
 
 from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.errors import InputError
+from mimicbrush.mining.jpeg import stored_size
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reader import VideoFrame
-from mimicbrush.mining.select import select_pairs, stored_size
+from mimicbrush.mining.select import select_pairs
 
 OPTIONS = MiningOptions()
 
@@ -102,3 +106,54 @@ def test_stored_pictures_are_reduced_and_points_count_in_them() -> None:
 def test_senseless_options_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
         replace(OPTIONS, **values)
+
+
+def test_a_cut_within_one_scene_is_respected_though_it_matches() -> None:
+    """Wide shot, then a closer one of the same thing: SIFT matches across, only the cut tells."""
+    wide = moving_camera(48, size_px=(192, 128))
+    close = [cv2.resize(frame[20:105, 40:168], (192, 128), interpolation=cv2.INTER_CUBIC) for frame in wide]
+    frames = wide + close
+    blind = select_pairs(stream(frames), replace(OPTIONS, min_cut=255.0)).pairs
+    assert any((pair.a_frame < 48) != (pair.b_frame < 48) for pair in blind)
+    selection = select_pairs(stream(frames), replace(OPTIONS, refused_per_clip=9))
+    assert selection.pairs and all((pair.a_frame < 48) == (pair.b_frame < 48) for pair in selection.pairs)
+    assert "across_cut" in {refused.reason for refused in selection.refused}
+
+
+def test_a_shake_is_no_cut() -> None:
+    picture = cv2.resize(photograph("coffee.png"), (300, 200), interpolation=cv2.INTER_AREA)
+    jumps = np.random.default_rng(1).integers(0, 12, (72, 2))
+    frames = [picture[y : y + 180, x : x + 280] for x, y in jumps]
+    assert "across_cut" not in select_pairs(stream(frames), OPTIONS).detail
+
+
+@pytest.mark.parametrize("blur", ["focus", "swing"])
+def test_blurred_frames_are_left_out(blur: str) -> None:
+    frames = moving_camera(120, size_px=(288, 192))
+    smear = np.zeros((17, 17), np.float32)
+    smear[8] = 1 / 17
+    for number in range(40, 76):
+        frames[number] = (
+            cv2.GaussianBlur(frames[number], (0, 0), 4) if blur == "focus" else cv2.filter2D(frames[number], -1, smear)
+        )
+    selection = select_pairs(stream(frames), OPTIONS)
+    used = {frame for pair in selection.pairs for frame in (pair.a_frame, pair.b_frame)}
+    assert selection.pairs and not used & set(range(40, 76))
+    assert [refused.reason for refused in selection.refused if refused.b_frame == -1] == ["blurred"]
+    assert select_pairs(stream(frames[40:76]), OPTIONS).reason == "blurred"
+
+
+def test_real_clips_are_cut_where_they_were_joined(shared: Path) -> None:
+    """Three seconds each of four real clips, one after the other; each pair must lie within one of them."""
+    names = ("dog.mp4", "cups.mp4", "coffee.mp4", "car.mp4")
+    frames = []
+    for name in names:
+        with av.open(str(shared / "data/videos" / name)) as container:
+            part = itertools.islice(container.decode(video=0), 90)
+            frames += [frame.reformat(width=320, height=180, format="rgb24").to_ndarray() for frame in part]
+    selection = select_pairs(stream(frames, fps=30), OPTIONS)
+    assert {pair.a_frame // 90 for pair in selection.pairs} >= {0, 1, 2}  # in the last, hardly anything moves
+    assert all(pair.a_frame // 90 == pair.b_frame // 90 for pair in selection.pairs)
+    for name in names:
+        part = frames[90 * names.index(name) :][:90]
+        assert "across_cut" not in select_pairs(stream(part, fps=30), OPTIONS).detail, name

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from toy_data import write_mined_folder
+
+from mimicbrush.data.manifest import (
+    INDEX_NAME,
+    PairTable,
+    index_is_current,
+    read_manifest,
+    read_rows,
+    split_pairs,
+    write_index,
+)
+from mimicbrush.data.pair import Pair
+from mimicbrush.data.schema import MAX_POINT_SIDE_PX, SCHEMA, pack_points, row, unpack_points
+
+
+def same(a: Pair, b: Pair) -> bool:
+    values = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(np.array_equal(x, y, equal_nan=isinstance(x, float)) for x, y in values)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_mined_folder(tmp_path / "pairs")
+
+
+def test_points_keep_a_thirty_second_of_a_pixel() -> None:
+    points = np.random.default_rng(0).uniform(-0.5, MAX_POINT_SIDE_PX - 0.5, (1000, 2)).astype(np.float32)
+    assert np.abs(unpack_points(np.array(pack_points(points), np.uint16)) - points).max() <= 1 / 32 + 1e-3
+    assert pack_points(np.zeros((0, 2))) == [] and unpack_points(np.zeros(0, np.uint16)).shape == (0, 2)
+    for outside in (-1.0, MAX_POINT_SIDE_PX + 2.0):
+        with pytest.raises(ValueError, match="lie outside"):
+            pack_points(np.array([[outside, 3.0]]))
+
+
+def test_the_index_gives_the_pairs_of_the_parts_and_is_pickled_by_its_path(root: Path) -> None:
+    from_parts = read_manifest(root)
+    assert not index_is_current(root)
+    write_index(root, root / INDEX_NAME)
+    assert index_is_current(root)
+    mapped = read_manifest(root)
+    train = split_pairs(mapped, "train")
+    assert mapped.digest() == from_parts.digest() != train.digest()
+    for table in (from_parts, split_pairs(from_parts, "train"), train, mapped[3:7]):
+        again = pickle.loads(pickle.dumps(table))
+        assert isinstance(again, PairTable) and len(again) == len(table) > 0
+        assert all(same(a, b) for a, b in zip(again, table, strict=True))
+    assert all(same(a, b) for a, b in zip(mapped, from_parts, strict=True))
+    assert len(pickle.dumps(train)) < 2000 < len(pickle.dumps(from_parts))
+
+
+def test_an_index_of_other_parts_is_not_used(root: Path) -> None:
+    write_index(root, root / INDEX_NAME)
+    part = root / "manifest/part-000000.parquet"
+    pq.write_table(pq.read_table(part).slice(0, 5), part)
+    assert not index_is_current(root) and len(read_manifest(root)) == 5
+    whole = (root / INDEX_NAME).read_bytes()
+    (root / INDEX_NAME).write_bytes(whole[: len(whole) // 2])
+    assert len(read_manifest(root)) == 5
+
+
+def test_parts_without_their_marker_do_not_count(root: Path) -> None:
+    (root / "markers").mkdir()
+    shutil.copy(root / "manifest/part-000000.parquet", root / "manifest/part-000001.parquet")
+    (root / "markers/shard-000000.json").write_text("{}")
+    assert len(read_rows(root)) == 16
+
+
+def test_the_second_file_of_one_content_is_one_duplicate(tmp_path: Path) -> None:
+    def pair(path: str, source_hash: str, number: int) -> dict[str, object]:
+        common = {"status": "pair", "kind": "video", "store": "mined", "file": "shards/x.tar", "ssim": 0.5}
+        return row(source_path=path, source_hash=source_hash, pair_id=f"{source_hash[:16]}-{number}", **common)
+
+    one, two = "1" * 64, "2" * 64
+    rows = [pair("a", one, 0), pair("a", one, 1), pair("b", two, 0), pair("c", one, 0), pair("c", one, 1)]
+    rows += [row(status="quarantined", reason="empty", source_path=path) for path in "de"]
+    (tmp_path / "manifest").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "manifest/part-000000.parquet")
+    assert [pair.source_path for pair in read_manifest(tmp_path)] == ["a", "a", "b"]
+    told = read_rows(tmp_path, ["source_path", "status", "reason", "ssim"]).to_pylist()
+    assert [(each["source_path"], each["reason"]) for each in told] == [
+        ("a", ""),
+        ("a", ""),
+        ("b", ""),
+        ("c", "duplicate"),
+        ("d", "empty"),
+        ("e", "empty"),
+    ]
+    assert np.isnan(told[3]["ssim"])

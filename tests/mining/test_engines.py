@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mining_inputs import moving_camera, tree, write_clip, write_clips
+
+from mimicbrush.data.manifest import read_rows
+from mimicbrush.errors import DataError
+from mimicbrush.mining import shards
+from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.reader import PyAVReader, VideoFrame
+from mimicbrush.mining.run import mine
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)
+
+
+def reasons(output: Path) -> dict[str, str]:
+    rows = read_rows(output, ["source_path", "reason"])
+    return dict(zip(rows["source_path"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+
+
+class DiesOnce(PyAVReader):
+    """Is killed at its first try of a file, as by someone who ends a process on the machine."""
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        try:
+            path.with_suffix(".tried").touch(exist_ok=False)
+        except FileExistsError:
+            yield from super().frames(path)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_from_outside_costs_nothing(tmp_path: Path) -> None:
+    write_clips(tmp_path / "in", 2)
+    mine(tmp_path / "in", tmp_path / "killed", OPTIONS, progress=False, reader=DiesOnce())
+    mine(tmp_path / "in", tmp_path / "straight", OPTIONS, progress=False)
+    assert len(list((tmp_path / "in").glob("*.tried"))) == 2
+    parts = {name for name in tree(tmp_path / "straight") if name.startswith(("manifest", "shards", "audit"))}
+    assert {name: tree(tmp_path / "killed")[name] for name in parts} == {
+        name: tree(tmp_path / "straight")[name] for name in parts
+    }
+
+
+class Greedy(PyAVReader):
+    """Wants more memory than there may be, at one file."""
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        if path.name == "clip1.mp4":
+            np.ones(2**31, np.uint8)
+        yield from super().frames(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
+def test_a_file_that_needs_too_much_memory_costs_itself(tmp_path: Path) -> None:
+    write_clips(tmp_path / "in", 3)
+    resources = Resources(workers=1, memory_gib=1.5)
+    mine(tmp_path / "in", tmp_path / "out", OPTIONS, resources=resources, progress=False, reader=Greedy())
+    assert reasons(tmp_path / "out") == {"clip0.mp4": "", "clip1.mp4": "out_of_memory", "clip2.mp4": ""}
+
+
+def test_a_full_disk_is_said_and_what_was_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clips(tmp_path / "in", 2)
+    whole = shards.write_aside
+
+    def full(path: Path, write: Callable[[Path], object]) -> None:
+        if path.name == "part-000001.parquet":
+            raise OSError(28, "No space left on device")
+        whole(path, write)
+
+    monkeypatch.setattr(shards, "write_aside", full)
+    with pytest.raises(DataError, match=r"shard 1 cannot be written .* the disk is full\. Finished shards stay"):
+        mine(tmp_path / "in", tmp_path / "out", OPTIONS, resources=Resources(workers=1), progress=False)
+    assert [path.name for path in (tmp_path / "out/markers").iterdir()] == ["shard-000000.json"]
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    monkeypatch.setattr(shards, "write_aside", whole)
+    summary = mine(tmp_path / "in", tmp_path / "out", OPTIONS, progress=False).summary
+    assert summary is not None and summary.accepted == 2
+
+
+@pytest.mark.slow
+def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
+    write_clips(tmp_path / "in", 5)
+    (tmp_path / "in/damaged.mp4").write_bytes((tmp_path / "in/clip0.mp4").read_bytes()[:-100])
+    # In a process of its own: Ray counts as absent in this one.
+    environment = {**os.environ, "PYTHONPATH": ""}
+    for engine in ("local", "ray"):
+        command = [sys.executable, str(ROOT / "scripts/mine_pairs.py"), f"input={tmp_path / 'in'}"]
+        command += [f"output={tmp_path / engine}", f"engine={engine}", "inputs_per_shard=2", "progress=false"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "6 inputs = 5 accepted + 0 rejected + 1 quarantined" in done.stdout
+    assert tree(tmp_path / "local") == tree(tmp_path / "ray")
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_at_random_moments_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """Half of the kills hit the run, half one of its workers, which the run must survive."""
+    for number in range(60):
+        write_clip(tmp_path / f"in/clip{number:02d}.mp4", moving_camera(60, (160, 120), seed=number))
+    command = [sys.executable, str(ROOT / "scripts/mine_pairs.py"), f"input={tmp_path / 'in'}", "progress=false"]
+    command += ["inputs_per_shard=3", "pairs_per_clip=8"]
+    subprocess.run([*command, f"output={tmp_path / 'straight'}"], check=True, capture_output=True)
+    expected = tree(tmp_path / "straight")
+
+    rng, kills, finished, output = random.Random(0), 0, 0, tmp_path / "out0"
+    markers_before = 0
+    while kills < KILLS:
+        process = subprocess.Popen([*command, f"output={output}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(1.0, 6.0))
+        if kills % 2 and kill_a_worker(process, rng):
+            kills += 1
+            time.sleep(rng.uniform(0.1, 2.0))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        assert process.wait() in (0, -signal.SIGKILL)
+        markers = len(list((output / "markers").glob("*.json"))) if output.exists() else 0
+        assert markers >= markers_before, "a finished shard was lost"
+        markers_before = markers
+        if markers == 20:  # all of it is done: on with an empty folder
+            subprocess.run([*command, f"output={output}"], check=True, capture_output=True)
+            assert tree(output) == expected
+            finished += 1
+            output, markers_before = tmp_path / f"out{finished}", 0
+    subprocess.run([*command, f"output={output}"], check=True, capture_output=True)
+    assert tree(output) == expected
+
+
+def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> bool:
+    """Kill one of the processes that read files, if there is one."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        if not workers:
+            return False
+        rng.choice(workers).kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
