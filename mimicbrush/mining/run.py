@@ -17,7 +17,7 @@ from mimicbrush.mining.inputs import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.reader import FrameReader, PyAVReader
-from mimicbrush.mining.shards import ShardJob, ShardPaths, fingerprint
+from mimicbrush.mining.shards import ShardJob, fingerprint
 from mimicbrush.mining.summary import Summary, summarise
 from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
 
@@ -98,6 +98,9 @@ def mine(
     items, ignored, notes = _find_items(inputs, root, output)
     plan = planning.make_plan(output, root, items, options)
     output.mkdir(parents=True, exist_ok=True)
+    if task.count == 1:  # else another task may be writing just now
+        for leftover in output.glob(ASIDE_PATTERN):
+            leftover.unlink(missing_ok=True)
     _write_if_new(output / PLAN_NAME, plan.to_json())
     jobs = [
         ShardJob(number, tuple(shard), root, output, options, reader, fingerprint(plan, shard))
@@ -151,9 +154,6 @@ def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
 
 def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> Summary:
     """Once all shards are there: the index for training, the summary, the report."""
-    for folder in (output, *{path.parent for path in vars(ShardPaths.of(output, 0)).values()}):
-        for aside in folder.glob(ASIDE_PATTERN):
-            aside.unlink(missing_ok=True)
     for job in done:
         ignored = ignored + Counter(_marker(job)["ignored"])
     if not index_is_current(output):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import struct
 import threading
@@ -243,7 +244,8 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             it returns is not looked at. Where it raises, nothing is left behind.
     """
     # No suffix of the file's own: whoever collects for instance *.parquet must not meet half a file.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, not the process's number: in containers on a shared disk these are alike.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(aside)
         with aside.open("rb+") as file:
