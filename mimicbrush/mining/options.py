@@ -27,6 +27,7 @@ class MiningOptions:
         min_contrast: standard deviation of the luma (0..255) below which a frame is called flat.
         min_sharpness, min_sharpness_ratio: a frame is called blurred where its `mimicbrush.ops.similarity.sharpness`
             is below the first, or below the second times the median of the candidates in reach (`max_gap_s`).
+        match_side_px: SIFT looks at frames reduced to this long side, about what training sees.
         min_matches: SIFT matches that a pair must have. Unrelated photographs have 0, seldom 5.
         pairs_per_clip: at most, spread over the clip.
         max_side_px: longer stored frames are reduced (photographs are not stored, but read where they lie).
@@ -55,6 +56,7 @@ class MiningOptions:
     min_contrast: float = 4.0
     min_sharpness: float = 0.0015
     min_sharpness_ratio: float = 0.25
+    match_side_px: int = 640
     min_matches: int = 6
     pairs_per_clip: int = 16
     max_side_px: int = 1024
@@ -93,7 +95,14 @@ class MiningOptions:
         for name in ("candidate_interval_s", "min_gap_s", "cut_ratio"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("pairs_per_clip", "max_side_px", "max_segments", "inputs_per_shard", "max_pixels"):
+        for name in (
+            "pairs_per_clip",
+            "max_side_px",
+            "match_side_px",
+            "max_segments",
+            "inputs_per_shard",
+            "max_pixels",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if self.refused_per_clip < 0:

@@ -39,14 +39,14 @@ class Candidate:
     Args:
         number, time_s: of the frame.
         image: (H, W, 3) uint8 RGB as it will be stored.
-        jpeg_quality: of the stored picture.
+        options: how it is stored and matched.
     """
 
-    def __init__(self, number: int, time_s: float, image: np.ndarray, jpeg_quality: int) -> None:
+    def __init__(self, number: int, time_s: float, image: np.ndarray, options: MiningOptions) -> None:
         self.number = number
         self.time_s = time_s
         self.image = image
-        self._jpeg_quality = jpeg_quality
+        self._options = options
         self.thumbnail = ssim_thumbnail(image)
 
     @cached_property
@@ -56,13 +56,16 @@ class Candidate:
 
     @cached_property
     def features(self) -> Features:
-        """SIFT features in stored pixels."""
-        return sift_features(self.image)
+        """SIFT features, found in a reduced picture, in stored pixels."""
+        reduced = stored_size(self.image, self._options.match_side_px)
+        ratio = np.array(self.image.shape[1::-1]) / reduced.shape[1::-1]
+        found = sift_features(reduced)
+        return Features(((found.points + 0.5) * ratio - 0.5).astype(np.float32), found.descriptors)
 
     @cached_property
     def jpeg(self) -> bytes:
         """The picture as it goes into the shard."""
-        return encode_jpeg(self.image, self._jpeg_quality)
+        return encode_jpeg(self.image, self._options.jpeg_quality)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
             next_s = (steps + 1) * options.candidate_interval_s
             with watch.timed("decode"):
                 image = stored_size(frame.to_rgb(), options.max_side_px)
-            waiting.append(Candidate(frame.number, frame.time_s, image, options.jpeg_quality))
+            waiting.append(Candidate(frame.number, frame.time_s, image, options))
         while waiting and waiting[0].number < shots.num_settled:
             search.consider(waiting.popleft(), shots)
     for candidate in waiting:
