@@ -14,7 +14,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining import plan as planning
 from mimicbrush.mining.engines import Resources, run_shards
 from mimicbrush.mining.inputs import LIST_SUFFIXES, read_input_list
-from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.reader import FrameReader, PyAVReader
 from mimicbrush.mining.shards import ShardJob, fingerprint
@@ -37,6 +37,8 @@ class ArrayTask:
     count: int = 1
 
     def __post_init__(self) -> None:
+        check_number("task.index", self.index, whole=True)
+        check_number("task.count", self.count, whole=True)
         if not 0 <= self.index < self.count:
             raise InputError(f"task {self.index} of {self.count}: the index must be in 0..{self.count - 1}")
 
