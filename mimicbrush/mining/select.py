@@ -125,6 +125,7 @@ class Selection:
         detail: what was tried, for a person to read.
         refused: examples of what was tried in vain.
         num_frames: of the clip.
+        num_compared: pairs whose SSIM was computed.
         seconds: step -> seconds; the only part that another run of the same clip does not give again.
     """
 
@@ -133,6 +134,7 @@ class Selection:
     detail: str
     refused: list[Refused]
     num_frames: int
+    num_compared: int
     seconds: dict[str, float]
 
 
@@ -164,7 +166,7 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
         search.consider(candidate, shots)
     if num_frames < options.min_frames:
         detail = f"{num_frames} frames, fewer than min_frames={options.min_frames}"
-        return Selection([], "too_short", detail, [], num_frames, dict(watch.seconds))
+        return Selection([], "too_short", detail, [], num_frames, len(search.ssims), dict(watch.seconds))
     return search.result(num_frames, end_s)
 
 
@@ -280,7 +282,7 @@ class _Search:
         reason, detail = ("", self._tried()) if pairs else self._why_none(num_frames, end_s)
         by_count = sorted(self.examples.values(), key=lambda entry: (-self.tried[entry[1].reason], entry[1].reason))
         refused = [example for _, example in by_count[: self.options.refused_per_clip]]
-        return Selection(pairs, reason, detail, refused, num_frames, dict(self.watch.seconds))
+        return Selection(pairs, reason, detail, refused, num_frames, len(self.ssims), dict(self.watch.seconds))
 
     def _why_none(self, num_frames: int, end_s: float) -> tuple[str, str]:
         if not self.tried:
