@@ -5,108 +5,175 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-import numpy as np
+from measurements.harness import Case, Side
+from measurements.samples import REAL_CLIPS, clips_in, one_core
 
-from mimicbrush.mining.engines import Resources
-from mimicbrush.mining.jpeg import stored_size
-from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.reader import PyAVReader
-from mimicbrush.mining.run import mine
-from mimicbrush.mining.select import Selection
-from mimicbrush.ops.randomness import generator
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mimicbrush.mining.options import MiningOptions
+    from mimicbrush.mining.select import Selection
 
 #: x264's default distance of key frames, and that of most clips on the web.
 GOP = 250
-CLIP_S, FPS = 10, 30
+CLIP_S, FPS, SIZE_PX = 10, 30, (1280, 720)
 
 
-def write_clip(path: Path, source: Path | None) -> Path:
-    """Ten seconds of 1280 x 720 px with a key frame every `GOP` frames, of a real clip or a rendered one."""
+def mining() -> Iterator[Case]:
+    """reading a clip with a key frame every 250 frames: one strict pass against cold seeks; costs; a second worker"""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip = write_clip(folder / "gop250.mp4")
+        with one_core():
+            yield from reading_cases(clip)
+        for workers, seconds in scaling(clips_in(folder / "clips", SIZE_PX[0]), folder):
+            print(f"{'workers=' + str(workers):>22}  {seconds:.2f} s for the clips of `samples`, start-up included")
+
+
+def reading_cases(clip: Path) -> Iterator[Case]:
+    """The frames of the pairs that are kept, and of all pairs that are compared on the way."""
+    from mimicbrush.mining.options import MiningOptions
+    from mimicbrush.mining.reader import PyAVReader
+    from mimicbrush.mining.select import select_pairs
+
+    options = MiningOptions()
+    selection = select_pairs(PyAVReader().frames(clip), options)
+    kept = [number for pair in selection.pairs for number in (pair.a_frame, pair.b_frame)]
+
+    def figures() -> dict[str, object]:
+        total = sum(selection.seconds.values())
+        shares = {f"{step}_share": seconds / total for step, seconds in selection.seconds.items()}
+        per_pair = {f"{step}_ms": 1e3 * selection.seconds[step] / selection.num_compared for step in ("ssim", "sift")}
+        return {"mined_s": total, **shares, **per_pair}
+
+    for case, numbers, more in (
+        (f"{len(selection.pairs)} pairs kept", kept, figures),
+        (f"{selection.num_compared} pairs compared", compared_frames(selection, options), dict),
+    ):
+        ours, peer = FramesInOnePass(clip, numbers), FramesByColdSeeks(clip, numbers)
+        counts = {"decoded_frames": decoded_frames}
+        yield Case(case, ours, peer, 0.0, 3, counts=counts, figures=more)
+
+
+def write_clip(path: Path) -> Path:
+    """Ten seconds of 1280 x 720 px with a key frame every `GOP` frames: of a real clip, else of a rendered one."""
+    import av
+
     options = {"g": str(GOP), "keyint_min": str(GOP), "sc_threshold": "0", "preset": "fast", "threads": "1"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options=options | {"x264-params": "asm=avx2"})
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-        for image in _frames(source):
+        stream.width, stream.height, stream.pix_fmt = *SIZE_PX, "yuv420p"
+        for image in islice(_pictures(), CLIP_S * FPS):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
 
-def _frames(source: Path | None):
-    if source is None:
-        from mimicbrush.evaluation.clips import ClipSpec, render_frames
+def _pictures() -> Iterator[np.ndarray]:
+    import av
 
-        yield from render_frames(ClipSpec("coffee.png", seconds=CLIP_S, fps=FPS, width_px=1280, height_px=720))
+    from mimicbrush.evaluation.clips import ClipSpec, render_frames
+
+    width, height = SIZE_PX
+    if not REAL_CLIPS[-1].is_file():
+        print("../shared has no clips: a rendered one is measured")
+        yield from render_frames(ClipSpec("coffee.png", seconds=CLIP_S, fps=FPS, width_px=width, height_px=height))
         return
-    with av.open(str(source)) as container:
-        for number, frame in enumerate(container.decode(video=0)):
-            if number == CLIP_S * FPS:
-                return
-            yield frame.reformat(width=1280, height=720, format="rgb24").to_ndarray()
+    with av.open(str(REAL_CLIPS[-1])) as container:
+        for frame in container.decode(video=0):
+            yield frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
 
 
-def read_in_one_pass(path: Path, numbers: Sequence[int]) -> list[np.ndarray]:
-    """Ours: all frames are decoded and checked, those asked for converted; (H, W, 3) uint8 each."""
-    wanted = set(numbers)
-    found = {
-        frame.number: stored_size(frame.to_rgb(), MiningOptions.max_side_px)
-        for frame in PyAVReader().frames(path)
-        if frame.number in wanted
-    }
-    return [found[number] for number in numbers]
+class FramesInOnePass:
+    """Ours: all frames are decoded and checked, those asked for are converted and reduced to the stored size."""
+
+    def __init__(self, clip: Path, numbers: Sequence[int]) -> None:
+        self.clip, self.numbers, self.num_decoded = clip, numbers, 0
+
+    def __call__(self) -> list[np.ndarray]:
+        """(H, W, 3) uint8 each, at the stored size."""
+        from mimicbrush.mining.jpeg import stored_size
+        from mimicbrush.mining.options import MiningOptions
+        from mimicbrush.mining.reader import PyAVReader
+
+        wanted, found = set(self.numbers), {}
+        self.num_decoded = 0
+        for frame in PyAVReader().frames(self.clip):
+            self.num_decoded += 1
+            if frame.number in wanted:
+                found[frame.number] = stored_size(frame.to_rgb(), MiningOptions.max_side_px)
+        return [found[number] for number in self.numbers]
 
 
-def read_by_cold_seeks(path: Path, numbers: Sequence[int]) -> tuple[list[np.ndarray], int]:
-    """The loop that people write: open, seek to the key frame before, decode up to the frame; for every frame.
+class FramesByColdSeeks:
+    """The loop that people write: for every frame open, seek to the key frame before it, and decode up to it."""
 
-    Returns:
-        The pictures, and how many frames were decoded for them.
-    """
-    images, num_decoded = [], 0
-    for number in numbers:
-        with av.open(str(path)) as container:
+    def __init__(self, clip: Path, numbers: Sequence[int]) -> None:
+        self.clip, self.numbers, self.num_decoded = clip, numbers, 0
+
+    def __call__(self) -> list[np.ndarray]:
+        """(H, W, 3) uint8 each, at the stored size."""
+        self.num_decoded = 0
+        return [self._frame(number) for number in self.numbers]
+
+    def _frame(self, number: int) -> np.ndarray:
+        import av
+
+        from mimicbrush.mining.jpeg import stored_size
+        from mimicbrush.mining.options import MiningOptions
+
+        with av.open(str(self.clip)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             pts = round(number / FPS / stream.time_base)
             container.seek(pts, stream=stream)
             for frame in container.decode(stream):
-                num_decoded += 1
+                self.num_decoded += 1
                 if frame.pts >= pts:
-                    images.append(stored_size(frame.to_ndarray(format="rgb24"), MiningOptions.max_side_px))
-                    break
-    return images, num_decoded
+                    return stored_size(frame.to_ndarray(format="rgb24"), MiningOptions.max_side_px)
+        raise AssertionError(f"{self.clip} has no frame {number}")
 
 
-def compared_pairs(selection: Selection, options: MiningOptions) -> list[int]:
-    """Frame numbers of as many pairs as were compared, drawn at random from the candidates; a, b, a, b, ..."""
+def decoded_frames(side: Side) -> float:
+    """How many frames one run decodes."""
+    assert isinstance(side, FramesInOnePass | FramesByColdSeeks)
+    side()
+    return side.num_decoded
+
+
+def compared_frames(selection: Selection, options: MiningOptions) -> list[int]:
+    """Frame numbers a, b, a, b, ... of as many pairs as were compared, drawn at random from the candidates."""
+    from mimicbrush.ops.randomness import generator
+
     step = round(options.candidate_interval_s * FPS)
-    candidates, rng, numbers = selection.num_frames // step, generator(0), []
+    reach = int(options.max_gap_s / options.candidate_interval_s)
+    num_candidates, rng = selection.num_frames // step, generator(0)
+    numbers: list[int] = []
     for _ in range(selection.num_compared):
-        a = int(rng.integers(candidates - 1))
-        b = int(rng.integers(a + 1, min(candidates, a + 1 + int(options.max_gap_s / options.candidate_interval_s))))
+        a = int(rng.integers(num_candidates - 1))
+        b = int(rng.integers(a + 1, min(num_candidates, a + 1 + reach)))
         numbers += [a * step, b * step]
     return numbers
 
 
-def scaling(clips: Sequence[Path]) -> list[tuple[int, float]]:
+def scaling(clips: Path, folder: Path) -> Iterator[tuple[int, float]]:
     """(workers, seconds) of mining the same clips with one and with two workers; the same bytes are asserted."""
-    times, shards = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "in"
-        inputs.mkdir()
-        for clip in clips:
-            shutil.copy(clip, inputs)
-        for workers in (1, 2):
-            output = Path(folder) / f"out{workers}"
-            start = time.perf_counter()
-            mine(
-                inputs, output, MiningOptions(inputs_per_shard=1), resources=Resources(workers=workers), progress=False
-            )
-            times.append((workers, time.perf_counter() - start))
-            shards.append([path.read_bytes() for path in sorted((output / "shards").iterdir())])
-    assert shards[0] == shards[1]
-    return times
+    from mimicbrush.mining.engines import Resources
+    from mimicbrush.mining.options import MiningOptions
+    from mimicbrush.mining.run import mine
+
+    for clip in list(clips.iterdir()):  # an even number of shards
+        shutil.copy(clip, clip.with_stem(clip.stem + "-again"))
+    shards: list[list[bytes]] = []
+    for workers in (1, 2):
+        output = folder / f"mined{workers}"
+        start = time.perf_counter()
+        mine(clips, output, MiningOptions(inputs_per_shard=1), resources=Resources(workers=workers), progress=False)
+        yield workers, time.perf_counter() - start
+        shards.append([path.read_bytes() for path in sorted((output / "shards").iterdir())])
+    assert shards[0] == shards[1], "other bytes with two workers"
