@@ -23,6 +23,8 @@ from mimicbrush.mining.stream_checks import Limits, StreamChecks
 
 #: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
 FORMATS = "mov,matroska,avi"
+#: FFmpeg's own VP9 decoder overlooks most damage that the reference decoder reports.
+_VP9_DECODER = "libvpx-vp9"
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
 
@@ -170,21 +172,40 @@ class PyAVReader:
             raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
         limits = Limits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
-        # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows.
-        stream.codec_context.options = {"err_detect": "explode+aggressive"}
-        # Several threads would report an error some frames late, and the pool already fills the cores.
-        stream.codec_context.thread_count = 1
+        decoder = _strict_decoder(stream)
         checks = StreamChecks(stream, limits)
         shape = None
         for packet in container.demux(stream):
             checks.packet(packet)
-            for frame in stream.decode(packet):
+            for frame in decoder.decode(packet if packet.size else None):
                 time_s = checks.frame(frame)
                 if shape is None:
-                    shape = _shape(stream, frame)
+                    shape = _shape(stream, frame if decoder is stream.codec_context else _own_frame(stream, packet))
                     limits.check_size(*shape.square_size)
                 yield _Decoded(frame, time_s, shape, stream.index)
         checks.end(container)
+
+
+def _strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
+    """A decoder of the stream that reports what it can."""
+    decoder = stream.codec_context
+    if decoder.name == "vp9" and _VP9_DECODER in av.codecs_available:
+        decoder = av.CodecContext.create(_VP9_DECODER, "r")
+        decoder.extradata = stream.codec_context.extradata
+    # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows; "crccheck"
+    # the checksums of pictures, which few HEVC encoders write.
+    decoder.options = {"err_detect": "explode+aggressive+crccheck"}
+    # Several threads would report an error some frames late, and the pool already fills the cores.
+    decoder.thread_count = 1
+    return decoder
+
+
+def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
+    """The first frame by the stream's own decoder, which alone knows the container's rotation."""
+    frames = stream.decode(packet)
+    if not frames:
+        raise UntrustedFileError("damaged", "two decoders disagree about the first frame")
+    return frames[0]
 
 
 def _shape(stream: av.VideoStream, frame: av.VideoFrame) -> Shape:

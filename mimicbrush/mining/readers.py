@@ -47,6 +47,9 @@ class DecordReader:
         scan = self.scanner.scan(path)
         try:
             video = decord.VideoReader(str(path.absolute()), num_threads=1)
+        except decord.DECORDError as error:  # its FFmpeg is old: AV1, for one, is unknown to it
+            raise UntrustedFileError("no_video", f"decord cannot open it: {_first_line(error)}") from error
+        try:
             _check_times(scan, video.get_frame_timestamp(range(len(video)))[:, 0])
             for number, time_s in enumerate(scan.times_s):
                 yield VideoFrame(number, time_s, partial(_shown, video.next().asnumpy(), scan))
@@ -131,18 +134,21 @@ def _package(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:  # torchcodec: RuntimeError without FFmpeg's libraries
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"reader={package!r} cannot be used: {cause}. Choose reader=pyav, or: {_INSTALL[package]}"
+            f"reader={package!r} cannot be used: {_first_line(error)}. Choose reader=pyav, or: {_INSTALL[package]}"
         ) from error
 
 
 def _failure(library: str, error: Exception) -> Exception:
     """What an error of a library means: a fault of the file, unless it speaks of memory."""
-    message = str(error).strip()
-    if "allocate memory" in message.lower():
-        return MemoryError(message)
-    return UntrustedFileError("damaged", f"{library}: {message.splitlines()[0] if message else type(error).__name__}")
+    if "allocate memory" in str(error).lower():
+        return MemoryError(str(error))
+    return UntrustedFileError("damaged", f"{library}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """The rest is a stack trace of the library's own."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_times(scan: Scan, times_s: np.ndarray) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import av
 
-from mimicbrush.mining.containers import nal_check
+from mimicbrush.mining.containers import packet_check
 from mimicbrush.mining.reasons import UntrustedFileError
 
 #: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.
@@ -33,7 +33,7 @@ class StreamChecks:
     def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
         self.stream = stream
         self.limits = limits
-        self.packet_fault = nal_check(stream.codec_context.name, stream.codec_context.extradata)
+        self.packet_fault = packet_check(stream.codec_context.name, stream.codec_context.extradata)
         self.num_packets = 0
         self.num_frames = 0
         self.first_pts = 0
