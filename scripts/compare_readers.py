@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mimicbrush.errors import InputError, run_plainly
 
 if TYPE_CHECKING:
-    from reading import Reading
+    from damaged.read import Reading
 
 OUTCOMES = ("refused", "right", "visible", "wrong", "hung", "crashed", "memory")
 
@@ -54,8 +54,8 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, workspace: Path) -> list[Reading]:
-    from damage import make_damaged, make_undamaged
-    from reading import READERS, read_all, write_truth
+    from damaged.make import make_damaged, make_undamaged
+    from damaged.read import READERS, read_all, write_truth
 
     from mimicbrush.mining.readers import reader_named
 
@@ -66,7 +66,7 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> list[Reading]:
     clips = make_undamaged(arguments.folder, folders[0])
     for clip in clips:
         write_truth(clip, folders[2])
-    repeats = {f"{number}": arguments.flips for number in ("1 bit", "4 bits", "16 bits")}
+    repeats = dict.fromkeys(("1 bit", "4 bits", "16 bits"), arguments.flips)
     files = make_damaged(clips, folders[1], arguments.seed, repeats)
     print(f"{len(clips)} undamaged clips, {len(files)} damaged", file=sys.stderr)
     return [

@@ -6,6 +6,7 @@ reads the rest of the one and conceals the other. Both contradict the sizes and 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -28,10 +29,14 @@ def check_whole(path: Path) -> None:
     """Raise where a container of known format declares more bytes than the file has, or contradicts itself.
 
     Raises:
-        UntrustedFileError: "missing_packets"; "damaged" (Matroska); "empty" for zero bytes; "unreadable".
+        UntrustedFileError: "missing_packets"; "damaged" (Matroska); "empty" for zero bytes; "unreadable";
+            "not_a_file" for a pipe, which would be waited for.
     """
     try:
-        size = path.stat().st_size
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UntrustedFileError("not_a_file", "a folder, pipe, socket or device")
+        size = state.st_size
         with path.open("rb") as file:
             head = file.read(12)
             if not head:

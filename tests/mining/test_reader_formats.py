@@ -178,7 +178,7 @@ def test_edit_lists_hide_no_frame(tmp_path: Path) -> None:
 
 
 def test_the_best_of_several_streams_is_read(shared: Path) -> None:
-    """`nasa.mp4` holds the same video in two sizes, sound and subtitles. OpenCV reads the smaller, which comes first."""
+    """`nasa.mp4` holds the same video in two sizes, and more. OpenCV reads the smaller, which comes first."""
     path = shared / "data/videos/nasa.mp4"
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     for frame in itertools.islice(PyAVReader().frames(path), 3):

@@ -29,7 +29,7 @@ FAST = {
 }
 _FAMILY = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 #: Other formats that the clips are cast into, in turn.
-_FURTHER = (("libvpx-vp9", ".webm"), ("libsvtav1", ".mp4"), ("libx265", ".mkv"), ("mpeg4", ".avi"), ("libx264", ".mkv"))
+_FURTHER = (("libvpx-vp9", ".webm"), ("libsvtav1", ".mp4"), ("libx265", ".mp4"), ("mpeg4", ".avi"), ("libx265", ".mkv"))
 
 
 @dataclass(frozen=True)

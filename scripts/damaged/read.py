@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from damage import Damaged
+from damaged.make import Damaged
 from pebble import ProcessExpired, ProcessPool
 
 from mimicbrush.errors import DataError
