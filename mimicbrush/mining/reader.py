@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 
 from mimicbrush.mining.containers import check_whole
+from mimicbrush.mining.decoders import second_decoder, strict_decoder
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.stream_checks import Limits, StreamChecks
 
 #: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
 FORMATS = "mov,matroska,avi"
-#: FFmpeg's own VP9 decoder overlooks most damage that the reference decoder reports.
-_VP9_DECODER = "libvpx-vp9"
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
 
@@ -123,11 +122,13 @@ class PyAVReader:
         max_pixels: of one frame, width times height, also after pixels were made square.
         max_duration_s: of the stream.
         tail_tolerance_s: how much earlier than declared a stream may end where no frame count is stored.
+        decode_twice: whether to decode HEVC in two ways and compare, see `SecondDecoder`.
     """
 
     max_pixels: int = 35_389_440
     max_duration_s: float = 14_400.0
     tail_tolerance_s: float = 0.25
+    decode_twice: bool = True
 
     @property
     def name(self) -> str:
@@ -172,32 +173,23 @@ class PyAVReader:
             raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
         limits = Limits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
-        decoder = _strict_decoder(stream)
+        decoder = strict_decoder(stream)
+        second = second_decoder(stream) if self.decode_twice else None
         checks = StreamChecks(stream, limits)
         shape = None
         for packet in container.demux(stream):
             checks.packet(packet)
-            for frame in decoder.decode(packet if packet.size else None):
+            given = packet if packet.size else None  # the empty one at the end flushes the decoder
+            frames = decoder.decode(given)
+            if second is not None:
+                second.check(given, frames)
+            for frame in frames:
                 time_s = checks.frame(frame)
                 if shape is None:
                     shape = _shape(stream, frame if decoder is stream.codec_context else _own_frame(stream, packet))
                     limits.check_size(*shape.square_size)
                 yield _Decoded(frame, time_s, shape, stream.index)
         checks.end(container)
-
-
-def _strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
-    """A decoder of the stream that reports what it can."""
-    decoder = stream.codec_context
-    if decoder.name == "vp9" and _VP9_DECODER in av.codecs_available:
-        decoder = av.CodecContext.create(_VP9_DECODER, "r")
-        decoder.extradata = stream.codec_context.extradata
-    # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows; "crccheck"
-    # the checksums of pictures, which few HEVC encoders write.
-    decoder.options = {"err_detect": "explode+aggressive+crccheck"}
-    # Several threads would report an error some frames late, and the pool already fills the cores.
-    decoder.thread_count = 1
-    return decoder
 
 
 def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
