@@ -6,37 +6,49 @@ reads the rest of the one and conceals the other. Both contradict the sizes and 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from mimicbrush.mining.matroska import matroska_fault
 from mimicbrush.mining.reasons import UntrustedFileError
 
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
 #: Byte triples that may not occur inside a NAL unit (ITU-T H.264 Sec. 7.4.1, H.265 Sec. 7.4.2).
 _FORBIDDEN = (b"\x00\x00\x00", b"\x00\x00\x01", b"\x00\x00\x02")
+#: Codecs whose packets hold arithmetic-coded data, where so many zeros in a row are no chance.
+_DENSE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
+_ZEROS = bytes(24)
 #: Some encoders end a stream with an end-of-stream unit behind a start code, inside the last NAL unit.
 _END_OF_STREAM_BYTES = 6
 
 
 def check_whole(path: Path) -> None:
-    """Raise where a container of known format declares more bytes than the file has.
+    """Raise where a container of known format declares more bytes than the file has, or contradicts itself.
 
     Raises:
-        UntrustedFileError: "missing_packets"; "empty" for zero bytes; "unreadable".
+        UntrustedFileError: "missing_packets"; "damaged" (Matroska); "empty" for zero bytes; "unreadable";
+            "not_a_file" for a pipe, which would be waited for.
     """
     try:
-        size = path.stat().st_size
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UntrustedFileError("not_a_file", "a folder, pipe, socket or device")
+        size = state.st_size
         with path.open("rb") as file:
             head = file.read(12)
             if not head:
                 raise UntrustedFileError("empty", "zero bytes")
             declared = _declared_size(file, head, size)
+        fault = matroska_fault(path) if head[:4] == _EBML_MAGIC and declared <= size else ""
     except OSError as error:
         raise UntrustedFileError("unreadable", str(error)) from error
     if declared > size:
         raise UntrustedFileError("missing_packets", f"the file declares {declared} bytes and has {size}")
+    if fault:
+        raise UntrustedFileError("damaged", f"Matroska: {fault}")
 
 
 def _declared_size(file: BinaryIO, head: bytes, size: int) -> int:
@@ -88,18 +100,25 @@ def _ebml_size(file: BinaryIO) -> int | None:
     return None if value == (1 << 7 * num_bytes) - 1 else value
 
 
-def nal_check(codec: str, extradata: bytes | None) -> Callable[[bytes], str]:
-    """A check for packets of H.264 and HEVC with length-prefixed NAL units (MP4, Matroska).
+def packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes], str]:
+    """A check for packets: runs of zeros in dense data, and the byte rules of H.264 and HEVC in MP4 and Matroska.
 
     Returns:
-        A function of a packet's bytes: "" where they obey the byte rules, else what is wrong. For other
-        codecs and layouts it always gives "".
+        A function of a packet's bytes: "" where nothing is wrong with them, else what is. For other codecs it
+        always gives "".
     """
     position = {"h264": 4, "hevc": 21}.get(codec)
-    if position is None or not extradata or len(extradata) <= position or extradata[0] != 1:
-        return lambda _: ""
-    length_bytes = (extradata[position] & 3) + 1
-    return lambda data: _nal_fault(data, length_bytes)
+    if position is not None and extradata and len(extradata) > position and extradata[0] == 1:
+        length_bytes = (extradata[position] & 3) + 1
+        return lambda data: _nal_fault(data, length_bytes)
+    if codec in _DENSE_CODECS:
+        return _zeros_fault
+    return lambda _: ""
+
+
+def _zeros_fault(data: bytes) -> str:
+    # At the end they may be padding.
+    return "a run of zeros" if _ZEROS in data.rstrip(b"\0") else ""
 
 
 def _nal_fault(data: bytes, length_bytes: int) -> str:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import av
+import cv2
 import numpy as np
 
-from mimicbrush.mining.containers import check_whole, nal_check
+from mimicbrush.mining.containers import check_whole
+from mimicbrush.mining.decoders import second_decoder, strict_decoder
 from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.stream_checks import Limits, StreamChecks
 
 #: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
 FORMATS = "mov,matroska,avi"
-#: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.
-_CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
 #: (height, width) in px of the pictures that cuts are told by.
@@ -35,7 +37,7 @@ class VideoFrame:
     Attributes:
         number: in order of showing, from 0.
         time_s: since the first frame.
-        to_rgb: gives (H, W, 3) uint8, upright; to be called before the next frame is asked for.
+        to_rgb: gives (H, W, 3) uint8, upright, of square pixels; to be called before the next frame is asked for.
         to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to tell cuts by; likewise.
     """
 
@@ -46,7 +48,7 @@ class VideoFrame:
 
 
 class FrameReader(Protocol):
-    """Reads a video once, in order, strictly."""
+    """Reads a video once, in order, strictly. It is pickled, to be sent to workers."""
 
     @property
     def name(self) -> str:
@@ -57,7 +59,63 @@ class FrameReader(Protocol):
 
         Raises:
             UntrustedFileError: at any time until the iterator's end; what was yielded before is then void.
+            MemoryError: there was not enough, which says nothing about the file.
         """
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the pictures of a stream are to be shown.
+
+    Attributes:
+        width_px: as decoded.
+        height_px: as decoded.
+        quarter_turns: counter-clockwise, 0..3, as the rotation metadata of phones asks.
+        pixel_aspect: width of a pixel over its height.
+    """
+
+    width_px: int
+    height_px: int
+    quarter_turns: int
+    pixel_aspect: Fraction
+
+    @property
+    def square_size(self) -> tuple[int, int]:
+        """(width, height) with square pixels, not yet turned: the side that is too short is stretched."""
+        aspect = self.pixel_aspect
+        if aspect >= 1:
+            return round(self.width_px * aspect), self.height_px
+        return self.width_px, round(self.height_px / aspect)
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height), upright, with square pixels."""
+        width, height = self.square_size
+        return (height, width) if self.quarter_turns % 2 else (width, height)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a strict pass over a clip found.
+
+    Attributes:
+        times_s: of each frame since the first.
+        shape: of every frame.
+        stream: number of the video stream in its file.
+    """
+
+    times_s: list[float]
+    shape: Shape
+    stream: int
+
+
+class _Decoded(NamedTuple):
+    """A checked frame as FFmpeg holds it."""
+
+    frame: av.VideoFrame
+    time_s: float
+    shape: Shape
+    stream: int
 
 
 @dataclass(frozen=True)
@@ -65,14 +123,16 @@ class PyAVReader:
     """The default reader: FFmpeg through PyAV, with all its fault detection turned into errors.
 
     Attributes:
-        max_pixels: of one frame, width times height.
+        max_pixels: of one frame, width times height, also after pixels were made square.
         max_duration_s: of the stream.
         tail_tolerance_s: how much earlier than declared a stream may end where no frame count is stored.
+        decode_twice: whether to decode HEVC in two ways and compare, see `SecondDecoder`.
     """
 
     max_pixels: int = 35_389_440
     max_duration_s: float = 14_400.0
     tail_tolerance_s: float = 0.25
+    decode_twice: bool = True
 
     @property
     def name(self) -> str:
@@ -81,139 +141,92 @@ class PyAVReader:
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
         """See `FrameReader`."""
+        for number, decoded in enumerate(self._decoded(path)):
+            views = partial(_upright_rgb, decoded.frame, decoded.shape), partial(_thumbnail, decoded.frame)
+            yield VideoFrame(number, decoded.time_s, *views)
+
+    def scan(self, path: Path) -> Scan:
+        """Decode and check the whole clip, and keep no picture.
+
+        Raises:
+            UntrustedFileError, MemoryError: as `frames` does.
+        """
+        times_s: list[float] = []
+        decoded = None
+        for decoded in self._decoded(path):
+            times_s.append(decoded.time_s)
+        assert decoded is not None, "a clip without frames is refused"
+        return Scan(times_s, decoded.shape, decoded.stream)
+
+    def _decoded(self, path: Path) -> Iterator[_Decoded]:
         # Edit lists may cut what is shown; without them every stored packet comes, and can be counted.
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "ignore_editlist": "1"}
         check_whole(path)
         try:
             with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
                 yield from self._stream_frames(container)
+        except MemoryError:
+            raise  # FFmpeg's own is one, too; it accuses the machine, not the file
         except av.error.FFmpegError as error:
             raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
         except (UnicodeError, OverflowError) as error:
             raise UntrustedFileError("damaged", f"senseless header: {error}") from error
 
-    def _stream_frames(self, container: av.container.InputContainer) -> Iterator[VideoFrame]:
+    def _stream_frames(self, container: av.container.InputContainer) -> Iterator[_Decoded]:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
-        self._check_size(stream.codec_context.width, stream.codec_context.height)
-        # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows.
-        stream.codec_context.options = {"err_detect": "explode+aggressive"}
-        # Several threads would report an error some frames late, and the pool already fills the cores.
-        stream.codec_context.thread_count = 1
-        checks = _StreamChecks(stream, self)
+        limits = Limits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
+        decoder = strict_decoder(stream)
+        second = second_decoder(stream) if self.decode_twice else None
+        checks = StreamChecks(stream, limits)
+        shape = None
         for packet in container.demux(stream):
             checks.packet(packet)
-            for frame in stream.decode(packet):
+            given = packet if packet.size else None  # the empty one at the end flushes the decoder
+            frames = decoder.decode(given)
+            if second is not None:
+                second.check(given, frames)
+            for frame in frames:
                 time_s = checks.frame(frame)
-                yield VideoFrame(
-                    checks.num_frames - 1, time_s, partial(_upright_rgb, frame), partial(_thumbnail, frame)
-                )
+                if shape is None:
+                    shape = _shape(stream, frame if decoder is stream.codec_context else _own_frame(stream, packet))
+                    limits.check_size(*shape.square_size)
+                yield _Decoded(frame, time_s, shape, stream.index)
         checks.end(container)
 
-    def _check_size(self, width: int, height: int) -> None:
-        if width * height > self.max_pixels:
-            raise UntrustedFileError("too_large", f"{width} x {height} px, more than {self.max_pixels} pixels")
+
+def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
+    """The first frame by the stream's own decoder, which alone knows the container's rotation."""
+    frames = stream.decode(packet)
+    if not frames:
+        raise UntrustedFileError("damaged", "two decoders disagree about the first frame")
+    return frames[0]
 
 
-class _StreamChecks:
-    """What must hold of the packets and frames of one stream; lives as long as one pass."""
-
-    def __init__(self, stream: av.VideoStream, limits: PyAVReader) -> None:
-        self.stream = stream
-        self.limits = limits
-        self.nal_fault = nal_check(stream.codec_context.name, stream.codec_context.extradata)
-        self.num_packets = 0
-        self.num_frames = 0
-        self.first_pts = 0
-        self.last_pts = 0
-        self.end_pts = 0
-        self.size: tuple[int, int] | None = None
-
-    def packet(self, packet: av.Packet) -> None:
-        """Count a packet and look at its flag (the empty one at the end only flushes the decoder)."""
-        if packet.size == 0:
-            return
-        self.num_packets += 1
-        if packet.is_corrupt:
-            raise UntrustedFileError("damaged", f"packet {self.num_packets - 1} is flagged as corrupt")
-        fault = self.nal_fault(bytes(packet))
-        if fault:
-            raise UntrustedFileError("damaged", f"packet {self.num_packets - 1}: {fault}")
-
-    def frame(self, frame: av.VideoFrame) -> float:
-        """Check a frame against the ones before it; its time in seconds since the first."""
-        number = self.num_frames
-        if frame.is_corrupt:
-            raise UntrustedFileError("damaged", f"frame {number} is flagged as corrupt")
-        # AVI stores no presentation times, only the order of decoding.
-        pts = frame.pts if frame.pts is not None else frame.dts
-        if pts is None:
-            raise UntrustedFileError("bad_timestamps", f"frame {number} has no time")
-        if number and pts <= self.last_pts:
-            raise UntrustedFileError(
-                "bad_timestamps", f"frame {number} is at tick {pts}, the one before at {self.last_pts}"
-            )
-        if self.size is None:
-            self.first_pts = pts
-        elif self.size != (frame.width, frame.height):
-            raise UntrustedFileError(
-                "size_changes", f"frame {number} is {frame.width} x {frame.height} px, not {self.size}"
-            )
-        self.size = frame.width, frame.height
-        self.limits._check_size(frame.width, frame.height)
-        self.last_pts = pts
-        self.end_pts = pts + (frame.duration or 0)
-        self.num_frames += 1
-        time_s = float((pts - self.first_pts) * self.stream.time_base)
-        if time_s > self.limits.max_duration_s:
-            raise UntrustedFileError("too_long", f"more than {self.limits.max_duration_s:g} s")
-        return time_s
-
-    def end(self, container: av.container.InputContainer) -> None:
-        """After the last frame: is all there that the container and the packets promised?"""
-        if self.num_packets == 0 or self.num_frames == 0:
-            raise UntrustedFileError("no_video", "the video stream has no frame")
-        declared = self.stream.frames
-        if declared and declared != self.num_packets:
-            raise UntrustedFileError("missing_packets", f"{self.num_packets} packets, the index counts {declared}")
-        hidden = self.stream.codec_context.name in _CODECS_WITH_HIDDEN_FRAMES
-        if self.num_frames != self.num_packets and not hidden:
-            raise UntrustedFileError("missing_frames", f"{self.num_frames} frames from {self.num_packets} packets")
-        if not declared:
-            self._check_tail(container)
-
-    def _check_tail(self, container: av.container.InputContainer) -> None:
-        declared_s = _declared_duration_s(self.stream, container)
-        if declared_s is None:
-            return
-        end_s = float(self.end_pts * self.stream.time_base)
-        if end_s < declared_s - self.limits.tail_tolerance_s:
-            raise UntrustedFileError("missing_packets", f"the video ends at {end_s:.2f} s of {declared_s:.2f} s")
+def _shape(stream: av.VideoStream, frame: av.VideoFrame) -> Shape:
+    quarter_turns = round(frame.rotation / _QUARTER_DEGREES) % 4
+    return Shape(frame.width, frame.height, quarter_turns, stream.sample_aspect_ratio or Fraction(1))
 
 
-def _declared_duration_s(stream: av.VideoStream, container: av.container.InputContainer) -> float | None:
-    """How long the stream says it is: by its DURATION tag (Matroska), else by the container of only it."""
-    tag = stream.metadata.get("DURATION", "")
-    parts = tag.split(":")
-    if len(parts) == 3:
-        try:
-            return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
-        except ValueError:
-            pass  # a free text field; the container's duration is asked instead
-    if container.duration is None or len(container.streams) > 1:
-        return None
-    return container.duration / av.time_base
-
-
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8, turned as the rotation metadata of phones asks."""
-    rgb = frame.to_ndarray(format="rgb24", threads=1)
-    quarters = round(frame.rotation / _QUARTER_DEGREES) % 4
-    return np.ascontiguousarray(np.rot90(rgb, quarters))
+def _upright_rgb(frame: av.VideoFrame, shape: Shape) -> np.ndarray:
+    return turned(squared(frame.to_ndarray(format="rgb24", threads=1), shape.square_size), shape.quarter_turns)
 
 
 def _thumbnail(frame: av.VideoFrame) -> np.ndarray:
     height, width = THUMBNAIL_SIZE
     small = frame.reformat(width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1)
     return small.to_ndarray()
+
+
+def squared(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 stretched to `size` = (width, height), or itself where it has that size."""
+    if rgb.shape[1::-1] == size:
+        return rgb
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)
+
+
+def turned(rgb: np.ndarray, quarter_turns: int) -> np.ndarray:
+    """(H, W, 3) turned counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(rgb, quarter_turns))

@@ -1,0 +1,113 @@
+"""How readers of videos fare with damaged files: ours beside decord and OpenCV, on the same files.
+
+python scripts/compare_readers.py ../shared/data/videos
+
+Makes short undamaged clips of those in the folder, damages each in fifteen ways (seeded), and lets every reader
+read every file in a worker process with a time and a memory limit. Each reading ends as one of
+
+  refused   the reader reported an error or gave no frame
+  right     every frame is the one named, and at least 30 dB near that of the undamaged clip
+  visible   a frame is below 30 dB
+  wrong     a frame is another than the one named, there are fewer or more than in the undamaged clip, or frames
+            came out of what is no video
+  hung, crashed, memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimicbrush.errors import InputError, run_plainly
+
+if TYPE_CHECKING:
+    from damaged.read import Reading
+
+OUTCOMES = ("refused", "right", "visible", "wrong", "hung", "crashed", "memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, help="clips, undamaged")
+    parser.add_argument("--reader", default="pyav", help="ours: pyav, decord or torchcodec behind the scan of pyav")
+    parser.add_argument("--flips", type=int, default=4, metavar="N", help="files per clip with 1, 4, 16 flipped bits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for one file")
+    parser.add_argument("--memory", type=float, default=6.0, metavar="GIB", help="address space of a worker")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every reading there")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the clips there")
+    arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        raise InputError(f"{arguments.folder} is no folder; name one with video files")
+    with tempfile.TemporaryDirectory() as temporary:
+        readings = compare(arguments, arguments.keep or Path(temporary))
+    print(table(readings))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([vars(reading) for reading in readings], indent=0) + "\n")
+
+
+def compare(arguments: argparse.Namespace, workspace: Path) -> list[Reading]:
+    from damaged.make import make_damaged, make_undamaged
+    from damaged.read import READERS, read_all, write_truth
+
+    from mimicbrush.mining.readers import reader_named
+
+    ours = reader_named(arguments.reader)
+    folders = [workspace / name for name in ("undamaged", "damaged", "truth")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    clips = make_undamaged(arguments.folder, folders[0])
+    for clip in clips:
+        write_truth(clip, folders[2])
+    repeats = dict.fromkeys(("1 bit", "4 bits", "16 bits"), arguments.flips)
+    files = make_damaged(clips, folders[1], arguments.seed, repeats)
+    print(f"{len(clips)} undamaged clips, {len(files)} damaged", file=sys.stderr)
+    return [
+        reading
+        for reader in ("ours", *READERS)
+        for reading in read_all(
+            reader,
+            ours,
+            clips,
+            files,
+            folders[2],
+            workers=arguments.workers,
+            timeout_s=arguments.timeout,
+            memory_gib=arguments.memory,
+        )
+    ]
+
+
+def table(readings: list[Reading]) -> str:
+    """Markdown: a row per class and reader, and the totals."""
+    lines = [
+        "| damage | reader | files | " + " | ".join(OUTCOMES) + " | accepted frames | below 30 dB |",
+        "|---" * (len(OUTCOMES) + 5) + "|",
+    ]
+    kinds = list(dict.fromkeys(reading.kind for reading in readings))
+    readers = list(dict.fromkeys(reading.reader for reading in readings))
+    for kind in [*kinds, "all damaged"]:
+        for reader in readers:
+            chosen = [
+                reading
+                for reading in readings
+                if reading.reader == reader
+                and (reading.kind == kind or (kind == "all damaged" and reading.kind != "undamaged"))
+            ]
+            counts = [sum(reading.outcome == outcome for reading in chosen) for outcome in OUTCOMES]
+            assert sum(counts) == len(chosen), "a reading without an outcome"
+            frames, damaged = (sum(getattr(r, name) for r in chosen) for name in ("num_frames", "num_visible"))
+            cells: list[Any] = [kind, reader, len(chosen), *counts, frames, f"{damaged / max(frames, 1):.2%}"]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_plainly(main)
