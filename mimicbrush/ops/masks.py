@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 
@@ -128,6 +127,8 @@ def dilated(mask: np.ndarray, radius_px: int) -> np.ndarray:
     """Grow a mask of 0 and 1 by a disc: (H, W) uint8; 0 px leaves it as it is."""
     if radius_px < 1:
         return mask
+    import cv2  # slow, and what else is here does without: checking the boxes of a list of edits needs no OpenCV
+
     side = 2 * radius_px + 1
     return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
 

@@ -128,7 +128,8 @@ def test_batches_drawn_by_torch_equal_single_pictures_drawn_by_opencv(compositio
 def test_masks_drawn_by_torch_are_black_outside() -> None:
     mask = np.full((1, 20, 30, 1), 255, np.uint8)
     matrix = geometry.letterbox_matrix(30, 20, 30)
-    arrays = (mask, np.array([[20, 30]]), np.linalg.inv(matrix)[None].astype(np.float32), np.eye(1, 2, dtype="f4")[None])
-    drawn = draw(*map(torch.from_numpy, arrays), size_px=30, fill=0)[0, 0].numpy()
+    to_picture, unchanged = np.linalg.inv(matrix)[None].astype(np.float32), np.eye(1, 2, dtype=np.float32)[None]
+    arrays = map(torch.from_numpy, (mask, np.array([[20, 30]]), to_picture, unchanged))
+    drawn = draw(*arrays, size_px=30, fill=0)[0, 0].numpy()
     np.testing.assert_array_equal(drawn, geometry.warp(mask[0, :, :, 0], matrix, 30, 0))
     assert set(drawn[:5].ravel()) == {0.0} and set(drawn[5:25].ravel()) == {255.0}
