@@ -16,6 +16,7 @@ from pathlib import Path
 
 from measurements.editing import edit, edit_gpu, read_block
 from measurements.harness import Measurement, compare
+from measurements.samples import samples
 from measurements.training import dropped_references
 
 from mimicbrush.errors import run_plainly
@@ -25,6 +26,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "edit": edit,
     "edit_gpu": edit_gpu,
     "read_block": read_block,
+    "samples": samples,
 }
 
 

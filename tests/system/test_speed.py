@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measurements import editing, harness
+from measurements import editing, harness, samples
 
 from mimicbrush.errors import MimicBrushError
 
@@ -88,3 +89,29 @@ def test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size() -> None:
     case = editing.edit_cases("cpu", "float32", 128, (32, 32, 32, 32), 1)[0]
     assert case.case == "current, eager"
     assert harness.compare(case, 1)["max_abs_diff"] <= 1e-3
+
+
+def test_samples_with_stored_matches_equal_those_with_sift_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a small size, on clips that are rendered: the measurement's own assertions, and what it counts."""
+    monkeypatch.setattr(samples, "REAL_CLIPS", [tmp_path / "absent.mp4"])
+    clips = samples.clips_in(tmp_path / "clips", width_px=320)
+    mined = samples.mined_folder(clips, tmp_path / "mined")
+    jpeg, video = (harness.compare(case, 1) for case in samples.sample_cases(mined, clips, 64, 4))
+    assert jpeg["max_abs_diff"] == video["max_abs_diff"] == 0
+    assert jpeg["ours_sift_mpx"] == video["ours_sift_mpx"] == 0
+    # Each of the two pictures is searched at its stored size, which is below the 640 px of the miner.
+    assert jpeg["peer_sift_mpx"] == video["peer_sift_mpx"] == pytest.approx(2 * 320 * 180 / 1e6)
+    assert 0 < jpeg["ours_decoded_mpx"] < jpeg["peer_decoded_mpx"] < video["peer_decoded_mpx"]
+
+
+def test_the_peer_of_the_samples_has_masks_of_its_own_matches(tmp_path: Path, mined: Path) -> None:
+    """With other stored matches than SIFT finds, the peer must differ: it does not read them."""
+    videos = tmp_path / "mined"
+    shutil.copytree(mined, videos)
+    ours, peer = samples.side(videos, 64, 8), samples.side(videos, 64, 8, samples.frames_of_jpegs)
+    pictures, masks = zip(*((made[:2], made[2]) for made in ours()), strict=True)
+    others, other_masks = zip(*((made[:2], made[2]) for made in peer()), strict=True)
+    assert harness.largest_difference(pictures, others) == 0
+    assert harness.largest_difference(masks, other_masks) == 1
