@@ -10,8 +10,9 @@ import difflib
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +29,8 @@ from mimicbrush.training.options import TrainOptions
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mimicbrush.data.manifest import PairTable
+    from mimicbrush.data.batch import UndrawnBatch
+    from mimicbrush.data.sources import Source
     from mimicbrush.models.parts import Parts
     from mimicbrush.types import TrainBatch
 
@@ -46,7 +48,7 @@ class TrainConfig:
     run_name: str = MISSING
     run_dir: str = MISSING
     seed: int = 0
-    data: DataOptions = field(default_factory=lambda: DataOptions(root=MISSING))
+    data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = MISSING
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -71,8 +73,8 @@ def train(config: DictConfig, run_dir: Path) -> None:
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training import checkpoints
 
-    pairs = load_pairs(options.data)
-    identity = run_identity(config, pairs)
+    sources, notes = read_sources(options.data)
+    identity = run_identity(config, sources)
     found = checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
     if found is not None:
         checkpoints.read_state(found, identity)
@@ -110,9 +112,10 @@ def train(config: DictConfig, run_dir: Path) -> None:
     # 3. The run.
     already = found is not None and found == checkpoints.checkpoint_path(found.parent, options.train.max_steps)
     passes = accelerator.gradient_accumulation_steps
-    num_sources = len(np.unique(pairs.column("source_key")))
+    for note in notes:
+        accelerator.print(f"note: {note}")
     accelerator.print(
-        f"{len(pairs)} pairs of {num_sources} sources to train on "
+        f"{sum(len(source.pairs) for source in sources)} pairs of {len(source_keys(sources))} source files to train on "
         f"(data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
         f"{accelerator.num_processes} process(es) on {accelerator.device}, {passes} pass(es) a step"
     )
@@ -128,9 +131,10 @@ def train(config: DictConfig, run_dir: Path) -> None:
         ),
         encoders=FrozenEncoders(parts, options.model),
         noise_scheduler=noise_scheduler(options.train.prediction_type),
-        loader=build_loader(pairs, options, accelerator),
-        export_pipeline=lambda folder: export_pipeline(folder, parts, pairs, options),
+        loader=build_loader(sources, options, accelerator),
+        export_pipeline=lambda folder: export_pipeline(folder, parts, sources, options),
         options=options.train,
+        max_bad_ratio=options.data.max_bad_ratio,
         accelerator=accelerator,
         run_dir=run_dir,
         identity=identity,
@@ -157,7 +161,8 @@ def check_known(config: DictConfig) -> None:
 
 
 def _unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
-    known = [each.name for each in fields(schema)]
+    # The entries of a plain dict, such as data.sources, have names of the user's own.
+    known = [str(key) for key in config] if schema is dict else [each.name for each in fields(schema)]
     lines: list[str] = []
     for key in map(str, config):
         if key not in known:
@@ -175,12 +180,7 @@ def check_prerequisites(config: DictConfig) -> None:
         InputError: says what is missing, which option points to it and how to get it.
     """
     missing: list[str] = []
-    if OmegaConf.is_missing(config.data, "root") or not Path(config.data.root).is_dir():
-        given = "is not set" if OmegaConf.is_missing(config.data, "root") else f"is no folder: {config.data.root}"
-        missing.append(
-            f"data.root {given}. It names a folder of mined pairs; make one with\n"
-            "  python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
-        )
+    missing += _absent_folders(config.data)
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         try:
@@ -202,17 +202,36 @@ def check_prerequisites(config: DictConfig) -> None:
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
 
 
+def _absent_folders(data: DictConfig) -> list[str]:
+    """Which folders of mined pairs are not given, or not there."""
+    named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
+    if data.root or not named:
+        named["data.root"] = data.root
+    how = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
+    return [
+        f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
+        f"with\n  {how}"
+        for option, root in named.items()
+        if not root or not Path(root).is_dir()
+    ]
+
+
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
 
 
-#: What may change between a run and its continuation without changing what is learnt.
+#: What may change between a run and its continuation without changing what is learnt, but for rounding.
 FREE_TO_CHANGE = (
     "run_name",
     "run_dir",
     "data.root",
+    "data.input_root",
+    "data.sources.*.root",
+    "data.sources.*.input_root",
+    "data.augment_on",
+    "data.max_bad_ratio",
     "data.num_workers",
     "train.device",
     "train.cpu_threads",
@@ -229,10 +248,15 @@ FREE_TO_CHANGE = (
 )
 
 
-def run_identity(config: DictConfig, pairs: PairTable) -> dict[str, Any]:
+def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
-    identity = {key: value for key, value in flattened(config).items() if key not in FREE_TO_CHANGE}
-    return {**identity, "pairs": f"{len(pairs)} ({pairs.digest()[:16]})"}
+    chosen = {
+        key: value
+        for key, value in flattened(config).items()
+        if not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
+    }
+    pairs = [f"{source.name} {len(source.pairs)} ({source.pairs.digest()[:16]})" for source in sources]
+    return {**chosen, "pairs": ", ".join(pairs)}
 
 
 def flattened(config: DictConfig) -> dict[str, Any]:
@@ -246,11 +270,20 @@ def flattened(config: DictConfig) -> dict[str, Any]:
     return flat
 
 
-def load_pairs(options: DataOptions) -> PairTable:
-    """The training pairs of a mined folder, without those held out."""
-    from mimicbrush.data.manifest import read_manifest, split_pairs
+def read_sources(options: DataOptions) -> tuple[list[Source], list[str]]:
+    """The sources to train on, without the pairs held out, and what there is to say about them."""
+    from mimicbrush.data.sources import load_sources
 
-    return split_pairs(read_manifest(Path(options.root)), "train", options.heldout_ratio)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sources = load_sources(options)
+    return sources, [str(warning.message) for warning in caught]
+
+
+def source_keys(sources: Sequence[Source]) -> list[int]:
+    """The first 64 bits of the hashes of all source files, sorted, each once."""
+    keys = [source.pairs.column("source_key") for source in sources]
+    return [int(key) for key in np.unique(np.concatenate(keys))]
 
 
 def build_parts(options: ModelOptions, seed: int) -> Parts:
@@ -263,20 +296,16 @@ def build_parts(options: ModelOptions, seed: int) -> Parts:
 
 
 def build_loader(
-    pairs: PairTable, options: TrainConfig, accelerator: Accelerator
-) -> Callable[[int, int], Iterable[TrainBatch]]:
+    sources: Sequence[Source], options: TrainConfig, accelerator: Accelerator
+) -> Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]:
     """(first step, last step) -> this rank's micro-batches."""
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.loader import load_batches
     from mimicbrush.data.sampler import RankBatches
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dataset = PairDataset(pairs, options.model.size_px, options.data, seed=options.seed)
-    for warning in caught:
-        accelerator.print(f"note: {warning.message}")
+    dataset = PairDataset(sources, options.model.size_px, options.data, seed=options.seed)
 
-    def load(first_step: int, last_step: int) -> Iterable[TrainBatch]:
+    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | UndrawnBatch]:
         batches = RankBatches(
             first_step,
             last_step,
@@ -291,7 +320,7 @@ def build_loader(
     return load
 
 
-def export_pipeline(folder: Path, parts: Parts, pairs: PairTable, options: TrainConfig) -> None:
+def export_pipeline(folder: Path, parts: Parts, sources: Sequence[Source], options: TrainConfig) -> None:
     """Save the pipeline that was trained, with its conventions and the sources that it has seen."""
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.pipelines import MimicBrushPipeline
@@ -310,6 +339,6 @@ def export_pipeline(folder: Path, parts: Parts, pairs: PairTable, options: Train
         default_guidance_scale=options.train.default_guidance_scale,
     )
     pipeline.save_pretrained(folder)
-    seen = [f"{key:016x}" for key in np.unique(pairs.column("source_key")).tolist()]
+    seen = [f"{key:016x}" for key in source_keys(sources)]
     training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen}
     (folder / "training_data.json").write_text(json.dumps(training_data, indent=1))

@@ -7,7 +7,7 @@ A **mask** is 1 where the source is to be repainted and 0 where it is kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class ReferenceStates:
         return bool(self.features) or any(".attn1" in path for path in self.projected)
 
 
+_TENSORS = ("source", "reference", "mask", "key", "index")
+
+
 @dataclass
 class TrainBatch:
     """Samples for one step. All pixels are square and already augmented, padded and resized.
@@ -73,6 +76,7 @@ class TrainBatch:
         key: (B,) int64, the seed of everything random that happens to a sample after loading (noise,
             timestep, drops), so that results do not depend on ranks or workers.
         index: (B,) int64, the global sample number.
+        faults: what could not be read and was replaced by other pairs, a message each; not one per sample.
     """
 
     source: torch.Tensor
@@ -80,14 +84,15 @@ class TrainBatch:
     mask: torch.Tensor
     key: torch.Tensor
     index: torch.Tensor
+    faults: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on another device."""
-        return TrainBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> TrainBatch:
         """The same batch in page-locked memory: torch's DataLoader looks for this method."""
-        return TrainBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def __len__(self) -> int:
         return self.source.shape[0]

@@ -8,14 +8,15 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from mimicbrush.data.dataset import PairDataset, collate
+from mimicbrush.data.batch import UndrawnBatch, collate
+from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.sampler import RankBatches
 from mimicbrush.types import TrainBatch
 
 
 def load_batches(
     dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
-) -> DataLoader[TrainBatch]:
+) -> DataLoader[TrainBatch | UndrawnBatch]:
     """The batches of one rank, in order.
 
     It stays outside `accelerator.prepare`: the sampler already gives each rank its own samples, and

@@ -88,27 +88,39 @@ def inside(points: np.ndarray, size_px: int) -> np.ndarray:
 def warp(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.ndarray:
     """Draw a picture on a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
 
-    Where the matrix shrinks by more than two, the picture is first reduced by area averaging: bilinear
-    sampling alone would alias.
+    Where the matrix shrinks by two or more, the picture is first reduced (`reduce_to_fit`).
     """
-    shrink = _shrink_factor(matrix, image.shape[1], image.shape[0])
-    if shrink >= 2:
-        height, width = (max(1, round(side / shrink)) for side in image.shape[:2])
-        matrix = matrix @ np.linalg.inv(resize_matrix(width / image.shape[1], height / image.shape[0]))
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    border = (fill,) * 3
+    image, matrix = reduce_to_fit(image, matrix)
     return cv2.warpPerspective(
         image,
         matrix,
         (size_px, size_px),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=border,
+        borderValue=(fill,) * 3,
     )
 
 
-def _shrink_factor(matrix: np.ndarray, width: int, height: int) -> float:
-    """How many source pixels fall on one canvas pixel (per side) at the picture's centre."""
+def reduce_to_fit(image: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce a picture that the matrix shrinks by two or more: bilinear sampling alone would alias.
+
+    Args:
+        image: (H, W[, 3]) uint8.
+        matrix: (3, 3), from its pixels to the canvas.
+
+    Returns:
+        The picture reduced by area averaging (or itself) and the matrix from its pixels to the same canvas.
+    """
+    shrink = shrink_factor(matrix, image.shape[1], image.shape[0])
+    if shrink < 2:
+        return image, matrix
+    height, width = (max(1, round(side / shrink)) for side in image.shape[:2])
+    matrix = matrix @ np.linalg.inv(resize_matrix(width / image.shape[1], height / image.shape[0]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), matrix
+
+
+def shrink_factor(matrix: np.ndarray, width: int, height: int) -> float:
+    """How many pixels of the picture fall on one canvas pixel (per side) at the picture's centre."""
     centre = np.array([[(width - 1) / 2, (height - 1) / 2]])
     probes = centre + np.array([[0, 0], [1, 0], [0, 1]])
     origin, right, down = transform_points(probes, matrix).astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,19 +27,42 @@ class JitterRanges:
     hue_ratio: float = 0.05
 
 
-def random_jitter(image: np.ndarray, ranges: JitterRanges, rng: np.random.Generator) -> np.ndarray:
-    """Jitter brightness, contrast, saturation and hue: (H, W, 3) uint8 RGB -> the same shape.
+@dataclass(frozen=True)
+class Jitter:
+    """One draw: three factors, and the turn of the hue in radians."""
 
-    Differs from a chain of separate steps in that values are clipped once, at the end.
-    """
+    brightness: float
+    contrast: float
+    saturation: float
+    hue_rad: float
+
+    def matrix(self, mean_rgb: Sequence[float]) -> np.ndarray:
+        """The jitter as (3, 4) float64: ``[R G B 1]`` in 0..255 -> the new ``[R G B]``, before it is clipped.
+
+        Args:
+            mean_rgb: of the picture: contrast turns about its mean luma.
+        """
+        turn = np.eye(3)
+        turn[1:, 1:] = [[np.cos(self.hue_rad), -np.sin(self.hue_rad)], [np.sin(self.hue_rad), np.cos(self.hue_rad)]]
+        hue = np.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
+        grey = np.tile(_LUMA, (3, 1))
+        saturated = self.saturation * np.eye(3) + (1 - self.saturation) * grey
+        mean_luma = float(_LUMA @ np.asarray(mean_rgb)) * self.brightness
+        offset = np.full((3, 1), (1 - self.contrast) * mean_luma)
+        return np.hstack([hue @ saturated * self.brightness * self.contrast, offset])
+
+
+def random_jitter(ranges: JitterRanges, rng: np.random.Generator) -> Jitter:
+    """Draw brightness, contrast, saturation and hue."""
     brightness, contrast, saturation = (
         1 + rng.uniform(-amount, amount) for amount in (ranges.brightness, ranges.contrast, ranges.saturation)
     )
-    angle = 2 * np.pi * rng.uniform(-ranges.hue_ratio, ranges.hue_ratio)
-    grey = np.tile(_LUMA, (3, 1))
-    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
-    hue = np.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
-    colour = hue @ (saturation * np.eye(3) + (1 - saturation) * grey) * brightness * contrast
-    mean_luma = float(_LUMA @ cv2.mean(image)[:3]) * brightness
-    offset = np.full((3, 1), (1 - contrast) * mean_luma)
-    return cv2.transform(image, np.hstack([colour, offset]))
+    return Jitter(brightness, contrast, saturation, 2 * np.pi * rng.uniform(-ranges.hue_ratio, ranges.hue_ratio))
+
+
+def apply_jitter(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Other colours by a matrix of `Jitter.matrix`: (H, W, 3) uint8 RGB -> the same shape.
+
+    Differs from a chain of separate steps in that values are clipped once, at the end.
+    """
+    return image if np.allclose(matrix, np.eye(3, 4), rtol=0, atol=1e-9) else cv2.transform(image, matrix)

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from diffusers import DDIMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from mimicbrush.data.batch import UndrawnBatch
 from mimicbrush.errors import MimicBrushError
 from mimicbrush.ops.files import replace_folder
 from mimicbrush.training import checkpoints
+from mimicbrush.training.bad_samples import BadSamples
 from mimicbrush.training.draws import Draws
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.metrics_log import MetricsLog
@@ -26,7 +28,7 @@ from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import TrainBatch
 
 #: (first step, last step) -> the micro-batches of these steps, for this rank.
-Loader = Callable[[int, int], Iterable[TrainBatch]]
+Loader = Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]
 #: Called at the end, on the main process, with a folder to write the pipeline into.
 ExportPipeline = Callable[[Path], None]
 
@@ -38,6 +40,7 @@ def train(
     loader: Loader,
     export_pipeline: ExportPipeline,
     options: TrainOptions,
+    max_bad_ratio: float,
     accelerator: Accelerator,
     run_dir: Path,
     identity: dict[str, Any],
@@ -52,8 +55,9 @@ def train(
         loader: the data.
         export_pipeline: writes `run_dir`/pipeline.
         options: see `TrainOptions`.
+        max_bad_ratio: see `BadSamples`.
         accelerator: made with the passes of ``options.split_batch`` as its gradient accumulation.
-        run_dir: gets ``checkpoints/``, ``metrics.jsonl`` and ``pipeline/``.
+        run_dir: gets ``checkpoints/``, ``metrics.jsonl``, ``pipeline/``, and ``bad_samples.txt`` where there are any.
         identity: what a checkpoint must agree on to be resumed (seed, batch size, ...).
         resume_from: a checkpoint to go on from.
 
@@ -93,12 +97,14 @@ def train(
         accelerator.step = step * micro_batches
         accelerator.print(f"resumed from {resume_from} (step {step} of {options.max_steps})")
     log = MetricsLog(run_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
+    bad_samples = BadSamples(max_bad_ratio, run_dir / "bad_samples.txt")
 
     # 3. Step by step.
     latent_side = trainee.unet.config.sample_size
     latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
     started = logged_at = time.monotonic()
     logged_step, saved_step = step, step if resume_from is not None else -1
+    faults: list[str] = []  # of this process, since the last log
     sums = torch.zeros(5, device=accelerator.device)  # since the last log: loss, and `Loss.parts`
     batches = iter(loader(step, options.max_steps))
     progress = tqdm(total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process)
@@ -106,6 +112,7 @@ def train(
         model.train()
         for _ in range(micro_batches):
             batch = next(batches)
+            faults += batch.faults
             with accelerator.accumulate(model):
                 draws = Draws.for_keys(
                     batch.key,
@@ -137,6 +144,7 @@ def train(
             means = accelerator.reduce(sums, "mean")
             total = float(means[0]) / (step - logged_step)
             inside, outside = (means[1::2] / means[2::2]).tolist()
+            all_faults = gather_object(faults)
             now = time.monotonic()
             values = {
                 "step": step,
@@ -146,12 +154,16 @@ def train(
                 "gradient_norm": float(gradient_norm),
                 "learning_rate": schedule.get_last_lr()[0],
                 "samples_per_s": (step - logged_step) * options.total_batch_size / (now - logged_at),
+                "bad_samples": len(all_faults),
             }
             values = {name: value if math.isfinite(value) else None for name, value in values.items()}
             if log is not None:
                 log.append(values)
+                bad_samples.write(all_faults)
             accelerator.log({k: v for k, v in values.items() if k != "step" and v is not None}, step=step)
             progress.set_postfix(loss=f"{total:.4f}", inside=f"{inside:.4f}")
+            bad_samples.count(all_faults, (step - logged_step) * options.total_batch_size)
+            faults.clear()
             sums.zero_()
             logged_at, logged_step = now, step
         if step % options.checkpoint_every == 0:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from omegaconf import OmegaConf
 from mimicbrush import assembly
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import PretrainedModel, ToyModel
+from mimicbrush.ops.geometry import GeometryRanges
+from mimicbrush.ops.photometric import JitterRanges
 from mimicbrush.training.options import TrainOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,8 +58,47 @@ def test_an_ablation_changes_only_what_it_names() -> None:
     assert weak.train == plain.train and weak.model == plain.model
 
 
+def test_strong_is_pythons_default_and_weak_lacks_what_the_paper_names() -> None:
+    plain, weak = composed(), composed("data/augmentation=weak")
+    assert plain.data.geometry == GeometryRanges(**{**vars(GeometryRanges()), "scale": [0.8, 1.25]})
+    assert plain.data.jitter == JitterRanges()
+    assert weak.data.jitter == JitterRanges(0, 0, 0, 0)
+    assert weak.data.geometry == dataclasses.replace(plain.data.geometry, scale=[1.0, 1.0], projective_intensity=0)
+    ablation = composed("+experiment=default", "+ablation=weak_augmentation")
+    assert ablation.data == dataclasses.replace(weak.data, root="somewhere")
+
+
 @pytest.mark.parametrize(
-    "override", ["train.max_step=3", "train.max_steps=many", "model.unet=x", "nothing=1", "+ablation=nothing"]
+    ("ablation", "changed"),
+    [
+        ("grid_025", {"strategy": "random_grid", "probability": 0.25}),
+        ("grid_050", {"strategy": "random_grid", "probability": 0.50}),
+        ("grid_075", {"strategy": "random_grid", "probability": 0.75}),
+        ("single_box", {"strategy": "box", "box_area": 0.5}),
+        ("orb_grid", {"strategy": "orb_grid"}),
+    ],
+)
+def test_mask_ablations_change_the_mask_alone(ablation: str, changed: dict[str, object]) -> None:
+    plain, other = composed("+experiment=default"), composed("+experiment=default", f"+ablation={ablation}")
+    expected = dataclasses.replace(plain.data, mask=dataclasses.replace(plain.data.mask, **changed))
+    assert other.data == expected and other.train == plain.train and other.model == plain.model
+
+
+def test_image_data_only_takes_no_videos() -> None:
+    assert composed("+experiment=default", "+ablation=image_data_only").data.video_ratio == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.max_step=3",
+        "train.max_steps=many",
+        "model.unet=x",
+        "nothing=1",
+        "data/augmentation=medium",
+        "+data.sources={a:{rot:x}}",
+        "+ablation=nothing",
+    ],
 )
 def test_misspelt_keys_and_wrong_types_are_errors(override: str) -> None:
     with pytest.raises(Exception, match=r"Could not override|not in|Error merging override|Could not find") as caught:
@@ -70,6 +112,10 @@ def test_misspelt_keys_and_wrong_types_are_errors(override: str) -> None:
         ("train.mixed_precision=fp8", "train.mixed_precision must be one of"),
         ("train.max_steps=0", "train.max_steps must be 1 or more, got 0"),
         ("train.keep_checkpoints=1", "2 or more"),
+        ("data.mask.strategy=grid", "data.mask.strategy must be one of sift_grid, random_grid, box, orb_grid; got"),
+        ("data.augment_on=gpu", "data.augment_on must be cpu or device"),
+        ("data.video_ratio=70", r"data.video_ratio must be in 0\.\.1; got 70"),
+        ("+data.sources={a:{root:x,weight:-1}}", "both given"),
         ("model.reference_blend=1.5", r"in 0\.\.1"),
         ("model.reference_timestep=never", "model.reference_timestep must be one of"),
     ],

@@ -7,16 +7,15 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from toy_data import jpeg, photograph, write_mined_folder
 
-from mimicbrush.data.dataset import PairDataset, collate
-from mimicbrush.data.loader import load_batches
+from mimicbrush.data.batch import collate
+from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import PairTable, read_manifest, split_pairs
 from mimicbrush.data.options import DataOptions, MaskOptions
 from mimicbrush.data.pair import Pair, decode_jpeg
-from mimicbrush.data.sampler import RankBatches
 from mimicbrush.data.schema import row
+from mimicbrush.data.sources import Source, sources_by_kind
 from mimicbrush.errors import DataError
 from mimicbrush.ops.geometry import GeometryRanges
 from mimicbrush.ops.images import letterbox
@@ -33,17 +32,12 @@ def pairs(mined: Path) -> PairTable:
     return read_manifest(mined)
 
 
-def test_samples_do_not_depend_on_workers_or_batches(pairs: PairTable) -> None:
-    dataset = PairDataset(pairs, 32, DataOptions(root=""), seed=1)
-    straight = collate([dataset[n] for n in range(8)])
-    for workers, batch_size in [(0, 8), (2, 4)]:
-        batches = list(load_batches(dataset, RankBatches(0, 8 // batch_size, batch_size), num_workers=workers))
-        for name in ("source", "reference", "mask", "key", "index"):
-            assert torch.equal(torch.cat([getattr(batch, name) for batch in batches]), getattr(straight, name)), name
+def dataset_of(pairs: PairTable, size_px: int, options: DataOptions, seed: int = 0) -> PairDataset:
+    return PairDataset(sources_by_kind(pairs, options), size_px, options, seed=seed)
 
 
 def test_batches_are_as_documented(pairs: PairTable) -> None:
-    dataset = PairDataset(pairs, 32, DataOptions(root=""), seed=1)
+    dataset = dataset_of(pairs, 32, DataOptions(), seed=1)
     batch = collate([dataset[n] for n in range(20)])
     assert batch.source.shape == batch.reference.shape == (20, 3, 32, 32)
     assert batch.mask.shape == (20, 1, 32, 32) and set(batch.mask.unique().tolist()) == {0.0, 1.0}
@@ -53,8 +47,7 @@ def test_batches_are_as_documented(pairs: PairTable) -> None:
 
 def test_without_augmentation_a_sample_is_the_stored_pair(pairs: PairTable) -> None:
     videos = [pair for pair in pairs if pair.kind == "video"]
-    options = DataOptions(root="", video_ratio=1.0, **STILL)
-    dataset = PairDataset(videos, 160, options, seed=0)
+    dataset = dataset_of(pairs, 160, DataOptions(video_ratio=1.0, **STILL))
     for n in range(6):
         sample = dataset[n]
         pair = videos[dataset.mixture.locate(n)[1]]
@@ -76,9 +69,9 @@ def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, hei
     pair = Pair("p", "video", "v", "h", (height, width), tmp_path / "shard.tar", (0, len(data)), (0, len(data)),
                 points, points, 0.5, None, (-1, -1), np.zeros(0, int), np.zeros(0))  # fmt: skip
     mask = MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0)
-    options = DataOptions(root="", video_ratio=1.0, jitter=JitterRanges(0, 0, 0, 0), mask=mask)
-    dataset = PairDataset([pair], 64, options, seed=0)
-    assert dataset._reduction(pair) > 1
+    options = DataOptions(video_ratio=1.0, jitter=JitterRanges(0, 0, 0, 0), mask=mask)
+    dataset = PairDataset([Source("v", [pair], 1.0)], 64, options, seed=0)
+    assert dataset.make(pair, np.random.default_rng(0)).source.pixels.shape[1] < width / 2
     found = []
     for n in range(40):
         sample = dataset[n]
@@ -92,34 +85,24 @@ def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, hei
 
 
 def test_the_segment_of_an_image_is_masked_where_it_went(pairs: PairTable) -> None:
-    images = [pair for pair in pairs if pair.kind == "image"]
-    dataset = PairDataset(images, 64, DataOptions(root="", video_ratio=0.0, **STILL), seed=0)
+    dataset = dataset_of(pairs, 64, DataOptions(video_ratio=0.0, **STILL))
     y, x = np.mgrid[:64, :64]
     disc = (x - 32) ** 2 + (y - 32) ** 2 < 15**2
     assert dataset[0].mask[disc].mean() > 0.95
     assert 0.15 < dataset[0].mask.mean() < 0.25  # pi / 16
 
 
-def test_one_source_absent_is_said(pairs: PairTable) -> None:
-    videos = [pair for pair in pairs if pair.kind == "video"]
-    with pytest.warns(UserWarning, match="no image pairs: all samples come from video"):
-        dataset = PairDataset(videos, 32, DataOptions(root=""), seed=0)
-    assert {dataset.mixture.locate(n)[0] for n in range(100)} == {0}
-    with pytest.raises(DataError, match="no pair to train on"):
-        PairDataset([], 32, DataOptions(root=""), seed=0)
-
-
 def test_flips_are_shared_if_asked_for(pairs: PairTable) -> None:
-    videos = [pair for pair in pairs if pair.kind == "video"][:1]
+    videos = pairs.where(pairs.column("kind") == "video")[:1]
     geometry = GeometryRanges(rotation_deg=0, scale=(1, 1), projective_intensity=0)
-    options = DataOptions(root="", video_ratio=1.0, geometry=geometry, jitter=JitterRanges(0, 0, 0, 0))
+    options = DataOptions(video_ratio=1.0, geometry=geometry, jitter=JitterRanges(0, 0, 0, 0))
 
     def is_flipped(picture: np.ndarray) -> bool:
         plain = [letterbox(p, 160, 255) for p in (videos[0].read_a(), videos[0].read_b())]
         return not any(np.array_equal(picture, p) for p in plain)
 
     for share, expected in ((True, {0}), (False, {0, 1})):
-        dataset = PairDataset(videos, 160, dataclasses.replace(options, share_flips=share), seed=0)
+        dataset = dataset_of(videos, 160, dataclasses.replace(options, share_flips=share))
         samples = [dataset[n] for n in range(20)]
         assert {abs(is_flipped(s.source) - is_flipped(s.reference)) for s in samples} == expected
 

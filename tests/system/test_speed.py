@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import speed
 import torch
+from measurements import editing, harness, samples
 
 from mimicbrush.errors import MimicBrushError
 
@@ -31,7 +33,7 @@ def test_a_measurement_is_written(tmp_path: Path, script_environment: Callable[[
 
 
 def test_a_full_size_edit_by_count() -> None:
-    counted = speed.full_size_edit()
+    counted = editing.full_size_edit()
     # REFERENCE.md section 7 counts the leanest edit at these; remembered constants and projections save a little more.
     for reference_timestep, ours_tera, least in (("current", 130.7, 1.55), ("zero", 92.6, 2.2)):
         own, peer = counted[reference_timestep]
@@ -41,25 +43,75 @@ def test_a_full_size_edit_by_count() -> None:
 
 @pytest.mark.parametrize(("side", "width"), [(64, 320), (32, 640)])
 def test_a_reading_layer_by_count(side: int, width: int) -> None:
-    own, peer = (speed.count_flops(side) for side in speed.read_block_sides(side, width, "meta"))
+    own, peer = (harness.count_flops(side) for side in editing.read_block_sides(side, width, "meta"))
     assert peer / own >= 3
 
 
 def test_results_that_differ_have_no_speed() -> None:
-    case = speed.Case("wrong", lambda: torch.zeros(1), lambda: torch.ones(1), 1e-4, rounds=1)
+    case = harness.Case("wrong", lambda: torch.zeros(1), lambda: torch.ones(1), 1e-4, rounds=1)
     with pytest.raises(MimicBrushError, match="wrong: ours and the peer differ by 1"):
-        speed.compare(case, 1)
+        harness.compare(case, 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "difference"),
+    [
+        (torch.zeros(2), torch.tensor([0.0, 3.0]), 3),
+        ([np.uint8([1]), b"x"], [np.uint8([255]), b"x"], 254),  # no wrapping around
+        ([np.uint8([1])], [np.uint8([1]), np.uint8([1])], np.inf),
+        (np.zeros(2), np.zeros((2, 1)), np.inf),
+        (np.zeros(0), np.zeros(0), 0),
+        ("one", "other", np.inf),
+    ],
+)
+def test_how_far_results_are_apart(ours: object, peer: object, difference: float) -> None:
+    assert harness.largest_difference(ours, peer) == difference
+
+
+def test_counts_are_per_item_and_any_can_be_named() -> None:
+    sides = [lambda: [np.zeros(10)]] * 2
+    case = harness.Case("counted", *sides, 0, 1, items=5, counts={"mb": lambda side: len(side()[0]) * 2.0},
+                        figures=lambda: {"workers": 2})  # fmt: skip
+    figures = harness.compare(case, 1)
+    assert (figures["ours_mb"], figures["peer_mb"], figures["mb_ratio"], figures["items"]) == (4, 4, 1, 5)
+    assert figures["workers"] == 2 and not [name for name in figures if "flop" in name]
 
 
 def test_the_gpu_measurement_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MimicBrushError, match="needs a CUDA GPU"):
-        speed.edit_gpu()
+        editing.edit_gpu()
 
 
 @pytest.mark.slow
 def test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size() -> None:
     # In float32: a CPU without instructions for bfloat16 takes minutes.
-    case = speed.edit_cases("cpu", "float32", 128, (32, 32, 32, 32), 1)[0]
+    case = editing.edit_cases("cpu", "float32", 128, (32, 32, 32, 32), 1)[0]
     assert case.case == "current, eager"
-    assert speed.compare(case, 1)["max_abs_diff"] <= 1e-3
+    assert harness.compare(case, 1)["max_abs_diff"] <= 1e-3
+
+
+def test_samples_with_stored_matches_equal_those_with_sift_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a small size, on clips that are rendered: the measurement's own assertions, and what it counts."""
+    monkeypatch.setattr(samples, "REAL_CLIPS", [tmp_path / "absent.mp4"])
+    clips = samples.clips_in(tmp_path / "clips", width_px=320)
+    mined = samples.mined_folder(clips, tmp_path / "mined")
+    jpeg, video = (harness.compare(case, 1) for case in samples.sample_cases(mined, clips, 64, 4))
+    assert jpeg["max_abs_diff"] == video["max_abs_diff"] == 0
+    assert jpeg["ours_sift_mpx"] == video["ours_sift_mpx"] == 0
+    # Each of the two pictures is searched at its stored size, which is below the 640 px of the miner.
+    assert jpeg["peer_sift_mpx"] == video["peer_sift_mpx"] == pytest.approx(2 * 320 * 180 / 1e6)
+    assert 0 < jpeg["ours_decoded_mpx"] < jpeg["peer_decoded_mpx"] < video["peer_decoded_mpx"]
+
+
+def test_the_peer_of_the_samples_has_masks_of_its_own_matches(tmp_path: Path, mined: Path) -> None:
+    """With other stored matches than SIFT finds, the peer must differ: it does not read them."""
+    videos = tmp_path / "mined"
+    shutil.copytree(mined, videos)
+    ours, peer = samples.side(videos, 64, 8), samples.side(videos, 64, 8, samples.frames_of_jpegs)
+    pictures, masks = zip(*((made[:2], made[2]) for made in ours()), strict=True)
+    others, other_masks = zip(*((made[:2], made[2]) for made in peer()), strict=True)
+    assert harness.largest_difference(pictures, others) == 0
+    assert harness.largest_difference(masks, other_masks) == 1

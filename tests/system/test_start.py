@@ -31,7 +31,7 @@ def test_every_module_imports_without_them() -> None:
 def test_help_needs_nothing_heavy(script: str, script_environment: Callable[[], dict[str, str]]) -> None:
     # What makes it quick: none of the libraries that take seconds to import.
     code = (
-        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']; sys.path[0] = 'scripts'\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'skimage', 'pyarrow', 'accelerate'} & set(sys.modules)\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from mimicbrush import assembly
-from mimicbrush.errors import CheckpointError, MimicBrushError
+from mimicbrush.data.manifest import read_manifest
+from mimicbrush.errors import CheckpointError, DataError, InputError, MimicBrushError
+from mimicbrush.training.bad_samples import ALWAYS_ALLOWED
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = [
@@ -220,3 +224,59 @@ def test_ablations_sweep(mined: Path, tmp_path: Path, script_environment: Callab
     names = {path.stem for path in (ROOT / "configs" / "ablation").glob("*.yaml")}
     folders = {path.parent.name.split("-", 1)[1] for path in tmp_path.glob("*/pipeline")}
     assert folders == {f"{name}-seed0" for name in names}
+
+
+def damaged_copy(mined: Path, root: Path, every: int) -> Path:
+    """The folder with every n-th pair made unreadable."""
+    shutil.copytree(mined, root)
+    shard = root / "shards" / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    for pair in read_manifest(root)[::every]:
+        offset, length = pair.a_span
+        data[offset : offset + length // 2] = bytes(length // 2)
+    shard.write_bytes(data)
+    return root
+
+
+def test_unreadable_pairs_are_counted_and_named(mined: Path, tmp_path: Path) -> None:
+    root, runs = damaged_copy(mined, tmp_path / "pairs", 8), [tmp_path / "none", tmp_path / "one"]
+    for workers, run_dir in enumerate(runs):
+        train(root, run_dir, "train.max_steps=6", "data.max_bad_ratio=0.9", f"data.num_workers={workers}",
+              "data.heldout_ratio=0")  # fmt: skip
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+    assert differing(*runs) == []
+    counts, others = ([values["bad_samples"] for values in metrics(run_dir)] for run_dir in runs)
+    lines = (runs[0] / "bad_samples.txt").read_text().splitlines()
+    assert counts == others and sum(counts) == len(lines) >= 2
+    assert all(re.match(r"sample \d+: pair \S+: bytes", line) for line in lines)
+
+
+def test_too_many_unreadable_pairs_stop_the_run(mined: Path, tmp_path: Path) -> None:
+    root = damaged_copy(mined, tmp_path / "pairs", 2)
+    with pytest.raises(DataError, match=r"could not be read among \d+ samples, more than data\.max_bad_ratio=0\.01"):
+        train(root, tmp_path / "run", "train.max_steps=100", "data.heldout_ratio=0")
+    assert metrics(tmp_path / "run")[-1]["step"] < 20
+    assert len((tmp_path / "run" / "bad_samples.txt").read_text().splitlines()) > ALWAYS_ALLOWED
+
+
+def test_drawing_on_the_device_trains_alike(straight: Path, mined: Path, tmp_path: Path) -> None:
+    train(mined, tmp_path / "run", "train.max_steps=6", "data.augment_on=device")
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(metrics(straight), metrics(tmp_path / "run"), strict=True)]
+    assert all(abs(a - b) < 0.02 * a for a, b in pairs), pairs
+
+
+def test_named_sources_train(mined: Path, tmp_path: Path) -> None:
+    named = f"+data.sources={{clips:{{root:'{mined}',kind:video,weight:2}},photos:{{root:'{mined}',kind:image}}}}"
+    train("", tmp_path / "run", "train.max_steps=2", named)
+    seen = json.loads((tmp_path / "run" / "pipeline" / "training_data.json").read_text())
+    assert len(seen["source_hashes"]) == 4
+    moved = tmp_path / "moved"
+    shutil.copytree(mined, moved)
+    train("", tmp_path / "run", "train.max_steps=3", "train.resume=latest", named.replace(str(mined), str(moved), 1))
+    with pytest.raises(CheckpointError, match=r"data\.sources\.clips\.weight: 2.* there, 3"):
+        train("", tmp_path / "run", "train.resume=latest", named.replace("weight:2", "weight:3"))
+    with pytest.raises(InputError, match=r"data\.sources\.photos\.root is no folder"):
+        train("", tmp_path / "none", named.replace(f"root:'{mined}',kind:image", "root:nowhere,kind:image"))
+    with pytest.raises(InputError, match="both given"):
+        train(mined, tmp_path / "none", named)

@@ -1,0 +1,91 @@
+"""Samples -> batches, drawn already or to be drawn where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+
+from mimicbrush.data.dataset import Sample, UndrawnSample
+from mimicbrush.data.views import View
+from mimicbrush.ops.drawing import draw
+from mimicbrush.ops.images import IMAGE_FILL, to_tensor
+from mimicbrush.types import TrainBatch
+
+_TENSORS = ("pictures", "sizes", "to_picture", "colours", "mask", "key", "index")
+
+
+@dataclass
+class UndrawnBatch:
+    """Samples for one step, decoded only; `to` draws them. B samples have 2 B pictures: all sources, then references.
+
+    Attributes:
+        pictures: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
+        sizes: (2 B, 2) int64, height and width of each.
+        to_picture: (2 B, 3, 3) float32, from the canvas to the picture's pixels.
+        colours: (2 B, 3, 4) float32, see `ops.photometric.Jitter.matrix`.
+        mask: (B, 1, S, S) uint8, 0 or 1: masks are drawn in the loader, exactly as for `TrainBatch`.
+        key, index, faults: as in `TrainBatch`.
+    """
+
+    pictures: torch.Tensor
+    sizes: torch.Tensor
+    to_picture: torch.Tensor
+    colours: torch.Tensor
+    mask: torch.Tensor
+    key: torch.Tensor
+    index: torch.Tensor
+    faults: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """Draw the batch on this device."""
+        there = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        mask = there.pop("mask")
+        key, index = there.pop("key"), there.pop("index")
+        drawn = draw(**there, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
+        source, reference = drawn.chunk(2)
+        return TrainBatch(source, reference, mask.float(), key, index, self.faults)
+
+    def pin_memory(self) -> UndrawnBatch:
+        """The same batch in page-locked memory: torch's DataLoader looks for this method."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+def collate(samples: Sequence[Sample] | Sequence[UndrawnSample]) -> TrainBatch | UndrawnBatch:
+    """Samples, all of one sort -> one batch."""
+    key = torch.tensor([sample.key for sample in samples])
+    index = torch.tensor([sample.index for sample in samples])
+    faults = tuple(fault for sample in samples for fault in sample.faults)
+    if isinstance(samples[0], UndrawnSample):
+        undrawn = [sample.views for sample in cast(Sequence[UndrawnSample], samples)]
+        views = [each.source for each in undrawn] + [each.reference for each in undrawn]
+        mask = torch.from_numpy(np.stack([each.mask for each in undrawn])[:, None])
+        return UndrawnBatch(*_stacked(views), mask, key, index, faults)
+    drawn = cast(Sequence[Sample], samples)
+    return TrainBatch(
+        source=to_tensor(np.stack([sample.source for sample in drawn])),
+        reference=to_tensor(np.stack([sample.reference for sample in drawn])),
+        mask=torch.from_numpy(np.stack([sample.mask for sample in drawn])[:, None]).float(),
+        key=key,
+        index=index,
+        faults=faults,
+    )
+
+
+def _stacked(views: Sequence[View]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures, sizes, matrices and colours of `UndrawnBatch`."""
+    sizes = np.array([view.pixels.shape[:2] for view in views])
+    pictures = np.zeros((len(views), *sizes.max(axis=0), 3), np.uint8)
+    for picture, view, (height, width) in zip(pictures, views, sizes, strict=True):
+        picture[:height, :width] = view.pixels
+    to_picture = np.stack([np.linalg.inv(view.matrix) for view in views]).astype(np.float32)
+    colours = np.stack([view.colour for view in views]).astype(np.float32)
+    arrays = (pictures, sizes, to_picture, colours)
+    first, second, third, fourth = map(torch.from_numpy, arrays)
+    return first, second, third, fourth
