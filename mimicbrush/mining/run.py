@@ -18,10 +18,8 @@ from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.reader import FrameReader, PyAVReader
 from mimicbrush.mining.shards import ShardJob, fingerprint
-from mimicbrush.mining.summary import Summary, summarise
+from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise
 from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
-
-SUMMARY_NAME = "summary.json"
 
 
 @dataclass(frozen=True)

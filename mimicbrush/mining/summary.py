@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from mimicbrush.data.manifest import read_rows
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
+SUMMARY_NAME = "summary.json"
+REPORT_NAME = "report.html"
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _HISTOGRAM_BINS = 20
 
@@ -54,7 +57,7 @@ class Summary:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-def summarise(output: Path, ignored: Counter[str], options: dict[str, Any]) -> Summary:
+def summarise(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
     """Count the manifest of a mined folder."""
     columns = ["status", "reason", "kind", "source_path", "ssim"]
     table = read_rows(output, columns)
