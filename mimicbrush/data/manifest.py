@@ -86,6 +86,17 @@ class PairTable(Sequence[Pair]):
         values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
         return values
 
+    def lengths(self, name: str) -> np.ndarray:
+        """How many numbers a column of lists has in each row, (len,) int32; the lists themselves are not read."""
+        lengths: np.ndarray = pc.list_value_length(self._table[name]).combine_chunks().to_numpy(zero_copy_only=False)
+        return lengths[self._rows]
+
+    def values(self, name: str) -> np.ndarray:
+        """All numbers of a column of lists, of all rows one after the other."""
+        rows = self._table[name].take(pa.array(self._rows)).combine_chunks()
+        numbers: np.ndarray = rows.flatten().to_numpy(zero_copy_only=False)
+        return numbers
+
     def digest(self) -> str:
         """SHA-256 over the ids of all pairs, in order: whether two tables hold the same pairs."""
         return hashlib.sha256("\n".join(self.column("pair_id")).encode()).hexdigest()

@@ -17,6 +17,7 @@ from mimicbrush.mining.inputs import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.reader import FrameReader, PyAVReader
+from mimicbrush.mining.report import write_report
 from mimicbrush.mining.shards import ShardJob, fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise
 from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
@@ -160,6 +161,7 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())
+    write_report(output)
     return summary
 
 

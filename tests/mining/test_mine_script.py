@@ -46,6 +46,7 @@ def test_the_command_mines_says_what_next_and_leaves_nothing_else(tmp_path: Path
         "manifest",
         "markers",
         "plan.json",
+        "report.html",
         "shards",
         "summary.json",
         "timing",
