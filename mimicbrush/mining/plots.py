@@ -101,8 +101,8 @@ def _axis(histogram: Histogram, unit: str, floor: float, left: float, width: flo
         anchor = ("start", *["middle"] * 4, "end")[fifth]
         value = histogram.low + (histogram.high - histogram.low) * fifth / 5
         parts.append(
-            Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{:.3g}{}</text>').format(
-                left + width * fifth / 5, floor + 16, anchor, value, unit
+            Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}{}</text>').format(
+                left + width * fifth / 5, floor + 16, anchor, f"{value:.3g}" if value < 1000 else f"{value:.0f}", unit
             )
         )
     return parts
@@ -110,7 +110,7 @@ def _axis(histogram: Histogram, unit: str, floor: float, left: float, width: flo
 
 def _labelled(marks: Sequence[Mark], places: Sequence[float], floor: float) -> list[tuple[Markup, Markup]]:
     """Lines and their labels, on the upper or the lower of two rows."""
-    drawn, ends = [], [-1.0, -1.0, -1.0]
+    drawn, ends = [], [-9.0, -9.0, -9.0]
     for mark, place in sorted(zip(marks, places, strict=True), key=lambda entry: entry[1]):
         width = 6.2 * len(mark.text)
         left = min(max(place - width / 2, 2.0), _WIDTH - width - 2)

@@ -168,11 +168,12 @@ def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]
     gaps = videos.column("b_time_s") - videos.column("a_time_s")
     band = (options["min_ssim"], options["max_ssim"])
     longest = max(options["min_gap_s"], float(gaps.max()))
-    most = float(np.ceil(np.percentile(matches, 99) / 10) * 10 + 10)
+    most = _round_up(float(np.percentile(matches, 99)))
+    farthest = _round_up(max(0.02, float(np.percentile(masks.moved, 99))))
     still = float((masks.moved < 0.01).mean())
     return [
         _figure(
-            "How alike the two frames are (SSIM)",
+            "SSIM of the two frames",
             ssims,
             (0, 1),
             "{:.2f}",
@@ -188,29 +189,29 @@ def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]
             f"A pair needs {options['min_matches']}. The last bar holds all that have more.",
         ),
         _figure(
-            "How far the matched points moved",
+            "How far the matches moved",
             masks.moved,
-            (0, 0.5),
+            (0, farthest),
             "{:.3f}",
             f"Median of a pair's points, as a share of the diagonal, {sample}. At 0, copying in place would do: "
-            f"{still:.1%} of the pairs moved less than 1%.",
+            f"{still:.1%} of the pairs moved less than 1%. The last bar holds all that moved farther.",
         ),
         _figure(
-            "How much of the picture the mask hides",
+            "Share of the picture that is hidden",
             masks.hidden,
             (0, 1),
             "{:.2f}",
-            f"The paper's grid mask, drawn from the stored matches with fixed seeds, {sample}.",
+            f"By the paper's grid mask, drawn from the stored matches with fixed seeds, {sample}.",
         ),
         _figure(
-            "Hidden cells that hold a match",
+            "Hidden cells with a match",
             masks.matched,
             (0, 1),
             "{:.2f}",
             f"The share of what is hidden that the other frame is known to show, {sample}.",
         ),
         _figure(
-            "Time between the two frames",
+            "Time between the frames",
             gaps,
             (0, longest),
             "{:.1f}",
@@ -235,6 +236,12 @@ def _figure(
     words = ", ".join(f"percentile {which}: {style.format(value)}{unit}" for which, value in told.items())
     svg = histogram_svg(Histogram.of(values, *limits), f"Histogram: {title}; {words}", unit, marks, band)
     return Figure(title, svg, says)
+
+
+def _round_up(number: float) -> float:
+    """The next of 1, 2, 5, 10, 20, 50, ... and of their decimals: round numbers along an axis."""
+    power = 10.0 ** np.floor(np.log10(number))
+    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= number * (1 - 1e-9)))
 
 
 def _segment_figure(photographs: PairTable, options: dict[str, float]) -> Figure | None:

@@ -19,30 +19,41 @@ from mimicbrush.mining.report_numbers import grid_mask, moved_ratio, picture_box
 from mimicbrush.ops.drawing import colour_segments, match_panel, tint
 
 KEPT_PAIRS, REFUSED, PHOTOGRAPHS = 12, 24, 6
-_PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 800, 420
+_PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 640, 420
 _JPEG_QUALITY = 78
 _MASK_COLOUR = (236, 64, 122)
 _SEGMENTS_SHOWN = 12
 #: A thumbnail of the audit has at most some 20 KB; what is larger was not written by the miner.
-_MAX_THUMBNAIL_BYTES = 60_000
+_MAX_THUMBNAIL_BYTES = 40_000
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture with its words.
+class Image:
+    """A JPEG inside the page.
 
     Attributes:
-        uri: "data:image/jpeg;base64,..."; "" where it could not be read, and `note` says why.
+        uri: "data:image/jpeg;base64,...".
         width_px, height_px: of the picture.
         alt: what is to be seen, for those who do not see it.
-        title, note: the two lines below it.
-        tag: a word on a badge; "" for none.
     """
 
     uri: str
     width_px: int
     height_px: int
     alt: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pictures with its words.
+
+    Attributes:
+        images: side by side; none where they could not be read, and `note` says why.
+        title, note: the two lines below.
+        tag: a word on a badge; "" for none.
+    """
+
+    images: tuple[Image, ...]
     title: str
     note: str
     tag: str = ""
@@ -68,14 +79,14 @@ def _kept_pair(pair: Pair, gap_s: float) -> Picture:
     mask = _on_picture(pair)
     masked = tint(a, cv2.resize(mask, a.shape[1::-1], interpolation=cv2.INTER_NEAREST), _MASK_COLOUR)
     panel = match_panel(a, b, pair.a_points, pair.b_points, _PANEL_HEIGHT_PX)
-    size = (max(1, round(masked.shape[1] * _PANEL_HEIGHT_PX / masked.shape[0])), _PANEL_HEIGHT_PX)
-    gap = np.full((_PANEL_HEIGHT_PX, 6, 3), 255, np.uint8)
-    whole = np.hstack([cv2.resize(masked, size, interpolation=cv2.INTER_AREA), gap, panel])
-    alt = (
-        f"A pair of {pair.source_path}: the first frame with a grid mask, then both frames with lines between "
-        f"{min(60, len(pair.a_points))} of their matches"
+    panel = stored_size(panel, _PANEL_WIDTH_PX)
+    masked = stored_size(masked, max(1, round(masked.shape[1] * panel.shape[0] / masked.shape[0])))
+    lines = min(60, len(pair.a_points))
+    images = (
+        _image(masked, f"A frame of {pair.source_path} with a grid mask over it"),
+        _image(panel, f"This frame and a later one, with lines between {lines} of their matches"),
     )
-    return _picture(stored_size(whole, _PANEL_WIDTH_PX), alt, pair.source_path, note)
+    return Picture(images, pair.source_path, note)
 
 
 def _on_picture(pair: Pair) -> np.ndarray:
@@ -103,7 +114,7 @@ def _photograph(pair: Pair) -> Picture:
     ratios = pair.segment_ratios
     note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the picture"
     alt = f"The photograph {pair.source_path} with {count} segments in colours"
-    return _picture(colour_segments(image, segments), alt, pair.source_path, note)
+    return Picture((_image(colour_segments(image, segments), alt),), pair.source_path, note)
 
 
 def refused_pairs(root: Path) -> list[Picture]:
@@ -165,16 +176,16 @@ def _refused_picture(values: dict[str, object], data: bytes) -> Picture:
             raise ValueError(f"{len(data)} bytes")
         height, width = decode_jpeg(data).shape[:2]
     except (OSError, ValueError, SyntaxError) as error:
-        return Picture("", 0, 0, alt, title, f"the thumbnail cannot be read: {error}", tag)
-    return Picture(_uri(data), width, height, alt, title, ", ".join(facts), tag)
+        return Picture((), title, f"the thumbnail cannot be read: {error}", tag)
+    return Picture((Image(_uri(data), width, height, alt),), title, ", ".join(facts), tag)
 
 
 def _unreadable(title: str, error: DataError) -> Picture:
-    return Picture("", 0, 0, f"{title} cannot be read", title, str(error))
+    return Picture((), title, str(error))
 
 
-def _picture(image: np.ndarray, alt: str, title: str, note: str) -> Picture:
-    return Picture(_uri(encode_jpeg(image, _JPEG_QUALITY)), image.shape[1], image.shape[0], alt, title, note)
+def _image(pixels: np.ndarray, alt: str) -> Image:
+    return Image(_uri(encode_jpeg(pixels, _JPEG_QUALITY)), pixels.shape[1], pixels.shape[0], alt)
 
 
 def _uri(data: bytes) -> str:

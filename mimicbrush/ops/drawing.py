@@ -28,7 +28,7 @@ def colour_segments(image: np.ndarray, segments: Sequence[np.ndarray]) -> np.nda
     """A picture with each segment in a colour of its own: (H, W, 3) uint8 and (H, W) masks -> (H, W, 3) uint8."""
     for number, segment in enumerate(segments):
         # Steps by the golden ratio: neighbours in the list never look alike.
-        image = tint(image, segment, _rainbow(number * 0.618 % 1), 0.5)
+        image = tint(image, segment, _rainbow(number * 0.618 % 1, 170), 0.5)
         outlines, _ = cv2.findContours(segment.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         image = cv2.drawContours(np.ascontiguousarray(image), outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
     return image
@@ -74,7 +74,7 @@ def match_panel(
     return panel
 
 
-def _rainbow(position: float) -> tuple[int, int, int]:
-    hue = np.array([[[np.clip(position, 0, 1) * 150, 255, 255]]], np.uint8)
+def _rainbow(position: float, saturation: int = 255) -> tuple[int, int, int]:
+    hue = np.array([[[np.clip(position, 0, 1) * 150, saturation, 255]]], np.uint8)
     red, green, blue = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0]
     return int(red), int(green), int(blue)
