@@ -68,10 +68,7 @@ def kept_pairs(pairs: PairTable) -> list[Picture]:
 
 
 def _kept_pair(pair: Pair, gap_s: float) -> Picture:
-    note = (
-        f"SSIM {pair.ssim:.2f}, {len(pair.a_points)} matches, {gap_s:.1f} s apart, "
-        f"points moved {moved_ratio(pair):.1%} of the diagonal"
-    )
+    note = f"SSIM {pair.ssim:.2f}, {len(pair.a_points)} matches, {gap_s:.1f} s apart, moved {moved_ratio(pair):.1%}"
     try:
         a, b = pair.read_a(), pair.read_b()
     except DataError as error:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, index_fault, mined_input, read_rows
@@ -177,10 +177,10 @@ def _whole_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[Fault
     """What no shard can know: ids, sums, the index, the summary."""
     try:
         rows = read_rows(root, ["pair_id", "status"])
-        ids = np.array(rows["pair_id"].to_pylist(), object)[np.array(rows["status"].to_pylist()) == "pair"]
-        unique, counts = np.unique(ids.astype(str), return_counts=True)
-        for pair_id, count in zip(unique[counts > 1], counts[counts > 1], strict=True):
-            yield Fault("manifest/", str(pair_id), f"{count} rows of this id", "one", "Mine into a new output")
+        counts = pc.value_counts(rows.filter(pc.equal(rows["status"], "pair"))["pair_id"])
+        for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
+            found = f"{entry['counts']} rows of this id"
+            yield Fault("manifest/", entry["values"], found, "one", "Mine into a new output")
         yield from _summary(root, plan)
         fault = index_fault(root)
     except DataError as error:

@@ -188,6 +188,7 @@ def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
         ({"status": "rejected"}, "one status for all rows"),
         ({"source_path": "elsewhere.mp4"}, "a row of 'elsewhere.mp4'"),
         ({"pair_id": "twin"}, "twin.a.jpg of"),
+        ({"pair_id": rows[number + 1]["pair_id"]}, "2 rows of this id"),
     ):
         changed = [values | (change if n == number else {}) for n, values in enumerate(rows)]
         _write_part(folder / "out", changed)
