@@ -16,6 +16,7 @@ from pathlib import Path
 
 from measurements.editing import edit, edit_gpu, read_block
 from measurements.harness import Measurement, compare
+from measurements.mining import mining
 from measurements.samples import samples
 from measurements.training import dropped_references
 
@@ -25,6 +26,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
     "edit": edit,
     "edit_gpu": edit_gpu,
+    "mining": mining,
     "read_block": read_block,
     "samples": samples,
 }

@@ -86,6 +86,17 @@ class PairTable(Sequence[Pair]):
         values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
         return values
 
+    def lengths(self, name: str) -> np.ndarray:
+        """How many numbers a column of lists has in each row, (len,) int32; the lists themselves are not read."""
+        lengths: np.ndarray = pc.list_value_length(self._table[name]).combine_chunks().to_numpy(zero_copy_only=False)
+        return lengths[self._rows]
+
+    def values(self, name: str) -> np.ndarray:
+        """All numbers of a column of lists, of all rows one after the other."""
+        rows = self._table[name].take(pa.array(self._rows)).combine_chunks()
+        numbers: np.ndarray = rows.flatten().to_numpy(zero_copy_only=False)
+        return numbers
+
     def digest(self) -> str:
         """SHA-256 over the ids of all pairs, in order: whether two tables hold the same pairs."""
         return hashlib.sha256("\n".join(self.column("pair_id")).encode()).hexdigest()
@@ -240,6 +251,35 @@ def index_is_current(root: Path) -> bool:
     return metadata.get(_STAMP_KEY, b"").decode() == _parts_stamp(root)
 
 
+def index_fault(root: Path) -> str:
+    """What is wrong with the index of a mined folder, by comparing all of it with the parts; "" for nothing.
+
+    Raises:
+        DataError: the parts cannot be read.
+    """
+    index = root / INDEX_NAME
+    if not index.is_file():
+        return "it is not there"
+    if not index_is_current(root):
+        return "it is damaged, or was made of other parts"
+    expected = _index_table(root)
+    try:
+        found = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+        found.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return f"it is damaged ({error})"
+    if found.schema != expected.schema or len(found) != len(expected):
+        return f"it has {len(found)} rows of {found.num_columns} columns, not {len(expected)} of {expected.num_columns}"
+    differing = [name for name in expected.column_names if not _same(found[name], expected[name])]
+    return f"it differs from the parts in {', '.join(differing)}" if differing else ""
+
+
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    if pa.types.is_floating(one.type):  # for Arrow, NaN is not NaN
+        return bool(np.array_equal(one.to_numpy(), other.to_numpy(), equal_nan=True))
+    return bool(one.equals(other))
+
+
 def _parts_stamp(root: Path) -> str:
     """SHA-256 over what the markers say of all parts: whether an index is of these parts."""
     stamp = hashlib.sha256()
@@ -260,7 +300,7 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
     Raises:
         DataError: no manifest there, or another schema version.
     """
-    input_root = input_root or _mined_input(root)
+    input_root = input_root or mined_input(root)
     if index_is_current(root):
         return _mapped(root / INDEX_NAME, root, input_root)
     return PairTable(_index_table(root), root, input_root)
@@ -270,8 +310,12 @@ def _mapped(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | 
     return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
 
 
-def _mined_input(root: Path) -> Path | None:
-    """The folder that was mined; the plan names it relative to the mined folder, so that both can move together."""
+def mined_input(root: Path) -> Path | None:
+    """The folder that was mined; the plan names it relative to the mined folder, so that both can move together.
+
+    Raises:
+        DataError: the plan cannot be read.
+    """
     plan = root / PLAN_NAME
     if not plan.is_file():
         return None

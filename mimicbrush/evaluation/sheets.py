@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout import spread_pairs
-from mimicbrush.ops.geometry import resize_matrix, transform_points
+from mimicbrush.ops.panels import match_panel
 
 CELL_PX = 144
 _GAP_PX = 6
@@ -100,52 +100,6 @@ def fit_cell(picture: np.ndarray, cell_px: int) -> np.ndarray:
 def show_hole(source: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The source as the model gets it, with a black hole: (H, W, 3) uint8, (H, W) -> (H, W, 3) uint8."""
     return np.where(mask[..., None] > 0, np.uint8(0), source)
-
-
-def match_panel(
-    a: np.ndarray,
-    b: np.ndarray,
-    a_points: np.ndarray,
-    b_points: np.ndarray,
-    height_px: int = 220,
-    lines: int = 60,
-) -> np.ndarray:
-    """Two pictures side by side, with lines between their matched keypoints.
-
-    Args:
-        a, b: (H, W, 3) uint8, of any size.
-        a_points, b_points: (K, 2) matched points (x, y) in their pixels.
-        height_px: of the panel.
-        lines: at most so many are drawn, taken evenly, or nothing could be told apart.
-
-    Returns:
-        (height_px, W', 3) uint8. The colour of a line runs with its height in the first picture.
-    """
-    pictures, points = [], []
-    for picture, found in ((a, a_points), (b, b_points)):
-        scale = height_px / picture.shape[0]
-        size = (round(picture.shape[1] * scale), height_px)
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        pictures.append(cv2.resize(picture, size, interpolation=how))
-        points.append(transform_points(found, resize_matrix(size[0] / picture.shape[1], scale)))
-    gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
-    panel = np.hstack([pictures[0], gap, pictures[1]])
-    shift = np.array([pictures[0].shape[1] + _GAP_PX, 0])
-    # Eight times finer than pixels, as OpenCV's fixed-point drawing allows.
-    ends = np.stack([points[0], points[1] + shift], axis=1) * 8
-    for i in np.unique(np.linspace(0, len(ends) - 1, min(lines, len(ends))).astype(int)):
-        start, end = (tuple(int(value) for value in end) for end in ends[i].round())
-        colour = _rainbow(float(points[0][i, 1]) / height_px)
-        cv2.line(panel, start, end, colour, 1, cv2.LINE_AA, shift=3)
-        for point in (start, end):
-            cv2.circle(panel, point, 3 * 8, colour, 1, cv2.LINE_AA, shift=3)
-    return panel
-
-
-def _rainbow(position: float) -> tuple[int, int, int]:
-    hue = np.array([[[np.clip(position, 0, 1) * 150, 255, 255]]], np.uint8)
-    red, green, blue = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0]
-    return int(red), int(green), int(blue)
 
 
 def pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.mining.options import MiningOptions
@@ -85,6 +85,8 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int]:
         decode_jpeg(jpeg)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UntrustedFileError("too_large", str(error)) from error
+    except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
+        raise UntrustedFileError("damaged", "no JPEG") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UntrustedFileError("damaged", f"no whole JPEG: {error}") from error
     if orientation != _NORMAL_ORIENTATION:

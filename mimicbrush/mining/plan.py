@@ -187,7 +187,7 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
         DataError: a plan file that cannot be read.
     """
     fresh = Plan(PurePosixPath(os.path.relpath(root, output)).as_posix(), asdict(options), SSIM_DEFINITION)
-    plan = _read_plan(output / PLAN_NAME) or fresh
+    plan = read_plan(output / PLAN_NAME) or fresh
     _check_same_options(plan, fresh, output)
     plan.input_root = fresh.input_root
     planned = {item.path: item for shard in plan.shards for item in shard}
@@ -231,7 +231,12 @@ def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
         )
 
 
-def _read_plan(path: Path) -> Plan | None:
+def read_plan(path: Path) -> Plan | None:
+    """The plan file of a mined folder; None where there is none.
+
+    Raises:
+        DataError: it cannot be read, or has another format.
+    """
     if not path.exists():
         return None
     try:

@@ -16,12 +16,12 @@ from mimicbrush.mining.engines import Resources, run_shards
 from mimicbrush.mining.inputs import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
-from mimicbrush.mining.reader import FrameReader, PyAVReader
+from mimicbrush.mining.reader import FrameReader
+from mimicbrush.mining.readers import reader_named
+from mimicbrush.mining.report import write_report
 from mimicbrush.mining.shards import ShardJob, fingerprint
-from mimicbrush.mining.summary import Summary, summarise
+from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise
 from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
-
-SUMMARY_NAME = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def mine(
             way that is not foreseen; it is named, and the shards that are finished stay.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
-    reader = reader or PyAVReader(max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
+    reader = reader or reader_named(
+        options.reader, max_pixels=options.max_pixels, max_duration_s=options.max_duration_s
+    )
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
     root, output = _check_folders(inputs, output, input_root)
@@ -162,6 +164,7 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())
+    write_report(output)
     return summary
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mimicbrush.data.manifest import read_rows
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
+SUMMARY_NAME = "summary.json"
+REPORT_NAME = "report.html"
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _HISTOGRAM_BINS = 20
 
@@ -54,23 +59,26 @@ class Summary:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-def summarise(output: Path, ignored: Counter[str], options: dict[str, Any]) -> Summary:
+def count_values(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value of a column of texts occurs."""
+    return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()})
+
+
+def summarise(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
     """Count the manifest of a mined folder."""
     columns = ["status", "reason", "kind", "source_path", "ssim"]
     table = read_rows(output, columns)
-    values = {name: table[name].to_pylist() for name in columns}
     # All rows of a file have one status, so a file counts once.
-    status_of = dict(zip(values["source_path"], values["status"], strict=True))
-    reason_of = dict(zip(values["source_path"], values["reason"], strict=True))
-    files = Counter(status_of.values())
-    kinds = Counter(kind for kind, status in zip(values["kind"], values["status"], strict=True) if status == "pair")
-    ssims = np.array(values["ssim"], np.float64)
+    sources = table.group_by(["source_path", "status", "reason"]).aggregate([])
+    files, reasons = count_values(sources["status"]), count_values(sources["reason"])
+    kinds = count_values(table.filter(pc.equal(table["status"], "pair"))["kind"])
+    ssims = table["ssim"].to_numpy().astype(np.float64)
     ssims = ssims[np.isfinite(ssims)]
     percentiles = np.percentile(ssims, _PERCENTILES).tolist() if len(ssims) else []
     histogram, _ = np.histogram(ssims.clip(0, 1), bins=_HISTOGRAM_BINS, range=(0, 1))
-    reasons = Counter(reason for reason in reason_of.values() if reason)
+    reasons.pop("", None)
     return Summary(
-        inputs=len(status_of),
+        inputs=len(sources),
         accepted=files["pair"],
         rejected=files["rejected"],
         quarantined=files["quarantined"],

@@ -8,10 +8,10 @@ from mimicbrush.evaluation.sheets import (
     SheetRow,
     contact_sheet,
     fit_cell,
-    match_panel,
     pairs_sheet,
     sheet_size,
 )
+from mimicbrush.ops.panels import match_panel
 
 
 def test_a_sheet_has_the_stated_size_and_shows_its_cells() -> None:

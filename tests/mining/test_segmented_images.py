@@ -106,7 +106,9 @@ def test_json_of_another_layout_is_refused(content: Any) -> None:
 def test_pictures_that_cannot_be_trusted() -> None:
     jpeg, content = photograph_with_segments()
     assert refusal(jpeg[: len(jpeg) // 2], content) == "damaged"
-    assert refusal(b"not a picture", content) == "damaged"
+    with pytest.raises(UntrustedFileError) as error:
+        read_segmented_image(b"not a picture", json.dumps(content).encode(), OPTIONS)
+    assert (error.value.reason, error.value.detail) == ("damaged", "no JPEG")  # the same words in every run
     assert refusal(jpeg, content, MiningOptions(max_pixels=1000)) == "too_large"
     turned, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6

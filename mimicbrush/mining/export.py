@@ -1,0 +1,46 @@
+"""A manifest as plain JSON lines, for programs that read no Parquet."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+
+from mimicbrush.data.manifest import read_rows
+from mimicbrush.data.schema import SCHEMA
+
+_ROWS_AT_ONCE = 4096
+_SHORT_FLOATS = [column.name for column in SCHEMA if column.type in (pa.float32(), pa.list_(pa.float32()))]
+
+
+def export_rows(root: Path, out: TextIO) -> int:
+    """Write all rows of a mined folder, one JSON object a line, with the columns of the schema in order.
+
+    NaN becomes null; numbers of 32 bits have as many digits as it takes to give them back.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        DataError: no manifest there, or a part that cannot be read.
+    """
+    table = read_rows(root)
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        for values in batch.to_pylist():
+            plain = {name: _plain(value, name in _SHORT_FLOATS) for name, value in values.items()}
+            out.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+    return len(table)
+
+
+def _plain(value: Any, is_short: bool) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry, is_short) for entry in value] if is_short else value
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return float(str(np.float32(value))) if is_short else value
+    return value

@@ -1,0 +1,94 @@
+"""Look after a mined folder: check it, export its manifest, write its report.
+
+python scripts/pairs.py verify DIR                  read everything again; exit status 1 if anything is wrong
+python scripts/pairs.py export DIR [-o FILE.jsonl]  all rows of the manifest as JSON lines
+python scripts/pairs.py report DIR                  write DIR/report.html again
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mimicbrush.errors import InputError, run_plainly
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    verifying = commands.add_parser("verify", help="read everything again and name what is wrong (exit status 1)")
+    exporting = commands.add_parser("export", help="write all rows as JSON lines")
+    reporting = commands.add_parser("report", help="write report.html again")
+    for command in (verifying, exporting, reporting):
+        command.add_argument("folder", type=Path, metavar="DIR", help="a mined folder")
+    for command in (verifying, reporting):
+        command.add_argument(
+            "--input-root", type=Path, metavar="FOLDER", help="where the photographs lie, if they have moved"
+        )
+    verifying.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    verifying.add_argument("--no-progress", action="store_true", help="no progress bar")
+    exporting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    arguments = parser.parse_args()
+    if arguments.command == "verify":
+        sys.exit(verify(arguments))
+    if arguments.command == "export":
+        export(arguments)
+    else:
+        report(arguments)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from mimicbrush.mining.verify import verify
+
+    found = verify(
+        arguments.folder,
+        input_root=arguments.input_root,
+        workers=arguments.workers,
+        progress=not arguments.no_progress,
+    )
+    for fault in found.faults:
+        print(fault)
+    read = (
+        f"{found.shards} shards, {found.pairs} pairs, {found.pictures} pictures, {found.bytes_read / 1e6:.1f} MB read"
+    )
+    if found.faults:
+        print(f"{read}: {len(found.faults)} things are wrong, named above")
+        return 1
+    print(f"{read}: all is as the manifest says")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from mimicbrush.mining.export import export_rows
+    from mimicbrush.ops.files import write_aside
+
+    if arguments.output is None:
+        try:
+            export_rows(arguments.folder, sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has seen enough; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            print(f"{export_rows(arguments.folder, file)} rows in {arguments.output}")
+
+    if not arguments.output.parent.is_dir() or arguments.output.is_dir():
+        raise InputError(f"-o {arguments.output}: name a file in a folder that exists")
+    write_aside(arguments.output, write)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from mimicbrush.mining.report import write_report
+
+    write_report(arguments.folder, input_root=arguments.input_root)
+    print(f"look at {arguments.folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_plainly(main)
