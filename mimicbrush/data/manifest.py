@@ -133,6 +133,8 @@ class PairTable(Sequence[Pair]):
             annotation_span=span("annotation"),
             segments=values("segments"),
             segment_ratios=values("segment_ratios"),
+            a_sha256=value("a_sha256"),
+            b_sha256=value("b_sha256"),
         )
 
     def _file(self, number: int, name: str) -> Path:

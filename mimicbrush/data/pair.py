@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mimicbrush.data.schema import Kind
 from mimicbrush.errors import DataError
@@ -30,6 +31,7 @@ class Pair:
         annotation_file, annotation_span: the JSON of a photograph's segments.
         segments: (K,) int32 numbers of the annotations that can be masks.
         segment_ratios: (K,) float32, their areas over that of the picture, largest first.
+        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they are not known.
     """
 
     pair_id: str
@@ -47,6 +49,8 @@ class Pair:
     annotation_span: Span
     segments: np.ndarray
     segment_ratios: np.ndarray
+    a_sha256: str = ""
+    b_sha256: str = ""
 
     def read_a(self, reduce: int = 1) -> np.ndarray:
         """The first picture, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
@@ -60,10 +64,15 @@ class Pair:
         """The picture at a span, (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: the file is missing, or what is there is no whole JPEG.
+            DataError: the file is missing, or what is there is not the JPEG that was mined. Its hash is compared, for
+                a JPEG can lose half of its bytes to zeros and still decode.
         """
+        data = self._bytes(self.a_file, span)
+        expected = self.a_sha256 if span == self.a_span else self.b_sha256
+        if expected and hashlib.sha256(data).hexdigest() != expected:
+            raise self._fault(self.a_file, span, "are not what was mined (another SHA-256)")
         try:
-            return decode_jpeg(self._bytes(self.a_file, span), reduce)
+            return decode_jpeg(data, reduce)
         except (OSError, ValueError, SyntaxError) as error:
             raise self._fault(self.a_file, span, f"are no whole JPEG ({error})") from error
 
@@ -120,12 +129,16 @@ def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
     Raises:
         OSError, ValueError: not a JPEG, or not all of it.
     """
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=["JPEG"])
+    except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
+        raise ValueError("it does not begin like one") from error
+    with opened as image:
         expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
             # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
             image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
-        pixels = image.convert("RGB")
+        pixels = image if image.mode == "RGB" else image.convert("RGB")
         if pixels.size != expected:
             raise ValueError(f"decoded to {pixels.size} instead of {expected} at 1/{reduce}")
         return np.asarray(pixels)

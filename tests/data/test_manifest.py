@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 from pathlib import Path
@@ -19,8 +20,9 @@ from mimicbrush.data.manifest import (
     split_pairs,
     write_index,
 )
-from mimicbrush.data.pair import Pair
+from mimicbrush.data.pair import Pair, decode_jpeg
 from mimicbrush.data.schema import MAX_POINT_SIDE_PX, SCHEMA, pack_points, row, unpack_points
+from mimicbrush.errors import DataError
 
 
 def same(a: Pair, b: Pair) -> bool:
@@ -66,6 +68,24 @@ def test_an_index_of_other_parts_is_not_used(root: Path) -> None:
     whole = (root / INDEX_NAME).read_bytes()
     (root / INDEX_NAME).write_bytes(whole[: len(whole) // 2])
     assert len(read_manifest(root)) == 5
+
+
+def test_a_picture_that_is_not_what_was_mined_is_told_though_it_decodes(root: Path) -> None:
+    part, shard = root / "manifest/part-000000.parquet", root / "shards/shard-000000.tar"
+    table, whole = pq.read_table(part), shard.read_bytes()
+    spans = zip(table["a_offset"].to_pylist(), table["a_length"].to_pylist(), strict=True)
+    hashes = [hashlib.sha256(whole[offset : offset + length]).hexdigest() for offset, length in spans]
+    place = table.schema.get_field_index("a_sha256")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(hashes)), part)
+    pair = read_manifest(root)[0]
+    assert pair.read_a().shape == (160, 160, 3)
+    offset, length = pair.a_span
+    harmed = bytearray(whole)
+    harmed[offset + length - 200 : offset + length - 2] = bytes(198)
+    shard.write_bytes(harmed)
+    decode_jpeg(bytes(harmed[offset : offset + length]))  # Pillow sees nothing wrong
+    with pytest.raises(DataError, match="are not what was mined"):
+        pair.read_a()
 
 
 def test_parts_without_their_marker_do_not_count(root: Path) -> None:
