@@ -12,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 
@@ -25,8 +26,9 @@ from mimicbrush.mining.reader import FrameReader
 from mimicbrush.mining.work import Outcome, mine_item, refused_source
 
 #: A file that ended this many workers is taken to be the cause.
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _POLL_S = 0.2
+_BROKEN_POOLS = 20
 
 
 class IsolatedReaders:
@@ -39,13 +41,18 @@ class IsolatedReaders:
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_gib: float) -> None:
-        self._timeout_s = timeout_s
+        self._workers, self._timeout_s, self._memory_gib = workers, timeout_s, memory_gib
         self._stopped = threading.Event()
-        self._pool = ProcessPool(
-            max_workers=workers,
+        self._lock = threading.Lock()
+        self._num_broken = 0
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._workers,
             context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(memory_gib,),
+            initargs=(self._memory_gib,),
         )
 
     def __enter__(self) -> IsolatedReaders:
@@ -67,8 +74,28 @@ class IsolatedReaders:
         return PendingOutcome(self, (root, item, reader, options, spool_path))
 
     def _schedule(self, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> Future[Outcome]:
-        future: Future[Outcome] = self._pool.schedule(mine_item, args=arguments, timeout=self._timeout_s)
+        with self._lock:
+            if self._stopped.is_set():
+                raise DataError("stopped before the end")
+            if not self._pool.active:
+                self._replace_pool()
+            future: Future[Outcome] = self._pool.schedule(mine_item, args=arguments, timeout=self._timeout_s)
         return future
+
+    def _replace_pool(self) -> None:
+        """Pebble gives up on a pool whose workers die before they have a file: ended from outside, or never begun."""
+        self._num_broken += 1
+        if self._num_broken > _BROKEN_POOLS:
+            raise DataError(
+                f"{_BROKEN_POOLS} times in a row, worker processes ended before they had read any file; do they get "
+                f"the memory they need (memory_gib={self._memory_gib:g})? Finished shards stay"
+            )
+        self._pool.stop()
+        self._pool.join()
+        self._pool = self._new_pool()
+
+    def _worked(self) -> None:
+        self._num_broken = 0
 
 
 class PendingOutcome:
@@ -91,10 +118,14 @@ class PendingOutcome:
         while True:
             failure = self._failure()
             if failure is None:
+                self._readers._worked()
                 return self._future.result()
             if isinstance(failure, FutureTimeoutError):
                 detail = f"more than timeout_s={self._readers._timeout_s:g}"
                 return Outcome([refused_source(item, "timeout", detail)])
+            if isinstance(failure, BrokenProcessPool):  # no fault of this file
+                self._future = self._readers._schedule(self._arguments)
+                continue
             if not isinstance(failure, ProcessExpired):
                 raise DataError(
                     f"{item.path}: mining this file failed in a way that is not foreseen ({type(failure).__name__}: "

@@ -18,7 +18,9 @@ from mimicbrush.data.manifest import read_rows
 from mimicbrush.errors import DataError
 from mimicbrush.mining import shards
 from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.isolation import IsolatedReaders
 from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reader import PyAVReader, VideoFrame
 from mimicbrush.mining.run import mine
 
@@ -143,14 +145,34 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(tmp_path: Path) ->
     assert tree(output) == expected
 
 
+def workers_of(pid: int) -> list[psutil.Process]:
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
 def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> bool:
     """Kill one of the processes that read files, if there is one."""
     try:
-        children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        workers = workers_of(process.pid)
         if not workers:
             return False
         rng.choice(workers).kill()
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path: Path) -> None:
+    """A pool that lost all its workers while no file was with them is given up by its library."""
+    write_clips(tmp_path / "in", 2)
+    with IsolatedReaders(1, 60.0, 0.0) as readers:
+        items = [Item(f"clip{n}.mp4", "video", (tmp_path / f"in/clip{n}.mp4").stat().st_size) for n in range(2)]
+        for number, item in enumerate(items):
+            pending = readers.submit(tmp_path / "in", item, PyAVReader(), OPTIONS, tmp_path / f"{number}.bin")
+            if number == 0:
+                deadline = time.monotonic() + 30
+                while not (started := workers_of(os.getpid())) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                for worker in started:  # still importing
+                    worker.kill()
+            assert pending.result().sources[0].rows[0]["status"] == "pair"
