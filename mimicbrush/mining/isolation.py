@@ -64,8 +64,9 @@ class IsolatedReaders:
     def stop(self) -> None:
         """End the workers, whatever they are doing; who waits for an outcome gets a DataError."""
         self._stopped.set()
-        self._pool.stop()
-        self._pool.join()
+        with self._lock:  # no other thread may be replacing it
+            self._pool.stop()
+            self._pool.join()
 
     def submit(
         self, root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path
