@@ -167,8 +167,8 @@ def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     names = list(SCHEMA.names if columns is None else columns)
     needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
-    table = pa.concat_tables([_read_part(part, needed) for part in manifest_parts(root)])
-    return _without_duplicates(table).select(names)
+    parts = [_read_part(part, needed) for part in manifest_parts(root)]
+    return pa.concat_tables(_without_duplicates(parts)).select(names)
 
 
 def manifest_parts(root: Path) -> list[Path]:
@@ -202,27 +202,43 @@ def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
 
 
-def _without_duplicates(table: pa.Table) -> pa.Table:
+def _without_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
+    """The parts, each with one row for every file that is there twice.
+
+    They stay apart: a list column in one piece holds at most 2**31 numbers, and the points of all pairs may be more.
+    """
+    table = pa.concat_tables(parts)
     hashes = table["source_hash"].combine_chunks().dictionary_encode()
     codes = hashes.indices.to_numpy(zero_copy_only=False)
     first_row = np.full(len(hashes.dictionary), len(table))
     np.minimum.at(first_row, codes, np.arange(len(table)))
     paths = table["source_path"].combine_chunks()
     first_path = paths.take(pa.array(first_row[codes]))
-    is_twin = pc.and_(pc.not_equal(paths, first_path), pc.not_equal(table["source_hash"].combine_chunks(), ""))
-    if not pc.any(is_twin).as_py():
-        return table
-    twins = np.flatnonzero(is_twin.to_numpy(zero_copy_only=False))
+    differs = pc.and_(pc.not_equal(paths, first_path), pc.not_equal(table["source_hash"].combine_chunks(), ""))
+    is_twin = differs.to_numpy(zero_copy_only=False)
+    if not is_twin.any():
+        return parts
     of_path: dict[str, tuple[int, dict[str, Any]]] = {}  # a clip that was mined twice gave several rows
-    for number in map(int, twins):
+    for number in map(int, np.flatnonzero(is_twin)):
         values = {name: table[name][number].as_py() for name in _SAID_OF_ANY_FILE if name in table.column_names}
         said = {"status": "rejected", "reason": "duplicate", "detail": f"the same bytes as {first_path[number]}"}
         of_path.setdefault(values["source_path"], (number, values | said))
+    places = np.array([number for number, _ in of_path.values()])
     rejected = pa.Table.from_pylist([row(**values) for _, values in of_path.values()], SCHEMA)
-    others = pc.invert(is_twin)
-    order = np.concatenate([np.flatnonzero(others.to_numpy(zero_copy_only=False)), [n for n, _ in of_path.values()]])
-    both = pa.concat_tables([table.filter(others), rejected.select(table.column_names)])
-    return both.take(pa.array(np.argsort(order)))
+    single, start = [], 0
+    for part in parts:
+        low, high = np.searchsorted(places, (start, start + len(part)))
+        twins_here = is_twin[start : start + len(part)]
+        instead = rejected.slice(low, high - low)
+        single.append(_replace_rows(part, twins_here, instead, places[low:high] - start) if twins_here.any() else part)
+        start += len(part)
+    return single
+
+
+def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places: np.ndarray) -> pa.Table:
+    """Leave out the rows of `is_twin`, (N,) bool, and put the rows of `instead` at `places`, (M,)."""
+    both = pa.concat_tables([part.filter(pa.array(~is_twin)), instead.select(part.column_names)])
+    return both.take(pa.array(np.argsort(np.concatenate([np.flatnonzero(~is_twin), places]))))
 
 
 def write_index(root: Path, path: Path) -> None:
@@ -248,9 +264,9 @@ def index_is_current(root: Path) -> bool:
     try:
         with pa.memory_map(str(index)) as file:
             metadata = pa.ipc.open_file(file).schema.metadata or {}
-    except pa.ArrowInvalid:  # cut short by whoever copied it: the parts are read instead
+    except (pa.ArrowException, OSError, ValueError):  # cut short or damaged on its way: the parts are read instead
         return False
-    return metadata.get(_STAMP_KEY, b"").decode() == _parts_stamp(root)
+    return metadata.get(_STAMP_KEY, b"") == _parts_stamp(root).encode()
 
 
 def index_fault(root: Path) -> str:

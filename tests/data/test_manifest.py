@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from toy_data import write_mined_folder
 from mimicbrush.data.manifest import (
     INDEX_NAME,
     PairTable,
+    index_fault,
     index_is_current,
     read_manifest,
     read_rows,
@@ -70,6 +72,24 @@ def test_an_index_of_other_parts_is_not_used(root: Path) -> None:
     assert len(read_manifest(root)) == 5
 
 
+def test_a_damaged_index_is_said_or_passed_over_wherever_the_bit_is(root: Path) -> None:
+    index = root / INDEX_NAME
+    write_index(root, index)
+    whole, expected = index.read_bytes(), read_manifest(root).digest()
+    footer = int.from_bytes(whole[-10:-6], "little") + 10
+    damaged = bytearray(whole)
+    damaged[-footer] ^= 0x80  # where the footer's tables begin
+    index.write_bytes(damaged)
+    assert index_fault(root) == "it is damaged, or was made of other parts"
+    assert read_manifest(root).digest() == expected
+    for place in range(1, footer, 7):
+        damaged = bytearray(whole)
+        damaged[-place] ^= 0xFF
+        index.write_bytes(damaged)
+        if not index_fault(root):
+            assert read_manifest(root).digest() == expected
+
+
 def test_a_picture_that_is_not_what_was_mined_is_told_though_it_decodes(root: Path) -> None:
     part, shard = root / "manifest/part-000000.parquet", root / "shards/shard-000000.tar"
     table, whole = pq.read_table(part), shard.read_bytes()
@@ -95,7 +115,8 @@ def test_parts_without_their_marker_do_not_count(root: Path) -> None:
     assert len(read_rows(root)) == 16
 
 
-def test_the_second_file_of_one_content_is_one_duplicate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [[0, 7], [0, 2, 4, 7], [0, 3, 5, 6, 7]])
+def test_the_second_file_of_one_content_is_one_duplicate(cuts: list[int], tmp_path: Path) -> None:
     def pair(path: str, source_hash: str, number: int) -> dict[str, object]:
         common = {"status": "pair", "kind": "video", "store": "mined", "file": "shards/x.tar", "ssim": 0.5}
         return row(source_path=path, source_hash=source_hash, pair_id=f"{source_hash[:16]}-{number}", **common)
@@ -104,8 +125,12 @@ def test_the_second_file_of_one_content_is_one_duplicate(tmp_path: Path) -> None
     rows = [pair("a", one, 0), pair("a", one, 1), pair("b", two, 0), pair("c", one, 0), pair("c", one, 1)]
     rows += [row(status="quarantined", reason="empty", source_path=path) for path in "de"]
     (tmp_path / "manifest").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "manifest/part-000000.parquet")
+    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
+        part = pa.Table.from_pylist(rows[start:stop], SCHEMA)
+        pq.write_table(part, tmp_path / f"manifest/part-{number:06d}.parquet")
     assert [pair.source_path for pair in read_manifest(tmp_path)] == ["a", "a", "b"]
+    # In one piece, a list column could not hold the points of all pairs.
+    assert read_rows(tmp_path)["a_points"].num_chunks == len(cuts) - 1
     told = read_rows(tmp_path, ["source_path", "status", "reason", "ssim"]).to_pylist()
     assert [(each["source_path"], each["reason"]) for each in told] == [
         ("a", ""),
