@@ -47,7 +47,9 @@ class Fault:
 
     def __str__(self) -> str:
         where = f"{self.file}, pair {self.pair_id}" if self.pair_id else self.file
-        return f"{where}: {self.found}; expected {self.expected}. {self.remedy}"
+        line = f"{where}: {self.found}; expected {self.expected}. {self.remedy}"
+        # Names come from outside: a terminal must not obey them, nor one fault look like two.
+        return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
 @dataclass(frozen=True)

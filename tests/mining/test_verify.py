@@ -164,6 +164,21 @@ def test_an_index_that_is_damaged(place: float, folder: Path) -> None:
     assert faults(folder)[0].startswith("index.arrow: it is not there")
 
 
+def test_a_bit_of_the_footer_of_the_index_hides_no_other_fault(folder: Path) -> None:
+    index = folder / "out/index.arrow"
+    flip(index, -10 - int.from_bytes(index.read_bytes()[-10:-6], "little") + 3)
+    (folder / "out/stray.txt").write_text("")
+    stray, damaged = faults(folder)
+    assert stray.startswith("stray.txt: ")
+    assert damaged.startswith("index.arrow: it is damaged")
+
+
+def test_a_name_from_outside_is_one_line_and_no_order_to_the_terminal(folder: Path) -> None:
+    (folder / "out/a\nb\x1b[31m\u202e.txt").write_text("")
+    (fault,) = faults(folder)
+    assert fault.startswith(r"a\nb\x1b[31m\u202e.txt: ")
+
+
 def test_files_that_belong_to_nothing(folder: Path) -> None:
     for name in ("shards/extra.tar", "stray.txt", "manifest/part-000009.parquet", "markers/shard-000009.json"):
         (folder / "out" / name).write_bytes(b"{}")
