@@ -166,6 +166,8 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
     seconds = sum(sum(timing["seconds"].values()) for timing in timings)
     frames = sum(timing["num_frames"] for timing in timings)
     assert f"frames a second {frames / seconds:.0f}" in page.text.replace("\u202f", "")
+    videos = 6  # as planned: three clips, a twin, a still one, and text with the name of one
+    assert f"seconds a clip {seconds / videos:.2f}" in page.text
     decoding = sum(timing["seconds"].get("decode", 0) for timing in timings)
     assert re.search(rf"decoding {decoding:.1f} s {re.escape(f'{decoding / seconds:.1%}')}", page.text)
 
