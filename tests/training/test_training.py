@@ -166,7 +166,11 @@ def test_a_killed_run_resumes_to_the_same_bits(
     command = [sys.executable, "scripts/train.py", *SMALLEST, f"data.root={mined}", f"run_dir={run_dir}",
                "train.resume=latest"]  # fmt: skip
     process = subprocess.Popen(
-        [*command, "train.max_steps=100000"], cwd=ROOT, env=script_environment(), stderr=subprocess.DEVNULL
+        # All checkpoints are kept: on a busy machine the first would be rotated away before it is seen here.
+        [*command, "train.max_steps=100000", "train.keep_checkpoints=100000"],
+        cwd=ROOT,
+        env=script_environment(),
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 200
     while not (run_dir / "checkpoints" / "step-00000003").exists():
