@@ -14,24 +14,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.errors import InputError, MimicBrushError, WeightsError
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
 from mimicbrush.models.weights import find_weights
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from mimicbrush.data.batch import UndrawnBatch
     from mimicbrush.data.sources import Source
     from mimicbrush.models.parts import Parts
+    from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.training.method import Trainee
     from mimicbrush.types import TrainBatch
 
 
@@ -63,54 +66,68 @@ def register_schemas() -> None:
     store.store(group="train", name="schema", node=TrainOptions)
 
 
-def train(config: DictConfig, run_dir: Path) -> None:
-    """Train as configured, and leave everything in `run_dir`."""
+def train(config: DictConfig, run_dir: Path) -> int:
+    """Train as configured, and leave everything in `run_dir`.
+
+    Returns:
+        The exit status: 0, or that of a process which a signal ended.
+    """
     # 1. What can be checked before anything heavy is loaded.
     check_known(config)
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
-    from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training import checkpoints
 
     sources, notes = read_sources(options.data)
     identity = run_identity(config, sources)
-    found = checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
-    if found is not None:
-        checkpoints.read_state(found, identity)
+    folder = run_dir / "checkpoints"
+    for newest in checkpoints.list_checkpoints(folder)[-1:]:
+        if options.train.resume == "latest" and checkpoints.find_damage(newest, deep=False) is None:
+            checkpoints.check_identity(newest, identity)
 
     import torch
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    from mimicbrush.models.schedule import noise_scheduler
+    from mimicbrush.training.bad_samples import BadSamples
+    from mimicbrush.training.guards import EXIT_STATUS
+    from mimicbrush.training.loop import Outside
     from mimicbrush.training.loop import train as run_training
+    from mimicbrush.training.meters import Meters
     from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.trackers import start_tracker
 
-    # 2. The networks.
+    # 2. Where it goes on.
+    accelerator = make_accelerator(options.train, run_dir)
+    found = on_main_process(accelerator, lambda: checkpoints.find_checkpoint(folder, options.train.resume))
+    if found is not None:
+        checkpoints.check_identity(found, identity)
+
+    # 3. The networks.
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
-    parts = build_parts(options.model, options.seed)
-    accelerator = Accelerator(
-        cpu=options.train.device == "cpu",
-        mixed_precision=options.train.mixed_precision,
-        log_with=None if options.train.tracker == "none" else options.train.tracker,
-        project_dir=str(run_dir),
-    )
-    accelerator.gradient_accumulation_steps = options.train.split_batch(accelerator.num_processes)[1]
     set_seed(options.seed)
+    parts = build_parts(options.model, options.seed)
+    half = half_precision(options.train.mixed_precision)
+    encoders = FrozenEncoders(parts, options.model).to(accelerator.device, half)
+    trainee = Trainee(
+        parts.unet,
+        parts.reference_unet,
+        parts.image_projector,
+        parts.depth_projector,
+        size_px=options.model.size_px,
+        reference_blend=options.model.reference_blend,
+        reference_timestep=options.model.reference_timestep,
+    )
+    publisher = Publisher(trainee, parts, sources, options)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
-    if options.train.tracker != "none":
-        accelerator.init_trackers(
-            "mimicbrush",
-            config=flattened(as_run),
-            init_kwargs={"wandb": {"name": options.run_name, "dir": str(run_dir)}},
-        )
+    start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
 
-    # 3. The run.
-    already = found is not None and found == checkpoints.checkpoint_path(found.parent, options.train.max_steps)
+    # 4. The run.
     passes = accelerator.gradient_accumulation_steps
     for note in notes:
         accelerator.print(f"note: {note}")
@@ -119,34 +136,74 @@ def train(config: DictConfig, run_dir: Path) -> None:
         f"(data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
         f"{accelerator.num_processes} process(es) on {accelerator.device}, {passes} pass(es) a step"
     )
-    steps = run_training(
-        trainee=Trainee(
-            parts.unet,
-            parts.reference_unet,
-            parts.image_projector,
-            parts.depth_projector,
-            size_px=options.model.size_px,
-            reference_blend=options.model.reference_blend,
-            reference_timestep=options.model.reference_timestep,
-        ),
-        encoders=FrozenEncoders(parts, options.model),
+    outcome = run_training(
+        trainee=trainee,
+        encoders=encoders,
         noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(sources, options, accelerator),
-        export_pipeline=lambda folder: export_pipeline(folder, parts, sources, options),
+        outside=Outside(publisher.export),
         options=options.train,
-        max_bad_ratio=options.data.max_bad_ratio,
+        meters=Meters(accelerator.device, passes, noise_scheduler().config.num_train_timesteps),
+        bad_samples=BadSamples(options.data.max_bad_ratio, run_dir / "bad_samples.txt"),
         accelerator=accelerator,
         run_dir=run_dir,
         identity=identity,
         resume_from=found,
     )
     accelerator.end_training()
+    if outcome.signal:
+        accelerator.print(
+            f"stopped by signal {outcome.signal} after step {outcome.step} of {options.train.max_steps}; saved. "
+            "train.resume=latest goes on"
+        )
+        return EXIT_STATUS[outcome.signal]
     accelerator.print(
-        f"{steps} of {options.train.max_steps} steps done"
-        + (" before; train.max_steps=MORE goes on" if already else "")
+        f"{outcome.step} of {options.train.max_steps} steps done"
+        + (" before; train.max_steps=MORE goes on" if not outcome.figures else "")
         + ". Edit with it:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )
+    return 0
+
+
+def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
+    """What runs the training on one or many devices; it hears what `accelerate launch` or torchrun say."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        cpu=options.device == "cpu",
+        mixed_precision=options.mixed_precision,
+        log_with=None if options.tracker == "none" else options.tracker,
+        project_dir=str(run_dir),
+    )
+    accelerator.gradient_accumulation_steps = options.split_batch(accelerator.num_processes)[1]
+    return accelerator
+
+
+def half_precision(mixed_precision: str) -> torch.dtype:
+    """The type of what is not trained."""
+    import torch
+
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+T = TypeVar("T")
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do something once, and give all processes what came out, an error of ours too."""
+    from accelerate.utils import broadcast_object_list
+
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except MimicBrushError as error:
+            result[1] = error
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return cast(T, result[0])
 
 
 def check_known(config: DictConfig) -> None:
@@ -241,6 +298,7 @@ FREE_TO_CHANGE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.save_in_background",
     "train.resume",
     "train.tracker",
     "train.default_num_inference_steps",
@@ -320,25 +378,69 @@ def build_loader(
     return load
 
 
-def export_pipeline(folder: Path, parts: Parts, sources: Sequence[Source], options: TrainConfig) -> None:
-    """Save the pipeline that was trained, with its conventions and the sources that it has seen."""
-    from mimicbrush.models.schedule import noise_scheduler
-    from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.pipelines.load import quiet_libraries
+class Publisher:
+    """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
 
-    quiet_libraries()
-    pipeline = MimicBrushPipeline(
-        **vars(parts),
-        scheduler=noise_scheduler(options.train.prediction_type),
-        reference_blend=options.model.reference_blend,
-        reference_timestep=options.model.reference_timestep,
-        depth_convention=options.model.depth_convention,
-        no_depth_convention=options.model.no_depth_convention,
-        letterbox_order=options.model.letterbox_order,
-        default_num_inference_steps=options.train.default_num_inference_steps,
-        default_guidance_scale=options.train.default_guidance_scale,
-    )
-    pipeline.save_pretrained(folder)
-    seen = [f"{key:016x}" for key in source_keys(sources)]
-    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen}
-    (folder / "training_data.json").write_text(json.dumps(training_data, indent=1))
+    Args:
+        trainee: the trained networks, before they are sharded; only their shapes are looked at.
+        parts: all networks; the frozen ones are saved as they are.
+        sources: what is trained on.
+        options: of the run.
+    """
+
+    def __init__(self, trainee: Trainee, parts: Parts, sources: Sequence[Source], options: TrainConfig) -> None:
+        self.parts, self.options = parts, options
+        self.made_of: dict[str, tuple[Any, Any]] = {
+            name: (type(module), module.config) for name, module in trainee.named_children()
+        }
+        self.training_data = {
+            "heldout_ratio": options.data.heldout_ratio,
+            "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
+        }
+
+    def pipeline(self, weights: Iterable[tuple[str, torch.Tensor]], device: str = "cpu") -> MimicBrushPipeline:
+        """A pipeline with copies of these weights (name in `Trainee` -> tensor), in float32."""
+        import torch
+
+        from mimicbrush.models.schedule import noise_scheduler
+        from mimicbrush.pipelines import MimicBrushPipeline
+
+        with torch.device("meta"):
+            modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
+        for name, module in modules.items():
+            modules[name] = module.to_empty(device=device)
+        for name, tensor in weights:
+            part, _, rest = name.partition(".")
+            modules[part].get_parameter(rest).data.copy_(tensor)
+        model, train = self.options.model, self.options.train
+        return MimicBrushPipeline(
+            **{**vars(self.parts), **modules},
+            scheduler=noise_scheduler(train.prediction_type),
+            reference_blend=model.reference_blend,
+            reference_timestep=model.reference_timestep,
+            depth_convention=model.depth_convention,
+            no_depth_convention=model.no_depth_convention,
+            letterbox_order=model.letterbox_order,
+            default_num_inference_steps=train.default_num_inference_steps,
+            default_guidance_scale=train.default_guidance_scale,
+        )
+
+    def export(self, weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+        """Save such a pipeline. Every process must call it; the main one writes."""
+        from accelerate import PartialState
+
+        from mimicbrush.ops.files import replace_folder
+        from mimicbrush.pipelines.load import quiet_libraries
+
+        quiet_libraries()
+        if not PartialState().is_main_process:
+            for _ in weights:  # sharded tensors are put together by all
+                pass
+            return
+        pipeline = self.pipeline(weights)
+
+        def write(aside: Path) -> None:
+            pipeline.save_pretrained(aside)
+            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
+
+        replace_folder(folder, write)

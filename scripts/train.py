@@ -1,5 +1,6 @@
 """Train: python scripts/train.py +experiment=default data.root=MINED (see configs/train.yaml)."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -17,7 +18,7 @@ assembly.register_schemas()
 def main(config: DictConfig) -> None:
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir if job.mode == RunMode.MULTIRUN else config.run_dir)
-    run_plainly(lambda: assembly.train(config, run_dir))
+    run_plainly(lambda: sys.exit(assembly.train(config, run_dir)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any, cast
 
 import cv2
@@ -34,13 +35,20 @@ def load_batches(
         batch_sampler=cast(Any, batches),
         num_workers=num_workers,
         collate_fn=cast(Any, collate),
-        worker_init_fn=_limit_threads,
+        worker_init_fn=_prepare_worker,
         multiprocessing_context="spawn" if num_workers else None,
         pin_memory=pin_memory,
     )
 
 
-def _limit_threads(_worker: int) -> None:
-    """One thread a worker, or N workers with N threads each fight for the cores."""
+def _prepare_worker(_worker: int) -> None:
+    """One thread a worker, or N workers with N threads each fight for the cores.
+
+    Signals that end a run go to its whole group of processes. What they mean is for the training to decide, which
+    still needs the batches of its last step; workers end when it does.
+    """
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -108,9 +108,10 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             unet=unet,
             reference_unet=reference_unet,
             image_encoder=image_encoder.eval(),
-            image_projector=ImageProjector(clip_width, options.context_width),
+            # By name: diffusers takes what is given by position for a default, and its from_config forgets it.
+            image_projector=ImageProjector(image_width=clip_width, context_width=options.context_width),
             depth_estimator=depth_estimator.eval(),
-            depth_projector=DepthProjector(options.depth_channels, block_channels=(16, 32)),
+            depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=(16, 32)),
         )
 
 
@@ -160,7 +161,7 @@ def random_parts(*, size_px: int = 512, block_out_channels: tuple[int, ...] = (3
                 hidden_act="gelu",
             )
         ).eval(),
-        image_projector=ImageProjector(clip_width, 768),
+        image_projector=ImageProjector(image_width=clip_width, context_width=768),
         depth_estimator=DepthAnythingForDepthEstimation(
             DepthAnythingConfig(
                 backbone_config=Dinov2Config(
@@ -216,7 +217,9 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
             unet=unet,
             reference_unet=REFERENCE_UNETS[options.reference_sharing].from_unet(stock),
             image_encoder=image_encoder,
-            image_projector=ImageProjector(image_encoder.config.hidden_size, unet.config.cross_attention_dim),
+            image_projector=ImageProjector(
+                image_width=image_encoder.config.hidden_size, context_width=unet.config.cross_attention_dim
+            ),
             depth_estimator=depth_estimator,
-            depth_projector=DepthProjector(options.depth_channels),
+            depth_projector=DepthProjector(depth_channels=options.depth_channels),
         )

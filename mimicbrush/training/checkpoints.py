@@ -1,15 +1,36 @@
-"""Checkpoints: written aside, renamed when whole, and only then are old ones deleted."""
+"""Checkpoints on the disk: written aside, hashed, renamed when whole, and only then are old ones deleted.
+
+A checkpoint is a folder ``step-00001000`` of safetensors files and a ``state.json``, which names the size and the
+SHA-256 of each and is written last. Here is only what happens on the disk; what a run needs to go on is
+`training.state`.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError
 
-_STATE_FILE = "state.json"
+if TYPE_CHECKING:
+    import torch
+
+STATE_FILE = "state.json"
+#: So many good checkpoints stay at least, whatever is asked for.
+LEAST_KEPT = 2
+#: Raised by 1 where older checkpoints can no longer be read.
+FORMAT = 2
+_NAME = re.compile(r"step-\d{8,}")
+
+#: File name (without suffix) -> name -> tensor on the CPU.
+Tensors = Mapping[str, Mapping[str, "torch.Tensor"]]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -18,15 +39,68 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first. A folder is whole exactly if it lost its ``.tmp``."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp" and path.is_dir())
+    """All checkpoints that got their names, oldest first; damaged ones included."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `resume` names: "never" -> none, "latest" -> the newest or none, or a folder.
+def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
+    """Write a checkpoint whole, then delete all but the newest `keep` good ones.
+
+    Args:
+        folder: of all checkpoints; made if it is absent.
+        step: how many steps were done.
+        tensors: what to save.
+        state: what else to save, as JSON.
+        keep: at least `LEAST_KEPT` stay.
+
+    Returns:
+        The new folder.
 
     Raises:
-        CheckpointError: "never" though there are checkpoints, or a folder that is no checkpoint.
+        OSError: the disk is full or refuses; nothing is left behind, and every older checkpoint is still there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    final = checkpoint_path(folder, step)
+    aside = final.with_suffix(".tmp")
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    try:
+        _check_space(folder, sum(value.nbytes for group in tensors.values() for value in group.values()))
+        aside.mkdir()
+        files: dict[str, list[int | str]] = {}
+        for name, group in tensors.items():
+            path = aside / f"{name}.safetensors"
+            save_file({key: value.contiguous() for key, value in group.items()}, path)
+            _flush(path)
+            files[path.name] = [path.stat().st_size, _sha256(path)]
+        whole = {"format": FORMAT, "step": step, **state, "files": files}
+        _write_json(aside / STATE_FILE, whole)
+        _flush(aside)
+        if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
+            _remove(final)
+        aside.rename(final)
+        _flush(folder)
+    except SafetensorError as error:  # how safetensors tells of a disk that refuses
+        raise OSError(errno.EIO, str(error), str(aside)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _rotate(folder, keep)
+    return final
+
+
+def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint that `resume` names: "never" -> none, "latest" -> the newest that verifies or none, or a folder.
+
+    Args:
+        folder: of all checkpoints.
+        resume: see above.
+        say: is told of checkpoints that are passed over, and why.
+
+    Raises:
+        CheckpointError: "never" though there are checkpoints, none of several verifies, or a folder that is no good
+            checkpoint.
     """
     existing = list_checkpoints(folder)
     if resume == "never":
@@ -37,11 +111,25 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             )
         return None
     if resume == "latest":
-        return existing[-1] if existing else None
+        for path in reversed(existing):
+            damage = find_damage(path)
+            if damage is None:
+                return path
+            say(f"{path} is damaged ({damage}); trying the one before it")
+        if existing:
+            raise CheckpointError(
+                f"all {len(existing)} checkpoints in {folder} are damaged; restore one from a copy, or move them away "
+                "to start anew"
+            )
+        return None
+    return _named(folder, resume, existing)
+
+
+def _named(folder: Path, resume: str, existing: list[Path]) -> Path:
     path = Path(resume)
-    if not (path / _STATE_FILE).is_file():
+    if not (path / STATE_FILE).is_file():
         raise CheckpointError(
-            f"train.resume={resume}: no checkpoint there (no {_STATE_FILE}); it takes never, latest, or the folder of "
+            f"train.resume={resume}: no checkpoint there (no {STATE_FILE}); it takes never, latest, or the folder of "
             "a checkpoint"
         )
     later = [other.name for other in existing if path.resolve().parent == folder.resolve() and other.name > path.name]
@@ -50,49 +138,132 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             f"train.resume={resume}: {folder} holds other checkpoints ({', '.join(later or [existing[-1].name])}), "
             "which the new ones would mix with; name another run_dir, or move them away"
         )
+    damage = find_damage(path)
+    if damage is not None:
+        raise CheckpointError(f"train.resume={resume}: it is damaged ({damage})")
     return path
 
 
-def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write into; what a killed run left half-written there is removed."""
-    aside = checkpoint_path(folder, step).with_suffix(".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+def find_damage(checkpoint: Path, deep: bool = True) -> str | None:
+    """What is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None: nothing.
+
+    Hashes take a second for a gigabyte or so.
+    """
+    try:
+        files = _read_json(checkpoint / STATE_FILE)["files"]
+        for name, (size, sha256) in files.items():
+            path = checkpoint / name
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+            if deep and _sha256(path) != sha256:
+                return f"{name} has another hash than when it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{STATE_FILE} or a file that it names cannot be read: {error!r}"
+    return None
 
 
-def finish(aside: Path, state: dict[str, Any], keep: int) -> Path:
-    """Note what the checkpoint belongs to, rename it into place, then delete all but the newest `keep`."""
-    (aside / _STATE_FILE).write_text(json.dumps(state, indent=1))
-    final = aside.with_suffix("")
-    aside.rename(final)
-    for old in list_checkpoints(final.parent)[:-keep]:
-        shutil.rmtree(old)
-    return final
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint, and how it was saved.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another version.
+    """
+    try:
+        state = _read_json(checkpoint / STATE_FILE)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({error}); move it away to use the one before it") from error
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} is of format {state.get('format', 1)}, this version of mimicbrush reads {FORMAT}"
+        )
+    return state
 
 
-def read_state(checkpoint: Path, expected: dict[str, Any]) -> int:
-    """The step of a checkpoint.
+def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
+    """Whether a checkpoint is of the same run.
 
     Args:
         checkpoint: its folder.
         expected: what must be the same for the run to go on as if never interrupted.
 
     Raises:
-        CheckpointError: the run differs; the message names all differences.
+        CheckpointError: the run differs; the message names all differences. Or see `read_state`.
     """
-    try:
-        state = json.loads((checkpoint / _STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} is damaged ({error}); move it away to use the one before it") from error
+    found = read_state(checkpoint)["identity"]
     differing = [
-        f"{name}: {state.get(name)!r} there, {value!r} now"
+        f"{name}: {found.get(name)!r} there, {value!r} now"
         for name, value in expected.items()
-        if state.get(name) != value
+        if found.get(name) != value
     ]
     if differing:
         raise CheckpointError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}); "
             "use the same options, or start in another run_dir"
         )
-    return int(state["step"])
+
+
+def _rotate(folder: Path, keep: int) -> None:
+    """Delete what is older than the newest `keep` good ones, so that damaged ones do not count."""
+    good = 0
+    for path in reversed(list_checkpoints(folder)):
+        if good >= max(keep, LEAST_KEPT):
+            _remove(path)
+        good += find_damage(path, deep=False) is None
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the name away first: a half-deleted folder must not look like a checkpoint."""
+    going = checkpoint.with_suffix(".old.tmp")
+    checkpoint.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.glob("step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left",
+            str(folder),
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, state: Mapping[str, Any]) -> None:
+    """With its own hash: a flipped bit must not go unseen here either."""
+    path.write_text(json.dumps({"sha256": _json_hash(state), "state": state}, indent=1, allow_nan=False))
+    _flush(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    outer = json.loads(path.read_text())
+    if "state" not in outer:
+        return {"format": 1}  # of the first version, which hashed nothing
+    state: dict[str, Any] = outer["state"]
+    if _json_hash(state) != outer["sha256"]:
+        raise ValueError(f"{path.name} has another hash than when it was written")
+    return state
+
+
+def _json_hash(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk, a file or what a folder names; Windows opens no folders."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -4,33 +4,71 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from diffusers import DDIMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch import nn
 from tqdm.auto import tqdm
 
 from mimicbrush.data.batch import UndrawnBatch
-from mimicbrush.errors import MimicBrushError
-from mimicbrush.ops.files import replace_folder
-from mimicbrush.training import checkpoints
 from mimicbrush.training.bad_samples import BadSamples
 from mimicbrush.training.draws import Draws
+from mimicbrush.training.guards import Later, StopRequests
+from mimicbrush.training.meters import Meters, finite_or_none, gradient_norms, known
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.metrics_log import MetricsLog
 from mimicbrush.training.options import TrainOptions
+from mimicbrush.training.saver import CheckpointSaver
+from mimicbrush.training.state import TrainingState, whole
+from mimicbrush.training.trackers import tracker_ids
 from mimicbrush.types import TrainBatch
 
 #: (first step, last step) -> the micro-batches of these steps, for this rank.
 Loader = Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]
-#: Called at the end, on the main process, with a folder to write the pipeline into.
-ExportPipeline = Callable[[Path], None]
+#: All weights of the trainee by name, the trained ones averaged; every process must take all of them.
+Weights = Iterator[tuple[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the loop asks for but does not know, handed in by assembly. Every process calls all of it.
+
+    Attributes:
+        export_pipeline: writes a pipeline with these weights into a folder, on the main process.
+        evaluate: figures of these weights on held-out pairs at a step; None: nothing is evaluated.
+        evaluate_every: steps between two evaluations.
+        measure: whose largest value marks the best weights, one of the figures.
+    """
+
+    export_pipeline: Callable[[Weights, Path], None]
+    evaluate: Callable[[Weights, int], dict[str, float]] | None = None
+    evaluate_every: int = 0
+    measure: str = "heldout/reference_gain_db"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps that the run has now.
+        figures: the last that were logged.
+        seconds: spent in this call.
+        signal: the signal that ended it, or 0.
+    """
+
+    step: int
+    figures: dict[str, float | None]
+    seconds: float
+    signal: int = 0
 
 
 def train(
@@ -38,179 +76,209 @@ def train(
     encoders: FrozenEncoders,
     noise_scheduler: DDIMScheduler,
     loader: Loader,
-    export_pipeline: ExportPipeline,
+    outside: Outside,
     options: TrainOptions,
-    max_bad_ratio: float,
+    meters: Meters,
+    bad_samples: BadSamples,
     accelerator: Accelerator,
     run_dir: Path,
     identity: dict[str, Any],
     resume_from: Path | None = None,
-) -> int:
-    """Train until `max_steps` (or `max_minutes`), resume if asked to, and leave a pipeline folder.
+) -> Outcome:
+    """Train until `max_steps`, `max_minutes` or a signal, resume if asked to, and leave a pipeline folder.
 
     Args:
-        trainee: the trained networks; after the call they hold the averaged (EMA) weights.
-        encoders: the frozen networks.
+        trainee: the trained networks.
+        encoders: the frozen networks, on the device.
         noise_scheduler: adds the noise; its `prediction_type` says what is predicted.
         loader: the data.
-        export_pipeline: writes `run_dir`/pipeline.
+        outside: export and evaluation.
         options: see `TrainOptions`.
-        max_bad_ratio: see `BadSamples`.
+        meters: what is logged.
+        bad_samples: what to do about pairs that cannot be read.
         accelerator: made with the passes of ``options.split_batch`` as its gradient accumulation.
-        run_dir: gets ``checkpoints/``, ``metrics.jsonl``, ``pipeline/``, and ``bad_samples.txt`` where there are any.
+        run_dir: gets ``checkpoints/``, ``metrics.jsonl``, ``pipeline/``, ``best/`` where there is an evaluation, and
+            ``bad_samples.txt`` where there are any.
         identity: what a checkpoint must agree on to be resumed (seed, batch size, ...).
-        resume_from: a checkpoint to go on from.
+        resume_from: a checkpoint to go on from, verified.
 
-    Returns:
-        The number of steps that the run has now.
+    Raises:
+        MimicBrushError: too many steps in a row had no finite gradients, too many pairs could not be read, or the
+            last checkpoint could not be written.
     """
+    started = time.monotonic()
+    device, passes = accelerator.device, accelerator.gradient_accumulation_steps
+
     # 1. What learns, and its average.
-    optimizer = torch.optim.Adam(
-        trainee.parameters(),
+    adam = torch.optim.Adam(
+        trainee.trained_parameters().values(),
         lr=options.learning_rate,
         betas=(options.adam_betas[0], options.adam_betas[1]),
         weight_decay=options.adam_weight_decay,
-        fused=accelerator.device.type == "cuda",
+        fused=True,  # one kernel for all tensors, which can also be told on the device to do nothing
     )
     schedule = get_scheduler(
-        options.lr_scheduler,
-        optimizer,
-        num_warmup_steps=options.lr_warmup_steps,
-        num_training_steps=options.max_steps,
+        options.lr_scheduler, adam, num_warmup_steps=options.lr_warmup_steps, num_training_steps=options.max_steps
     )
-    ema = EMAModel(trainee.parameters(), decay=options.ema_decay)
-    model, optimizer = accelerator.prepare(trainee, optimizer)
-    encoders = encoders.to(accelerator.device, _half_precision(options.mixed_precision))
-    accelerator.register_for_checkpointing(ema, schedule)
-    ema.to(accelerator.device)
-    micro_batches = accelerator.gradient_accumulation_steps
+    model, optimizer = accelerator.prepare(trainee, adam)
+    trained = trainee.trained_parameters()  # after sharding these are others
+    average = None
+    if options.ema_decay > 0:
+        average = EMAModel(trained.values(), decay=options.ema_decay, foreach=True)
+    state = TrainingState(trained, adam, schedule, average)
 
     # 2. Where it stands.
-    folder = run_dir / "checkpoints"
-    step = 0
     if resume_from is not None:
-        step = checkpoints.read_state(resume_from, identity)
-        accelerator.load_state(str(resume_from))
-        # accelerate restores what it saved: custom objects on the CPU, and a count of micro-batches that is
-        # wrong where the number of processes has changed.
-        ema.to(accelerator.device)
-        accelerator.step = step * micro_batches
-        accelerator.print(f"resumed from {resume_from} (step {step} of {options.max_steps})")
-    log = MetricsLog(run_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
-    bad_samples = BadSamples(max_bad_ratio, run_dir / "bad_samples.txt")
+        state.restore(resume_from, accelerator)
+        accelerator.step = state.step * passes  # micro-batches, of which accelerate counts
+        accelerator.print(f"resumed from {resume_from}, which verifies (step {state.step} of {options.max_steps})")
+    if accelerator.is_main_process:
+        state.tracker = tracker_ids(accelerator)
+    log = MetricsLog(run_dir / "metrics.jsonl", state.step) if accelerator.is_main_process else None
+    saver = CheckpointSaver(run_dir / "checkpoints", options.keep_checkpoints, tqdm.write)
+    stop = StopRequests(options.max_minutes)
+
+    def save() -> None:
+        tensors, rest = state.snapshot(accelerator)
+        if accelerator.is_main_process:
+            saver.save(state.step, tensors, {"identity": identity, **rest})
+            if not options.save_in_background:
+                saver.wait()
 
     # 3. Step by step.
     latent_side = trainee.unet.config.sample_size
     latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
-    started = logged_at = time.monotonic()
-    logged_step, saved_step = step, step if resume_from is not None else -1
-    faults: list[str] = []  # of this process, since the last log
-    sums = torch.zeros(5, device=accelerator.device)  # since the last log: loss, and `Loss.parts`
-    batches = iter(loader(step, options.max_steps))
-    progress = tqdm(total=options.max_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process)
-    while step < options.max_steps and not _out_of_time(options, started, accelerator):
-        model.train()
-        for _ in range(micro_batches):
-            batch = next(batches)
-            faults += batch.faults
-            with accelerator.accumulate(model):
-                draws = Draws.for_keys(
-                    batch.key,
-                    latent_shape,
-                    num_timesteps=noise_scheduler.config.num_train_timesteps,
-                    reference_drop=options.reference_drop,
-                    reference_drop_ratio=options.reference_drop_ratio,
-                    depth_drop_ratio=options.depth_drop_ratio,
-                ).to(accelerator.device)
-                conditions = encoders.encode(batch.to(accelerator.device), draws)
-                with accelerator.autocast():
-                    loss = denoising_loss(model, noise_scheduler, conditions, draws)
-                accelerator.backward(loss.total)
-                if accelerator.sync_gradients:
-                    gradient_norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            sums += torch.cat([loss.total.detach()[None] / micro_batches, loss.parts])
-        if not accelerator.optimizer_step_was_skipped:  # fp16 skips the steps whose gradients overflow
-            schedule.step()
-            ema.step(trainee.parameters())
-        step += 1
-        progress.update()
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    verdict: Later | None = None  # on the step before: was it skipped, did a signal come, is the time over
+    ended_by, is_late = 0, bool(stop.ask(device)[1] > 0)
 
-        is_last = step == options.max_steps
-        if step % options.log_every == 0 or step % options.checkpoint_every == 0 or is_last:
-            _stop_unless_finite(sums, step, folder)
-        if step % options.log_every == 0 or is_last:
-            means = accelerator.reduce(sums, "mean")
-            total = float(means[0]) / (step - logged_step)
-            inside, outside = (means[1::2] / means[2::2]).tolist()
-            all_faults = gather_object(faults)
-            now = time.monotonic()
-            values = {
-                "step": step,
-                "loss": total,
-                "loss_inside": inside,
-                "loss_outside": outside,
-                "gradient_norm": float(gradient_norm),
-                "learning_rate": schedule.get_last_lr()[0],
-                "samples_per_s": (step - logged_step) * options.total_batch_size / (now - logged_at),
-                "bad_samples": len(all_faults),
-            }
-            values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            if log is not None:
-                log.append(values)
-                bad_samples.write(all_faults)
-            accelerator.log({k: v for k, v in values.items() if k != "step" and v is not None}, step=step)
-            progress.set_postfix(loss=f"{total:.4f}", inside=f"{inside:.4f}")
-            bad_samples.count(all_faults, (step - logged_step) * options.total_batch_size)
-            faults.clear()
-            sums.zero_()
-            logged_at, logged_step = now, step
-        if step % options.checkpoint_every == 0:
-            _save(accelerator, folder, step, identity, options.keep_checkpoints)
-            saved_step = step
-    progress.close()
+    def settle() -> None:
+        """Do what a step leaves to be done once it is known whether it changed the weights."""
+        nonlocal verdict, ended_by, is_late
+        if verdict is not None:
+            was_skipped, signal_number, late = verdict.read()
+            verdict, ended_by, is_late = None, int(signal_number), bool(late)
+            state.skipped.count(bool(was_skipped), state.step, saver.folder)
+            if not was_skipped:
+                schedule.step()
+                if average is not None:
+                    average.step(trained.values())
 
-    # 4. Leave a checkpoint to go on from, and a pipeline to edit with.
-    if saved_step != step:
-        _stop_unless_finite(sums, step, folder)
-        _save(accelerator, folder, step, identity, options.keep_checkpoints)
-    if options.ema_decay > 0:
-        ema.copy_to(trainee.parameters())
-    if accelerator.is_main_process:
-        replace_folder(run_dir / "pipeline", export_pipeline)
-    accelerator.wait_for_everyone()
-    return step
+    saved_step = state.step if resume_from is not None else -1
+    logged_step, figures, faults = state.step, dict[str, float | None](), list[str]()
+    batches = iter(loader(state.step, options.max_steps))
+    progress = tqdm(
+        total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_local_main_process
+    )
+    with stop.listening(), progress:
+        while state.step < options.max_steps and not ended_by and not is_late:
+            # 3a. Loss and gradients.
+            model.train()
+            for _ in range(passes):
+                with meters.waiting():
+                    batch = next(batches)
+                faults += batch.faults
+                with accelerator.accumulate(model):
+                    draws = Draws.for_keys(
+                        batch.key,
+                        latent_shape,
+                        num_timesteps=num_timesteps,
+                        reference_drop=options.reference_drop,
+                        reference_drop_ratio=options.reference_drop_ratio,
+                        depth_drop_ratio=options.depth_drop_ratio,
+                    ).to(device)
+                    conditions = encoders.encode(batch.to(device), draws)
+                    with accelerator.autocast():
+                        loss = denoising_loss(model, noise_scheduler, conditions, draws)
+                    accelerator.backward(loss.total)
+                    meters.add(loss)
+
+            # 3b. The verdict on a step is read while a GPU computes the next, so that it never waits for us.
+            settle()
+            if ended_by or is_late:
+                break  # what was computed since belongs to a step that is not made
+
+            # 3c. The step, which a fused optimizer leaves out, on the device, where its gradients are no numbers.
+            accelerator.unscale_gradients()
+            norms = gradient_norms(trainee, trained)
+            nn.utils.clip_grads_with_norm_(trained.values(), options.max_grad_norm, norms["gradient_norm"])
+            is_bad = ~norms["gradient_norm"].isfinite()
+            adam.__dict__.update(grad_scale=None, found_inf=is_bad.float())  # as torch.amp.GradScaler does it
+            optimizer.step()
+            optimizer.zero_grad()
+            meters.end_step(~whole(is_bad))
+            verdict = Later(torch.cat([whole(is_bad).float().view(1), stop.ask(device)]))
+            state.step += 1
+            progress.update()
+            if device.type != "cuda":
+                settle()
+
+            # 3d. What happens now and then.
+            is_last = state.step == options.max_steps
+            if state.step % options.log_every == 0 or is_last:
+                settle()
+                figures = meters.read(options.total_batch_size, accelerator.num_processes, _summing(accelerator))
+                all_faults = gather_object(faults)
+                figures |= {name: float(whole(norm)) for name, norm in norms.items()}
+                figures |= {
+                    "learning_rate": schedule.get_last_lr()[0],
+                    "bad_samples": len(all_faults),
+                    "skipped_steps": state.skipped.total,
+                    "failed_checkpoints": saver.num_failed,
+                }
+                if log is not None:
+                    log.append({"step": state.step, **finite_or_none(figures)})
+                    bad_samples.write(all_faults)
+                accelerator.log(known(figures), step=state.step)
+                progress.set_postfix(_in_short(figures))
+                bad_samples.count(all_faults, (state.step - logged_step) * options.total_batch_size)
+                faults.clear()
+                logged_step = state.step
+            if outside.evaluate is not None and (is_last or state.step % outside.evaluate_every == 0):
+                settle()
+                _evaluate(outside, state, trainee, accelerator, run_dir, meters)
+            if state.step % options.checkpoint_every == 0:
+                settle()
+                save()
+                saved_step = state.step
+
+        # 4. Leave a checkpoint to go on from, and, where nobody waits for the machine, a pipeline to edit with.
+        if saved_step != state.step:
+            settle()
+            save()
+        saver.wait(must_succeed=True)
+        if not ended_by:
+            outside.export_pipeline(state.weights(trainee), run_dir / "pipeline")
+        accelerator.wait_for_everyone()
+    return Outcome(state.step, figures, time.monotonic() - started, ended_by)
 
 
-def _half_precision(mixed_precision: str) -> torch.dtype:
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+def _evaluate(
+    outside: Outside,
+    state: TrainingState,
+    trainee: Trainee,
+    accelerator: Accelerator,
+    run_dir: Path,
+    meters: Meters,
+) -> None:
+    """Measure the averaged weights on held-out pairs, and keep them where they are the best so far."""
+    assert outside.evaluate is not None
+    start = time.monotonic()
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        found = outside.evaluate(state.weights(trainee), state.step)
+    accelerator.log(found, step=state.step)
+    if found[outside.measure] > state.best.get(outside.measure, -math.inf):
+        state.best = {"step": state.step, **found}
+        outside.export_pipeline(state.weights(trainee), run_dir / "best")
+    meters.leave_out(time.monotonic() - start)
 
 
-def _out_of_time(options: TrainOptions, started: float, accelerator: Accelerator) -> bool:
-    """Whether `max_minutes` are over, by the main process's clock: all processes must agree."""
-    if options.max_minutes is None:
-        return False
-    elapsed = torch.tensor(time.monotonic() - started, device=accelerator.device)
-    return float(broadcast(elapsed)) > 60 * options.max_minutes
+def _summing(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda sums: accelerator.reduce(sums, "sum")
 
 
-def _stop_unless_finite(sums: torch.Tensor, step: int, folder: Path) -> None:
-    """Never let weights that are no numbers push good checkpoints out."""
-    if not bool(torch.isfinite(sums).all()):
-        raise MimicBrushError(
-            f"the loss is no number any more at step {step}. The checkpoints in {folder} are from before. Start anew "
-            "in another run_dir with a lower train.learning_rate, or with train.mixed_precision=bf16 instead of fp16."
-        )
-
-
-def _save(accelerator: Accelerator, folder: Path, step: int, identity: dict[str, Any], keep: int) -> None:
-    aside = checkpoints.checkpoint_path(folder, step).with_suffix(".tmp")
-    if accelerator.is_main_process:
-        checkpoints.begin(folder, step)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoints.finish(aside, {"step": step, **identity}, keep)
-    accelerator.wait_for_everyone()
+def _in_short(figures: dict[str, float | None]) -> dict[str, str]:
+    """The figures that fit beside a progress bar."""
+    short = {"loss": "loss", "loss_inside": "inside", "samples_per_s": "samples/s", "data_wait_ratio": "wait",
+             "share_of_peak": "of peak", "skipped_steps": "skipped"}  # fmt: skip
+    return {word: f"{figures[name]:.3g}" for name, word in short.items() if figures.get(name)}

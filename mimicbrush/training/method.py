@@ -26,6 +26,9 @@ from mimicbrush.ops.images import blank
 from mimicbrush.training.draws import Draws
 from mimicbrush.types import ReferenceStates, TrainBatch
 
+#: The loss is also told for so many equal bands of timesteps: small ones are easy and always were.
+NUM_BANDS = 4
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -107,6 +110,10 @@ class Trainee(nn.Module):
         self.size_px, self.reference_timestep = size_px, reference_timestep
         install_readers(unet, reference_blend)
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter that is trained, always in the same order."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
     def forward(
         self,
         noisy: torch.Tensor,
@@ -134,10 +141,12 @@ class Loss:
         total: mean over everything: what is trained on.
         parts: (4,) summed error inside the hole, cells inside, summed error outside, cells outside. Sums, so
             that batches of several processes and passes add up.
+        bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
     """
 
     total: torch.Tensor
     parts: torch.Tensor
+    bands: torch.Tensor
 
 
 def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, conditions: Conditions, draws: Draws) -> Loss:
@@ -152,4 +161,7 @@ def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, condition
     mask = conditions.mask
     known = error.detach()
     parts = [(known * mask).sum(), mask.sum(), (known * (1 - mask)).sum(), (1 - mask).sum()]
-    return Loss(total=error.mean(), parts=torch.stack(parts))
+    band = draws.timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
+    in_band = F.one_hot(band, NUM_BANDS).to(known.dtype)  # (B, NUM_BANDS)
+    bands = torch.stack([known.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])
+    return Loss(total=error.mean(), parts=torch.stack(parts), bands=bands)

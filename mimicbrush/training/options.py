@@ -30,7 +30,9 @@ class TrainOptions:
         prediction_type: "epsilon" or "v_prediction".
         log_every, checkpoint_every: in steps.
         keep_checkpoints: how many to keep, at least 2.
-        resume: "never", "latest" (starts afresh where there is none), or a checkpoint folder.
+        save_in_background: write checkpoints while the training goes on; it takes a copy of them in memory.
+        resume: "never", "latest" (the newest that verifies; starts afresh where there is none), or a checkpoint
+            folder.
         tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
     """
@@ -56,6 +58,7 @@ class TrainOptions:
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    save_in_background: bool = True
     resume: str = "never"
     tracker: str = "wandb"
     default_num_inference_steps: int = 50

@@ -1,0 +1,129 @@
+"""What a run tells while it goes on: sums on the device, times on the clock, one dictionary per logged step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mimicbrush.training.method import NUM_BANDS, Loss
+
+#: Adds up a tensor over all processes.
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Meters:
+    """Sums since the last log. Nothing here waits for the device before `read`.
+
+    Args:
+        device: where the losses are.
+        passes: micro-batches per step and process.
+        num_timesteps: of the noise schedule, for the names of the bands.
+        flop_per_sample: of a training step over its samples; None: not known.
+        peak_flop_per_s: of one device at this precision; None: not known.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        passes: int,
+        num_timesteps: int,
+        flop_per_sample: float | None = None,
+        peak_flop_per_s: float | None = None,
+    ) -> None:
+        self.device, self.passes, self.num_timesteps = device, passes, num_timesteps
+        self.flop_per_sample, self.peak_flop_per_s = flop_per_sample, peak_flop_per_s
+        # Of the step that is under way, and of the finished ones since the last log, with their number last.
+        self._step = torch.zeros(1 + 4 + 2 * NUM_BANDS, device=device)
+        self._sums = torch.zeros(len(self._step) + 1, device=device)
+        self._waited_s = 0.0
+        self._since, self._num_steps = time.monotonic(), 0
+
+    def add(self, loss: Loss) -> None:
+        """Take note of a micro-batch."""
+        self._step += torch.cat([loss.total.detach()[None] / self.passes, loss.parts, loss.bands.flatten()])
+
+    def end_step(self, is_good: torch.Tensor) -> None:
+        """The micro-batches of a step are done; what a skipped step measured is left out.
+
+        Args:
+            is_good: () bool on the device.
+        """
+        ended = torch.cat([self._step, torch.ones_like(self._step[:1])])
+        self._sums += torch.where(is_good, ended, 0)
+        self._step.zero_()
+        self._num_steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - start
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self._since += seconds
+
+    def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
+        """Name -> figure since the last call, the same on all processes but for times; then start over.
+
+        What no sample measured (a band of timesteps, everything where all steps were skipped) is None.
+        """
+        sums = reduce(self._sums).tolist()
+        loss, parts, bands, good = sums[0], sums[1:5], sums[5:-1], sums[-1]
+        now = time.monotonic()
+        elapsed_s = max(now - self._since, 1e-9)
+        samples_per_s = self._num_steps * samples_per_step / elapsed_s
+        width = self.num_timesteps // NUM_BANDS
+        values: dict[str, float | None] = {
+            "loss": _ratio(loss, good),
+            "loss_inside": _ratio(parts[0], parts[1]),
+            "loss_outside": _ratio(parts[2], parts[3]),
+            **{
+                f"loss_t{band * width:03d}_{(band + 1) * width - 1:03d}": _ratio(bands[band], bands[NUM_BANDS + band])
+                for band in range(NUM_BANDS)
+            },
+            "samples_per_s": samples_per_s,
+            "data_wait_ratio": self._waited_s / elapsed_s,
+        }
+        if self.flop_per_sample is not None:
+            flop_per_s = samples_per_s / num_processes * self.flop_per_sample
+            values["tflop_per_s_and_device"] = flop_per_s / 1e12
+            if self.peak_flop_per_s is not None:
+                values["share_of_peak"] = flop_per_s / self.peak_flop_per_s
+        if self.device.type == "cuda":
+            values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._sums.zero_()
+        self._waited_s, self._since, self._num_steps = 0.0, now, 0
+        return values
+
+
+def gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Norms of the gradients before they are clipped, () on the device: of all, and of each trained network."""
+    norms: dict[str, torch.Tensor] = {}
+    for part, _ in model.named_children():
+        gradients = [p.grad for name, p in parameters.items() if name.startswith(f"{part}.") and p.grad is not None]
+        if gradients:
+            norms[f"gradient_norm_{part}"] = nn.utils.get_total_norm(gradients)
+    total = torch.stack(list(norms.values())).square().sum().sqrt()
+    return {"gradient_norm": total, **norms}
+
+
+def finite_or_none(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What JSON can hold."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """What a tracker can show."""
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return total / count if count else None

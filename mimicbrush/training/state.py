@@ -1,0 +1,199 @@
+"""All that changes while a run goes on, so that a checkpoint is one value and going on is one call.
+
+Names are those of the trained parameters in `Trainee`, for weights, average and optimizer alike. Tensors are whole
+in a checkpoint, however they are sharded in memory: a run may go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from mimicbrush.errors import CheckpointError
+from mimicbrush.training.checkpoints import read_state
+from mimicbrush.training.guards import SkippedSteps
+
+WEIGHTS, AVERAGE, OPTIMIZER, RANDOM = "weights", "ema", "optimizer", "random"
+
+
+@dataclass
+class TrainingState:
+    """A run between two steps.
+
+    Attributes:
+        parameters: name -> trained parameter, as the optimizer holds it.
+        optimizer: over these.
+        schedule: of its learning rate.
+        average: of the parameters (EMA), or None for none.
+        step: steps done, skipped ones included: the position in the data.
+        skipped: steps that changed nothing.
+        best: what the best held-out evaluation said so far, or empty.
+        tracker: what a tracker needs to go on with the same run.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    average: EMAModel | None
+    step: int = 0
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
+    best: dict[str, float] = field(default_factory=dict)
+    tracker: dict[str, str] = field(default_factory=dict)
+
+    def weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name -> weight of a whole model, one at a time: the trained ones averaged, the others as they are.
+
+        Where tensors are sharded they are put together, and all processes must take all of them.
+        """
+        averaged: dict[str, torch.Tensor] = {}
+        if self.average is not None:
+            averaged = dict(zip(self.parameters, self.average.shadow_params, strict=True))
+        for name, parameter in model.named_parameters():
+            yield name, whole(averaged.get(name, parameter.detach()))
+
+    def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Everything as tensors on the CPU and as JSON; copies, so that the training may go on at once.
+
+        All processes must call it; what it returns is whole on the main process, and empty tensors elsewhere.
+        """
+        keeps = accelerator.is_main_process
+        groups: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, OPTIMIZER: {}}
+        for name, parameter in self.parameters.items():
+            _keep(groups[WEIGHTS], name, parameter.detach(), keeps)
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                _keep(groups[OPTIMIZER], f"{kind}.{name}", value, keeps)
+        if self.average is not None:
+            groups[AVERAGE] = {}
+            for name, shadow in zip(self.parameters, self.average.shadow_params, strict=True):
+                _keep(groups[AVERAGE], name, shadow, keeps)
+        groups[RANDOM] = {
+            f"{kind}.{rank}": value
+            for rank, states in enumerate(gather_object([_random_state(accelerator.device)]))
+            for kind, value in states.items()
+        }
+        scaler = accelerator.scaler
+        return groups, {
+            "schedule": _json_of_schedule(self.schedule),
+            "average_updates": 0 if self.average is None else self.average.optimization_step,
+            "scaler": {} if scaler is None else scaler.state_dict(),
+            "skipped": {"in_a_row": self.skipped.in_a_row, "total": self.skipped.total},
+            "best": self.best,
+            "tracker": self.tracker,
+            "num_processes": accelerator.num_processes,
+        }
+
+    def restore(self, checkpoint: Path, accelerator: Accelerator) -> None:
+        """Go back to where a checkpoint was made.
+
+        Args:
+            checkpoint: its folder, verified.
+            accelerator: the number of its processes may differ from then.
+
+        Raises:
+            CheckpointError: tensors are missing in it, unexpected, or of another shape.
+        """
+        state = read_state(checkpoint)
+        with torch.no_grad():
+            for name, value in _read(checkpoint, WEIGHTS, self.parameters):
+                self.parameters[name].copy_(_placed(value, self.parameters[name]))
+            if self.average is not None:
+                shadows = dict(zip(self.parameters, self.average.shadow_params, strict=True))
+                for name, value in _read(checkpoint, AVERAGE, shadows):
+                    shadows[name].copy_(_placed(value, shadows[name]))
+                self.average.optimization_step = state["average_updates"]
+        self._restore_optimizer(checkpoint)
+        self.schedule.load_state_dict(state["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.skipped = SkippedSteps(**state["skipped"])
+        self.best, self.tracker = dict(state["best"]), dict(state["tracker"])
+        if state["num_processes"] == accelerator.num_processes:
+            _restore_random_state(checkpoint, accelerator)
+
+    def _restore_optimizer(self, checkpoint: Path) -> None:
+        with safe_open(checkpoint / f"{OPTIMIZER}.safetensors", "pt") as file:
+            for key in sorted(file.keys()):
+                kind, name = key.split(".", 1)
+                if name not in self.parameters:
+                    raise CheckpointError(f"{checkpoint}: the optimizer there knows {name}, which is not trained here")
+                parameter, value = self.parameters[name], file.get_tensor(key)
+                # Adam's count of steps is a scalar; it lies where the fused kernel wants it.
+                placed = value.to(parameter.device) if value.ndim == 0 else _placed(value, parameter)
+                self.optimizer.state[parameter][kind] = placed
+
+
+def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, keeps: bool) -> None:
+    put_together = whole(tensor)  # on all processes, also where nothing is kept: they gather together
+    if keeps:
+        group[name] = put_together.to("cpu", copy=True)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be sharded, put together; all processes must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor where, and sharded as, another one is."""
+    value = value.to(like.device)
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _read(checkpoint: Path, group: str, expected: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """One tensor at a time, from the mapped file: eight processes of a machine share its pages."""
+    path = checkpoint / f"{group}.safetensors"
+    with safe_open(path, "pt") as file:
+        found = set(file.keys())
+        if found != expected.keys():
+            differing = sorted(found ^ expected.keys())
+            raise CheckpointError(
+                f"{path} and this run train other parameters, {len(differing)} of them: {', '.join(differing[:3])}"
+            )
+        for name in expected:
+            value = file.get_tensor(name)
+            if value.shape != expected[name].shape:
+                raise CheckpointError(
+                    f"{path}: {name} is {tuple(value.shape)} there, {tuple(expected[name].shape)} here"
+                )
+            yield name, value
+
+
+def _json_of_schedule(schedule: LRScheduler) -> dict[str, Any]:
+    """Without the functions that diffusers' schedules are made of: they are made again from the options."""
+    state = schedule.state_dict()
+    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
+        "lr_lambdas": [None for _ in state.get("lr_lambdas", [])]
+    }
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """PyTorch's own generators, which only dropout uses: all else is drawn from the keys of the samples."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_random_state(checkpoint: Path, accelerator: Accelerator) -> None:
+    with safe_open(checkpoint / f"{RANDOM}.safetensors", "pt") as file:
+        rank, found = accelerator.process_index, set(file.keys())
+        if f"cpu.{rank}" in found:
+            torch.set_rng_state(file.get_tensor(f"cpu.{rank}"))
+        if f"cuda.{rank}" in found and accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(file.get_tensor(f"cuda.{rank}"), accelerator.device)

@@ -1,0 +1,58 @@
+"""A training run at the smallest size, through the real configuration, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from mimicbrush import assembly
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = [
+    "+experiment=smoke",
+    "model.size_px=16",
+    "model.block_out_channels=[16,32]",
+    "model.attention_heads=2",
+    "model.context_width=16",
+    "train.batch_size=2",
+    "train.total_batch_size=2",
+    "train.log_every=2",
+    "train.checkpoint_every=3",
+    "data.num_workers=0",
+]
+
+
+def forget_accelerate() -> None:
+    """Let the next run in this process choose its precision anew."""
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def train(mined: Path, run_dir: Path, *overrides: str) -> int:
+    assembly.register_schemas()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", [*SMALLEST, f"data.root={mined}", f"run_dir={run_dir}", *overrides])
+    return assembly.train(config, run_dir)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{key}": value
+        for part in ("unet", "reference_unet", "image_projector", "depth_projector")
+        for key, value in load_file(run_dir / "pipeline" / part / "diffusion_pytorch_model.safetensors").items()
+    }
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
