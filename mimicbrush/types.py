@@ -7,7 +7,7 @@ A **mask** is 1 where the source is to be repainted and 0 where it is kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ class AttentionRecord(Protocol):
         """
 
 
-@dataclass
 class ReferenceStates:
     """What the reference U-Net hands to the imitative U-Net: a value, passed along, owned by the caller.
+
+    No dataclass: FSDP copies those on their way through a network, and what is written into a copy is lost.
 
     Attributes:
         features: module path of a self-attention layer -> (R, N, C), the *normalised hidden states* that
@@ -50,11 +51,17 @@ class ReferenceStates:
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
     """
 
-    features: dict[str, torch.Tensor] = field(default_factory=dict)
-    projected: dict[str, KeysValues] = field(default_factory=dict)
-    keep: torch.Tensor | None = None
-    blend: float | None = None
-    record: AttentionRecord | None = None
+    def __init__(
+        self,
+        features: dict[str, torch.Tensor] | None = None,
+        projected: dict[str, KeysValues] | None = None,
+        keep: torch.Tensor | None = None,
+        blend: float | None = None,
+        record: AttentionRecord | None = None,
+    ) -> None:
+        self.features = {} if features is None else features
+        self.projected = {} if projected is None else projected
+        self.keep, self.blend, self.record = keep, blend, record
 
     @property
     def holds_reference(self) -> bool:

@@ -129,8 +129,11 @@ class Trainee(nn.Module):
         states = ReferenceStates(keep=keep_reference)
         seen = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
         travelling = {"reference_states": states}
-        self.reference_unet(conditions.reference, seen, context, cross_attention_kwargs=travelling)
-        return self.unet(stem, timestep, context, cross_attention_kwargs=travelling).sample
+        unread = self.reference_unet(conditions.reference, seen, context, cross_attention_kwargs=travelling).sample
+        prediction = self.unet(stem, timestep, context, cross_attention_kwargs=travelling).sample
+        # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
+        # last block of the reference U-Net, whose features are read on the way, would get none.
+        return prediction + 0 * unread.mean(dim=(1, 2, 3), keepdim=True)
 
 
 @dataclass(frozen=True)

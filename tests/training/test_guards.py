@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from toy_run import SMALLEST, differing, forget_accelerate, metrics, train
+from toy_run import SMALLEST, differing, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import MimicBrushError
 from mimicbrush.training import checkpoints, loop
@@ -39,14 +38,6 @@ def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> Non
         return type(loss)(loss.total * float("nan"), loss.parts * float("nan"), loss.bands * float("nan"))
 
     monkeypatch.setattr(loop, "denoising_loss", spoilt)
-
-
-def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{group}/{name}": value
-        for group in ("weights", "ema", "optimizer")
-        for name, value in load_file(checkpoint / f"{group}.safetensors").items()
-    }
 
 
 @pytest.mark.parametrize("passes", [1, 2])

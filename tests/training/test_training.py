@@ -133,35 +133,6 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "processes"),
-    [
-        (["torch.distributed.run", "--nproc_per_node", "2"], 2),
-        # accelerate (1.15) starts more than one CPU process through MPI only, and says nothing where there is none.
-        (["accelerate.commands.launch", "--cpu", "--num_processes", "2"], 1),
-    ],
-)
-def test_launched_processes_train_on_the_same_samples(
-    straight: Path,
-    mined: Path,
-    tmp_path: Path,
-    script_environment: Callable[[], dict[str, str]],
-    launcher: list[str],
-    processes: int,
-) -> None:
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", *launcher, "scripts/train.py", *SMALLEST]
-    overrides = [f"data.root={mined}", f"run_dir={run_dir}", "train.max_steps=6"]
-    done = subprocess.run(
-        [*command, *overrides], cwd=ROOT, env=script_environment(), check=True, stdout=subprocess.PIPE, text=True
-    )
-    assert f"{processes} process(es) on cpu" in done.stdout
-    for one, two in zip(metrics(straight), metrics(run_dir), strict=True):
-        for name in ("loss", "loss_inside", "loss_outside"):
-            assert abs(one[name] - two[name]) < 1e-3, (one, two)
-
-
-@pytest.mark.slow
 def test_ablations_sweep(mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
     overrides = [f"data.root={mined}", f"hydra.sweep.dir={tmp_path}", "train.max_steps=2", "+ablation=glob(*)"]
     subprocess.run(

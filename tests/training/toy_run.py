@@ -56,3 +56,12 @@ def differing(one: Path, other: Path) -> list[str]:
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights, average and optimizer of a checkpoint."""
+    return {
+        f"{group}/{name}": value
+        for group in ("weights", "ema", "optimizer")
+        for name, value in load_file(checkpoint / f"{group}.safetensors").items()
+    }

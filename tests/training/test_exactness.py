@@ -1,0 +1,152 @@
+"""What a run computes depends on its options alone: not on restarts, and but for rounding not on its processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
+
+from mimicbrush.training import loop
+from mimicbrush.training.checkpoints import checkpoint_path
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    forget_accelerate()
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What every pass feeds its loss, bit for bit."""
+    fed: list[tuple[Any, ...]] = []
+    honest = loop.denoising_loss
+
+    def recording(model: Any, scheduler: Any, conditions: Any, draws: Any) -> Any:
+        fed.append((draws.timestep, draws.noise, draws.posteriors, draws.keep_reference, draws.keep_depth,
+                    *vars(conditions).values()))  # fmt: skip
+        return honest(model, scheduler, conditions, draws)
+
+    monkeypatch.setattr(loop, "denoising_loss", recording)
+    return fed
+
+
+def test_resumed_once_and_twice_within_an_epoch_equals_straight(
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eight pairs: an epoch is four steps of two samples.
+    options = ["train.checkpoint_every=7", "train.log_every=1"]
+    fed = record(monkeypatch)
+    train(mined, tmp_path / "straight", "train.max_steps=7", *options)
+    straight = list(fed)
+    for name, stops in (("once", [5]), ("twice", [5, 6])):
+        fed.clear()
+        for workers, stop in enumerate([*stops, 7]):
+            resume = ["train.resume=latest", f"train.max_steps={stop}", f"data.num_workers={workers % 2}"]
+            train(mined, tmp_path / name, *resume, *options)
+        assert len(fed) == len(straight) == 7
+        for one, other in zip(straight, fed, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        a, b = (everything(checkpoint_path(tmp_path / run / "checkpoints", 7)) for run in ("straight", name))
+        assert a.keys() == b.keys() and [key for key in a if not torch.equal(a[key], b[key])] == []
+        losses, others = (
+            [{key: value for key, value in values.items() if key.startswith(("loss", "gradient", "learning"))}
+             for values in metrics(tmp_path / run)]
+            for run in ("straight", name)
+        )  # fmt: skip
+        assert losses == others
+
+
+def run(
+    command: list[str], mined: Path, run_dir: Path, environment: dict[str, str], *overrides: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command, *SMALLEST, f"data.root={mined}", f"run_dir={run_dir}", *overrides],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+WATCHED = "tests/training/watched_run.py"
+TWO = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+
+
+def inputs(file: Path) -> list[Any]:
+    """All samples that all processes saw, in the order of their numbers within each step."""
+    parts = sorted(file.parent.glob(f"{file.stem}.*"))
+    return sorted(json.loads(line) for part in parts for line in part.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_inputs_and_losses(
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    options = ["train.max_steps=20", "train.total_batch_size=4", "train.batch_size=4", "train.log_every=1",
+               "train.learning_rate=1e-4"]  # fmt: skip
+    for name, launcher in (("one", []), ("two", TWO)):
+        environment = {**script_environment(), "WATCH": str(tmp_path / f"{name}.inputs")}
+        done = run([*launcher, WATCHED], mined, tmp_path / name, environment, *options)
+        assert f"{1 + (name == 'two')} process(es) on cpu" in done.stdout
+    assert len(list(tmp_path.glob("two.*"))) == 2 and len(inputs(tmp_path / "two.inputs")) == 80
+    assert inputs(tmp_path / "one.inputs") == inputs(tmp_path / "two.inputs")
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in (key for key in one if key.startswith("loss")):
+            assert (one[name] is None) == (two[name] is None)
+            assert one[name] is None or abs(one[name] - two[name]) < 1e-5, (name, one, two)
+
+
+@pytest.mark.slow
+def test_sharded_processes_train_alike_and_share_checkpoints_with_one(
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    options = ["train.total_batch_size=4", "train.batch_size=2", "train.log_every=1", "train.checkpoint_every=2"]
+    plain, sharded = script_environment(), {**script_environment(), "SHARD": "1"}
+    run(["scripts/train.py"], mined, tmp_path / "one", plain, *options, "train.max_steps=6")
+    run([*TWO, WATCHED], mined, tmp_path / "two", sharded, *options, "train.max_steps=2")
+    run(["scripts/train.py"], mined, tmp_path / "two", plain, *options, "train.max_steps=4", "train.resume=latest")
+    run([*TWO, WATCHED], mined, tmp_path / "two", sharded, *options, "train.max_steps=6", "train.resume=latest")
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in ("loss", "loss_inside", "gradient_norm", "gradient_norm_reference_unet"):
+            assert abs(one[name] - two[name]) < 1e-4 * one[name], (name, one, two)
+    a, b = (everything(checkpoint_path(tmp_path / run / "checkpoints", 6)) for run in ("one", "two"))
+    assert a.keys() == b.keys()
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-3
+
+
+@pytest.mark.slow
+def test_processes_that_a_launcher_starts_may_be_one(
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    # accelerate (1.15) starts more than one CPU process through MPI only, and says nothing where there is none.
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "scripts/train.py"]
+    done = run(command, mined, tmp_path, script_environment(), "train.max_steps=2")
+    assert "1 process(es) on cpu" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_signal_that_one_process_hears_ends_all_of_them(
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    environment = {**script_environment(), "SIGNAL": "15"}
+    done = subprocess.run(
+        [sys.executable, *TWO, WATCHED, *SMALLEST, f"data.root={mined}", f"run_dir={tmp_path}", "train.max_steps=1000"],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "stopped by signal 15 after step 3 of 1000; saved" in done.stdout, done.stderr
+    assert "exitcode  : 143" in done.stderr  # what torchrun tells of each
+    assert checkpoint_path(tmp_path / "checkpoints", 3).is_dir()

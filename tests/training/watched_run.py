@@ -1,0 +1,91 @@
+"""scripts/train.py with eyes on it, for tests.
+
+WATCH=FILE notes what every process feeds its loss, SHARD=1 shards, SIGNAL=N signals one of the processes. accelerate
+starts FSDP on GPUs only; what it does then runs on CPUs as well, if it is told so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from mimicbrush import assembly
+from mimicbrush.training import loop
+from mimicbrush.training.draws import Draws
+
+
+def note_inputs(file: Path) -> None:
+    """Per sample: its key, its timestep, hashes of its noise and posteriors, whether reference and depth are kept."""
+    honest = Draws.for_keys.__func__
+
+    def noting(cls: type[Draws], keys: Any, *arguments: Any, **options: Any) -> Draws:
+        draws = honest(cls, keys, *arguments, **options)
+        lines = [
+            json.dumps(
+                [
+                    key,
+                    int(draws.timestep[row]),
+                    hashlib.sha256(draws.noise[row].numpy().tobytes()).hexdigest()[:16],
+                    hashlib.sha256(draws.posteriors[:, row].numpy().tobytes()).hexdigest()[:16],
+                    bool(draws.keep_reference[row]),
+                    bool(draws.keep_depth[row]),
+                ]
+            )
+            for row, key in enumerate(keys.tolist())
+        ]
+        with file.with_suffix(f".{os.environ.get('RANK', 0)}").open("a") as opened:
+            opened.writelines(f"{line}\n" for line in lines)
+        return draws
+
+    loop.Draws.for_keys = classmethod(noting)  # type: ignore[method-assign]
+
+
+def shard() -> None:
+    """Let accelerate take the CPUs for GPUs where it decides about FSDP."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    honest = assembly.make_accelerator
+
+    def sharding(*arguments: Any) -> Any:
+        accelerator = honest(*arguments)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["BasicTransformerBlock", "ResnetBlock2D"],
+            cpu_ram_efficient_loading=False,
+        )
+        accelerator.state.distributed_type = DistributedType.FSDP
+        return accelerator
+
+    assembly.make_accelerator = sharding
+
+
+def signal_one_process() -> None:
+    """Let the last process hear a signal in its third step."""
+    honest, passes = loop.denoising_loss, [0]
+
+    def interrupting(*arguments: Any) -> Any:
+        passes[0] += 1
+        if passes[0] == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+        return honest(*arguments)
+
+    loop.denoising_loss = interrupting
+
+
+if __name__ == "__main__":
+    if "SIGNAL" in os.environ:
+        signal_one_process()
+    if "WATCH" in os.environ:
+        note_inputs(Path(os.environ["WATCH"]))
+    if "SHARD" in os.environ:
+        shard()
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    sys.argv[0] = str(script)
+    runpy.run_path(str(script), run_name="__main__")
