@@ -97,6 +97,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.meters import Meters
     from mimicbrush.training.method import FrozenEncoders, Trainee
     from mimicbrush.training.trackers import start_tracker
+    from mimicbrush.training.trained_parts import choose_trained
 
     # 2. Where it goes on.
     accelerator = make_accelerator(options.train, run_dir)
@@ -120,6 +121,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
         reference_blend=options.model.reference_blend,
         reference_timestep=options.model.reference_timestep,
     )
+    choose_trained(dict(trainee.named_children()), options.train)
     publisher = Publisher(trainee, parts, sources, options)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
@@ -249,6 +251,8 @@ def check_prerequisites(config: DictConfig) -> None:
             f"train.tracker={config.train.tracker}, but that package is not installed. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
+    if "lora" in (config.train.unet, config.train.reference_unet) and importlib.util.find_spec("peft") is None:
+        missing.append("adapters (lora) need the package peft. Install it: pip install 'mimicbrush[lora]'")
     if config.train.device == "cuda" and not _has_gpu():
         missing.append(
             "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
@@ -398,20 +402,31 @@ class Publisher:
             "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
         }
 
-    def pipeline(self, weights: Iterable[tuple[str, torch.Tensor]], device: str = "cpu") -> MimicBrushPipeline:
-        """A pipeline with copies of these weights (name in `Trainee` -> tensor), in float32."""
+    def pipeline(
+        self, weights: Iterable[tuple[str, torch.Tensor]], device: str = "cpu", adapters: Path | None = None
+    ) -> MimicBrushPipeline:
+        """A pipeline with copies of these weights (name in `Trainee` -> tensor), in float32, adapters merged.
+
+        Args:
+            weights: all of them.
+            device: for the copies.
+            adapters: a folder to write adapters into, where there are any.
+        """
         import torch
 
         from mimicbrush.models.schedule import noise_scheduler
         from mimicbrush.pipelines import MimicBrushPipeline
+        from mimicbrush.training.trained_parts import choose_trained, merge_adapters
 
         with torch.device("meta"):
             modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
+            choose_trained(modules, self.options.train)
         for name, module in modules.items():
             modules[name] = module.to_empty(device=device)
         for name, tensor in weights:
             part, _, rest = name.partition(".")
             modules[part].get_parameter(rest).data.copy_(tensor)
+        merge_adapters(modules, adapters)
         model, train = self.options.model, self.options.train
         return MimicBrushPipeline(
             **{**vars(self.parts), **modules},
@@ -437,10 +452,9 @@ class Publisher:
             for _ in weights:  # sharded tensors are put together by all
                 pass
             return
-        pipeline = self.pipeline(weights)
 
         def write(aside: Path) -> None:
-            pipeline.save_pretrained(aside)
+            self.pipeline(weights, adapters=aside / "adapters").save_pretrained(aside)
             (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
 
         replace_folder(folder, write)

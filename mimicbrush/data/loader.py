@@ -38,6 +38,8 @@ def load_batches(
         worker_init_fn=_prepare_worker,
         multiprocessing_context="spawn" if num_workers else None,
         pin_memory=pin_memory,
+        # It seeds the workers, who draw nothing from it; the global one is dropout's.
+        generator=torch.Generator(),
     )
 
 

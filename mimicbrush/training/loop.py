@@ -189,7 +189,7 @@ def train(
                     ).to(device)
                     conditions = encoders.encode(batch.to(device), draws)
                     with accelerator.autocast():
-                        loss = denoising_loss(model, noise_scheduler, conditions, draws)
+                        loss = denoising_loss(model, noise_scheduler, conditions, draws, options.min_snr_gamma)
                     accelerator.backward(loss.total)
                     meters.add(loss)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from torch import nn
 
 from mimicbrush.models.encoders import (
@@ -141,7 +142,7 @@ class Loss:
     """The mean squared error, and what it is made of.
 
     Attributes:
-        total: mean over everything: what is trained on.
+        total: mean over everything, perhaps weighed: what is trained on.
         parts: (4,) summed error inside the hole, cells inside, summed error outside, cells outside. Sums, so
             that batches of several processes and passes add up.
         bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
@@ -152,8 +153,21 @@ class Loss:
     bands: torch.Tensor
 
 
-def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, conditions: Conditions, draws: Draws) -> Loss:
-    """Noise the source latents, predict the noise (or v), compare."""
+def denoising_loss(
+    trainee: nn.Module,
+    noise_scheduler: DDIMScheduler,
+    conditions: Conditions,
+    draws: Draws,
+    min_snr_gamma: float | None = None,
+) -> Loss:
+    """Noise the source latents, predict the noise (or v), compare.
+
+    Args:
+        trainee: a `Trainee`, as it is or wrapped.
+        noise_scheduler: says how much noise a timestep has, and what is predicted.
+        conditions, draws: of the batch.
+        min_snr_gamma: see `TrainOptions`; it weighs what is trained on, the parts of the loss are told as they are.
+    """
     noisy = noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
     if noise_scheduler.config.prediction_type == "epsilon":
         target = draws.noise
@@ -167,4 +181,10 @@ def denoising_loss(trainee: nn.Module, noise_scheduler: DDIMScheduler, condition
     band = draws.timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
     in_band = F.one_hot(band, NUM_BANDS).to(known.dtype)  # (B, NUM_BANDS)
     bands = torch.stack([known.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])
-    return Loss(total=error.mean(), parts=torch.stack(parts), bands=bands)
+    total = error.mean()
+    if min_snr_gamma is not None:
+        snr = compute_snr(noise_scheduler, draws.timestep)  # (B,)
+        predicts_noise = noise_scheduler.config.prediction_type == "epsilon"
+        weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
+        total = (error.mean(dim=(1, 2, 3)) * weight).mean()
+    return Loss(total=total, parts=torch.stack(parts), bands=bands)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from mimicbrush.errors import InputError
 
+#: The networks that can be trained, options of `TrainOptions`.
+TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
+
 
 @dataclass
 class TrainOptions:
@@ -28,6 +31,11 @@ class TrainOptions:
         reference_drop_ratio: probability that a sample is trained without its reference.
         depth_drop_ratio: probability that a sample is trained without its depth map.
         prediction_type: "epsilon" or "v_prediction".
+        min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
+            None weighs all alike (paper).
+        unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
+        image_projector, depth_projector: "trained" (paper) or "frozen".
+        lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
         log_every, checkpoint_every: in steps.
         keep_checkpoints: how many to keep, at least 2.
         save_in_background: write checkpoints while the training goes on; it takes a copy of them in memory.
@@ -55,6 +63,15 @@ class TrainOptions:
     reference_drop_ratio: float = 0.10
     depth_drop_ratio: float = 0.50
     prediction_type: str = "epsilon"
+    min_snr_gamma: float | None = None
+    unet: str = "trained"
+    reference_unet: str = "trained"
+    image_projector: str = "trained"
+    depth_projector: str = "trained"
+    lora_rank: int = 16
+    lora_alpha: int | None = None
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -70,16 +87,24 @@ class TrainOptions:
             ("mixed_precision", ("no", "fp16", "bf16")),
             ("reference_drop", ("random", "first_quarter")),
             ("prediction_type", ("epsilon", "v_prediction")),
+            ("unet", ("trained", "frozen", "lora")),
+            ("reference_unet", ("trained", "frozen", "lora")),
+            ("image_projector", ("trained", "frozen")),
+            ("depth_projector", ("trained", "frozen")),
             ("tracker", ("none", "wandb", "tensorboard")),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"train.{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("batch_size", "total_batch_size", "max_steps", "log_every", "checkpoint_every"):
+        for name in ("batch_size", "total_batch_size", "max_steps", "log_every", "checkpoint_every", "lora_rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("reference_drop_ratio", "depth_drop_ratio", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"train.{name} must be in 0..1, got {getattr(self, name)}")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"train.lora_dropout must be in 0..1, got {self.lora_dropout}")
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise InputError(f"train.min_snr_gamma must be above 0, or null; got {self.min_snr_gamma}")
         if self.keep_checkpoints < 2:
             raise InputError(f"train.keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
 

@@ -1,0 +1,76 @@
+"""Which networks are trained, and how: whole, not at all, or by low-rank adapters (LoRA) beside frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from mimicbrush.errors import InputError
+from mimicbrush.training.options import TRAINED_PARTS, TrainOptions
+
+
+def choose_trained(parts: Mapping[str, nn.Module], options: TrainOptions) -> None:
+    """Freeze what is not trained, and give adapters to what is trained by them.
+
+    Adapters start as zero, so that nothing changes before the first step.
+
+    Args:
+        parts: the networks of `Trainee`, by name.
+        options: says what to do with each.
+
+    Raises:
+        InputError: nothing would be trained.
+    """
+    for name, part in parts.items():
+        choice = getattr(options, name)
+        part.requires_grad_(choice == "trained")
+        if choice == "lora":
+            add_adapters(part, options)
+    if not any(parameter.requires_grad for part in parts.values() for parameter in part.parameters()):
+        raise InputError(
+            "nothing would be trained: "
+            + " ".join(f"train.{name}={getattr(options, name)}" for name in TRAINED_PARTS if name in parts)
+        )
+
+
+def add_adapters(unet: nn.Module, options: TrainOptions) -> None:
+    """Low-rank adapters on the attention projections of a U-Net, through diffusers and peft."""
+    from peft import LoraConfig
+
+    assert isinstance(unet, UNet2DConditionModel)
+    # By their whole names: the reference U-Net has projections that were pruned away, which peft would stumble over.
+    targets = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and any(name.endswith(f".{each}") for each in options.lora_target_modules)
+    ]
+    if not targets:
+        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} name no layer of the U-Net")
+    unet.add_adapter(
+        LoraConfig(
+            r=options.lora_rank,
+            lora_alpha=options.lora_rank if options.lora_alpha is None else options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            init_lora_weights="gaussian",
+            target_modules=targets,
+        )
+    )
+
+
+def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -> None:
+    """Add adapters to the weights that they stand beside, for good; the networks are plain ones afterwards.
+
+    Args:
+        parts: networks, with adapters or without.
+        folder: where to also write the adapters alone, as diffusers reads them (`load_lora_adapter`), one folder a
+            network; None: nowhere.
+    """
+    for name, part in parts.items():
+        if isinstance(part, UNet2DConditionModel) and hasattr(part, "peft_config"):
+            if folder is not None:
+                part.save_lora_adapter(folder / name)
+            part.fuse_lora()
+            part.unload_lora()

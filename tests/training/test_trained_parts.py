@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from toy_run import forget_accelerate, train
+
+from mimicbrush.errors import InputError
+from mimicbrush.models.options import ToyModel
+from mimicbrush.models.parts import toy_parts
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.training.checkpoints import checkpoint_path
+from mimicbrush.training.draws import Draws
+from mimicbrush.training.method import Conditions, Trainee, denoising_loss
+from mimicbrush.training.options import TRAINED_PARTS, TrainOptions
+from mimicbrush.training.trained_parts import choose_trained, merge_adapters
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    forget_accelerate()
+
+
+def trainee(smallest: ToyModel) -> Trainee:
+    parts = toy_parts(smallest)
+    torch.nn.init.normal_(parts.unet.conv_in.weight[:, 4:], std=0.1)
+    return Trainee(
+        parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=smallest.size_px
+    )
+
+
+def batch(smallest: ToyModel, rows: int = 4) -> tuple[Conditions, Draws]:
+    side = smallest.size_px // 2
+    generator = torch.Generator().manual_seed(1)
+    latents = [torch.randn(rows, 4, side, side, generator=generator) for _ in range(3)]
+    mask = (torch.rand(rows, 1, side, side, generator=generator) > 0.5).float()
+    tokens = torch.randn(rows, 17, 64, generator=generator)
+    depth = torch.rand(rows, 1, 28, 28, generator=generator)
+    draws = Draws.for_keys(
+        torch.arange(rows), (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
+    )
+    return Conditions(*latents, mask, tokens, depth), draws
+
+
+def loss_of(model: Trainee, smallest: ToyModel) -> torch.Tensor:
+    return denoising_loss(model, noise_scheduler(), *batch(smallest)).total
+
+
+@pytest.mark.parametrize("frozen", [*[(name,) for name in TRAINED_PARTS], ("unet", "reference_unet")], ids=str)
+def test_only_what_is_trained_gets_gradients(smallest: ToyModel, frozen: tuple[str, ...]) -> None:
+    model = trainee(smallest)
+    choose_trained(dict(model.named_children()), TrainOptions(**dict.fromkeys(frozen, "frozen")))
+    loss_of(model, smallest).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (name.split(".")[0] in frozen), name
+        assert (name in model.trained_parameters()) == (parameter.grad is not None)
+
+
+def test_frozen_alone_is_an_error(smallest: ToyModel) -> None:
+    with pytest.raises(InputError, match=r"nothing would be trained: train\.unet=frozen train\.reference_unet=frozen"):
+        choose_trained(dict(trainee(smallest).named_children()), TrainOptions(**dict.fromkeys(TRAINED_PARTS, "frozen")))
+
+
+LORA = TrainOptions(unet="lora", reference_unet="lora", lora_rank=2, image_projector="frozen")
+
+
+def test_adapters_start_as_nothing_and_learn(smallest: ToyModel) -> None:
+    plain = trainee(smallest)
+    adapted = copy.deepcopy(plain)
+    choose_trained(dict(adapted.named_children()), LORA)
+    before = loss_of(adapted, smallest)
+    assert torch.equal(loss_of(plain, smallest), before)
+    before.backward()
+    # The projections of every attention layer are adapted, through our own processors, also those of the reference.
+    trained = adapted.trained_parameters()
+    assert all("lora_" in name or name.startswith("depth_projector.") for name in trained)
+    reached = [name for name, p in trained.items() if p.grad is not None and bool(p.grad.abs().sum() > 0)]
+    layers = {name.split(".lora_")[0] for name in trained if "lora_" in name}
+    assert layers == {name.split(".lora_B")[0] for name in reached if "lora_B" in name}
+    assert {name.split(".")[0] for name in layers} == {"unet", "reference_unet"}
+
+
+def test_merged_adapters_give_what_adapters_gave(smallest: ToyModel, tmp_path: Path) -> None:
+    model = trainee(smallest)
+    choose_trained(dict(model.named_children()), LORA)
+    with torch.no_grad():
+        for parameter in model.trained_parameters().values():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted, base = loss_of(model, smallest), copy.deepcopy(model)
+    merge_adapters(dict(model.named_children()), tmp_path)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert abs(loss_of(model, smallest) - adapted) < 1e-5
+    # The adapters alone, read by diffusers, on the weights that they were trained beside.
+    for name, kind in (("unet", UNet2DConditionModel), ("reference_unet", ReferenceUNet)):
+        part = getattr(base, name)
+        part.unload_lora()
+        assert type(part) is kind
+        part.load_lora_adapter(tmp_path / name, prefix=None, use_safetensors=True)
+    assert abs(loss_of(base, smallest) - adapted) < 1e-5
+    base.unet.unload_lora()
+    assert abs(loss_of(base, smallest) - adapted) > 1e-4
+
+
+def test_a_run_with_adapters_resumes_and_exports_a_plain_pipeline(mined: Path, tmp_path: Path) -> None:
+    options = ["train.unet=lora", "train.reference_unet=lora", "train.lora_rank=2", "train.lora_dropout=0.1"]
+    train(mined, tmp_path / "straight", "train.max_steps=3", *options)
+    train(mined, tmp_path / "resumed", "train.max_steps=1", *options)
+    train(mined, tmp_path / "resumed", "train.max_steps=3", "train.resume=latest", *options)
+    files = [checkpoint_path(tmp_path / run / "checkpoints", 3) / "ema.safetensors" for run in ("straight", "resumed")]
+    one, other = map(load_file, files)
+    assert all(torch.equal(one[name], other[name]) for name in one)  # dropout, too
+    assert all("lora_" in name or "projector" in name for name in one)
+    pipeline = MimicBrushPipeline.from_pretrained(tmp_path / "straight" / "pipeline")
+    assert not any("lora" in name for name in pipeline.unet.state_dict())
+    saved = tmp_path / "straight" / "pipeline" / "adapters"
+    assert sorted(path.name for path in saved.iterdir()) == ["reference_unet", "unet"]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: str) -> None:
+    model, scheduler = trainee(smallest), noise_scheduler(prediction_type)
+    conditions, draws = batch(smallest)
+    plain = denoising_loss(model, scheduler, conditions, draws)
+    weighed = denoising_loss(model, scheduler, conditions, draws, min_snr_gamma=5.0)
+    with torch.no_grad():
+        noisy = scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
+        target = draws.noise
+        if prediction_type == "v_prediction":
+            target = scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
+        error = (model(noisy, draws.timestep, conditions, draws.keep_reference) - target).square().mean(dim=(1, 2, 3))
+    alpha = scheduler.alphas_cumprod[draws.timestep]
+    snr = alpha / (1 - alpha)
+    divisor = snr if prediction_type == "epsilon" else snr + 1
+    expected = (error * torch.minimum(snr, torch.tensor(5.0)) / divisor).mean()
+    assert torch.allclose(weighed.total, expected, rtol=1e-5) and torch.equal(weighed.parts, plain.parts)
+
+
+def test_parts_and_bands_add_up_to_the_loss(smallest: ToyModel) -> None:
+    loss = denoising_loss(trainee(smallest), noise_scheduler(), *batch(smallest))
+    inside, cells_inside, outside, cells_outside = loss.parts
+    assert torch.allclose((inside + outside) / (cells_inside + cells_outside), loss.total, rtol=1e-5)
+    assert torch.allclose(loss.bands[0].sum() / loss.bands[1].sum(), loss.total, rtol=1e-5)
+    draws = batch(smallest)[1]
+    assert loss.bands[1].tolist() == [int((draws.timestep // 250 == band).sum()) for band in range(4)]
