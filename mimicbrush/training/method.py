@@ -58,6 +58,7 @@ class FrozenEncoders:
     def __init__(self, parts: Parts, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
+        self.patches_only = options.reference_encoder != "unet"
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
@@ -80,8 +81,9 @@ class FrozenEncoders:
         source, hole, reference = latents.chunk(3)
 
         keep = draws.keep_reference.view(-1, 1, 1)
-        tokens = encode_image_tokens(self.image_encoder, batch.reference)
-        tokens = torch.where(keep, tokens, encode_no_image_tokens(self.image_encoder, len(batch), latents.device))
+        tokens = encode_image_tokens(self.image_encoder, batch.reference, self.patches_only)
+        nothing = encode_no_image_tokens(self.image_encoder, len(batch), latents.device, self.patches_only)
+        tokens = torch.where(keep, tokens, nothing)
 
         depth = estimate_depth(self.depth_estimator, batch.source, self.depth_convention)
         nothing = no_depth(self.depth_estimator, len(batch), self.no_depth_convention, latents.device)
@@ -97,7 +99,7 @@ class Trainee(nn.Module):
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        reference_unet: ReferenceUNet,
+        reference_unet: ReferenceUNet | None,
         image_projector: ImageProjector,
         depth_projector: DepthProjector,
         *,
@@ -127,6 +129,8 @@ class Trainee(nn.Module):
         depth = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
         stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)  # (B, 13, h, w)
 
+        if self.reference_unet is None:  # all that is seen of the reference is its tokens
+            return self.unet(stem, timestep, context).sample
         states = ReferenceStates(keep=keep_reference)
         seen = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
         travelling = {"reference_states": states}
