@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,35 +63,66 @@ class FrozenEncoders:
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
+        self._nothing: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> FrozenEncoders:
         """The encoders on a device; in half precision they are copies, so that the originals can be exported."""
         moved = copy.copy(self)
+        moved._nothing = None
         for name in ("vae", "image_encoder", "depth_estimator"):
             module = getattr(self, name)
             if module.dtype != dtype:
                 module = copy.deepcopy(module).to(dtype)
             setattr(moved, name, module.to(device))
+        if device.type == "cuda":
+            moved.vae.to(memory_format=torch.channels_last)
         return moved
 
     @torch.no_grad()
     def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
-        """Pixels -> `Conditions`, float32, with the drops applied."""
+        """Pixels -> `Conditions`, float32, with the drops applied. What is dropped is not computed."""
         three = torch.cat([batch.source, blank(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
         latents = encode_latents(self.vae, three, draws.posteriors.flatten(0, 1)).float()
         source, hole, reference = latents.chunk(3)
 
-        keep = draws.keep_reference.view(-1, 1, 1)
-        tokens = encode_image_tokens(self.image_encoder, batch.reference, self.patches_only)
-        nothing = encode_no_image_tokens(self.image_encoder, len(batch), latents.device, self.patches_only)
-        tokens = torch.where(keep, tokens, nothing)
-
-        depth = estimate_depth(self.depth_estimator, batch.source, self.depth_convention)
-        nothing = no_depth(self.depth_estimator, len(batch), self.no_depth_convention, latents.device)
-        depth = torch.where(draws.keep_depth.view(-1, 1, 1, 1), depth, nothing)
-
+        no_tokens, no_depth_map = self._of_nothing(latents.device)
+        tokens = _in_rows(
+            batch.reference,
+            draws.reference_rows,
+            lambda pixels: encode_image_tokens(self.image_encoder, pixels, self.patches_only),
+            no_tokens,
+        )
+        depth_map = _in_rows(
+            batch.source,
+            draws.depth_rows,
+            lambda pixels: estimate_depth(self.depth_estimator, pixels, self.depth_convention),
+            no_depth_map,
+        )
         mask = F.interpolate(batch.mask, size=source.shape[-2:])  # nearest, as at inference
-        return Conditions(source, hole, reference, mask, tokens.float(), depth.float())
+        return Conditions(source, hole, reference, mask, tokens, depth_map)
+
+    def _of_nothing(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, N, C) tokens and (1, 1, any, any) map of "no reference" and "no depth": constants, computed once."""
+        if self._nothing is None or self._nothing[0].device != device:
+            tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
+            depth_map = no_depth(self.depth_estimator, 1, self.no_depth_convention, device)
+            self._nothing = tokens.float(), depth_map.float()
+        return self._nothing
+
+
+def _in_rows(
+    pixels: torch.Tensor,
+    rows: torch.Tensor,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    otherwise: torch.Tensor,
+) -> torch.Tensor:
+    """Encode some rows (B, ...) -> (B, ...) float32, and put the same constant (1, ...) into the others."""
+    if len(rows) == len(pixels):
+        return encode(pixels).float()
+    result = otherwise.repeat(len(pixels), *[1] * (otherwise.ndim - 1))
+    if len(rows):
+        result.index_copy_(0, rows, encode(pixels[rows]).float())
+    return result
 
 
 class Trainee(nn.Module):
