@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import InputError, MimicBrushError, WeightsError
+from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
 from mimicbrush.models.weights import find_weights
@@ -453,7 +453,10 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
     seen = frozenset(f"{key:016x}" for key in source_keys(sources))
     training = TrainingData(options.data.heldout_ratio, seen)
     if options.eval.pairs is not None:
-        selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
+        try:
+            selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
+        except DataError as error:
+            raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
         return selection.pairs, selection.messages
     named = [(source.root, source.input_root) for source in options.data.sources.values()]
     roots = dict(named or [(options.data.root, options.data.input_root)])

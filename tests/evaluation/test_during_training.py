@@ -47,7 +47,7 @@ def shared(count: int, call: Callable[[int, Callable[[list[Any]], list[Any]]], A
 
         try:
             results[rank] = call(rank, gather)
-        except Exception as error:  # noqa: BLE001: what a process raises is what the test looks at
+        except Exception as error:  # noqa: BLE001 - what a process raises is what the test looks at
             results[rank] = error
 
     threads = [Thread(target=run, args=(rank,)) for rank in range(count)]
