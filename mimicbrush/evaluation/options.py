@@ -97,6 +97,7 @@ class DuringTrainingOptions:
         Raises:
             InputError: a value that means nothing; the message names what was given and what is possible.
         """
+        self.sets = tuple(self.sets)  # omegaconf makes lists of tuples
         if self.every_steps < 0:
             raise InputError(f"eval.every_steps must be 0 (never) or more, got {self.every_steps}")
         if self.max_pairs < 2:
@@ -116,7 +117,7 @@ class DuringTrainingOptions:
             guidance_scale=self.guidance_scale,
             max_pairs=self.max_pairs,
             batch_size=self.batch_size,
-            sets=cast("tuple[SetName, ...]", tuple(self.sets)),
+            sets=cast("tuple[SetName, ...]", self.sets),
             sheet_pairs=self.sheet_pairs,
         )
 
