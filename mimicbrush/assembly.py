@@ -101,6 +101,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.loop import train as run_training
     from mimicbrush.training.meters import Meters
     from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
     from mimicbrush.training.trackers import start_tracker
     from mimicbrush.training.trained_parts import choose_trained
 
@@ -128,6 +129,8 @@ def train(config: DictConfig, run_dir: Path) -> int:
     )
     choose_trained(dict(trainee.named_children()), options.train)
     publisher = Publisher(trainee, parts, sources, options)
+    flop = training_flop(trainee, encoders)
+    apply_speedups(trainee, options.train, accelerator.device)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -150,7 +153,13 @@ def train(config: DictConfig, run_dir: Path) -> int:
         loader=build_loader(sources, options, accelerator),
         outside=Outside(publisher.export),
         options=options.train,
-        meters=Meters(accelerator.device, passes, noise_scheduler().config.num_train_timesteps),
+        meters=Meters(
+            accelerator.device,
+            passes,
+            noise_scheduler().config.num_train_timesteps,
+            flop,
+            peak_flop_per_s(accelerator.device, options.train.mixed_precision),
+        ),
         bad_samples=BadSamples(options.data.max_bad_ratio, run_dir / "bad_samples.txt"),
         accelerator=accelerator,
         run_dir=run_dir,
@@ -310,6 +319,9 @@ FREE_TO_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.save_in_background",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.attention_backend",
     "train.resume",
     "train.tracker",
     "train.default_num_inference_steps",

@@ -6,13 +6,15 @@ Three words: **pixels** (B, 3, H, W) RGB in [-1, 1]; **latents** (B, 4, h, w), s
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
+from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation, Dinov2Model
 
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.ops.resample import resize_like_pillow
@@ -49,28 +51,51 @@ def decode_latents(vae: AutoencoderKL | PatchAutoencoder, latents: torch.Tensor)
     return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
 
 
-def encode_image_tokens(image_encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
-    """Square pixels -> image tokens (B, N, C): the hidden states before the last layer (paper Sec. 3.2).
+#: What makes image tokens: CLIP (the method), or DINOv2 in the ablation of the paper's Table 3.
+ImageEncoder: TypeAlias = CLIPVisionModelWithProjection | Dinov2Model
 
-    The picture is resized as the released code's CLIP processor does it, which is why pixels are taken to be those
-    of an 8-bit picture.
+
+def encode_image_tokens(image_encoder: ImageEncoder, pixels: torch.Tensor, patches_only: bool = False) -> torch.Tensor:
+    """Square pixels -> image tokens (B, N, C).
+
+    Of CLIP the hidden states before the last layer (paper Sec. 3.2), of the picture resized as the released code's
+    CLIP processor does it, which is why pixels are taken to be those of an 8-bit picture. Of DINOv2 (*ours*: the paper
+    says no more than "DINOv2") the normalised output of its last layer for a picture of 16 x 16 patches.
+
+    Args:
+        image_encoder: which.
+        pixels: (B, 3, S, S) in [-1, 1].
+        patches_only: without the class token, which is the first.
     """
-    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), image_encoder.config.image_size)
-    return _image_tokens(image_encoder, _normalise(resized.float() / 255, _CLIP_MEAN, _CLIP_STD))
+    size = token_image_px(image_encoder)
+    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), size).float() / 255
+    is_clip = isinstance(image_encoder, CLIPVisionModelWithProjection)
+    mean, std = (_CLIP_MEAN, _CLIP_STD) if is_clip else (_IMAGENET_MEAN, _IMAGENET_STD)
+    return _image_tokens(image_encoder, _normalise(resized, mean, std))[:, int(patches_only) :]
 
 
 def encode_no_image_tokens(
-    image_encoder: CLIPVisionModelWithProjection, batch: int, device: torch.device
+    image_encoder: ImageEncoder, batch: int, device: torch.device, patches_only: bool = False
 ) -> torch.Tensor:
     """Image tokens (B, N, C) of "no reference": an all-zero *normalised* pixel tensor (released code)."""
-    size = image_encoder.config.image_size
+    size = token_image_px(image_encoder)
     zeros = torch.zeros(1, 3, size, size, device=device)
-    return _image_tokens(image_encoder, zeros).expand(batch, -1, -1)
+    return _image_tokens(image_encoder, zeros).expand(batch, -1, -1)[:, int(patches_only) :]
+
+
+def token_image_px(image_encoder: ImageEncoder) -> int:
+    """Side of the square picture that an encoder of image tokens is shown."""
+    if isinstance(image_encoder, CLIPVisionModelWithProjection):
+        return int(image_encoder.config.image_size)
+    # Its weights were made at 518 px; positions are interpolated for the 16 x 16 patches of Table 3.
+    return min(16 * image_encoder.config.patch_size, int(image_encoder.config.image_size))
 
 
 @apply_forward_hook  # the parts of a model are called here, not the model: offloading must hear of it
-def _image_tokens(image_encoder: CLIPVisionModelWithProjection, normalised: torch.Tensor) -> torch.Tensor:
-    """What `hidden_states[-2]` of a call holds, without the last layer and the projection, which nobody reads."""
+def _image_tokens(image_encoder: ImageEncoder, normalised: torch.Tensor) -> torch.Tensor:
+    """Of CLIP `hidden_states[-2]`, without computing the last layer and the projection: nobody reads them."""
+    if not isinstance(image_encoder, CLIPVisionModelWithProjection):
+        return image_encoder(normalised.to(image_encoder.dtype)).last_hidden_state
     vision = image_encoder.vision_model
     hidden = vision.pre_layrnorm(vision.embeddings(normalised.to(image_encoder.dtype)))
     for layer in vision.encoder.layers[:-1]:

@@ -14,6 +14,8 @@ class ModelOptions:
     Attributes:
         size_px: side of the square canvas.
         letterbox_order: "resize_then_pad" (released benchmark script) or "pad_then_resize" (paper; released demo).
+        reference_encoder: what reads the reference: "unet" (the method), or, as in the ablation of the paper's Table 3,
+            no reference U-Net but the patch tokens of "clip" or "dinov2" in the cross-attention.
         reference_sharing: what self-attention of the reference U-Net shares: its "hidden_states", which the
             imitative U-Net projects (released code), or its own "keys_values" (paper).
         reference_blend: 1.0 = softmax over [own ; reference] (paper); 0.5 = its mean with self-attention
@@ -26,6 +28,7 @@ class ModelOptions:
 
     size_px: int = 512
     letterbox_order: str = "resize_then_pad"
+    reference_encoder: str = "unet"
     reference_sharing: str = "hidden_states"
     reference_blend: float = 1.0
     reference_timestep: str = "current"
@@ -42,6 +45,7 @@ class ModelOptions:
             raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
         for name, allowed in (
             ("letterbox_order", ("resize_then_pad", "pad_then_resize")),
+            ("reference_encoder", ("unet", "clip", "dinov2")),
             ("reference_sharing", ("hidden_states", "keys_values")),
             ("reference_timestep", ("current", "zero")),
             ("depth_channels", (1, 3)),
@@ -72,6 +76,8 @@ class PretrainedModel(ModelOptions):
         reference_unet: SD-1.5, whose U-Net becomes the reference U-Net.
         vae: the autoencoder.
         image_encoder: CLIP ViT-H/14.
+        dinov2: DINOv2, which takes the place of CLIP with ``reference_encoder="dinov2"``. The paper does not say which;
+            ViT-L/14 is *ours*.
         depth_estimator: Depth Anything ViT-B/14, in the transformers format.
     """
 
@@ -79,14 +85,16 @@ class PretrainedModel(ModelOptions):
     reference_unet: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     vae: str = "stabilityai/sd-vae-ft-mse"
     image_encoder: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    dinov2: str = "facebook/dinov2-large"
     depth_estimator: str = "LiheYoung/depth-anything-base-hf"
 
     def _size_step_px(self) -> int:
         return 64  # the VAE reduces by 8, SD-1.5 by another 8
 
-
-#: Options of `PretrainedModel` that name weights.
-WEIGHT_OPTIONS = ("unet", "reference_unet", "vae", "image_encoder", "depth_estimator")
+    def weight_options(self) -> tuple[str, ...]:
+        """The options that name weights which these choices need."""
+        reading = {"unet": ("reference_unet", "image_encoder"), "clip": ("image_encoder",), "dinov2": ("dinov2",)}
+        return ("unet", *reading[self.reference_encoder], "vae", "depth_estimator")
 
 
 @dataclass

@@ -15,9 +15,11 @@ from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
+    Dinov2Model,
 )
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.encoders import ImageEncoder
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
@@ -31,12 +33,15 @@ STEM_CHANNELS = 3 * LATENT_CHANNELS + 1
 
 @dataclass
 class Parts:
-    """All networks. Trained: both U-Nets and both projectors. Frozen: the other three."""
+    """All networks. Trained: both U-Nets and both projectors. Frozen: the other three.
+
+    There is no reference U-Net where patch tokens take its place (`ModelOptions.reference_encoder`).
+    """
 
     vae: AutoencoderKL | PatchAutoencoder
     unet: UNet2DConditionModel
-    reference_unet: ReferenceUNet
-    image_encoder: CLIPVisionModelWithProjection
+    reference_unet: ReferenceUNet | None
+    image_encoder: ImageEncoder
     image_projector: ImageProjector
     depth_estimator: DepthAnythingForDepthEstimation
     depth_projector: DepthProjector
@@ -67,18 +72,25 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             cross_attention_dim=options.context_width,
             norm_num_groups=8,
         )
-        clip_width = 64
-        image_encoder = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=clip_width,
-                intermediate_size=2 * clip_width,
-                projection_dim=32,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                image_size=32,
-                patch_size=8,
+        token_width = 64
+        image_encoder: ImageEncoder
+        if options.reference_encoder == "dinov2":
+            image_encoder = Dinov2Model(
+                Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
             )
-        )
+            token_width = 48
+        else:
+            image_encoder = CLIPVisionModelWithProjection(
+                CLIPVisionConfig(
+                    hidden_size=token_width,
+                    intermediate_size=2 * token_width,
+                    projection_dim=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=32,
+                    patch_size=8,
+                )
+            )
         depth_estimator = DepthAnythingForDepthEstimation(
             DepthAnythingConfig(
                 backbone_config=Dinov2Config(
@@ -100,22 +112,29 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
         )
         # The last layer ends in a ReLU: with the usual bias of 0 some seeds see no depth anywhere.
         torch.nn.init.ones_(depth_estimator.head.conv3.bias)
-        reference_unet = REFERENCE_UNETS[options.reference_sharing].from_config(
-            {**unet.config, "in_channels": LATENT_CHANNELS}
-        )
+        reference_unet = None
+        if options.reference_encoder == "unet":
+            reference_unet = REFERENCE_UNETS[options.reference_sharing].from_config(
+                {**unet.config, "in_channels": LATENT_CHANNELS}
+            )
         return Parts(
             vae=PatchAutoencoder(),
             unet=unet,
             reference_unet=reference_unet,
             image_encoder=image_encoder.eval(),
             # By name: diffusers takes what is given by position for a default, and its from_config forgets it.
-            image_projector=ImageProjector(image_width=clip_width, context_width=options.context_width),
+            image_projector=ImageProjector(image_width=token_width, context_width=options.context_width),
             depth_estimator=depth_estimator.eval(),
             depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=(16, 32)),
         )
 
 
-def random_parts(*, size_px: int = 512, block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)) -> Parts:
+def random_parts(
+    *,
+    size_px: int = 512,
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+    reference_encoder: str = "unet",
+) -> Parts:
     """The architecture of the released model with random weights: to count, and to measure speed and memory.
 
     Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
@@ -124,13 +143,37 @@ def random_parts(*, size_px: int = 512, block_out_channels: tuple[int, ...] = (3
     Args:
         size_px: side of the canvas, a multiple of 64.
         block_out_channels: of both U-Nets, four levels.
+        reference_encoder: see `ModelOptions`.
     """
     share = block_out_channels[0] / 320
 
     def scaled(width: int, step: int) -> int:
         return max(1, round(width * share / step)) * step
 
-    clip_width, depth_width = scaled(1280, 80), scaled(768, 64)
+    depth_width = scaled(768, 64)
+    image_encoder: ImageEncoder
+    if reference_encoder == "dinov2":
+        token_width = scaled(1024, 64)
+        heads = token_width // 64
+        image_encoder = Dinov2Model(
+            Dinov2Config(
+                hidden_size=token_width, num_hidden_layers=24, num_attention_heads=heads, image_size=518, patch_size=14
+            )
+        )
+    else:
+        token_width = scaled(1280, 80)
+        image_encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=token_width,
+                intermediate_size=4 * token_width,
+                projection_dim=1024,
+                num_hidden_layers=32,
+                num_attention_heads=token_width // 80,
+                image_size=224,
+                patch_size=14,
+                hidden_act="gelu",
+            )
+        )
     unet = UNet2DConditionModel(
         sample_size=size_px // 8,
         in_channels=STEM_CHANNELS,
@@ -148,20 +191,13 @@ def random_parts(*, size_px: int = 512, block_out_channels: tuple[int, ...] = (3
             sample_size=size_px,
         ),
         unet=unet,
-        reference_unet=ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS}),
-        image_encoder=CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=clip_width,
-                intermediate_size=4 * clip_width,
-                projection_dim=1024,
-                num_hidden_layers=32,
-                num_attention_heads=clip_width // 80,
-                image_size=224,
-                patch_size=14,
-                hidden_act="gelu",
-            )
-        ).eval(),
-        image_projector=ImageProjector(image_width=clip_width, context_width=768),
+        reference_unet=(
+            ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
+            if reference_encoder == "unet"
+            else None
+        ),
+        image_encoder=image_encoder.eval(),
+        image_projector=ImageProjector(image_width=token_width, context_width=768),
         depth_estimator=DepthAnythingForDepthEstimation(
             DepthAnythingConfig(
                 backbone_config=Dinov2Config(
@@ -199,10 +235,18 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
     try:
         inpainting = UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet", use_safetensors=True)
         vae = AutoencoderKL.from_pretrained(folders["vae"], use_safetensors=True)
-        stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], subfolder="unet", use_safetensors=True)
-        image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-            folders["image_encoder"], dtype=torch.float32, use_safetensors=True
+        reference_unet = None
+        if options.reference_encoder == "unet":
+            stock = UNet2DConditionModel.from_pretrained(
+                folders["reference_unet"], subfolder="unet", use_safetensors=True
+            )
+            reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
+        encoder, part = (
+            (Dinov2Model, "dinov2")
+            if options.reference_encoder == "dinov2"
+            else (CLIPVisionModelWithProjection, "image_encoder")
         )
+        image_encoder = encoder.from_pretrained(folders[part], dtype=torch.float32, use_safetensors=True)
         depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(
             folders["depth_estimator"], dtype=torch.float32, use_safetensors=True
         )
@@ -215,7 +259,7 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
         return Parts(
             vae=vae,
             unet=unet,
-            reference_unet=REFERENCE_UNETS[options.reference_sharing].from_unet(stock),
+            reference_unet=reference_unet,
             image_encoder=image_encoder,
             image_projector=ImageProjector(
                 image_width=image_encoder.config.hidden_size, context_width=unet.config.cross_attention_dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.options import WEIGHT_OPTIONS, PretrainedModel
+from mimicbrush.models.options import PretrainedModel
 
 
 def find_weights(options: PretrainedModel) -> dict[str, Path]:
@@ -19,7 +19,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     missing: list[str] = []
-    for part in WEIGHT_OPTIONS:
+    for part in options.weight_options():
         name = getattr(options, part)
         if Path(name).is_dir():
             found[part] = Path(name)

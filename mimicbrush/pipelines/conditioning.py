@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.encoders import (
@@ -39,9 +40,11 @@ class ConditionedPipeline(PublishedPipeline):
     def options(self) -> ModelOptions:
         """What this pipeline does where paper and released code differ."""
         shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
+        tokens_of = "dinov2" if isinstance(self.image_encoder, Dinov2Model) else "clip"
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,
+            reference_encoder=tokens_of if self.reference_unet is None else "unet",
             reference_sharing="keys_values" if shares_keys_values else "hidden_states",
             reference_blend=self.config.reference_blend,
             reference_timestep=self.config.reference_timestep,
@@ -86,6 +89,8 @@ class ConditionedPipeline(PublishedPipeline):
             raise InputError(f"{len(pictures)} references cannot serve {draws} results; give one, or one per source")
         placements = [Placement(box, self.size_px) for box in boxes_of(pictures, reference_crop)]
         prepared = self.encode_references(self._canvas(pictures, placements), placements, generator)
+        if self.reference_unet is None:
+            return prepared
         if self.config.reference_timestep == "zero":
             seen = [0.0]
         elif num_inference_steps is not None:
@@ -100,7 +105,7 @@ class ConditionedPipeline(PublishedPipeline):
         self, pixels: torch.Tensor, placements: list[Placement], generator: Generator
     ) -> PreparedReference:
         """References (R, 3, S, S) in [-1, 1] -> clean latents and image tokens, without features."""
-        tokens = encode_image_tokens(self.image_encoder, pixels)
+        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reference_unet is None)
         context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)
         latents = encode_latents(self.vae, pixels, self._posterior_noise(len(pixels), generator)).to(self.unet.dtype)
         context = context.repeat_interleave(len(latents) // len(context), 0)
@@ -151,7 +156,9 @@ class ConditionedPipeline(PublishedPipeline):
             self.image_encoder,
             self.image_projector,
             lambda: self.image_projector(
-                encode_no_image_tokens(self.image_encoder, 1, self._execution_device).to(self.image_projector.dtype)
+                encode_no_image_tokens(
+                    self.image_encoder, 1, self._execution_device, patches_only=self.reference_unet is None
+                ).to(self.image_projector.dtype)
             ),
         )
         return context.to(self.unet.dtype)
@@ -160,7 +167,7 @@ class ConditionedPipeline(PublishedPipeline):
         self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int
     ) -> Iterator[Projected]:
         """For each timestep in turn, keys and values of the references, R rows by module path; none without one."""
-        if prepared is None:
+        if prepared is None or self.reference_unet is None:
             yield from ({} for _ in timesteps)
             return
         current = self.config.reference_timestep == "current"
@@ -202,8 +209,8 @@ class ConditionedPipeline(PublishedPipeline):
 
     def _settings(self) -> tuple[object, ...]:
         options = self.options()
-        choices = (options.size_px, options.reference_sharing, options.reference_timestep, options.letterbox_order)
-        return (*choices, self.unet.dtype, self._execution_device)
+        read_by = (options.reference_encoder, options.reference_sharing, options.reference_timestep)
+        return (options.size_px, *read_by, options.letterbox_order, self.unet.dtype, self._execution_device)
 
     def _canvas(self, pictures: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         order = self.config.letterbox_order

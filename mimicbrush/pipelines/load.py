@@ -36,7 +36,11 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
         components = json.loads(index.read_text())
     except ValueError as error:
         raise InputError(f"{index} is damaged: {error}") from error
-    absent = [name for name, value in components.items() if isinstance(value, list) and not (folder / name).is_dir()]
+    absent = [
+        name
+        for name, value in components.items()
+        if isinstance(value, list) and value[0] is not None and not (folder / name).is_dir()
+    ]
     if absent or components.get("_class_name") != "MimicBrushPipeline":
         problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
         raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")

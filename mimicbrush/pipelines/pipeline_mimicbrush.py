@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
+from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation, Dinov2Model
 
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.models.correspondence import CorrespondenceRecord
@@ -56,6 +56,9 @@ class MimicBrushPipeline(ConditionedPipeline):
         default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:
             50 and 5).
 
+    Without a reference U-Net, patch tokens of the reference in the cross-attention are all that is seen of it, of CLIP
+    or DINOv2, whichever `image_encoder` is (the ablation of the paper's Table 3).
+
     What the reference U-Net shares (`ModelOptions.reference_sharing`) and how many channels the depth projector
     takes are told by those networks themselves.
     """
@@ -63,14 +66,15 @@ class MimicBrushPipeline(ConditionedPipeline):
     model_cpu_offload_seq = (
         "image_encoder->depth_estimator->image_projector->depth_projector->reference_unet->unet->vae"
     )
+    _optional_components: ClassVar[list[str]] = ["reference_unet"]
     _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
         vae: AutoencoderKL | PatchAutoencoder,
         unet: UNet2DConditionModel,
-        reference_unet: ReferenceUNet,
-        image_encoder: CLIPVisionModelWithProjection,
+        reference_unet: ReferenceUNet | None,
+        image_encoder: CLIPVisionModelWithProjection | Dinov2Model,
         image_projector: ImageProjector,
         depth_estimator: DepthAnythingForDepthEstimation,
         depth_projector: DepthProjector,
@@ -221,6 +225,8 @@ class MimicBrushPipeline(ConditionedPipeline):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
         if return_correspondence and reference is None:
             raise InputError("return_correspondence needs a reference")
+        if return_correspondence and self.reference_unet is None:
+            raise InputError("return_correspondence needs a reference U-Net, which this pipeline was trained without")
         rows, device = len(sources) * num_images_per_prompt, self._execution_device
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
@@ -303,7 +309,8 @@ class MimicBrushPipeline(ConditionedPipeline):
         output_type: str,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Sources and masks as lists of arrays, (H, W, 3) and (H, W) uint8; errors say what does not fit."""
-        check_references_are_read(self.unet, self.reference_unet)
+        if self.reference_unet is not None:
+            check_references_are_read(self.unet, self.reference_unet)
         sources, masks = [rgb(picture) for picture in as_list(source)], [grey(picture) for picture in as_list(mask)]
         check_masks(sources, masks)
         if num_inference_steps < 1 or num_images_per_prompt < 1:

@@ -24,6 +24,8 @@ class Draws:
         noise: (B, 4, h, w), what the model must predict.
         posteriors: (3, B, 4, h, w), for sampling the latents of source, masked source and reference.
         keep_reference, keep_depth: (B,) bool, False = dropped.
+        reference_rows, depth_rows: (K,) int64, the rows that are kept; known here, so that nobody has to ask a GPU how
+            many there are.
     """
 
     timestep: torch.Tensor
@@ -31,6 +33,8 @@ class Draws:
     posteriors: torch.Tensor
     keep_reference: torch.Tensor
     keep_depth: torch.Tensor
+    reference_rows: torch.Tensor
+    depth_rows: torch.Tensor
 
     @classmethod
     def for_keys(
@@ -63,17 +67,23 @@ class Draws:
             posteriors.append(_normal((3,), latent_shape, mix(key, _POSTERIORS)))
         if reference_drop == "first_quarter":
             references = [number >= len(keys) // 4 for number in range(len(keys))]
+        keep_reference, keep_depth = torch.tensor(references), torch.tensor(depths)
         return cls(
             timestep=torch.tensor(timesteps),
             noise=torch.stack(noises),
             posteriors=torch.stack(posteriors, dim=1),
-            keep_reference=torch.tensor(references),
-            keep_depth=torch.tensor(depths),
+            keep_reference=keep_reference,
+            keep_depth=keep_depth,
+            reference_rows=keep_reference.nonzero()[:, 0],
+            depth_rows=keep_depth.nonzero()[:, 0],
         )
 
     def to(self, device: torch.device) -> Draws:
-        """The same draws on another device."""
-        return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        """The same draws on another device; a GPU copies them from pinned memory, without anyone waiting."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        if device.type == "cuda":
+            held = {name: tensor.pin_memory() for name, tensor in held.items()}
+        return Draws(**{name: tensor.to(device, non_blocking=True) for name, tensor in held.items()})
 
 
 def _normal(lead: tuple[int, ...], shape: tuple[int, int, int], seed: int) -> torch.Tensor:

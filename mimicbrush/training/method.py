@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,37 +59,70 @@ class FrozenEncoders:
     def __init__(self, parts: Parts, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
+        self.patches_only = options.reference_encoder != "unet"
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
+        self._nothing: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> FrozenEncoders:
         """The encoders on a device; in half precision they are copies, so that the originals can be exported."""
         moved = copy.copy(self)
+        moved._nothing = None
         for name in ("vae", "image_encoder", "depth_estimator"):
             module = getattr(self, name)
             if module.dtype != dtype:
                 module = copy.deepcopy(module).to(dtype)
             setattr(moved, name, module.to(device))
+        if device.type == "cuda":
+            moved.vae.to(memory_format=torch.channels_last)
         return moved
 
     @torch.no_grad()
     def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
-        """Pixels -> `Conditions`, float32, with the drops applied."""
+        """Pixels -> `Conditions`, float32, with the drops applied. What is dropped is not computed."""
         three = torch.cat([batch.source, blank(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
         latents = encode_latents(self.vae, three, draws.posteriors.flatten(0, 1)).float()
         source, hole, reference = latents.chunk(3)
 
-        keep = draws.keep_reference.view(-1, 1, 1)
-        tokens = encode_image_tokens(self.image_encoder, batch.reference)
-        tokens = torch.where(keep, tokens, encode_no_image_tokens(self.image_encoder, len(batch), latents.device))
-
-        depth = estimate_depth(self.depth_estimator, batch.source, self.depth_convention)
-        nothing = no_depth(self.depth_estimator, len(batch), self.no_depth_convention, latents.device)
-        depth = torch.where(draws.keep_depth.view(-1, 1, 1, 1), depth, nothing)
-
+        no_tokens, no_depth_map = self._of_nothing(latents.device)
+        tokens = _in_rows(
+            batch.reference,
+            draws.reference_rows,
+            lambda pixels: encode_image_tokens(self.image_encoder, pixels, self.patches_only),
+            no_tokens,
+        )
+        depth_map = _in_rows(
+            batch.source,
+            draws.depth_rows,
+            lambda pixels: estimate_depth(self.depth_estimator, pixels, self.depth_convention),
+            no_depth_map,
+        )
         mask = F.interpolate(batch.mask, size=source.shape[-2:])  # nearest, as at inference
-        return Conditions(source, hole, reference, mask, tokens.float(), depth.float())
+        return Conditions(source, hole, reference, mask, tokens, depth_map)
+
+    def _of_nothing(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, N, C) tokens and (1, 1, any, any) map of "no reference" and "no depth": constants, computed once."""
+        if self._nothing is None or self._nothing[0].device != device:
+            tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
+            depth_map = no_depth(self.depth_estimator, 1, self.no_depth_convention, device)
+            self._nothing = tokens.float(), depth_map.float()
+        return self._nothing
+
+
+def _in_rows(
+    pixels: torch.Tensor,
+    rows: torch.Tensor,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    otherwise: torch.Tensor,
+) -> torch.Tensor:
+    """Encode some rows (B, ...) -> (B, ...) float32, and put the same constant (1, ...) into the others."""
+    if len(rows) == len(pixels):
+        return encode(pixels).float()
+    result = otherwise.repeat(len(pixels), *[1] * (otherwise.ndim - 1))
+    if len(rows):
+        result.index_copy_(0, rows, encode(pixels[rows]).float())
+    return result
 
 
 class Trainee(nn.Module):
@@ -97,7 +131,7 @@ class Trainee(nn.Module):
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        reference_unet: ReferenceUNet,
+        reference_unet: ReferenceUNet | None,
         image_projector: ImageProjector,
         depth_projector: DepthProjector,
         *,
@@ -127,6 +161,8 @@ class Trainee(nn.Module):
         depth = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
         stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)  # (B, 13, h, w)
 
+        if self.reference_unet is None:  # all that is seen of the reference is its tokens
+            return self.unet(stem, timestep, context).sample
         states = ReferenceStates(keep=keep_reference)
         seen = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
         travelling = {"reference_states": states}
@@ -179,7 +215,7 @@ def denoising_loss(
     known = error.detach()
     parts = [(known * mask).sum(), mask.sum(), (known * (1 - mask)).sum(), (1 - mask).sum()]
     band = draws.timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
-    in_band = F.one_hot(band, NUM_BANDS).to(known.dtype)  # (B, NUM_BANDS)
+    in_band = (band[:, None] == torch.arange(NUM_BANDS, device=band.device)).to(known.dtype)  # (B, NUM_BANDS)
     bands = torch.stack([known.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])
     total = error.mean()
     if min_snr_gamma is not None:

@@ -42,6 +42,13 @@ class TrainOptions:
         resume: "never", "latest" (the newest that verifies; starts afresh where there is none), or a checkpoint
             folder.
         tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
+            would not fit otherwise. A step takes about a third longer.
+        low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
+            activations.
+        compile: compile the transformer blocks with `torch.compile`; minutes at the start.
+        attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
+            that have it.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
     """
 
@@ -78,6 +85,10 @@ class TrainOptions:
     save_in_background: bool = True
     resume: str = "never"
     tracker: str = "wandb"
+    activation_checkpointing: bool = False
+    low_precision_norms: bool = False
+    compile: bool = False
+    attention_backend: str | None = None
     default_num_inference_steps: int = 50
     default_guidance_scale: float = 5.0
 

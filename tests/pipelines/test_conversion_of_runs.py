@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from hydra import compose, initialize_config_dir
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mimicbrush import assembly
 from mimicbrush.errors import WeightsError
@@ -52,7 +52,7 @@ def test_the_average_is_what_the_runs_own_pipeline_holds(run: Path, tmp_path: Pa
     average, pipeline, raw = (
         torch.load(tmp_path / f"{name}.bin", weights_only=True) for name in ("average", "pipeline", "raw")
     )
-    last = load_file(checkpoint / "model.safetensors")
+    last = load_file(checkpoint / "weights.safetensors")
     moved = 0
     for part, weights in pipeline.items():
         assert weights.keys() == average[part].keys() == raw[part].keys()
@@ -71,3 +71,18 @@ def test_a_folder_that_is_no_checkpoint(run: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is no checkpoint of a run"):
         export_released(run / "pipeline", tmp_path / "x.bin", checkpoint=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_adapters_is_refused(run: Path, tmp_path: Path) -> None:
+    for name in ("weights", "ema"):
+        save_file({"unet.x.to_q.lora_A.default.weight": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(WeightsError, match="holds adapters"):
+        export_released(run / "pipeline", tmp_path / "x.bin", checkpoint=tmp_path)
+
+
+def test_an_average_that_is_not_there(run: Path, tmp_path: Path) -> None:
+    save_file({"unet.conv_in.bias": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match="no averaged weights"):
+        export_released(run / "pipeline", tmp_path / "x.bin", checkpoint=tmp_path)
+    with pytest.raises(WeightsError, match="unet of"):  # one key is not all of them
+        export_released(run / "pipeline", tmp_path / "x.bin", checkpoint=tmp_path, average=False)

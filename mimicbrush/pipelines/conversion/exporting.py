@@ -22,16 +22,13 @@ from mimicbrush.pipelines.conversion.key_maps import PARTS, check_fit, with_posi
 from mimicbrush.pipelines.conversion.reading import (
     Weights,
     config_of,
-    read_files,
     read_json,
     read_state_dict,
     weights_of,
 )
 
-#: Components of a pipeline that a checkpoint of a run holds, in the order in which it counts their parameters.
-TRAINED = ("unet", "reference_unet", "image_projector", "depth_projector")
-# What accelerate calls the files of a checkpoint; the average was the first to be registered with it.
-_CHECKPOINT_WEIGHTS, _CHECKPOINT_AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
+# What the trainer calls the files of a checkpoint (training/state.py).
+_CHECKPOINT_WEIGHTS, _CHECKPOINT_AVERAGE = "weights.safetensors", "ema.safetensors"
 
 
 def export_released(
@@ -58,6 +55,8 @@ def export_released(
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(f"{output} must be a file in a folder that exists")
     index = pipeline_index(pipeline)
+    if not index.get("reference_unet", [None])[0]:
+        raise WeightsError(f"{pipeline} has no reference U-Net; the released code cannot do without one")
     networks = _networks(pipeline)
     weights = {part: read_state_dict(weights_of(pipeline / component)) for part, component in PARTS.items()}
     if checkpoint is not None:
@@ -81,50 +80,38 @@ def export_released(
 
 
 def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, average: bool) -> dict[str, Weights]:
-    """The trained parts that a checkpoint of a run holds.
+    """The trained parts that a checkpoint of a run holds; parts that were frozen are not among them.
 
     Args:
         checkpoint: its folder (``run_dir/checkpoints/step-...``).
-        networks: by part, on the meta device; they know the names and the order of the parameters.
+        networks: by part, on the meta device; they know the names of the parameters.
         average: the averaged weights, or those of the last step.
 
     Raises:
         WeightsError: no whole checkpoint of such networks, or no average in it.
     """
-    trained = {component: part for part, component in PARTS.items() if component in TRAINED}
+    file = checkpoint / (_CHECKPOINT_AVERAGE if average else _CHECKPOINT_WEIGHTS)
     if not (checkpoint / _CHECKPOINT_WEIGHTS).is_file():
         raise WeightsError(f"{checkpoint} is no checkpoint of a run (it has no {_CHECKPOINT_WEIGHTS})")
-    joined = read_state_dict([checkpoint / _CHECKPOINT_WEIGHTS])
-    expected = {
-        f"{component}.{key}": tensor
-        for component in TRAINED
-        for key, tensor in networks[trained[component]].state_dict().items()
-    }
-    check_fit(f"{checkpoint}", joined, expected)
-    if average:
-        file = checkpoint / _CHECKPOINT_AVERAGE
-        (content,) = read_files([file], leave_out_others=True)
-        found = {int(path[1]): tensor for path, tensor in content.items() if path[0] == "shadow_params"}
-        names = [
-            f"{component}.{name}"
-            for component in TRAINED
-            for name, _ in networks[trained[component]].named_parameters()
-        ]
-        if len(found) != len(names):
-            raise WeightsError(
-                f"{file} holds {len(found)} averaged weights, expected {len(names)}; use --raw for others"
-            )
-        averaged = {name: found[number] for number, name in enumerate(names)}
-        check_fit(f"{file}", averaged, {name: expected[name] for name in names})
-        joined |= averaged
-    return {
-        trained[component]: {
+    if not file.is_file():
+        raise WeightsError(f"{checkpoint} holds no averaged weights (train.ema_decay=0); use --raw for the others")
+    joined = read_state_dict([file])
+    if any(".lora_" in key for key in joined):
+        raise WeightsError(
+            f"{file} holds adapters (lora) and not the weights beside them; export the run's pipeline instead, in "
+            "which they are merged: --pipeline RUN/pipeline"
+        )
+    found: dict[str, Weights] = {}
+    for part, component in PARTS.items():
+        weights = {
             key.removeprefix(f"{component}."): tensor
             for key, tensor in joined.items()
             if key.startswith(f"{component}.")
         }
-        for component in TRAINED
-    }
+        if weights:
+            check_fit(f"{part} of {checkpoint}", weights, networks[part].state_dict())
+            found[part] = weights
+    return found
 
 
 def differences(pipeline: Path, released: dict[str, Weights]) -> list[str]:

@@ -58,7 +58,6 @@ def read_files(
     *,
     scratch: Path | None = None,
     timeout_s: float = TIMEOUT_S,
-    leave_out_others: bool = False,
 ) -> list[Content]:
     """The tensors of some files, each by its path of keys (see `Entry`).
 
@@ -66,7 +65,6 @@ def read_files(
         files: safetensors, or pickles.
         scratch: an existing folder with room for a copy of the pickles (default: the system's for temporary files).
         timeout_s: for all pickles together.
-        leave_out_others: numbers and texts between the tensors are left out instead of refused.
 
     Raises:
         WeightsError: a file is absent, damaged, of unknown type, holds more than tensors or two under one name, or
@@ -79,7 +77,7 @@ def read_files(
         folders = _convert(unsafe, Path(room), "weights", timeout_s)
         for file, folder in folders.items():
             listed = _listed(folder, file)
-            if listed["others"] and not leave_out_others:
+            if listed["others"]:
                 names = ", ".join(f"{'.'.join(path)} ({kind})" for path, kind in listed["others"][:10])
                 raise WeightsError(f"{file} holds more than weights: {names}")
             tensors = _read_safetensors(folder / unpickle.WEIGHTS_FILE, named=file)

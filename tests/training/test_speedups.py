@@ -1,0 +1,212 @@
+"""What is faster or smaller computes the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mimicbrush.models.low_precision import use_half_norms
+from mimicbrush.models.options import ModelOptions, ToyModel
+from mimicbrush.models.parts import Parts, random_parts, toy_parts
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.training.draws import Draws
+from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.options import TrainOptions
+from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
+from mimicbrush.types import TrainBatch
+
+CPU = torch.device("cpu")
+
+
+def trainee_of(parts: Parts, size_px: int) -> Trainee:
+    assert parts.reference_unet is not None
+    return Trainee(parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=size_px)
+
+
+def a_batch(size_px: int, rows: int = 4) -> TrainBatch:
+    generator = torch.Generator().manual_seed(0)
+    source, reference = torch.rand(2, rows, 3, size_px, size_px, generator=generator) * 2 - 1
+    mask = (torch.rand(rows, 1, size_px, size_px, generator=generator) > 0.5).float()
+    return TrainBatch(source, reference, mask, torch.arange(rows), torch.arange(rows))
+
+
+def draw(batch: TrainBatch, side: int, reference: float = 0.5, depth: float = 0.5) -> Draws:
+    return Draws.for_keys(
+        batch.key, (4, side, side), num_timesteps=1000, reference_drop_ratio=reference, depth_drop_ratio=depth
+    )
+
+
+class Setting:
+    """A toy, a batch, and the loss of both."""
+
+    def __init__(self, options: ToyModel) -> None:
+        parts = toy_parts(options)
+        nn.init.normal_(parts.unet.conv_in.weight, std=0.1)
+        self.model, self.scheduler = trainee_of(parts, options.size_px), noise_scheduler()
+        batch = a_batch(options.size_px)
+        self.draws = draw(batch, options.size_px // 2)
+        self.conditions = FrozenEncoders(parts, options).encode(batch, self.draws)
+
+    def loss_and_gradients(
+        self, model: Trainee, autocast: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            loss = denoising_loss(model, self.scheduler, self.conditions, self.draws).total
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@pytest.fixture
+def setting(smallest: ToyModel) -> Setting:
+    return Setting(smallest)
+
+
+def test_activation_checkpointing_gives_the_same_loss_and_gradients(setting: Setting) -> None:
+    expected = setting.loss_and_gradients(setting.model)
+    kept = saved_bytes(lambda: setting.loss_and_gradients(setting.model))
+    apply_speedups(setting.model, TrainOptions(activation_checkpointing=True), CPU)
+    found = setting.loss_and_gradients(setting.model)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert saved_bytes(lambda: setting.loss_and_gradients(setting.model)) < 0.7 * kept
+
+
+def saved_bytes(work: Callable[[], object]) -> int:
+    total = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return total
+
+
+def test_low_precision_norms_are_near_full_ones_and_save_the_same(setting: Setting) -> None:
+    half = copy.deepcopy(setting.model)
+    use_half_norms(half)
+    assert half.state_dict().keys() == setting.model.state_dict().keys()
+    # In float32 they are the same.
+    torch.testing.assert_close(setting.loss_and_gradients(half), setting.loss_and_gradients(setting.model))
+    exact, gradients = setting.loss_and_gradients(setting.model)
+    for dtype in (torch.bfloat16, torch.float16):
+        loss, found = setting.loss_and_gradients(half, dtype)
+        other, of_full_norms = setting.loss_and_gradients(setting.model, dtype)
+        assert abs(loss - exact) < 0.01 * exact and abs(other - exact) < 0.01 * exact
+        assert torch.corrcoef(torch.stack([found, gradients]))[0, 1] > 0.99
+        assert torch.corrcoef(torch.stack([of_full_norms, gradients]))[0, 1] > 0.99
+
+
+def test_low_precision_norms_keep_half_precision(setting: Setting) -> None:
+    use_half_norms(setting.model)
+    seen: set[torch.dtype] = set()
+    for module in setting.model.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    setting.loss_and_gradients(setting.model, torch.bfloat16)
+    assert seen == {torch.bfloat16}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at it
+def test_compiled_blocks_give_the_same_loss_and_gradients(setting: Setting) -> None:
+    expected = setting.loss_and_gradients(setting.model)
+    keys = setting.model.state_dict().keys()
+    for unet in (setting.model.unet, setting.model.reference_unet):
+        # As `TrainOptions.compile` does it; inductor takes minutes on a CPU.
+        unet.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(setting.loss_and_gradients(setting.model), expected, atol=1e-5, rtol=1e-4)
+    assert setting.model.state_dict().keys() == keys
+
+
+def test_dropped_rows_are_not_computed_and_kept_ones_are_as_before(smallest: ToyModel) -> None:
+    parts = toy_parts(smallest)
+    encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
+    whole = encoders.encode(batch, draw(batch, 8, reference=0, depth=0))
+    nothing = encoders.encode(batch, draw(batch, 8, reference=1, depth=1))
+    some_draws = draw(batch, 8)
+    some = encoders.encode(batch, some_draws)
+    for name, keep in (("image_tokens", some_draws.keep_reference), ("depth_map", some_draws.keep_depth)):
+        assert keep.any() and not keep.all()
+        for row, kept in enumerate(keep):
+            expected = getattr(whole if kept else nothing, name)[row]
+            torch.testing.assert_close(getattr(some, name)[row], expected, atol=1e-6, rtol=1e-5)
+        assert torch.equal(getattr(nothing, name)[0], getattr(nothing, name)[1])
+    assert torch.equal(some.source, whole.source)
+
+
+class NoQuestions(TorchDispatchMode):
+    """Fails where the host would have to wait for a GPU: numbers read, and shapes that depend on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.equal,
+            torch.ops.aten.is_nonzero,
+        ):
+            raise AssertionError(f"{func} makes the host wait")
+        indices = [index for index in args[1] if index is not None] if "index.Tensor" in str(func) else []
+        assert all(index.dtype not in (torch.bool, torch.uint8) for index in indices), "a mask as an index waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [TrainOptions(), TrainOptions(low_precision_norms=True, min_snr_gamma=5.0)])
+def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> None:
+    parts = toy_parts(smallest)
+    encoders, scheduler = FrozenEncoders(parts, smallest), noise_scheduler()
+    model = trainee_of(parts, smallest.size_px)
+    apply_speedups(model, options, CPU)
+    batch = a_batch(smallest.size_px)
+    draws = draw(batch, 8)
+    with NoQuestions():
+        conditions = encoders.encode(batch, draws)
+        loss = denoising_loss(model, scheduler, conditions, draws, options.min_snr_gamma)
+        loss.total.backward()
+    with pytest.raises(AssertionError, match="makes the host wait"), NoQuestions():
+        float(loss.total.detach())
+
+
+def test_the_foreach_average_is_that_of_one_tensor_at_a_time() -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(n, n)) for n in (3, 50, 7)]
+    averages = [EMAModel(parameters, decay=0.99, foreach=foreach) for foreach in (True, False)]
+    for _ in range(20):
+        for parameter in parameters:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        for average in averages:
+            average.step(parameters)
+    for one, other in zip(averages[0].shadow_params, averages[1].shadow_params, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_a_sample_of_the_papers_model_takes_913_tflop() -> None:
+    with torch.device("meta"):
+        parts = random_parts()
+    # ../shared/REFERENCE.md, section 7: 3 x (0.908 + 0.779) + 3 x 1.117 + 0.72; CLIP's last layer is not computed here.
+    found = training_flop(trainee_of(parts, 512), FrozenEncoders(parts, ModelOptions()))
+    assert found == pytest.approx(9.13e12, rel=2e-3)
+
+
+def test_counting_leaves_nothing_behind(smallest: ToyModel) -> None:
+    parts = toy_parts(smallest)
+    encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
+    before = encoders.encode(batch, draw(batch, 8))
+    fresh = FrozenEncoders(parts, smallest)
+    assert training_flop(trainee_of(parts, smallest.size_px), fresh) > 1e6
+    after = fresh.encode(batch, draw(batch, 8))
+    assert all(torch.equal(one, other) for one, other in zip(vars(before).values(), vars(after).values(), strict=True))
+    assert all(parameter.grad is None for parameter in parts.unet.parameters())
+
+
+def test_no_peak_is_made_up() -> None:
+    assert peak_flop_per_s(CPU, "bf16") is None
