@@ -21,7 +21,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import InputError, MimicBrushError, WeightsError
+from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
+from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
 from mimicbrush.models.weights import find_weights
 from mimicbrush.training.options import TrainOptions
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mimicbrush.data.batch import UndrawnBatch
+    from mimicbrush.data.pair import Pair
     from mimicbrush.data.sources import Source
+    from mimicbrush.evaluation.during_training import HeldOutResult
     from mimicbrush.models.parts import Parts
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.training.method import Trainee
@@ -54,6 +57,7 @@ class TrainConfig:
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = MISSING
     train: TrainOptions = field(default_factory=TrainOptions)
+    eval: DuringTrainingOptions = field(default_factory=DuringTrainingOptions)
 
 
 def register_schemas() -> None:
@@ -64,6 +68,7 @@ def register_schemas() -> None:
     store.store(group="model", name="pretrained_schema", node=PretrainedModel)
     store.store(group="model", name="toy_schema", node=ToyModel)
     store.store(group="train", name="schema", node=TrainOptions)
+    store.store(group="eval", name="schema", node=DuringTrainingOptions)
 
 
 def train(config: DictConfig, run_dir: Path) -> int:
@@ -249,6 +254,8 @@ def check_prerequisites(config: DictConfig) -> None:
     """
     missing: list[str] = []
     missing += _absent_folders(config.data)
+    if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
+        missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         try:
@@ -319,6 +326,7 @@ FREE_TO_CHANGE = (
     "train.tracker",
     "train.default_num_inference_steps",
     "train.default_guidance_scale",
+    "eval.*",
 )
 
 
@@ -392,6 +400,89 @@ def build_loader(
         )
 
     return load
+
+
+def build_evaluation(
+    options: TrainConfig, sources: Sequence[Source], run_dir: Path, accelerator: Accelerator, first_step: int = 0
+) -> Callable[[MimicBrushPipeline, int], HeldOutResult] | None:
+    """(pipeline with the weights at a step, step) -> what it does on pairs that are not trained on.
+
+    Every process must call it, each with the same weights on its own device. The files come to `run_dir`/heldout.
+
+    Args:
+        options: of the run.
+        sources: what is trained on.
+        run_dir: of the run.
+        accelerator: says how many processes share the pairs.
+        first_step: of which the run goes on.
+
+    Returns:
+        None where nothing is to be evaluated, or nothing can be, which is said.
+
+    Raises:
+        DataError: `eval.pairs` was trained on, or has too few pairs.
+    """
+    if not options.eval.every_steps:
+        return None
+
+    from accelerate.utils import gather_object
+
+    from mimicbrush.evaluation.during_training import HeldOutEvaluation, alone
+    from mimicbrush.evaluation.editors import PipelineEditor
+
+    pairs, notes = evaluated_pairs(options, sources)
+    for note in notes:
+        accelerator.print(f"note: {note}")
+    if not len(pairs):
+        return None
+    evaluation = HeldOutEvaluation(
+        pairs,
+        options.model.size_px,
+        options.eval.evaluation(),
+        run_dir / "heldout",
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        gather=gather_object if accelerator.num_processes > 1 else alone,
+        first_step=first_step,
+    )
+
+    def evaluate(pipeline: MimicBrushPipeline, step: int) -> HeldOutResult:
+        pipeline.set_progress_bar_config(disable=True)
+        editor = PipelineEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
+        result = evaluation(editor, step)
+        for note in result.notes:
+            accelerator.print(f"note: {note}")
+        return result
+
+    return evaluate
+
+
+def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Sequence[Pair], list[str]]:
+    """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
+    from mimicbrush.data.manifest import read_manifest
+    from mimicbrush.evaluation.heldout import TrainingData, heldout_pairs, select_pairs
+
+    seen = frozenset(f"{key:016x}" for key in source_keys(sources))
+    training = TrainingData(options.data.heldout_ratio, seen)
+    if options.eval.pairs is not None:
+        try:
+            selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
+        except DataError as error:
+            raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
+        return selection.pairs, selection.messages
+    named = [(source.root, source.input_root) for source in options.data.sources.values()]
+    roots = dict(named or [(options.data.root, options.data.input_root)])
+    tables = [read_manifest(Path(root), Path(inputs) if inputs else None) for root, inputs in roots.items()]
+    pairs, notes = heldout_pairs(tables, training)
+    count = len(set(pairs.column("source_hash")))
+    if count < 2:
+        notes.append(
+            f"nothing is evaluated while training: it takes two videos or more that are not trained on, and "
+            f"data.heldout_ratio={options.data.heldout_ratio} holds {count} out; mine more, or name a mined folder "
+            "with eval.pairs=DIR (eval=none says nothing)"
+        )
+        return [], notes
+    return pairs, notes
 
 
 class Publisher:
