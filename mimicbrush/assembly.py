@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from mimicbrush.evaluation.during_training import HeldOutResult
     from mimicbrush.models.parts import Parts
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.training.method import Trainee
+    from mimicbrush.training.publisher import Weights
     from mimicbrush.types import TrainBatch
 
 
@@ -101,8 +100,9 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.loop import train as run_training
     from mimicbrush.training.meters import Meters
     from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.publisher import Publisher
     from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
-    from mimicbrush.training.trackers import start_tracker
+    from mimicbrush.training.trackers import log_pictures, start_tracker
     from mimicbrush.training.trained_parts import choose_trained
 
     # 2. Where it goes on.
@@ -128,7 +128,11 @@ def train(config: DictConfig, run_dir: Path) -> int:
         reference_timestep=options.model.reference_timestep,
     )
     choose_trained(dict(trainee.named_children()), options.train)
-    publisher = Publisher(trainee, parts, sources, options)
+    training_data = {
+        "heldout_ratio": options.data.heldout_ratio,
+        "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
+    }
+    publisher = Publisher(trainee, parts, options.model, options.train, training_data)
     flop = training_flop(trainee, encoders)
     apply_speedups(trainee, options.train, accelerator.device)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
@@ -137,7 +141,17 @@ def train(config: DictConfig, run_dir: Path) -> int:
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
 
-    # 4. The run.
+    # 4. The evaluation on the way.
+    first_step = 0 if found is None else checkpoints.read_state(found)["step"]
+    evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step)
+
+    def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
+        assert evaluate is not None
+        result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
+        log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
+        return result.figures
+
+    # 5. The run.
     passes = accelerator.gradient_accumulation_steps
     for note in notes:
         accelerator.print(f"note: {note}")
@@ -151,7 +165,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
         encoders=encoders,
         noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(sources, options, accelerator),
-        outside=Outside(publisher.export),
+        outside=Outside(publisher.export, evaluate_weights if evaluate else None, options.eval.every_steps),
         options=options.train,
         meters=Meters(
             accelerator.device,
@@ -483,81 +497,3 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
         )
         return [], notes
     return pairs, notes
-
-
-class Publisher:
-    """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
-
-    Args:
-        trainee: the trained networks, before they are sharded; only their shapes are looked at.
-        parts: all networks; the frozen ones are saved as they are.
-        sources: what is trained on.
-        options: of the run.
-    """
-
-    def __init__(self, trainee: Trainee, parts: Parts, sources: Sequence[Source], options: TrainConfig) -> None:
-        self.parts, self.options = parts, options
-        self.made_of: dict[str, tuple[Any, Any]] = {
-            name: (type(module), module.config) for name, module in trainee.named_children()
-        }
-        self.training_data = {
-            "heldout_ratio": options.data.heldout_ratio,
-            "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
-        }
-
-    def pipeline(
-        self, weights: Iterable[tuple[str, torch.Tensor]], device: str = "cpu", adapters: Path | None = None
-    ) -> MimicBrushPipeline:
-        """A pipeline with copies of these weights (name in `Trainee` -> tensor), in float32, adapters merged.
-
-        Args:
-            weights: all of them.
-            device: for the copies.
-            adapters: a folder to write adapters into, where there are any.
-        """
-        import torch
-
-        from mimicbrush.models.schedule import noise_scheduler
-        from mimicbrush.pipelines import MimicBrushPipeline
-        from mimicbrush.training.trained_parts import choose_trained, merge_adapters
-
-        with torch.device("meta"):
-            modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
-            choose_trained(modules, self.options.train)
-        for name, module in modules.items():
-            modules[name] = module.to_empty(device=device)
-        for name, tensor in weights:
-            part, _, rest = name.partition(".")
-            modules[part].get_parameter(rest).data.copy_(tensor)
-        merge_adapters(modules, adapters)
-        model, train = self.options.model, self.options.train
-        return MimicBrushPipeline(
-            **{**vars(self.parts), **modules},
-            scheduler=noise_scheduler(train.prediction_type),
-            reference_blend=model.reference_blend,
-            reference_timestep=model.reference_timestep,
-            depth_convention=model.depth_convention,
-            no_depth_convention=model.no_depth_convention,
-            letterbox_order=model.letterbox_order,
-            default_num_inference_steps=train.default_num_inference_steps,
-            default_guidance_scale=train.default_guidance_scale,
-        )
-
-    def export(self, weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
-        """Save such a pipeline. Every process must call it; the main one writes."""
-        from accelerate import PartialState
-
-        from mimicbrush.ops.files import replace_folder
-        from mimicbrush.pipelines.load import quiet_libraries
-
-        quiet_libraries()
-        if not PartialState().is_main_process:
-            for _ in weights:  # sharded tensors are put together by all
-                pass
-            return
-
-        def write(aside: Path) -> None:
-            self.pipeline(weights, adapters=aside / "adapters").save_pretrained(aside)
-            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
-
-        replace_folder(folder, write)

@@ -1,8 +1,8 @@
 """The losses of a hundred steps at toy size: python tests/golden/loss_curve.py writes them into loss_curve.json.
 
 What a step computes must not change by accident; a commit that changes it on purpose writes this file again and says
-why. On every x86-64 CPU the same kernels are asked for, and a hash of what they compute is kept beside the losses: where
-it agrees, so must every bit of every loss.
+why. On every x86-64 CPU the same kernels are asked for, and a hash of what they compute is kept beside the losses:
+where it agrees, so must every bit of every loss.
 """
 
 from __future__ import annotations
