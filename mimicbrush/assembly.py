@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,7 +20,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import InputError, MimicBrushError, WeightsError
+from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
+from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
 from mimicbrush.models.weights import find_weights
 from mimicbrush.training.options import TrainOptions
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mimicbrush.data.batch import UndrawnBatch
+    from mimicbrush.data.pair import Pair
     from mimicbrush.data.sources import Source
+    from mimicbrush.evaluation.during_training import HeldOutResult
     from mimicbrush.models.parts import Parts
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.training.method import Trainee
+    from mimicbrush.training.publisher import Weights
     from mimicbrush.types import TrainBatch
 
 
@@ -54,6 +56,7 @@ class TrainConfig:
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = MISSING
     train: TrainOptions = field(default_factory=TrainOptions)
+    eval: DuringTrainingOptions = field(default_factory=DuringTrainingOptions)
 
 
 def register_schemas() -> None:
@@ -64,6 +67,7 @@ def register_schemas() -> None:
     store.store(group="model", name="pretrained_schema", node=PretrainedModel)
     store.store(group="model", name="toy_schema", node=ToyModel)
     store.store(group="train", name="schema", node=TrainOptions)
+    store.store(group="eval", name="schema", node=DuringTrainingOptions)
 
 
 def train(config: DictConfig, run_dir: Path) -> int:
@@ -96,8 +100,9 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.loop import train as run_training
     from mimicbrush.training.meters import Meters
     from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.publisher import Publisher
     from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
-    from mimicbrush.training.trackers import start_tracker
+    from mimicbrush.training.trackers import log_pictures, start_tracker
     from mimicbrush.training.trained_parts import choose_trained
 
     # 2. Where it goes on.
@@ -123,7 +128,11 @@ def train(config: DictConfig, run_dir: Path) -> int:
         reference_timestep=options.model.reference_timestep,
     )
     choose_trained(dict(trainee.named_children()), options.train)
-    publisher = Publisher(trainee, parts, sources, options)
+    training_data = {
+        "heldout_ratio": options.data.heldout_ratio,
+        "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
+    }
+    publisher = Publisher(trainee, parts, options.model, options.train, training_data)
     flop = training_flop(trainee, encoders)
     apply_speedups(trainee, options.train, accelerator.device)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
@@ -132,7 +141,17 @@ def train(config: DictConfig, run_dir: Path) -> int:
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
 
-    # 4. The run.
+    # 4. The evaluation on the way.
+    first_step = 0 if found is None else checkpoints.read_state(found)["step"]
+    evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step)
+
+    def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
+        assert evaluate is not None
+        result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
+        log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
+        return result.figures
+
+    # 5. The run.
     passes = accelerator.gradient_accumulation_steps
     for note in notes:
         accelerator.print(f"note: {note}")
@@ -146,7 +165,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
         encoders=encoders,
         noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(sources, options, accelerator),
-        outside=Outside(publisher.export),
+        outside=Outside(publisher.export, evaluate_weights if evaluate else None, options.eval.every_steps),
         options=options.train,
         meters=Meters(
             accelerator.device,
@@ -249,6 +268,8 @@ def check_prerequisites(config: DictConfig) -> None:
     """
     missing: list[str] = []
     missing += _absent_folders(config.data)
+    if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
+        missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         try:
@@ -319,6 +340,7 @@ FREE_TO_CHANGE = (
     "train.tracker",
     "train.default_num_inference_steps",
     "train.default_guidance_scale",
+    "eval.*",
 )
 
 
@@ -394,79 +416,84 @@ def build_loader(
     return load
 
 
-class Publisher:
-    """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
+def build_evaluation(
+    options: TrainConfig, sources: Sequence[Source], run_dir: Path, accelerator: Accelerator, first_step: int = 0
+) -> Callable[[MimicBrushPipeline, int], HeldOutResult] | None:
+    """(pipeline with the weights at a step, step) -> what it does on pairs that are not trained on.
+
+    Every process must call it, each with the same weights on its own device. The files come to `run_dir`/heldout.
 
     Args:
-        trainee: the trained networks, before they are sharded; only their shapes are looked at.
-        parts: all networks; the frozen ones are saved as they are.
-        sources: what is trained on.
         options: of the run.
+        sources: what is trained on.
+        run_dir: of the run.
+        accelerator: says how many processes share the pairs.
+        first_step: of which the run goes on.
+
+    Returns:
+        None where nothing is to be evaluated, or nothing can be, which is said.
+
+    Raises:
+        DataError: `eval.pairs` was trained on, or has too few pairs.
     """
+    if not options.eval.every_steps:
+        return None
 
-    def __init__(self, trainee: Trainee, parts: Parts, sources: Sequence[Source], options: TrainConfig) -> None:
-        self.parts, self.options = parts, options
-        self.made_of: dict[str, tuple[Any, Any]] = {
-            name: (type(module), module.config) for name, module in trainee.named_children()
-        }
-        self.training_data = {
-            "heldout_ratio": options.data.heldout_ratio,
-            "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
-        }
+    from accelerate.utils import gather_object
 
-    def pipeline(
-        self, weights: Iterable[tuple[str, torch.Tensor]], device: str = "cpu", adapters: Path | None = None
-    ) -> MimicBrushPipeline:
-        """A pipeline with copies of these weights (name in `Trainee` -> tensor), in float32, adapters merged.
+    from mimicbrush.evaluation.during_training import HeldOutEvaluation, alone
+    from mimicbrush.evaluation.editors import PipelineEditor
 
-        Args:
-            weights: all of them.
-            device: for the copies.
-            adapters: a folder to write adapters into, where there are any.
-        """
-        import torch
+    pairs, notes = evaluated_pairs(options, sources)
+    for note in notes:
+        accelerator.print(f"note: {note}")
+    if not len(pairs):
+        return None
+    evaluation = HeldOutEvaluation(
+        pairs,
+        options.model.size_px,
+        options.eval.evaluation(),
+        run_dir / "heldout",
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        gather=gather_object if accelerator.num_processes > 1 else alone,
+        first_step=first_step,
+    )
 
-        from mimicbrush.models.schedule import noise_scheduler
-        from mimicbrush.pipelines import MimicBrushPipeline
-        from mimicbrush.training.trained_parts import choose_trained, merge_adapters
+    def evaluate(pipeline: MimicBrushPipeline, step: int) -> HeldOutResult:
+        pipeline.set_progress_bar_config(disable=True)
+        editor = PipelineEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
+        result = evaluation(editor, step)
+        for note in result.notes:
+            accelerator.print(f"note: {note}")
+        return result
 
-        with torch.device("meta"):
-            modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
-            choose_trained(modules, self.options.train)
-        for name, module in modules.items():
-            modules[name] = module.to_empty(device=device)
-        for name, tensor in weights:
-            part, _, rest = name.partition(".")
-            modules[part].get_parameter(rest).data.copy_(tensor)
-        merge_adapters(modules, adapters)
-        model, train = self.options.model, self.options.train
-        return MimicBrushPipeline(
-            **{**vars(self.parts), **modules},
-            scheduler=noise_scheduler(train.prediction_type),
-            reference_blend=model.reference_blend,
-            reference_timestep=model.reference_timestep,
-            depth_convention=model.depth_convention,
-            no_depth_convention=model.no_depth_convention,
-            letterbox_order=model.letterbox_order,
-            default_num_inference_steps=train.default_num_inference_steps,
-            default_guidance_scale=train.default_guidance_scale,
+    return evaluate
+
+
+def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Sequence[Pair], list[str]]:
+    """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
+    from mimicbrush.data.manifest import read_manifest
+    from mimicbrush.evaluation.heldout import TrainingData, heldout_pairs, select_pairs
+
+    seen = frozenset(f"{key:016x}" for key in source_keys(sources))
+    training = TrainingData(options.data.heldout_ratio, seen)
+    if options.eval.pairs is not None:
+        try:
+            selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
+        except DataError as error:
+            raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
+        return selection.pairs, selection.messages
+    named = [(source.root, source.input_root) for source in options.data.sources.values()]
+    roots = dict(named or [(options.data.root, options.data.input_root)])
+    tables = [read_manifest(Path(root), Path(inputs) if inputs else None) for root, inputs in roots.items()]
+    pairs, notes = heldout_pairs(tables, training)
+    count = len(set(pairs.column("source_hash")))
+    if count < 2:
+        notes.append(
+            f"nothing is evaluated while training: it takes two videos or more that are not trained on, and "
+            f"data.heldout_ratio={options.data.heldout_ratio} holds {count} out; mine more, or name a mined folder "
+            "with eval.pairs=DIR (eval=none says nothing)"
         )
-
-    def export(self, weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
-        """Save such a pipeline. Every process must call it; the main one writes."""
-        from accelerate import PartialState
-
-        from mimicbrush.ops.files import replace_folder
-        from mimicbrush.pipelines.load import quiet_libraries
-
-        quiet_libraries()
-        if not PartialState().is_main_process:
-            for _ in weights:  # sharded tensors are put together by all
-                pass
-            return
-
-        def write(aside: Path) -> None:
-            self.pipeline(weights, adapters=aside / "adapters").save_pretrained(aside)
-            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
-
-        replace_folder(folder, write)
+        return [], notes
+    return pairs, notes
