@@ -23,7 +23,7 @@ from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
-from mimicbrush.models.weights import find_weights
+from mimicbrush.models.weight_facts import examine
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def check_prerequisites(config: DictConfig) -> None:
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         try:
-            find_weights(model)
+            examine(model)
         except WeightsError as error:
             missing.append(str(error))
     if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:

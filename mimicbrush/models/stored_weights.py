@@ -95,7 +95,9 @@ def clip_config(stored: dict[str, Any]) -> CLIPVisionConfig:
     Older ones also hold dozens of fields about text generation and the like, some of which newer versions refuse,
     or all of CLIP. What decides about weights and numbers is taken, and nothing else.
     """
-    vision = {"projection_dim": stored.get("projection_dim"), **stored.get("vision_config", stored)}
+    vision = dict(stored.get("vision_config", stored))
+    # Of a whole CLIP, its own projection counts; that of its half is often left at a default.
+    vision["projection_dim"] = stored.get("projection_dim") or vision.get("projection_dim")
     names = (
         "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
         "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",

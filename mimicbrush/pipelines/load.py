@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError
+from mimicbrush.pipelines.conventions import read_index
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
@@ -29,21 +29,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
     Raises:
         InputError: the folder is absent, no pipeline, or not whole.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
-    try:
-        components = json.loads(index.read_text())
-    except ValueError as error:
-        raise InputError(f"{index} is damaged: {error}") from error
-    absent = [
-        name
-        for name, value in components.items()
-        if isinstance(value, list) and value[0] is not None and not (folder / name).is_dir()
-    ]
-    if absent or components.get("_class_name") != "MimicBrushPipeline":
-        problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
-        raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
+    read_index(folder)
     quiet_libraries()
     try:
         return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
