@@ -64,14 +64,15 @@ class PartReport:
     """What is known of the starting weights of one part.
 
     Attributes:
-        part, name: an option of `PretrainedModel` and its value.
+        part: which.
+        named: the option that says where it is, and its value.
         network: what its folder holds, if that could be read.
         problem: what is wrong; None: nothing that was looked for.
         notes: what a person should know all the same.
     """
 
     part: str
-    name: str
+    named: str
     network: StoredNetwork | None = None
     problem: WeightsError | None = None
     notes: list[str] = field(default_factory=list)
@@ -84,7 +85,7 @@ def look_at(part: str, name: str, folder: Any) -> PartReport:
         part, name: an option of `PretrainedModel` and its value.
         folder: of its network, see `weights.locate`.
     """
-    report = PartReport(part, name)
+    report = PartReport(part, f"model.{part}={name}")
     try:
         report.network = read_network(folder, LAYOUTS[part].stem)
         check_facts(part, report.network.config)
@@ -175,7 +176,7 @@ def add_together(reports: list[PartReport]) -> None:
 
 def raise_problems(reports: list[PartReport]) -> None:
     """Raise WeightsError where there are problems; names all of them."""
-    wrong = [f"  model.{r.part}={r.name}: {r.problem}" for r in reports if r.problem is not None]
+    wrong = [f"  {r.named}: {r.problem}" for r in reports if r.problem is not None]
     if wrong:
         raise WeightsError("starting weights cannot be used:\n" + "\n".join(wrong) + f"\n  {HOW_TO_FETCH}")
 

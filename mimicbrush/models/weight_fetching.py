@@ -33,7 +33,7 @@ def provide_weights(
         report, tried = _examined(part, name, deep), list[Path | None]()
         while fetching and not Path(name).is_dir() and _may_be_mended(report) and _damaged(report) not in tried:
             tried.append(_damaged(report))
-            say(f"fetching model.{part}={name}" + (f" again: {report.problem}" if tried[-1] else ""))
+            say(f"fetching {report.named}" + (f" again: {report.problem}" if tried[-1] else ""))
             try:
                 fetch(part, name, damaged=tried[-1])
             except WeightsError as error:
@@ -49,7 +49,7 @@ def _examined(part: str, name: str, deep: bool) -> PartReport:
     folder = locate(part, name)
     if folder is None:
         absent = WeightsError("neither a folder nor (wholly) in the local Hugging Face cache")
-        return PartReport(part, name, problem=absent)
+        return PartReport(part, f"model.{part}={name}", problem=absent)
     report = look_at(part, name, folder)
     try:
         if report.problem is None and report.network is not None:

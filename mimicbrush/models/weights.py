@@ -99,7 +99,12 @@ def fetch(part: str, name: str, damaged: Path | None = None) -> None:
         WeightsError: it cannot be had; the message says why.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     # httpx is the hub library's own choice, and has another name in newer versions.
     http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
@@ -110,11 +115,14 @@ def fetch(part: str, name: str, damaged: Path | None = None) -> None:
             snapshot_download(name, allow_patterns=[again], force_download=True)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise WeightsError(
-            f"the hub does not show {name}: there is none, or it wants a token of somebody who may see it "
+            "the hub does not show it: there is none, or it wants a token of somebody who may see it "
             "(HF_TOKEN, or `hf auth login`)"
         ) from error
+    except LocalEntryNotFoundError as error:
+        why = _in_short(error.__cause__ or error)
+        raise WeightsError(f"it is not wholly in the local cache, and the hub is not reached ({why})") from error
     except (OSError, ValueError, RuntimeError, http_error) as error:
-        raise WeightsError(f"{name} cannot be fetched ({_in_short(error)})") from error
+        raise WeightsError(f"it cannot be fetched ({_in_short(error)})") from error
 
 
 def _in_short(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.weight_files import StoredNetwork, read_network, read_object
 
-#: Options that a pipeline's weights were not made for when they differ: other networks, or other shapes.
+#: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
 
 
@@ -22,12 +22,42 @@ class Conventions:
     Attributes:
         options: every option of `ModelOptions` and its value.
         size_step_px: what the side of a canvas must be a multiple of.
-        scheduler: its config.
+        prediction_type: what the U-Net predicts.
     """
 
     options: dict[str, Any]
     size_step_px: int
-    scheduler: dict[str, Any]
+    prediction_type: str
+
+    def with_choices(self, given: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
+        """All options for training on from these weights, some of them chosen.
+
+        Args:
+            given: options of `ModelOptions` that were chosen, and their values.
+            prediction_type: `TrainOptions`'.
+
+        Returns:
+            All options, and a note for each that the weights were not made for, and must learn.
+
+        Raises:
+            InputError: names every choice that the weights do not allow.
+        """
+        other = {name: value for name, value in given.items() if value != self.options[name]}
+        wrong = [
+            f"model.{name} must be {self.options[name]}, got {value}" for name, value in other.items() if name in FIXED
+        ]
+        size = given.get("size_px", self.options["size_px"])
+        if size % self.size_step_px:
+            wrong.append(f"model.size_px must be a multiple of {self.size_step_px}, got {size}")
+        if prediction_type != self.prediction_type:
+            wrong.append(f"train.prediction_type must be {self.prediction_type}, got {prediction_type}")
+        if wrong:
+            raise InputError("the weights of this pipeline do not allow what was chosen: " + "; ".join(wrong))
+        notes = [
+            f"model.{name}={value}, while the weights were made for {self.options[name]}"
+            for name, value in other.items()
+        ]
+        return {**self.options, **given}, notes
 
 
 def find_pipeline(name: str, *, fetch: bool = True) -> Path:
@@ -120,4 +150,4 @@ def read_conventions(folder: Path) -> Conventions:
     except KeyError as error:
         raise WeightsError(f"{folder / 'unet' / 'config.json'} does not state {error}") from error
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
-    return Conventions(options, px_per_latent * 2 ** (levels - 1), scheduler)
+    return Conventions(options, px_per_latent * 2 ** (levels - 1), scheduler.get("prediction_type", "epsilon"))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from mimicbrush.errors import InputError
-from mimicbrush.pipelines.conventions import read_index
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.parts import Parts
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.weight_checks import check_every_byte, check_weights
+from mimicbrush.models.weight_facts import PartReport
+from mimicbrush.pipelines.conventions import read_index, read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
@@ -35,6 +40,48 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
         return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
+
+
+def pipeline_parts(folder: Path, size_px: int) -> Parts:
+    """The networks of a pipeline folder in float32, to train on from them.
+
+    Args:
+        folder: see `load_pipeline`.
+        size_px: side of the canvas to train at.
+
+    Raises:
+        InputError: see `load_pipeline`; or the pipeline has another noise schedule than the method.
+        WeightsError: a network lacks weights, or has others; the libraries would fill in random ones.
+    """
+    for name, (class_name, network) in read_networks(folder).items():
+        check_weights(name, class_name, network)
+    pipeline = load_pipeline(folder, torch.float32)
+    for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
+        found, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
+        if found != expected:
+            raise InputError(f"{folder} was made for a noise schedule with {key}={found}, training has {expected}")
+    parts = Parts(**{each.name: getattr(pipeline, each.name) for each in fields(Parts)})
+    parts.unet.register_to_config(sample_size=size_px // pipeline.vae_scale_factor)
+    return parts
+
+
+def look_at_networks(folder: Path, deep: bool) -> list[PartReport]:
+    """What is known of the networks of a pipeline folder, see `models.weight_fetching.provide_weights`.
+
+    Raises:
+        InputError, WeightsError: see `conventions.read_networks`.
+    """
+    reports = []
+    for name, (class_name, network) in read_networks(folder).items():
+        report = PartReport(name, f"model.path={folder}", network)
+        try:
+            check_weights(name, class_name, network)
+            if deep:
+                check_every_byte(network)
+        except WeightsError as error:
+            report.problem = error
+        reports.append(report)
+    return reports
 
 
 def on_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:

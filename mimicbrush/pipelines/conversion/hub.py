@@ -44,7 +44,8 @@ def _snapshot(repository: str, fetch: bool) -> Path:
     """The folder of a repository in the local cache, with all files that are needed."""
     patterns = list(HUB_FILES[repository])
     problem = ""
-    for local_files_only in (True, False) if fetch else (True,):  # what is at hand is good enough: the weights were released once
+    # What is at hand is good enough: the weights were released once.
+    for local_files_only in (True, False) if fetch else (True,):
         try:
             found = snapshot_download(repository, allow_patterns=patterns, local_files_only=local_files_only)
         except OSError as error:  # absent, no network, no such repository, disk full
