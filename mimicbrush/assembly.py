@@ -68,10 +68,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataOptions)
     store.store(group="model", name="pretrained_schema", node=PretrainedModel)
-    of_pipeline = OmegaConf.structured(PipelineModel)
-    for each in fields(PipelineModel):  # open, not at defaults (see `with_conventions_of_pipeline`); YAML cannot do it
-        of_pipeline[each.name] = MISSING
-    store.store(group="model", name="pipeline_schema", node=of_pipeline)
+    store.store(group="model", name="pipeline_schema", node=PipelineModel)
     store.store(group="model", name="toy_schema", node=ToyModel)
     store.store(group="train", name="schema", node=TrainOptions)
     store.store(group="eval", name="schema", node=DuringTrainingOptions)
@@ -280,7 +277,7 @@ def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[s
         return config, []
     from mimicbrush.pipelines.conventions import find_pipeline, read_conventions, read_networks
 
-    if OmegaConf.is_missing(model, "path"):
+    if not model.path:
         raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
     try:
         folder = find_pipeline(model.path, fetch=False)
@@ -291,8 +288,8 @@ def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[s
             f"model.path={model.path} cannot be used: {error}\n  Fetch the released weights with "
             "`python scripts/fetch_weights.py model=pipeline model.path=released`"
         ) from error
-    given = {str(key): model[key] for key in model if not OmegaConf.is_missing(model, str(key)) and key != "path"}
-    options, changed = made_for.with_choices(given, config.train.prediction_type)
+    chosen = [each.name for each in fields(PipelineModel) if model[each.name] != each.default and each.name != "path"]
+    options, changed = made_for.with_choices({name: model[name] for name in chosen}, config.train.prediction_type)
     return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
 
 
@@ -324,7 +321,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
         from mimicbrush.pipelines.conventions import find_pipeline
         from mimicbrush.pipelines.load import look_at_networks
 
-        if OmegaConf.is_missing(config.model, "path"):
+        if not config.model.path:
             raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
         return look_at_networks(find_pipeline(config.model.path, fetch=fetching), deep)
     model = OmegaConf.to_object(config.model)
