@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from starting_weights import REPOSITORIES, model_of, weights_file, write_repositories
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.options import PretrainedModel
-from mimicbrush.models.parts import pretrained_parts
+from mimicbrush.models.parts import pretrained_parts, random_parts
+from mimicbrush.models.stored_weights import hub_name
 from mimicbrush.models.weight_facts import examine
 from mimicbrush.models.weight_fetching import provide_weights
+from mimicbrush.models.weights import LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +141,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("unet", lambda root: (weights_file(root, "unet").parent / "config.json").unlink(), "has no config.json"),
     ("unet", config("unet", in_channels=4), "in_channels=4, expected 9"),
     ("reference_unet", config("reference_unet", in_channels=9), "in_channels=9, expected 4"),
-    ("reference_unet", config("reference_unet", cross_attention_dim=32), r"does not fit model\.unet \(cross_.* is 16"),
+    ("reference_unet", config("reference_unet", cross_attention_dim=32), r"attn2.* \(16, 16\), expected \(16, 32\)"),
     ("vae", config("vae", scaling_factor=0.13025), "scaling_factor=0.13025, expected 0.18215"),
     ("vae", config("vae", latent_channels=16), "latent_channels=16, expected 4"),
     ("vae", config("vae", block_out_channels=[8, 8, 16]), "expected 4 levels"),
@@ -150,15 +155,19 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("part", "damage", "message"), DAMAGE)
-def test_what_is_wrong_is_named_with_part_and_place(
+def test_what_is_wrong_is_named_with_its_place(
     own: Path, part: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(own)
-    options = model_of(own, reference_encoder="dinov2" if part == "dinov2" else "unet")
-    assert list(problems(options)) == [part]
-    with pytest.raises(WeightsError, match=message) as caught:
-        pretrained_parts(options)
-    assert REPOSITORIES[part] in str(caught.value)
+    found = problems(model_of(own, reference_encoder="dinov2" if part == "dinov2" else "unet"))
+    assert list(found) == [part] and re.search(message, found[part])
+
+
+def test_the_libraries_fill_in_nothing(own: Path) -> None:
+    tensors("image_encoder", lambda weights: weights.pop("vision_model.post_layernorm.bias"))(own)
+    with pytest.raises(WeightsError, match=r"vision_model\.post_layernorm\.bias is missing") as caught:
+        pretrained_parts(model_of(own))
+    assert f"image_encoder in {own / REPOSITORIES['image_encoder']}" in str(caught.value)
 
 
 def test_only_a_deep_look_sees_numbers_that_are_none(own: Path) -> None:
@@ -179,6 +188,12 @@ def test_all_problems_are_told_at_once_with_their_options(own: Path) -> None:
     assert "model.image_encoder" not in message and "scripts/fetch_weights.py" in message
 
 
+def test_the_two_unets_must_fit_each_other(own: Path) -> None:
+    config("reference_unet", cross_attention_dim=32)(own)
+    with pytest.raises(WeightsError, match=r"does not fit model\.unet \(cross_attention_dim is 16 there, 32 here\)"):
+        examine(model_of(own))
+
+
 def test_other_sizes_than_the_papers_are_noted(hub: Path) -> None:
     notes = {report.part: report.notes for report in provide_weights(model_of(hub), fetching=False, deep=False)}
     assert "cross_attention_dim=16 (paper: 768)" in notes["unet"]
@@ -192,3 +207,36 @@ def test_looking_at_files_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.slow
+def test_at_full_size_a_look_takes_seconds_and_says_nothing(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        parts = random_parts()
+        unets = {name: UNet2DConditionModel(in_channels=channels, cross_attention_dim=768) for name, channels in
+                 (("unet", 9), ("reference_unet", 4))}  # fmt: skip
+    whole = {**unets, "vae": parts.vae, "image_encoder": parts.image_encoder, "depth_estimator": parts.depth_estimator}
+    for name, network in whole.items():
+        folder = tmp_path / name
+        save_config = network.save_config if hasattr(network, "save_config") else network.config.save_pretrained
+        save_config(folder)
+        _write_head_alone(folder / f"{LAYOUTS[name].stem}.safetensors", network)
+    start = time.monotonic()
+    reports = provide_weights(
+        PretrainedModel(**{name: str(tmp_path / name) for name in whole}), fetching=False, deep=False
+    )
+    assert time.monotonic() - start < 20
+    assert [(report.problem, report.notes) for report in reports] == [(None, [])] * 5
+    assert reports[0].network is not None and reports[0].network.num_bytes > 3.4e9
+
+
+def _write_head_alone(file: Path, network: torch.nn.Module) -> None:
+    """As long as with all weights, which are a hole in the file."""
+    head, end = {}, 0
+    for key, tensor in network.state_dict().items():
+        offsets = [end, end := end + 4 * tensor.numel()]
+        head[hub_name(key)] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+    text = json.dumps(head).encode()
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.truncate(8 + len(text) + end)
