@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
+from mimicbrush.errors import CheckpointError, DataError, InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
 from mimicbrush.models.weights import find_weights
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mimicbrush.evaluation.during_training import HeldOutResult
     from mimicbrush.models.parts import Parts
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.training.method import Trainee
     from mimicbrush.training.publisher import Weights
     from mimicbrush.types import TrainBatch
 
@@ -99,7 +101,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.loop import Outside
     from mimicbrush.training.loop import train as run_training
     from mimicbrush.training.meters import Meters
-    from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.method import FrozenEncoders
     from mimicbrush.training.publisher import Publisher
     from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
     from mimicbrush.training.trackers import log_pictures, start_tracker
@@ -118,15 +120,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     parts = build_parts(options.model, options.seed)
     half = half_precision(options.train.mixed_precision)
     encoders = FrozenEncoders(parts, options.model).to(accelerator.device, half)
-    trainee = Trainee(
-        parts.unet,
-        parts.reference_unet,
-        parts.image_projector,
-        parts.depth_projector,
-        size_px=options.model.size_px,
-        reference_blend=options.model.reference_blend,
-        reference_timestep=options.model.reference_timestep,
-    )
+    trainee = build_trainee(parts, options.model)
     choose_trained(dict(trainee.named_children()), options.train)
     training_data = {
         "heldout_ratio": options.data.heldout_ratio,
@@ -138,7 +132,8 @@ def train(config: DictConfig, run_dir: Path) -> int:
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
+        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
+        (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
 
     # 4. The evaluation on the way.
@@ -194,6 +189,79 @@ def train(config: DictConfig, run_dir: Path) -> int:
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )
     return 0
+
+
+#: What a run leaves in its folder for whoever exports it.
+CONFIG_FILE, TRAINING_DATA_FILE = "config.yaml", "training_data.json"
+
+
+def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True) -> Path:
+    """A pipeline of a checkpoint of a run, whether the run is over or goes on.
+
+    Args:
+        run_dir: of the run.
+        checkpoint: "latest" for the newest that verifies, or its folder.
+        output: the pipeline folder; an older one is replaced when the new one is whole.
+        average: the averaged weights, or those of the last step.
+
+    Returns:
+        The checkpoint that was taken.
+
+    Raises:
+        InputError: the folder is none of a run, or `output` holds something else.
+        CheckpointError: there is no good checkpoint, or no average in it.
+        WeightsError: the frozen networks, which checkpoints do not hold, are absent.
+    """
+    for name in (CONFIG_FILE, TRAINING_DATA_FILE):
+        if not (run_dir / name).is_file():
+            raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
+    if output.exists() and not (output / "model_index.json").is_file():
+        raise InputError(f"{output} exists and is no pipeline folder; name another")
+
+    from mimicbrush.training import checkpoints
+
+    if checkpoint == "latest":
+        found = checkpoints.find_checkpoint(run_dir / "checkpoints", "latest")
+    else:
+        found = checkpoints.checked(Path(checkpoint))
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet")
+
+    from mimicbrush.training.publisher import Publisher
+    from mimicbrush.training.state import saved_weights
+    from mimicbrush.training.trained_parts import choose_trained
+
+    config = OmegaConf.load(run_dir / CONFIG_FILE)
+    model = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
+    train = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
+    parts = build_parts(model, config.seed)
+    trainee = build_trainee(parts, model)
+    training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
+    publisher = Publisher(trainee, parts, model, train, training_data)
+    choose_trained(dict(trainee.named_children()), train)
+    publisher.export(saved_weights(found, trainee, average=average), output)
+    return found
+
+
+def _model_schema(model: DictConfig) -> type[ModelOptions]:
+    """Which of the schemas a saved configuration was made of: the one that has all of its options."""
+    schemas = (ToyModel, PretrainedModel)
+    return next(schema for schema in schemas if {each.name for each in fields(schema)} == set(model))
+
+
+def build_trainee(parts: Parts, model: ModelOptions) -> Trainee:
+    """The networks that are trained, as one."""
+    from mimicbrush.training.method import Trainee
+
+    return Trainee(
+        parts.unet,
+        parts.reference_unet,
+        parts.image_projector,
+        parts.depth_projector,
+        size_px=model.size_px,
+        reference_blend=model.reference_blend,
+        reference_timestep=model.reference_timestep,
+    )
 
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
