@@ -179,7 +179,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     if outcome.signal:
         accelerator.print(
             f"stopped by signal {outcome.signal} after step {outcome.step} of {options.train.max_steps}; saved. "
-            "train.resume=latest goes on"
+            f"train.resume=latest goes on; python scripts/export_run.py {run_dir} makes a pipeline of it"
         )
         return EXIT_STATUS[outcome.signal]
     accelerator.print(
