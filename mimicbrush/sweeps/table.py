@@ -165,7 +165,7 @@ def as_markdown(runs: Sequence[SweepRun]) -> str:
     lines = [headings, ["---"] * len(headings)]
     for row, of_row in _by_row(runs).items():
         paper = ABLATIONS.get(of_row[0].run_name)
-        theirs = [f"{value:g}" for value in paper.part_composition] if paper else [""] * len(PAPER_COLUMNS)
+        theirs = [f"{value:.2f}" for value in paper.part_composition] if paper else [""] * len(PAPER_COLUMNS)
         if len(of_row) > 1:
             complete = [run for run in of_row if run.state == "complete"]
             count = f"{len(complete)} of {len(of_row)} complete"

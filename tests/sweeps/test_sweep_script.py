@@ -96,31 +96,31 @@ def test_a_failing_job_leaves_the_others_alone_and_what_is_complete_is_skipped(s
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_and_an_added_row_moves_none(sweep: Sweep) -> None:
-    options = ["train.max_steps=400", "train.keep_checkpoints=1000"]
+    options = ["train.max_steps=150"]
     process = sweep.start(*options, "+ablation=full,grid_050")
     second = sweep.folder / "grid_050-seed0" / "checkpoints"
     deadline = time.monotonic() + 250
-    while not (second / "step-00000002").exists():
+    while not list(second.glob("step-*[0-9]")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    reached = len(list(second.glob("step-*[0-9]"))) * 2
-    assert reached < 400, "the machine was too fast for this test"
+    reached = sorted(path.name for path in second.glob("step-*[0-9]"))[-1]
+    assert reached < "step-00000150", "the machine was too fast for this test"
     before = sweep.touched("full-seed0")
-    assert sum("checkpoints/" in name for name in before) and "full-seed0/finished.json" in before
+    assert any("checkpoints/" in name for name in before) and "full-seed0/finished.json" in before
 
     script = [sys.executable, "scripts/sweep_table.py", str(sweep.folder)]
     subprocess.run(script, cwd=ROOT, env=sweep.environment, check=True, stdout=subprocess.DEVNULL)
     states = sweep.table()
-    assert states["full-seed0"] == ("complete", 400) and states["grid_050-seed0"][0] == "unfinished"
+    assert states["full-seed0"] == ("complete", 150) and states["grid_050-seed0"][0] == "unfinished"
 
     done = sweep.run(*options, "+ablation=full,grid_025,grid_050")
     assert done.returncode == 0, done.stderr
     assert sweep.touched("full-seed0") == before
-    assert f"{sweep.folder / 'full-seed0'} is complete (400 steps): skipped" in done.stdout
+    assert f"{sweep.folder / 'full-seed0'} is complete (150 steps): skipped" in done.stdout
     assert f"resumed from {second}/step-" in done.stdout
-    assert sweep.table() == {f"{name}-seed0": ("complete", 400) for name in ("full", "grid_025", "grid_050")}
+    assert sweep.table() == {f"{name}-seed0": ("complete", 150) for name in ("full", "grid_025", "grid_050")}
 
 
 @pytest.mark.slow
