@@ -84,9 +84,14 @@ def train(config: DictConfig, run_dir: Path) -> int:
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
     from mimicbrush.training import checkpoints
+    from mimicbrush.training.finished import FINISHED_FILE, Finished, find_finished, write_finished
 
     sources, notes = read_sources(options.data)
     identity = run_identity(config, sources)
+    finished = find_finished(run_dir, identity, options.train.max_steps, options.train.resume)
+    if finished is not None:
+        print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
+        return 0
     folder = run_dir / "checkpoints"
     for newest in checkpoints.list_checkpoints(folder)[-1:]:
         if options.train.resume == "latest" and checkpoints.find_damage(newest, deep=False) is None:
@@ -100,7 +105,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.guards import EXIT_STATUS
     from mimicbrush.training.loop import Outside
     from mimicbrush.training.loop import train as run_training
-    from mimicbrush.training.meters import Meters
+    from mimicbrush.training.meters import Meters, finite_or_none
     from mimicbrush.training.method import FrozenEncoders
     from mimicbrush.training.publisher import Publisher
     from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
@@ -132,6 +137,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / FINISHED_FILE).unlink(missing_ok=True)
         (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
         (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
@@ -182,6 +188,8 @@ def train(config: DictConfig, run_dir: Path) -> int:
             f"train.resume=latest goes on; python scripts/export_run.py {run_dir} makes a pipeline of it"
         )
         return EXIT_STATUS[outcome.signal]
+    if accelerator.is_main_process and outcome.step >= options.train.max_steps:
+        write_finished(run_dir, Finished(outcome.step, outcome.seconds, finite_or_none(outcome.figures), identity))
     accelerator.print(
         f"{outcome.step} of {options.train.max_steps} steps done"
         + (" before; train.max_steps=MORE goes on" if not outcome.figures else "")

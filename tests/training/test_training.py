@@ -191,20 +191,6 @@ def test_killed_at_random_moments_a_run_loses_at_most_one_interval(
     assert differing(tmp_path / "straight", tmp_path) == []
 
 
-@pytest.mark.slow
-def test_ablations_sweep(mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
-    overrides = [f"data.root={mined}", f"hydra.sweep.dir={tmp_path}", "train.max_steps=2", "+ablation=glob(*)"]
-    subprocess.run(
-        [sys.executable, "scripts/train.py", "-m", *SMALLEST, *overrides],
-        cwd=ROOT,
-        env=script_environment(),
-        check=True,
-    )
-    names = {path.stem for path in (ROOT / "configs" / "ablation").glob("*.yaml")}
-    folders = {path.parent.name.split("-", 1)[1] for path in tmp_path.glob("*/pipeline")}
-    assert folders == {f"{name}-seed0" for name in names}
-
-
 def damaged_copy(mined: Path, root: Path, every: int) -> Path:
     """The folder with every n-th pair made unreadable."""
     shutil.copytree(mined, root)
