@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import CheckpointError, DataError, InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.options import DuringTrainingOptions
-from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
-from mimicbrush.models.weights import find_weights
+from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.models.weight_facts import examine
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from mimicbrush.data.sources import Source
     from mimicbrush.evaluation.during_training import HeldOutResult
     from mimicbrush.models.parts import Parts
+    from mimicbrush.models.weight_facts import PartReport
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.training.method import Trainee
     from mimicbrush.training.publisher import Weights
@@ -67,6 +70,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataOptions)
     store.store(group="model", name="pretrained_schema", node=PretrainedModel)
+    store.store(group="model", name="pipeline_schema", node=PipelineModel)
     store.store(group="model", name="toy_schema", node=ToyModel)
     store.store(group="train", name="schema", node=TrainOptions)
     store.store(group="eval", name="schema", node=DuringTrainingOptions)
@@ -80,6 +84,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     """
     # 1. What can be checked before anything heavy is loaded.
     check_known(config)
+    config, changed = with_conventions_of_pipeline(config)
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
@@ -87,6 +92,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.finished import FINISHED_FILE, Finished, find_finished, write_finished
 
     sources, notes = read_sources(options.data)
+    notes += changed
     identity = run_identity(config, sources)
     finished = find_finished(run_dir, identity, options.train.max_steps, options.train.resume)
     if finished is not None:
@@ -127,10 +133,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     encoders = FrozenEncoders(parts, options.model).to(accelerator.device, half)
     trainee = build_trainee(parts, options.model)
     choose_trained(dict(trainee.named_children()), options.train)
-    training_data = {
-        "heldout_ratio": options.data.heldout_ratio,
-        "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
-    }
+    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_sources(options, sources)}
     publisher = Publisher(trainee, parts, options.model, options.train, training_data)
     flop = training_flop(trainee, encoders)
     apply_speedups(trainee, options.train, accelerator.device)
@@ -336,6 +339,71 @@ def _unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     return lines
 
 
+def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[str]]:
+    """Fill in what ``model=pipeline`` leaves open: what the pipeline was made for.
+
+    Returns:
+        The config, and where it differs from the pipeline.
+
+    Raises:
+        InputError: the pipeline is absent, damaged, or its weights do not allow what was chosen.
+    """
+    model = config.model
+    if OmegaConf.get_type(model) is not PipelineModel:
+        return config, []
+    from mimicbrush.pipelines.conventions import find_pipeline, read_conventions, read_networks
+
+    if OmegaConf.is_missing(model, "path"):
+        raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+    try:
+        folder = find_pipeline(model.path, fetch=False)
+        read_networks(folder)
+        made_for = read_conventions(folder)
+    except MimicBrushError as error:
+        raise InputError(
+            f"model.path={model.path} cannot be used: {error}\n  Fetch the released weights with "
+            "`python scripts/fetch_weights.py model=pipeline model.path=released`"
+        ) from error
+    given = {str(key): model[key] for key in model if not OmegaConf.is_missing(model, str(key)) and key != "path"}
+    options, changed = made_for.with_choices(given, config.train.prediction_type)
+    return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
+
+
+def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
+    """The weights that a training run with these options would begin from: fetched, where that is wanted, and checked.
+
+    Args:
+        overrides: of ``configs/train.yaml``.
+        configs: the folder of that.
+        fetching: False only looks at what is on this machine.
+        deep: read every byte.
+
+    Returns:
+        A report for each network; none where a model begins from random weights.
+
+    Raises:
+        InputError: the options are no good, or a pipeline cannot be had.
+    """
+    from mimicbrush.models.weight_fetching import provide_weights
+
+    register_schemas()
+    try:
+        with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+            config = compose("train", list(overrides))
+    except HydraException as error:
+        raise InputError(f"these options cannot be used: {error}") from error
+    check_known(config)
+    if OmegaConf.get_type(config.model) is PipelineModel:
+        from mimicbrush.pipelines.conventions import find_pipeline
+        from mimicbrush.pipelines.load import look_at_networks
+
+        if OmegaConf.is_missing(config.model, "path"):
+            raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+        return look_at_networks(find_pipeline(config.model.path, fetch=fetching), deep)
+    model = OmegaConf.to_object(config.model)
+    return provide_weights(model, fetching=fetching, deep=deep) if isinstance(model, PretrainedModel) else []
+
+
 def check_prerequisites(config: DictConfig) -> None:
     """Stop within seconds where data, weights or GPUs are absent, and name all that is.
 
@@ -349,7 +417,7 @@ def check_prerequisites(config: DictConfig) -> None:
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         try:
-            find_weights(model)
+            examine(model)
         except WeightsError as error:
             missing.append(str(error))
     if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:
@@ -458,12 +526,29 @@ def source_keys(sources: Sequence[Source]) -> list[int]:
     return [int(key) for key in np.unique(np.concatenate(keys))]
 
 
+def seen_sources(options: TrainConfig, sources: Sequence[Source]) -> list[str]:
+    """Hashes of the source files that the weights have seen in the end, in this run or before it."""
+    from mimicbrush.evaluation.heldout import read_training_data
+    from mimicbrush.pipelines.conventions import find_pipeline
+
+    seen = {f"{key:016x}" for key in source_keys(sources)}
+    if isinstance(options.model, PipelineModel):
+        before = read_training_data(find_pipeline(options.model.path, fetch=False))
+        seen |= before.source_hashes if before else frozenset()
+    return sorted(seen)
+
+
 def build_parts(options: ModelOptions, seed: int) -> Parts:
     """All networks, with starting weights."""
     from mimicbrush.models.parts import pretrained_parts, toy_parts
 
     if isinstance(options, ToyModel):
         return toy_parts(options, seed=seed)
+    if isinstance(options, PipelineModel):
+        from mimicbrush.pipelines.conventions import find_pipeline
+        from mimicbrush.pipelines.load import pipeline_parts
+
+        return pipeline_parts(find_pipeline(options.path, fetch=False), options.size_px)
     return pretrained_parts(cast(PretrainedModel, options), seed=seed)
 
 
@@ -552,8 +637,7 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation.heldout import TrainingData, heldout_pairs, select_pairs
 
-    seen = frozenset(f"{key:016x}" for key in source_keys(sources))
-    training = TrainingData(options.data.heldout_ratio, seen)
+    training = TrainingData(options.data.heldout_ratio, frozenset(seen_sources(options, sources)))
     if options.eval.pairs is not None:
         try:
             selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)

@@ -98,6 +98,19 @@ class PretrainedModel(ModelOptions):
 
 
 @dataclass
+class PipelineModel(ModelOptions):
+    """From the weights of a pipeline: the released ones, or those that a run of our own left behind.
+
+    ``configs/model/pipeline.yaml`` leaves the options above open: what is not chosen is what the pipeline was made for.
+
+    Attributes:
+        path: its folder, or "released" for the released weights.
+    """
+
+    path: str = ""
+
+
+@dataclass
 class ToyModel(ModelOptions):
     """The same classes with small numbers and random weights: for tests, the demo and a first try.
 
