@@ -256,7 +256,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
 
 def _model_schema(model: DictConfig) -> type[ModelOptions]:
     """Which of the schemas a saved configuration was made of: the one that has all of its options."""
-    schemas = (ToyModel, PretrainedModel)
+    schemas = (ToyModel, PretrainedModel, PipelineModel)
     return next(schema for schema in schemas if {each.name for each in fields(schema)} == set(model))
 
 
@@ -277,9 +277,11 @@ def build_trainee(parts: Parts, model: ModelOptions) -> Trainee:
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
     """What runs the training on one or many devices; it hears what `accelerate launch` or torchrun say."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     accelerator = Accelerator(
+        # Gradients live in the buckets that travel, and not a second time beside them.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         cpu=options.device == "cpu",
         mixed_precision=options.mixed_precision,
         log_with=None if options.tracker == "none" else options.tracker,
