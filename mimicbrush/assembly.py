@@ -70,7 +70,10 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataOptions)
     store.store(group="model", name="pretrained_schema", node=PretrainedModel)
-    store.store(group="model", name="pipeline_schema", node=PipelineModel)
+    of_pipeline = OmegaConf.structured(PipelineModel)
+    for each in fields(PipelineModel):  # open, not at defaults (see `with_conventions_of_pipeline`); YAML cannot do it
+        of_pipeline[each.name] = MISSING
+    store.store(group="model", name="pipeline_schema", node=of_pipeline)
     store.store(group="model", name="toy_schema", node=ToyModel)
     store.store(group="train", name="schema", node=TrainOptions)
     store.store(group="eval", name="schema", node=DuringTrainingOptions)

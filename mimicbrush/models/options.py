@@ -101,7 +101,7 @@ class PretrainedModel(ModelOptions):
 class PipelineModel(ModelOptions):
     """From the weights of a pipeline: the released ones, or those that a run of our own left behind.
 
-    ``configs/model/pipeline.yaml`` leaves the options above open: what is not chosen is what the pipeline was made for.
+    On the command line, the options that are not chosen are those that the pipeline was made for.
 
     Attributes:
         path: its folder, or "released" for the released weights.
