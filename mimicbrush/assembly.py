@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
+from mimicbrush.errors import CheckpointError, DataError, InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
 from mimicbrush.models.weight_facts import examine
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mimicbrush.models.parts import Parts
     from mimicbrush.models.weight_facts import PartReport
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.training.method import Trainee
     from mimicbrush.training.publisher import Weights
     from mimicbrush.types import TrainBatch
 
@@ -87,10 +89,15 @@ def train(config: DictConfig, run_dir: Path) -> int:
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
     from mimicbrush.training import checkpoints
+    from mimicbrush.training.finished import FINISHED_FILE, Finished, find_finished, write_finished
 
     sources, notes = read_sources(options.data)
     notes += changed
     identity = run_identity(config, sources)
+    finished = find_finished(run_dir, identity, options.train.max_steps, options.train.resume)
+    if finished is not None:
+        print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
+        return 0
     folder = run_dir / "checkpoints"
     for newest in checkpoints.list_checkpoints(folder)[-1:]:
         if options.train.resume == "latest" and checkpoints.find_damage(newest, deep=False) is None:
@@ -104,8 +111,8 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.guards import EXIT_STATUS
     from mimicbrush.training.loop import Outside
     from mimicbrush.training.loop import train as run_training
-    from mimicbrush.training.meters import Meters
-    from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.meters import Meters, finite_or_none
+    from mimicbrush.training.method import FrozenEncoders
     from mimicbrush.training.publisher import Publisher
     from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
     from mimicbrush.training.trackers import log_pictures, start_tracker
@@ -124,15 +131,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
     parts = build_parts(options.model, options.seed)
     half = half_precision(options.train.mixed_precision)
     encoders = FrozenEncoders(parts, options.model).to(accelerator.device, half)
-    trainee = Trainee(
-        parts.unet,
-        parts.reference_unet,
-        parts.image_projector,
-        parts.depth_projector,
-        size_px=options.model.size_px,
-        reference_blend=options.model.reference_blend,
-        reference_timestep=options.model.reference_timestep,
-    )
+    trainee = build_trainee(parts, options.model)
     choose_trained(dict(trainee.named_children()), options.train)
     training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_sources(options, sources)}
     publisher = Publisher(trainee, parts, options.model, options.train, training_data)
@@ -141,7 +140,9 @@ def train(config: DictConfig, run_dir: Path) -> int:
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
+        (run_dir / FINISHED_FILE).unlink(missing_ok=True)
+        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
+        (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
 
     # 4. The evaluation on the way.
@@ -187,9 +188,11 @@ def train(config: DictConfig, run_dir: Path) -> int:
     if outcome.signal:
         accelerator.print(
             f"stopped by signal {outcome.signal} after step {outcome.step} of {options.train.max_steps}; saved. "
-            "train.resume=latest goes on"
+            f"train.resume=latest goes on; python scripts/export_run.py {run_dir} makes a pipeline of it"
         )
         return EXIT_STATUS[outcome.signal]
+    if accelerator.is_main_process and outcome.step >= options.train.max_steps:
+        write_finished(run_dir, Finished(outcome.step, outcome.seconds, finite_or_none(outcome.figures), identity))
     accelerator.print(
         f"{outcome.step} of {options.train.max_steps} steps done"
         + (" before; train.max_steps=MORE goes on" if not outcome.figures else "")
@@ -199,11 +202,86 @@ def train(config: DictConfig, run_dir: Path) -> int:
     return 0
 
 
+#: What a run leaves in its folder for whoever exports it.
+CONFIG_FILE, TRAINING_DATA_FILE = "config.yaml", "training_data.json"
+
+
+def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True) -> Path:
+    """A pipeline of a checkpoint of a run, whether the run is over or goes on.
+
+    Args:
+        run_dir: of the run.
+        checkpoint: "latest" for the newest that verifies, or its folder.
+        output: the pipeline folder; an older one is replaced when the new one is whole.
+        average: the averaged weights, or those of the last step.
+
+    Returns:
+        The checkpoint that was taken.
+
+    Raises:
+        InputError: the folder is none of a run, or `output` holds something else.
+        CheckpointError: there is no good checkpoint, or no average in it.
+        WeightsError: the frozen networks, which checkpoints do not hold, are absent.
+    """
+    for name in (CONFIG_FILE, TRAINING_DATA_FILE):
+        if not (run_dir / name).is_file():
+            raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
+    if output.exists() and not (output / "model_index.json").is_file():
+        raise InputError(f"{output} exists and is no pipeline folder; name another")
+
+    from mimicbrush.training import checkpoints
+
+    if checkpoint == "latest":
+        found = checkpoints.find_checkpoint(run_dir / "checkpoints", "latest")
+    else:
+        found = checkpoints.checked(Path(checkpoint))
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet")
+
+    from mimicbrush.training.publisher import Publisher
+    from mimicbrush.training.state import saved_weights
+    from mimicbrush.training.trained_parts import choose_trained
+
+    config = OmegaConf.load(run_dir / CONFIG_FILE)
+    model = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
+    train = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
+    parts = build_parts(model, config.seed)
+    trainee = build_trainee(parts, model)
+    training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
+    publisher = Publisher(trainee, parts, model, train, training_data)
+    choose_trained(dict(trainee.named_children()), train)
+    publisher.export(saved_weights(found, trainee, average=average), output)
+    return found
+
+
+def _model_schema(model: DictConfig) -> type[ModelOptions]:
+    """Which of the schemas a saved configuration was made of: the one that has all of its options."""
+    schemas = (ToyModel, PretrainedModel, PipelineModel)
+    return next(schema for schema in schemas if {each.name for each in fields(schema)} == set(model))
+
+
+def build_trainee(parts: Parts, model: ModelOptions) -> Trainee:
+    """The networks that are trained, as one."""
+    from mimicbrush.training.method import Trainee
+
+    return Trainee(
+        parts.unet,
+        parts.reference_unet,
+        parts.image_projector,
+        parts.depth_projector,
+        size_px=model.size_px,
+        reference_blend=model.reference_blend,
+        reference_timestep=model.reference_timestep,
+    )
+
+
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
     """What runs the training on one or many devices; it hears what `accelerate launch` or torchrun say."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     accelerator = Accelerator(
+        # Gradients live in the buckets that travel, and not a second time beside them.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         cpu=options.device == "cpu",
         mixed_precision=options.mixed_precision,
         log_with=None if options.tracker == "none" else options.tracker,

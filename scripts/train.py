@@ -10,15 +10,17 @@ from omegaconf import DictConfig
 
 from mimicbrush import assembly
 from mimicbrush.errors import run_plainly
+from mimicbrush.sweeps import jobs
 
 assembly.register_schemas()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
-    job = HydraConfig.get()
-    run_dir = Path(job.runtime.output_dir if job.mode == RunMode.MULTIRUN else config.run_dir)
-    run_plainly(lambda: sys.exit(assembly.train(config, run_dir)))
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        jobs.train_job(config)
+    else:
+        run_plainly(lambda: sys.exit(assembly.train(config, Path(config.run_dir))))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def edit_batch(
     without: list[np.ndarray] | None = None
     for name in batch[0]:
         samples = [sets[name] for sets in batch]
-        found: Sequence[Correspondence | None] = [None] * len(samples)
+        found: Sequence[Correspondence] | None = None
         references = [sample.reference for sample in samples]
         if with_correspondence and isinstance(editor, CorrespondenceEditor):
             model, found = _edit_with_correspondences(editor, samples, references)
@@ -126,7 +126,7 @@ def edit_batch(
                 }
             rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)
-            yield Edited(name, sample, results, scores, found[number])
+            yield Edited(name, sample, results, scores, found[number] if found else None)
 
 
 def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np.ndarray] | None) -> list[np.ndarray]:
@@ -136,7 +136,7 @@ def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np
 
 def _edit_with_correspondences(
     editor: CorrespondenceEditor, samples: Sequence[EvalSample], references: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], Sequence[Correspondence]]:
+) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
     sources, masks, seeds = _given(samples)
     result, found = editor.edit_with_correspondences(sources, masks, np.stack(references), seeds)
     return _checked(result, sources), found

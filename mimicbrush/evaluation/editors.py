@@ -45,8 +45,8 @@ class CorrespondenceEditor(Protocol):
 
     def edit_with_correspondences(
         self, sources: np.ndarray, masks: np.ndarray, references: np.ndarray, seeds: Sequence[int]
-    ) -> tuple[np.ndarray, Sequence[Correspondence]]:
-        """Repaint as the editor itself does, (n, S, S, 3) uint8, and tell for each of the n."""
+    ) -> tuple[np.ndarray, Sequence[Correspondence] | None]:
+        """Repaint as the editor itself does, (n, S, S, 3) uint8, and tell for each of the n; None: it cannot."""
         ...
 
 
@@ -76,9 +76,10 @@ class PipelineEditor:
 
     def edit_with_correspondences(
         self, sources: np.ndarray, masks: np.ndarray, references: np.ndarray, seeds: Sequence[int]
-    ) -> tuple[np.ndarray, Sequence[Correspondence]]:
-        """Edit a batch to the same pixels, see `CorrespondenceEditor`."""
-        return self._edit(sources, masks, references, seeds, return_correspondence=True)
+    ) -> tuple[np.ndarray, Sequence[Correspondence] | None]:
+        """Edit a batch to the same pixels, see `CorrespondenceEditor`; without a reference U-Net nothing is told."""
+        can_tell = self.pipeline.reference_unet is not None
+        return self._edit(sources, masks, references, seeds, return_correspondence=can_tell)
 
     def _edit(
         self,
@@ -87,7 +88,7 @@ class PipelineEditor:
         references: np.ndarray | None,
         seeds: Sequence[int],
         return_correspondence: bool,
-    ) -> tuple[np.ndarray, Sequence[Correspondence]]:
+    ) -> tuple[np.ndarray, Sequence[Correspondence] | None]:
         import torch
 
         output: Any = self.pipeline(
@@ -105,7 +106,7 @@ class PipelineEditor:
         pixels = np.asarray(output.images, np.float32)
         if not np.isfinite(pixels).all():
             raise WeightsError("the pipeline returned values that are not finite; its weights are no good")
-        return (pixels.clip(0, 1) * 255).round().astype(np.uint8), output.correspondences or []
+        return (pixels.clip(0, 1) * 255).round().astype(np.uint8), output.correspondences
 
     def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
         """The start of the sampler, (n, 4, h, w), the same with and without a reference.

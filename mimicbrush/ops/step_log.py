@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mimicbrush.ops.files import write_aside
 
@@ -31,7 +32,7 @@ class StepLog:
             file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
-def read_steps(path: Path) -> list[dict[str, object]]:
+def read_steps(path: Path) -> list[dict[str, Any]]:
     """The lines of such a file, without one that is being written or was cut short; none where there is no file."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]

@@ -108,6 +108,15 @@ def test_frozen_networks_in_half_precision_are_evaluated_too(mined: Path, tmp_pa
     assert evaluate(pipeline, 1).figures["heldout/n"] == 2
 
 
+def test_without_a_reference_unet_the_correspondence_is_left_out(mined: Path, tmp_path: Path) -> None:
+    chosen = options(f"data.root={mined}", "eval.max_pairs=2", "+ablation=reference_clip")
+    sources, _ = assembly.read_sources(chosen.data)
+    evaluate = assembly.build_evaluation(chosen, sources, tmp_path, Accelerator(cpu=True))
+    assert evaluate is not None
+    table = evaluate(pipeline_of(chosen), 1).table
+    assert len(table) == 2 and "model" in table[0].pictures and "correspondence" not in table[0].pictures
+
+
 def test_of_several_folders_what_each_holds_out_and_nothing_that_another_trains_on(mined: Path, tmp_path: Path) -> None:
     alone, notes = pairs_and_notes(options(f"data.root={mined}"))
     assert alone == {pair.pair_id for pair in split_pairs(read_manifest(mined), "heldout") if pair.kind == "video"}

@@ -60,6 +60,8 @@ def shard() -> None:
             transformer_cls_names_to_wrap=["BasicTransformerBlock", "ResnetBlock2D"],
             cpu_ram_efficient_loading=False,
         )
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
         accelerator.state.distributed_type = DistributedType.FSDP
         return accelerator
 
