@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.errors import DataError, InputError, MimicBrushError, WeightsError
+from mimicbrush.errors import CheckpointError, DataError, InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PretrainedModel, ToyModel
 from mimicbrush.models.weights import find_weights
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mimicbrush.models.parts import Parts
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.training.method import Trainee
+    from mimicbrush.training.publisher import Weights
     from mimicbrush.types import TrainBatch
 
 
@@ -71,8 +72,13 @@ def register_schemas() -> None:
     store.store(group="eval", name="schema", node=DuringTrainingOptions)
 
 
-def train(config: DictConfig, run_dir: Path) -> int:
+def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> int:
     """Train as configured, and leave everything in `run_dir`.
+
+    Args:
+        config: see `TrainConfig`.
+        run_dir: takes the place of the one in `config`.
+        stay_connected: leave several processes as they are connected, for another run: torch connects them but once.
 
     Returns:
         The exit status: 0, or that of a process which a signal ended.
@@ -105,9 +111,10 @@ def train(config: DictConfig, run_dir: Path) -> int:
     from mimicbrush.training.loop import Outside
     from mimicbrush.training.loop import train as run_training
     from mimicbrush.training.meters import Meters, finite_or_none
-    from mimicbrush.training.method import FrozenEncoders, Trainee
+    from mimicbrush.training.method import FrozenEncoders
+    from mimicbrush.training.publisher import Publisher
     from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
-    from mimicbrush.training.trackers import start_tracker
+    from mimicbrush.training.trackers import log_pictures, start_tracker
     from mimicbrush.training.trained_parts import choose_trained
 
     # 2. Where it goes on.
@@ -123,27 +130,34 @@ def train(config: DictConfig, run_dir: Path) -> int:
     parts = build_parts(options.model, options.seed)
     half = half_precision(options.train.mixed_precision)
     encoders = FrozenEncoders(parts, options.model).to(accelerator.device, half)
-    trainee = Trainee(
-        parts.unet,
-        parts.reference_unet,
-        parts.image_projector,
-        parts.depth_projector,
-        size_px=options.model.size_px,
-        reference_blend=options.model.reference_blend,
-        reference_timestep=options.model.reference_timestep,
-    )
+    trainee = build_trainee(parts, options.model)
     choose_trained(dict(trainee.named_children()), options.train)
-    publisher = Publisher(trainee, parts, sources, options)
+    training_data = {
+        "heldout_ratio": options.data.heldout_ratio,
+        "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
+    }
+    publisher = Publisher(trainee, parts, options.model, options.train, training_data)
     flop = training_flop(trainee, encoders)
     apply_speedups(trainee, options.train, accelerator.device)
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_run, resolve=True))
+        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
+        (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
 
-    # 4. The run.
+    # 4. The evaluation on the way.
+    first_step = 0 if found is None else checkpoints.read_state(found)["step"]
+    evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step)
+
+    def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
+        assert evaluate is not None
+        result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
+        log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
+        return result.figures
+
+    # 5. The run.
     passes = accelerator.gradient_accumulation_steps
     for note in notes:
         accelerator.print(f"note: {note}")
@@ -157,7 +171,7 @@ def train(config: DictConfig, run_dir: Path) -> int:
         encoders=encoders,
         noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(sources, options, accelerator),
-        outside=Outside(publisher.export),
+        outside=Outside(publisher.export, evaluate_weights if evaluate else None, options.eval.every_steps),
         options=options.train,
         meters=Meters(
             accelerator.device,
@@ -172,11 +186,15 @@ def train(config: DictConfig, run_dir: Path) -> int:
         identity=identity,
         resume_from=found,
     )
-    accelerator.end_training()
+    if stay_connected:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    else:
+        accelerator.end_training()
     if outcome.signal:
         accelerator.print(
             f"stopped by signal {outcome.signal} after step {outcome.step} of {options.train.max_steps}; saved. "
-            "train.resume=latest goes on"
+            f"train.resume=latest goes on; python scripts/export_run.py {run_dir} makes a pipeline of it"
         )
         return EXIT_STATUS[outcome.signal]
     if accelerator.is_main_process and outcome.step >= options.train.max_steps:
@@ -188,6 +206,79 @@ def train(config: DictConfig, run_dir: Path) -> int:
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )
     return 0
+
+
+#: What a run leaves in its folder for whoever exports it.
+CONFIG_FILE, TRAINING_DATA_FILE = "config.yaml", "training_data.json"
+
+
+def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True) -> Path:
+    """A pipeline of a checkpoint of a run, whether the run is over or goes on.
+
+    Args:
+        run_dir: of the run.
+        checkpoint: "latest" for the newest that verifies, or its folder.
+        output: the pipeline folder; an older one is replaced when the new one is whole.
+        average: the averaged weights, or those of the last step.
+
+    Returns:
+        The checkpoint that was taken.
+
+    Raises:
+        InputError: the folder is none of a run, or `output` holds something else.
+        CheckpointError: there is no good checkpoint, or no average in it.
+        WeightsError: the frozen networks, which checkpoints do not hold, are absent.
+    """
+    for name in (CONFIG_FILE, TRAINING_DATA_FILE):
+        if not (run_dir / name).is_file():
+            raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
+    if output.exists() and not (output / "model_index.json").is_file():
+        raise InputError(f"{output} exists and is no pipeline folder; name another")
+
+    from mimicbrush.training import checkpoints
+
+    if checkpoint == "latest":
+        found = checkpoints.find_checkpoint(run_dir / "checkpoints", "latest")
+    else:
+        found = checkpoints.checked(Path(checkpoint))
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet")
+
+    from mimicbrush.training.publisher import Publisher
+    from mimicbrush.training.state import saved_weights
+    from mimicbrush.training.trained_parts import choose_trained
+
+    config = OmegaConf.load(run_dir / CONFIG_FILE)
+    model = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
+    train = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
+    parts = build_parts(model, config.seed)
+    trainee = build_trainee(parts, model)
+    training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
+    publisher = Publisher(trainee, parts, model, train, training_data)
+    choose_trained(dict(trainee.named_children()), train)
+    publisher.export(saved_weights(found, trainee, average=average), output)
+    return found
+
+
+def _model_schema(model: DictConfig) -> type[ModelOptions]:
+    """Which of the schemas a saved configuration was made of: the one that has all of its options."""
+    schemas = (ToyModel, PretrainedModel)
+    return next(schema for schema in schemas if {each.name for each in fields(schema)} == set(model))
+
+
+def build_trainee(parts: Parts, model: ModelOptions) -> Trainee:
+    """The networks that are trained, as one."""
+    from mimicbrush.training.method import Trainee
+
+    return Trainee(
+        parts.unet,
+        parts.reference_unet,
+        parts.image_projector,
+        parts.depth_projector,
+        size_px=model.size_px,
+        reference_blend=model.reference_blend,
+        reference_timestep=model.reference_timestep,
+    )
 
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
@@ -491,81 +582,3 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
         )
         return [], notes
     return pairs, notes
-
-
-class Publisher:
-    """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
-
-    Args:
-        trainee: the trained networks, before they are sharded; only their shapes are looked at.
-        parts: all networks; the frozen ones are saved as they are.
-        sources: what is trained on.
-        options: of the run.
-    """
-
-    def __init__(self, trainee: Trainee, parts: Parts, sources: Sequence[Source], options: TrainConfig) -> None:
-        self.parts, self.options = parts, options
-        self.made_of: dict[str, tuple[Any, Any]] = {
-            name: (type(module), module.config) for name, module in trainee.named_children()
-        }
-        self.training_data = {
-            "heldout_ratio": options.data.heldout_ratio,
-            "source_hashes": [f"{key:016x}" for key in source_keys(sources)],
-        }
-
-    def pipeline(
-        self, weights: Iterable[tuple[str, torch.Tensor]], device: str = "cpu", adapters: Path | None = None
-    ) -> MimicBrushPipeline:
-        """A pipeline with copies of these weights (name in `Trainee` -> tensor), in float32, adapters merged.
-
-        Args:
-            weights: all of them.
-            device: for the copies.
-            adapters: a folder to write adapters into, where there are any.
-        """
-        import torch
-
-        from mimicbrush.models.schedule import noise_scheduler
-        from mimicbrush.pipelines import MimicBrushPipeline
-        from mimicbrush.training.trained_parts import choose_trained, merge_adapters
-
-        with torch.device("meta"):
-            modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
-            choose_trained(modules, self.options.train)
-        for name, module in modules.items():
-            modules[name] = module.to_empty(device=device)
-        for name, tensor in weights:
-            part, _, rest = name.partition(".")
-            modules[part].get_parameter(rest).data.copy_(tensor)
-        merge_adapters(modules, adapters)
-        model, train = self.options.model, self.options.train
-        return MimicBrushPipeline(
-            **{**vars(self.parts), **modules},
-            scheduler=noise_scheduler(train.prediction_type),
-            reference_blend=model.reference_blend,
-            reference_timestep=model.reference_timestep,
-            depth_convention=model.depth_convention,
-            no_depth_convention=model.no_depth_convention,
-            letterbox_order=model.letterbox_order,
-            default_num_inference_steps=train.default_num_inference_steps,
-            default_guidance_scale=train.default_guidance_scale,
-        )
-
-    def export(self, weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
-        """Save such a pipeline. Every process must call it; the main one writes."""
-        from accelerate import PartialState
-
-        from mimicbrush.ops.files import replace_folder
-        from mimicbrush.pipelines.load import quiet_libraries
-
-        quiet_libraries()
-        if not PartialState().is_main_process:
-            for _ in weights:  # sharded tensors are put together by all
-                pass
-            return
-
-        def write(aside: Path) -> None:
-            self.pipeline(weights, adapters=aside / "adapters").save_pretrained(aside)
-            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
-
-        replace_folder(folder, write)
