@@ -76,8 +76,13 @@ def register_schemas() -> None:
     store.store(group="eval", name="schema", node=DuringTrainingOptions)
 
 
-def train(config: DictConfig, run_dir: Path) -> int:
+def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> int:
     """Train as configured, and leave everything in `run_dir`.
+
+    Args:
+        config: see `TrainConfig`.
+        run_dir: takes the place of the one in `config`.
+        stay_connected: leave several processes as they are connected, for another run: torch connects them but once.
 
     Returns:
         The exit status: 0, or that of a process which a signal ended.
@@ -184,7 +189,11 @@ def train(config: DictConfig, run_dir: Path) -> int:
         identity=identity,
         resume_from=found,
     )
-    accelerator.end_training()
+    if stay_connected:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    else:
+        accelerator.end_training()
     if outcome.signal:
         accelerator.print(
             f"stopped by signal {outcome.signal} after step {outcome.step} of {options.train.max_steps}; saved. "

@@ -81,7 +81,8 @@ def train_job(config: DictConfig) -> None:
     """Train one job of a sweep. That it failed is put down in its folder, and the others go on.
 
     Raises:
-        SystemExit: a signal ended the training; this ends the whole sweep, which the same command goes on with.
+        SystemExit: a signal ended the training, or one of several processes that train together failed, without which
+            the others cannot go on. This ends the whole sweep; the same command goes on with it.
     """
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
@@ -89,19 +90,20 @@ def train_job(config: DictConfig) -> None:
         config.train.resume = "latest"
     _put_down_job(config, run_dir)
     (run_dir / FAILED_FILE).unlink(missing_ok=True)
+    _connect_tasks()
+    status = 0
     try:
-        status = assembly.train(config, run_dir)
+        status = assembly.train(config, run_dir, stay_connected=True)
     except MimicBrushError as error:
         print(f"error: {run_dir.name}: {error}", file=sys.stderr)
-        _put_down_failure(run_dir, str(error))
+        status = _put_down_failure(run_dir, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told, put down, and no reason to leave the others
         traceback.print_exc()
-        _put_down_failure(run_dir, f"{type(error).__name__}: {error}")
-    else:
-        if status:
-            raise SystemExit(status)
+        status = _put_down_failure(run_dir, f"{type(error).__name__}: {error}")
     finally:
         _clear_up()
+    if status:
+        raise SystemExit(status)
 
 
 def _put_down_job(config: DictConfig, run_dir: Path) -> None:
@@ -112,8 +114,28 @@ def _put_down_job(config: DictConfig, run_dir: Path) -> None:
         write_aside(path, lambda aside: aside.write_text(text))
 
 
-def _put_down_failure(run_dir: Path, error: str) -> None:
+def _put_down_failure(run_dir: Path, error: str) -> int:
+    """Returns the status to end with, 0 where the sweep can go on."""
     write_aside(run_dir / FAILED_FILE, lambda aside: aside.write_text(json.dumps({"error": error})))
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0
+    print(
+        f"error: the sweep ends with {run_dir.name}, for its other processes may wait for this one; leave this job out "
+        "to go on with the others",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _connect_tasks() -> None:
+    """Tell the tasks of a submitit job of each other, as torchrun would (``hydra.launcher.tasks_per_node=8``)."""
+    if "SUBMITIT_EXECUTOR" not in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def _is_first_process() -> bool:
@@ -124,7 +146,8 @@ def _clear_up() -> None:
     """Leave the process to the next job as if it were new: it may want another precision, or all of the memory."""
     accelerate_state, wandb, torch = (sys.modules.get(name) for name in ("accelerate.state", "wandb", "torch"))
     if accelerate_state is not None:
-        accelerate_state.AcceleratorState._reset_state()  # the processes stay connected
+        connected = torch is not None and torch.distributed.is_initialized()
+        accelerate_state.AcceleratorState._reset_state(reset_partial_state=not connected)
     if wandb is not None and wandb.run is not None:  # of a job that failed: the next would go on with its run
         wandb.finish(exit_code=1)
     gc.collect()

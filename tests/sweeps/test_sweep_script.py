@@ -147,6 +147,25 @@ def test_jobs_in_processes_side_by_side(sweep: Sweep) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "submitit"])
+def test_processes_that_share_each_job(sweep: Sweep, launcher: str) -> None:
+    options = ["train.max_steps=2", "+ablation=full,grid_050", "eval=heldout", "eval.num_inference_steps=1"]
+    if launcher == "torchrun":
+        sweep.command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    else:
+        options += ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
+    done = sweep.run(*options)
+    assert done.returncode == 0, done.stderr
+    assert sweep.table() == {f"{name}-seed0": ("complete", 2) for name in ("full", "grid_050")}
+    said = done.stdout + "".join(log.read_text() for log in sweep.folder.glob(".submitit/*/*_log.out"))
+    assert said.count("2 process(es) on cpu") == 2
+    lines = (sweep.folder / "full-seed0" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2  # of one process
+    heldout = (sweep.folder / "full-seed0" / "heldout" / "heldout.jsonl").read_text().splitlines()
+    assert [json.loads(line)["heldout/n"] for line in heldout] == [6]
+
+
+@pytest.mark.slow
 def test_jobs_of_one_process_may_want_different_precisions(sweep: Sweep) -> None:
     done = sweep.run("train.max_steps=2", "train.mixed_precision=no,bf16")
     assert done.returncode == 0, done.stderr
