@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mimicbrush import assembly
+from mimicbrush.assembly import sweeps
 from mimicbrush.errors import run_plainly
-from mimicbrush.sweeps import jobs
 
 assembly.register_schemas()
 
@@ -18,7 +18,7 @@ assembly.register_schemas()
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        jobs.train_job(config)
+        sweeps.train_job(config)
     else:
         run_plainly(lambda: sys.exit(assembly.train(config, Path(config.run_dir))))
 
