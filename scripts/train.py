@@ -1,8 +1,8 @@
 """Train: python scripts/train.py +experiment=NAME data.root=MINED [+ablation=NAME] [GROUP=NAME] [OPTION=VALUE ...]
 
 --cfg job prints every option and its value (what each means: mimicbrush/{data,models,training,evaluation}/options.py);
--m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1; --hydra-help tells the rest. docs/TRAINING.md has
-the commands for one GPU, eight, and clusters.
+-m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1; --hydra-help tells the rest. docs/TRAINING.md
+has the commands for one GPU, eight, and clusters.
 """
 
 import sys
