@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -173,7 +173,11 @@ class StepSetting:
             autocast=self.autocast,
         )
 
-    def steps(self, training: OurTraining | CommonTraining) -> Side:
+    def makers(self) -> tuple[Callable[[], Side], Callable[[], Side]]:
+        """What makes ours, and the peer, as sides."""
+        return lambda: self._steps(self.ours()), lambda: self._steps(self.peer())
+
+    def _steps(self, training: OurTraining | CommonTraining) -> Side:
         """One step after another on the same samples, which come from the CPU: loss, and norm of the gradients."""
         import torch
 
@@ -198,7 +202,7 @@ def train_step() -> Iterator[Case]:
     own, peer = full_size_step()
     print(f"a sample at full size, with drops: {own:.2f} TFLOP, peer {peer:.2f}")
     with memory_kept():
-        ours, other = SMALL.steps(SMALL.ours()), SMALL.steps(SMALL.peer())
+        ours, other = (make() for make in SMALL.makers())
         # Both move their weights at every step; the loss, about 1, and the norm after the first are compared.
         yield Case("8 samples", ours, other, 1e-4, 5, peer / own, items=SMALL.batch_size, cpu_time=True)
 
@@ -222,21 +226,25 @@ def train_step_cases(device: str, timed: StepSetting, exact: StepSetting) -> Ite
     """
     lean = {"low_precision_norms": True}
     for batch_size, options in ((8, {}), (8, lean), (8, {**lean, "compile": True}), (16, lean), (32, lean)):
-        setting = replace(timed, device=device, batch_size=batch_size, options=options)
         if device == "cuda" and not _fits(batch_size):
             continue
-        small = replace(exact, device=device)
+        ours, peer = replace(timed, device=device, batch_size=batch_size, options=options).makers()
+        exactly = replace(exact, device=device, options=options).makers()
         yield Case(
             ", ".join([f"{batch_size} samples", *options]),
-            Made(lambda setting=setting: setting.steps(setting.ours())),
-            Made(lambda setting=setting: setting.steps(setting.peer())),
+            Made(ours),
+            Made(peer),
             1e-3,
             rounds=10,
-            equality=(lambda: small.steps(small.ours())(), lambda: small.steps(small.peer())()),
+            equality=(_made_once(exactly[0]), _made_once(exactly[1])),
             items=batch_size,
             counts={},
             apart=True,
         )
+
+
+def _made_once(make: Callable[[], Side]) -> Side:
+    return lambda: make()()
 
 
 def _fits(batch_size: int) -> bool:
@@ -277,7 +285,7 @@ def optimizer() -> Iterator[Case]:
     """Adam and the average of the weights: fused and all at once, against one tensor at a time"""
     with memory_kept():
         sides = optimizer_sides((64, 128, 256, 256))
-        yield Case("75 million weights", *sides, 1e-6, rounds=15, counts={}, cpu_time=True)
+        yield Case("two U-Nets of 64 to 256 channels", *sides, 1e-6, rounds=15, counts={}, cpu_time=True)
 
 
 def optimizer_sides(block_out_channels: tuple[int, ...]) -> tuple[Side, Side]:

@@ -1,0 +1,39 @@
+"""The memory of activations, see `measurements.activations`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from measurements.harness import Counted
+
+#: A plain SD-1.5 U-Net with 257 tokens of context, GiB per sample (../shared/REFERENCE.md, section 7).
+EXPECTED_GIB = {"norms in float32": 1.17, "norms in half precision": 0.88}
+
+
+def memory() -> Iterator[Counted]:
+    """what a sample keeps for the backward pass at full size, by network and option: ours, and the loop people write"""
+    from measurements.activations import MemorySetting, plain_unet_gib, step_gib
+
+    for title, expected_gib in EXPECTED_GIB.items():
+        setting = MemorySetting(options={"low_precision_norms": title == "norms in half precision"})
+        yield Counted(
+            f"a U-Net that reads no reference, {title}",
+            lambda setting=setting, expected_gib=expected_gib: _beside(plain_unet_gib(setting), expected_gib),
+        )
+    for peer, *names in (
+        (False,),
+        (False, "low_precision_norms"),
+        (False, "activation_checkpointing"),
+        (False, "low_precision_norms", "activation_checkpointing"),
+        (True,),
+        (True, "activation_checkpointing"),
+    ):
+        setting = MemorySetting(peer, dict.fromkeys(names, True))
+        yield Counted(
+            f"{'peer' if peer else 'ours'}, {', '.join(names) or 'no option'}",
+            lambda setting=setting: step_gib(setting),
+        )
+
+
+def _beside(found_gib: float, expected_gib: float) -> dict[str, float]:
+    return {"unet_gib": found_gib, "expected_gib": expected_gib, "found_over_expected": found_gib / expected_gib}
