@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from measurements.editing import edit, edit_gpu, read_block
-from measurements.harness import Measurement, compare
+from measurements.harness import Counted, Measurement, compare
+from measurements.memory import memory
 from measurements.mining import mining
 from measurements.samples import samples
 from measurements.training import dropped_references
+from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
 
 from mimicbrush.errors import run_plainly
 
@@ -26,9 +28,14 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
     "edit": edit,
     "edit_gpu": edit_gpu,
+    "encoders": encoders,
+    "memory": memory,
     "mining": mining,
+    "optimizer": optimizer,
     "read_block": read_block,
     "samples": samples,
+    "train_step": train_step,
+    "train_step_gpu": train_step_gpu,
 }
 
 
@@ -47,7 +54,10 @@ def main() -> None:
 
     cases = []
     for case in MEASUREMENTS[arguments.name]():
-        cases.append(compare(case, arguments.rounds or case.rounds))
+        if isinstance(case, Counted):
+            cases.append({"case": case.case, **case.figures()})
+        else:
+            cases.append(compare(case, arguments.rounds or case.rounds))
         print(f"{arguments.name}, {case.case}")
         for name, value in list(cases[-1].items())[1:]:
             print(f"{name:>22}  {value:.4g}" if isinstance(value, float) else f"{name:>22}  {value}", flush=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mimicbrush.assembly.sweep_table import print_table
 from mimicbrush.errors import run_plainly
-from mimicbrush.sweeps.table import print_table
 
 
 def main() -> None:

@@ -28,10 +28,22 @@ def resize_like_pillow(values: torch.Tensor, size_px: int) -> torch.Tensor:
     """
     pixels = values.double()
     for axis in (-1, -2):  # Pillow's order: along the rows first
-        weights = torch.from_numpy(_weights(pixels.shape[axis], size_px)).to(pixels.device)
+        weights = _weights_beside(pixels, pixels.shape[axis], size_px)
         sums = torch.tensordot(pixels.movedim(axis, -1), weights, dims=([-1], [1])).movedim(-1, axis)
         pixels = ((sums + 2.0 ** (_WEIGHT_BITS - 1)) * 2.0**-_WEIGHT_BITS).floor().clamp(0, 255)
     return pixels
+
+
+def _weights_beside(pixels: torch.Tensor, old: int, new: int) -> torch.Tensor:
+    """The weights on the device of the pixels, brought there once: the copy waits for all that a GPU has to do."""
+    if type(pixels) is torch.Tensor:
+        return _weights_on(pixels.device, old, new)
+    return torch.from_numpy(_weights(old, new)).to(pixels.device)  # tensors without content are not kept
+
+
+@functools.lru_cache(maxsize=64)
+def _weights_on(device: torch.device, old: int, new: int) -> torch.Tensor:
+    return torch.from_numpy(_weights(old, new)).to(device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,9 +6,13 @@ may build what it needs before its first case; a generator can clear that away a
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +20,14 @@ import numpy as np
 
 from mimicbrush.errors import MimicBrushError
 
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
 #: Does the work once, and returns what must be equal: an array, a tensor, bytes or a text, or a sequence of these.
 Side = Callable[[], Any]
 #: Runs a side once, and says how much of something that took.
 Count = Callable[[Side], float]
-Measurement = Callable[[], Iterable["Case"]]
+Measurement = Callable[[], Iterable["Case | Counted"]]
 
 
 def count_flops(work: Side) -> int:
@@ -30,6 +37,32 @@ def count_flops(work: Side) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+class Made:
+    """A side that is made when it is first called, and can be dropped again.
+
+    Args:
+        make: makes it.
+    """
+
+    def __init__(self, make: Callable[[], Side]) -> None:
+        self._make = make
+        self._side: Side | None = None
+
+    def __call__(self) -> Any:
+        """Run it."""
+        if self._side is None:
+            self._side = self._make()
+        return self._side()
+
+    def drop(self) -> None:
+        """Free what it holds."""
+        import torch
+
+        self._side = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @dataclass
@@ -46,6 +79,9 @@ class Case:
         items: samples, clips, ... that one run of a side is; times and counts are given per item.
         counts: name -> count, made of both sides in runs that are not timed.
         figures: further figures of the case, asked for after it was timed.
+        cpu_time: also compare the time that this process computed, which other processes on the machine leave as it is.
+        apart: the sides, two `Made`, do not fit into memory together: they take no turns, one is dropped before the
+            other is made. Equality must be given.
     """
 
     case: str
@@ -58,6 +94,21 @@ class Case:
     items: int = 1
     counts: Mapping[str, Count] = field(default_factory=lambda: {"flop": count_flops})
     figures: Callable[[], Mapping[str, object]] = dict
+    cpu_time: bool = False
+    apart: bool = False
+
+
+@dataclass
+class Counted:
+    """Something that is counted, not run: it takes no time, and computes nothing that could be compared.
+
+    Attributes:
+        case: its name.
+        figures: counts it.
+    """
+
+    case: str
+    figures: Callable[[], Mapping[str, object]]
 
 
 def compare(case: Case, rounds: int) -> dict[str, object]:
@@ -69,26 +120,29 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
     Raises:
         MimicBrushError: the results differ by more than the tolerance: then no speed is worth reporting.
     """
-    results = case.ours(), case.peer()  # also the warm-up
-    on_gpu = bool(getattr(results[0], "is_cuda", False))
+    results = (case.ours(), case.peer()) if not case.apart else ()  # also the warm-up
     if case.equality:
         results = case.equality[0](), case.equality[1]()
+    on_gpu = any(getattr(result, "is_cuda", False) for result in results)
     difference = largest_difference(*results)
     if not difference <= case.tolerance:
         raise MimicBrushError(
             f"{case.case}: ours and the peer differ by {difference:.3g}, allowed are {case.tolerance:.3g}"
         )
     counted = _counted(case)
-    seconds, memory = _timed(case, rounds, on_gpu)
+    seconds, cpu_seconds, memory = _timed(case, rounds, on_gpu)
     own, others = (statistics.median(times) / case.items for times in seconds)
+    own_cpu, others_cpu = (statistics.median(times) / case.items for times in cpu_seconds)
     return {
         "case": case.case,
         "time_ratio": others / own,
+        **({"cpu_time_ratio": others_cpu / own_cpu} if case.cpu_time else {}),
         **{f"{name}_ratio": peer / own for name, (own, peer) in counted.items() if own},
         **_full_size_ratio(case, counted),
         "max_abs_diff": difference,
         "ours_ms": own * 1e3,
         "peer_ms": others * 1e3,
+        **({"ours_cpu_ms": own_cpu * 1e3, "peer_cpu_ms": others_cpu * 1e3} if case.cpu_time else {}),
         **{f"{side}_{name}": count for name, both in counted.items() for side, count in _named(both)},
         "items": case.items,
         "rounds": rounds,
@@ -127,22 +181,56 @@ def _named(both: tuple[float, float]) -> Iterable[tuple[str, float]]:
     return zip(("ours", "peer"), both, strict=True)
 
 
-def _timed(case: Case, rounds: int, on_gpu: bool) -> tuple[tuple[list[float], list[float]], dict[str, float]]:
-    """Seconds of every run of ours and of the peer, and the peak memory of both on a GPU."""
+#: Of every run of ours, and of the peer.
+Seconds = tuple[list[float], list[float]]
+
+
+def _timed(case: Case, rounds: int, on_gpu: bool) -> tuple[Seconds, Seconds, dict[str, float]]:
+    """Seconds by the clock and of this process's computing, and the peak memory of both on a GPU."""
     import torch
 
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: Seconds = ([], [])
+    cpu_seconds: Seconds = ([], [])
     peaks = [0, 0]
-    for _ in range(rounds):
-        for number, side in enumerate((case.ours, case.peer)):
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            side()
-            if on_gpu:
-                torch.cuda.synchronize()
-                peaks[number] = torch.cuda.max_memory_allocated()
-            seconds[number].append(time.perf_counter() - start)
+    turns = [0] * rounds + [1] * rounds if case.apart else [0, 1] * rounds
+    for turn, number in enumerate(turns):
+        side = (case.ours, case.peer)[number]
+        if case.apart and turn in (0, rounds):
+            if turn:
+                case.ours.drop()
+            side()  # the warm-up
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        side()
+        if on_gpu:
+            torch.cuda.synchronize()
+            peaks[number] = torch.cuda.max_memory_allocated()
+        seconds[number].append(time.perf_counter() - start)
+        cpu_seconds[number].append(time.process_time() - cpu_start)
+    if case.apart:
+        case.peer.drop()
     memory = {"ours_peak_gib": peaks[0] / 2**30, "peer_peak_gib": peaks[1] / 2**30} if on_gpu else {}
-    return seconds, memory
+    return seconds, cpu_seconds, memory
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let the C library keep freed memory, as PyTorch keeps that of a GPU, where it is glibc.
+
+    By itself it gives large blocks back, and the system clears every page of them anew at the next use: half of the time
+    of a training step on pictures of 256 px.
+    """
+    is_glibc = platform.libc_ver()[0] == "glibc"
+    libc = ctypes.CDLL(None) if is_glibc else None
+    if libc is not None:
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.mallopt(_M_MMAP_MAX, 65536)  # glibc's own values
+            libc.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+            libc.malloc_trim(0)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from toy_run import everything, forget_accelerate, metrics, train
 
-from mimicbrush import assembly
+from mimicbrush.assembly import run
 from mimicbrush.training import checkpoints, loop
 
 
@@ -24,7 +24,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 def let_fp16_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch, initial_scale: float) -> None:
-    honest = assembly.make_accelerator
+    honest = run.make_accelerator
 
     def with_scaler(options: Any, run_dir: Path) -> Accelerator:
         forget_accelerate()
@@ -35,7 +35,7 @@ def let_fp16_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch, initial_scale: float)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=initial_scale, growth_interval=2)
         return accelerator
 
-    monkeypatch.setattr(assembly, "make_accelerator", with_scaler)
+    monkeypatch.setattr(run, "make_accelerator", with_scaler)
 
 
 def losses(run_dir: Path) -> list[float]:

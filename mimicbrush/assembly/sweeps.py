@@ -20,9 +20,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from mimicbrush import assembly
+from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
 from mimicbrush.errors import MimicBrushError
 from mimicbrush.ops.files import write_aside
-from mimicbrush.sweeps.table import FAILED_FILE, JOB_FILE, print_table
 
 #: Hydra writes it when a sweep begins.
 _SWEEP_FILE = "multirun.yaml"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mimicbrush.sweeps.jobs import subdir_for
+from mimicbrush.assembly.sweeps import subdir_for
 
 PLAIN = "${run_name}-seed${seed}"
 

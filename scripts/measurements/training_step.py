@@ -1,0 +1,309 @@
+"""A whole training step, its encoders and its optimizer: against the loop that people write today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from measurements.harness import Case, Made, Side, count_flops, memory_kept
+
+from mimicbrush.errors import MimicBrushError
+
+if TYPE_CHECKING:
+    import torch
+    from peers.common_training import CommonTraining
+
+    from mimicbrush.models.parts import Parts
+    from mimicbrush.training.draws import Draws
+    from mimicbrush.training.method import Conditions, FrozenEncoders, Trainee
+    from mimicbrush.types import TrainBatch
+
+LEARNING_RATE, MAX_GRAD_NORM, EMA_DECAY = 1e-5, 1.0, 0.9999
+FULL_SIZE_PX, FULL_WIDTHS = 512, (320, 640, 1280, 1280)
+
+
+class OurTraining:
+    """A step as `training.loop.train` makes it, without loader, logs and checkpoints."""
+
+    def __init__(self, trainee: Trainee, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
+        import torch
+        from diffusers.training_utils import EMAModel
+
+        from mimicbrush.models.schedule import noise_scheduler
+
+        self.trainee, self.encoders, self.autocast = trainee.train(), encoders, autocast
+        self.noise_scheduler = noise_scheduler()
+        self.adam: torch.optim.Optimizer | None = None
+        if not next(trainee.parameters()).is_meta:
+            self.trained = trainee.trained_parameters()
+            self.adam = torch.optim.Adam(self.trained.values(), lr=LEARNING_RATE, fused=True)
+            self.average = EMAModel(self.trained.values(), decay=EMA_DECAY, foreach=True)
+
+    def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
+        """Pixels -> conditions."""
+        return self.encoders.encode(batch, draws)
+
+    def loss_and_gradients(self, batch: TrainBatch, draws: Draws) -> torch.Tensor:
+        """() loss; the gradients are where the optimizer looks for them."""
+        import torch
+
+        from mimicbrush.training.method import denoising_loss
+
+        conditions = self.encode(batch, draws)
+        device = batch.source.device.type
+        with torch.autocast(device, self.autocast) if self.autocast else nullcontext():
+            loss = denoising_loss(self.trainee, self.noise_scheduler, conditions, draws).total
+        loss.backward()
+        return loss.detach()
+
+    def step(self, batch: TrainBatch, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step: loss, and the norm of the gradients."""
+        from torch import nn
+
+        from mimicbrush.training.meters import gradient_norms
+
+        assert self.adam is not None
+        loss = self.loss_and_gradients(batch, draws)
+        norm = gradient_norms(self.trainee, self.trained)["gradient_norm"]
+        nn.utils.clip_grads_with_norm_(self.trained.values(), MAX_GRAD_NORM, norm)
+        self.adam.__dict__.update(grad_scale=None, found_inf=(~norm.isfinite()).float())
+        self.adam.step()
+        self.adam.zero_grad()
+        self.average.step(self.trained.values())
+        return loss, norm
+
+
+@dataclass
+class StepSetting:
+    """A training step on random weights and pictures, ours and the peer's. Built twice, it is the same.
+
+    Attributes:
+        size_px, block_out_channels: of the model, see `random_parts`.
+        batch_size: samples. One of eight has no reference, every other one no depth map (paper: 10 % and 50 %).
+        device: "meta" to count only.
+        half: mixed precision and encoders in bfloat16.
+        options: of ours, those of `TrainOptions` that are about speed.
+    """
+
+    size_px: int = FULL_SIZE_PX
+    block_out_channels: tuple[int, ...] = FULL_WIDTHS
+    batch_size: int = 8
+    device: str = "cpu"
+    half: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def inputs(self) -> tuple[TrainBatch, Draws]:
+        """Batch and draws on the CPU, as the loader gives them."""
+        import torch
+
+        from mimicbrush.training.draws import Draws
+        from mimicbrush.types import TrainBatch
+
+        numbers = torch.Generator().manual_seed(0)
+        shape = (2, self.batch_size, 3, self.size_px, self.size_px)
+        pictures = torch.randint(0, 256, shape, generator=numbers).float() / 127.5 - 1
+        mask = (torch.rand(self.batch_size, 1, *shape[-2:], generator=numbers) > 0.5).float()
+        keys = torch.arange(self.batch_size)
+        side = self.size_px // 8
+        draws = Draws.for_keys(
+            keys, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.0, depth_drop_ratio=0.0
+        )
+        keep_reference, keep_depth = keys % 8 != 1, keys % 2 == 0
+        draws = replace(
+            draws,
+            keep_reference=keep_reference,
+            keep_depth=keep_depth,
+            reference_rows=keep_reference.nonzero()[:, 0],
+            depth_rows=keep_depth.nonzero()[:, 0],
+        )
+        return TrainBatch(*pictures, mask, keys, keys), draws
+
+    def networks(self) -> Parts:
+        """All parts, on the device, the frozen ones in the type that they run in."""
+        import torch
+
+        from mimicbrush.models.parts import random_parts
+
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            parts = random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels)
+        for part in (parts.vae, parts.image_encoder, parts.depth_estimator):
+            torch.nn.Module.to(part, self.autocast or torch.float32).requires_grad_(False).eval()
+        return parts
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The half type, where there is one."""
+        import torch
+
+        return torch.bfloat16 if self.half else None
+
+    def ours(self) -> OurTraining:
+        """Ours, freshly made."""
+        import torch
+
+        from mimicbrush.models.options import ModelOptions
+        from mimicbrush.training.method import FrozenEncoders, Trainee
+        from mimicbrush.training.options import TrainOptions
+        from mimicbrush.training.speedups import apply_speedups
+
+        parts, device = self.networks(), torch.device(self.device)
+        trainee = Trainee(
+            parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
+        )
+        apply_speedups(trainee, TrainOptions(**self.options), device)
+        encoders = FrozenEncoders(parts, ModelOptions()).to(device, self.autocast or torch.float32)
+        return OurTraining(trainee, encoders, self.autocast)
+
+    def peer(self) -> CommonTraining:
+        """The loop that people write, freshly made."""
+        from peers.common_training import CommonTraining
+
+        from mimicbrush.models.schedule import noise_scheduler
+
+        return CommonTraining(
+            self.networks(),
+            self.size_px,
+            noise_scheduler(),
+            learning_rate=LEARNING_RATE,
+            max_grad_norm=MAX_GRAD_NORM,
+            ema_decay=EMA_DECAY,
+            autocast=self.autocast,
+        )
+
+    def steps(self, training: OurTraining | CommonTraining) -> Side:
+        """One step after another on the same samples, which come from the CPU: loss, and norm of the gradients."""
+        import torch
+
+        batch, draws = self.inputs()
+        if self.device == "cuda":
+            batch = batch.pin_memory()
+
+        def step() -> torch.Tensor:
+            device = torch.device(self.device)
+            loss, norm = training.step(batch.to(device), draws.to(device))
+            return torch.stack([torch.as_tensor(loss, device=device), norm])
+
+        return step
+
+
+#: What a CPU does in seconds, with about the shares of work of the full size.
+SMALL = StepSetting(size_px=256, block_out_channels=(32, 64, 128, 128))
+
+
+def train_step() -> Iterator[Case]:
+    """a whole training step, 32 to 128 channels at 256 px: against the loop that people write today"""
+    own, peer = full_size_step()
+    print(f"a sample at full size, with drops: {own:.2f} TFLOP, peer {peer:.2f}")
+    with memory_kept():
+        ours, other = SMALL.steps(SMALL.ours()), SMALL.steps(SMALL.peer())
+        # Both move their weights at every step; the loss, about 1, and the norm after the first are compared.
+        yield Case("8 samples", ours, other, 1e-4, 5, peer / own, items=SMALL.batch_size, cpu_time=True)
+
+
+def train_step_gpu() -> Iterator[Case]:
+    """the same on a CUDA GPU at full size, bf16: micro-batches of 8 to 32, as it comes and with our options, memory"""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MimicBrushError("train_step_gpu needs a CUDA GPU, and PyTorch sees none; `train_step` runs on a CPU")
+    yield from train_step_cases("cuda", StepSetting(half=True), SMALL)
+
+
+def train_step_cases(device: str, timed: StepSetting, exact: StepSetting) -> Iterator[Case]:
+    """Cases of `train_step_gpu`.
+
+    Args:
+        device: "cuda"; "cpu" to try it.
+        timed: what is timed, with other sizes of batches, too, where they fit.
+        exact: where equality is asserted; in float32.
+    """
+    lean = {"low_precision_norms": True}
+    for batch_size, options in ((8, {}), (8, lean), (8, {**lean, "compile": True}), (16, lean), (32, lean)):
+        setting = replace(timed, device=device, batch_size=batch_size, options=options)
+        if device == "cuda" and not _fits(batch_size):
+            continue
+        small = replace(exact, device=device)
+        yield Case(
+            ", ".join([f"{batch_size} samples", *options]),
+            Made(lambda setting=setting: setting.steps(setting.ours())),
+            Made(lambda setting=setting: setting.steps(setting.peer())),
+            1e-3,
+            rounds=10,
+            equality=(lambda: small.steps(small.ours())(), lambda: small.steps(small.peer())()),
+            items=batch_size,
+            counts={},
+            apart=True,
+        )
+
+
+def _fits(batch_size: int) -> bool:
+    """Whether so many samples fit: 40 GiB of weights, gradients, optimizer and average, 2.5 a sample."""
+    import torch
+
+    return 40 + 2.5 * batch_size < torch.cuda.get_device_properties(0).total_memory / 2**30
+
+
+def full_size_step() -> tuple[float, float]:
+    """TFLOP of a sample at 512 px, ours and the peer's, with the drops of `StepSetting`, on the meta device."""
+    import torch
+
+    setting = StepSetting(device="meta")
+    batch, draws = setting.inputs()
+    device = torch.device("meta")
+    # Counted at the second step: ours encodes "no reference" at the first only.
+    counted = []
+    for training in (setting.ours(), setting.peer()):
+        training.encode(batch.to(device), draws.to(device))
+        flop = count_flops(lambda training=training: training.loss_and_gradients(batch.to(device), draws.to(device)))
+        counted.append(flop / setting.batch_size / 1e12)
+    return counted[0], counted[1]
+
+
+def encoders() -> Iterator[Case]:
+    """what the frozen encoders make of a batch: one call of the VAE, and kept rows only, against three and all rows"""
+    with memory_kept():
+        inputs, ours, peer = SMALL.inputs(), SMALL.ours(), SMALL.peer()
+
+        def side(training: OurTraining | CommonTraining) -> Side:
+            return lambda: list(vars(training.encode(*inputs)).values())
+
+        yield Case("8 samples", side(ours), side(peer), 1e-4, rounds=5, items=SMALL.batch_size, cpu_time=True)
+
+
+def optimizer() -> Iterator[Case]:
+    """Adam and the average of the weights: fused and all at once, against one tensor at a time"""
+    with memory_kept():
+        sides = optimizer_sides((64, 128, 256, 256))
+        yield Case("75 million weights", *sides, 1e-6, rounds=15, counts={}, cpu_time=True)
+
+
+def optimizer_sides(block_out_channels: tuple[int, ...]) -> tuple[Side, Side]:
+    """A step of optimizer and average for U-Nets of these widths: returns the weights and their average."""
+    import torch
+    from diffusers.training_utils import EMAModel
+    from torch import nn
+
+    parts = StepSetting(256, block_out_channels, device="meta").networks()
+    shapes = [p.shape for unet in (parts.unet, parts.reference_unet) for p in unet.parameters()]
+    numbers = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=numbers) for shape in shapes]
+    gradients = [torch.randn(shape, generator=numbers) for shape in shapes]
+
+    def side(is_ours: bool) -> Side:
+        weights = [nn.Parameter(tensor.clone()) for tensor in start]
+        adam = torch.optim.Adam(weights, lr=LEARNING_RATE, fused=is_ours, foreach=False)
+        average = EMAModel(weights, decay=EMA_DECAY, foreach=is_ours)
+
+        def step() -> list[torch.Tensor]:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            adam.step()
+            average.step(weights)
+            return [weight.detach() for weight in weights] + average.shadow_params
+
+        return step
+
+    return side(True), side(False)
