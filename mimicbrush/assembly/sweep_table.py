@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import InputError
+from mimicbrush.evaluation.bootstrap import MIN_SOURCES
 from mimicbrush.evaluation.paper import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.ops.files import write_aside
 from mimicbrush.ops.step_log import read_steps
@@ -175,6 +176,9 @@ def as_markdown(runs: Sequence[SweepRun]) -> str:
             steps = f"{run.step} of {run.max_steps}" + ("" if run.state == "complete" else f", {run.state}")
             lines.append([row, str(run.seed), steps, *_cells(run.figures, run), *theirs])
     notes = [f"* {run.folder} failed: {run.error.splitlines()[0]}" for run in runs if run.error]
+    fewest = min((run.figures["heldout/n_sources"] for run in runs if "heldout/n_sources" in run.figures), default=None)
+    if fewest is not None and fewest < MIN_SOURCES:
+        notes.append(f"* Held-out pairs are of {fewest:g} videos only: the intervals are too narrow, and show little.")
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return "\n".join([table, "", _NOTE, *([""] if notes else []), *notes]) + "\n"
 
@@ -182,9 +186,11 @@ def as_markdown(runs: Sequence[SweepRun]) -> str:
 def _cells(figures: Mapping[str, float], run: SweepRun | None = None) -> list[str]:
     """One per column; of a single run the gain with its interval, and the step where that is not the last."""
     cells = [f"{figures[name]:.{digits}f}" if name in figures else "-" for name, (_, digits) in _COLUMNS.items()]
+    if _GAIN in figures:
+        cells[-1] = f"{figures[_GAIN]:+.2f}"
     if run is not None and _GAIN in figures:
         low, high = figures[f"{_GAIN}_ci95_low"], figures[f"{_GAIN}_ci95_high"]
-        cells[-1] = f"{figures[_GAIN]:+.2f} ({low:+.2f} to {high:+.2f})"
+        cells[-1] += f" ({low:+.2f} to {high:+.2f})"
         if run.heldout_step != run.step:
             cells[-1] += f" at step {run.heldout_step}"
     return cells

@@ -13,6 +13,7 @@ from mimicbrush.training.finished import Finished, write_finished
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = {
+    "heldout/n_sources": 9,
     "heldout/psnr": 17.0,
     "heldout/ssim": 0.5,
     "heldout/reference_gain_db": 1.5,
@@ -66,6 +67,7 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert cells(text, "grid_025")[0][1:4] == ["0", "0 of 20, failed", "-"]
     assert cells(text, "own")[0][8:] == [""] * 6
     assert "* grid_025-seed0 failed: no more memory\n" in text
+    assert "of 9 videos only" in text and "videos only" not in as_markdown([run for run in runs if run.row != "full"])
 
 
 def test_several_seeds_are_averaged_where_they_are_complete(tmp_path: Path) -> None:
@@ -74,7 +76,8 @@ def test_several_seeds_are_averaged_where_they_are_complete(tmp_path: Path) -> N
     job(tmp_path, "full", 2, loss=99.0, steps=3)
     runs = read_sweep(tmp_path)
     mean, *each = cells(as_markdown(runs), "full")
-    assert mean[1:8] == ["mean", "2 of 3 complete", "0.3000", "0.6000", "17.00", "0.500", "1.00"] and mean[9] == "17.54"
+    assert mean[1:8] == ["mean", "2 of 3 complete", "0.3000", "0.6000", "17.00", "0.500", "+1.00"]
+    assert mean[9] == "17.54"
     assert [line[1] for line in each] == ["0", "1", "2"] and all(line[8:] == [""] * 6 for line in each)
     (row,) = as_values(runs)["rows"]
     assert row["mean"]["loss"] == pytest.approx(0.3) and row["complete"] == 2
