@@ -18,6 +18,7 @@ from starting_weights import REPOSITORIES, SIZE_PX, weights_file, write_reposito
 from toy_data import photograph, write_mined_folder
 from toy_run import SHORTEST, differing, forget_accelerate, metrics, train, train_with
 
+from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError
 from mimicbrush.models.options import ModelOptions, PipelineModel
 from mimicbrush.pipelines.conventions import read_conventions
@@ -127,6 +128,9 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
     go_on(mined, tmp_path / "resumed", base / "pipeline", *more, "train.max_steps=2", "train.resume=latest")
     moved = {key.split(".")[0] for key in differing(tmp_path / "resumed", base)}
     assert moved == {"unet", "image_projector", "depth_projector"}
+    assembly.export_run(tmp_path / "resumed", "latest", tmp_path / "exported")  # knows the pipeline it began from
+    again, run_s_own = (load_pipeline(tmp_path / name) for name in ("exported", "resumed/pipeline"))
+    assert torch.equal(again.unet.conv_out.weight, run_s_own.unet.conv_out.weight)
     shutil.copytree(base / "pipeline", tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"model\.path"):
         go_on(mined, tmp_path / "resumed", tmp_path / "elsewhere", *more, "train.resume=latest")
