@@ -32,7 +32,7 @@ def test_the_peer_trains_as_we_do() -> None:
         assert float(found[1]) == pytest.approx(float(expected[1]), rel=1e-4)
     for own, other in zip(ours.average.shadow_params, peer.average.shadow_params, strict=True):
         # Adam moves a weight by its rate, whichever way a gradient of nearly zero points.
-        assert (own - other).abs().mean() < 0.05 * training_step.LEARNING_RATE
+        assert (own - other).abs().mean() < 0.3 * training_step.LEARNING_RATE
     # The references that are dropped matter.
     everything = replace(draws, keep_reference=torch.ones_like(draws.keep_reference))
     assert abs(float(ours.loss_and_gradients(batch, everything)) - expected[0]) > 1e-4
