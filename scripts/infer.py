@@ -164,13 +164,10 @@ class Editor:
         """The pipeline on its device."""
         import torch
 
+        from mimicbrush.pipelines.conventions import find_pipeline
         from mimicbrush.pipelines.load import load_pipeline, on_device
 
-        folder = Path(self.arguments.model)
-        if self.arguments.model == "released" and not (folder / "model_index.json").is_file():
-            from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
-
-            folder = released_pipeline_folder()
+        folder = find_pipeline(self.arguments.model)
         dtype = self.arguments.dtype
         if dtype == "auto":
             # Half precision halves memory and time on a GPU, and neither on a CPU. float16 rather than bfloat16: the

@@ -1,4 +1,9 @@
-"""Train: python scripts/train.py +experiment=default data.root=MINED (see configs/train.yaml)."""
+"""Train: python scripts/train.py +experiment=NAME data.root=MINED [+ablation=NAME] [GROUP=NAME] [OPTION=VALUE ...]
+
+--cfg job prints every option and its value (what each means: mimicbrush/{data,models,training,evaluation}/options.py);
+-m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1; --hydra-help tells the rest. docs/TRAINING.md
+has the commands for one GPU, eight, and clusters.
+"""
 
 import sys
 from pathlib import Path
@@ -9,17 +14,32 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mimicbrush import assembly
+from mimicbrush.assembly import sweeps
 from mimicbrush.errors import run_plainly
 
-assembly.register_schemas()
+CONFIGS = Path(__file__).parents[1] / "configs"
+GROUPS = ("experiment", "ablation", "model", "data", "data/augmentation", "train", "eval")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
-    job = HydraConfig.get()
-    run_dir = Path(job.runtime.output_dir if job.mode == RunMode.MULTIRUN else config.run_dir)
-    run_plainly(lambda: sys.exit(assembly.train(config, run_dir)))
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        sweeps.train_job(config)
+    else:
+        run_plainly(lambda: sys.exit(assembly.train(config, Path(config.run_dir))))
+
+
+def show_help() -> None:
+    """What there is to choose. Hydra's own help takes seconds for this many options."""
+    print(__doc__)
+    for group in GROUPS:
+        names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        print(f"  {'+' if group in GROUPS[:2] else ''}{group:18}  {names}")
 
 
 if __name__ == "__main__":
-    main()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        show_help()
+    else:
+        assembly.register_schemas()
+        main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from mimicbrush.ops.randomness import mix
 if TYPE_CHECKING:
     import torch
 
+    from mimicbrush.ops.correspondence import Correspondence
     from mimicbrush.pipelines import MimicBrushPipeline
 
 
@@ -35,6 +36,17 @@ class Editor(Protocol):
         Returns:
             (n, S, S, 3) uint8 RGB, the editor's own output also outside the masks (nothing pasted back).
         """
+        ...
+
+
+@runtime_checkable
+class CorrespondenceEditor(Protocol):
+    """An `Editor` that can also tell which place of the reference filled which place of the hole."""
+
+    def edit_with_correspondences(
+        self, sources: np.ndarray, masks: np.ndarray, references: np.ndarray, seeds: Sequence[int]
+    ) -> tuple[np.ndarray, Sequence[Correspondence] | None]:
+        """Repaint as the editor itself does, (n, S, S, 3) uint8, and tell for each of the n; None: it cannot."""
         ...
 
 
@@ -60,9 +72,26 @@ class PipelineEditor:
         Raises:
             WeightsError: the pipeline returned values that are not finite.
         """
+        return self._edit(sources, masks, references, seeds, return_correspondence=False)[0]
+
+    def edit_with_correspondences(
+        self, sources: np.ndarray, masks: np.ndarray, references: np.ndarray, seeds: Sequence[int]
+    ) -> tuple[np.ndarray, Sequence[Correspondence] | None]:
+        """Edit a batch to the same pixels, see `CorrespondenceEditor`; without a reference U-Net nothing is told."""
+        can_tell = self.pipeline.reference_unet is not None
+        return self._edit(sources, masks, references, seeds, return_correspondence=can_tell)
+
+    def _edit(
+        self,
+        sources: np.ndarray,
+        masks: np.ndarray,
+        references: np.ndarray | None,
+        seeds: Sequence[int],
+        return_correspondence: bool,
+    ) -> tuple[np.ndarray, Sequence[Correspondence] | None]:
         import torch
 
-        result = self.pipeline(
+        output: Any = self.pipeline(
             source=[Image.fromarray(source) for source in sources],
             mask=[Image.fromarray(mask * np.uint8(255)) for mask in masks],
             reference=None if references is None else [Image.fromarray(picture) for picture in references],
@@ -72,11 +101,12 @@ class PipelineEditor:
             latents=self._noise(seeds),
             paste_back=False,
             output_type="np",
-        )[0]
-        pixels = np.asarray(result, np.float32)
+            return_correspondence=return_correspondence,
+        )
+        pixels = np.asarray(output.images, np.float32)
         if not np.isfinite(pixels).all():
             raise WeightsError("the pipeline returned values that are not finite; its weights are no good")
-        return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+        return (pixels.clip(0, 1) * 255).round().astype(np.uint8), output.correspondences
 
     def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
         """The start of the sampler, (n, 4, h, w), the same with and without a reference.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
-from mimicbrush.data.manifest import split_pairs
+import numpy as np
+
+from mimicbrush.data.manifest import PairTable, source_key, split_pairs
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.options import EvaluationSplit
@@ -126,24 +128,94 @@ def _check_unseen(heldout: Sequence[Pair], training: TrainingData | None) -> Non
 
 
 def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:
-    """At most `max_pairs` pairs, as evenly over the sources as their numbers allow, and within each.
+    """At most `max_pairs` pairs, see `spread_numbers`."""
+    return [pairs[number] for _, number in spread_numbers(numbers_by_source(pairs), max_pairs)]
+
+
+def numbers_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    """Source hash, in order -> the numbers of its pairs; of a table no pair is made into an object."""
+    if isinstance(pairs, PairTable | JoinedPairs):
+        hashes = pairs.column("source_hash").tolist()
+    else:
+        hashes = [pair.source_hash for pair in pairs]
+    numbers: dict[str, list[int]] = {source: [] for source in sorted(set(hashes))}
+    for number, source in enumerate(hashes):
+        numbers[source].append(number)
+    return numbers
+
+
+def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None) -> list[tuple[str, int]]:
+    """Choose at most `max_pairs`, as evenly over the sources as their numbers allow, and within each.
+
+    Args:
+        by_source: see `numbers_by_source`.
+        max_pairs: None for all.
 
     Returns:
-        Pairs ordered by source hash, then in the order given; the same for every call.
+        (source, number), ordered by source, then by number; the same for every call.
     """
-    by_source: dict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        by_source[pair.source_hash].append(pair)
-    sources = sorted(by_source)
-    quota = dict.fromkeys(sources, 0)
-    left = len(pairs) if max_pairs is None else min(max_pairs, len(pairs))
+    quota = dict.fromkeys(by_source, 0)
+    available = sum(map(len, by_source.values()))
+    left = available if max_pairs is None else min(max_pairs, available)
     while left:
-        for source in sources:
-            if left and quota[source] < len(by_source[source]):
+        for source, numbers in by_source.items():
+            if left and quota[source] < len(numbers):
                 quota[source] += 1
                 left -= 1
     return [
-        by_source[source][len(by_source[source]) * (2 * i + 1) // (2 * quota[source])]
-        for source in sources
+        (source, numbers[len(numbers) * (2 * i + 1) // (2 * quota[source])])
+        for source, numbers in by_source.items()
         for i in range(quota[source])
     ]
+
+
+class JoinedPairs(Sequence[Pair]):
+    """Pairs of several tables, one after the other.
+
+    Args:
+        tables: each of another mined folder.
+    """
+
+    def __init__(self, tables: Sequence[PairTable]) -> None:
+        self._tables = list(tables)
+        self._starts = np.cumsum([0, *(len(table) for table in tables)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Pair]: ...
+    def __getitem__(self, number: int | slice) -> Pair | list[Pair]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._tables[which][number - int(self._starts[which])]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all tables, see `PairTable.column`."""
+        return np.concatenate([table.column(name) for table in self._tables])
+
+
+def heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[JoinedPairs, list[str]]:
+    """The video pairs that the trainer holds out of the folders it trains on.
+
+    Args:
+        tables: all pairs of each of the folders.
+        training: what is trained on.
+
+    Returns:
+        The pairs, and what a person should know about the choice. A source that is held out in one folder and
+        trained on in another is left out.
+    """
+    found, twice = [], set[str]()
+    keys = np.array([source_key(digits) for digits in training.source_hashes], np.uint64)
+    for table in tables:
+        heldout = split_pairs(table.where(table.column("kind") == "video"), "heldout", training.heldout_ratio)
+        seen = np.isin(heldout.column("source_key"), keys)
+        twice |= set(heldout.where(seen).column("source_path"))
+        found.append(heldout.where(~seen))
+    note = f"{len(twice)} sources are held out in one folder and trained on in another: they are not evaluated on"
+    return JoinedPairs(found), [note] if twice else []

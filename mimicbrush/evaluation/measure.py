@@ -72,11 +72,12 @@ def summarise(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
     """Means of the rows and of the gains, with intervals over source videos.
 
     Returns:
-        `n`, `n_sources`, `rows` (name -> psnr, ssim, n), and each of `GAINS` with its `_ci95` (two bounds).
+        `n`, `n_sources`, `rows` (name -> psnr, ssim, n; of `ROWS` those that were scored), and each of `GAINS` with
+        its `_ci95` (two bounds).
     """
     sources = [item.source_hash for item in scores]
     summary: dict[str, Any] = {"n": len(scores), "n_sources": len(set(sources))}
-    summary["rows"] = {name: _mean_row([item.rows[name] for item in scores]) for name in ROWS}
+    summary["rows"] = {name: _mean_row([item.rows[name] for item in scores]) for name in ROWS if name in scores[0].rows}
     for name in GAINS:
         gains = np.array([item.gain(name) for item in scores])
         summary[name] = float(gains.mean())

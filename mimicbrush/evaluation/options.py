@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from mimicbrush.errors import InputError
 
@@ -65,6 +65,61 @@ class EvaluationOptions:
                 raise InputError(f"{name}={value}: must be at least {least}")
         if isinstance(self.guidance_scale, bool) or not isinstance(self.guidance_scale, int | float | None):
             raise InputError(f"guidance_scale={self.guidance_scale}: must be a number")
+
+
+@dataclass
+class DuringTrainingOptions:
+    """How to evaluate while a model is trained. What is evaluated changes nothing of what is learnt.
+
+    Attributes:
+        every_steps: between two evaluations; one more comes at the end of a run. 0: none at all.
+        pairs: a mined folder to evaluate on, none of whose held-out sources was trained on; None: what is held out
+            (`data.heldout_ratio`) of the folders that are trained on.
+        seed: of masks, noise, warps, wrong references and the bootstrap; not the seed of the run, so that runs with
+            several seeds are compared on the same pairs.
+        max_pairs, num_inference_steps, guidance_scale, batch_size, sets, sheet_pairs: see `EvaluationOptions`;
+            `batch_size` is per process, `sheet_pairs` also fills the picture table of a tracker.
+    """
+
+    every_steps: int = 2000
+    pairs: str | None = None
+    seed: int = 0
+    max_pairs: int = 64
+    num_inference_steps: int | None = 20
+    guidance_scale: float | None = None
+    batch_size: int = 8
+    sets: tuple[str, ...] = ("natural",)
+    sheet_pairs: int = 8
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            InputError: a value that means nothing; the message names what was given and what is possible.
+        """
+        self.sets = tuple(self.sets)  # omegaconf makes lists of tuples
+        if self.every_steps < 0:
+            raise InputError(f"eval.every_steps must be 0 (never) or more, got {self.every_steps}")
+        if self.max_pairs < 2:
+            raise InputError(f"eval.max_pairs must be 2 or more, got {self.max_pairs}")
+        try:
+            sets = self.evaluation().sets
+        except InputError as error:
+            raise InputError(f"eval.{error}") from error
+        if "natural" not in sets:
+            raise InputError(f"eval.sets={list(sets)}: must hold natural, whose reference gain tells the best weights")
+
+    def evaluation(self) -> EvaluationOptions:
+        """The same as options of an evaluation."""
+        return EvaluationOptions(
+            seed=self.seed,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            max_pairs=self.max_pairs,
+            batch_size=self.batch_size,
+            sets=cast("tuple[SetName, ...]", self.sets),
+            sheet_pairs=self.sheet_pairs,
+        )
 
 
 def _names(choices: object) -> str:

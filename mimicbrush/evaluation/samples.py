@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout import spread_pairs
+from mimicbrush.evaluation.heldout import numbers_by_source, spread_numbers
 from mimicbrush.evaluation.options import SetName
 from mimicbrush.ops import geometry, images, masks, randomness
 
@@ -59,30 +58,34 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
 
     Args:
         pairs: all that may be used; wrong references come from these too, chosen or not.
-        max_pairs: see `spread_pairs`.
+        max_pairs: see `spread_numbers`.
         seed: of the draw.
 
     Raises:
         DataError: there is only one source, so that no reference can be wrong.
     """
-    by_source: dict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        by_source[pair.source_hash].append(pair)
-    sources = sorted(by_source)
+    by_source = numbers_by_source(pairs)
+    sources = list(by_source)
     if len(sources) < 2:
         raise DataError(
             f"all {len(pairs)} pairs come from one source, and the reference gain compares with a reference "
             "from another one; mine at least two clips (or take split=all, where the folder has more)"
         )
     plans = []
-    turn: dict[str, int] = defaultdict(int)
-    for pair in spread_pairs(pairs, max_pairs):
-        step = 1 + turn[pair.source_hash] % (len(sources) - 1)
-        turn[pair.source_hash] += 1
-        others = by_source[sources[(sources.index(pair.source_hash) + step) % len(sources)]]
+    turn = dict.fromkeys(sources, 0)
+    for source, number in spread_numbers(by_source, max_pairs):
+        step = 1 + turn[source] % (len(sources) - 1)
+        turn[source] += 1
+        pair = pairs[number]
+        others = by_source[sources[(sources.index(source) + step) % len(sources)]]
         wrong = others[randomness.mix(pair_key(pair), seed, _FOR_WRONG) % len(others)]
-        plans.append(SamplePlan(pair, wrong))
+        plans.append(SamplePlan(pair, pairs[wrong]))
     return plans
+
+
+def shown_numbers(count: int, at_most: int) -> list[int]:
+    """Which of `count` samples are shown to people: spread evenly, the first included, in order."""
+    return [count * i // min(count, at_most) for i in range(min(count, at_most))]
 
 
 def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) -> EvalSample:

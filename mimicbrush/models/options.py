@@ -98,6 +98,29 @@ class PretrainedModel(ModelOptions):
 
 
 @dataclass
+class PipelineModel(ModelOptions):
+    """From the weights of a pipeline: the released ones, or those that a run of our own left behind.
+
+    The defaults here are no values: an option that keeps one becomes what the pipeline was made for, before an object
+    is made of it (`assembly.with_conventions_of_pipeline`).
+
+    Attributes:
+        path: its folder, or "released" for the released weights.
+    """
+
+    size_px: int = 0
+    letterbox_order: str = ""
+    reference_encoder: str = ""
+    reference_sharing: str = ""
+    reference_blend: float = -1.0
+    reference_timestep: str = ""
+    depth_channels: int = 0
+    depth_convention: str = ""
+    no_depth_convention: str = ""
+    path: str = ""
+
+
+@dataclass
 class ToyModel(ModelOptions):
     """The same classes with small numbers and random weights: for tests, the demo and a first try.
 

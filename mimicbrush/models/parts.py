@@ -5,6 +5,8 @@ Toy and full size are the same classes with other numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +19,17 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
 )
+from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.encoders import ImageEncoder
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
+from mimicbrush.models.stored_weights import clip_config
 from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
-from mimicbrush.models.weights import find_weights
+from mimicbrush.models.weight_checks import check_networks
+from mimicbrush.models.weight_facts import examine
 
 LATENT_CHANNELS = 4
 #: Noisy latent 4, mask 1, masked-source latent 4, depth latent 4, in this order (paper Sec. 3.2).
@@ -228,25 +233,30 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
         seed: of the two projectors, which have none.
 
     Raises:
-        WeightsError: weights are absent; the message names all of them, their options and how to get them. Or a
-            folder has no safetensors: pickles are not opened.
+        WeightsError: weights are absent, damaged or others than they should be; the message names all of them, their
+            options and how to get them. Pickles are not opened.
     """
-    folders = find_weights(options)
+    networks = examine(options)
+    check_networks(networks)
+    folders = {part: network.folder for part, network in networks.items()}
     try:
-        inpainting = UNet2DConditionModel.from_pretrained(folders["unet"], subfolder="unet", use_safetensors=True)
+        inpainting = UNet2DConditionModel.from_pretrained(folders["unet"], use_safetensors=True)
         vae = AutoencoderKL.from_pretrained(folders["vae"], use_safetensors=True)
         reference_unet = None
         if options.reference_encoder == "unet":
-            stock = UNet2DConditionModel.from_pretrained(
-                folders["reference_unet"], subfolder="unet", use_safetensors=True
-            )
+            stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], use_safetensors=True)
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
-        encoder, part = (
-            (Dinov2Model, "dinov2")
-            if options.reference_encoder == "dinov2"
-            else (CLIPVisionModelWithProjection, "image_encoder")
-        )
-        image_encoder = encoder.from_pretrained(folders[part], dtype=torch.float32, use_safetensors=True)
+        image_encoder: ImageEncoder
+        if options.reference_encoder == "dinov2":
+            image_encoder = Dinov2Model.from_pretrained(folders["dinov2"], dtype=torch.float32, use_safetensors=True)
+        else:
+            with _no_word_of_unused_weights():  # a whole CLIP has a text encoder
+                image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+                    folders["image_encoder"],
+                    config=clip_config(networks["image_encoder"].config),
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                )
         depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(
             folders["depth_estimator"], dtype=torch.float32, use_safetensors=True
         )
@@ -267,3 +277,13 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
             depth_estimator=depth_estimator,
             depth_projector=DepthProjector(depth_channels=options.depth_channels),
         )
+
+
+@contextmanager
+def _no_word_of_unused_weights() -> Iterator[None]:
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

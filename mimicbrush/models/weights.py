@@ -1,37 +1,129 @@
-"""Where starting weights lie. No heavy import here: a run must stop within seconds where they are absent."""
+"""Where starting weights lie, and how they come there. No heavy import here: see `weight_files`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.options import PretrainedModel
 
 
-def find_weights(options: PretrainedModel) -> dict[str, Path]:
-    """Part -> local folder. Nothing is downloaded: a run of days should not begin by surprise.
+@dataclass(frozen=True)
+class Layout:
+    """How a network lies in a repository or folder.
 
-    Raises:
-        WeightsError: names every part whose weights are not there, its option and how to get them.
+    Attributes:
+        subfolder: where it lies if the folder has that; otherwise at the root, or always at the root (None).
+        stem: what its library calls its files.
+    """
+
+    subfolder: str | None
+    stem: str
+
+    def files(self) -> list[str]:
+        """Patterns of all that is needed: no pickles, no half-precision variants, nothing of other networks."""
+        names = [
+            "config.json",
+            f"{self.stem}.safetensors",
+            f"{self.stem}.safetensors.index.json",
+            f"{self.stem}-*-of-*.safetensors",
+        ]
+        return names + ([] if self.subfolder is None else [f"{self.subfolder}/{name}" for name in names])
+
+
+#: By option of `PretrainedModel`. A Stable Diffusion repository holds many networks, each in a folder of its own;
+#: that of sd-vae-ft-mse holds the VAE alone, at its root, and so do those of CLIP, DINOv2 and Depth Anything.
+LAYOUTS = {
+    "unet": Layout("unet", "diffusion_pytorch_model"),
+    "reference_unet": Layout("unet", "diffusion_pytorch_model"),
+    "vae": Layout("vae", "diffusion_pytorch_model"),
+    "image_encoder": Layout("image_encoder", "model"),
+    "dinov2": Layout(None, "model"),
+    "depth_estimator": Layout(None, "model"),
+}
+
+HOW_TO_FETCH = (
+    "Fetch and check all with `python scripts/fetch_weights.py` and the same model options, or point an option to a "
+    "folder."
+)
+
+
+def locate(part: str, name: str) -> Path | None:
+    """The folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
+
+    Args:
+        part: an option of `PretrainedModel`.
+        name: its value: a folder or a hub id.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    found: dict[str, Path] = {}
-    missing: list[str] = []
-    for part in options.weight_options():
-        name = getattr(options, part)
-        if Path(name).is_dir():
-            found[part] = Path(name)
-            continue
+    root = Path(name)
+    if not root.is_dir():
         try:
-            found[part] = Path(snapshot_download(name, local_files_only=True))
+            root = Path(snapshot_download(name, allow_patterns=LAYOUTS[part].files(), local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
-            missing.append(f"  model.{part}={name}")
+            return None
+    inside = root / (LAYOUTS[part].subfolder or "")
+    return inside if inside.is_dir() else root
+
+
+def find_weights(options: PretrainedModel) -> dict[str, Path]:
+    """Part -> local folder of its network. Nothing is downloaded: a run of days should not begin by surprise.
+
+    Raises:
+        WeightsError: names every part whose weights are not there, its option and how to get them.
+    """
+    found = {part: locate(part, getattr(options, part)) for part in options.weight_options()}
+    missing = [f"  model.{part}={getattr(options, part)}" for part, folder in found.items() if folder is None]
     if missing:
         raise WeightsError(
-            "starting weights are neither a folder nor in the local Hugging Face cache:\n"
+            "starting weights are neither a folder nor (wholly) in the local Hugging Face cache:\n"
             + "\n".join(missing)
-            + "\n  Fetch a repository with `hf download ID`, or point its option to a folder."
+            + f"\n  {HOW_TO_FETCH}"
         )
-    return found
+    return {part: folder for part, folder in found.items() if folder is not None}
+
+
+def fetch(part: str, name: str, damaged: Path | None = None) -> None:
+    """Bring the files of a network into the local Hugging Face cache; files that are there already stay.
+
+    Args:
+        part: an option of `PretrainedModel`.
+        name: a hub id.
+        damaged: a file in the cache to be fetched again; it is not replaced before the new one is whole.
+
+    Raises:
+        WeightsError: it cannot be had; the message says why.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    # httpx is the hub library's own choice, and has another name in newer versions.
+    http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=LAYOUTS[part].files()))
+        if damaged is not None and damaged.is_relative_to(folder):
+            again = damaged.relative_to(folder).as_posix()
+            snapshot_download(name, allow_patterns=[again], force_download=True)
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise WeightsError(
+            "the hub does not show it: there is none, or it wants a token of somebody who may see it "
+            "(HF_TOKEN, or `hf auth login`)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        why = _in_short(error.__cause__ or error)
+        raise WeightsError(f"it is not wholly in the local cache, and the hub is not reached ({why})") from error
+    except (OSError, ValueError, RuntimeError, http_error) as error:
+        raise WeightsError(f"it cannot be fetched ({_in_short(error)})") from error
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")

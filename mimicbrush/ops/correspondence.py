@@ -22,6 +22,7 @@ TITLE_PX = 24
 _CLEAR_FOCUS = 0.3
 _MARKS = 6
 _GAP_PX = 8
+_FONT_PX = TITLE_PX * 2 // 3
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,6 +118,58 @@ def draw_correspondence(
         correspondence: of this edit.
         height_px: of the panels; the titles come on top.
     """
+    painted = _paint(source, mask, reference, correspondence, height_px)
+    first, second, third = painted.panels
+    gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
+    row = np.concatenate([first, gap, second, gap, third], axis=1)
+    spread = len(painted.tokens) > 0 and float(correspondence.focus.mean()) < _CLEAR_FOCUS / 2
+    titles = [
+        "source, hole",
+        "reference",
+        "where the hole came from" + (" (vague: attention is spread)" if spread else ""),
+    ]
+    sheet = Image.new("RGB", (row.shape[1], height_px + TITLE_PX), "white")
+    sheet.paste(Image.fromarray(row), (0, TITLE_PX))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    starts = [0, first.shape[1] + _GAP_PX, first.shape[1] + second.shape[1] + 2 * _GAP_PX]
+    for start, title in zip(starts, titles, strict=True):
+        draw.text((start + 2, 2), title, "black", font)
+    painted.mark(draw, painted.places, (starts[1], TITLE_PX))
+    painted.mark(draw, painted.tokens, (starts[2], TITLE_PX))
+    return sheet
+
+
+def paint_correspondence(
+    source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
+) -> tuple[Image.Image, Image.Image]:
+    """The last two panels of `draw_correspondence`, without titles, each a picture of its own."""
+    painted = _paint(source, mask, reference, correspondence, height_px)
+    second, third = (Image.fromarray(panel) for panel in painted.panels[1:])
+    painted.mark(ImageDraw.Draw(second), painted.places, (0, 0))
+    painted.mark(ImageDraw.Draw(third), painted.tokens, (0, 0))
+    return second, third
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """The panels, (height_px, w, 3) uint8 each, and the hole's tokens and their places in the reference, (M, 2)."""
+
+    panels: tuple[np.ndarray, np.ndarray, np.ndarray]
+    tokens: np.ndarray
+    places: np.ndarray
+
+    def mark(self, draw: ImageDraw.ImageDraw, points: np.ndarray, corner: tuple[int, int]) -> None:
+        """Number a few tokens, or their places, in a panel whose top left corner is given."""
+        font, last_row = ImageFont.load_default(_FONT_PX), len(self.panels[0]) - 1
+        for number, token in enumerate(_spread_out(self.tokens, _MARKS)):
+            x, y = points[token]
+            at = (corner[0] + float(x), corner[1] + float(np.clip(y, 0, last_row)))
+            draw.text(at, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+
+
+def _paint(
+    source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int
+) -> _Painted:
     # 1. Scaled first: what follows is cheap, however large the pictures are.
     left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
     right, reference_scale = _scaled(np.asarray(upright(reference, "RGB")), height_px)
@@ -136,29 +189,10 @@ def draw_correspondence(
     inside = np.nonzero(covered)
     if len(tokens):
         colours[inside] = token_colours[cKDTree(tokens).query(np.stack(inside[::-1], axis=1) + 0.5)[1]]
-
-    # 3. Side by side, with titles and marks.
-    panels = [(1 - hole) * left, tinted, (1 - hole) * left + hole * colours]
-    spread = len(tokens) > 0 and float(correspondence.focus.mean()) < _CLEAR_FOCUS / 2
-    titles = [
-        "source, hole",
-        "reference",
-        "where the hole came from" + (" (vague: attention is spread)" if spread else ""),
-    ]
-    gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
-    first, second, third = (panel.round().astype(np.uint8) for panel in panels)
-    row = np.concatenate([first, gap, second, gap, third], axis=1)
-    sheet = Image.new("RGB", (row.shape[1], height_px + TITLE_PX), "white")
-    sheet.paste(Image.fromarray(row), (0, TITLE_PX))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TITLE_PX * 2 // 3)
-    starts = [0, first.shape[1] + _GAP_PX, first.shape[1] + second.shape[1] + 2 * _GAP_PX]
-    for start, title in zip(starts, titles, strict=True):
-        draw.text((start + 2, 2), title, "black", font)
-    for number, token in enumerate(_spread_out(tokens, _MARKS)):
-        for start, (x, y) in ((starts[1], places[token]), (starts[2], tokens[token])):
-            at = (start + float(x), TITLE_PX + float(np.clip(y, 0, height_px - 1)))
-            draw.text(at, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
-    return sheet
+    first, second, third = (
+        panel.round().astype(np.uint8) for panel in ((1 - hole) * left, tinted, (1 - hole) * left + hole * colours)
+    )
+    return _Painted((first, second, third), tokens, places)
 
 
 def _spread_out(points: np.ndarray, most: int) -> list[int]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.parts import Parts
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.weight_checks import check_every_byte, check_weights
+from mimicbrush.models.weight_facts import PartReport
+from mimicbrush.pipelines.conventions import read_index, read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
@@ -29,26 +34,54 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
     Raises:
         InputError: the folder is absent, no pipeline, or not whole.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
-    try:
-        components = json.loads(index.read_text())
-    except ValueError as error:
-        raise InputError(f"{index} is damaged: {error}") from error
-    absent = [
-        name
-        for name, value in components.items()
-        if isinstance(value, list) and value[0] is not None and not (folder / name).is_dir()
-    ]
-    if absent or components.get("_class_name") != "MimicBrushPipeline":
-        problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
-        raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
+    read_index(folder)
     quiet_libraries()
     try:
         return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
+
+
+def pipeline_parts(folder: Path, size_px: int) -> Parts:
+    """The networks of a pipeline folder in float32, to train on from them.
+
+    Args:
+        folder: see `load_pipeline`.
+        size_px: side of the canvas to train at.
+
+    Raises:
+        InputError: see `load_pipeline`; or the pipeline has another noise schedule than the method.
+        WeightsError: a network lacks weights, or has others; the libraries would fill in random ones.
+    """
+    for name, (class_name, network) in read_networks(folder).items():
+        check_weights(name, class_name, network)
+    pipeline = load_pipeline(folder, torch.float32)
+    for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
+        found, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
+        if found != expected:
+            raise InputError(f"{folder} was made for a noise schedule with {key}={found}, training has {expected}")
+    parts = Parts(**{each.name: getattr(pipeline, each.name) for each in fields(Parts)})
+    parts.unet.register_to_config(sample_size=size_px // pipeline.vae_scale_factor)
+    return parts
+
+
+def look_at_networks(folder: Path, deep: bool) -> list[PartReport]:
+    """What is known of the networks of a pipeline folder, see `models.weight_fetching.provide_weights`.
+
+    Raises:
+        InputError, WeightsError: see `conventions.read_networks`.
+    """
+    reports = []
+    for name, (class_name, network) in read_networks(folder).items():
+        report = PartReport(name, f"model.path={folder}", network)
+        try:
+            check_weights(name, class_name, network)
+            if deep:
+                check_every_byte(network)
+        except WeightsError as error:
+            report.problem = error
+        reports.append(report)
+    return reports
 
 
 def on_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:

@@ -125,6 +125,20 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
     return _named(folder, resume, existing)
 
 
+def checked(checkpoint: Path) -> Path:
+    """A checkpoint that somebody named.
+
+    Raises:
+        CheckpointError: it is none, or it is damaged.
+    """
+    if not (checkpoint / STATE_FILE).is_file():
+        raise CheckpointError(f"{checkpoint} is no checkpoint (it has no {STATE_FILE})")
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        raise CheckpointError(f"{checkpoint} is damaged ({damage})")
+    return checkpoint
+
+
 def _named(folder: Path, resume: str, existing: list[Path]) -> Path:
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
@@ -138,10 +152,7 @@ def _named(folder: Path, resume: str, existing: list[Path]) -> Path:
             f"train.resume={resume}: {folder} holds other checkpoints ({', '.join(later or [existing[-1].name])}), "
             "which the new ones would mix with; name another run_dir, or move them away"
         )
-    damage = find_damage(path)
-    if damage is not None:
-        raise CheckpointError(f"train.resume={resume}: it is damaged ({damage})")
-    return path
+    return checked(path)
 
 
 def find_damage(checkpoint: Path, deep: bool = True) -> str | None:

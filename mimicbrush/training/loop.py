@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mimicbrush.data.batch import UndrawnBatch
+from mimicbrush.ops.step_log import StepLog
 from mimicbrush.training.bad_samples import BadSamples
 from mimicbrush.training.draws import Draws
 from mimicbrush.training.guards import Later, StopRequests
 from mimicbrush.training.meters import Meters, finite_or_none, gradient_norms, known
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
-from mimicbrush.training.metrics_log import MetricsLog
 from mimicbrush.training.options import TrainOptions
+from mimicbrush.training.publisher import Weights
 from mimicbrush.training.saver import CheckpointSaver
 from mimicbrush.training.state import TrainingState, whole
 from mimicbrush.training.trackers import tracker_ids
@@ -33,13 +34,13 @@ from mimicbrush.types import TrainBatch
 
 #: (first step, last step) -> the micro-batches of these steps, for this rank.
 Loader = Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]
-#: All weights of the trainee by name, the trained ones averaged; every process must take all of them.
-Weights = Iterator[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Outside:
     """What the loop asks for but does not know, handed in by assembly. Every process calls all of it.
+
+    Weights are all of the trainee's, the trained ones averaged; every process must take all of them.
 
     Attributes:
         export_pipeline: writes a pipeline with these weights into a folder, on the main process.
@@ -60,7 +61,7 @@ class Outcome:
 
     Attributes:
         step: steps that the run has now.
-        figures: the last that were logged.
+        figures: the last that were logged, of losses and of an evaluation.
         seconds: spent in this call.
         signal: the signal that ended it, or 0.
     """
@@ -134,7 +135,7 @@ def train(
         accelerator.print(f"resumed from {resume_from}, which verifies (step {state.step} of {options.max_steps})")
     if accelerator.is_main_process:
         state.tracker = tracker_ids(accelerator)
-    log = MetricsLog(run_dir / "metrics.jsonl", state.step) if accelerator.is_main_process else None
+    log = StepLog(run_dir / "metrics.jsonl", state.step) if accelerator.is_main_process else None
     saver = CheckpointSaver(run_dir / "checkpoints", options.keep_checkpoints, tqdm.write)
     stop = StopRequests(options.max_minutes)
 
@@ -165,7 +166,8 @@ def train(
                     average.step(trained.values())
 
     saved_step = state.step if resume_from is not None else -1
-    logged_step, figures, faults = state.step, dict[str, float | None](), list[str]()
+    logged_step, figures, heldout = state.step, dict[str, float | None](), dict[str, float]()
+    faults: list[str] = []
     batches = iter(loader(state.step, options.max_steps))
     progress = tqdm(
         total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_local_main_process
@@ -236,7 +238,7 @@ def train(
                 logged_step = state.step
             if outside.evaluate is not None and (is_last or state.step % outside.evaluate_every == 0):
                 settle()
-                _evaluate(outside, state, trainee, accelerator, run_dir, meters)
+                heldout = _evaluate(outside, state, trainee, accelerator, run_dir, meters)
             if state.step % options.checkpoint_every == 0:
                 settle()
                 save()
@@ -250,7 +252,7 @@ def train(
         if not ended_by:
             outside.export_pipeline(state.weights(trainee), run_dir / "pipeline")
         accelerator.wait_for_everyone()
-    return Outcome(state.step, figures, time.monotonic() - started, ended_by)
+    return Outcome(state.step, {**figures, **heldout}, time.monotonic() - started, ended_by)
 
 
 def _evaluate(
@@ -260,7 +262,7 @@ def _evaluate(
     accelerator: Accelerator,
     run_dir: Path,
     meters: Meters,
-) -> None:
+) -> dict[str, float]:
     """Measure the averaged weights on held-out pairs, and keep them where they are the best so far."""
     assert outside.evaluate is not None
     start = time.monotonic()
@@ -271,6 +273,7 @@ def _evaluate(
         state.best = {"step": state.step, **found}
         outside.export_pipeline(state.weights(trainee), run_dir / "best")
     meters.leave_out(time.monotonic() - start)
+    return found
 
 
 def _summing(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -215,7 +215,7 @@ def denoising_loss(
     known = error.detach()
     parts = [(known * mask).sum(), mask.sum(), (known * (1 - mask)).sum(), (1 - mask).sum()]
     band = draws.timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
-    in_band = F.one_hot(band, NUM_BANDS).to(known.dtype)  # (B, NUM_BANDS)
+    in_band = (band[:, None] == torch.arange(NUM_BANDS, device=band.device)).to(known.dtype)  # (B, NUM_BANDS)
     bands = torch.stack([known.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])
     total = error.mean()
     if min_snr_gamma is not None:

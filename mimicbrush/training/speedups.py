@@ -79,6 +79,7 @@ def training_flop(trainee: Trainee, encoders: FrozenEncoders) -> float:
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
         draws = Draws(number.long(), latents, latents.expand(3, -1, -1, -1, -1), keep, keep, rows, rows)
         counted = copy.copy(encoders)  # whose constants, real ones, are not wanted here
+        counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
         counted.encode(batch, draws)
         with FlopCounterMode(display=False) as frozen:
             conditions = counted.encode(batch, draws)

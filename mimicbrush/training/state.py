@@ -136,6 +136,24 @@ class TrainingState:
                 self.optimizer.state[parameter][kind] = placed
 
 
+def saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name -> weight of a whole model, as `TrainingState.weights` gives them, from a checkpoint.
+
+    Args:
+        checkpoint: its folder, verified.
+        model: whose other parameters were not trained.
+        average: the averaged weights, or those of the last step.
+
+    Raises:
+        CheckpointError: no average was kept, or other parameters were trained.
+    """
+    group = AVERAGE if average else WEIGHTS
+    if not (checkpoint / f"{group}.safetensors").is_file():
+        raise CheckpointError(f"{checkpoint} has no averaged weights (train.ema_decay=0); take the others (--raw)")
+    yield from _read(checkpoint, group, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    yield from ((name, p.detach()) for name, p in model.named_parameters() if not p.requires_grad)
+
+
 def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, keeps: bool) -> None:
     put_together = whole(tensor)  # on all processes, also where nothing is kept: they gather together
     if keeps:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from mimicbrush.training.checkpoints import read_state
@@ -37,7 +39,7 @@ def start_tracker(
     wandb: dict[str, Any] = {"name": run_name, "dir": str(run_dir)}
     if name == "wandb":
         if "WANDB_MODE" not in os.environ and not _has_key():
-            os.environ["WANDB_MODE"] = "offline"
+            wandb["mode"] = "offline"
             accelerator.print("note: wandb has no key (wandb login), so it logs offline; `wandb sync` uploads it later")
         if state["tracker"].get("wandb"):
             wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
@@ -47,6 +49,34 @@ def start_tracker(
         # What was logged beyond the checkpoint will be logged again.
         init_kwargs={"wandb": wandb, "tensorboard": {"purge_step": state["step"] + 1 if "step" in state else None}},
     )
+
+
+def log_pictures(
+    accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
+) -> None:
+    """Show a table of pictures: to wandb as one, to tensorboard column by column.
+
+    Args:
+        accelerator: with its trackers.
+        name: of the table.
+        rows: a caption, and pictures (H, W) or (H, W, 3) uint8 by column, the same columns in all; none shows nothing.
+        step: of the run.
+    """
+    if not rows:
+        return
+    columns = list(rows[0][1])
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            import wandb
+
+            data = [[caption, *[wandb.Image(pictures[column]) for column in columns]] for caption, pictures in rows]
+            tracker.log_table(name, columns=["pair", *columns], data=data, step=step)
+        elif tracker.name == "tensorboard":
+            stacked = {
+                f"{name}/{column}": np.stack([np.atleast_3d(pictures[column]) for _, pictures in rows])
+                for column in columns
+            }
+            tracker.log_images(stacked, step=step, dataformats="NHWC")
 
 
 def tracker_ids(accelerator: Accelerator) -> dict[str, str]:

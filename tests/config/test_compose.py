@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from mimicbrush import assembly
 from mimicbrush.errors import InputError
+from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.ops.geometry import GeometryRanges
 from mimicbrush.ops.photometric import JitterRanges
@@ -49,6 +50,12 @@ def test_default_is_the_papers_setting() -> None:
         0.75,
         0.5,
     )
+
+
+def test_evaluation_while_training_is_on_but_for_the_smoke_run() -> None:
+    assert composed("+experiment=default").eval == DuringTrainingOptions()
+    assert composed("+experiment=smoke").eval == DuringTrainingOptions(every_steps=0)
+    assert composed("+experiment=smoke", "eval=heldout", "eval.every_steps=100").eval.every_steps == 100
 
 
 def test_an_ablation_changes_only_what_it_names() -> None:

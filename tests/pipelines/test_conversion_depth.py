@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.parts import random_parts
+from mimicbrush.models.stored_weights import hub_name
 from mimicbrush.pipelines.conversion.depth_anything import (
     depth_estimator,
-    hub_name,
     hub_weights,
     original_config,
     original_names,

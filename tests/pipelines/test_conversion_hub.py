@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from released_snapshot import COMMITS, as_hub_cache, write_snapshot
 
+from mimicbrush import assembly
 from mimicbrush.errors import WeightsError
 from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
 from mimicbrush.pipelines.load import load_pipeline, seeded
@@ -69,6 +73,30 @@ def test_two_at_once_convert_once_and_the_result_edits(
 
     used = folder.stat().st_mtime_ns
     assert released_pipeline_folder() == folder and folder.stat().st_mtime_ns == used  # not made again
+
+
+def test_the_released_weights_are_fine_tuned_as_they_were_trained(
+    home: Path, mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_at(monkeypatch, home)
+    assembly.register_schemas()
+    choices = ["+experiment=smoke", "model=pipeline", "model.path=released", "train.unet=lora", "train.max_steps=1"]
+    small = ["train.batch_size=2", "train.total_batch_size=2", "train.prediction_type=epsilon", "train.learning_rate=0"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", [*choices, *small, f"data.root={mined}", f"run_dir={tmp_path / 'run'}"])
+    try:
+        assembly.train(config, tmp_path / "run")
+    finally:
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+    before, after = load_pipeline(released_pipeline_folder()), load_pipeline(tmp_path / "run" / "pipeline")
+    assert after.options() == before.options() and after.config.reference_blend == 0.5
+    weights = before.unet.state_dict()
+    assert all(torch.equal(value, weights[key].float()) for key, value in after.unet.state_dict().items())
+
+    reports = assembly.provide_weights(choices[1:3], ROOT / "configs", fetching=False, deep=True)
+    assert [report.part for report in reports if report.problem is None] == [report.part for report in reports]
+    assert {"unet", "reference_unet", "vae", "depth_projector"} <= {report.part for report in reports}
 
 
 def test_offline_with_nothing_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

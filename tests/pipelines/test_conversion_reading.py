@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.stored_weights import POSITION_IDS, check_fit, present_vae_names
 from mimicbrush.pipelines.conversion.inspection import inspect_weights
 from mimicbrush.pipelines.conversion.key_maps import (
-    POSITION_IDS,
-    check_fit,
-    present_vae_names,
     split_parts,
     with_position_ids,
     without_position_ids,

@@ -54,5 +54,6 @@ def test_the_papers_setting_names_what_is_missing(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    for expected in ("data.root is not set", "model.unet=", "model.depth_estimator=", "hf download", "no CUDA GPU"):
+    absent = ("data.root is not set", "model.unet=", "model.depth_estimator=", "no CUDA GPU")
+    for expected in (*absent, "scripts/fetch_weights.py"):
         assert expected in done.stderr

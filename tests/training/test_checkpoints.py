@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.training import checkpoints
-from mimicbrush.training.metrics_log import MetricsLog
 from mimicbrush.training.saver import CheckpointSaver
 
 
@@ -218,10 +217,3 @@ def test_a_hundred_kills_at_random_moments_lose_at_most_one_interval(tmp_path: P
         assert len(good) >= min(2, step)
         saved = step
     assert saved > 25 and interrupted > 25, (saved, interrupted)
-
-
-def test_metrics_beyond_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"ste')
-    MetricsLog(path, 10).append({"step": 15, "loss": 1.0})
-    assert path.read_text() == '{"step": 5}\n{"step": 10}\n{"step": 15, "loss": 1.0}\n'

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +153,60 @@ def test_a_signal_that_one_process_hears_ends_all_of_them(
     assert "stopped by signal 15 after step 3 of 1000; saved" in done.stdout, done.stderr
     assert "exitcode  : 143" in done.stderr  # what torchrun tells of each
     assert checkpoint_path(tmp_path / "checkpoints", 3).is_dir()
+
+
+@pytest.mark.slow
+def test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_again(
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    # Two tasks of a cluster of one machine, by stand-ins for the two commands of SLURM that the script calls.
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "scontrol").write_text(
+        '#!/bin/bash\nif [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$CALLS"; fi\n'
+    )
+    (commands / "srun").write_text(
+        "#!/bin/bash\npids=()\nfor task in 0 1; do\n"
+        '  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" & pids+=($!)\ndone\n'
+        'worst=0\nfor pid in "${pids[@]}"; do wait "$pid" || worst=$?; done\nexit $worst\n'
+    )
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    environment = script_environment() | {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_ID": "7",
+        "MASTER_PORT": "29541",
+    }
+    # The virtual environment may be another one than the script's.
+    script = (ROOT / "configs" / "launch" / "slurm.sbatch").read_text().replace(".venv/bin/python", sys.executable)
+    arguments = [*SMALLEST, f"data.root={mined}", f"run_dir={tmp_path / 'run'}"]
+
+    def submit(*overrides: str) -> tuple[int, str]:
+        command = ["bash", "-c", script, "slurm.sbatch", *arguments, *overrides]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    status, said = submit("train.max_steps=2")
+    assert status == 0 and "2 process(es) on cpu" in said, said
+    assert not (tmp_path / "calls").exists()
+    process = subprocess.Popen(
+        ["bash", "-c", script, "slurm.sbatch", *arguments, "train.max_steps=100000"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while metrics(tmp_path / "run")[-1]["step"] < 4:
+        assert process.poll() is None
+        time.sleep(0.1)
+    # As srun does it: every task hears the signal, the script does not.
+    tasks = subprocess.run(["pgrep", "-f", f"run_dir={tmp_path / 'run'}"], capture_output=True, text=True, check=True)
+    for pid in map(int, tasks.stdout.split()):
+        if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"scripts/train.py"]:
+            os.kill(pid, signal.SIGUSR1)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert (tmp_path / "calls").read_text() == "requeue 7\n"

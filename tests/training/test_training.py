@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from toy_run import SMALLEST, differing, forget_accelerate, metrics, train, weights
 
+from mimicbrush import assembly
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import CheckpointError, DataError, InputError
+from mimicbrush.training import checkpoints
 from mimicbrush.training.bad_samples import ALWAYS_ALLOWED
 
 ROOT = Path(__file__).parents[2]
@@ -132,18 +136,59 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert differing(straight, run_dir) == []
 
 
+EXPERIMENTS, ABLATIONS = (
+    sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml")) for group in ("experiment", "ablation")
+)
+#: A choice of size and machine for experiments that are not made for a CPU.
+AT_TOY_SIZE = [
+    *["model=toy", *SMALLEST[1:], "train.device=cpu", "train.mixed_precision=no", "train.tracker=none"],
+    "eval.every_steps=0",
+]
+
+
 @pytest.mark.slow
-def test_ablations_sweep(mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
-    overrides = [f"data.root={mined}", f"hydra.sweep.dir={tmp_path}", "train.max_steps=2", "+ablation=glob(*)"]
-    subprocess.run(
-        [sys.executable, "scripts/train.py", "-m", *SMALLEST, *overrides],
-        cwd=ROOT,
-        env=script_environment(),
-        check=True,
-    )
-    names = {path.stem for path in (ROOT / "configs" / "ablation").glob("*.yaml")}
-    folders = {path.parent.name.split("-", 1)[1] for path in tmp_path.glob("*/pipeline")}
-    assert folders == {f"{name}-seed0" for name in names}
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("ablation", [None, *ABLATIONS])
+def test_every_experiment_with_every_ablation_takes_a_step(
+    mined: Path, tmp_path: Path, experiment: str, ablation: str | None
+) -> None:
+    chosen = [f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else [])]
+    assembly.register_schemas()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        given = [*chosen, *AT_TOY_SIZE, f"data.root={mined}", f"run_dir={tmp_path}", "train.max_steps=1"]
+        config = compose("train", given)
+    assert assembly.train(config, tmp_path) == 0
+    assert metrics(tmp_path)[-1]["loss"] > 0
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_loses_at_most_one_interval(
+    straight: Path, mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    """Whole runs; a hundred kills of the saving alone are in test_checkpoints.py."""
+    rng, folder = random.Random(0), tmp_path / "checkpoints"
+    command = [sys.executable, "scripts/train.py", *SMALLEST, f"data.root={mined}", f"run_dir={tmp_path}",
+               "train.resume=latest", "train.checkpoint_every=1", "train.max_steps=100000"]  # fmt: skip
+    reached = 0
+    for _ in range(4):
+        process = subprocess.Popen(command, cwd=ROOT, env=script_environment(), stderr=subprocess.DEVNULL)
+        while len(good := checkpoints.list_checkpoints(folder)) < 2 or int(good[-1].name[5:]) < reached + 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        before = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[:-1]]
+        found = checkpoints.find_checkpoint(folder, "latest", pytest.fail)
+        assert found is not None
+        step = checkpoints.read_state(found)["step"]
+        assert step >= reached + 2 and step >= max(before) - 2  # logged every other step, saved after it
+        assert sum(checkpoints.find_damage(path) is None for path in checkpoints.list_checkpoints(folder)) >= 2
+        reached = step
+    # The data go on where the newest checkpoint was, to the same bits as without any kill.
+    train(mined, tmp_path / "straight", f"train.max_steps={reached + 2}", "train.checkpoint_every=1")
+    train(mined, tmp_path, f"train.max_steps={reached + 2}", "train.checkpoint_every=1", "train.resume=latest")
+    assert differing(tmp_path / "straight", tmp_path) == []
 
 
 def damaged_copy(mined: Path, root: Path, every: int) -> Path:

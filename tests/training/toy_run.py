@@ -13,17 +13,20 @@ from safetensors.torch import load_file
 from mimicbrush import assembly
 
 ROOT = Path(__file__).parents[2]
-SMALLEST = [
+SHORTEST = [
     "+experiment=smoke",
-    "model.size_px=16",
-    "model.block_out_channels=[16,32]",
-    "model.attention_heads=2",
-    "model.context_width=16",
     "train.batch_size=2",
     "train.total_batch_size=2",
     "train.log_every=2",
     "train.checkpoint_every=3",
     "data.num_workers=0",
+]
+SMALLEST = [
+    *SHORTEST,
+    "model.size_px=16",
+    "model.block_out_channels=[16,32]",
+    "model.attention_heads=2",
+    "model.context_width=16",
 ]
 
 
@@ -34,9 +37,14 @@ def forget_accelerate() -> None:
 
 
 def train(mined: Path, run_dir: Path, *overrides: str) -> int:
+    return train_with(mined, run_dir, *SMALLEST, *overrides)
+
+
+def train_with(mined: Path, run_dir: Path, *overrides: str) -> int:
+    """With all overrides given, as `SMALLEST` or `SHORTEST` begin them."""
     assembly.register_schemas()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", [*SMALLEST, f"data.root={mined}", f"run_dir={run_dir}", *overrides])
+        config = compose("train", [f"data.root={mined}", f"run_dir={run_dir}", *overrides])
     return assembly.train(config, run_dir)
 
 

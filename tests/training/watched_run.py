@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mimicbrush import assembly
+from mimicbrush.assembly import run
 from mimicbrush.training import loop
 from mimicbrush.training.draws import Draws
 
@@ -50,7 +50,7 @@ def shard() -> None:
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
 
-    honest = assembly.make_accelerator
+    honest = run.make_accelerator
 
     def sharding(*arguments: Any) -> Any:
         accelerator = honest(*arguments)
@@ -60,10 +60,12 @@ def shard() -> None:
             transformer_cls_names_to_wrap=["BasicTransformerBlock", "ResnetBlock2D"],
             cpu_ram_efficient_loading=False,
         )
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
         accelerator.state.distributed_type = DistributedType.FSDP
         return accelerator
 
-    assembly.make_accelerator = sharding
+    run.make_accelerator = sharding
 
 
 def signal_one_process() -> None:

@@ -12,18 +12,16 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.stored_weights import Weights, check_fit, present_vae_names, vision_half
 from mimicbrush.models.unets import REFERENCE_UNETS
 from mimicbrush.pipelines.conversion.depth_anything import hub_weights
 from mimicbrush.pipelines.conversion.exporting import pipeline_index
 from mimicbrush.pipelines.conversion.key_maps import (
     PARTS,
-    check_fit,
-    present_vae_names,
     split_parts,
-    vision_half,
     without_position_ids,
 )
-from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_groups, weights_of
+from mimicbrush.pipelines.conversion.reading import config_of, join_shards, read_groups, weights_of
 
 EQUAL, EQUAL_IN_HALF, CHANGED, NO_STOCK = "equal", "equal in half precision", "changed", "no stock weights"
 

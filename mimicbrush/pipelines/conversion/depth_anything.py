@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.pipelines.conversion.key_maps import check_fit
-from mimicbrush.pipelines.conversion.reading import Weights, config_of
+from mimicbrush.models.stored_weights import Weights, check_fit, hub_name
+from mimicbrush.pipelines.conversion.reading import config_of
 
 # Of every DINOv2; shapes do not tell how many heads there are.
 _HEAD_CHANNELS = 64
@@ -162,21 +162,6 @@ def original_names(num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
                 )
     for original, hub in (("output_conv1", "conv1"), ("output_conv2.0", "conv2"), ("output_conv2.2", "conv3")):
         yield from both(f"depth_head.scratch.{original}", f"head.{hub}")
-
-
-def hub_name(name: str) -> str:
-    """A name in memory of a Depth Anything of any transformers version -> its name on the hub.
-
-    In some versions of transformers 5, DINOv2's attention has other names in memory than in files.
-    """
-    for memory, hub in (
-        (".attention.q_proj.", ".attention.attention.query."),
-        (".attention.k_proj.", ".attention.attention.key."),
-        (".attention.v_proj.", ".attention.attention.value."),
-        (".attention.o_proj.", ".attention.output.dense."),
-    ):
-        name = name.replace(memory, hub)
-    return name
 
 
 def split_original(original: Weights, hub: Mapping[str, torch.Tensor], num_layers: int) -> Weights:

@@ -15,12 +15,11 @@ from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.parts import STEM_CHANNELS
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.stored_weights import Weights, check_fit, clip_config
 from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet
 from mimicbrush.ops.files import write_aside
-from mimicbrush.pipelines.conversion.importing import clip_config
-from mimicbrush.pipelines.conversion.key_maps import PARTS, check_fit, with_position_ids
+from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
 from mimicbrush.pipelines.conversion.reading import (
-    Weights,
     config_of,
     read_json,
     read_state_dict,

@@ -17,17 +17,17 @@ from mimicbrush.pipelines.load import quiet_libraries
 _VERSION = 1
 
 
-def released_pipeline_folder() -> Path:
+def released_pipeline_folder(*, fetch: bool = True) -> Path:
     """The released weights as a pipeline folder.
 
-    What is not in the local Hugging Face cache is fetched (2.5 billion weights) unless HF_HUB_OFFLINE=1. The result
+    What is not in the local Hugging Face cache is fetched (2.5 billion weights), if `fetch`. The result
     lies among huggingface_hub's assets, by the commits that it was made of. Of several processes that ask at once,
     one converts, the others wait.
 
     Raises:
         WeightsError: files are neither in the cache nor to be had, or they do not fit.
     """
-    snapshots = {repository: _snapshot(repository) for repository in HUB_FILES}
+    snapshots = {repository: _snapshot(repository, fetch) for repository in HUB_FILES}
     name = "-".join([f"v{_VERSION}", *[folder.name[:16] for folder in snapshots.values()]])
     room = cached_assets_path("mimicbrush", "released", name)
     final = room / "pipeline"
@@ -40,11 +40,12 @@ def released_pipeline_folder() -> Path:
     return final
 
 
-def _snapshot(repository: str) -> Path:
+def _snapshot(repository: str, fetch: bool) -> Path:
     """The folder of a repository in the local cache, with all files that are needed."""
     patterns = list(HUB_FILES[repository])
     problem = ""
-    for local_files_only in (True, False):  # what is at hand is good enough: the weights were released once
+    # What is at hand is good enough: the weights were released once.
+    for local_files_only in (True, False) if fetch else (True,):
         try:
             found = snapshot_download(repository, allow_patterns=patterns, local_files_only=local_files_only)
         except OSError as error:  # absent, no network, no such repository, disk full

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.parts import LATENT_CHANNELS, STEM_CHANNELS
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.stored_weights import Weights, clip_config, present_vae_names
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.files import replace_folder
 from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
@@ -21,12 +22,11 @@ from mimicbrush.pipelines.conversion.key_maps import (
     PARTS,
     cast,
     fill,
-    present_vae_names,
     split_parts,
     without_position_ids,
 )
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles
-from mimicbrush.pipelines.conversion.reading import Weights, config_of, join_shards, read_groups, weights_of
+from mimicbrush.pipelines.conversion.reading import config_of, join_shards, read_groups, weights_of
 from mimicbrush.pipelines.load import quiet_libraries
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
@@ -119,21 +119,6 @@ def filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Weights])
             f"depth_guider does not fit: it halves the picture {halvings[0] - 1} times, the VAE {halvings[1] - 1}"
         )
     return networks
-
-
-def clip_config(stored: dict[str, Any]) -> CLIPVisionConfig:
-    """What a config.json of any transformers version says about CLIP's image encoder.
-
-    Older ones also hold dozens of fields about text generation and the like, some of which newer versions refuse,
-    or all of CLIP. What decides about weights and numbers is taken, and nothing else.
-    """
-    vision = {"projection_dim": stored.get("projection_dim"), **stored.get("vision_config", stored)}
-    names = (
-        "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
-        "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
-        "initializer_range", "initializer_factor",
-    )  # fmt: skip
-    return CLIPVisionConfig(**{name: vision[name] for name in names if vision.get(name) is not None})
 
 
 def depth_projector_sizes(weights: Weights) -> tuple[int, int, tuple[int, ...]]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.pipelines.conversion.reading import Weights
+from mimicbrush.models.stored_weights import POSITION_IDS, Weights, check_fit
 
 #: Parts of ``mimicbrush.bin`` -> components of the pipeline.
 PARTS = {
@@ -19,43 +19,9 @@ PARTS = {
     "image_encoder": "image_encoder",
 }
 
-#: A buffer that transformers 4.25 kept with the weights, and newer versions do not.
-POSITION_IDS = "vision_model.embeddings.position_ids"
 _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
-# The VAE's attention, as diffusers called it before 0.13 -> now.
-_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
 _MOST_NAMED = 10
-
-
-def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Whether a state dict has exactly the keys and shapes that it should have.
-
-    Args:
-        part: what the errors call it.
-        given: the weights.
-        expected: tensors of the right shapes; those of a network on the meta device will do.
-
-    Raises:
-        WeightsError: names part, key, and what was given and expected, for the first ten that do not fit.
-    """
-    problems = [
-        f"{key} has shape {_shape(tensor)}, expected {_shape(expected[key])}"
-        for key, tensor in given.items()
-        if key in expected and tensor.shape != expected[key].shape
-    ]
-    problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in given]
-    problems += [
-        f"{key} is unexpected, given with shape {_shape(tensor)}"
-        for key, tensor in given.items()
-        if key not in expected
-    ]
-    if problems:
-        shown = [f"  {problem}" for problem in problems[:_MOST_NAMED]]
-        if len(problems) > _MOST_NAMED:
-            shown.append(f"  and {len(problems) - _MOST_NAMED} more")
-        raise WeightsError(f"{part} does not fit:\n" + "\n".join(shown))
 
 
 def fill(part: str, module: nn.Module, weights: Weights) -> None:
@@ -129,29 +95,6 @@ def with_position_ids(weights: Weights) -> Weights:
 def position_ids(weights: Weights) -> torch.Tensor:
     """What `POSITION_IDS` holds: (1, N) int64."""
     return torch.arange(len(weights[_POSITIONS]))[None]
-
-
-def present_vae_names(weights: Weights) -> Weights:
-    """VAE weights with the attention's present names, whichever they have.
-
-    Raises:
-        WeightsError: a key under its old and its present name.
-    """
-    renamed: Weights = {}
-    for key, tensor in weights.items():
-        block, _, last = key.rpartition(".")
-        before, _, layer = block.rpartition(".")
-        name = f"{before}.{_VAE_ATTENTION[layer]}.{last}" if layer in _VAE_ATTENTION else key
-        if name in renamed:
-            raise WeightsError(f"vae does not fit:\n  {name} is there twice, under its old and its present name")
-        renamed[name] = tensor
-    return renamed
-
-
-def vision_half(weights: Weights) -> Weights:
-    """CLIP's image encoder, also out of a file that holds the text encoder beside it."""
-    text = ("text_model.", "text_projection.", "logit_scale")
-    return {key: tensor for key, tensor in weights.items() if not key.startswith(text)}
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

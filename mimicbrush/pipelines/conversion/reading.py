@@ -22,10 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.stored_weights import Weights
 from mimicbrush.pipelines.conversion import unpickle
 
-#: A state dict.
-Weights = dict[str, torch.Tensor]
 #: What a file holds: its tensors by their path of keys (see `Entry`).
 Content = dict[tuple[str, ...], torch.Tensor]
 

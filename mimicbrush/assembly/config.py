@@ -1,0 +1,163 @@
+"""Options: their schemas, what is unknown among them, and what a run is identified by.
+
+Every group of ``configs/train.yaml`` is a dataclass, registered here as its schema: defaults and meanings are stated
+once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mimicbrush.data.options import DataOptions
+from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.evaluation.options import DuringTrainingOptions
+from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from mimicbrush.data.sources import Source
+
+
+@dataclass
+class TrainConfig:
+    """All of ``configs/train.yaml``.
+
+    Attributes:
+        run_name: names the run's folder under runs/ and the run in a tracker.
+        run_dir: everything that the run leaves behind.
+        seed: of weights (toy size), data, noise and drops.
+    """
+
+    run_name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = 0
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = MISSING
+    train: TrainOptions = field(default_factory=TrainOptions)
+    eval: DuringTrainingOptions = field(default_factory=DuringTrainingOptions)
+
+
+def register_schemas() -> None:
+    """Let Hydra check every group of the training config against its dataclass."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(group="data", name="schema", node=DataOptions)
+    store.store(group="model", name="pretrained_schema", node=PretrainedModel)
+    store.store(group="model", name="pipeline_schema", node=PipelineModel)
+    store.store(group="model", name="toy_schema", node=ToyModel)
+    store.store(group="train", name="schema", node=TrainOptions)
+    store.store(group="eval", name="schema", node=DuringTrainingOptions)
+
+
+def check_known(config: DictConfig) -> None:
+    """Refuse options that do not exist: Hydra lets ``+train.max_step=20`` pass, and nothing would read it.
+
+    Raises:
+        InputError: names them, and what may have been meant.
+    """
+    unknown = _unknown(config, TrainConfig)
+    if unknown:
+        raise InputError("there is no such option:\n" + "\n".join(f"  {line}" for line in unknown))
+
+
+def _unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
+    # The entries of a plain dict, such as data.sources, have names of the user's own.
+    known = [str(key) for key in config] if schema is dict else [each.name for each in fields(schema)]
+    lines: list[str] = []
+    for key in map(str, config):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            lines.append(f"{prefix}{key}" + (f" (did you mean {prefix}{close[0]}?)" if close else ""))
+        elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
+            lines += _unknown(config[key], OmegaConf.get_type(config[key]), f"{prefix}{key}.")
+    return lines
+
+
+def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[str]]:
+    """Fill in what ``model=pipeline`` leaves open: what the pipeline was made for.
+
+    Returns:
+        The config, and where it differs from the pipeline.
+
+    Raises:
+        InputError: the pipeline is absent, damaged, or its weights do not allow what was chosen.
+    """
+    model = config.model
+    if OmegaConf.get_type(model) is not PipelineModel:
+        return config, []
+    from mimicbrush.pipelines.conventions import find_pipeline, read_conventions, read_networks
+
+    if not model.path:
+        raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+    try:
+        folder = find_pipeline(model.path, fetch=False)
+        read_networks(folder)
+        made_for = read_conventions(folder)
+    except MimicBrushError as error:
+        raise InputError(
+            f"model.path={model.path} cannot be used: {error}\n  Fetch the released weights with "
+            "`python scripts/fetch_weights.py model=pipeline model.path=released`"
+        ) from error
+    chosen = [each.name for each in fields(PipelineModel) if model[each.name] != each.default and each.name != "path"]
+    options, changed = made_for.with_choices({name: model[name] for name in chosen}, config.train.prediction_type)
+    return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
+
+
+#: What may change between a run and its continuation without changing what is learnt, but for rounding.
+FREE_TO_CHANGE = (
+    "run_name",
+    "run_dir",
+    "data.root",
+    "data.input_root",
+    "data.sources.*.root",
+    "data.sources.*.input_root",
+    "data.augment_on",
+    "data.max_bad_ratio",
+    "data.num_workers",
+    "train.device",
+    "train.cpu_threads",
+    "train.batch_size",
+    "train.max_steps",
+    "train.max_minutes",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.save_in_background",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.attention_backend",
+    "train.resume",
+    "train.tracker",
+    "train.default_num_inference_steps",
+    "train.default_guidance_scale",
+    "eval.*",
+)
+
+
+def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any]:
+    """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
+    chosen = {
+        key: value
+        for key, value in flattened(config).items()
+        if not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
+    }
+    pairs = [f"{source.name} {len(source.pairs)} ({source.pairs.digest()[:16]})" for source in sources]
+    return {**chosen, "pairs": ", ".join(pairs)}
+
+
+def flattened(config: DictConfig) -> dict[str, Any]:
+    """A config as option -> value, with dots in the names; lists as text, as trackers want it."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items_ex(resolve=True):
+        if isinstance(value, DictConfig):
+            flat |= {f"{key!s}.{name}": inner for name, inner in flattened(value).items()}
+        else:
+            flat[str(key)] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -1,0 +1,108 @@
+"""What must be there before a run can start: data, weights, packages, GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from mimicbrush.assembly.config import check_known, register_schemas
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.options import PipelineModel, PretrainedModel
+from mimicbrush.models.weight_facts import examine
+
+if TYPE_CHECKING:
+    from mimicbrush.models.weight_facts import PartReport
+
+
+def check_prerequisites(config: DictConfig) -> None:
+    """Stop within seconds where data, weights or GPUs are absent, and name all that is.
+
+    Raises:
+        InputError: says what is missing, which option points to it and how to get it.
+    """
+    missing: list[str] = []
+    missing += _absent_folders(config.data)
+    if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
+        missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
+    model = OmegaConf.to_object(config.model)
+    if isinstance(model, PretrainedModel):
+        try:
+            examine(model)
+        except WeightsError as error:
+            missing.append(str(error))
+    if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:
+        missing.append(
+            f"train.tracker={config.train.tracker}, but that package is not installed. "
+            f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
+        )
+    if "lora" in (config.train.unet, config.train.reference_unet) and importlib.util.find_spec("peft") is None:
+        missing.append("adapters (lora) need the package peft. Install it: pip install 'mimicbrush[lora]'")
+    if config.train.device == "cuda" and not _has_gpu():
+        missing.append(
+            "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
+            "class (or one, and patience: gradients are accumulated);\n  train.device=cpu insists on a CPU."
+        )
+    if missing:
+        toy = "To try everything on a CPU, without weights: python scripts/train.py +experiment=smoke data.root=DIR"
+        raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
+
+
+def _absent_folders(data: DictConfig) -> list[str]:
+    """Which folders of mined pairs are not given, or not there."""
+    named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
+    if data.root or not named:
+        named["data.root"] = data.root
+    how = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
+    return [
+        f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
+        f"with\n  {how}"
+        for option, root in named.items()
+        if not root or not Path(root).is_dir()
+    ]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
+    """The weights that a training run with these options would begin from: fetched, where that is wanted, and checked.
+
+    Args:
+        overrides: of ``configs/train.yaml``.
+        configs: the folder of that.
+        fetching: False only looks at what is on this machine.
+        deep: read every byte.
+
+    Returns:
+        A report for each network; none where a model begins from random weights.
+
+    Raises:
+        InputError: the options are no good, or a pipeline cannot be had.
+    """
+    from mimicbrush.models.weight_fetching import provide_weights
+
+    register_schemas()
+    try:
+        with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+            config = compose("train", list(overrides))
+    except HydraException as error:
+        raise InputError(f"these options cannot be used: {error}") from error
+    check_known(config)
+    if OmegaConf.get_type(config.model) is PipelineModel:
+        from mimicbrush.pipelines.conventions import find_pipeline
+        from mimicbrush.pipelines.load import look_at_networks
+
+        if not config.model.path:
+            raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+        return look_at_networks(find_pipeline(config.model.path, fetch=fetching), deep)
+    model = OmegaConf.to_object(config.model)
+    return provide_weights(model, fetching=fetching, deep=deep) if isinstance(model, PretrainedModel) else []

@@ -1,0 +1,196 @@
+"""What came out of a sweep, job by job, beside what the paper says. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation.bootstrap import MIN_SOURCES
+from mimicbrush.evaluation.paper import ABLATIONS, PAPER_COLUMNS
+from mimicbrush.ops.files import write_aside
+from mimicbrush.ops.step_log import read_steps
+from mimicbrush.training.finished import FINISHED_FILE
+
+#: In the folder of each job: what it is, and why it failed.
+JOB_FILE = "job.json"
+FAILED_FILE = "failed.json"
+#: In the folder of a sweep.
+TABLE_NAME = "table"
+
+#: Figure -> heading and digits. The first two are logged while training, the others found on held-out pairs.
+_COLUMNS = {
+    "loss": ("loss", 4),
+    "loss_inside": ("loss inside", 4),
+    "heldout/psnr": ("held-out PSNR, dB", 2),
+    "heldout/ssim": ("held-out SSIM", 3),
+    "heldout/reference_gain_db": ("reference gain, dB (95 % interval)", 2),
+}
+_GAIN = "heldout/reference_gain_db"
+_NOTE = (
+    "Losses are those of the last steps, held-out figures those of the last evaluation (of the averaged weights, on "
+    "pairs that were not trained on; nothing is pasted back). The paper's values are of its part-composition "
+    "benchmark (Table 3), of weights trained at full scale: what compares is the order of the rows, not the values."
+)
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One job.
+
+    Attributes:
+        folder: of the job, within that of the sweep.
+        run_name, seed: of the run.
+        state: "complete", "unfinished" (it runs, waits, or was stopped) or "failed".
+        step, max_steps: that it has, and is to have.
+        figures: the last of each name: those logged while training, and those of the last evaluation.
+        heldout_step: of that evaluation.
+        error: why it failed.
+        failed_ns: when, by the clock of the disk.
+    """
+
+    folder: str
+    run_name: str
+    seed: int
+    state: str
+    step: int
+    max_steps: int
+    figures: dict[str, float] = field(default_factory=dict)
+    heldout_step: int | None = None
+    error: str = ""
+    failed_ns: int = 0
+
+    @property
+    def row(self) -> str:
+        """What runs that differ by their seed alone share."""
+        return self.folder.replace(f"-seed{self.seed}", "", 1)
+
+
+def read_sweep(folder: Path) -> list[SweepRun]:
+    """All jobs of a sweep, in the order of the paper's rows, then by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    runs = []
+    for where, subfolders, files in os.walk(folder):
+        if JOB_FILE in files:
+            subfolders.clear()
+            runs.append(_read_run(folder, Path(where)))
+    if not runs:
+        raise InputError(
+            f"{folder} holds no job of a sweep (no */{JOB_FILE}); name the folder that was given as hydra.sweep.dir"
+        )
+    order = {name: number for number, name in enumerate(ABLATIONS)}
+    return sorted(runs, key=lambda run: (order.get(run.run_name, len(order)), run.row, run.seed))
+
+
+def _read_run(sweep: Path, folder: Path) -> SweepRun:
+    about = json.loads((folder / JOB_FILE).read_text())
+    failed, finished = folder / FAILED_FILE, folder / FINISHED_FILE
+    logged, heldout = (read_steps(folder / name)[-1:] for name in ("metrics.jsonl", "heldout/heldout.jsonl"))
+    figures = {name: value for line in (*logged, *heldout) for name, value in line.items() if name != "step"}
+    step = int(logged[0]["step"]) if logged else 0
+    if finished.is_file():
+        step = int(json.loads(finished.read_text())["steps"])
+    return SweepRun(
+        folder=folder.relative_to(sweep).as_posix(),
+        run_name=str(about["run_name"]),
+        seed=int(about["seed"]),
+        state="failed" if failed.is_file() else "complete" if finished.is_file() else "unfinished",
+        step=step,
+        max_steps=int(about["max_steps"]),
+        figures={name: float(value) for name, value in figures.items() if isinstance(value, int | float)},
+        heldout_step=int(heldout[0]["step"]) if heldout else None,
+        error=str(json.loads(failed.read_text())["error"]) if failed.is_file() else "",
+        failed_ns=failed.stat().st_mtime_ns if failed.is_file() else 0,
+    )
+
+
+def print_table(folder: Path) -> list[SweepRun]:
+    """Write ``table.md`` and ``table.json`` into the folder of a sweep, and print the first; see `read_sweep`."""
+    runs = read_sweep(folder)
+    text = as_markdown(runs)
+    values = json.dumps(as_values(runs), indent=1, allow_nan=False) + "\n"
+    write_aside(folder / f"{TABLE_NAME}.md", lambda aside: aside.write_text(text))
+    write_aside(folder / f"{TABLE_NAME}.json", lambda aside: aside.write_text(values))
+    print(f"\n{text}\nwrote {folder / TABLE_NAME}.md and .json")
+    return runs
+
+
+def _by_row(runs: Sequence[SweepRun]) -> dict[str, list[SweepRun]]:
+    rows: dict[str, list[SweepRun]] = {}
+    for run in runs:
+        rows.setdefault(run.row, []).append(run)
+    return rows
+
+
+def _means(runs: Sequence[SweepRun]) -> dict[str, float]:
+    """Of all figures that every one of these runs has."""
+    shared = set.intersection(*(set(run.figures) for run in runs)) if runs else set()
+    return {name: sum(run.figures[name] for run in runs) / len(runs) for name in sorted(shared)}
+
+
+def as_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
+    """The table for programs: per row the paper's values, every run, and the means over complete ones."""
+    rows = []
+    for row, of_row in _by_row(runs).items():
+        paper = ABLATIONS.get(of_row[0].run_name)
+        complete = [run for run in of_row if run.state == "complete"]
+        rows.append(
+            {
+                "row": row,
+                "paper": None
+                if paper is None
+                else {
+                    "name": paper.name,
+                    "part_composition": paper.part_composition._asdict(),
+                    "texture_transfer": paper.texture_transfer._asdict(),
+                },
+                "complete": len(complete),
+                "mean": _means(complete),
+                "runs": [{name: value for name, value in asdict(run).items() if name != "failed_ns"} for run in of_row],
+            }
+        )
+    return {"note": _NOTE, "rows": rows}
+
+
+def as_markdown(runs: Sequence[SweepRun]) -> str:
+    """The table for people; of several seeds their mean comes first, then each."""
+    headings = ["row", "seed", "steps", *(heading for heading, _ in _COLUMNS.values())]
+    headings += [f"paper: {PAPER_COLUMNS[0]}", *PAPER_COLUMNS[1:]]
+    lines = [headings, ["---"] * len(headings)]
+    for row, of_row in _by_row(runs).items():
+        paper = ABLATIONS.get(of_row[0].run_name)
+        theirs = [f"{value:.2f}" for value in paper.part_composition] if paper else [""] * len(PAPER_COLUMNS)
+        if len(of_row) > 1:
+            complete = [run for run in of_row if run.state == "complete"]
+            count = f"{len(complete)} of {len(of_row)} complete"
+            lines.append([row, "mean", count, *_cells(_means(complete)), *theirs])
+            theirs = [""] * len(PAPER_COLUMNS)
+        for run in of_row:
+            steps = f"{run.step} of {run.max_steps}" + ("" if run.state == "complete" else f", {run.state}")
+            lines.append([row, str(run.seed), steps, *_cells(run.figures, run), *theirs])
+    notes = [f"* {run.folder} failed: {run.error.splitlines()[0]}" for run in runs if run.error]
+    fewest = min((run.figures["heldout/n_sources"] for run in runs if "heldout/n_sources" in run.figures), default=None)
+    if fewest is not None and fewest < MIN_SOURCES:
+        notes.append(f"* Held-out pairs are of {fewest:g} videos only: the intervals are too narrow, and show little.")
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join([table, "", _NOTE, *([""] if notes else []), *notes]) + "\n"
+
+
+def _cells(figures: Mapping[str, float], run: SweepRun | None = None) -> list[str]:
+    """One per column; of a single run the gain with its interval, and the step where that is not the last."""
+    cells = [f"{figures[name]:.{digits}f}" if name in figures else "-" for name, (_, digits) in _COLUMNS.items()]
+    if _GAIN in figures:
+        cells[-1] = f"{figures[_GAIN]:+.2f}"
+    if run is not None and _GAIN in figures:
+        low, high = figures[f"{_GAIN}_ci95_low"], figures[f"{_GAIN}_ci95_high"]
+        cells[-1] += f" ({low:+.2f} to {high:+.2f})"
+        if run.heldout_step != run.step:
+            cells[-1] += f" at step {run.heldout_step}"
+    return cells

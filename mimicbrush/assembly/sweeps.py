@@ -1,0 +1,155 @@
+"""The jobs of ``scripts/train.py -m``. A sweep that is started again skips what is complete and goes on with the rest.
+
+Hydra itself gives every job a number, runs all of them again, and stops telling at the first that failed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict, read_write
+
+from mimicbrush import assembly
+from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
+from mimicbrush.errors import MimicBrushError
+from mimicbrush.ops.files import write_aside
+
+#: Hydra writes it when a sweep begins.
+_SWEEP_FILE = "multirun.yaml"
+
+
+class SweepCallback(Callback):
+    """Gives each job a folder that depends on its options alone, and sums up at the end (``hydra.callbacks``)."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Name the folders, unless ``hydra.sweep.subdir`` is given on the command line."""
+        overrides = config.hydra.overrides.hydra
+        if any(override.lstrip("+").startswith("hydra.sweep.subdir=") for override in overrides):
+            return
+        params = config.hydra.sweeper.get("params") or {}
+        swept = [*(f"{key}={params[key]}" for key in params), *config.hydra.overrides.task]
+        # Each job is composed again, of these overrides and its own.
+        with read_write(config), open_dict(config):
+            overrides.append(f"hydra.sweep.subdir='{subdir_for(swept)}'")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print and write the table, and name the jobs that failed; with any, the exit status is 1."""
+        if not _is_first_process():
+            return
+        folder = Path(config.hydra.sweep.dir)
+        runs = print_table(folder)
+        began_ns = (folder / _SWEEP_FILE).stat().st_mtime_ns
+        failed = [run for run in runs if run.state == "failed" and run.failed_ns >= began_ns]
+        if failed:
+            names = "".join(f"\n  {run.folder}: {run.error}" for run in failed)
+            print(f"error: {len(failed)} of the jobs failed; the same command tries again:{names}", file=sys.stderr)
+            raise SystemExit(1)
+
+
+def subdir_for(overrides: Sequence[str]) -> str:
+    """The folder of a job within its sweep, as text with interpolations that each job fills in.
+
+    Name and seed of the run, and each other option that is swept: two jobs must never share a folder. An experiment
+    or an ablation brings a name along; so it need not be told again, unless another name takes its place.
+
+    Args:
+        overrides: of the command line, such as "seed=0,1".
+    """
+    parsed = [each for each in OverridesParser.create().parse_overrides(list(overrides)) if not each.is_delete()]
+    given = [each.key_or_group for each in parsed]
+    named_by = next((key for key in ("run_name", "ablation", "experiment") if key in given), "run_name")
+    swept = {each.key_or_group for each in parsed if each.is_sweep_override()} - {"run_name", "seed", named_by}
+    values = {
+        key: f"${{{key}}}" if "." in key or key == "run_dir" else f"${{hydra:runtime.choices.{key}}}"
+        for key in sorted(swept)
+    }
+    # Neither "=" nor ",": a folder of a sweep is to be named on Hydra's command lines, too.
+    return "${run_name}-seed${seed}" + "".join(f"-{key.replace('/', '.')}_{value}" for key, value in values.items())
+
+
+def train_job(config: DictConfig) -> None:
+    """Train one job of a sweep. That it failed is put down in its folder, and the others go on.
+
+    Raises:
+        SystemExit: a signal ended the training, or one of several processes that train together failed, without which
+            the others cannot go on. This ends the whole sweep; the same command goes on with it.
+    """
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    if not any(override.lstrip("+").startswith("train.resume=") for override in job.overrides.task):
+        config.train.resume = "latest"
+    _put_down_job(config, run_dir)
+    (run_dir / FAILED_FILE).unlink(missing_ok=True)
+    _connect_tasks()
+    status = 0
+    try:
+        status = assembly.train(config, run_dir, stay_connected=True)
+    except MimicBrushError as error:
+        print(f"error: {run_dir.name}: {error}", file=sys.stderr)
+        status = _put_down_failure(run_dir, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told, put down, and no reason to leave the others
+        traceback.print_exc()
+        status = _put_down_failure(run_dir, f"{type(error).__name__}: {error}")
+    finally:
+        _clear_up()
+    if status:
+        raise SystemExit(status)
+
+
+def _put_down_job(config: DictConfig, run_dir: Path) -> None:
+    """Let the table know of the job from the start; what is there already is not touched."""
+    about = {"run_name": config.run_name, "seed": config.seed, "max_steps": config.train.max_steps}
+    text, path = json.dumps(about), run_dir / JOB_FILE
+    if not path.is_file() or path.read_text() != text:
+        write_aside(path, lambda aside: aside.write_text(text))
+
+
+def _put_down_failure(run_dir: Path, error: str) -> int:
+    """Returns the status to end with, 0 where the sweep can go on."""
+    write_aside(run_dir / FAILED_FILE, lambda aside: aside.write_text(json.dumps({"error": error})))
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0
+    print(
+        f"error: the sweep ends with {run_dir.name}, for its other processes may wait for this one; leave this job out "
+        "to go on with the others",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _connect_tasks() -> None:
+    """Tell the tasks of a submitit job of each other, as torchrun would (``hydra.launcher.tasks_per_node=8``)."""
+    if "SUBMITIT_EXECUTOR" not in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _clear_up() -> None:
+    """Leave the process to the next job as if it were new: it may want another precision, or all of the memory."""
+    accelerate_state, wandb, torch = (sys.modules.get(name) for name in ("accelerate.state", "wandb", "torch"))
+    if accelerate_state is not None:
+        connected = torch is not None and torch.distributed.is_initialized()
+        accelerate_state.AcceleratorState._reset_state(reset_partial_state=not connected)
+    if wandb is not None and wandb.run is not None:  # of a job that failed: the next would go on with its run
+        wandb.finish(exit_code=1)
+    gc.collect()
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,156 @@
+"""One batch of pairs, edited in every way and scored; and the pictures of it that a person looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation import baselines, sheets
+from mimicbrush.evaluation.editors import CorrespondenceEditor, Editor
+from mimicbrush.evaluation.measure import PairScores, score
+from mimicbrush.evaluation.options import SetName
+from mimicbrush.evaluation.samples import EvalSample, SamplePlan, load_sample
+from mimicbrush.ops.correspondence import Correspondence, paint_correspondence
+
+Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
+
+#: Headings of the columns of contact sheets, by what `Edited.pictures` calls them.
+COLUMNS = {
+    "source": "source\n(hole in black)",
+    "mask": "mask\n(white = repaint)",
+    "reference": "reference",
+    "model": "result",
+    "target": "target",
+    "wrong": "wrong\nreference",
+    "wrong_reference": "its result",
+    "no_reference": "result without\nreference",
+    "copy_in_place": "copy in place\n(no model)",
+    "opencv_inpaint": "OpenCV inpainting\n(no model)",
+    "reference_places": "places of\nthe reference",
+    "correspondence": "where the hole\ncame from",
+}
+
+#: Height of the pictures that show a correspondence: its marks are of one size, whatever the canvas is.
+_CORRESPONDENCE_PX = 256
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What came out for one pair in one set.
+
+    Attributes:
+        set_name: `natural` or `warped`.
+        sample: what the editor was given.
+        results: by row name.
+        scores: of the results.
+        correspondence: of the true reference, where it was asked for and the editor can tell.
+    """
+
+    set_name: SetName
+    sample: EvalSample
+    results: Results
+    scores: PairScores
+    correspondence: Correspondence | None = None
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """All pictures, by the names of `COLUMNS`: (H, W, 3) or (H, W) uint8."""
+        sample = self.sample
+        pictures = {
+            "source": sheets.show_hole(sample.source, sample.mask),
+            "mask": sample.mask * np.uint8(255),
+            "reference": sample.reference,
+            "target": sample.source,
+            "wrong": sample.wrong_reference,
+            **self.results,
+        }
+        if self.correspondence is not None:
+            source, mask, reference = (
+                Image.fromarray(pixels) for pixels in (sample.source, pictures["mask"], sample.reference)
+            )
+            places, painted = paint_correspondence(source, mask, reference, self.correspondence, _CORRESPONDENCE_PX)
+            pictures |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
+        return pictures
+
+    def caption(self) -> str:
+        """Where the pair comes from, and its three scores."""
+        psnr = {row: values.psnr for row, values in self.scores.rows.items()}
+        return (
+            f"{self.sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
+            f"reference {psnr['wrong_reference']:.1f} dB, without {psnr['no_reference']:.1f} dB"
+        )
+
+
+def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
+    """One pair as it is in each set, see `load_sample`."""
+    return {name: load_sample(plan, name, size_px, seed) for name in sets}
+
+
+def edit_batch(
+    editor: Editor,
+    batch: Sequence[Mapping[SetName, EvalSample]],
+    with_baselines: bool = True,
+    with_correspondence: bool = False,
+) -> Iterator[Edited]:
+    """Edit a few pairs in every way, set by set; what needs no reference is the same in all and done once.
+
+    Args:
+        editor: what is measured.
+        batch: one or more pairs, each as it is in each of the same sets.
+        with_baselines: also fill the holes in the ways that need no model.
+        with_correspondence: ask the editor where the holes came from, if it can tell.
+
+    Raises:
+        InputError: the editor returned something of another shape or type.
+    """
+    without: list[np.ndarray] | None = None
+    for name in batch[0]:
+        samples = [sets[name] for sets in batch]
+        found: Sequence[Correspondence] | None = None
+        references = [sample.reference for sample in samples]
+        if with_correspondence and isinstance(editor, CorrespondenceEditor):
+            model, found = _edit_with_correspondences(editor, samples, references)
+        else:
+            model = _edit(editor, samples, references)
+        wrong = _edit(editor, samples, [sample.wrong_reference for sample in samples])
+        without = _edit(editor, samples, None) if without is None else without
+        for number, sample in enumerate(samples):
+            results = {"model": model[number], "wrong_reference": wrong[number], "no_reference": without[number]}
+            if with_baselines:
+                results |= {
+                    "copy_in_place": baselines.copy_in_place(sample.source, sample.mask, sample.reference),
+                    "opencv_inpaint": baselines.opencv_inpaint(sample.source, sample.mask, sample.area),
+                }
+            rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}
+            scores = PairScores(sample.plan.pair.source_hash, rows)
+            yield Edited(name, sample, results, scores, found[number] if found else None)
+
+
+def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    sources, masks, seeds = _given(samples)
+    return _checked(editor(sources, masks, None if references is None else np.stack(references), seeds), sources)
+
+
+def _edit_with_correspondences(
+    editor: CorrespondenceEditor, samples: Sequence[EvalSample], references: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
+    sources, masks, seeds = _given(samples)
+    result, found = editor.edit_with_correspondences(sources, masks, np.stack(references), seeds)
+    return _checked(result, sources), found
+
+
+def _given(samples: Sequence[EvalSample]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    sources, masks = (np.stack([getattr(sample, name) for sample in samples]) for name in ("source", "mask"))
+    return sources, masks, [sample.noise_seed for sample in samples]
+
+
+def _checked(result: np.ndarray, sources: np.ndarray) -> list[np.ndarray]:
+    if result.shape != sources.shape or result.dtype != np.uint8:
+        raise InputError(
+            f"the editor returned {result.shape} {result.dtype} for sources of {sources.shape} uint8; "
+            "both must be of one shape and type"
+        )
+    return list(result)

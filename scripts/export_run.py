@@ -1,0 +1,34 @@
+"""A checkpoint of a training run -> a pipeline folder to edit with, also while the run goes on.
+
+python scripts/export_run.py runs/NAME [--output DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mimicbrush.errors import run_plainly
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    newest = "RUN/checkpoints/step-... (default: the newest that verifies)"
+    parser.add_argument("--checkpoint", default="latest", metavar="DIR", help=newest)
+    parser.add_argument("--raw", action="store_true", help="the weights of the last step, not their average (EMA)")
+    parser.add_argument("-o", "--output", type=Path, help="pipeline folder (default: RUN/exported)")
+    arguments = parser.parse_args()
+
+    from mimicbrush.assembly import export_run
+
+    output = arguments.output or arguments.run / "exported"
+    checkpoint = export_run(arguments.run, arguments.checkpoint, output, average=not arguments.raw)
+    print(f"{output} holds the {'last' if arguments.raw else 'averaged'} weights of {checkpoint}. Edit with it:")
+    print(f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {output}")
+
+
+if __name__ == "__main__":
+    run_plainly(main)

@@ -1,0 +1,80 @@
+"""Fetch the weights that a training run begins from, and check them.
+
+python scripts/fetch_weights.py [+experiment=default] [model=pipeline model.path=released] [model.unet=FOLDER_OR_ID ...]
+
+Takes the options of scripts/train.py. What is in the local Hugging Face cache, or in a folder, is checked where it
+lies; what is absent or damaged in the cache is fetched: only what is needed, safetensors and configs. A fetch that was
+interrupted goes on with the files that it lacks. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are heard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimicbrush.errors import run_plainly
+
+if TYPE_CHECKING:
+    from mimicbrush.models.weight_facts import PartReport
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for scripts/train.py")
+    parser.add_argument("--check", action="store_true", help="fetch nothing: only check what is here")
+    parser.add_argument(
+        "--deep", action="store_true", help="read every byte: hashes of the hub's files, and finite numbers"
+    )
+    arguments = parser.parse_args()
+
+    from mimicbrush import assembly
+
+    reports = assembly.provide_weights(arguments.overrides, CONFIGS, fetching=not arguments.check, deep=arguments.deep)
+    if not reports:
+        print("this model has random weights: there is nothing to fetch")
+        return
+    print(as_table(reports))
+    problems = [report for report in reports if report.problem is not None]
+    for report in problems:
+        print(f"error: {report.part} ({report.named}): {report.problem}", file=sys.stderr)
+    sys.exit(2 if problems else 0)
+
+
+def as_table(reports: list[PartReport]) -> str:
+    """Part, files, size, type, check, and where, in columns."""
+    rows = [("part", "files", "size", "type", "check", "where")]
+    for report in reports:
+        network = report.network
+        rows.append(
+            (
+                report.part,
+                str(len(network.files)) if network else "-",
+                in_bytes(network.num_bytes) if network else "-",
+                network.dtypes if network else "-",
+                "good" if report.problem is None else "NOT GOOD",
+                str(network.folder) if network else report.named,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"note: {report.part}: {note}" for report in reports for note in report.notes]
+    return "\n".join(lines)
+
+
+def in_bytes(count: float) -> str:
+    """1234567 -> 1.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+if __name__ == "__main__":
+    run_plainly(main)

@@ -1,0 +1,139 @@
+"""One command fetches all starting weights from a hub and checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fetch_weights
+import pytest
+from local_hub import COMMIT, LocalHub, local_hub
+from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
+
+from mimicbrush import assembly
+from mimicbrush.errors import InputError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OPTIONS = [f"model.{part}={name}" for part, name in REPOSITORIES.items()] + [f"model.size_px={SIZE_PX}"]
+NEEDED = {
+    "toy/inpainting": {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"},
+    "toy/sd15": {"unet/config.json", "unet/diffusion_pytorch_model.safetensors.index.json"},
+    "toy/sd-vae-ft-mse": {"config.json", "diffusion_pytorch_model.safetensors"},
+    "toy/CLIP-ViT-H-14": {"config.json", "model.safetensors"},
+    "toy/depth-anything-base-hf": {"config.json", "model.safetensors"},
+}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    folder = tmp_path_factory.mktemp("hub")
+    write_repositories(folder)
+    with local_hub(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def online(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    """This process sees the hub, and an empty cache."""
+    # huggingface_hub reads the environment when it is imported, which is long ago.
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"{constants}.ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    hub.served.clear()
+    return hub
+
+
+def provide(*more: str, fetching: bool = True, deep: bool = False) -> dict[str, str]:
+    """Part -> problem, "" for none."""
+    reports = assembly.provide_weights([*OPTIONS, *more], CONFIGS, fetching=fetching, deep=deep)
+    return {report.part: str(report.problem or "") for report in reports}
+
+
+def cached(tmp_path: Path, part: str, file: str) -> Path:
+    return tmp_path / "hub" / f"models--{REPOSITORIES[part].replace('/', '--')}" / "snapshots" / COMMIT / file
+
+
+def test_the_command_fetches_what_is_needed_and_tells_of_it(
+    online: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*more: str) -> tuple[object, list[str]]:
+        monkeypatch.setattr("sys.argv", ["fetch_weights.py", *OPTIONS, *more])
+        with pytest.raises(SystemExit) as ended:
+            fetch_weights.main()
+        return ended.value.code, capsys.readouterr().out.splitlines()
+
+    status, lines = run()
+    assert status == 0
+    table = [line.split() for line in lines if not line.startswith(("note", "fetching"))]
+    assert table[0] == ["part", "files", "size", "type", "check", "where"]
+    assert [row[0] for row in table[1:]] == ["unet", "reference_unet", "image_encoder", "vae", "depth_estimator"]
+    assert all("good" in row and row[-1].startswith(str(tmp_path)) for row in table[1:])
+    assert "note: unet: cross_attention_dim=16 (paper: 768)" in lines
+    shards = {f"unet/diffusion_pytorch_model-{n:05}-of-00011.safetensors" for n in range(1, 12)}
+    expected = {**NEEDED, "toy/sd15": NEEDED["toy/sd15"] | shards}
+    assert sorted(online.served) == sorted(f"{name}/{file}" for name, files in expected.items() for file in files)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    status, lines = run("--check", "--deep")
+    assert status == 0 and not any(line.startswith("fetching") for line in lines)
+    cached(tmp_path, "vae", "config.json").unlink()
+    status, lines = run("--check")
+    assert status == 2 and [line.split()[0] for line in lines if "NOT GOOD" in line] == ["vae"]
+
+
+def test_what_is_at_hand_is_not_fetched_again_and_the_rest_is(online: LocalHub, tmp_path: Path) -> None:
+    before = provide(fetching=False)
+    assert set(before.values()) == {"neither a folder nor (wholly) in the local Hugging Face cache"}
+    assert not online.served
+    assert not any(provide(deep=True).values())
+    online.served.clear()
+    assert not any(provide("model.reference_encoder=dinov2").values())
+    assert {name.rsplit("/", 1)[0] for name in online.served} == {"toy/dinov2-large"}
+    # A fetch that was cut off between two shards.
+    shard = cached(tmp_path, "reference_unet", "unet/diffusion_pytorch_model-00004-of-00011.safetensors")
+    shard.resolve().unlink()
+    shard.unlink()
+    online.served.clear()
+    assert list(filter(None, provide(fetching=False).values()))
+    assert not any(provide().values())
+    assert online.served == [f"toy/sd15/unet/{shard.name}"]
+
+
+def test_damage_in_the_cache_is_found_and_mended(online: LocalHub, tmp_path: Path) -> None:
+    provide()
+    vae = cached(tmp_path, "vae", "diffusion_pytorch_model.safetensors")
+    data = vae.read_bytes()
+    vae.resolve().write_bytes(data[:-100])
+    online.served.clear()
+    found = provide(fetching=False)
+    assert [part for part, problem in found.items() if problem] == ["vae"] and str(vae) in found["vae"]
+    assert not any(provide().values()) and vae.read_bytes() == data
+    assert online.served == ["toy/sd-vae-ft-mse/diffusion_pytorch_model.safetensors"]
+    # A bit that flipped: only a deep look sees it.
+    vae.resolve().write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not any(provide(fetching=False).values())
+    assert "the hub said" in provide(fetching=False, deep=True)["vae"]
+    assert not any(provide(deep=True).values()) and vae.read_bytes() == data
+
+
+def test_what_cannot_be_had_is_told_for_each_part(online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = provide("model.unet=toy/nothing", "model.vae=toy/CLIP-ViT-H-14")
+    assert "there is none, or it wants a token" in found["unet"]
+    assert "has no diffusion_pytorch_model.safetensors" in found["vae"]
+    assert not found["image_encoder"] and not found["reference_unet"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "the hub is not reached (OfflineModeIsEnabled" in provide("model.vae=toy/other")["vae"]
+
+
+def test_options_are_those_of_training() -> None:
+    assert assembly.provide_weights(["+experiment=smoke"], CONFIGS, fetching=True, deep=False) == []
+    with pytest.raises(InputError, match="these options cannot be used"):
+        provide("model.unett=x")
+    with pytest.raises(InputError, match=r"did you mean model\.unet\?"):
+        provide("+model.unett=x")
+    with pytest.raises(InputError, match=r"needs model\.path"):
+        assembly.provide_weights(["model=pipeline"], CONFIGS, fetching=False, deep=False)

@@ -1,0 +1,99 @@
+"""What a run shows while it learns: figures, pictures, the best weights, wandb and tensorboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_run import SMALLEST, forget_accelerate, metrics, train
+
+from mimicbrush.pipelines.load import load_pipeline
+from mimicbrush.training.checkpoints import checkpoint_path, read_state
+
+ROOT = Path(__file__).parents[2]
+EVALUATED = ["eval.every_steps=2", "eval.max_pairs=4", "eval.num_inference_steps=2", "eval.sheet_pairs=2"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    forget_accelerate()
+
+
+def events(run_dir: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(run_dir / "mimicbrush"), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_path: Path) -> None:
+    options = [*EVALUATED, "train.tracker=tensorboard", "train.log_every=1", "train.checkpoint_every=2"]
+    train(mined, tmp_path, "train.max_steps=3", *options)
+    logged = metrics(tmp_path)
+    for name in ("loss", "loss_inside", "loss_outside", "gradient_norm", "gradient_norm_unet",
+                 "gradient_norm_reference_unet", "gradient_norm_depth_projector", "learning_rate", "samples_per_s",
+                 "data_wait_ratio", "tflop_per_s_and_device"):  # fmt: skip
+        assert all(values[name] > 0 for values in logged), name
+    bands = [name for name in logged[0] if name.startswith("loss_t")]
+    assert bands == ["loss_t000_249", "loss_t250_499", "loss_t500_749", "loss_t750_999"]
+    # Two samples a step: every step has at most two bands, and their mean is the loss where it is two.
+    for values in logged:
+        told = [values[name] for name in bands if values[name] is not None]
+        assert 1 <= len(told) <= 2
+        assert len(told) == 1 or sum(told) / 2 == pytest.approx(values["loss"], rel=1e-4)
+    found = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]
+    assert [values["step"] for values in found] == [2, 3]  # every other step, and at the end
+    best = max(found, key=lambda values: values["heldout/reference_gain_db"])
+    state = read_state(checkpoint_path(tmp_path / "checkpoints", 3))
+    assert state["best"]["step"] == best["step"]
+    assert state["best"]["heldout/reference_gain_db"] == best["heldout/reference_gain_db"]
+    assert load_pipeline(tmp_path / "best").size_px == 16
+    shown = events(tmp_path)
+    assert {"loss", "loss_inside", "heldout/psnr", "heldout/reference_gain_db"} <= set(shown.Tags()["scalars"])
+    assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3]
+    columns = {tag.split("/")[2] for tag in shown.Tags()["images"] if tag.startswith("heldout/pictures/")}
+    assert {"source", "mask", "reference", "model", "target", "correspondence"} <= columns
+    # A run that goes on from step 2 cuts off what came after it, and writes it again.
+    last = checkpoint_path(tmp_path / "checkpoints", 3)
+    last.rename(tmp_path / "away")
+    forget_accelerate()
+    train(mined, tmp_path, "train.max_steps=3", "train.resume=latest", *options)
+    again = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]
+    assert [values["step"] for values in again] == [2, 3]
+    assert again[1]["heldout/psnr"] == found[1]["heldout/psnr"]
+    assert [event.step for event in events(tmp_path).Scalars("loss")] == [1, 2, 3]
+
+
+def test_evaluating_changes_nothing_of_what_is_learnt(mined: Path, tmp_path: Path) -> None:
+    for name, options in (("with", EVALUATED), ("without", [])):
+        train(mined, tmp_path / name, "train.max_steps=4", "train.log_every=1", *options)
+        forget_accelerate()
+    losses = [[values["loss"] for values in metrics(tmp_path / name)] for name in ("with", "without")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_wandb_offline_holds_the_run_and_goes_on_with_it(mined: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_API_KEY")}
+    environment |= {"HOME": str(tmp_path / "home"), "WANDB_SILENT": "true"}
+    command = [sys.executable, "scripts/train.py", *SMALLEST, *EVALUATED, f"data.root={mined}",
+               f"run_dir={tmp_path / 'run'}", "train.tracker=wandb", "train.resume=latest"]  # fmt: skip
+    for steps in (2, 4):
+        job = [*command, f"train.max_steps={steps}"]
+        done = subprocess.run(job, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        assert "wandb has no key (wandb login), so it logs offline" in done.stdout
+    runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    # Both parts have one id, under which `wandb sync` joins them.
+    identity = read_state(checkpoint_path(tmp_path / "run" / "checkpoints", 4))["tracker"]["wandb"]
+    assert [run.name.rsplit("-", 1)[1] for run in runs] == [identity, identity]
+    assert all(list(run.glob("*.wandb")) for run in runs)
+    assert list(runs[0].rglob("media/table/heldout/*.table.json"))
