@@ -30,9 +30,9 @@ def test_the_peer_trains_as_we_do() -> None:
         found, expected = ours.step(batch, draws), peer.step(batch, draws)
         assert float(found[0]) == pytest.approx(expected[0], rel=1e-5)
         assert float(found[1]) == pytest.approx(float(expected[1]), rel=1e-4)
-    for own, other in zip(ours.average.shadow_params, peer.average.shadow_params, strict=True):
-        # Adam moves a weight by its rate, whichever way a gradient of nearly zero points.
-        assert (own - other).abs().mean() < 0.3 * training_step.LEARNING_RATE
+    averages = [torch.cat([s.flatten() for s in each.average.shadow_params]) for each in (ours, peer)]
+    # Adam moves a weight by its rate, whichever way a gradient of nearly zero points: not all are equal.
+    assert (averages[0] - averages[1]).abs().mean() < 0.05 * training_step.LEARNING_RATE
     # The references that are dropped matter.
     everything = replace(draws, keep_reference=torch.ones_like(draws.keep_reference))
     assert abs(float(ours.loss_and_gradients(batch, everything)) - expected[0]) > 1e-4

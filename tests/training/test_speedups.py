@@ -10,12 +10,15 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mimicbrush.models.low_precision import use_half_norms
 from mimicbrush.models.options import ModelOptions, ToyModel
 from mimicbrush.models.parts import Parts, random_parts, toy_parts
 from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.ops import resample
 from mimicbrush.training.draws import Draws
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.options import TrainOptions
@@ -176,6 +179,47 @@ def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> N
         float(loss.total.detach())
 
 
+class NoCopies(TorchDispatchMode):
+    """Fails where something is copied between the CPU and a GPU in a way that waits for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1 and not (kwargs or {}).get("non_blocking"):
+            raise AssertionError(f"{func} copies between {' and '.join(sorted(devices))}")
+        return result
+
+
+def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that there need not be: tensors without content that say they are there."""
+    parts, batch = toy_parts(smallest), a_batch(smallest.size_px)
+    draws = draw(batch, 8)
+
+    def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+    # What is kept from one step to the next is not kept for tensors without content; see the test below.
+    monkeypatch.setattr(resample, "_weights_beside", lambda pixels, old, new: pixels.new_empty(new, old))
+    with FakeTensorMode():
+        model, encoders = trainee_of(parts, smallest.size_px), FrozenEncoders(parts, smallest)
+        for part in vars(parts).values():
+            part._apply(on_gpu)
+        batch = TrainBatch(*(on_gpu(getattr(batch, name)) for name in ("source", "reference", "mask", "key", "index")))
+        draws = Draws(**{name: on_gpu(tensor) for name, tensor in vars(draws).items()})
+        scheduler = noise_scheduler()
+        scheduler.alphas_cumprod = on_gpu(scheduler.alphas_cumprod)  # which it does by itself at the first step
+        with NoCopies():
+            conditions = encoders.encode(batch, draws)
+            loss = denoising_loss(model, scheduler, conditions, draws, 5.0)
+        with pytest.raises(AssertionError, match="copies between cpu and cuda"), NoCopies():
+            loss.total.detach().new_tensor([1.0, 2.0])
+
+
+def test_what_pixels_are_resized_with_is_brought_to_the_device_once() -> None:
+    pixels = torch.zeros(1, 3, 16, 16)
+    assert resample._weights_beside(pixels, 16, 8) is resample._weights_beside(pixels + 1, 16, 8)
+
+
 def test_the_foreach_average_is_that_of_one_tensor_at_a_time() -> None:
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(n, n)) for n in (3, 50, 7)]
@@ -189,6 +233,7 @@ def test_the_foreach_average_is_that_of_one_tensor_at_a_time() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_papers_model_takes_913_tflop() -> None:
     with torch.device("meta"):
         parts = random_parts()
