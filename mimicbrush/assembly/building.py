@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -195,11 +196,15 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
     """What runs the training on one or many devices; it hears what `accelerate launch` or torchrun say."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     accelerator = Accelerator(
-        # Gradients live in the buckets that travel, and not a second time beside them.
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            # Gradients live in the buckets that travel, and not a second time beside them.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # One process hashes, writes and exports tens of gigabytes while the others wait for it.
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
         cpu=options.device == "cpu",
         mixed_precision=options.mixed_precision,
         log_with=None if options.tracker == "none" else options.tracker,
@@ -229,6 +234,8 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
             result[0] = work()
         except MimicBrushError as error:
             result[1] = error
+        except OSError as error:
+            result[1] = MimicBrushError(str(error))
     broadcast_object_list(result)
     if result[1] is not None:
         raise result[1]

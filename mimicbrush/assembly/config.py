@@ -7,9 +7,11 @@ once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -141,15 +143,51 @@ FREE_TO_CHANGE = (
 )
 
 
+#: So many blocks of each file of starting weights are looked at.
+_BLOCKS = 64
+
+
 def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
+    bound = set()
+    if not config.train.lr_scheduler.startswith("constant"):
+        bound.add("train.max_steps")  # the rates of all steps hang on it
+    if config.train.reference_drop == "first_quarter":
+        bound.add("train.batch_size")
     chosen = {
         key: value
         for key, value in flattened(config).items()
-        if not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
+        if key in bound or not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
     }
     pairs = [f"{source.name} {len(source.pairs)} ({source.pairs.digest()[:16]})" for source in sources]
-    return {**chosen, "pairs": ", ".join(pairs)}
+    return {**chosen, "pairs": ", ".join(pairs), "starting weights": fingerprint(stored_files(config))}
+
+
+def stored_files(config: DictConfig) -> list[Path]:
+    """The files of all starting weights; none where they are drawn."""
+    from mimicbrush.models.weight_facts import examine
+    from mimicbrush.pipelines.conventions import find_pipeline, read_networks
+
+    model = OmegaConf.to_object(config.model)
+    if isinstance(model, PretrainedModel):
+        return [file for network in examine(model).values() for file in network.files]
+    if isinstance(model, PipelineModel):
+        networks = read_networks(find_pipeline(model.path, fetch=False))
+        return [file for _, network in networks.values() for file in network.files]
+    return []
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """Tells files apart by their lengths and some blocks of each: whole ones would take half a minute to read."""
+    found = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        found.update(size.to_bytes(8, "big"))
+        with file.open("rb") as opened:
+            for block in range(_BLOCKS):
+                opened.seek(size * block // _BLOCKS)
+                found.update(opened.read(4096))
+    return found.hexdigest()[:16]
 
 
 def flattened(config: DictConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,7 @@ from mimicbrush.assembly.config import TrainConfig, check_known, flattened, run_
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.errors import CheckpointError, InputError
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.ops.step_log import read_steps
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -68,8 +70,9 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
             checkpoints.check_identity(newest, identity)
 
     import torch
-    from accelerate.utils import set_seed
+    from accelerate.utils import DistributedType, set_seed
 
+    from mimicbrush.evaluation.during_training import LOG_FILE
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training.bad_samples import BadSamples
     from mimicbrush.training.guards import EXIT_STATUS
@@ -93,14 +96,18 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         torch.set_num_threads(options.train.cpu_threads)
     set_seed(options.seed)
     parts = build_parts(options.model, options.seed)
-    half = half_precision(options.train.mixed_precision)
-    encoders = FrozenEncoders(parts, options.model).to(accelerator.device, half)
-    trainee = build_trainee(parts, options.model)
+    frozen, trainee = FrozenEncoders(parts, options.model), build_trainee(parts, options.model)
     choose_trained(dict(trainee.named_children()), options.train)
+    set_seed(options.seed, device_specific=True)  # of dropout, on each process its own
     training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_sources(options, sources)}
     publisher = Publisher(trainee, parts, options.model, options.train, training_data)
-    flop = training_flop(trainee, encoders)
-    apply_speedups(trainee, options.train, accelerator.device)
+    # Counted while all are on the CPU; it takes seconds, and tells nothing of a CPU.
+    flop = training_flop(trainee, frozen) if accelerator.device.type == "cuda" else None
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    if is_sharded and options.train.compile:
+        raise InputError("train.compile with sharded weights was never tried; leave out one of them")
+    apply_speedups(trainee, options.train, channels_last=accelerator.device.type == "cuda" and not is_sharded)
+    encoders = frozen.to(accelerator.device, half_precision(options.train.mixed_precision))
     as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -111,13 +118,22 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
 
     # 4. The evaluation on the way.
     first_step = 0 if found is None else checkpoints.read_state(found)["step"]
-    evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step)
+    outside = Outside(publisher.export, evaluate_every=options.eval.every_steps)
+    # That of the step from which the run goes on is made again: its checkpoint was written before it.
+    is_again = outside.is_due(first_step, options.train.max_steps)
+    evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step - is_again)
 
     def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
         assert evaluate is not None
         result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
         log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
         return result.figures
+
+    if evaluate is None:
+        outside = Outside(publisher.export)
+    else:
+        gains = [float(str(line[outside.measure])) for line in read_steps(run_dir / "heldout" / LOG_FILE)]
+        outside = replace(outside, evaluate=evaluate_weights, best=max(gains, default=-math.inf))
 
     # 5. The run.
     passes = accelerator.gradient_accumulation_steps
@@ -133,7 +149,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         encoders=encoders,
         noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(sources, options, accelerator),
-        outside=Outside(publisher.export, evaluate_weights if evaluate else None, options.eval.every_steps),
+        outside=outside,
         options=options.train,
         meters=Meters(
             accelerator.device,
@@ -148,10 +164,11 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         identity=identity,
         resume_from=found,
     )
-    if stay_connected:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-    else:
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers.clear()
+    accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them is gone
+    if not stay_connected:
         accelerator.end_training()
     if outcome.signal:
         accelerator.print(
@@ -163,7 +180,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         write_finished(run_dir, Finished(outcome.step, outcome.seconds, finite_or_none(outcome.figures), identity))
     accelerator.print(
         f"{outcome.step} of {options.train.max_steps} steps done"
-        + (" before; train.max_steps=MORE goes on" if not outcome.figures else "")
+        + (" before; train.max_steps=MORE goes on" if outcome.step == first_step else "")
         + ". Edit with it:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )

@@ -7,6 +7,7 @@ SHA-256 of each and is written last. Here is only what happens on the disk; what
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -201,16 +202,21 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
         CheckpointError: the run differs; the message names all differences. Or see `read_state`.
     """
     found = read_state(checkpoint)["identity"]
-    differing = [
-        f"{name}: {found.get(name)!r} there, {value!r} now"
-        for name, value in expected.items()
-        if found.get(name) != value
-    ]
+    differing = differences(found, expected)
     if differing:
         raise CheckpointError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}); "
             "use the same options, or start in another run_dir"
         )
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """What two runs do not agree on, for people."""
+    return [
+        f"{name}: {found.get(name)!r} there, {value!r} now"
+        for name, value in expected.items()
+        if found.get(name) != value
+    ]
 
 
 def _rotate(folder: Path, keep: int) -> None:
@@ -225,8 +231,9 @@ def _rotate(folder: Path, keep: int) -> None:
 def _remove(checkpoint: Path) -> None:
     """Take the name away first: a half-deleted folder must not look like a checkpoint."""
     going = checkpoint.with_suffix(".old.tmp")
-    checkpoint.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what cannot be deleted now is tried again with the next checkpoint
+        checkpoint.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:

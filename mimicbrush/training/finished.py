@@ -10,7 +10,7 @@ from typing import Any
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.ops.files import write_aside
-from mimicbrush.training.checkpoints import list_checkpoints
+from mimicbrush.training.checkpoints import differences, list_checkpoints
 
 FINISHED_FILE = "finished.json"
 
@@ -68,11 +68,7 @@ def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, re
     finished = read_finished(run_dir)
     if finished is None:
         return None
-    differing = [
-        f"{name}: {finished.identity.get(name)!r} there, {value!r} now"
-        for name, value in identity.items()
-        if finished.identity.get(name) != value
-    ]
+    differing = differences(finished.identity, identity)
     if differing:
         raise CheckpointError(
             f"{run_dir} holds another run, which is complete ({'; '.join(differing)}); use the same options, or start "

@@ -70,8 +70,8 @@ class SkippedSteps:
         if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise MimicBrushError(
                 f"the loss or its gradients were no numbers in {self.in_a_row} steps in a row, up to step {step}. None "
-                f"of these changed the weights, and the checkpoints in {folder} are good. Start anew in another "
-                "run_dir with a lower train.learning_rate or a longer train.lr_warmup_steps, or with "
+                f"of these changed the weights, and what checkpoints there are in {folder} are good. Start anew in "
+                "another run_dir with a lower train.learning_rate or a longer train.lr_warmup_steps, or with "
                 "train.mixed_precision=bf16 instead of fp16."
             )
 

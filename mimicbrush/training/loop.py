@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from accelerate.utils import gather_object
 from diffusers import DDIMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -45,14 +48,21 @@ class Outside:
     Attributes:
         export_pipeline: writes a pipeline with these weights into a folder, on the main process.
         evaluate: figures of these weights on held-out pairs at a step; None: nothing is evaluated.
-        evaluate_every: steps between two evaluations.
+        evaluate_every: steps between two evaluations; 0 where there are none.
         measure: whose largest value marks the best weights, one of the figures.
+        best: the largest value before.
     """
 
     export_pipeline: Callable[[Weights, Path], None]
     evaluate: Callable[[Weights, int], dict[str, float]] | None = None
     evaluate_every: int = 0
     measure: str = "heldout/reference_gain_db"
+    best: float = -math.inf
+
+    def is_due(self, step: int, last_step: int) -> bool:
+        """Whether there is an evaluation after this step."""
+        every = self.evaluate_every
+        return every > 0 and step > 0 and (step == last_step or step % every == 0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,26 @@ def train(
     saver = CheckpointSaver(run_dir / "checkpoints", options.keep_checkpoints, tqdm.write)
     stop = StopRequests(options.max_minutes)
 
+    best = outside.best
+
+    def evaluate() -> dict[str, float]:
+        nonlocal best
+        found = _evaluate(outside, state, trainee, accelerator, meters)
+        if found[outside.measure] > best:
+            best = found[outside.measure]
+            say_if_refused(lambda: _export_best(outside, state, trainee, accelerator, run_dir, found))
+        return found
+
+    def say_if_refused(work: Callable[[], object]) -> None:
+        """What is only to be looked at must not end a run on a full disk."""
+        try:
+            work()
+        except (OSError, SafetensorError) as error:
+            tqdm.write(f"after step {state.step} something could not be written ({error}); the run goes on")
+
     def save() -> None:
+        if accelerator.is_main_process:
+            saver.wait()  # or there would be two copies of everything
         tensors, rest = state.snapshot(accelerator)
         if accelerator.is_main_process:
             saver.save(state.step, tensors, {"identity": identity, **rest})
@@ -173,6 +202,8 @@ def train(
         total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_local_main_process
     )
     with stop.listening(), progress:
+        if resume_from is not None and outside.is_due(state.step, options.max_steps):
+            heldout = evaluate()  # the checkpoint was written before it
         while state.step < options.max_steps and not ended_by and not is_late:
             # 3a. Loss and gradients.
             model.train()
@@ -229,26 +260,29 @@ def train(
                     "failed_checkpoints": saver.num_failed,
                 }
                 if log is not None:
-                    log.append({"step": state.step, **finite_or_none(figures)})
-                    bad_samples.write(all_faults)
+                    say_if_refused(partial(log.append, {"step": state.step, **finite_or_none(figures)}))
+                    say_if_refused(partial(bad_samples.write, all_faults))
                 accelerator.log(known(figures), step=state.step)
                 progress.set_postfix(_in_short(figures))
                 bad_samples.count(all_faults, (state.step - logged_step) * options.total_batch_size)
                 faults.clear()
                 logged_step = state.step
-            if outside.evaluate is not None and (is_last or state.step % outside.evaluate_every == 0):
+            is_due = outside.is_due(state.step, options.max_steps)
+            if is_due or state.step % options.checkpoint_every == 0:
                 settle()
-                heldout = _evaluate(outside, state, trainee, accelerator, run_dir, meters)
-            if state.step % options.checkpoint_every == 0:
-                settle()
-                save()
+                save()  # first: an evaluation takes long, and may fail
                 saved_step = state.step
+            if is_due:
+                heldout = evaluate()
 
         # 4. Leave a checkpoint to go on from, and, where nobody waits for the machine, a pipeline to edit with.
         if saved_step != state.step:
             settle()
             save()
         saver.wait(must_succeed=True)
+        accelerator.wait_for_everyone()
+        if (unwritten := gather_object(faults)) and accelerator.is_main_process:
+            bad_samples.write(unwritten)
         if not ended_by:
             outside.export_pipeline(state.weights(trainee), run_dir / "pipeline")
         accelerator.wait_for_everyone()
@@ -256,24 +290,29 @@ def train(
 
 
 def _evaluate(
-    outside: Outside,
-    state: TrainingState,
-    trainee: Trainee,
-    accelerator: Accelerator,
-    run_dir: Path,
-    meters: Meters,
+    outside: Outside, state: TrainingState, trainee: Trainee, accelerator: Accelerator, meters: Meters
 ) -> dict[str, float]:
-    """Measure the averaged weights on held-out pairs, and keep them where they are the best so far."""
+    """Measure the averaged weights on held-out pairs."""
     assert outside.evaluate is not None
     start = time.monotonic()
     with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
         found = outside.evaluate(state.weights(trainee), state.step)
     accelerator.log(found, step=state.step)
-    if found[outside.measure] > state.best.get(outside.measure, -math.inf):
-        state.best = {"step": state.step, **found}
-        outside.export_pipeline(state.weights(trainee), run_dir / "best")
     meters.leave_out(time.monotonic() - start)
     return found
+
+
+def _export_best(
+    outside: Outside,
+    state: TrainingState,
+    trainee: Trainee,
+    accelerator: Accelerator,
+    run_dir: Path,
+    found: dict[str, float],
+) -> None:
+    outside.export_pipeline(state.weights(trainee), run_dir / "best")
+    if accelerator.is_main_process:
+        (run_dir / "best" / "heldout.json").write_text(json.dumps({"step": state.step, **found}, indent=1))
 
 
 def _summing(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,6 +9,9 @@ from mimicbrush.errors import InputError
 #: The networks that can be trained, options of `TrainOptions`.
 TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
 
+#: Of diffusers' `get_scheduler`, those that need no further options.
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
 
 @dataclass
 class TrainOptions:
@@ -98,6 +101,7 @@ class TrainOptions:
             ("mixed_precision", ("no", "fp16", "bf16")),
             ("reference_drop", ("random", "first_quarter")),
             ("prediction_type", ("epsilon", "v_prediction")),
+            ("lr_scheduler", LR_SCHEDULERS),
             ("unet", ("trained", "frozen", "lora")),
             ("reference_unet", ("trained", "frozen", "lora")),
             ("image_projector", ("trained", "frozen")),

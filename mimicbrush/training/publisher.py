@@ -76,7 +76,8 @@ class Publisher:
         frozen: dict[str, nn.Module] = {}
         if encoders is not None:
             frozen = {name: getattr(encoders, name) for name in ("vae", "image_encoder", "depth_estimator")}
-            modules = {name: module.to(encoders.vae.dtype) for name, module in modules.items()}
+            dtype = encoders.vae.dtype
+            modules = {name: module if module.dtype == dtype else module.to(dtype) for name, module in modules.items()}
         model, train = self.model, self.train
         return MimicBrushPipeline(
             **{**vars(self.parts), **frozen, **modules},

@@ -17,15 +17,14 @@ from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import TrainBatch
 
 
-def apply_speedups(trainee: nn.Module, options: TrainOptions, device: torch.device) -> None:
+def apply_speedups(trainee: nn.Module, options: TrainOptions, channels_last: bool) -> None:
     """Prepare the trained networks, before they are wrapped or sharded.
-
-    Channels last is what convolutions in half precision are fastest in on a GPU, and there it is always used.
 
     Args:
         trainee: holds the U-Nets.
         options: says what is asked for.
-        device: that is trained on.
+        channels_last: the order of memory that convolutions in half precision are fastest in on a GPU; FSDP has no
+            place for it.
     """
     unets = [part for part in trainee.children() if isinstance(part, UNet2DConditionModel)]
     for unet in unets:
@@ -37,7 +36,7 @@ def apply_speedups(trainee: nn.Module, options: TrainOptions, device: torch.devi
             unet.enable_gradient_checkpointing()
         if options.compile:
             unet.compile_repeated_blocks(fullgraph=True)
-    if device.type == "cuda":
+    if channels_last:
         trainee.to(memory_format=torch.channels_last)
 
 

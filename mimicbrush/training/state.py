@@ -38,7 +38,6 @@ class TrainingState:
         average: of the parameters (EMA), or None for none.
         step: steps done, skipped ones included: the position in the data.
         skipped: steps that changed nothing.
-        best: what the best held-out evaluation said so far, or empty.
         tracker: what a tracker needs to go on with the same run.
     """
 
@@ -48,7 +47,6 @@ class TrainingState:
     average: EMAModel | None
     step: int = 0
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
-    best: dict[str, float] = field(default_factory=dict)
     tracker: dict[str, str] = field(default_factory=dict)
 
     def weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,7 +86,6 @@ class TrainingState:
             "average_updates": 0 if self.average is None else self.average.optimization_step,
             "scaler": {} if scaler is None else scaler.state_dict(),
             "skipped": {"in_a_row": self.skipped.in_a_row, "total": self.skipped.total},
-            "best": self.best,
             "tracker": self.tracker,
             "num_processes": accelerator.num_processes,
         }
@@ -112,7 +109,8 @@ class TrainingState:
                 for name, value in _read(checkpoint, AVERAGE, shadows):
                     shadows[name].copy_(_placed(value, shadows[name]))
                 self.average.optimization_step = state["average_updates"]
-        self._restore_optimizer(checkpoint)
+        with torch.no_grad():
+            self._restore_optimizer(checkpoint)
         self.schedule.load_state_dict(state["schedule"])
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -120,7 +118,7 @@ class TrainingState:
             accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.skipped = SkippedSteps(**state["skipped"])
-        self.best, self.tracker = dict(state["best"]), dict(state["tracker"])
+        self.tracker = dict(state["tracker"])
         if state["num_processes"] == accelerator.num_processes:
             _restore_random_state(checkpoint, accelerator)
 
@@ -131,8 +129,11 @@ class TrainingState:
                 if name not in self.parameters:
                     raise CheckpointError(f"{checkpoint}: the optimizer there knows {name}, which is not trained here")
                 parameter, value = self.parameters[name], file.get_tensor(key)
-                # Adam's count of steps is a scalar; it lies where the fused kernel wants it.
-                placed = value.to(parameter.device) if value.ndim == 0 else _placed(value, parameter)
+                # Adam's count of steps is a scalar. Moments must lie in memory as the parameter does (channels last):
+                # the fused kernel goes through both alike.
+                placed = value.to(parameter.device)
+                if value.ndim:
+                    placed = torch.empty_like(parameter, requires_grad=False).copy_(_placed(value, parameter))
                 self.optimizer.state[parameter][kind] = placed
 
 

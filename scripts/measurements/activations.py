@@ -61,7 +61,7 @@ class MemorySetting:
         trainee = Trainee(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
-        apply_speedups(trainee, TrainOptions(**self.options), torch.device("meta"))
+        apply_speedups(trainee, TrainOptions(**self.options), channels_last=False)
         return trainee.train()
 
 

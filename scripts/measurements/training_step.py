@@ -153,7 +153,7 @@ class StepSetting:
         trainee = Trainee(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
-        apply_speedups(trainee, TrainOptions(**self.options), device)
+        apply_speedups(trainee, TrainOptions(**self.options), channels_last=device.type == "cuda")
         encoders = FrozenEncoders(parts, ModelOptions()).to(device, self.autocast or torch.float32)
         return OurTraining(trainee, encoders, self.autocast)
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
 
-from mimicbrush.training import loop
+from mimicbrush.errors import CheckpointError
+from mimicbrush.training import loop, speedups
 from mimicbrush.training.checkpoints import checkpoint_path
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,26 @@ def test_resumed_once_and_twice_within_an_epoch_equals_straight(
             for run in ("straight", name)
         )  # fmt: skip
         assert losses == others
+
+
+def test_moments_lie_in_memory_as_their_weights_after_a_resume(
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels last, as on a GPU: the fused optimizer goes through weights and moments alike."""
+    honest = speedups.apply_speedups
+    monkeypatch.setattr(speedups, "apply_speedups", lambda *arguments, **_: honest(*arguments, channels_last=True))
+    train(mined, tmp_path / "straight", "train.max_steps=4")
+    for stop in (2, 4):
+        train(mined, tmp_path / "twice", f"train.max_steps={stop}", "train.resume=latest")
+    a, b = (everything(checkpoint_path(tmp_path / run / "checkpoints", 4)) for run in ("straight", "twice"))
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def test_a_schedule_that_ends_does_not_go_on_to_another_end(mined: Path, tmp_path: Path) -> None:
+    options = ["train.lr_scheduler=cosine", "train.max_steps=2"]
+    train(mined, tmp_path, *options)
+    with pytest.raises(CheckpointError, match=r"train\.max_steps: 2 there, 4 now"):
+        train(mined, tmp_path, options[0], "train.max_steps=4", "train.resume=latest")
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy_run import SMALLEST, forget_accelerate, metrics, train
 
 from mimicbrush.pipelines.load import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path, read_state
+from mimicbrush.training.meters import Meters
+from mimicbrush.training.publisher import Publisher
 
 ROOT = Path(__file__).parents[2]
 EVALUATED = ["eval.every_steps=2", "eval.max_pairs=4", "eval.num_inference_steps=2", "eval.sheet_pairs=2"]
@@ -40,7 +44,7 @@ def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_
     logged = metrics(tmp_path)
     for name in ("loss", "loss_inside", "loss_outside", "gradient_norm", "gradient_norm_unet",
                  "gradient_norm_reference_unet", "gradient_norm_depth_projector", "learning_rate", "samples_per_s",
-                 "data_wait_ratio", "tflop_per_s_and_device"):  # fmt: skip
+                 "data_wait_ratio"):  # fmt: skip
         assert all(values[name] > 0 for values in logged), name
     bands = [name for name in logged[0] if name.startswith("loss_t")]
     assert bands == ["loss_t000_249", "loss_t250_499", "loss_t500_749", "loss_t750_999"]
@@ -52,9 +56,8 @@ def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_
     found = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]
     assert [values["step"] for values in found] == [2, 3]  # every other step, and at the end
     best = max(found, key=lambda values: values["heldout/reference_gain_db"])
-    state = read_state(checkpoint_path(tmp_path / "checkpoints", 3))
-    assert state["best"]["step"] == best["step"]
-    assert state["best"]["heldout/reference_gain_db"] == best["heldout/reference_gain_db"]
+    kept = json.loads((tmp_path / "best" / "heldout.json").read_text())
+    assert kept["step"] == best["step"] and kept["heldout/psnr"] == best["heldout/psnr"]
     assert load_pipeline(tmp_path / "best").size_px == 16
     shown = events(tmp_path)
     assert {"loss", "loss_inside", "heldout/psnr", "heldout/reference_gain_db"} <= set(shown.Tags()["scalars"])
@@ -72,12 +75,37 @@ def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_
     assert [event.step for event in events(tmp_path).Scalars("loss")] == [1, 2, 3]
 
 
+def test_what_a_gpu_makes_of_its_time() -> None:
+    meters = Meters(torch.device("cpu"), 1, 1000, flop_per_sample=1e12, peak_flop_per_s=1e15)
+    meters.end_step(torch.tensor(True))
+    found = meters.read(samples_per_step=8, num_processes=2, reduce=lambda sums: sums)
+    assert found["tflop_per_s_and_device"] == pytest.approx(found["samples_per_s"] / 2)
+    assert found["share_of_peak"] == pytest.approx(found["tflop_per_s_and_device"] / 1000)
+
+
 def test_evaluating_changes_nothing_of_what_is_learnt(mined: Path, tmp_path: Path) -> None:
     for name, options in (("with", EVALUATED), ("without", [])):
         train(mined, tmp_path / name, "train.max_steps=4", "train.log_every=1", *options)
         forget_accelerate()
     losses = [[values["loss"] for values in metrics(tmp_path / name)] for name in ("with", "without")]
     assert losses[0] == losses[1]
+
+
+def test_a_disk_that_refuses_the_best_weights_ends_no_run(
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Publisher.export
+
+    def refuse(publisher: Publisher, weights: Any, folder: Path) -> None:
+        if folder.name == "best":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        honest(publisher, weights, folder)
+
+    monkeypatch.setattr(Publisher, "export", refuse)
+    assert train(mined, tmp_path, "train.max_steps=3", *EVALUATED) == 0
+    assert not (tmp_path / "best").exists() and (tmp_path / "pipeline").is_dir()
+    found = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]
+    assert [values["step"] for values in found] == [2, 3]
 
 
 @pytest.mark.slow

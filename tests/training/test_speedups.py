@@ -74,7 +74,7 @@ def setting(smallest: ToyModel) -> Setting:
 def test_activation_checkpointing_gives_the_same_loss_and_gradients(setting: Setting) -> None:
     expected = setting.loss_and_gradients(setting.model)
     kept = saved_bytes(lambda: setting.loss_and_gradients(setting.model))
-    apply_speedups(setting.model, TrainOptions(activation_checkpointing=True), CPU)
+    apply_speedups(setting.model, TrainOptions(activation_checkpointing=True), channels_last=False)
     found = setting.loss_and_gradients(setting.model)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert saved_bytes(lambda: setting.loss_and_gradients(setting.model)) < 0.7 * kept
@@ -168,7 +168,7 @@ def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> N
     parts = toy_parts(smallest)
     encoders, scheduler = FrozenEncoders(parts, smallest), noise_scheduler()
     model = trainee_of(parts, smallest.size_px)
-    apply_speedups(model, options, CPU)
+    apply_speedups(model, options, channels_last=True)
     batch = a_batch(smallest.size_px)
     draws = draw(batch, 8)
     with NoQuestions():
@@ -250,6 +250,15 @@ def test_counting_leaves_nothing_behind(smallest: ToyModel) -> None:
     after = fresh.encode(batch, draw(batch, 8))
     assert all(torch.equal(one, other) for one, other in zip(vars(before).values(), vars(after).values(), strict=True))
     assert all(parameter.grad is None for parameter in parts.unet.parameters())
+
+
+def test_fsdp_and_a_gpu_are_told_apart_by_whoever_calls(smallest: ToyModel) -> None:
+    model = trainee_of(toy_parts(smallest), smallest.size_px)
+    weight = model.unet.conv_in.weight
+    apply_speedups(model, TrainOptions(), channels_last=False)
+    assert weight.is_contiguous()
+    apply_speedups(model, TrainOptions(), channels_last=True)
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def test_no_peak_is_made_up() -> None:
