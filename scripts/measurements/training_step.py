@@ -199,7 +199,7 @@ SMALL = StepSetting(size_px=256, block_out_channels=(32, 64, 128, 128))
 
 def train_step() -> Iterator[Case]:
     """a whole training step, 32 to 128 channels at 256 px: against the loop that people write today"""
-    own, peer = full_size_step()
+    own, peer = full_size_tflop("loss_and_gradients")
     print(f"a sample at full size, with drops: {own:.2f} TFLOP, peer {peer:.2f}")
     with memory_kept():
         ours, other = (make() for make in SMALL.makers())
@@ -254,31 +254,36 @@ def _fits(batch_size: int) -> bool:
     return 40 + 2.5 * batch_size < torch.cuda.get_device_properties(0).total_memory / 2**30
 
 
-def full_size_step() -> tuple[float, float]:
-    """TFLOP of a sample at 512 px, ours and the peer's, with the drops of `StepSetting`, on the meta device."""
+def full_size_tflop(work: str) -> tuple[float, float]:
+    """TFLOP of a sample at 512 px, ours and the peer's, with the drops of `StepSetting`, on the meta device.
+
+    Args:
+        work: "encode" or "loss_and_gradients", a method of both.
+    """
     import torch
 
-    setting = StepSetting(device="meta")
-    batch, draws = setting.inputs()
-    device = torch.device("meta")
-    # Counted at the second step: ours encodes "no reference" at the first only.
+    setting, device = StepSetting(device="meta"), torch.device("meta")
+    batch, draws = (each.to(device) for each in setting.inputs())
     counted = []
     for training in (setting.ours(), setting.peer()):
-        training.encode(batch.to(device), draws.to(device))
-        flop = count_flops(lambda training=training: training.loss_and_gradients(batch.to(device), draws.to(device)))
+        training.encode(batch, draws)  # ours encodes "no reference" this first time only
+        flop = count_flops(lambda training=training: getattr(training, work)(batch, draws))
         counted.append(flop / setting.batch_size / 1e12)
     return counted[0], counted[1]
 
 
 def encoders() -> Iterator[Case]:
     """what the frozen encoders make of a batch: one call of the VAE, and kept rows only, against three and all rows"""
+    own, peer_tflop = full_size_tflop("encode")
+    print(f"a sample at full size, with drops: {own:.2f} TFLOP, peer {peer_tflop:.2f}")
     with memory_kept():
         inputs, ours, peer = SMALL.inputs(), SMALL.ours(), SMALL.peer()
 
         def side(training: OurTraining | CommonTraining) -> Side:
             return lambda: list(vars(training.encode(*inputs)).values())
 
-        yield Case("8 samples", side(ours), side(peer), 1e-4, rounds=5, items=SMALL.batch_size, cpu_time=True)
+        ratio = peer_tflop / own
+        yield Case("8 samples", side(ours), side(peer), 1e-4, 5, ratio, items=SMALL.batch_size, cpu_time=True)
 
 
 def optimizer() -> Iterator[Case]:

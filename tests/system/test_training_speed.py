@@ -67,7 +67,7 @@ def test_what_a_sample_keeps_by_option() -> None:
 
 @pytest.mark.slow
 def test_a_full_size_step_by_count() -> None:
-    own, peer = training_step.full_size_step()
+    own, peer = training_step.full_size_tflop("loss_and_gradients")
     assert own < 9.13  # ../shared/REFERENCE.md, section 7, where nothing is dropped
     assert peer / own > 1.2
 
