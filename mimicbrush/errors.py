@@ -25,9 +25,12 @@ class CheckpointError(MimicBrushError):
 
 
 def run_plainly(main: Callable[[], None]) -> None:
-    """Run a script's main function: an error that the user can mend is printed plainly, exit status 2."""
+    """Run a script's main function: an error that the user can mend is printed plainly, status 2; Ctrl-C is 130."""
     try:
         main()
     except MimicBrushError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None

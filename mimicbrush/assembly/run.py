@@ -126,6 +126,11 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
         assert evaluate is not None
         result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
+        gain, low, high = (result.figures[f"{outside.measure}{suffix}"] for suffix in ("", "_ci95_low", "_ci95_high"))
+        accelerator.print(
+            f"step {step}: reference gain {gain:+.2f} dB ({low:+.2f} to {high:+.2f}) on {result.figures['heldout/n']} "
+            f"held-out pairs; pictures in {run_dir / 'heldout'}"
+        )
         log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
         return result.figures
 

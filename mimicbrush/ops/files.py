@@ -261,6 +261,15 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             os.close(folder)
 
 
+def with_usual_permissions(folder: Path) -> None:
+    """Let the files of a folder be read by whoever the umask lets; safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
 def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
     """Write a folder that gets its name only when it is whole; an older one stays until then.
 

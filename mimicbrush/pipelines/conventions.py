@@ -50,7 +50,10 @@ class Conventions:
         if size % self.size_step_px:
             wrong.append(f"model.size_px must be a multiple of {self.size_step_px}, got {size}")
         if prediction_type != self.prediction_type:
-            wrong.append(f"train.prediction_type must be {self.prediction_type}, got {prediction_type}")
+            wrong.append(
+                f"train.prediction_type must be {self.prediction_type}, got {prediction_type}; add "
+                f"train.prediction_type={self.prediction_type}"
+            )
         if wrong:
             raise InputError("the weights of this pipeline do not allow what was chosen: " + "; ".join(wrong))
         notes = [

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError
+from mimicbrush.ops.files import with_usual_permissions
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             files[path.name] = [path.stat().st_size, _sha256(path)]
         whole = {"format": FORMAT, "step": step, **state, "files": files}
         _write_json(aside / STATE_FILE, whole)
+        with_usual_permissions(aside)
         _flush(aside)
         if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
             _remove(final)

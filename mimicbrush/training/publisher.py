@@ -14,7 +14,7 @@ from torch import nn
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.parts import Parts
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.files import replace_folder
+from mimicbrush.ops.files import replace_folder, with_usual_permissions
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.load import quiet_libraries
 from mimicbrush.training.method import FrozenEncoders, Trainee
@@ -102,5 +102,6 @@ class Publisher:
         def write(aside: Path) -> None:
             self.pipeline(weights, adapters=aside / "adapters").save_pretrained(aside)
             (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
+            with_usual_permissions(aside)
 
         replace_folder(folder, write)

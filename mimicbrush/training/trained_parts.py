@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from diffusers.utils import logging
 from torch import nn
 
 from mimicbrush.errors import InputError
@@ -71,6 +73,17 @@ def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -
     for name, part in parts.items():
         if isinstance(part, UNet2DConditionModel) and hasattr(part, "peft_config"):
             if folder is not None:
-                part.save_lora_adapter(folder / name)
+                with _without_warnings():  # of a cast to no type at all
+                    part.save_lora_adapter(folder / name)
             part.fuse_lora()
             part.unload_lora()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
