@@ -187,7 +187,7 @@ def test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_a
         '#!/bin/bash\nif [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$CALLS"; fi\n'
     )
     (commands / "srun").write_text(
-        "#!/bin/bash\npids=()\nfor task in 0 1; do\n"
+        '#!/bin/bash\nwhile [[ "$1" == --* ]]; do shift; done\npids=()\nfor task in 0 1; do\n'
         '  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" & pids+=($!)\ndone\n'
         'worst=0\nfor pid in "${pids[@]}"; do wait "$pid" || worst=$?; done\nexit $worst\n'
     )
