@@ -144,7 +144,7 @@ FREE_TO_CHANGE = (
 
 
 #: So many blocks of each file of starting weights are looked at.
-_BLOCKS = 64
+_BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
 def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any]:
@@ -160,15 +160,18 @@ def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any
         if key in bound or not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
     }
     pairs = [f"{source.name} {len(source.pairs)} ({source.pairs.digest()[:16]})" for source in sources]
-    return {**chosen, "pairs": ", ".join(pairs), "starting weights": fingerprint(stored_files(config))}
+    return {**chosen, "pairs": ", ".join(pairs), "starting weights": _fingerprint_of(config)}
 
 
-def stored_files(config: DictConfig) -> list[Path]:
+def _fingerprint_of(config: DictConfig) -> str:
+    return fingerprint(stored_files(cast(ModelOptions, OmegaConf.to_object(config.model))))
+
+
+def stored_files(model: ModelOptions) -> list[Path]:
     """The files of all starting weights; none where they are drawn."""
     from mimicbrush.models.weight_facts import examine
     from mimicbrush.pipelines.conventions import find_pipeline, read_networks
 
-    model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         return [file for network in examine(model).values() for file in network.files]
     if isinstance(model, PipelineModel):
@@ -185,8 +188,8 @@ def fingerprint(files: Sequence[Path]) -> str:
         found.update(size.to_bytes(8, "big"))
         with file.open("rb") as opened:
             for block in range(_BLOCKS):
-                opened.seek(size * block // _BLOCKS)
-                found.update(opened.read(4096))
+                opened.seek(max(0, size - _BLOCK_BYTES) * block // (_BLOCKS - 1))  # from the first to the last
+                found.update(opened.read(_BLOCK_BYTES))
     return found.hexdigest()[:16]
 
 

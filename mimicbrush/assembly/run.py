@@ -22,9 +22,17 @@ from mimicbrush.assembly.building import (
     seen_sources,
     source_keys,
 )
-from mimicbrush.assembly.config import TrainConfig, check_known, flattened, run_identity, with_conventions_of_pipeline
+from mimicbrush.assembly.config import (
+    TrainConfig,
+    check_known,
+    fingerprint,
+    flattened,
+    run_identity,
+    stored_files,
+    with_conventions_of_pipeline,
+)
 from mimicbrush.assembly.prerequisites import check_prerequisites
-from mimicbrush.errors import CheckpointError, InputError
+from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
 from mimicbrush.ops.step_log import read_steps
 from mimicbrush.training.options import TrainOptions
@@ -137,8 +145,10 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     if evaluate is None:
         outside = Outside(publisher.export)
     else:
-        gains = [float(str(line[outside.measure])) for line in read_steps(run_dir / "heldout" / LOG_FILE)]
-        outside = replace(outside, evaluate=evaluate_weights, best=max(gains, default=-math.inf))
+        # Of what the main process has just cut to the steps before: all must agree on which weights are the best.
+        lines = on_main_process(accelerator, lambda: read_steps(run_dir / "heldout" / LOG_FILE))
+        best = max((float(str(line[outside.measure])) for line in lines), default=-math.inf)
+        outside = replace(outside, evaluate=evaluate_weights, best=best)
 
     # 5. The run.
     passes = accelerator.gradient_accumulation_steps
@@ -207,7 +217,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     Raises:
         InputError: the folder is none of a run, or `output` holds something else.
         CheckpointError: there is no good checkpoint, or no average in it.
-        WeightsError: the frozen networks, which checkpoints do not hold, are absent.
+        WeightsError: the starting weights, whose frozen networks checkpoints do not hold, are absent or others.
     """
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():
@@ -231,6 +241,9 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     config = OmegaConf.load(run_dir / CONFIG_FILE)
     model = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
     train = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
+    there, now = checkpoints.read_state(found)["identity"]["starting weights"], fingerprint(stored_files(model))
+    if there != now:  # what was frozen, or adapted, is not in the checkpoint
+        raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
     parts = build_parts(model, config.seed)
     trainee = build_trainee(parts, model)
     training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())

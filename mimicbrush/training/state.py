@@ -63,7 +63,7 @@ class TrainingState:
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Everything as tensors on the CPU and as JSON; copies, so that the training may go on at once.
 
-        All processes must call it; what it returns is whole on the main process, and empty tensors elsewhere.
+        All processes must call it; what it returns is whole on the main process, elsewhere it holds random states alone.
         """
         keeps = accelerator.is_main_process
         groups: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, OPTIMIZER: {}}
@@ -109,7 +109,6 @@ class TrainingState:
                 for name, value in _read(checkpoint, AVERAGE, shadows):
                     shadows[name].copy_(_placed(value, shadows[name]))
                 self.average.optimization_step = state["average_updates"]
-        with torch.no_grad():
             self._restore_optimizer(checkpoint)
         self.schedule.load_state_dict(state["schedule"])
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):

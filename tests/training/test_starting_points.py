@@ -19,7 +19,7 @@ from toy_data import photograph, write_mined_folder
 from toy_run import SHORTEST, differing, forget_accelerate, metrics, train, train_with
 
 from mimicbrush import assembly
-from mimicbrush.errors import CheckpointError, InputError
+from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel
 from mimicbrush.pipelines.conventions import read_conventions
 from mimicbrush.pipelines.load import load_pipeline, seeded
@@ -131,6 +131,16 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
     assembly.export_run(tmp_path / "resumed", "latest", tmp_path / "exported")  # knows the pipeline it began from
     again, run_s_own = (load_pipeline(tmp_path / name) for name in ("exported", "resumed/pipeline"))
     assert torch.equal(again.unet.conv_out.weight, run_s_own.unet.conv_out.weight)
+    swapped = base / "pipeline" / "depth_estimator" / "model.safetensors"
+    good = swapped.read_bytes()
+    try:  # other weights under the same path
+        swapped.write_bytes(good[:-64] + bytes(byte ^ 1 for byte in good[-64:]))
+        with pytest.raises(CheckpointError, match="starting weights"):
+            go_on(mined, tmp_path / "resumed", base / "pipeline", *more, "train.max_steps=3", "train.resume=latest")
+        with pytest.raises(WeightsError, match="are not what they were"):
+            assembly.export_run(tmp_path / "resumed", "latest", tmp_path / "exported")
+    finally:
+        swapped.write_bytes(good)
     shutil.copytree(base / "pipeline", tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"model\.path"):
         go_on(mined, tmp_path / "resumed", tmp_path / "elsewhere", *more, "train.resume=latest")
