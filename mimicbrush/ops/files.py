@@ -31,6 +31,9 @@ _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error
 )  # fmt: skip
 _PILLOWS_SETTINGS = threading.RLock()
+# It can be read only by setting it, for the whole process: so once, before there are threads that write files.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 _log = logging.getLogger(__name__)
 
 
@@ -263,11 +266,9 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 def with_usual_permissions(folder: Path) -> None:
     """Let the files of a folder be read by whoever the umask lets; safetensors writes them for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o666 & ~umask)
+            path.chmod(0o666 & ~_UMASK)
 
 
 def replace_folder(final: Path, write: Callable[[Path], object]) -> None:

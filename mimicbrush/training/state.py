@@ -63,7 +63,7 @@ class TrainingState:
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Everything as tensors on the CPU and as JSON; copies, so that the training may go on at once.
 
-        All processes must call it; what it returns is whole on the main process, elsewhere it holds random states alone.
+        All processes must call it; what it returns is whole on the main process, and random states alone elsewhere.
         """
         keeps = accelerator.is_main_process
         groups: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, OPTIMIZER: {}}
