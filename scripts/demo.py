@@ -68,7 +68,9 @@ def main() -> None:
             f"train.max_minutes={arguments.minutes}",
         ),
     )
-    story.step(f"Edit {EDITS} frames of clips that it has never seen", lambda: edit(folder))
+    story.step(
+        f"Edit {EDITS} frames of clips that neither it nor the shipped model has seen, with both", lambda: edit(folder)
+    )
     story.step(
         "Evaluate: does it imitate?",
         lambda: command(
@@ -166,8 +168,9 @@ def edit(folder: Path) -> None:
         files = {part: f"{stem}_{part}.png" for part in parts}
         for part, picture in parts.items():
             write_picture(Image.fromarray(picture), Path(files[part]))
-        model = ("--model", str(folder / "run" / "pipeline"), "-o", f"{stem}_result.png")
-        command("infer.py", files["reference"], files["source"], files["mask"], *model)
+        pictures = files["reference"], files["source"], files["mask"]
+        command("infer.py", *pictures, "-o", f"{stem}_result.png", "--save-correspondence", f"{stem}_map.png")
+        command("infer.py", *pictures, "--model", str(folder / "run" / "pipeline"), "-o", f"{stem}_toy.png")
 
 
 def lay_out(folder: Path) -> None:
@@ -189,17 +192,18 @@ def lay_out(folder: Path) -> None:
     for result in sorted((folder / "edits").glob("*_result.png")):
         stem = str(result).removesuffix("_result.png")  # demo/edits/CLIP
         source, mask, reference = (read(f"{stem}_{part}.png") for part in ("source", "mask", "reference"))
-        cells = [show_hole(source, mask), mask, reference, read(result), source]
         size = f"{source.shape[1]} x {source.shape[0]} px"
-        rows.append(SheetRow(f"infer.py on {Path(stem).name}: {size}, pasted back into the source", cells))
+        for name, what in (("result", "the shipped model"), ("toy", "the toy of this demo")):
+            cells = [show_hole(source, mask), mask, reference, read(f"{stem}_{name}.png"), source]
+            rows.append(SheetRow(f"infer.py on {Path(stem).name}: {what}, {size}, pasted back into the source", cells))
     records = (folder / "evaluation" / "pictures" / "natural").glob("*_model.png")
     for result in sorted(records):
         stem = str(result).removesuffix("_model.png")  # demo/evaluation/pictures/natural/NUMBER_CLIP
         cells = [read(f"{stem}_{part}.png") for part in ("source", "mask", "reference", "model", "target")]
         size = f"{cells[0].shape[1]} x {cells[0].shape[0]} px"
-        rows.append(SheetRow(f"evaluate.py on {Path(stem).name[3:]}: {size}, nothing pasted back", cells))
+        rows.append(SheetRow(f"evaluate.py on {Path(stem).name[3:]}: the toy, {size}, nothing pasted back", cells))
     columns = ["source (the hole in black)", "mask (white = repaint)", "reference", "result", "target"]
-    sheet = contact_sheet("Held-out clips, edited by a toy trained for about a minute", columns, rows, cell_px=200)
+    sheet = contact_sheet("Held-out clips, edited by the shipped model and by a toy trained for about a minute", columns, rows, cell_px=200)
     write_picture(Image.fromarray(sheet), folder / "contact_sheet.png")
 
 
@@ -220,7 +224,7 @@ def tell(folder: Path) -> str:
 {mined["heldout"]["pairs"]} pairs of frames were mined.
   A toy of the model was trained from random weights for {steps} steps on pairs of the first kind; {learnt}.
   In each step it saw one frame with holes, and the other frame whole, and had to restore the first.
-  Then it edited frames of clips that it had never seen.
+  Then it edited frames of clips that it had never seen, and so did the small model that comes with the project.
 
 What to expect
   A toy of {metrics["size_px"]} px that was trained for a minute does not paint well, and this is no result: it shows

@@ -1,6 +1,6 @@
 """A checkpoint of a training run -> a pipeline folder to edit with, also while the run goes on.
 
-python scripts/export_run.py runs/NAME [--output DIR]
+python scripts/export_run.py runs/NAME [--output DIR] [--half]
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ def main() -> None:
     newest = "RUN/checkpoints/step-... (default: the newest that verifies)"
     parser.add_argument("--checkpoint", default="latest", metavar="DIR", help=newest)
     parser.add_argument("--raw", action="store_true", help="the weights of the last step, not their average (EMA)")
+    parser.add_argument("--half", action="store_true", help="in half precision: half the size, to pass on")
     parser.add_argument("-o", "--output", type=Path, help="pipeline folder (default: RUN/exported)")
     arguments = parser.parse_args()
 
     from mimicbrush.assembly import export_run
 
     output = arguments.output or arguments.run / "exported"
-    checkpoint = export_run(arguments.run, arguments.checkpoint, output, average=not arguments.raw)
+    checkpoint = export_run(arguments.run, arguments.checkpoint, output, average=not arguments.raw, half=arguments.half)
     print(f"{output} holds the {'last' if arguments.raw else 'averaged'} weights of {checkpoint}. Edit with it:")
     print(f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {output}")
 

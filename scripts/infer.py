@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from PIL import Image
 
 from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder, shipped_size_px
 from mimicbrush.ops.files import write_picture
 from mimicbrush.pipelines.edit_batch import Tally, check_apart, check_new, edit_next, memory_told, prepare_outputs
 from mimicbrush.pipelines.edit_inputs import EditInputs, read_inputs
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 
-MODELS = """no model was named. --model takes:
-  DIR       a pipeline folder: `python scripts/train.py +experiment=smoke data.root=MINED` leaves one in
-            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
+NO_MODEL = """note: no model was named, so the small one that comes with the project edits: {size_px} px, trained from scratch on
+a CPU. It shows how imitating works, not what a full model paints. --model DIR takes a pipeline folder, and
+--model released the released weights."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +39,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("reference", type=Path, nargs="?", metavar="REF", help="picture to imitate")
     parser.add_argument("source", type=Path, nargs="?", metavar="SRC", help="picture to edit")
     parser.add_argument("mask", type=Path, nargs="?", metavar="MASK", help="of the source's size; white = repaint")
-    parser.add_argument("--model", metavar="DIR|released", help="pipeline folder, or the released weights")
+    parser.add_argument(
+        "--model",
+        default=None,
+        metavar="DIR|released|proof",
+        help="pipeline folder, the released weights, or the small model that comes with the project (default)",
+    )
     parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
     add = parser.add_argument_group("how to edit").add_argument
     add("--steps", type=_positive, help="of the scheduler (default: the pipeline's)")
@@ -151,7 +156,8 @@ class Editor:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         if arguments.model is None:
-            raise InputError(MODELS)
+            print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
+        arguments.model = str(model_folder(arguments.model or SHIPPED_NAME))
         if arguments.model != "released" and not (Path(arguments.model) / "model_index.json").is_file():
             raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
 

@@ -177,6 +177,8 @@ def stored_files(model: ModelOptions) -> list[Path]:
     if isinstance(model, PipelineModel):
         networks = read_networks(find_pipeline(model.path, fetch=False))
         return [file for _, network in networks.values() for file in network.files]
+    if isinstance(model, ToyModel) and model.encoders:
+        return sorted(Path(model.encoders).glob("*/*.safetensors"))
     return []
 
 

@@ -202,7 +202,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     return 0
 
 
-def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True) -> Path:
+def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True, half: bool = False) -> Path:
     """A pipeline of a checkpoint of a run, whether the run is over or goes on.
 
     Args:
@@ -210,6 +210,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
         checkpoint: "latest" for the newest that verifies, or its folder.
         output: the pipeline folder; an older one is replaced when the new one is whole.
         average: the averaged weights, or those of the last step.
+        half: all networks in half precision (float16).
 
     Returns:
         The checkpoint that was taken.
@@ -249,7 +250,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
     publisher = Publisher(trainee, parts, model, train, training_data)
     choose_trained(dict(trainee.named_children()), train)
-    publisher.export(saved_weights(found, trainee, average=average), output)
+    publisher.export(saved_weights(found, trainee, average=average), output, half=half)
     return found
 
 

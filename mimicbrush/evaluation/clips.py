@@ -1,7 +1,7 @@
-"""Rendered clips for the demo and for tests: a moving camera and moving things over real photographs.
+"""Rendered clips: a moving camera and moving things over photographs or dead leaves.
 
-The photographs are those that the scikit-image wheel brings along, so nothing is fetched. The files are real
-H.264, but what they show is no real video: for a first thread and for tests, not for results.
+The photographs are those that the scikit-image wheel brings along, so nothing is fetched, or files. What the clips show
+is no real video, but the files are real H.264, and how far away each pixel is is known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import skimage
 from PIL import Image
 
 from mimicbrush.errors import InputError
+from mimicbrush.evaluation.leaves import dead_leaves
+from mimicbrush.ops.files import read_picture
 from mimicbrush.ops.randomness import generator
 
 #: Photographs in the wheel with enough texture to match. No photograph is on both sides.
@@ -30,6 +32,13 @@ TRAIN_PHOTOGRAPHS = (
 )
 HELDOUT_PHOTOGRAPHS = ("coffee.png", "chelsea.png", "coins.png", "gravel.png", "camera.png", "retina.jpg")
 
+#: Before the seed of a picture of dead leaves, where the name of a photograph may stand.
+LEAVES = "leaves:"
+_LEAVES_SIZE_PX = (640, 480)
+#: Relative inverse depth of the ground at the upper and the lower edge of a frame, and of things: the one drawn last is
+#: the nearest. A camera over a plane and things before it have no more depth than that.
+_GROUND_DEPTH, _NEAREST_DEPTH = (0.1, 0.4), (0.6, 1.0)
+
 #: The camera sees about this part of a photograph's width at a time; the rest is room to move.
 _VIEW_RATIO = 0.5
 
@@ -39,7 +48,7 @@ class ClipSpec:
     """All that a rendered clip is a function of.
 
     Attributes:
-        background: photograph that the camera moves over.
+        background: photograph that the camera moves over, see `read_photograph`.
         cutouts: photographs that the moving things are cut from.
         seed: of paths, shapes, light and tone.
         seconds: length.
@@ -77,7 +86,7 @@ def write_clip(path: Path, spec: ClipSpec) -> None:
     """Render a clip and write it as H.264 in an mp4: the same bytes for the same spec and libraries."""
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:  # whatever it is called
         # One thread: with more, x264's decisions depend on how many cores the machine has. AVX2 at most: with
         # AVX-512, on an Intel Xeon, the same frames gave other bytes from run to run.
         options = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "asm=avx2"}
@@ -90,6 +99,11 @@ def write_clip(path: Path, spec: ClipSpec) -> None:
 
 def render_frames(spec: ClipSpec) -> Iterator[np.ndarray]:
     """Yield the clip's `num_frames` frames, (height_px, width_px, 3) uint8 RGB."""
+    return (frame for frame, _ in render_with_depth(spec))
+
+
+def render_with_depth(spec: ClipSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the clip's frames, (height_px, width_px, 3) uint8 RGB, with their relative inverse depth, float32 in 0..1."""
     rng = generator(spec.seed)
     times = np.arange(spec.num_frames) / spec.fps
     canvas = (spec.width_px, spec.height_px)
@@ -101,17 +115,27 @@ def render_frames(spec: ClipSpec) -> Iterator[np.ndarray]:
         frame = cv2.warpPerspective(
             background, view, canvas, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
         ).astype(np.float32)
-        for thing in things:
-            thing.draw(frame, number)
-        yield np.clip(frame * light[number], 0, 255).round().astype(np.uint8)
+        depth = np.repeat(np.linspace(*_GROUND_DEPTH, spec.height_px, dtype=np.float32)[:, None], spec.width_px, 1)
+        for thing, nearness in zip(things, np.linspace(*_NEAREST_DEPTH, len(things)), strict=True):
+            thing.draw(frame, depth, number, float(nearness))
+        yield np.clip(frame * light[number], 0, 255).round().astype(np.uint8), depth
 
 
 def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
-    """Read a photograph of the scikit-image wheel: (H, W, 3) uint8 RGB; a grey one is toned at random.
+    """Read a photograph: (H, W, 3) uint8 RGB.
+
+    Args:
+        name: of a file; without a folder, of one that the scikit-image wheel brings along, of which a grey one is toned
+            at random; or "leaves:SEED", see `leaves.dead_leaves`.
+        rng: of the tone.
 
     Raises:
-        InputError: this version of scikit-image does not bring it along.
+        InputError: this version of scikit-image does not bring it along, or the file cannot be read.
     """
+    if name.startswith(LEAVES):
+        return dead_leaves(*_LEAVES_SIZE_PX, generator(int(name.removeprefix(LEAVES))))[0]
+    if Path(name).name != name:
+        return np.asarray(read_picture(Path(name), "RGB"))
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise InputError(f"the installed scikit-image has no photograph {name} ({path})")
@@ -184,8 +208,8 @@ class _Thing:
         x, y, self.turn, self.scale, self.shade = (_smooth_path(times, rng) for _ in range(5))
         self.path = np.stack([x, y], axis=1)
 
-    def draw(self, frame: np.ndarray, number: int) -> None:
-        """Draw the shadow and the thing into the frame, (H, W, 3) float32 in 0..255."""
+    def draw(self, frame: np.ndarray, depth: np.ndarray, number: int, nearness: float) -> None:
+        """Draw the shadow and the thing into the frame, (H, W, 3) float32 in 0..255, and into its depth (H, W)."""
         side = len(self.alpha)
         x, y = self.centre + self.reach * self.path[number]
         # Only its surroundings are touched: a blob is at most 1.16 sides wide, its shadow reaches 20 px.
@@ -205,6 +229,7 @@ class _Thing:
         region = frame[top:bottom, left:right]
         region *= (1 - 0.45 * shadow) * (1 - alpha)
         region += pixels * (1 + 0.12 * self.shade[number]) * alpha
+        depth[top:bottom, left:right] += (nearness - depth[top:bottom, left:right]) * alpha[..., 0]
 
 
 def _rich_crop(photograph: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,7 +21,7 @@ from mimicbrush.ops.resample import resize_like_pillow
 
 # Pixel statistics that the public CLIP and DINOv2 weights were trained with (OpenAI CLIP; ImageNet).
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def encode_latents(
@@ -67,11 +67,15 @@ def encode_image_tokens(image_encoder: ImageEncoder, pixels: torch.Tensor, patch
         pixels: (B, 3, S, S) in [-1, 1].
         patches_only: without the class token, which is the first.
     """
-    size = token_image_px(image_encoder)
-    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), size).float() / 255
+    return _image_tokens(image_encoder, encoder_pixels(image_encoder, pixels))[:, int(patches_only) :]
+
+
+def encoder_pixels(image_encoder: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
+    """Square pixels (B, 3, S, S) in [-1, 1] -> what the encoder takes: (B, 3, s, s), resized and normalised."""
+    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), token_image_px(image_encoder)).float() / 255
     is_clip = isinstance(image_encoder, CLIPVisionModelWithProjection)
-    mean, std = (_CLIP_MEAN, _CLIP_STD) if is_clip else (_IMAGENET_MEAN, _IMAGENET_STD)
-    return _image_tokens(image_encoder, _normalise(resized, mean, std))[:, int(patches_only) :]
+    mean, std = (_CLIP_MEAN, _CLIP_STD) if is_clip else (IMAGENET_MEAN, IMAGENET_STD)
+    return normalise(resized, mean, std)
 
 
 def encode_no_image_tokens(
@@ -117,10 +121,10 @@ def estimate_depth(
         pictures = ((pixels + 1) * 127.5).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
         resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in pictures])
         values = torch.from_numpy(resized).to(pixels.device, torch.float32).permute(0, 3, 1, 2)
-        normalised = _normalise(values, _IMAGENET_MEAN, _IMAGENET_STD) / 255
+        normalised = normalise(values, IMAGENET_MEAN, IMAGENET_STD) / 255
     else:
         unit = F.interpolate((pixels.float() + 1) / 2, (size, size), mode="bicubic")
-        normalised = _normalise(unit, _IMAGENET_MEAN, _IMAGENET_STD)
+        normalised = normalise(unit, IMAGENET_MEAN, IMAGENET_STD)
     return depth_estimator(normalised.to(depth_estimator.dtype)).predicted_depth[:, None]
 
 
@@ -139,7 +143,8 @@ def no_depth(
     return depth_estimator(zeros).predicted_depth[:, None].expand(batch, -1, -1, -1)
 
 
-def _normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Channel by channel: (B, 3, H, W), less the mean, over the standard deviation."""
     # Filled in where the pixels are: a copy from the CPU would wait for all that a GPU has to do before it.
     means, stds = (torch.cat([pixels.new_full((1, 1, 1), value) for value in values]) for values in (mean, std))
     return (pixels - means) / stds

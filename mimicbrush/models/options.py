@@ -122,14 +122,16 @@ class PipelineModel(ModelOptions):
 
 @dataclass
 class ToyModel(ModelOptions):
-    """The same classes with small numbers and random weights: for tests, the demo and a first try.
+    """The same classes with small numbers and random weights: for tests, the demo, a first try, and the proof model.
 
     Attributes:
-        size_px: side of the square canvas, a multiple of 2 ** levels.
+        size_px: side of the square canvas, a multiple of 2 ** levels, or with `encoders` of what these need.
         block_out_channels: of both U-Nets, one per level; the lowest level has no attention (as in SD-1.5).
         layers_per_block: of both U-Nets.
         attention_heads: in every attention layer of both U-Nets.
         context_width: D, of the cross-attention of both U-Nets.
+        encoders: a folder with the frozen networks, as scripts/train_small_encoders.py leaves it; "" takes a fixed
+            linear autoencoder, and untrained encoders of image tokens and depth.
     """
 
     size_px: int = 32
@@ -137,6 +139,7 @@ class ToyModel(ModelOptions):
     layers_per_block: int = 1
     attention_heads: int = 2
     context_width: int = 64
+    encoders: str = ""
 
     def _size_step_px(self) -> int:
         return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2

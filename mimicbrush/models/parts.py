@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -21,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from mimicbrush.errors import WeightsError
+from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.encoders import ImageEncoder
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
@@ -56,17 +58,25 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
     """All parts at toy size with random weights: for tests, for the demo and to try a training run.
 
     The picture is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
-    encoders: fixed random features of the picture, of the right type and shape.
+    encoders: fixed random features of the picture, of the right type and shape. With `ToyModel.encoders` all three are
+    trained ones, and only what is to be trained is random.
 
     Args:
         options: the sizes.
         seed: of the weights.
+
+    Raises:
+        InputError: there are no such encoders, or they do not fit the size.
     """
     levels = len(options.block_out_channels)
+    trained = read_encoders(Path(options.encoders)) if options.encoders else None
+    reduction = 2 ** (len(trained.vae.config.block_out_channels) - 1) if trained else 2
+    if options.size_px % (step := reduction * 2 ** (levels - 1)):
+        raise InputError(f"model.size_px must be a multiple of {step} with model.encoders={options.encoders}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=options.size_px // 2,
+            sample_size=options.size_px // reduction,
             in_channels=STEM_CHANNELS,
             out_channels=LATENT_CHANNELS,
             block_out_channels=tuple(options.block_out_channels),
@@ -96,42 +106,90 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
                     patch_size=8,
                 )
             )
-        depth_estimator = DepthAnythingForDepthEstimation(
-            DepthAnythingConfig(
-                backbone_config=Dinov2Config(
-                    image_size=28,
-                    patch_size=14,
-                    hidden_size=32,
-                    num_hidden_layers=4,
-                    num_attention_heads=2,
-                    out_features=["stage1", "stage2", "stage3", "stage4"],
-                    reshape_hidden_states=False,
-                ),
-                patch_size=14,
-                reassemble_hidden_size=32,
-                neck_hidden_sizes=[8, 16, 16, 16],
-                fusion_hidden_size=16,
-                head_hidden_size=8,
-                initializer_range=0.15,  # with the usual 0.02 an untrained map would be all but zero
-            )
-        )
-        # The last layer ends in a ReLU: with the usual bias of 0 some seeds see no depth anywhere.
-        torch.nn.init.ones_(depth_estimator.head.conv3.bias)
+        depth_estimator = small_depth_estimator()
         reference_unet = None
         if options.reference_encoder == "unet":
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_config(
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
+        if trained and options.reference_encoder == "dinov2":
+            raise InputError("model.reference_encoder=dinov2: the small encoders are a CLIP; there is no DINOv2 of them")
+        if trained:
+            image_encoder, token_width = trained.image_encoder, trained.image_encoder.config.hidden_size
+        depth_channels = (16, 32) if reduction == 2 else tuple(8 * 2**level for level in range(reduction.bit_length()))
         return Parts(
-            vae=PatchAutoencoder(),
+            vae=trained.vae if trained else PatchAutoencoder(),
             unet=unet,
             reference_unet=reference_unet,
             image_encoder=image_encoder.eval(),
             # By name: diffusers takes what is given by position for a default, and its from_config forgets it.
             image_projector=ImageProjector(image_width=token_width, context_width=options.context_width),
-            depth_estimator=depth_estimator.eval(),
-            depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=(16, 32)),
+            depth_estimator=trained.depth_estimator if trained else depth_estimator.eval(),
+            depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=depth_channels),
         )
+
+
+class SmallEncoders(NamedTuple):
+    """The frozen networks of the proof model."""
+
+    vae: AutoencoderKL
+    image_encoder: CLIPVisionModelWithProjection
+    depth_estimator: DepthAnythingForDepthEstimation
+
+
+#: Class of each, by the name of its folder.
+SMALL_ENCODERS = {
+    "vae": AutoencoderKL,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "depth_estimator": DepthAnythingForDepthEstimation,
+}
+
+
+def read_encoders(folder: Path) -> SmallEncoders:
+    """The frozen networks that scripts/train_small_encoders.py leaves in a folder.
+
+    Raises:
+        InputError: one is absent.
+    """
+    absent = [name for name in SMALL_ENCODERS if not (folder / name / "config.json").is_file()]
+    if absent:
+        raise InputError(
+            f"model.encoders={folder} lacks {', '.join(absent)}; scripts/train_small_encoders.py makes such a folder"
+        )
+    return SmallEncoders(
+        *(kind.from_pretrained(folder / name, use_safetensors=True).eval() for name, kind in SMALL_ENCODERS.items())
+    )
+
+
+def small_depth_estimator(
+    image_px: int = 28, patch_px: int = 14, initializer_range: float = 0.15
+) -> DepthAnythingForDepthEstimation:
+    """A Depth Anything with random weights that sees pictures of `image_px` in patches of `patch_px`.
+
+    With transformers' usual `initializer_range`, 0.02, an untrained map would be all but zero.
+    """
+    depth_estimator = DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(
+            backbone_config=Dinov2Config(
+                image_size=image_px,
+                patch_size=patch_px,
+                hidden_size=32,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                out_features=["stage1", "stage2", "stage3", "stage4"],
+                reshape_hidden_states=False,
+            ),
+            patch_size=patch_px,
+            reassemble_hidden_size=32,
+            neck_hidden_sizes=[8, 16, 16, 16],
+            fusion_hidden_size=16,
+            head_hidden_size=8,
+            initializer_range=initializer_range,
+        )
+    )
+    # The last layer ends in a ReLU: with the usual bias of 0 some seeds see no depth anywhere.
+    torch.nn.init.ones_(depth_estimator.head.conv3.bias)
+    return depth_estimator
 
 
 def random_parts(

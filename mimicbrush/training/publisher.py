@@ -91,8 +91,8 @@ class Publisher:
             default_guidance_scale=train.default_guidance_scale,
         )
 
-    def export(self, weights: Weights, folder: Path) -> None:
-        """Save such a pipeline. Every process must call it; the main one writes."""
+    def export(self, weights: Weights, folder: Path, *, half: bool = False) -> None:
+        """Save such a pipeline, perhaps in half precision. Every process must call it; the main one writes."""
         quiet_libraries()
         if not PartialState().is_main_process:
             for _ in weights:  # sharded tensors are put together by all
@@ -100,7 +100,12 @@ class Publisher:
             return
 
         def write(aside: Path) -> None:
-            self.pipeline(weights, adapters=aside / "adapters").save_pretrained(aside)
+            pipeline = self.pipeline(weights, adapters=aside / "adapters")
+            if half:  # network by network: the pipeline itself would warn that it is of no use on a CPU
+                for network in pipeline.components.values():
+                    if isinstance(network, nn.Module):
+                        network.half()
+            pipeline.save_pretrained(aside)
             (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
             with_usual_permissions(aside)
 

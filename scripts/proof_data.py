@@ -1,0 +1,102 @@
+"""Make what the proof model is trained on and tested with: python scripts/proof_data.py --output proof_data.
+
+Renders clips and stills, takes real clips and photographs where they are named, and mines all of them:
+OUTPUT/pairs/{rendered,real,stills} to train on, OUTPUT/pairs/heldout to test with. Run it again: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.ops.files import write_aside
+
+SCRIPTS = Path(__file__).parent
+#: Chosen before anything was trained: of these real clips nothing is trained on.
+HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
+CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for clips, stills and mined pairs")
+    parser.add_argument("--videos", type=Path, help=f"real clips; {', '.join(HELDOUT_CLIPS)} are only tested with")
+    parser.add_argument("--photographs", type=Path, help="photographs to train on, beside those of scikit-image")
+    parser.add_argument("--heldout", type=Path, metavar="DIR", help="a folder of photographs per subject, to test with")
+    parser.add_argument("--clips", type=int, default=150, help="rendered clips to train on (default: 150)")
+    parser.add_argument("--leaves", type=int, default=300, help="stills of dead leaves (default: 300)")
+    parser.add_argument("--crops", type=int, default=12, help="stills of each photograph (default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is rendered (default: 0)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    for name in ("videos", "photographs", "heldout"):
+        folder = getattr(arguments, name)
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"--{name} {folder}: no such folder")
+    clips, pairs = arguments.output / "clips", arguments.output / "pairs"
+
+    from tqdm import tqdm
+
+    from mimicbrush.evaluation import proof_data
+    from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
+
+    # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
+    photographs = proof_data.photographs_in(arguments.photographs) if arguments.photographs else []
+    rendered = {
+        clips / "rendered": proof_data.training_clips(photographs, arguments.clips, arguments.seed),
+        clips / "heldout": (
+            proof_data.heldout_clips(arguments.heldout, arguments.seed)
+            if arguments.heldout
+            else demo_clips(HELDOUT_PHOTOGRAPHS, 18, arguments.seed)
+        ),
+    }
+    for folder, specs in rendered.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, spec in tqdm(specs.items(), desc=f"rendering {folder.name}", unit="clip"):
+            if not (folder / name).exists():
+                write_aside(folder / name, lambda aside, spec=spec: write_clip(aside, spec))
+    if not (arguments.output / "stills").exists():
+        aside = arguments.output / ".stills"
+        shutil.rmtree(aside, ignore_errors=True)
+        stills = proof_data.write_stills(aside, photographs, arguments.leaves, arguments.crops, arguments.seed)
+        for _ in tqdm(stills, desc="stills", unit="picture"):
+            pass
+        aside.rename(arguments.output / "stills")
+    if arguments.videos:
+        copy_clips(sorted(path for path in arguments.videos.iterdir() if path.suffix in CLIP_SUFFIXES), clips)
+
+    # 2. Pairs.
+    mine(clips / "rendered", pairs / "rendered")
+    mine(arguments.output / "stills", pairs / "stills")
+    mine(clips / "heldout", pairs / "heldout")
+    if arguments.videos:
+        mine(clips / "real", pairs / "real", "pairs_per_clip=64")
+
+
+def copy_clips(videos: Iterable[Path], clips: Path) -> None:
+    """Real clips to those to train on, or to those to test with."""
+    for video in videos:
+        folder = clips / ("heldout" if video.name in HELDOUT_CLIPS else "real")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / video.name).exists():
+            write_aside(folder / video.name, lambda aside, video=video: shutil.copyfile(video, aside))
+
+
+def mine(folder: Path, output: Path, *options: Sequence[str]) -> None:
+    """Mine a folder; a finished one is only looked at."""
+    command = [sys.executable, str(SCRIPTS / "mine_pairs.py"), f"input={folder}", f"output={output}", *map(str, options)]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    run_plainly(main)

@@ -1,0 +1,120 @@
+"""Train the frozen networks of the proof model from scratch: python scripts/train_small_encoders.py PROOF_DATA --output DIR.
+
+PROOF_DATA is what scripts/proof_data.py made. About ten minutes on one CPU core; a network that is there is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimicbrush.errors import InputError, run_plainly
+
+if TYPE_CHECKING:
+    import torch
+
+NETWORKS = ("vae", "image_encoder", "depth_estimator")
+SIZE_PX = 64
+#: Of which the depth estimator learns, at three frames a second.
+RENDERED_CLIPS = 90
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("data", type=Path, metavar="PROOF_DATA", help="made by scripts/proof_data.py")
+    parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
+    parser.add_argument("--only", choices=NETWORKS, help="only this one")
+    parser.add_argument("--steps", type=int, default=2500, help="of each (default: 2500)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and samples (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if not (arguments.data / "pairs" / "rendered").is_dir():
+        raise InputError(f"{arguments.data} has no pairs/rendered; scripts/proof_data.py makes such a folder")
+
+    import torch
+
+    from mimicbrush.ops.files import replace_folder
+    from mimicbrush.training import small_encoders
+    from mimicbrush.training.small_encoders import Schedule
+
+    torch.set_num_threads(arguments.threads)
+    schedule = Schedule(arguments.steps)
+    for number, name in enumerate(NETWORKS):
+        folder = arguments.output / name
+        if arguments.only not in (None, name):
+            continue
+        if folder.exists():
+            print(f"{folder} is there already and is kept")
+            continue
+        seed = 3 * arguments.seed + number
+        if name == "vae":
+            network = small_encoders.train_autoencoder(pairs(arguments.data, 8, seed), schedule, seed, SIZE_PX)
+        elif name == "image_encoder":
+            network = small_encoders.train_image_encoder(pairs(arguments.data, 48, seed), schedule, seed)
+        else:
+            network = small_encoders.train_depth_estimator(depths(seed, 16), schedule, seed)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        replace_folder(folder, network.save_pretrained)
+
+
+def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of the two views of training samples, with the strong augmentation."""
+    from mimicbrush.data.batch import collate
+    from mimicbrush.data.dataset import PairDataset
+    from mimicbrush.data.options import DataOptions, SourceOptions
+    from mimicbrush.data.sources import load_sources
+
+    sources = {
+        name: SourceOptions(root=str(data / "pairs" / name), kind="image" if name == "stills" else "video")
+        for name in ("rendered", "real", "stills")
+        if (data / "pairs" / name).is_dir()
+    }
+    options = DataOptions(sources=sources, heldout_ratio=0.0)
+    dataset = PairDataset(load_sources(options), SIZE_PX, options, seed=seed)
+    first = 0
+    while True:
+        batch = collate([dataset[number] for number in range(first, first + batch_size)])  # type: ignore[misc]
+        yield batch.source, batch.reference  # type: ignore[union-attr]
+        first += batch_size
+
+
+def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of rendered frames, over other leaves and photographs in every clip, with their depth."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from mimicbrush.evaluation.clips import render_with_depth
+    from mimicbrush.evaluation.proof_data import training_clips
+    from mimicbrush.ops.geometry import GeometryRanges, letterbox_matrix, random_matrix, warp
+    from mimicbrush.ops.images import IMAGE_FILL, to_tensor
+    from mimicbrush.ops.photometric import JitterRanges, apply_jitter, random_jitter
+    from mimicbrush.ops.randomness import generator
+
+    rng = generator(seed)
+    frames: list[tuple[np.ndarray, np.ndarray]] = []
+    for spec in tqdm(training_clips([], RENDERED_CLIPS, seed=1000 + seed).values(), desc="rendering", unit="clip"):
+        frames += render_with_depth(replace(spec, fps=3))
+    while True:
+        pictures, maps = [], []
+        for number in rng.integers(len(frames), size=batch_size):
+            frame, depth = frames[int(number)]
+            fit = letterbox_matrix(frame.shape[1], frame.shape[0], SIZE_PX)
+            matrix = random_matrix(GeometryRanges(projective_intensity=0.0), SIZE_PX, rng) @ fit
+            jittered = apply_jitter(frame, random_jitter(JitterRanges(), rng).matrix(frame.mean(axis=(0, 1))))
+            pictures.append(warp(jittered, matrix, SIZE_PX, IMAGE_FILL))
+            maps.append(warp((depth * 255).round().astype(np.uint8), matrix, SIZE_PX, 0))
+        yield to_tensor(np.stack(pictures)), torch.from_numpy(np.stack(maps))[:, None].float() / 255
+
+
+if __name__ == "__main__":
+    run_plainly(main)
