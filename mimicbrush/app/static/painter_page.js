@@ -64,8 +64,8 @@ async function open(name, masked) {
   current = name;
   at("size").max = Math.max(20, Math.round(Math.max(painter.width, painter.height) / 3));
   painter.sizePx = Math.max(1, Math.round(Math.max(painter.width, painter.height) / 16));
-  say(`${name}: ${painter.width} x ${painter.height} px${masked ? ", with the mask it has" : ""}`);
   await list();
+  say(`${name}: ${painter.width} x ${painter.height} px${masked ? ", with the mask it has" : ""}`);
 }
 
 async function save() {
@@ -74,8 +74,8 @@ async function save() {
   const headers = { "Content-Type": "image/png" };
   const answer = await (await ask(`api/mask?${new URLSearchParams({ name })}`, { method: "POST", headers, body })).json();
   painter.markSaved();
-  say(`Saved as ${answer.saved}`);
   await list();
+  say(`Saved as ${answer.saved}`);
 }
 
 async function upload(file) {
