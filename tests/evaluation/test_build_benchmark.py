@@ -402,7 +402,7 @@ def test_a_subject_leaks_even_by_a_picture_that_no_case_uses(dreambooth: tuple[P
         build(tmp_path, dreambooth=root, manifest=manifest, against=(pipeline,))
 
 
-@pytest.mark.parametrize("change", ["same", "mirrored", "shifted", "smaller"])
+@pytest.mark.parametrize("change", ["same", "mirrored", "shifted", "smaller", "a piece"])
 def test_a_near_duplicate_of_a_training_frame_is_refused(mined: Path, tmp_path: Path, change: str) -> None:
     from mimicbrush.data.manifest import read_manifest
 
@@ -411,6 +411,7 @@ def test_a_near_duplicate_of_a_training_frame_is_refused(mined: Path, tmp_path: 
         "same": frame,
         "mirrored": frame[:, ::-1],
         "shifted": cv2.warpAffine(frame, np.array([[1.0, 0, 25], [0, 1, 9]]), (160, 160)),
+        "a piece": cv2.resize(frame[20:110, 30:120], (160, 160), interpolation=cv2.INTER_CUBIC),
         "smaller": cv2.resize(frame, (120, 120), interpolation=cv2.INTER_AREA),
     }[change]
     picture(tmp_path / "pictures/thing/00.png", np.ascontiguousarray(changed))
@@ -418,7 +419,8 @@ def test_a_near_duplicate_of_a_training_frame_is_refused(mined: Path, tmp_path: 
         picture(tmp_path / f"pictures/thing/{number:02d}.png", view("coffee.png", number))
     # 00 needs no partner: a painted mask makes it a source.
     painted(tmp_path / "masks", "thing/00", "part", (9, 9, 60, 60), (changed.shape[1], changed.shape[0]))
-    with pytest.raises(DataError, match=r"thing/00 looks like astronaut\.png.* of .*near duplicate|near duplicate"):
+    seen = r"is seen in the training set: thing/00 (looks like|shares a piece with) astronaut\.png"
+    with pytest.raises(DataError, match=seen):
         build(tmp_path, pictures=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
 
 
@@ -430,7 +432,7 @@ def test_other_pictures_are_no_near_duplicates(shared: Path, mined: Path, tmp_pa
     built = build(tmp_path, pictures=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
     about = json.loads((tmp_path / "benchmark/benchmark.json").read_text())
     assert built.cases["part_inner"] == 3
-    assert about["against"][0]["compared"] == "hashes and pictures"
+    assert about["against"][0]["compared"] == "hashes, pictures, and pieces of pictures"
 
 
 def test_a_folder_that_says_nothing_of_a_training_is_refused(pictures: Path, tmp_path: Path) -> None:
