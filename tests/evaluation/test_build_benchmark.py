@@ -1,8 +1,7 @@
-"""Benchmarks built from pictures and videos: what is in them, what is left out and named, and that nothing leaks."""
+"""Benchmarks built from pictures and videos: what is in them, what is left out and named."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -14,97 +13,32 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from benchmark_material import (
+    MANIFEST,
+    build,
+    digests,
+    facts,
+    painted,
+    picture,
+    pixels,
+    source_hash,
+    trained_on,
+    view,
+)
 from PIL import Image
-from toy_data import photograph
 
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark.builder import BuildOptions, Built, build_benchmark
-from mimicbrush.evaluation.benchmark.inter_id import same_part
-from mimicbrush.evaluation.benchmark.layout import TRACKS, TrackName, read_benchmark
-from mimicbrush.evaluation.benchmark.part_boxes import PART_SIDE_RATIO, best_boxes, look_at, matched_boxes
-from mimicbrush.evaluation.heldout import HASH_DIGITS, TRAINING_DATA_FILE
-from mimicbrush.ops.files import read_picture
+from mimicbrush.evaluation.benchmark.builder import BuildOptions, build_benchmark
+from mimicbrush.evaluation.benchmark.layout import TRACKS, read_benchmark
+from mimicbrush.evaluation.benchmark.part_boxes import PART_SIDE_RATIO
+from mimicbrush.evaluation.heldout import HASH_DIGITS
 from mimicbrush.ops.masks import mask_box
 
 ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "data_manifests/dreambooth_inner_id.jsonl"
-
-
-def picture(path: Path, image: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-    return path
-
-
-def view(name: str, number: int, size_px: int = 160) -> np.ndarray:
-    """A photograph, turned and scaled: another number, another view. No two are near duplicates."""
-    photo = photograph(name)
-    height, width = photo.shape[:2]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), 25 * number, size_px / min(height, width) * 1.1**number)
-    turn[:, 2] += size_px / 2 - width / 2, size_px / 2 - height / 2
-    return cv2.warpAffine(photo, turn, (size_px, size_px), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two subjects of one class and one without, three pictures each; one picture is a near duplicate."""
-    root = tmp_path / "pictures"
-    for subject, photo in (("tabby", "chelsea.png"), ("woman", "astronaut.png"), ("cup", "coffee.png")):
-        for number in range(2):
-            picture(root / subject / f"{number:02d}.png", view(photo, number))
-    picture(root / "cup/02.png", view("coffee.png", 0)[:, ::-1])
-    (root / "prompts_and_classes.txt").write_text(
-        "Classes\n\nsubject_name,class\ntabby,animal\nwoman,animal\n\nPrompts\n\ncup,nonsense\n"
-    )
-    (root / "LICENSE.md").write_text("CC0 for all\n")
-    return root
-
-
-def pixels(path: Path, mode: str = "L") -> np.ndarray:
-    return np.asarray(read_picture(path, mode))
-
-
-Box = tuple[int, int, int, int]
-
-
-def painted(masks: Path, key: str, kind: str, box: Box, size: tuple[int, int] = (160, 160)) -> None:
-    mask = Image.new("L", size)
-    mask.paste(255, box)
-    path = masks / kind / f"{key}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask.save(path)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def facts(root: Path, track: TrackName) -> dict[str, Any]:
-    path = root / TRACKS[track].folder / "cases.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def build(tmp_path: Path, **options: Any) -> Built:
-    return build_benchmark(tmp_path / "benchmark", BuildOptions(**options))
+SIDES = ("source", "reference")
 
 
 # ---- the DreamBooth dataset
-
-
-@pytest.fixture
-def dreambooth(tmp_path: Path) -> tuple[Path, Path]:
-    """A tiny dataset in the real layout, as a clone has it, and a list of its pairs in the real format."""
-    root = tmp_path / "dreambooth"
-    lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line["subject"] in ("dog2", "dog3", "dog7", "cat", "vase")]
-    for number, name in enumerate(sorted({line[side] for line in lines for side in ("source", "reference")})):
-        photo = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")[number % 4]
-        picture(root / name, view(photo, number, 160 + number))
-    (root / "dataset/references_and_licenses.txt").write_text("who made what\n")
-    manifest = tmp_path / "pairs.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root, manifest
 
 
 def test_the_list_gives_all_four_tracks_with_its_boxes_and_licences(
@@ -165,9 +99,6 @@ def test_damaged_and_missing_pictures_are_named_and_the_rest_goes_on(
     assert len(built.faults) == len(affected)
     about = json.loads((tmp_path / "benchmark/benchmark.json").read_text())
     assert {fault["file"] for fault in about["faults"]} == {"/".join(p.parts[-2:]) for p in (missing, damaged)}
-
-
-SIDES = ("source", "reference")
 
 
 @pytest.mark.parametrize(
@@ -323,17 +254,6 @@ def test_folders_that_cannot_be_used_are_refused(pictures: Path, tmp_path: Path)
 # ---- mined videos
 
 
-def trained_on(folder: Path, hashes: list[str]) -> Path:
-    folder.mkdir(parents=True)
-    values = {"heldout_ratio": 0.1, "source_hashes": [each[:HASH_DIGITS] for each in hashes]}
-    (folder / TRAINING_DATA_FILE).write_text(json.dumps(values))
-    return folder
-
-
-def source_hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
 def test_only_videos_that_were_not_trained_on_are_used(mined: Path, tmp_path: Path) -> None:
     seen = ["astronaut.png", "chelsea.png", "coffee.png"]
     pipeline = trained_on(tmp_path / "pipeline", [source_hash(name) for name in seen])
@@ -381,104 +301,6 @@ def test_a_damaged_shard_is_named(mined: Path, tmp_path: Path) -> None:
     built = build(tmp_path, pairs=(copy,), most=12, against=(tmp_path / "pipeline",))
     assert 0 < built.cases["part_inner"] < whole.cases["part_inner"] == 12
     assert len(built.faults) == 12 - built.cases["part_inner"]
-
-
-# ---- leaks
-
-
-def test_a_picture_that_was_trained_on_is_refused_and_both_are_named(pictures: Path, tmp_path: Path) -> None:
-    digest = hashlib.sha256((pictures / "tabby/01.png").read_bytes()).hexdigest()
-    pipeline = trained_on(tmp_path / "pipeline", [digest])
-    with pytest.raises(DataError, match=rf"tabby/01 is source {digest[:16]}.* of {pipeline}"):
-        build(tmp_path, pictures=pictures, against=(pipeline,))
-    assert not (tmp_path / "benchmark").exists()
-
-
-def test_a_subject_leaks_even_by_a_picture_that_no_case_uses(dreambooth: tuple[Path, Path], tmp_path: Path) -> None:
-    root, manifest = dreambooth
-    unused = picture(root / "dataset/cat/77.jpg", view("coffee.png", 3))
-    pipeline = trained_on(tmp_path / "pipeline", [hashlib.sha256(unused.read_bytes()).hexdigest()])
-    with pytest.raises(DataError, match=r"cat/77\.jpg is source"):
-        build(tmp_path, dreambooth=root, manifest=manifest, against=(pipeline,))
-
-
-@pytest.mark.parametrize("change", ["same", "mirrored", "shifted", "smaller", "a piece"])
-def test_a_near_duplicate_of_a_training_frame_is_refused(mined: Path, tmp_path: Path, change: str) -> None:
-    from mimicbrush.data.manifest import read_manifest
-
-    frame = read_manifest(mined)[0].read_a()
-    changed = {
-        "same": frame,
-        "mirrored": frame[:, ::-1],
-        "shifted": cv2.warpAffine(frame, np.array([[1.0, 0, 25], [0, 1, 9]]), (160, 160)),
-        "a piece": cv2.resize(frame[20:110, 30:120], (160, 160), interpolation=cv2.INTER_CUBIC),
-        "smaller": cv2.resize(frame, (120, 120), interpolation=cv2.INTER_AREA),
-    }[change]
-    picture(tmp_path / "pictures/thing/00.png", np.ascontiguousarray(changed))
-    for number in (1, 2):
-        picture(tmp_path / f"pictures/thing/{number:02d}.png", view("coffee.png", number))
-    # 00 needs no partner: a painted mask makes it a source.
-    painted(tmp_path / "masks", "thing/00", "part", (9, 9, 60, 60), (changed.shape[1], changed.shape[0]))
-    seen = r"is seen in the training set: thing/00 (looks like|shares a piece with) astronaut\.png"
-    with pytest.raises(DataError, match=seen):
-        build(tmp_path, pictures=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
-
-
-def test_other_pictures_are_no_near_duplicates(shared: Path, mined: Path, tmp_path: Path) -> None:
-    for number in (1, 2, 5):
-        with Image.open(shared / f"data/dreambooth/backpack/{number:02d}.jpg") as image:
-            painted(tmp_path / "masks", f"backpack/{number:02d}", "part", (9, 9, 99, 99), image.size)
-            picture(tmp_path / f"pictures/backpack/{number:02d}.png", np.asarray(image))
-    built = build(tmp_path, pictures=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
-    about = json.loads((tmp_path / "benchmark/benchmark.json").read_text())
-    assert built.cases["part_inner"] == 3
-    assert about["against"][0]["compared"] == "hashes, pictures, and pieces of pictures"
-
-
-def test_a_folder_that_says_nothing_of_a_training_is_refused(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a pipeline folder"):
-        build(tmp_path, pictures=pictures, against=(pictures,))
-
-
-# ---- boxes
-
-
-def test_the_best_box_is_where_the_moving_matches_are() -> None:
-    rng = np.random.default_rng(0)
-    still = rng.uniform(0, 999, (400, 2))
-    moving = rng.uniform((600, 200), (800, 400), (30, 2))
-    a = np.concatenate([still, moving])
-    b = np.concatenate([still, moving - (300, 0)])
-    own, other = best_boxes(a, b, (1000, 1000)) or pytest.fail("no box")
-    assert own[0] <= 0.6 and own[2] >= 0.8 and own[1] <= 0.2 and own[3] >= 0.4
-    partners = (moving - (300, 0)) / 1000
-    assert (partners.min(0) >= np.array(other[:2]) - 0.001).all() and (partners.max(0) <= other[2:]).all()
-    assert own[2] - own[0] == pytest.approx(PART_SIDE_RATIO)
-    assert best_boxes(a[:3], b[:3], (1000, 1000)) is None
-    assert best_boxes(a[:0], b[:0], (1000, 1000)) is None
-
-
-def test_a_part_is_found_again_in_a_turned_picture() -> None:
-    image = view("astronaut.png", 0, 330)
-    turned = np.ascontiguousarray(np.rot90(image, 2))
-    own, other = matched_boxes(look_at(image), look_at(turned)) or pytest.fail("no box")
-    middle, partner = np.add(own[:2], own[2:]) / 2, np.add(other[:2], other[2:]) / 2
-    np.testing.assert_allclose(middle, 1 - partner, atol=0.1)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        ("head with both ears", "face", True),
-        ("head", "head", True),
-        ("muzzle with tongue", "head", False),
-        ("heading", "head", False),
-        ("lid", "lid", True),
-        ("", "", True),
-    ],
-)
-def test_which_parts_are_the_same(one: str, other: str, expected: bool) -> None:
-    assert same_part(one, other) is same_part(other, one) is expected
 
 
 # ---- the script

@@ -159,7 +159,7 @@ def _shared_pieces(
         two = np.partition(distances, 1, axis=1)[:, :2]
         is_clear = two[:, 0] < _MAX_RATIO**2 * two[:, 1]
         votes = np.bincount(owner[distances.argmin(axis=1)[is_clear]], minlength=len(own))
-        for number in np.flatnonzero(votes >= _MIN_VOTES):
+        for number in map(int, np.flatnonzero(votes >= _MIN_VOTES)):
             matches = len(match_features(own[number], sift_features(frame))[0])
             if matches >= MIN_SHARED_MATCHES:
                 name = f"{pair.source_path} of {known.folder}"
