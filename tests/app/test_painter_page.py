@@ -33,14 +33,19 @@ def served(store: MaskStore) -> Iterator[PainterServer]:
             thread.join()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[PainterServer]:
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small picture, and one of 3000 x 2000 px, larger than any screen here."""
-    pictures = tmp_path / "pictures"
+    pictures = tmp_path_factory.mktemp("painted") / "pictures"
     (pictures / "cats").mkdir(parents=True)
     cat = Image.fromarray(photograph("chelsea.png"))
     cat.crop((0, 0, 320, 240)).save(pictures / "cats/small.png")
     cat.resize((3000, 2000)).save(pictures / "large.jpg")
+    return pictures
+
+
+@pytest.fixture
+def server(pictures: Path, tmp_path: Path) -> Iterator[PainterServer]:
     with served(MaskStore(tmp_path / "masks", pictures)) as server:
         yield server
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import user_study
 from browser import page_of
 from PIL import Image
 
@@ -24,7 +23,6 @@ from mimicbrush.evaluation.benchmark.user_study_score import crossed_interval, s
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[2]
 # Each editor paints in a colour of its own, by which a rater in these tests knows it.
 COLOURS = {"Zebra Editor": (200, 20, 20), "yak": (20, 200, 20), "xenops": (20, 20, 200)}
 SIZE = (64, 48)
@@ -291,19 +289,24 @@ def test_the_interval_is_that_of_the_binomial_where_only_one_of_the_two_varies()
 
 
 def test_the_script_makes_and_scores(
-    evaluation: Path, benchmark: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+    evaluation: Path,
+    benchmark: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "scripts/user_study.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["user_study.py", *map(str, arguments)])
+        user_study.main()
+        return capsys.readouterr().out
 
     study = tmp_path / "study"
-    made = run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 3)
-    assert made.returncode == 0, made.stderr
-    assert f"study {key_of(study)['study']}: 3 cases of Zebra Editor, xenops, yak; 0 were left out" in made.stdout
+    said = run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 3)
+    assert f"study {key_of(study)['study']}: 3 cases of Zebra Editor, xenops, yak; 0 were left out" in said
     answers = write(tmp_path / "answers.json", answers_of(study, "a", list(COLOURS), missing=1))
-    scored = run("score", study, answers, "--output", tmp_path / "scores.json")
-    assert scored.returncode == 0, scored.stderr
-    assert "| Zebra Editor | 100.0 [100.0, 100.0] |" in scored.stdout
-    assert f"incomplete: {answers}: 3 rankings are missing" in scored.stdout
+    said = run("score", study, answers, "--output", tmp_path / "scores.json")
+    assert "| Zebra Editor | 100.0 [100.0, 100.0] |" in said
+    assert f"incomplete: {answers}: 3 rankings are missing" in said
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["yak"]["harmony"]["best"] == 0
+    with pytest.raises(InputError, match="--cases 0: must be at least 1"):
+        run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 0)
