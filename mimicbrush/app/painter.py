@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -259,6 +260,11 @@ class PainterServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             raise InputError(f"port {port} cannot be had ({error}); name another with --port, or 0 for any") from error
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that went away; anything else is a fault of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
     @property
     def url(self) -> str:
         """Where the page is."""
@@ -292,6 +298,11 @@ class _Handler(BaseHTTPRequestHandler):
         except (_RefusedError, InputError) as error:
             status = error.status if isinstance(error, _RefusedError) else HTTPStatus.BAD_REQUEST
             kind, body = "application/json", json.dumps({"error": str(error)}).encode()
+        except ConnectionError:
+            raise  # nobody is there to be told
+        except OSError as error:  # the disk is full, or a folder may not be written
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            kind, body = "application/json", json.dumps({"error": f"it could not be kept or read ({error})"}).encode()
         self.close_connection = self.close_connection or status != HTTPStatus.OK  # a body may be left unread
         self.send_response(status)
         for name, value in _HEADERS.items():

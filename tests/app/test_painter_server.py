@@ -245,3 +245,11 @@ def test_the_script_serves_until_it_is_stopped(
         connection.close()
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(20) == 130
+
+
+def test_a_folder_that_may_not_be_written_is_told(server: PainterServer, tmp_path: Path) -> None:
+    (tmp_path / "masks/dogs").write_text("a file where the folder of the mask should be")
+    status, answer = ask(server, "POST", "/api/mask?name=dogs/01.png", png())
+    assert status == 500
+    assert isinstance(answer, dict) and "could not be kept" in str(answer["error"])
+    assert ask(server, "GET", "/api/pictures")[0] == 200
