@@ -13,6 +13,7 @@ from PIL import Image
 
 from mimicbrush.data.manifest import PairTable, read_manifest, read_rows
 from mimicbrush.errors import DataError, InputError
+from mimicbrush.evaluation.benchmark.part_boxes import reduced
 from mimicbrush.evaluation.heldout import HASH_DIGITS, TRAINING_DATA_FILE, read_training_data, spread_pairs
 from mimicbrush.ops.keypoints import match_features, sift_features
 from mimicbrush.ops.near_duplicates import LIKELY_AGREEMENT, NEAR_DUPLICATE_SSIM, agreement, highest_ssim, signature
@@ -119,7 +120,7 @@ def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], se
     tables = [known for known in seen if known.pairs is not None]
     if not tables or not pictures:
         return
-    images = [np.asarray(read()) for _, read in pictures]
+    images = [reduced(np.asarray(read())) for _, read in pictures]
     # Each as it is, and mirrored.
     signatures = np.stack([signature(view) for image in images for view in (image, image[:, ::-1])])
     leaks: list[str] = []
@@ -172,6 +173,6 @@ def _refuse(leaks: Sequence[str], what: str) -> None:
         return
     more = f", and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
     raise DataError(
-        f"{len(leaks)} x something of the benchmark {what}: {'; '.join(leaks[:_NAMED])}{more}. Leave it out of one of "
-        "the two; of a folder that is only partly trained on, name the pipeline instead (--against PIPELINE)"
+        f"what the benchmark would hold {what}: {'; '.join(leaks[:_NAMED])}{more}. Leave it out of one of the two; of "
+        "a folder that is only partly trained on, name the pipeline instead (--against PIPELINE)"
     )

@@ -36,10 +36,15 @@ class Look:
     signatures: np.ndarray
 
 
+def reduced(image: np.ndarray) -> np.ndarray:
+    """A picture at the size at which it is matched: (H, W, 3) uint8, long side 640 px or less."""
+    scale = min(1.0, _MATCH_LONG_SIDE_PX / max(image.shape[:2]))
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+
+
 def look_at(image: np.ndarray) -> Look:
     """Look at a picture once, (H, W, 3) uint8 RGB of any size."""
-    scale = min(1.0, _MATCH_LONG_SIDE_PX / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    small = reduced(image)
     signatures = np.stack([signature(view) for view in (image, image[:, ::-1])])
     return Look((small.shape[1], small.shape[0]), sift_features(small), signatures)
 
