@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything of ours is imported: the default run proves that the package works without these packages.
 sys.path.insert(0, str(Path(__file__).parent / "without_optional"))
@@ -18,9 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", OMP_NUM_THREADS="1")
 
 import pytest
+from browser import chromium
 from toy_data import write_mined_folder
 
 from mimicbrush.models.options import ToyModel
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -44,6 +49,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The Chromium of the distribution, where it is at hand."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from benchmark_material import write_dreambooth, write_pictures
 from rendered_pairs import write_rendered_pairs
 
 from mimicbrush.data.manifest import read_manifest
@@ -16,3 +17,16 @@ from mimicbrush.data.pair import Pair
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
     """Eight landscape pairs of four sources; see `rendered_pairs`."""
     return list(read_manifest(write_rendered_pairs(tmp_path_factory.mktemp("rendered") / "pairs")))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Folders of pictures, one for each subject; see `benchmark_material`."""
+    return write_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def dreambooth(tmp_path: Path) -> tuple[Path, Path]:
+    """A tiny dataset in the real layout, and the list of its pairs; see `benchmark_material`."""
+    write_dreambooth(tmp_path / "dreambooth", tmp_path / "pairs.jsonl")
+    return tmp_path / "dreambooth", tmp_path / "pairs.jsonl"

@@ -1,0 +1,1 @@
+"""Pages in the browser: the mask painter, served on this machine only."""

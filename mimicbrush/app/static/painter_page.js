@@ -1,0 +1,122 @@
+/** The page around the painter: which picture, which tool, and the way to the server (mimicbrush/app/painter.py). */
+import { MaskPainter } from "./painter.js";
+
+const at = (id) => document.getElementById(id);
+const painter = new MaskPainter(at("stage"), { onChange: refresh });
+let current = null; // name of the picture that is shown
+let isBusy = false;
+let maxUploadBytes = Infinity;
+
+function say(text, isBad = false) {
+  at("status").textContent = text;
+  at("status").classList.toggle("bad", isBad);
+}
+
+function refresh() {
+  at("undo").disabled = !painter.canUndo;
+  at("redo").disabled = !painter.canRedo;
+  at("save").disabled = current === null || isBusy || painter.count() === 0;
+  at("brush").setAttribute("aria-pressed", painter.tool === "brush");
+  at("box").setAttribute("aria-pressed", painter.tool === "box");
+  at("erase").setAttribute("aria-pressed", painter.erasing);
+  at("size").value = painter.sizePx;
+  at("size-shown").textContent = `${painter.sizePx} px`;
+}
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, options);
+  if (!answer.ok) {
+    const text = await answer.text();
+    let reason = text;
+    try { reason = JSON.parse(text).error; } catch { /* not ours: shown as it came */ }
+    throw new Error(reason || `the server answered ${answer.status}`);
+  }
+  return answer;
+}
+
+async function attempt(work) {
+  if (isBusy) return;
+  isBusy = true;
+  try { await work(); } catch (error) { say(error.message, true); } finally { isBusy = false; refresh(); }
+}
+
+async function list() {
+  const { pictures, max_upload_bytes } = await (await ask("api/pictures")).json();
+  maxUploadBytes = max_upload_bytes;
+  at("pictures").replaceChildren(...pictures.map(({ name, masked }) => {
+    const item = document.createElement("li");
+    const button = item.appendChild(document.createElement("button"));
+    button.textContent = name;
+    button.classList.toggle("masked", masked);
+    button.setAttribute("aria-current", name === current);
+    button.addEventListener("click", () => attempt(() => open(name, masked)));
+    return item;
+  }));
+}
+
+async function open(name, masked) {
+  if (painter.isUnsaved && !confirm("This mask is not saved. Go on without it?")) return;
+  const query = new URLSearchParams({ name });
+  say(`Opening ${name} …`);
+  const picture = await (await ask(`api/picture?${query}`)).blob();
+  const mask = masked ? await (await ask(`api/mask?${query}`)).blob() : null;
+  await painter.load(picture, mask);
+  current = name;
+  at("size").max = Math.max(20, Math.round(Math.max(painter.width, painter.height) / 3));
+  painter.sizePx = Math.max(1, Math.round(Math.max(painter.width, painter.height) / 16));
+  await list();
+  say(`${name}: ${painter.width} x ${painter.height} px${masked ? ", with the mask it has" : ""}`);
+}
+
+async function save() {
+  const name = current;
+  const body = await painter.toBlob();
+  const headers = { "Content-Type": "image/png" };
+  const answer = await (await ask(`api/mask?${new URLSearchParams({ name })}`, { method: "POST", headers, body })).json();
+  painter.markSaved();
+  await list();
+  say(`Saved as ${answer.saved}`);
+}
+
+async function upload(file) {
+  if (file.size > maxUploadBytes) {
+    const [given, limit] = [file.size, maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed());
+    throw new Error(`${file.name}: too large, ${given} MiB; at most ${limit} MiB are taken`);
+  }
+  say(`Uploading ${file.name} …`);
+  const headers = { "Content-Type": "application/octet-stream" };
+  const query = new URLSearchParams({ name: file.name });
+  const answer = await (await ask(`api/upload?${query}`, { method: "POST", headers, body: file })).json();
+  await list();
+  await open(answer.name, answer.masked);
+}
+
+function choose(tool) { painter.tool = tool; refresh(); }
+function toggleErase() { painter.erasing = !painter.erasing; refresh(); }
+function resize(sizePx) { painter.sizePx = Math.min(Number(at("size").max), Math.max(1, Math.round(sizePx))); refresh(); }
+
+at("brush").addEventListener("click", () => choose("brush"));
+at("box").addEventListener("click", () => choose("box"));
+at("erase").addEventListener("click", toggleErase);
+at("size").addEventListener("input", () => resize(Number(at("size").value)));
+at("undo").addEventListener("click", () => painter.undo());
+at("redo").addEventListener("click", () => painter.redo());
+at("clear").addEventListener("click", () => painter.clear());
+at("save").addEventListener("click", () => attempt(save));
+at("upload").addEventListener("change", () => attempt(async () => {
+  const file = at("upload").files[0];
+  try { if (file) await upload(file); } finally { at("upload").value = ""; }
+}));
+addEventListener("keydown", (event) => {
+  const key = event.key.toLowerCase();
+  const isCommand = event.ctrlKey || event.metaKey;
+  const actions = isCommand
+    ? { z: () => event.shiftKey ? painter.redo() : painter.undo(), y: () => painter.redo(), s: () => at("save").click() }
+    : { b: () => choose("brush"), r: () => choose("box"), e: toggleErase,
+        "[": () => resize(painter.sizePx * 0.8), "]": () => resize(painter.sizePx * 1.25 + 1) };
+  if (event.altKey || !Object.hasOwn(actions, key)) return;
+  event.preventDefault();
+  actions[key]();
+});
+addEventListener("beforeunload", (event) => { if (painter.isUnsaved) event.preventDefault(); });
+attempt(list);

@@ -1,0 +1,213 @@
+"""The released folder layout: four tracks of numbered cases, read and written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Literal
+
+from PIL import Image
+
+from mimicbrush.errors import DataError, InputError, MimicBrushError
+from mimicbrush.ops.files import read_picture, replace_folder
+
+TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
+ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.json"
+
+
+@dataclass(frozen=True)
+class Track:
+    """One of the four.
+
+    Attributes:
+        folder: in the released layout.
+        keep_shape: texture transfer: the depth map of the source is given.
+        has_truth: the unmasked source is the ground truth.
+    """
+
+    name: TrackName
+    folder: str
+    title: str
+    keep_shape: bool
+    has_truth: bool
+
+
+TRACKS: dict[TrackName, Track] = {
+    track.name: track
+    for track in (
+        Track("part_inter", "PartComp/CrossInstance", "part composition, inter-ID", False, False),
+        Track("part_inner", "PartComp/WithinInstance", "part composition, inner-ID", False, True),
+        Track("texture_inter", "TextureTrans/CrossInstance", "texture transfer, inter-ID", True, False),
+        Track("texture_inner", "TextureTrans/WithinInstance", "texture transfer, inner-ID", True, True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case whose files are all there; `group` is what the bootstrap draws together."""
+
+    track: Track
+    number: str
+    source: Path
+    mask: Path
+    reference: Path
+    reference_mask: Path | None = None
+    prompt: str | None = None
+    subject: str | None = None
+    group: str | None = None
+
+    @property
+    def result_path(self) -> PurePosixPath:
+        """Where its result lies, relative to a folder of results."""
+        return PurePosixPath(self.track.folder) / f"{self.number}_result.png"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is missing, damaged or does not fit."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that a folder holds."""
+
+    root: Path
+    cases: list[Case]
+    faults: list[Fault]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def read_benchmark(root: Path) -> Benchmark:
+    """Read a benchmark.
+
+    Raises:
+        InputError: it holds none of the four tracks.
+        DataError: one of its JSON files cannot be read.
+    """
+    cases, faults = [], []
+    for track in TRACKS.values():
+        folder = root / track.folder
+        prompts, facts = _json(folder / PROMPTS_NAME), _json(folder / CASES_NAME)
+        for mask in sorted(folder.glob("*_source_mask.png")):
+            number = mask.name.removesuffix("_source_mask.png")
+            source, reference = folder / f"{number}_source.png", folder / f"{number}_reference.png"
+            reference_mask = folder / f"{number}_reference_mask.png"
+            try:
+                sizes = {path: read_picture(path, "RGB").size for path in (source, mask, reference)}
+                if sizes[mask] != sizes[source]:
+                    raise InputError(f"{mask}: {sizes[mask]} px, its source {sizes[source]} px")
+            except MimicBrushError as error:
+                faults.append(Fault(mask, str(error)))
+                continue
+            known = facts.get(number, {})
+            cases.append(
+                Case(
+                    track=track,
+                    number=number,
+                    source=source,
+                    mask=mask,
+                    reference=reference,
+                    reference_mask=reference_mask if reference_mask.is_file() else None,
+                    prompt=prompts.get(number),
+                    subject=known.get("subject"),
+                    group=known.get("group"),
+                )
+            )
+    if not cases and not faults:
+        raise InputError(f"{root}: no benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
+    return Benchmark(root, cases, faults, _json(root / ABOUT_NAME))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); build the benchmark again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+class BenchmarkWriter:
+    """Writes a benchmark aside; it gets its name, and an older one is replaced, when it is finished.
+
+    Args:
+        root: the folder to be made.
+
+    Attributes:
+        folder: where it is written meanwhile; other files may be put there, too.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self.folder = self._root.with_name(f".{self._root.name}.building.tmp")
+        self._prompts: dict[TrackName, dict[str, str]] = {track: {} for track in TRACKS}
+        self._facts: dict[TrackName, dict[str, Any]] = {track: {} for track in TRACKS}
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def __enter__(self) -> BenchmarkWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What was not finished is removed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(
+        self,
+        track: TrackName,
+        source: Image.Image,
+        mask: Image.Image,
+        reference: Image.Image,
+        reference_mask: Image.Image | None = None,
+        prompt: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Add a case.
+
+        Returns:
+            Its number in the track, such as "001".
+
+        Raises:
+            InputError: a mask has not its picture's size.
+        """
+        for picture, its_mask, name in ((source, mask, "source"), (reference, reference_mask, "reference")):
+            if its_mask is not None and its_mask.size != picture.size:
+                raise InputError(f"the mask of the {name} is {its_mask.size} px, the picture {picture.size} px")
+        number = f"{len(self._facts[track]) + 1:03d}"
+        folder = self.folder / TRACKS[track].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"source": source, "source_mask": mask, "reference": reference, "reference_mask": reference_mask}
+        for name, image in files.items():
+            if image is not None:
+                image.save(folder / f"{number}_{name}.png")
+        self._facts[track][number] = dict(facts or {})
+        if prompt is not None:
+            self._prompts[track][number] = prompt
+        return number
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Write what is known of it, and give it its name."""
+        for track, facts in self._facts.items():
+            folder = self.folder / TRACKS[track].folder
+            for name, values in ((PROMPTS_NAME, self._prompts[track]), (CASES_NAME, facts)):
+                if values:
+                    _write_json(folder / name, values)
+        _write_json(self.folder / ABOUT_NAME, about)
+        replace_folder(self._root, lambda aside: self.folder.rename(aside))
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

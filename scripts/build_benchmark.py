@@ -1,0 +1,83 @@
+"""Build a benchmark in the released layout from pictures and videos that no model was trained on.
+
+python scripts/build_benchmark.py --dreambooth DIR --output BENCH     inner-ID and inter-ID tracks from the dataset
+python scripts/build_benchmark.py --pictures DIR --output BENCH       the same from any folder with a folder per subject
+python scripts/build_benchmark.py --pairs MINED --against PIPELINE --output BENCH     inner-ID cases from unseen videos
+
+Masks are boxes placed by hand (DreamBooth), boxes around SIFT matches, or your own (--masks):
+  build ... --to-paint TODO                                    what lacks a mask
+  python scripts/paint_masks.py TODO --output MASKS            paint it in the browser
+  build ... --masks MASKS                                      MASKS/part/dog/01.png, MASKS/subject/dog/01.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mimicbrush.errors import run_plainly
+
+MANIFEST = Path(__file__).parents[1] / "data_manifests" / "dreambooth_inner_id.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("-o", "--output", type=Path, required=True, metavar="BENCH", help="folder for the benchmark; replaced if there")
+    add("--dreambooth", type=Path, metavar="DIR", help="the DreamBooth dataset, or a clone of google/dreambooth")
+    add("--manifest", type=Path, default=MANIFEST, metavar="FILE", help=f"its pairs (default: {MANIFEST.name})")
+    add("--pictures", type=Path, metavar="DIR", help="a folder of pictures per subject")
+    add("--pairs", type=Path, action="append", default=[], metavar="MINED", help="mined videos; may be repeated")
+    add("--masks", type=Path, metavar="DIR", help="painted or imported masks; they go before boxes")
+    add(
+        "--against",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a pipeline, or a mined folder (all of it), that nothing may come from; may be repeated",
+    )
+    add("--seed", type=int, default=0, help="of every choice (default: 0)")
+    add("--most", type=int, metavar="N", help="cases per track and kind of source (default: the paper's 120 and 30)")
+    add("--long-side-px", type=int, default=1024, help="larger pictures are reduced (default: 1024; 0: as they are)")
+    add("--to-paint", type=Path, metavar="DIR", help="write the pictures that lack a mask here, to be painted over")
+    arguments = parser.parse_args()
+
+    from mimicbrush.evaluation.benchmark.builder import PAPER_CASES, BuildOptions, build_benchmark
+    from mimicbrush.evaluation.benchmark.layout import TRACKS
+
+    options = BuildOptions(
+        dreambooth=arguments.dreambooth,
+        pictures=arguments.pictures,
+        pairs=tuple(arguments.pairs),
+        manifest=arguments.manifest,
+        masks=arguments.masks,
+        against=tuple(arguments.against),
+        seed=arguments.seed,
+        most=arguments.most,
+        long_side_px=arguments.long_side_px or None,
+        to_paint=arguments.to_paint,
+    )
+    built = build_benchmark(arguments.output, options)
+    for fault in built.faults:
+        print(f"left out: {fault.path}: {fault.reason}")
+    for note in built.notes:
+        print(f"note: {note}")
+    for track, cases in built.cases.items():
+        groups = ", ".join(f"{group} {n}" for group, n in sorted(built.groups.items()))
+        which = f" ({groups})" if track == "part_inter" and groups else ""
+        missing = max(0, PAPER_CASES[track] - cases)
+        print(
+            f"{TRACKS[track].title}: {cases} cases{which}; the paper has {PAPER_CASES[track]}"
+            + (f", {missing} are missing" if missing else "")
+        )
+    unmasked = " and ".join(f"{n} without a {name} mask" for name, n in built.unmasked.items())
+    where = f", written to {arguments.to_paint} to be painted over" if arguments.to_paint else ""
+    print(f"pictures that could give more: {unmasked}{where}")
+    print(f"{len(built.faults)} things were left out; the benchmark is {arguments.output}")
+
+
+if __name__ == "__main__":
+    run_plainly(main)

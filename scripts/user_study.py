@@ -1,0 +1,83 @@
+"""A blind user study: raters rank the results of several editors (fidelity, harmony, quality), as in the paper.
+
+python scripts/user_study.py make EVALUATION --benchmark BENCH --output STUDY
+python scripts/user_study.py score STUDY answers-*.json
+
+EVALUATION is the output of scripts/evaluate.py, the answers are what the raters sent back. Give the raters
+STUDY/for_raters/study.html, a file that opens anywhere; STUDY/key.json says whose results they see: keep it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mimicbrush.errors import InputError, run_plainly
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="write the page for the raters, and the key")
+    making.add_argument("evaluation", type=Path, metavar="EVALUATION", help="holds results/EDITOR/...")
+    making.add_argument("--benchmark", type=Path, required=True, metavar="BENCH", help="what was edited")
+    making.add_argument("-o", "--output", type=Path, required=True, metavar="STUDY", help="replaced if it is a study")
+    making.add_argument("--editors", nargs="+", default=[], metavar="NAME", help="whose results (default: all)")
+    making.add_argument("--cases", type=int, default=30, help="at most so many (default: 30)")
+    making.add_argument("--seed", type=int, default=0, help="of the choice and of the letters (default: 0)")
+    making.add_argument("--long-side-px", type=int, default=512, help="how large pictures are shown (default: 512)")
+    making.add_argument(
+        "--as-painted", action="store_true", help="show what the editors painted outside of the mask, too"
+    )
+    scoring = commands.add_parser("score", help="from answers to best %% and intervals")
+    scoring.add_argument("study", type=Path, metavar="STUDY", help="the folder with key.json")
+    scoring.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="what raters downloaded, a file each")
+    scoring.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON, too")
+    arguments = parser.parse_args()
+    if arguments.command == "make":
+        make(arguments)
+    else:
+        score(arguments)
+
+
+def make(arguments: argparse.Namespace) -> None:
+    for name, least in (("cases", 1), ("long_side_px", 64)):
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
+
+    from mimicbrush.evaluation.benchmark.user_study import make_study
+
+    made = make_study(
+        arguments.evaluation,
+        arguments.benchmark,
+        arguments.output,
+        editors=arguments.editors,
+        max_cases=arguments.cases,
+        seed=arguments.seed,
+        long_side_px=arguments.long_side_px,
+        pasted_back=not arguments.as_painted,
+    )
+    for fault in made.faults:
+        print(f"left out: {fault.path}: {fault.reason}")
+    print(f"study {made.study}: {made.cases} cases of {', '.join(made.editors)}; {len(made.faults)} were left out")
+    print(f"for the raters: {arguments.output / 'for_raters' / 'study.html'}; keep {arguments.output / 'key.json'}")
+
+
+def score(arguments: argparse.Namespace) -> None:
+    from mimicbrush.evaluation.benchmark.user_study_score import score_study, score_table
+    from mimicbrush.ops.files import write_aside
+
+    found = score_study(arguments.study / "key.json", arguments.answers)
+    print(score_table(found))
+    for path, missing in found.incomplete.items():
+        print(f"incomplete: {path}: {missing} rankings are missing and do not count")
+    if arguments.output:
+        text = json.dumps(found.to_json(), indent=1) + "\n"
+        write_aside(arguments.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_plainly(main)

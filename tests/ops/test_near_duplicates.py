@@ -1,0 +1,52 @@
+"""Near duplicates are told from other pictures; the quick look misses none that the slow one finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+from toy_data import PHOTOGRAPHS, photograph
+
+from mimicbrush.ops.near_duplicates import (
+    LIKELY_AGREEMENT,
+    NEAR_DUPLICATE_SSIM,
+    agreement,
+    highest_ssim,
+    signature,
+)
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "the same": lambda image: image,
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "smaller": lambda image: cv2.resize(image, (290, 260), interpolation=cv2.INTER_AREA),
+    "shifted": lambda image: cv2.warpAffine(image, np.array([[1.0, 0, 60], [0, 1, -30]]), image.shape[1::-1]),
+    "darker": lambda image: (image * 0.8).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_a_changed_copy_is_found_by_both(name: str, change: str) -> None:
+    image = photograph(name)
+    changed = CHANGES[change](image)
+    views = np.stack([signature(view) for view in (changed, changed[:, ::-1])])
+    assert highest_ssim(image, changed) > NEAR_DUPLICATE_SSIM
+    assert agreement(signature(image), views).max() > LIKELY_AGREEMENT
+
+
+def test_other_photographs_are_not() -> None:
+    images = [photograph(name) for name in PHOTOGRAPHS]
+    signatures = np.stack([signature(image) for image in images])
+    for number, image in enumerate(images):
+        agreements = agreement(signatures[number], signatures)
+        assert agreements[number] == pytest.approx(1, abs=0.02)
+        for other in range(number):
+            assert agreements[other] < LIKELY_AGREEMENT
+            assert highest_ssim(image, images[other]) < NEAR_DUPLICATE_SSIM
+
+
+def test_a_picture_of_one_colour_agrees_with_nothing() -> None:
+    flat = np.full((40, 50, 3), 90, np.uint8)
+    assert agreement(signature(flat), signature(photograph("coffee.png"))[None]) == 0
