@@ -203,7 +203,8 @@ def lay_out(folder: Path) -> None:
         size = f"{cells[0].shape[1]} x {cells[0].shape[0]} px"
         rows.append(SheetRow(f"evaluate.py on {Path(stem).name[3:]}: the toy, {size}, nothing pasted back", cells))
     columns = ["source (the hole in black)", "mask (white = repaint)", "reference", "result", "target"]
-    sheet = contact_sheet("Held-out clips, edited by the shipped model and by a toy trained for about a minute", columns, rows, cell_px=200)
+    title = "Held-out clips, edited by the shipped model and by a toy trained for about a minute"
+    sheet = contact_sheet(title, columns, rows, cell_px=200)
     write_picture(Image.fromarray(sheet), folder / "contact_sheet.png")
 
 

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 
-NO_MODEL = """note: no model was named, so the small one that comes with the project edits: {size_px} px, trained from scratch on
-a CPU. It shows how imitating works, not what a full model paints. --model DIR takes a pipeline folder, and
---model released the released weights."""
+NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
+how imitating works, not what a full model paints. --model takes:
+  DIR       a pipeline folder, as a training run leaves one in its run_dir
+  released  the released weights: fetched from the Hugging Face hub and converted once"""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Make what the proof model is trained on and tested with: python scripts/proof_data.py --output proof_data.
 
 Renders clips and stills, takes real clips and photographs where they are named, and mines all of them:
-OUTPUT/pairs/{rendered,real,stills} to train on, OUTPUT/pairs/heldout to test with. Run it again: it goes on where it was.
+OUTPUT/pairs/train to train on, OUTPUT/pairs/heldout to test with. Run it again: it goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from mimicbrush.errors import InputError, run_plainly
@@ -43,7 +43,7 @@ def main() -> None:
         folder = getattr(arguments, name)
         if folder is not None and not folder.is_dir():
             raise InputError(f"--{name} {folder}: no such folder")
-    clips, pairs = arguments.output / "clips", arguments.output / "pairs"
+    train, heldout = arguments.output / "train", arguments.output / "heldout"
 
     from tqdm import tqdm
 
@@ -53,8 +53,8 @@ def main() -> None:
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
     photographs = proof_data.photographs_in(arguments.photographs) if arguments.photographs else []
     rendered = {
-        clips / "rendered": proof_data.training_clips(photographs, arguments.clips, arguments.seed),
-        clips / "heldout": (
+        train / "rendered": proof_data.training_clips(photographs, arguments.clips, arguments.seed),
+        heldout / "rendered": (
             proof_data.heldout_clips(arguments.heldout, arguments.seed)
             if arguments.heldout
             else demo_clips(HELDOUT_PHOTOGRAPHS, 18, arguments.seed)
@@ -62,40 +62,34 @@ def main() -> None:
     }
     for folder, specs in rendered.items():
         folder.mkdir(parents=True, exist_ok=True)
-        for name, spec in tqdm(specs.items(), desc=f"rendering {folder.name}", unit="clip"):
+        for name, spec in tqdm(specs.items(), desc=f"rendering {folder}", unit="clip"):
             if not (folder / name).exists():
                 write_aside(folder / name, lambda aside, spec=spec: write_clip(aside, spec))
-    if not (arguments.output / "stills").exists():
+    if not (train / "stills").exists():
         aside = arguments.output / ".stills"
         shutil.rmtree(aside, ignore_errors=True)
         stills = proof_data.write_stills(aside, photographs, arguments.leaves, arguments.crops, arguments.seed)
         for _ in tqdm(stills, desc="stills", unit="picture"):
             pass
-        aside.rename(arguments.output / "stills")
+        aside.rename(train / "stills")
     if arguments.videos:
-        copy_clips(sorted(path for path in arguments.videos.iterdir() if path.suffix in CLIP_SUFFIXES), clips)
+        videos = sorted(path for path in arguments.videos.iterdir() if path.suffix in CLIP_SUFFIXES)
+        for folder, wanted in ((heldout, True), (train, False)):
+            copy_clips([path for path in videos if (path.name in HELDOUT_CLIPS) == wanted], folder / "real")
 
     # 2. Pairs.
-    mine(clips / "rendered", pairs / "rendered")
-    mine(arguments.output / "stills", pairs / "stills")
-    mine(clips / "heldout", pairs / "heldout")
-    if arguments.videos:
-        mine(clips / "real", pairs / "real", "pairs_per_clip=64")
+    for folder in (train, heldout):
+        output = arguments.output / "pairs" / folder.name
+        command = ["mine_pairs.py", f"input={folder}", f"output={output}", "pairs_per_clip=64"]
+        subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], check=True)
 
 
-def copy_clips(videos: Iterable[Path], clips: Path) -> None:
-    """Real clips to those to train on, or to those to test with."""
+def copy_clips(videos: Iterable[Path], folder: Path) -> None:
+    """Copies, so that what was mined stays readable when the originals go."""
+    folder.mkdir(parents=True, exist_ok=True)
     for video in videos:
-        folder = clips / ("heldout" if video.name in HELDOUT_CLIPS else "real")
-        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / video.name).exists():
             write_aside(folder / video.name, lambda aside, video=video: shutil.copyfile(video, aside))
-
-
-def mine(folder: Path, output: Path, *options: Sequence[str]) -> None:
-    """Mine a folder; a finished one is only looked at."""
-    command = [sys.executable, str(SCRIPTS / "mine_pairs.py"), f"input={folder}", f"output={output}", *map(str, options)]
-    subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Train the frozen networks of the proof model from scratch: python scripts/train_small_encoders.py PROOF_DATA --output DIR.
+"""Train the frozen networks of the proof model from scratch.
+
+python scripts/train_small_encoders.py PROOF_DATA --output DIR
 
 PROOF_DATA is what scripts/proof_data.py made. About ten minutes on one CPU core; a network that is there is kept.
 """
@@ -37,8 +39,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    if not (arguments.data / "pairs" / "rendered").is_dir():
-        raise InputError(f"{arguments.data} has no pairs/rendered; scripts/proof_data.py makes such a folder")
+    if not (arguments.data / "pairs" / "train").is_dir():
+        raise InputError(f"{arguments.data} has no pairs/train; scripts/proof_data.py makes such a folder")
 
     import torch
 
@@ -57,7 +59,7 @@ def main() -> None:
             continue
         seed = 3 * arguments.seed + number
         if name == "vae":
-            network = small_encoders.train_autoencoder(pairs(arguments.data, 8, seed), schedule, seed, SIZE_PX)
+            network = small_encoders.train_autoencoder(pairs(arguments.data, 8, seed), schedule, seed)
         elif name == "image_encoder":
             network = small_encoders.train_image_encoder(pairs(arguments.data, 48, seed), schedule, seed)
         else:
@@ -70,15 +72,10 @@ def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor
     """Endless batches of the two views of training samples, with the strong augmentation."""
     from mimicbrush.data.batch import collate
     from mimicbrush.data.dataset import PairDataset
-    from mimicbrush.data.options import DataOptions, SourceOptions
+    from mimicbrush.data.options import DataOptions
     from mimicbrush.data.sources import load_sources
 
-    sources = {
-        name: SourceOptions(root=str(data / "pairs" / name), kind="image" if name == "stills" else "video")
-        for name in ("rendered", "real", "stills")
-        if (data / "pairs" / name).is_dir()
-    }
-    options = DataOptions(sources=sources, heldout_ratio=0.0)
+    options = DataOptions(root=str(data / "pairs" / "train"), heldout_ratio=0.0)
     dataset = PairDataset(load_sources(options), SIZE_PX, options, seed=seed)
     first = 0
     while True:

@@ -103,7 +103,7 @@ def render_frames(spec: ClipSpec) -> Iterator[np.ndarray]:
 
 
 def render_with_depth(spec: ClipSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the clip's frames, (height_px, width_px, 3) uint8 RGB, with their relative inverse depth, float32 in 0..1."""
+    """Yield the clip's frames, (H, W, 3) uint8 RGB, with their relative inverse depth, (H, W) float32 in 0..1."""
     rng = generator(spec.seed)
     times = np.arange(spec.num_frames) / spec.fps
     canvas = (spec.width_px, spec.height_px)

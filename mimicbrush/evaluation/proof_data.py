@@ -1,8 +1,8 @@
 """What the proof model is trained on and tested with, as files that the miner reads.
 
 Rendered clips over photographs and dead leaves, and photographs and dead leaves with segments in SA-1B's layout. Real
-clips come beside them. No photograph is on both sides, and those of the DreamBooth dataset are only tested with, so that
-a benchmark made of them holds nothing that the model has seen.
+clips come beside them. No photograph is on both sides, and those of the DreamBooth dataset are only tested with, so
+that a benchmark made of them holds nothing that the model has seen.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def heldout_clips(folder: Path, seed: int) -> dict[str, ClipSpec]:
     for number, subject in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         names = photographs_in(subject)
         if len(names) >= 3:
-            specs[f"{subject.name}.mp4"] = ClipSpec(names[0], (names[1], names[2]), seed=seed * 1000 + number, seconds=3.0)
+            key = seed * 1000 + number
+            specs[f"{subject.name}.mp4"] = ClipSpec(names[0], (names[1], names[2]), seed=key, seconds=3.0)
     return specs
 
 

@@ -113,7 +113,7 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
         if trained and options.reference_encoder == "dinov2":
-            raise InputError("model.reference_encoder=dinov2: the small encoders are a CLIP; there is no DINOv2 of them")
+            raise InputError("model.reference_encoder=dinov2: there is no DINOv2 among the small encoders")
         if trained:
             image_encoder, token_width = trained.image_encoder, trained.image_encoder.config.hidden_size
         depth_channels = (16, 32) if reduction == 2 else tuple(8 * 2**level for level in range(reduction.bit_length()))
@@ -132,14 +132,14 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
 class SmallEncoders(NamedTuple):
     """The frozen networks of the proof model."""
 
-    vae: AutoencoderKL
+    vae: PatchAutoencoder
     image_encoder: CLIPVisionModelWithProjection
     depth_estimator: DepthAnythingForDepthEstimation
 
 
 #: Class of each, by the name of its folder.
 SMALL_ENCODERS = {
-    "vae": AutoencoderKL,
+    "vae": PatchAutoencoder,
     "image_encoder": CLIPVisionModelWithProjection,
     "depth_estimator": DepthAnythingForDepthEstimation,
 }

@@ -1,6 +1,7 @@
-"""A fixed linear autoencoder for toy sizes, behind the interface of diffusers' AutoencoderKL.
+"""A small autoencoder behind the interface of diffusers' AutoencoderKL: fixed and linear, or with a learned correction.
 
-A toy VAE with random weights cannot show a picture. This one can, and it has nothing to train or download.
+A toy VAE with random weights cannot show a picture. The fixed one can, and it has nothing to train or download; the
+learned one begins as the fixed one.
 """
 
 from __future__ import annotations
@@ -12,21 +13,28 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
 
 _LOG_VARIANCE_OF_NONE = -30.0
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """2 x 2 pixel patches to four channels by an orthonormal linear map, and back by its transpose.
+    """Patches of pixels to four channels by an orthonormal linear map, and back by its transpose.
 
     The channels are the patch's mean luma, two mean colour differences, and its horizontal luma detail;
     each is divided by its rough standard deviation on photographs, so that latents have about unit variance.
     What it loses is fine vertical and colour detail: photographs reduced to 64 px come back at 22 to 26 dB.
 
+    With `hidden_channels` convolutions on the patches' grid add to what the linear maps give, in both directions. Their
+    last layers are zero at the start, so that training begins at the linear maps and keeps their colours, which an
+    AutoencoderKL of this size did not find in the time that there was (docs/LOG.md).
+
     Args:
         channel_std: of the four channels on photographs with pixels in [-1, 1] (measured on the photographs
             that scikit-image bundles).
         scaling_factor: as in AutoencoderKL; the scale is in `channel_std` already.
+        block_out_channels: one more than halvings: (1, 1) has patches of 2 x 2 pixels, (1, 1, 1) of 4 x 4.
+        hidden_channels: of the learned correction; 0: none.
     """
 
     @register_to_config
@@ -36,23 +44,30 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         latent_channels: int = 4,
         block_out_channels: tuple[int, ...] = (1, 1),
+        hidden_channels: int = 0,
     ) -> None:
         super().__init__()
+        self.patch_px = side = 2 ** (len(block_out_channels) - 1)
         luma = torch.tensor([1.0, 1.0, 1.0]) / 3**0.5
         red_blue = torch.tensor([1.0, 0.0, -1.0]) / 2**0.5
         green = torch.tensor([-1.0, 2.0, -1.0]) / 6**0.5
-        mean = torch.full((2, 2), 0.5)
-        horizontal = torch.tensor([[0.5, -0.5], [0.5, -0.5]])
+        mean = torch.full((side, side), 1 / side)
+        horizontal = mean * torch.tensor([1.0, -1.0]).repeat_interleave(side // 2)
         patches = [(luma, mean), (red_blue, mean), (green, mean), (luma, horizontal)]
-        basis = torch.stack([colour[:, None, None] * shape for colour, shape in patches])  # (4, 3, 2, 2)
+        basis = torch.stack([colour[:, None, None] * shape for colour, shape in patches])  # (4, 3, p, p)
         std = torch.tensor(channel_std).view(4, 1, 1, 1)
         self.encoder = torch.nn.Parameter(basis / std, requires_grad=False)
         self.decoder = torch.nn.Parameter(basis * std, requires_grad=False)
+        if hidden_channels:
+            self.encoder_correction = _Correction(3 * side**2, hidden_channels, latent_channels, blocks=1)
+            self.decoder_correction = _Correction(latent_channels, hidden_channels, 3 * side**2, blocks=3)
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """(B, 3, H, W) in [-1, 1] -> posterior over (B, 4, H / 2, W / 2), all of it at its mean."""
-        mean = F.conv2d(x, self.encoder, stride=2)
+        """(B, 3, H, W) in [-1, 1] -> posterior over (B, 4, H / p, W / p), all of it at its mean; p is 2 or 4."""
+        mean = F.conv2d(x, self.encoder, stride=self.patch_px)
+        if self.config.hidden_channels:
+            mean = mean + self.encoder_correction(F.pixel_unshuffle(x, self.patch_px))
         moments = torch.cat([mean, torch.full_like(mean, _LOG_VARIANCE_OF_NONE)], dim=1)
         posterior = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
@@ -61,6 +76,35 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple:
-        """(B, 4, h, w) -> (B, 3, 2h, 2w)."""
-        sample = F.conv_transpose2d(z, self.decoder, stride=2)
+        """(B, 4, h, w) -> (B, 3, p h, p w)."""
+        sample = F.conv_transpose2d(z, self.decoder, stride=self.patch_px)
+        if self.config.hidden_channels:
+            sample = sample + F.pixel_shuffle(self.decoder_correction(z), self.patch_px)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+
+class _Correction(nn.Module):
+    """A few residual convolutions at one resolution, that give zero at the start."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, blocks: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1),
+            )
+            for _ in range(blocks)
+        )
+        self.conv_out = nn.Conv2d(hidden_channels, out_channels, 1)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in, h, w) -> (B, out, h, w)."""
+        x = self.conv_in(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.conv_out(F.silu(x))

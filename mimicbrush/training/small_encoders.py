@@ -1,12 +1,12 @@
 """The three frozen networks of the proof model, trained from scratch: no pretrained ones are at hand.
 
-They are of the same classes as those of the full-size model, and play the same parts:
+They play the parts of those of the full-size model, and all but the first are of the same classes:
 
-* the **autoencoder**, an `AutoencoderKL` that reduces by 4, as the VAE of Stable Diffusion does by 8;
-* the **image encoder**, the visual half of a CLIP. It learns to tell which two of many pictures are views of one scene, by
-  CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of a picture and its caption;
-* the **depth estimator**, a Depth Anything. It learns the relative inverse depth of rendered clips, up to scale and shift
-  (Ranftl et al. 2020, Sec. 5), which is no more than: a thing is before the ground.
+* the **autoencoder**, a `PatchAutoencoder` that reduces by 4, as the VAE of Stable Diffusion does by 8;
+* the **image encoder**, the visual half of a CLIP. It learns to tell which two of many pictures are views of one
+  scene, by CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of a picture and its caption;
+* the **depth estimator**, a Depth Anything. It learns the relative inverse depth of rendered clips, up to scale and
+  shift (Ranftl et al. 2020, Sec. 5), which is no more than: a thing is before the ground.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mimicbrush.models.encoders import IMAGENET_MEAN, IMAGENET_STD, encoder_pixels, normalise
 from mimicbrush.models.parts import LATENT_CHANNELS, small_depth_estimator
+from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 
-#: Pictures whose latents tell the scaling factor, which brings them to unit variance.
-_SCALED_BY = 256
-#: Of the autoencoder's loss, beside the absolute error: that of gradients, which keeps edges sharp, and the KL term.
-_GRADIENT_WEIGHT, _KL_WEIGHT = 0.5, 1e-6
-#: Side of what it learns from: more pictures are seen in the same time.
-_CROP_PX = 32
+#: Batches that tell the scales of latents.
+_SCALED_BY = 16
+#: On latents, which a diffusion model never meets exactly.
+_LATENT_NOISE = 0.05
+#: Of the autoencoder's loss: the error of gradients, beside that of pixels, keeps edges sharp.
+_GRADIENT_WEIGHT = 0.3
 _TEMPERATURE = 0.1
 
 #: Batches of (source, reference), each (B, 3, S, S) in [-1, 1].
@@ -46,40 +46,26 @@ class Schedule:
     learning_rate: float = 1e-3
 
 
-def train_autoencoder(pairs: Pairs, schedule: Schedule, seed: int, size_px: int = 64) -> AutoencoderKL:
-    """An autoencoder for pictures of `size_px`, its scaling factor measured."""
+def train_autoencoder(pairs: Pairs, schedule: Schedule, seed: int) -> PatchAutoencoder:
+    """An autoencoder that reduces by 4; its scales are measured, so that latents have unit variance."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        norm_num_groups=1,  # with several, each forgets its mean, and with it the colour of a plain crop
-        mid_block_add_attention=False,  # so that it does the same to a crop as to the picture
-        latent_channels=LATENT_CHANNELS,
-        sample_size=size_px,
-        scaling_factor=1.0,
-    )
-    with torch.no_grad():  # begins with next to no noise on the latents, or it would first learn to do without them
-        vae.quant_conv.weight[LATENT_CHANNELS:] = 0
-        vae.quant_conv.bias[LATENT_CHANNELS:] = -6
+    some = torch.cat([torch.cat(next(pairs)) for _ in range(_SCALED_BY)])
+    shape = {"block_out_channels": (1, 1, 1), "hidden_channels": 64}
+    linear = PatchAutoencoder(channel_std=(1.0,) * LATENT_CHANNELS, **shape)
+    with torch.no_grad():
+        stds = linear.encode(some).latent_dist.mean.std(dim=(0, 2, 3))
+    vae = PatchAutoencoder(channel_std=tuple(stds.tolist()), **shape)
 
     def loss_of() -> torch.Tensor:
         pixels = torch.cat(next(pairs))
-        left, top = (int(torch.randint(size_px - _CROP_PX + 1, ())) for _ in range(2))
-        pixels = pixels[..., top : top + _CROP_PX, left : left + _CROP_PX]
-        posterior = vae.encode(pixels).latent_dist
-        error = vae.decode(posterior.sample()).sample - pixels
+        latents = vae.encode(pixels).latent_dist.mean
+        error = vae.decode(latents + _LATENT_NOISE * torch.randn_like(latents)).sample - pixels
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return error.abs().mean() + _GRADIENT_WEIGHT * edges + _KL_WEIGHT * posterior.kl().mean()
+        return error.abs().mean() + error.square().mean() + _GRADIENT_WEIGHT * edges
 
     _optimise(vae, loss_of, schedule, "autoencoder")
     with torch.no_grad():
-        drawn = [torch.cat(next(pairs)) for _ in range(2)]
-        while sum(map(len, drawn)) < _SCALED_BY:
-            drawn.append(torch.cat(next(pairs)))
-        latents = torch.cat([vae.encode(pixels).latent_dist.mean for pixels in drawn])
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+        vae.register_to_config(scaling_factor=float(1 / vae.encode(some).latent_dist.mean.std()))
     return vae
 
 
@@ -147,6 +133,6 @@ def _optimise(module: nn.Module, loss_of: Callable[[], torch.Tensor], schedule: 
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             rate.step()
-            smooth += (float(loss) - smooth) / min(step + 1, 50)
+            smooth += (loss.item() - smooth) / min(step + 1, 50)
             progress.set_postfix(loss=f"{smooth:.4f}", refresh=False)
     module.eval().requires_grad_(False)

@@ -35,7 +35,7 @@ def composed(*overrides: str) -> assembly.TrainConfig:
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
     options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []))
     assert options.run_name == (ablation or experiment)
-    assert isinstance(options.model, ToyModel if experiment == "smoke" else PretrainedModel)
+    assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
 
 
 def test_default_is_the_papers_setting() -> None:

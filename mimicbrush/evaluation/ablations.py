@@ -1,0 +1,151 @@
+"""Ablations, row by row: is the direction of the paper's effect seen? Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mimicbrush.errors import DataError
+from mimicbrush.evaluation.bootstrap import cluster_interval
+from mimicbrush.evaluation.paper import ABLATIONS
+from mimicbrush.evaluation.run import PER_PAIR_FILE
+
+#: What all other rows are compared with.
+FULL = "full"
+#: Measure -> how it is read from a line of per_pair.jsonl, and its digits.
+MEASURES = {"psnr": 2, "ssim": 3, "reference_gain_db": 2}
+HEADINGS = {"psnr": "PSNR, dB", "ssim": "SSIM", "reference_gain_db": "reference gain, dB"}
+SETS = ("natural", "warped")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One measure of one row, on one set of pairs.
+
+    Attributes:
+        value: mean over pairs and seeds.
+        by_seed: mean over pairs, for each seed.
+        change: mean of full - row over the same pairs, positive where full is better; None for full itself.
+        interval: 95 % of it, by bootstrap over sources; seeds are averaged before.
+        verdict: "seen", "opposite", "not seen" (the interval holds zero), or "" where the paper states no effect.
+    """
+
+    value: float
+    by_seed: list[float]
+    change: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def read_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Set -> pair -> measures of one run's evaluation; the pair's source stands before its name.
+
+    Raises:
+        DataError: it was not evaluated.
+    """
+    path = folder / PER_PAIR_FILE
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {PER_PAIR_FILE}: the run was not evaluated")
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in SETS}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        model = record["rows"]["model"]
+        found[record["set"]][f"{record['source_hash']} {record['pair_id']}"] = {
+            "psnr": model["psnr"],
+            "ssim": float("nan") if model["ssim"] is None else model["ssim"],
+            "reference_gain_db": record["reference_gain_db"],
+        }
+    return found
+
+
+def compare(evaluations: Mapping[str, Sequence[Path]], seed: int = 0) -> dict[str, dict[str, dict[str, Effect]]]:
+    """Row -> set -> measure -> effect.
+
+    Args:
+        evaluations: row -> the evaluation folders of its seeds, in order; with `FULL` among them.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: rows were evaluated on other pairs, or have other numbers of seeds.
+    """
+    if FULL not in evaluations:
+        raise DataError(f"there is no row {FULL!r} to compare with; there are {', '.join(evaluations) or 'none'}")
+    runs = {row: [read_run(folder) for folder in folders] for row, folders in evaluations.items()}
+    seeds = len(runs[FULL])
+    for row, found in runs.items():
+        if len(found) != seeds:
+            raise DataError(f"{row} has {len(found)} seeds and {FULL} has {seeds}; the sweep is not complete")
+        for name in SETS:
+            if any(set(each[name]) != set(runs[FULL][0][name]) for each in found):
+                raise DataError(f"{row} was evaluated on other pairs of the {name} set than {FULL}; evaluate again")
+    return {
+        row: {
+            name: {measure: _effect(runs, row, name, measure, seed) for measure in MEASURES}
+            for name in SETS
+            if runs[FULL][0][name]
+        }
+        for row in runs
+    }
+
+
+def _effect(
+    runs: Mapping[str, Sequence[dict[str, dict[str, dict[str, float]]]]], row: str, name: str, measure: str, seed: int
+) -> Effect:
+    pairs = sorted(runs[FULL][0][name])
+
+    def values(of: str) -> np.ndarray:
+        return np.array([[each[name][pair][measure] for pair in pairs] for each in runs[of]])  # (seeds, pairs)
+
+    mine = values(row)
+    by_seed = [float(value) for value in np.nanmean(mine, axis=1)]
+    if row == FULL:
+        return Effect(float(np.mean(by_seed)), by_seed, None, None, "")
+    change = (values(FULL) - mine).mean(axis=0)
+    known = np.isfinite(change)
+    low, high = cluster_interval(
+        change[known], [pair.split()[0] for pair, use in zip(pairs, known, strict=True) if use], seed
+    )
+    verdict = "seen" if low > 0 else "opposite" if high < 0 else "not seen"
+    return Effect(float(np.mean(by_seed)), by_seed, float(change[known].mean()), (low, high), verdict)
+
+
+def table(effects: Mapping[str, Mapping[str, Mapping[str, Effect]]], absent: Mapping[str, str]) -> str:
+    """The comparison as Markdown, a table for each set of pairs.
+
+    Args:
+        effects: of `compare`.
+        absent: row -> why it was not run.
+    """
+    parts = []
+    for name in SETS:
+        if name not in effects[FULL]:
+            continue
+        seeds = len(effects[FULL][name]["psnr"].by_seed)
+        lines = [
+            f"**{name} pairs**, {seeds} seeds; in brackets full - row with its 95 % interval. In the paper's Table 3 "
+            "the full model is better than every row in PSNR and SSIM.",
+            "",
+            "| row | " + " | ".join(HEADINGS.values()) + " | paper: full - row, PSNR | direction in PSNR |",
+            "|" + "---|" * (len(HEADINGS) + 3),
+        ]
+        for row, paper in ABLATIONS.items():
+            gap = ABLATIONS[FULL].part_composition.psnr - paper.part_composition.psnr
+            if row in effects:
+                cells = [_cell(effects[row][name][measure], digits) for measure, digits in MEASURES.items()]
+                told = "" if row == FULL else f"{gap:+.2f}"
+                lines.append(f"| {paper.name} | {' | '.join(cells)} | {told} | {effects[row][name]['psnr'].verdict} |")
+            elif row in absent:
+                lines.append(f"| {paper.name} | {' | '.join(['n/a'] * len(HEADINGS))} | {gap:+.2f} | {absent[row]} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(effect: Effect, digits: int) -> str:
+    if effect.change is None or effect.interval is None:
+        return f"{effect.value:.{digits}f}"
+    low, high = effect.interval
+    return f"{effect.value:.{digits}f} ({effect.change:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"

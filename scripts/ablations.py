@@ -1,0 +1,88 @@
+"""The rows of the paper's Tables 3 and 4 at the scale of the proof model.
+
+python scripts/ablations.py --output runs/ablations
+
+Trains every row with every seed (a sweep of scripts/train.py), evaluates each on held-out pairs, and writes effects.md,
+which says whether the direction of the paper's effect is seen. Started again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from mimicbrush.errors import MimicBrushError, run_plainly
+
+SCRIPTS = Path(__file__).parent
+ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
+ABSENT = dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not at hand")
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
+    parser.add_argument("--experiment", default="proof_ablation", help="default: proof_ablation")
+    parser.add_argument("--pairs", type=Path, default=Path("proof_data/pairs/heldout"), help="mined pairs to test with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all; full is needed")
+    parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
+    parser.add_argument("--steps", type=int, default=10, help="of the sampler (default: 10)")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    arguments, overrides = parse_arguments()
+    seeds = ",".join(map(str, arguments.seeds))
+    run(
+        "train.py",
+        "-m",
+        f"+experiment={arguments.experiment}",
+        f"+ablation={','.join(arguments.rows)}",
+        f"seed={seeds}",
+        f"hydra.sweep.dir={arguments.output}",
+        *overrides,
+    )
+    evaluations = {}
+    for row in arguments.rows:
+        evaluations[row] = [arguments.output / f"{row}-seed{seed}" / "evaluation" for seed in arguments.seeds]
+        for folder in evaluations[row]:
+            if not (folder / "metrics.json").is_file():
+                run(
+                    "evaluate.py",
+                    f"editor={folder.parent / 'pipeline'}",
+                    f"pairs={arguments.pairs}",
+                    f"output={folder}",
+                    f"max_pairs={arguments.max_pairs}",
+                    f"num_inference_steps={arguments.steps}",
+                    "sheet_pairs=4",
+                )
+
+    from mimicbrush.evaluation import ablations
+    from mimicbrush.ops.files import write_aside
+
+    effects = ablations.compare(evaluations)
+    text = ablations.table(effects, ABSENT)
+    values = {
+        row: {name: {key: asdict(effect) for key, effect in found.items()} for name, found in sets.items()}
+        for row, sets in effects.items()
+    }
+    write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text))
+    write_aside(arguments.output / "effects.json", lambda aside: aside.write_text(json.dumps(values, indent=1)))
+    print(f"\n{text}\nwrote {arguments.output / 'effects.md'} and effects.json")
+
+
+def run(script: str, *arguments: str) -> None:
+    """Run one of the scripts, and end with it where it fails."""
+    done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], check=False)
+    if done.returncode:
+        raise MimicBrushError(f"{script} ended with status {done.returncode}; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    run_plainly(main)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimicbrush.errors import DataError
+from mimicbrush.evaluation.ablations import compare, table
+
+SOURCES, PAIRS = 12, 3
+
+
+def write_evaluation(folder: Path, lead: float, noise: float, seed: int, sources: int = SOURCES) -> Path:
+    """per_pair.jsonl of a run whose PSNR is `lead` above 15 dB on average, in both sets."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    lines = []
+    for name in ("natural", "warped"):
+        for number in range(sources * PAIRS):
+            psnr = 15 + lead + 0.1 * (number % 7) + noise * rng.standard_normal()
+            lines.append(
+                {
+                    "set": name,
+                    "pair_id": f"pair{number}",
+                    "source_hash": f"source{number // PAIRS}",
+                    "rows": {"model": {"psnr": psnr, "ssim": None if number == 0 else 0.5 + lead / 10}},
+                    "reference_gain_db": lead,
+                }
+            )
+    (folder / "per_pair.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def evaluations(tmp_path: Path) -> dict[str, list[Path]]:
+    leads = {"full": 1.0, "grid_025": 0.0, "grid_075": 2.0, "grid_050": 1.0}
+    return {
+        row: [write_evaluation(tmp_path / f"{row}{seed}", lead, 0.3, 10 * number + seed) for seed in range(2)]
+        for number, (row, lead) in enumerate(leads.items())
+    }
+
+
+def test_directions_are_told_by_the_interval_of_the_paired_difference(evaluations: dict[str, list[Path]]) -> None:
+    effects = compare(evaluations)
+    verdicts = {row: effects[row]["natural"]["psnr"].verdict for row in effects}
+    assert verdicts == {"full": "", "grid_025": "seen", "grid_075": "opposite", "grid_050": "not seen"}
+    worse = effects["grid_025"]["warped"]["psnr"]
+    assert worse.change == pytest.approx(1.0, abs=0.2)
+    assert worse.interval is not None
+    assert worse.interval[0] < worse.change < worse.interval[1]
+    assert len(worse.by_seed) == 2
+    assert effects["grid_025"]["natural"]["reference_gain_db"].change == pytest.approx(1.0)
+    assert effects["grid_025"]["natural"]["ssim"].change == pytest.approx(0.1)  # the pair without one is left out
+
+
+def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path]]) -> None:
+    text = table(compare(evaluations), {"reference_clip": "no weights"})
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "n/a | n/a | n/a | +0.76 | no weights" in rows["reference encoder: CLIP"]
+    assert rows["mask: grid 0.25"].endswith("| +0.44 | seen |")
+    assert rows["mask: grid 0.75"].endswith("| +0.93 | opposite |")
+    assert text.count("| row |") == 2
+
+
+def test_what_does_not_compare_is_refused(evaluations: dict[str, list[Path]], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row 'full'"):
+        compare({"grid_025": evaluations["grid_025"]})
+    with pytest.raises(DataError, match="1 seeds and full has 2"):
+        compare({"full": evaluations["full"], "grid_025": evaluations["grid_025"][:1]})
+    other = [write_evaluation(tmp_path / f"other{seed}", 0, 0.1, seed, sources=3) for seed in range(2)]
+    with pytest.raises(DataError, match="other pairs"):
+        compare({"full": evaluations["full"], "single_box": other})
+    with pytest.raises(DataError, match="was not evaluated"):
+        compare({"full": [tmp_path / "nothing"]})
