@@ -1,0 +1,69 @@
+"""Where the public weights of the editors that are compared lie. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimicbrush.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of weights.
+
+    Attributes:
+        hub_id: by which it is found in the local Hugging Face cache.
+        mark: a file without which it is not this.
+    """
+
+    hub_id: str
+    mark: str
+
+    @property
+    def folder_name(self) -> str:
+        """What it is called in a folder of several."""
+        return self.hub_id.rpartition("/")[2]
+
+
+#: File of the adapter; the plain one, whose four tokens come from CLIP's image embedding.
+IP_ADAPTER_FOLDER, IP_ADAPTER_FILE = "models", "ip-adapter_sd15.safetensors"
+
+INPAINTING = Repository("stable-diffusion-v1-5/stable-diffusion-inpainting", "model_index.json")
+STABLE_DIFFUSION = Repository("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet/config.json")
+PAINT_BY_EXAMPLE = Repository("Fantasy-Studio/Paint-by-Example", "model_index.json")
+IP_ADAPTER = Repository("h94/IP-Adapter", f"{IP_ADAPTER_FOLDER}/{IP_ADAPTER_FILE}")
+
+
+def find_repository(repository: Repository, folder: Path | None) -> Path:
+    """The folder of a repository; nothing is fetched.
+
+    Args:
+        repository: which.
+        folder: where it lies: itself, or a folder that holds it under its own name (the last part of its hub id).
+            None: the local Hugging Face cache.
+
+    Raises:
+        WeightsError: it is not there; says what was looked for.
+    """
+    places = _cached(repository) if folder is None else [folder / repository.folder_name, folder]
+    for place in places:
+        if (place / repository.mark).is_file():
+            return place
+    if folder is not None:
+        raise WeightsError(
+            f"{folder} does not hold {repository.hub_id}: there is neither {places[0] / repository.mark} "
+            f"nor {places[1] / repository.mark}"
+        )
+    raise WeightsError(
+        f"{repository.hub_id} is not (wholly) in the local Hugging Face cache: {repository.mark} is absent. Fetch it "
+        f"with `hf download {repository.hub_id}`, or name a folder after a colon, such as NAME:DIR, where it lies as "
+        f"DIR/{repository.folder_name}"
+    )
+
+
+def _cached(repository: Repository) -> list[Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository.hub_id, repository.mark)
+    return [Path(found).parents[repository.mark.count("/")]] if isinstance(found, str) else []
