@@ -1,7 +1,12 @@
-"""Evaluate: python scripts/evaluate.py editor=PIPELINE pairs=MINED output=FOLDER (configs/evaluate.yaml)."""
+"""Evaluate an editor on held-out pairs, or several on a benchmark (configs/evaluate.yaml).
+
+python scripts/evaluate.py editor=PIPELINE pairs=MINED output=FOLDER
+python scripts/evaluate.py 'editor=[proof,oracle,source,blur]' benchmark=BENCH output=FOLDER
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mimicbrush.errors import InputError, run_plainly
 
-FOLDERS = {
-    "editor": "a pipeline folder, such as runs/NAME/pipeline",
-    "pairs": "a folder of mined pairs (scripts/mine_pairs.py makes one)",
+NEEDED = {
+    "editor": "a pipeline folder, such as runs/NAME/pipeline, or proof; on a benchmark one or more, as editor=[a,b]",
     "output": "the folder to write to",
 }
+#: Options of one kind of evaluation, which would do nothing in the other.
+FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs")
+FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -23,35 +30,66 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: DictConfig) -> None:
-    # 1. What can be checked before anything heavy is imported.
-    missing = [f"{key}={meaning}" for key, meaning in FOLDERS.items() if OmegaConf.is_missing(config, key)]
+    missing = [f"{key}={meaning}" for key, meaning in NEEDED.items() if OmegaConf.is_missing(config, key)]
+    values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    given = [key for key in ("pairs", "benchmark") if values[key] is not None]
+    if len(given) != 1:
+        missing.append("either pairs=a folder of mined pairs (scripts/mine_pairs.py makes one)")
+        missing.append("or benchmark=a folder of cases (scripts/build_benchmark.py makes one)")
     if missing:
         raise InputError("still to be named:\n  " + "\n  ".join(missing))
-    values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
-    editor_folder, pairs_folder, output = (Path(str(values.pop(key))) for key in FOLDERS)
+    output = Path(str(values.pop("output")))
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output={output}: this is a file; name a folder")
+    root, editor = Path(str(values.pop(given[0]))), values.pop("editor")
+    values.pop("benchmark" if given[0] == "pairs" else "pairs")
+    _refuse(FOR_BENCHMARK if given[0] == "pairs" else FOR_PAIRS, given[0])
+    for name in FOR_BENCHMARK if given[0] == "pairs" else FOR_PAIRS:
+        values.pop(name)
+    if given[0] == "benchmark":
+        on_benchmark(root, [str(name) for name in (editor if isinstance(editor, list) else [editor])], output, values)
+    elif isinstance(editor, list):
+        raise InputError(f"editor={editor}: on pairs one editor at a time")
+    else:
+        on_pairs(root, str(editor), output, values)
+
+
+def _refuse(options: tuple[str, ...], kind: str) -> None:
+    """Options that would do nothing, where they are given on the command line."""
+    given = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in options]
+    if given:
+        raise InputError(f"{' '.join(given)}: no option of an evaluation with {kind}=; leave it out")
+
+
+def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[str, Any]) -> None:
+    """The reference gain on held-out pairs."""
+    # 1. What can be checked before anything heavy is imported.
     device = values.pop("device")
 
     from mimicbrush.evaluation.options import EvaluationOptions
+    from mimicbrush.evaluation.shipped import model_folder
 
     if isinstance(values["sets"], list):
         values["sets"] = tuple(values["sets"])
+    values["seed"] = 0 if values["seed"] is None else values["seed"]
     options = EvaluationOptions(**values)
 
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation import editors, heldout, report
 
+    editor_folder = model_folder(editor_name)
     editors.check_pipeline_folder(editor_folder)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output={output}: this is a file; name a folder")
     training = heldout.read_training_data(editor_folder)
     selection = heldout.select_pairs(read_manifest(pairs_folder), options.split, training)
     for message in selection.messages:
         print(message)
 
     # 2. The model.
+    import torch
+
     from mimicbrush.pipelines.load import load_pipeline, on_device
 
-    pipeline = on_device(load_pipeline(editor_folder), device)
+    pipeline = on_device(load_pipeline(editor_folder, torch.float32), device)
     pipeline.set_progress_bar_config(disable=True)
     editor = editors.PipelineEditor(pipeline, options.num_inference_steps, options.guidance_scale)
 
@@ -62,6 +100,26 @@ def run(config: DictConfig) -> None:
     metrics = evaluate(editor, selection.pairs, pipeline.size_px, options, output, about)
     print(report.summary(metrics, options.sets))
     print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
+
+
+def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, Any]) -> None:
+    """The paper's metrics on the four tracks."""
+    from mimicbrush.evaluation.benchmark.editors import check_editor
+    from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
+
+    backbones = BackboneOptions(**{name: values.pop(name) for name in ("dino", "dinov2", "clip", "lpips")})
+    values["seed"] = 1 if values["seed"] is None else values["seed"]
+    options = BenchmarkOptions(editors=tuple(names), backbones=backbones, **values)
+    for name in names:
+        check_editor(name)
+
+    from mimicbrush.evaluation.benchmark.run import METRICS_FILE, REPORT_FILE, TABLE_FILE, evaluate_benchmark
+
+    found = evaluate_benchmark(root, options, output)
+    print(f"\n{found.table}\n{found.tally}")
+    for line in found.troubles:
+        print(f"MISSING {line}", file=sys.stderr)
+    print("\n".join(f"wrote {output / name}" for name in (REPORT_FILE, TABLE_FILE, METRICS_FILE)))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ _ROW_NAMES = {
 }
 
 
-def versions() -> dict[str, str | None]:
+def versions(more: Sequence[str] = ()) -> dict[str, str | None]:
     """Name -> version of what a number may depend on; None where a package is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -96,9 +96,9 @@ def read_benchmark(root: Path) -> Benchmark:
     for track in TRACKS.values():
         folder = root / track.folder
         prompts, facts = _json(folder / PROMPTS_NAME), _json(folder / CASES_NAME)
-        for mask in sorted(folder.glob("*_source_mask.png")):
-            number = mask.name.removesuffix("_source_mask.png")
-            source, reference = folder / f"{number}_source.png", folder / f"{number}_reference.png"
+        for number in _numbers(folder):
+            source, mask = folder / f"{number}_source.png", folder / f"{number}_source_mask.png"
+            reference = folder / f"{number}_reference.png"
             reference_mask = folder / f"{number}_reference_mask.png"
             try:
                 sizes = {path: read_picture(path, "RGB").size for path in (source, mask, reference)}
@@ -124,6 +124,12 @@ def read_benchmark(root: Path) -> Benchmark:
     if not cases and not faults:
         raise InputError(f"{root}: no benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
     return Benchmark(root, cases, faults, _json(root / ABOUT_NAME))
+
+
+def _numbers(folder: Path) -> list[str]:
+    """Of all cases of which there is anything: one whose mask is missing is a case, too."""
+    parts = ("_source.png", "_source_mask.png", "_reference.png")
+    return sorted({path.name.removesuffix(part) for part in parts for path in folder.glob(f"*{part}")})
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""The networks that measure likeness, by folder or by a name that is in the local cache; nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model, ViTModel
+from transformers.utils import logging as transformers_logging
+
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation.benchmark.options import BackboneOptions
+from mimicbrush.pipelines.conversion.reading import read_state_dict
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+#: Side of the pictures that DINO and DINOv2 see, a multiple of their patches (16 and 14).
+DINO_PX = 224
+Loaded = TypeVar("Loaded")
+
+
+class ImageSimilarity:
+    """Cosine similarity of class tokens of a ViT.
+
+    Args:
+        model: DINO or DINOv2.
+        size_px: side of the picture that it sees.
+    """
+
+    def __init__(self, model: ViTModel | Dinov2Model, size_px: int) -> None:
+        self.model, self.size_px = model.eval(), size_px
+
+    @torch.no_grad()
+    def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Of two square pictures, (S, S, 3) uint8: -1..1."""
+        pixels = torch.cat([_pixels(each, self.size_px, _IMAGENET_MEAN, _IMAGENET_STD) for each in (one, other)])
+        tokens = self.model(pixels.to(self.model.device)).last_hidden_state[:, 0]
+        return float(F.cosine_similarity(tokens[:1], tokens[1:]))
+
+
+class ClipSimilarity:
+    """Cosine similarity of CLIP embeddings, of two pictures or of a picture and a text."""
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizerFast) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.size_px = int(model.config.vision_config.image_size)
+
+    @torch.no_grad()
+    def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Of two square pictures, (S, S, 3) uint8: -1..1."""
+        return float(F.cosine_similarity(self._image(one), self._image(other)))
+
+    @torch.no_grad()
+    def text_similarity(self, picture: np.ndarray, text: str) -> float:
+        """Of a picture, (H, W, 3) uint8, padded to a square, and a text: -1..1."""
+        tokens = self.tokenizer(text, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        hidden = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        embedding = self.model.text_projection(hidden.pooler_output)
+        return float(F.cosine_similarity(self._image(_padded(picture)), embedding))
+
+    def _image(self, picture: np.ndarray) -> torch.Tensor:
+        pixels = _pixels(picture, self.size_px, _CLIP_MEAN, _CLIP_STD).to(self.model.device)
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+
+
+class Lpips:
+    """LPIPS (Zhang et al. 2018) with AlexNet, by torchmetrics."""
+
+    #: AlexNet's pooling leaves nothing of smaller pictures.
+    smallest_px = 32
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self.net = net.eval()
+
+    @torch.no_grad()
+    def distance(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Of two pictures of one size, (H, W, 3) uint8."""
+        a, b = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for each in (one, other))
+        return float(self.net(a, b))
+
+
+@dataclass(frozen=True)
+class Backbones:
+    """What there is to measure with.
+
+    Attributes:
+        absent: metric -> why it cannot be measured.
+        about: option -> what was loaded, for the metric card.
+    """
+
+    dino: ImageSimilarity | None = None
+    dinov2: ImageSimilarity | None = None
+    clip: ClipSimilarity | None = None
+    lpips: Lpips | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def load_backbones(options: BackboneOptions) -> Backbones:
+    """Load those that are named.
+
+    Raises:
+        InputError: one that is named cannot be loaded, or is another kind of network.
+    """
+    transformers_logging.disable_progress_bar()
+    dino = _load(options.dino, "dino", _load_dino)
+    dinov2 = _load(options.dinov2, "dinov2", _load_dinov2)
+    clip = _load(options.clip, "clip", _load_clip)
+    lpips = _load(options.lpips, "lpips", _load_lpips)
+    of = {"dino_i": "dino", "dinov2_i": "dinov2", "clip_i": "clip", "clip_t": "clip", "lpips": "lpips"}
+    absent = {metric: f"{name}= names no weights" for metric, name in of.items() if getattr(options, name) is None}
+    given = {name: getattr(options, name) for name in ("dino", "dinov2", "clip", "lpips")}
+    return Backbones(
+        dino, dinov2, clip, lpips, absent, {name: _about(value) for name, value in given.items() if value is not None}
+    )
+
+
+def _load(given: str | None, option: str, load: Callable[[str], Loaded]) -> Loaded | None:
+    if given is None:
+        return None
+    try:
+        return load(given)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{option}={given} cannot be loaded: {error}\n  Name a folder with its config.json and safetensors weights, "
+            "or a hub id that is in the local cache; null leaves its metrics out (n/a)"
+        ) from error
+
+
+def _load_dino(given: str) -> ImageSimilarity:
+    model, info = ViTModel.from_pretrained(
+        given, add_pooling_layer=False, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    _check_whole("dino", given, info)
+    return ImageSimilarity(model, _side(model.config.image_size))
+
+
+def _load_dinov2(given: str) -> ImageSimilarity:
+    model, info = Dinov2Model.from_pretrained(
+        given, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    _check_whole("dinov2", given, info)
+    return ImageSimilarity(model, min(DINO_PX, _side(model.config.image_size)))
+
+
+def _load_clip(given: str) -> ClipSimilarity:
+    model, info = CLIPModel.from_pretrained(
+        given, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    _check_whole("clip", given, info)
+    return ClipSimilarity(model, CLIPTokenizerFast.from_pretrained(given, local_files_only=True))
+
+
+def _check_whole(option: str, given: str, info: Any) -> None:
+    """The libraries fill in random numbers where weights are missing, and tell it in a warning only."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{option}={given} lacks {len(missing)} weights that such a network has, {missing[0]} among them: it is "
+            "another kind of network, or not whole"
+        )
+
+
+def _load_lpips(given: str) -> Lpips:
+    """torchvision's AlexNet, a .pth file or .safetensors; the linear layers come with torchmetrics."""
+    # Its public class takes AlexNet from the network only; this is what that one wraps.
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(f"lpips={given}: no such file; it takes torchvision's AlexNet (alexnet-owt-*.pth)")
+    net = _LPIPS(net="alex", pnet_rand=True)
+    weights = read_state_dict([path])
+    for number in range(1, net.net.N_slices + 1):
+        for name, layer in getattr(net.net, f"slice{number}").named_children():
+            for kind, parameter in layer.named_parameters():
+                key = f"features.{name}.{kind}"
+                if key not in weights or weights[key].shape != parameter.shape:
+                    raise InputError(f"lpips={given} has no {key} of shape {tuple(parameter.shape)}: it is no AlexNet")
+                parameter.data.copy_(weights[key])
+    return Lpips(net)
+
+
+def _side(size: Any) -> int:
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _padded(picture: np.ndarray) -> np.ndarray:
+    """White around it: (H, W, 3) -> (S, S, 3) uint8."""
+    side = max(picture.shape[:2])
+    square = np.full((side, side, 3), 255, np.uint8)
+    y, x = (side - picture.shape[0]) // 2, (side - picture.shape[1]) // 2
+    square[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    return square
+
+
+def _pixels(
+    picture: np.ndarray, size_px: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """A square picture as a network sees it: (1, 3, size_px, size_px), resized by Pillow (bicubic)."""
+    resized = Image.fromarray(picture).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    values = (np.asarray(resized, np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]
+
+
+def _about(given: str) -> str:
+    """What was named; of a file also its hash."""
+    path = Path(given)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+    return given + (f" (sha256 {', '.join(digests)})" if digests else "")

@@ -1,0 +1,133 @@
+"""The paper's metrics (Sec. 3.4, App. A) for one case: which pixels are compared, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mimicbrush.evaluation.measure import PSNR_CAP_DB, SSIM_WINDOW_PX
+from mimicbrush.ops.masks import mask_box
+from mimicbrush.ops.similarity import psnr_inside, ssim_luma
+
+if TYPE_CHECKING:
+    from mimicbrush.evaluation.benchmark.backbones import Backbones
+
+#: What surrounds a subject whose background was removed, and pads its box to a square: white. *Ours*: the paper does
+#: not say.
+SUBJECT_FILL = 255
+
+#: Key -> heading of tables, and digits. The first three need a ground truth, the others a reference mask or a prompt.
+METRICS = {
+    "ssim": ("SSIM", 3),
+    "psnr": ("PSNR", 2),
+    "lpips": ("LPIPS", 3),
+    "dino_i": ("DINO-I", 2),
+    "dinov2_i": ("DINOv2-I", 2),
+    "clip_i": ("CLIP-I", 2),
+    "clip_t": ("CLIP-T", 2),
+}
+WITH_TRUTH = ("ssim", "psnr", "lpips")
+HIGHER_IS_BETTER = {key: key != "lpips" for key in METRICS}
+
+DEFINITIONS = {
+    "crop": "SSIM, PSNR, LPIPS: result and ground truth cropped to the box of the source mask, background kept; tracks "
+    "with a ground truth (inner-ID) only",
+    "ssim": "scikit-image structural_similarity of 8-bit luma of the crop, Gaussian weights sigma 1.5, population "
+    "covariance, data range 255; n/a below 11 px a side",
+    "psnr": f"dB over all pixels of the crop, 8-bit RGB, capped at {PSNR_CAP_DB:g} dB (equal pictures)",
+    "lpips": "torchmetrics LPIPS (AlexNet) of the crop; n/a below 32 px a side",
+    "dino_i": "cosine similarity x 100 of DINO ViT-S/16 class tokens of the two subjects",
+    "dinov2_i": "the same of DINOv2 class tokens: the paper says DINO and cites DINOv2, so both are here",
+    "clip_i": "cosine similarity x 100 of CLIP image embeddings of the two subjects",
+    "clip_t": "cosine similarity x 100 of CLIP embeddings of the whole result and the prompt",
+    "subjects": "background white outside the mask (the reference's in the reference, the source's in the result), "
+    "cropped to the mask's box, padded with white to a square; inter-ID tracks only",
+    "pasted": "the result blended into the source by the mask blurred ten times with a 3 x 3 Gaussian (released code)",
+    "painted": "the editor's own output, nothing pasted back",
+}
+
+
+@dataclass(frozen=True)
+class CasePixels:
+    """One case: (H, W, 3) and (H, W) uint8; masks are 1 inside.
+
+    Attributes:
+        truth: None where there is none.
+        reference_mask: None where there is none.
+    """
+
+    result: np.ndarray
+    mask: np.ndarray
+    truth: np.ndarray | None
+    reference: np.ndarray
+    reference_mask: np.ndarray | None
+    prompt: str | None
+
+
+def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | str]:
+    """Metric -> value, or why there is none.
+
+    Those that the track does not have are left out: of inner-ID cases there are SSIM, PSNR and LPIPS, of inter-ID
+    cases the others.
+    """
+    if pixels.truth is not None:
+        return _closeness(pixels.result, pixels.truth, pixels.mask, backbones)
+    found: dict[str, float | str] = {}
+    subjects: tuple[np.ndarray, np.ndarray] | None = None
+    if pixels.reference_mask is not None:
+        subjects = subject(pixels.result, pixels.mask), subject(pixels.reference, pixels.reference_mask)
+    for key, encoder in (("dino_i", backbones.dino), ("dinov2_i", backbones.dinov2), ("clip_i", backbones.clip)):
+        if encoder is None:
+            found[key] = backbones.absent[key]
+        elif subjects is None:
+            found[key] = "the reference has no mask"
+        else:
+            found[key] = 100 * encoder.similarity(*subjects)
+    if backbones.clip is None:
+        found["clip_t"] = backbones.absent["clip_t"]
+    elif pixels.prompt is None:
+        found["clip_t"] = "there is no prompt"
+    else:
+        found["clip_t"] = 100 * backbones.clip.text_similarity(pixels.result, pixels.prompt)
+    return found
+
+
+def _closeness(
+    result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbones: Backbones
+) -> dict[str, float | str]:
+    left, top, right, bottom = mask_box(mask)
+    a, b = (picture[top:bottom, left:right] for picture in (result, truth))
+    everywhere = np.ones(a.shape[:2], np.uint8)
+    found: dict[str, float | str] = {"psnr": min(psnr_inside(a, b, everywhere), PSNR_CAP_DB)}
+    small = f"the box of the mask is {right - left} x {bottom - top} px"
+    if min(a.shape[:2]) < SSIM_WINDOW_PX:
+        found["ssim"] = small
+    else:
+        found["ssim"] = ssim_luma(*(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b)))
+    if backbones.lpips is None:
+        found["lpips"] = backbones.absent["lpips"]
+    elif min(a.shape[:2]) < backbones.lpips.smallest_px:
+        found["lpips"] = small
+    else:
+        found["lpips"] = backbones.lpips.distance(a, b)
+    return found
+
+
+def subject(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A subject without its background, on a square: (H, W, 3), (H, W) -> (S, S, 3) uint8."""
+    left, top, right, bottom = mask_box(mask)
+    alone = np.where(mask[..., None] > 0, picture, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
+    side = max(alone.shape[:2])
+    square = np.full((side, side, 3), SUBJECT_FILL, np.uint8)
+    y, x = (side - alone.shape[0]) // 2, (side - alone.shape[1]) // 2
+    square[y : y + alone.shape[0], x : x + alone.shape[1]] = alone
+    return square
+
+
+def numbers(scores: Mapping[str, float | str]) -> dict[str, float]:
+    """Those metrics that have a value."""
+    return {key: value for key, value in scores.items() if not isinstance(value, str)}

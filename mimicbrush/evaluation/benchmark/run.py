@@ -1,0 +1,88 @@
+"""The benchmark: editors in; results in the released layout, metrics.json, table.md and report.html out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.evaluation import report
+from mimicbrush.evaluation.benchmark import table
+from mimicbrush.evaluation.benchmark.backbones import load_backbones
+from mimicbrush.evaluation.benchmark.editors import check_editor, open_editor
+from mimicbrush.evaluation.benchmark.layout import read_benchmark
+from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
+from mimicbrush.evaluation.benchmark.report_page import write_report
+from mimicbrush.evaluation.benchmark.runner import check_names, run_editor
+from mimicbrush.ops.files import write_aside
+
+METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = "metrics.json", "per_case.jsonl", "table.md", "report.html"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a run came to.
+
+    Attributes:
+        metrics: what metrics.json holds.
+        table: what table.md holds.
+        tally: how many cases came out how, of every editor.
+        troubles: a line for everything that has no number and should have one.
+    """
+
+    metrics: dict[str, Any]
+    table: str
+    tally: str
+    troubles: Sequence[str]
+
+
+def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> Evaluated:
+    """Run editors over a benchmark, one after the other, and measure.
+
+    Results that are there already, of the same editor, pictures and seed, are kept: a run that was stopped goes on.
+
+    Raises:
+        InputError: there is no benchmark, an editor or a backbone is unknown or cannot be loaded.
+        WeightsError: weights of an editor are absent.
+    """
+    check_names(options.editors)
+    for name in options.editors:
+        check_editor(name)
+    benchmark = read_benchmark(root)
+    backbones = load_backbones(options.backbones)
+    output.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for name in options.editors:  # one at a time: two large ones would not fit into memory together
+        editor = open_editor(
+            name,
+            device=options.device,
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+        )
+        runs.append(run_editor(editor, benchmark, output, backbones, options.seed))
+        del editor
+    summary = table.summarise(runs, options.seed)
+    card = table.card(benchmark, options, backbones)
+    text = table.markdown(summary)
+    metrics = {"editors": summary, "card": card}
+    report.write_json(output / METRICS_FILE, metrics)
+    report.write_jsonl(
+        output / PER_CASE_FILE,
+        (
+            {
+                "editor": run.name,
+                "track": each.case.track.name,
+                "number": each.case.number,
+                "group": each.case.group,
+                "outcome": each.outcome,
+                "reason": each.reason,
+                **each.scores,
+            }
+            for run in runs
+            for each in run.cases
+        ),
+    )
+    write_aside(output / TABLE_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_report(output / REPORT_FILE, benchmark, runs, summary, card, options.shown_cases)
+    return Evaluated(metrics, text, table.tally(benchmark, runs), table.troubles(benchmark, runs))

@@ -1,0 +1,166 @@
+"""Scores of cases -> means with intervals, and the table of methods and metrics beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mimicbrush.evaluation import report
+from mimicbrush.evaluation.benchmark.backbones import Backbones
+from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark
+from mimicbrush.evaluation.benchmark.metrics import DEFINITIONS, METRICS, WITH_TRUTH, numbers
+from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
+from mimicbrush.evaluation.benchmark.runner import VARIANTS, EditorRun
+from mimicbrush.evaluation.bootstrap import LEVEL, RESAMPLES, cluster_interval
+from mimicbrush.evaluation.paper import ABLATIONS, TABLE_1, PaperValues
+
+#: Task -> its tracks: with a ground truth, and without.
+TASKS = {"part composition": ("part_inner", "part_inter"), "texture transfer": ("texture_inner", "texture_inter")}
+TITLES = {
+    "pasted": "pasted back into the source, as people get it",
+    "painted": "as painted, nothing pasted back",
+}
+NOT_THE_SAME = (
+    "The paper's benchmark was never published: its rows are of other pictures and of weights trained at full scale, so "
+    "only the order of rows can be compared, not values."
+)
+
+
+def summarise(runs: Sequence[EditorRun], seed: int) -> dict[str, Any]:
+    """Editor -> track -> outcome counts, and variant -> metric -> mean, interval, n."""
+    return {
+        run.name: {
+            "about": run.about,
+            "tracks": {
+                track: _track(run, track, seed)
+                for track in TRACKS
+                if any(each.case.track.name == track for each in run.cases)
+            },
+        }
+        for run in runs
+    }
+
+
+def _track(run: EditorRun, track: str, seed: int) -> dict[str, Any]:
+    of_track = [each for each in run.cases if each.case.track.name == track]
+    scored = [each for each in of_track if each.outcome == "scored"]
+    values: dict[str, Any] = {
+        "cases": len(of_track),
+        **{outcome.replace(" ", "_"): run.count(outcome, track) for outcome in ("scored", "not applicable", "failed")},
+        "reasons": {
+            f"{each.case.track.folder}/{each.case.number}": each.reason for each in of_track if each.outcome != "scored"
+        },
+    }
+    for variant in VARIANTS:
+        values[variant] = {}
+        for metric in METRICS:
+            if (metric in WITH_TRUTH) != TRACKS[track].has_truth:  # type: ignore[index]
+                continue
+            found = [
+                (numbers(each.scores[variant])[metric], each.case.group or each.case.number)
+                for each in scored
+                if metric in numbers(each.scores[variant])
+            ]
+            values[variant][metric] = _mean(found, seed) | {"n_missing": len(of_track) - len(found)}
+            if not found and scored:
+                values[variant][metric]["why"] = str(scored[0].scores[variant].get(metric, ""))
+    return values
+
+
+def _mean(found: Sequence[tuple[float, str]], seed: int) -> dict[str, Any]:
+    if not found:
+        return {"mean": None, "ci95": None, "n": 0}
+    values, groups = np.array([value for value, _ in found]), [group for _, group in found]
+    return {
+        "mean": float(values.mean()),
+        "ci95": list(cluster_interval(values, groups, seed)),
+        "n": len(found),
+        "n_groups": len(set(groups)),
+    }
+
+
+def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) -> dict[str, Any]:
+    """What the numbers hang on."""
+    return {
+        "benchmark": str(benchmark.root),
+        "built": benchmark.about,
+        "faults": [{"path": str(fault.path), "reason": fault.reason} for fault in benchmark.faults],
+        "seed": options.seed,
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "backbones": backbones.about,
+        "backbone_options": asdict(options.backbones),
+        "not_measured": backbones.absent,
+        "ci95": f"{LEVEL:.0%} percentile bootstrap, {RESAMPLES} resamples of whole subjects or videos",
+        "definitions": DEFINITIONS,
+        "versions": report.versions(("torchmetrics", "torchvision")),
+    }
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """All tables: task by task, pasted back and as painted, the paper's rows below ours."""
+    return "\n\n".join(
+        f"### {task}, {TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
+        for task in TASKS
+        for variant in VARIANTS
+    ) + f"\n\n{NOT_THE_SAME}\n"
+
+
+def rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:
+    """(method, metric -> cell) of one task: our editors, then the paper's rows."""
+    inner, inter = TASKS[task]
+    found = []
+    for name, editor in summary.items():
+        cells = {}
+        for metric in METRICS:
+            track = editor["tracks"].get(inner if metric in WITH_TRUTH else inter)
+            cells[metric] = _cell(track[variant][metric], metric, track["cases"]) if track else "n/a"
+        found.append((name, cells))
+    paper: dict[str, PaperValues] = dict(TABLE_1) if task == "part composition" else {
+        "MimicBrush": ABLATIONS["full"].texture_transfer
+    }
+    for name, values in paper.items():
+        cells = {key: f"{getattr(values, key):.2f}" if key in PaperValues._fields else "" for key in METRICS}
+        found.append((f"paper: {name}", cells))
+    return found
+
+
+def _cell(value: dict[str, Any], metric: str, cases: int) -> str:
+    if value["mean"] is None:
+        return "n/a"
+    digits = METRICS[metric][1]
+    low, high = value["ci95"]
+    holes = f", {value['n']} of {cases}" if value["n"] < cases else ""
+    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}{holes}]"
+
+
+def _lines(summary: dict[str, Any], task: str, variant: str) -> list[str]:
+    heads = [heading for heading, _ in METRICS.values()]
+    lines = ["| method | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
+    return lines + [f"| {name} | " + " | ".join(cells.values()) + " |" for name, cells in rows(summary, task, variant)]
+
+
+def troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
+    """One line for everything that has no number and should have one."""
+    lines = [f"not usable: {fault.path.name}: {fault.reason}" for fault in benchmark.faults]
+    for run in runs:
+        lines += [
+            f"{run.name}: {each.case.track.folder}/{each.case.number}: {each.reason}"
+            for each in run.cases
+            if each.outcome == "failed"
+        ]
+    return lines
+
+
+def tally(benchmark: Benchmark, runs: Sequence[EditorRun]) -> str:
+    """Inputs add up: of every editor each case is counted once."""
+    lines = [f"{len(benchmark.cases) + len(benchmark.faults)} cases = {len(benchmark.cases)} usable "
+             f"+ {len(benchmark.faults)} not usable"]  # fmt: skip
+    for run in runs:
+        counts = {outcome: run.count(outcome) for outcome in ("scored", "not applicable", "failed")}
+        parts = " + ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        lines.append(f"  {run.name}: {len(run.cases)} = {parts}")
+    return "\n".join(lines)
