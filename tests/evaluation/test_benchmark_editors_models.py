@@ -135,6 +135,32 @@ def test_reference_only_of_a_pipeline(pipeline_folder: Path, case: Case, given: 
     assert not np.array_equal(pixels, np.asarray(editor(case, given).image))  # the shape is told by depth
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_reference_only_that_does_not_look_is_the_pipeline_without_a_reference(
+    guidance_scale: float, smallest: ToyModel, case: Case, given: CaseInputs, tmp_path: Path
+) -> None:
+    pipeline = MimicBrushPipeline(**vars(build_parts(smallest, 0)), scheduler=noise_scheduler(), reference_blend=0.0)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    editor = open_editor(f"reference_only:{tmp_path / 'pipeline'}", guidance_scale=guidance_scale, **FAST)
+    pipeline.set_progress_bar_config(disable=True)
+    side = pipeline.unet.config.sample_size
+    square = pipeline(
+        given.source,
+        given.mask,
+        num_inference_steps=2,
+        keep_shape=True,
+        latents=torch.randn((1, 4, side, side), generator=seeded(given.seed)),
+        paste_back=False,
+    ).images[0]
+    difference = crop_back(np.asarray(square), 40, 60).astype(int) - np.asarray(editor(case, given).image)
+    assert np.abs(difference).max() <= 1  # rounding
+
+
+def test_steps_must_be_some(pipeline_folder: Path) -> None:
+    with pytest.raises(InputError, match="1 or more"):
+        open_editor(str(pipeline_folder), num_inference_steps=0)
+
+
 def test_the_reading_unet_has_the_painting_ones_weights(pipeline_folder: Path) -> None:
     unet = load_pipeline(pipeline_folder).unet
     reading = reading_unet(unet)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from PIL import Image
+from typing import TYPE_CHECKING, Protocol
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.ops.correspondence import Correspondence
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mimicbrush.evaluation.benchmark.layout import Case
+    from mimicbrush.ops.correspondence import Correspondence
 
 
 class NotApplicableError(InputError):

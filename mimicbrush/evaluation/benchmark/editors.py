@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,24 +19,17 @@ from mimicbrush.evaluation.benchmark.editor_weights import (
     Repository,
     find_repository,
 )
-from mimicbrush.evaluation.benchmark.editors_without_model import (
-    BlurEditor,
-    CopyEditor,
-    InpaintEditor,
-    OracleEditor,
-    ResultsEditor,
-    SourceEditor,
-)
 from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME
 
 RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
 
-_WITHOUT_MODEL: dict[str, Callable[[], CaseEditor]] = {
-    "oracle": OracleEditor,
-    "source": SourceEditor,
-    "blur": BlurEditor,
-    "copy_in_place": CopyEditor,
-    "opencv_inpaint": InpaintEditor,
+#: Editors that need no model: their classes in `editors_without_model`.
+_WITHOUT_MODEL = {
+    "oracle": "OracleEditor",
+    "source": "SourceEditor",
+    "blur": "BlurEditor",
+    "copy_in_place": "CopyEditor",
+    "opencv_inpaint": "InpaintEditor",
 }
 #: Editors made of public weights, and the repositories that they need.
 _PUBLIC: dict[str, tuple[Repository, ...]] = {
@@ -110,12 +102,17 @@ def open_editor(
     Raises:
         InputError, WeightsError: see `check_editor`; or what lies there cannot be loaded.
     """
+    if num_inference_steps is not None and num_inference_steps < 1:
+        raise InputError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
     check_editor(text)
     named = _parse(text)
-    if named.name in _WITHOUT_MODEL:
-        return _WITHOUT_MODEL[named.name]()
-    if named.name == RESULTS and named.folder is not None:
-        return ResultsEditor(text, named.folder)
+    if named.name in _WITHOUT_MODEL or named.name == RESULTS:
+        from mimicbrush.evaluation.benchmark import editors_without_model
+
+        if named.folder is not None:
+            return editors_without_model.ResultsEditor(text, named.folder)
+        editor: CaseEditor = getattr(editors_without_model, _WITHOUT_MODEL[named.name])()
+        return editor
 
     choices = (device, num_inference_steps, guidance_scale)
     if named.name == REFERENCE_ONLY:
