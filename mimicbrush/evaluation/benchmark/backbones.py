@@ -131,8 +131,8 @@ def _load(given: str | None, option: str, load: Callable[[str], Loaded]) -> Load
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
-            f"{option}={given} cannot be loaded: {error}\n  Name a folder with its config.json and safetensors weights, "
-            "or a hub id that is in the local cache; null leaves its metrics out (n/a)"
+            f"{option}={given} cannot be loaded: {error}\n  Name a folder with its config.json and weights in "
+            "safetensors, or a hub id that is in the local cache; null leaves its metrics out (n/a)"
         ) from error
 
 
@@ -208,7 +208,7 @@ def _pixels(
 ) -> torch.Tensor:
     """A square picture as a network sees it: (1, 3, size_px, size_px), resized by Pillow (bicubic)."""
     resized = Image.fromarray(picture).resize((size_px, size_px), Image.Resampling.BICUBIC)
-    values = (np.asarray(resized, np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    values = (np.asarray(resized) / 255 - np.array(mean)) / np.array(std)
     return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]
 
 

@@ -96,9 +96,7 @@ def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | st
     return found
 
 
-def _closeness(
-    result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbones: Backbones
-) -> dict[str, float | str]:
+def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbones: Backbones) -> dict[str, float | str]:
     left, top, right, bottom = mask_box(mask)
     a, b = (picture[top:bottom, left:right] for picture in (result, truth))
     everywhere = np.ones(a.shape[:2], np.uint8)

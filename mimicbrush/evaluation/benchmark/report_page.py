@@ -1,4 +1,4 @@
-"""One page to read a benchmark by: tables, pictures side by side with the worst first, maps, faults, the metric card."""
+"""One page to read a benchmark by: tables, pictures side by side with the worst first, maps, faults, metric card."""
 
 from __future__ import annotations
 

@@ -61,9 +61,7 @@ class EditorRun:
 
     def count(self, outcome: str, track: str | None = None) -> int:
         """How many cases came out so, of one track or of all."""
-        return sum(
-            each.outcome == outcome and track in (None, each.case.track.name) for each in self.cases
-        )
+        return sum(each.outcome == outcome and track in (None, each.case.track.name) for each in self.cases)
 
 
 def folder_name(editor: str) -> str:
@@ -84,9 +82,7 @@ def check_names(editors: Sequence[str]) -> None:
             raise InputError(f"the results of {other} and {editor} would come into one folder; rename one of them")
 
 
-def run_editor(
-    editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int
-) -> EditorRun:
+def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
     """Edit and score every case. Results that are there, of the same editor, pictures and seed, are not made again.
 
     Args:

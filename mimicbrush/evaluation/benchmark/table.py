@@ -24,8 +24,8 @@ TITLES = {
     "painted": "as painted, nothing pasted back",
 }
 NOT_THE_SAME = (
-    "The paper's benchmark was never published: its rows are of other pictures and of weights trained at full scale, so "
-    "only the order of rows can be compared, not values."
+    "The paper's benchmark was never published: its rows are of other pictures and of weights trained at full scale, "
+    "so only the order of rows can be compared, not values."
 )
 
 
@@ -102,11 +102,14 @@ def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) 
 
 def markdown(summary: dict[str, Any]) -> str:
     """All tables: task by task, pasted back and as painted, the paper's rows below ours."""
-    return "\n\n".join(
-        f"### {task}, {TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
-        for task in TASKS
-        for variant in VARIANTS
-    ) + f"\n\n{NOT_THE_SAME}\n"
+    return (
+        "\n\n".join(
+            f"### {task}, {TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
+            for task in TASKS
+            for variant in VARIANTS
+        )
+        + f"\n\n{NOT_THE_SAME}\n"
+    )
 
 
 def rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:
@@ -119,9 +122,9 @@ def rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, di
             track = editor["tracks"].get(inner if metric in WITH_TRUTH else inter)
             cells[metric] = _cell(track[variant][metric], metric, track["cases"]) if track else "n/a"
         found.append((name, cells))
-    paper: dict[str, PaperValues] = dict(TABLE_1) if task == "part composition" else {
-        "MimicBrush": ABLATIONS["full"].texture_transfer
-    }
+    paper: dict[str, PaperValues] = (
+        dict(TABLE_1) if task == "part composition" else {"MimicBrush": ABLATIONS["full"].texture_transfer}
+    )
     for name, values in paper.items():
         cells = {key: f"{getattr(values, key):.2f}" if key in PaperValues._fields else "" for key in METRICS}
         found.append((f"paper: {name}", cells))
