@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
 from mimicbrush.evaluation.options import EvaluationOptions
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_config_says_what_the_dataclass_says() -> None:
     config = yaml.safe_load((ROOT / "configs" / "evaluate.yaml").read_text())
-    for key in ("editor", "pairs", "output", "device", "hydra", "defaults"):
+    for key in ("editor", "pairs", "benchmark", "output", "device", "hydra", "defaults"):
         config.pop(key)
-    assert config | {"sets": tuple(config["sets"])} == asdict(EvaluationOptions())
+    on_benchmark = {key: config.pop(key) for key in ("dino", "dinov2", "clip", "lpips", "shown_cases")}
+    assert config.pop("seed") is None
+    assert config | {"sets": tuple(config["sets"]), "seed": 0} == asdict(EvaluationOptions())
+    defaults = asdict(BenchmarkOptions(editors=("proof",)))
+    assert on_benchmark == defaults["backbones"] | {"shown_cases": defaults["shown_cases"]}
+    assert defaults["seed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -30,6 +36,12 @@ def test_the_config_says_what_the_dataclass_says() -> None:
         (["editor=.", "pairs=nowhere", "output=out"], "model_index.json"),
         (["editor=.", "pairs=nowhere", "output=out", "batch_size=abc"], "batch_size=abc: must be a whole number"),
         (["editor=.", "pairs=nowhere", "output=out", "sets=3"], "sets=3: must be a list"),
+        (["editor=.", "output=out"], "either pairs="),
+        (["editor=.", "output=out", "pairs=a", "benchmark=b"], "or benchmark="),
+        (["editor=[a,b]", "output=out", "pairs=a"], "one editor at a time"),
+        (["editor=orcale", "output=out", "benchmark=b"], "did you mean oracle?"),
+        (["editor=oracle", "output=out", "benchmark=b", "sets=[natural]"], "no option of an evaluation with benchmark="),
+        (["editor=.", "output=out", "pairs=a", "clip=b"], "no option of an evaluation with pairs="),
     ],
 )
 def test_mistakes_get_one_plain_message(

@@ -172,8 +172,11 @@ def _check_whole(option: str, given: str, info: Any) -> None:
 
 def _load_lpips(given: str) -> Lpips:
     """torchvision's AlexNet, a .pth file or .safetensors; the linear layers come with torchmetrics."""
-    # Its public class takes AlexNet from the network only; this is what that one wraps.
-    from torchmetrics.functional.image.lpips import _LPIPS
+    try:
+        # Its public class takes AlexNet from the network only; this is what that one wraps.
+        from torchmetrics.functional.image.lpips import _LPIPS
+    except ImportError as error:
+        raise InputError(f"lpips={given} needs torchmetrics and torchvision: pip install 'mimicbrush[eval]'") from error
 
     path = Path(given)
     if not path.is_file():
