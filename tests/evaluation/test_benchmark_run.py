@@ -49,9 +49,7 @@ def bench(tmp_path: Path) -> Path:
         for number in range(5):
             mask = Image.new("L", (160, 120))
             mask.paste(255, BOX)
-            source, reference = (
-                Image.fromarray(view(name, number)[:120]) for name in ("coffee.png", "chelsea.png")
-            )
+            source, reference = (Image.fromarray(view(name, number)[:120]) for name in ("coffee.png", "chelsea.png"))
             reference_mask = Image.new("L", reference.size)
             reference_mask.paste(255, (10, 10, 70, 90))
             if number < 3:
@@ -82,9 +80,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> BackboneOptions:
     text = CLIPTextConfig(**small, vocab_size=len(vocabulary), max_position_embeddings=16, projection_dim=16,
                           eos_token_id=vocabulary["<|endoftext|>"])  # fmt: skip
     vision = CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=16)
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)).save_pretrained(
-        folder / "clip"
-    )
+    clip = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    CLIPModel(clip).save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")
     return BackboneOptions(*(str(folder / name) for name in ("dino", "dinov2", "clip")))
 
@@ -259,9 +256,7 @@ def test_a_run_goes_on_where_it_was_and_never_takes_anothers_results(bench: Path
 
 
 @pytest.mark.parametrize("option", ["dino", "dinov2", "clip", "lpips"])
-def test_backbones_that_are_something_else_are_refused(
-    option: str, tmp_path: Path, networks: BackboneOptions
-) -> None:
+def test_backbones_that_are_something_else_are_refused(option: str, tmp_path: Path, networks: BackboneOptions) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=f"{option}="):
         load_backbones(BackboneOptions(**{option: str(tmp_path)}))

@@ -40,7 +40,7 @@ def test_the_config_says_what_the_dataclass_says() -> None:
         (["editor=.", "output=out", "pairs=a", "benchmark=b"], "or benchmark="),
         (["editor=[a,b]", "output=out", "pairs=a"], "one editor at a time"),
         (["editor=orcale", "output=out", "benchmark=b"], "did you mean oracle?"),
-        (["editor=oracle", "output=out", "benchmark=b", "sets=[natural]"], "no option of an evaluation with benchmark="),
+        (["editor=oracle", "output=out", "benchmark=b", "sets=[warped]"], "no option of an evaluation with bench"),
         (["editor=.", "output=out", "pairs=a", "clip=b"], "no option of an evaluation with pairs="),
     ],
 )
