@@ -161,13 +161,19 @@ def test_wrong_usage(
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_without_a_model_the_choices_are_named(
+def test_without_a_model_the_shipped_one_edits_and_says_so(
     folder: Path, main: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        run_plainly(lambda: main(PICTURES))
+    run_plainly(lambda: main([*PICTURES, "--steps", "2", "-o", "result.png"]))
     message = capsys.readouterr().err
-    assert "runs/smoke/pipeline" in message and "released" in message
+    assert "no model was named" in message and "64 px" in message and "released" in message
+    source, result = array(folder / "src.jpg"), array(folder / "result.png")
+    mask = np.asarray(read_picture(folder / "mask.png", "L")) > 128
+    assert result.shape == source.shape
+    assert np.abs(result[mask].astype(int) - source[mask]).mean() > 3
+    run_plainly(lambda: main([*PICTURES, "--steps", "2", "--model", "proof", "-o", "named.png"]))
+    assert "no model was named" not in capsys.readouterr().err
+    assert np.array_equal(array(folder / "named.png"), result)
 
 
 def test_more_steps_than_the_model_knows(infer: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
