@@ -1,0 +1,142 @@
+"""Ways to carry keypoints from a source to a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import Dinov2Model
+
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
+from mimicbrush.models.encoders import encode_image_tokens, encode_latents
+from mimicbrush.ops.images import to_tensor
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.types import ReferenceStates
+
+#: A task -> (K, 2) float64, where its keypoints are expected in the reference.
+Method = Callable[[TransferTask], np.ndarray]
+#: Of the sampler that the reference attention is summed over.
+ATTENTION_STEPS = 8
+#: Of 1000: how much noise features see. DIFT takes 261 for Stable Diffusion 2.1, at 768 px.
+FEATURE_TIMESTEP = 261
+_SEED = 0
+
+
+def same_place(task: TransferTask) -> np.ndarray:
+    """No method at all: where they are in the source."""
+    return task.source_xy
+
+
+def chance(task: TransferTask) -> np.ndarray:
+    """A random place of the canvas for each, the same in every run."""
+    rng = np.random.default_rng(_SEED)
+    return rng.uniform(0, len(task.reference), task.source_xy.shape)
+
+
+class AttentionTransfer:
+    """Where the reference attention goes while the pipeline fills a hole at the keypoint.
+
+    The source is edited twice, with the dark and with the light fields of a chessboard as its hole, so that every
+    keypoint lies in a hole once and has the source around it. Every layer, head and step counts.
+    """
+
+    def __init__(self, pipeline: MimicBrushPipeline, fields: int = 4) -> None:
+        self.pipeline, self.fields = pipeline, fields
+
+    def __call__(self, task: TransferTask) -> np.ndarray:
+        """See `Method`."""
+        size = len(task.source)
+        field = np.arange(size) * self.fields // size
+        dark = (field[:, None] + field[None]) % 2
+        found = np.full(task.source_xy.shape, np.nan)
+        for board in (dark, 1 - dark):
+            output = self.pipeline(
+                Image.fromarray(task.source),
+                Image.fromarray((board * 255).astype(np.uint8)),
+                Image.fromarray(task.reference),
+                num_inference_steps=ATTENTION_STEPS,
+                generator=torch.Generator().manual_seed(_SEED),
+                return_correspondence=True,
+                output_type="np",
+                paste_back=False,
+            )
+            places = output.correspondences[0]
+            pixel = np.clip(np.round(task.source_xy).astype(int), 0, size - 1)
+            here = board[pixel[:, 1], pixel[:, 0]] > 0
+            # Tokens state their centres by edges, keypoints by pixel centres: half a pixel apart.
+            distance = np.linalg.norm(task.source_xy[here, None] + 0.5 - places.source_xy[None], axis=-1)
+            found[here] = places.reference_xy[distance.argmin(axis=1)] - 0.5
+        return found
+
+
+class FeatureTransfer:
+    """The nearest neighbour of features of the reference U-Net, with noise (DIFT, Tang et al. 2023).
+
+    Differs from DIFT in the network: it is ours that was trained to be read, instead of one that denoises; and in the
+    layer: what enters the last self-attention that is shared, which is the finest.
+
+    Args:
+        pipeline: has a reference U-Net.
+        timestep: of the noise.
+        dinov2: their patch tokens are put beside, each normalised (Zhang et al. 2023, "A tale of two features").
+    """
+
+    def __init__(
+        self, pipeline: MimicBrushPipeline, timestep: int = FEATURE_TIMESTEP, dinov2: Dinov2Model | None = None
+    ) -> None:
+        if pipeline.reference_unet is None:
+            raise InputError("this pipeline has no reference U-Net, of which features could be taken")
+        self.pipeline, self.timestep, self.dinov2 = pipeline, timestep, dinov2
+
+    def __call__(self, task: TransferTask) -> np.ndarray:
+        """See `Method`."""
+        features = self._features(np.stack([task.source, task.reference]))  # (2, C, n, n)
+        size, n = len(task.source), features.shape[-1]
+        grid = torch.from_numpy((task.source_xy + 0.5) / size * 2 - 1).float()[None, None]  # (1, 1, K, 2)
+        wanted = F.normalize(F.grid_sample(features[:1], grid, align_corners=False)[0, :, 0], dim=0)  # (C, K)
+        there = F.normalize(features[1].flatten(1), dim=0)  # (C, n * n)
+        row, column = np.divmod((wanted.T @ there).argmax(dim=1).numpy(), n)
+        return (np.stack([column, row], axis=1) + 0.5) * size / n - 0.5
+
+    @torch.no_grad()
+    def _features(self, pictures: np.ndarray) -> torch.Tensor:
+        pipeline = self.pipeline
+        pixels = to_tensor(pictures)
+        latents = encode_latents(pipeline.vae, pixels, None)
+        noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(_SEED)).expand_as(latents)
+        timestep = torch.full((len(latents),), self.timestep)
+        noisy = pipeline.scheduler.add_noise(latents, noise, timestep)
+        context = pipeline.image_projector(encode_image_tokens(pipeline.image_encoder, pixels))
+        states = ReferenceStates()
+        pipeline.reference_unet(noisy, timestep, context, cross_attention_kwargs={"reference_states": states})
+        last = list(states.features.values())[-1]  # (2, n * n, C), in the order of the layers
+        features = _grid(last)
+        if self.dinov2 is None:
+            return features
+        tokens = _grid(encode_image_tokens(self.dinov2, pixels, patches_only=True))
+        resized = F.interpolate(tokens, features.shape[-2:], mode="bilinear")
+        return torch.cat([F.normalize(features, dim=1), F.normalize(resized, dim=1)], dim=1)
+
+
+def _grid(tokens: torch.Tensor) -> torch.Tensor:
+    """(B, n * n, C) -> (B, C, n, n)."""
+    side = round(tokens.shape[1] ** 0.5)
+    return tokens.transpose(1, 2).unflatten(2, (side, side)).float()
+
+
+def untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
+    """The same pipeline with U-Nets and projectors as they are before training from scratch: random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = {
+            name: type(part).from_config(part.config).eval()
+            for name in ("unet", "reference_unet", "image_projector", "depth_projector")
+            if (part := getattr(pipeline, name)) is not None
+        }
+    parts = pipeline.components
+    choices = {name: value for name, value in pipeline.config.items() if name not in parts and name[0] != "_"}
+    return type(pipeline)(**{**parts, **fresh}, **choices)

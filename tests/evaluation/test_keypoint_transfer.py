@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
+
+from mimicbrush.data.pair import Pair
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.evaluation.keypoint_transfer import methods, pck
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, spair_tasks, warped_tasks
+from mimicbrush.models.options import ToyModel
+from mimicbrush.models.parts import toy_parts
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.pipelines import MimicBrushPipeline
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> MimicBrushPipeline:
+    toy = MimicBrushPipeline(**vars(toy_parts(ToyModel(size_px=32), seed=1)), scheduler=noise_scheduler())
+    toy.set_progress_bar_config(disable=True)
+    return toy
+
+
+def task_of(points: np.ndarray, found: np.ndarray, extent_px: float = 100) -> TransferTask:
+    blank = np.zeros((100, 100, 3), np.uint8)
+    return TransferTask(blank, blank, points, found, extent_px, "a")
+
+
+def test_percentages_are_those_of_a_case_counted_by_hand() -> None:
+    truth = np.array([[10.0, 10.0], [50, 50], [90, 90], [20, 80]])
+    task = task_of(truth, truth)
+    found = truth + np.array([[4.9, 0], [0, 5.1], [9, 9], [30, 0]])  # 4.9, 5.1, 12.7 and 30 px away
+    assert [int(pck.correct(found, task, alpha).sum()) for alpha in pck.ALPHAS] == [1, 2, 3]
+    results = pck.measure({"mine": lambda _: found, "oracle": lambda each: each.reference_xy}, [task, task], seed=0)
+    assert results["mine"]["0.1"]["per_point"] == 50
+    assert results["oracle"]["0.05"] == {"per_point": 100, "per_picture": 100, "ci95": [100, 100]}
+    assert "| mine | 25.0 [25.0, 25.0] | 50.0" in pck.markdown(results, {"x": "no weights"})
+    with pytest.raises(DataError, match="finite"):
+        pck.correct(found * np.nan, task, 0.1)
+
+
+def test_chance_is_what_geometry_says() -> None:
+    """A disc of radius alpha about a point in the middle."""
+    points = np.full((20_000, 2), 50.0)
+    hits = pck.correct(methods.chance(task_of(points, points)), task_of(points, points), 0.2)
+    assert 100 * hits.mean() == pytest.approx(100 * np.pi * 0.2**2, abs=1)
+
+
+def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
+    tasks = warped_tasks(rendered, 128, max_pairs=4, seed=0)
+    assert len(tasks) == 4
+    alike = []
+    for task in tasks:
+        assert task.source.shape == task.reference.shape == (128, 128, 3)
+        patches = [
+            cv2.remap(cv2.GaussianBlur(picture, (0, 0), 2), *(xy.astype(np.float32)[None, :, k] for k in (0, 1)), 1)
+            for picture, xy in ((task.source, task.source_xy), (task.reference, task.reference_xy))
+        ]
+        greys = [patch.reshape(-1, 3).mean(axis=1) for patch in patches]
+        alike.append(np.corrcoef(*greys)[0, 1])
+        assert (methods.same_place(task) == task.source_xy).all()
+    assert np.mean(alike) > 0.8  # other colours, but what is bright stays bright
+
+
+def test_features_of_any_network_find_a_picture_in_itself(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
+    warped = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0]
+    same = TransferTask(warped.source, warped.source, warped.source_xy, warped.source_xy, 32, "a")
+    torch.manual_seed(0)
+    dinov2 = Dinov2Model(
+        Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+    ).eval()
+    for method in (
+        methods.FeatureTransfer(pipeline),
+        methods.FeatureTransfer(methods.untrained(pipeline, 3)),
+        methods.FeatureTransfer(pipeline, dinov2=dinov2),
+    ):
+        assert pck.correct(method(same), same, 0.1).mean() > 0.8  # plain areas look alike
+
+
+def test_attention_gives_a_place_for_every_keypoint(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
+    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0]
+    found = methods.AttentionTransfer(pipeline)(task)
+    assert found.shape == task.source_xy.shape
+    assert np.isfinite(found).all()
+    assert (found > -8).all() and (found < 40).all()
+
+
+def test_untrained_networks_are_others_of_the_same_make(pipeline: MimicBrushPipeline) -> None:
+    fresh = methods.untrained(pipeline, 5)
+    assert fresh.unet.config == pipeline.unet.config or fresh.unet.config.block_out_channels == (32, 64)
+    assert not torch.equal(fresh.unet.conv_in.weight, pipeline.unet.conv_in.weight)
+    assert fresh.vae is pipeline.vae
+    assert fresh.options() == pipeline.options()
+
+
+def write_spair(root: Path) -> None:
+    (root / "JPEGImages" / "cat").mkdir(parents=True)
+    (root / "PairAnnotation" / "test").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("one.jpg", (200, 100)), ("two.jpg", (80, 160))):
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), np.uint8)).save(root / "JPEGImages" / "cat" / name)
+    annotation = {
+        "category": "cat",
+        "src_imname": "one.jpg",
+        "trg_imname": "two.jpg",
+        "src_kps": [[0, 0], [199, 99]],
+        "trg_kps": [[10, 20], [40, 80]],
+        "trg_bndbox": [10, 20, 50, 120],
+    }
+    (root / "PairAnnotation" / "test" / "000-one-two.json").write_text(json.dumps(annotation))
+
+
+def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
+    write_spair(tmp_path)
+    (task,) = spair_tasks(tmp_path, 64, None)
+    assert task.extent_px == pytest.approx(100 * 64 / 160)
+    # 200 x 100 px on 64: scaled by 0.32, 16 px of white above; pixel centres at whole numbers.
+    assert task.source_xy == pytest.approx(np.array([[-0.34, 15.66], [63.34, 47.34]]), abs=1e-3)
+    assert task.reference_xy[0] == pytest.approx([16 + 10.5 * 0.4 - 0.5, 20.5 * 0.4 - 0.5])
+    assert task.group == "cat"
+    annotation = next((tmp_path / "PairAnnotation" / "test").glob("*.json"))
+    values = json.loads(annotation.read_text())
+    annotation.write_text(json.dumps(values | {"trg_kps": [[1, 2]]}))
+    with pytest.raises(DataError, match="keypoints in one picture"):
+        spair_tasks(tmp_path, 64, None)
+    annotation.write_text(json.dumps(values | {"src_imname": "../../../secret.jpg"}))
+    with pytest.raises(InputError):
+        spair_tasks(tmp_path, 64, None)
+    with pytest.raises(InputError, match="PairAnnotation/val"):
+        spair_tasks(tmp_path, 64, None, split="val")
+
+
+def test_the_script_measures_a_pipeline_and_draws(
+    tmp_path: Path, pipeline: MimicBrushPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    write_spair(tmp_path / "spair")
+    out = tmp_path / "out"
+    arguments = ["--spair", str(tmp_path / "spair"), "--model", str(tmp_path / "pipeline"), "--output", str(out)]
+    monkeypatch.setattr(sys, "argv", ["pck.py", *arguments])
+    runpy.run_path(str(ROOT / "scripts" / "pck.py"), run_name="__main__")
+    values = json.loads((out / "pck.json").read_text())
+    assert values["card"]["points"] == 2
+    assert set(values["results"]) >= {"reference attention", "reference attention, untrained", "chance"}
+    assert "n/a" in capsys.readouterr().out
+    with Image.open(out / "transfers.png") as picture:
+        assert picture.width > 600
