@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class AttentionTransfer:
         dark = (field[:, None] + field[None]) % 2
         found = np.full(task.source_xy.shape, np.nan)
         for board in (dark, 1 - dark):
-            output = self.pipeline(
+            output: Any = self.pipeline(
                 Image.fromarray(task.source),
                 Image.fromarray((board * 255).astype(np.uint8)),
                 Image.fromarray(task.reference),
