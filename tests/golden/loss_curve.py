@@ -1,13 +1,12 @@
 """The losses of a hundred steps at toy size: python tests/golden/loss_curve.py writes them into loss_curve.json.
 
 What a step computes must not change by accident; a commit that changes it on purpose writes this file again and says
-why. On every x86-64 CPU the same kernels are asked for, and a hash of what they compute is kept beside the losses:
-where it agrees, so must every bit of every loss.
+why. On every x86-64 CPU the same kernels are asked for; what remains between an Intel Xeon and an AMD EPYC is rounding of
+1e-7, although a hash of what PyTorch computes was the same on both.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -32,19 +31,6 @@ def with_kernels() -> dict[str, str]:
     return {**os.environ, **KERNELS}
 
 
-def fingerprint() -> str:
-    """A hash of what the kernels of this process make of fixed numbers."""
-    import torch
-    import torch.nn.functional as F
-
-    numbers = torch.arange(8 * 16 * 16 * 16).view(8, 16, 16, 16).float().mul(0.37).sin()
-    weights = torch.arange(16 * 16 * 9).view(16, 16, 3, 3).float().mul(0.73).cos() / 12
-    x = F.silu(F.group_norm(F.conv2d(numbers, weights, padding=1), 4))
-    tokens = x.flatten(2).mT @ weights.view(144, 16).mT[:, :16]
-    attended = F.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])
-    return hashlib.sha256(torch.cat([x.flatten(), attended.flatten()]).numpy().tobytes()).hexdigest()[:16]
-
-
 def curve() -> dict[str, object]:
     """Train, and tell what was logged."""
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "training")]
@@ -57,7 +43,7 @@ def curve() -> dict[str, object]:
                    "train.learning_rate=1e-3", "train.prediction_type=epsilon"]  # fmt: skip
         train(mined, Path(folder) / "run", *options)
         losses = [values["loss"] for values in metrics(Path(folder) / "run")]
-    return {"kernels": fingerprint(), "losses": losses}
+    return {"losses": losses}
 
 
 if __name__ == "__main__":

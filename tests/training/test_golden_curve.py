@@ -27,8 +27,6 @@ def test_a_hundred_losses_are_what_they_were(script_environment: Callable[[], di
     )
     found, expected = json.loads(done.stdout.splitlines()[-1]), json.loads(module.FILE.read_text())
     assert len(expected["losses"]) == module.STEPS
-    if found["kernels"] == expected["kernels"]:
-        assert found["losses"] == expected["losses"]
-    else:  # another kind of processor: rounding differs, and grows
-        assert found["losses"][:10] == pytest.approx(expected["losses"][:10], rel=1e-6)
-        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    # Kinds of processors differ by rounding, which grows: by 1e-7 at first.
+    assert found["losses"][:10] == pytest.approx(expected["losses"][:10], rel=1e-6)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
