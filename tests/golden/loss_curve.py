@@ -1,8 +1,8 @@
 """The losses of a hundred steps at toy size: python tests/golden/loss_curve.py writes them into loss_curve.json.
 
 What a step computes must not change by accident; a commit that changes it on purpose writes this file again and says
-why. On every x86-64 CPU the same kernels are asked for; what remains between an Intel Xeon and an AMD EPYC is rounding of
-1e-7, although a hash of what PyTorch computes was the same on both.
+why. On every x86-64 CPU the same kernels are asked for; what remains between an Intel Xeon and an AMD EPYC is rounding
+of 1e-7, although a hash of what PyTorch computes was the same on both.
 """
 
 from __future__ import annotations
