@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from PIL import Image
 
 from mimicbrush.errors import InputError, run_plainly
-from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder, shipped_size_px
+from mimicbrush.evaluation.shipped import SHIPPED_NAME, is_shipped, model_folder, shipped_size_px
 from mimicbrush.ops.files import write_picture
 from mimicbrush.pipelines.edit_batch import Tally, check_apart, check_new, edit_next, memory_told, prepare_outputs
 from mimicbrush.pipelines.edit_inputs import EditInputs, read_inputs
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 
+MODELS = """no model was named, and none comes with this version. --model takes:
+  DIR       a pipeline folder: `python scripts/train.py +experiment=smoke data.root=MINED` leaves one in
+            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
+  released  the released weights: fetched from the Hugging Face hub and converted once"""
 NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
 how imitating works, not what a full model paints. --model takes:
   DIR       a pipeline folder, as a training run leaves one in its run_dir
@@ -44,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         default=None,
         metavar="DIR|released|proof",
-        help="pipeline folder, the released weights, or the small model that comes with the project (default)",
+        help="pipeline folder, the released weights, or the small model where it comes with the project (default)",
     )
     parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
     add = parser.add_argument_group("how to edit").add_argument
@@ -156,6 +160,8 @@ class Editor:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        if arguments.model is None and not is_shipped():
+            raise InputError(MODELS)
         if arguments.model is None:
             print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
         arguments.model = str(model_folder(arguments.model or SHIPPED_NAME))

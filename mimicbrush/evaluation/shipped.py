@@ -11,6 +11,11 @@ SHIPPED_NAME = "proof"
 SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "proof"
 
 
+def is_shipped() -> bool:
+    """Whether this installation has it."""
+    return (SHIPPED_MODEL / "model_index.json").is_file()
+
+
 def model_folder(name: str) -> Path:
     """The folder of a model that is named on a command line: "proof" for the shipped one, otherwise itself."""
     is_shipped = name == SHIPPED_NAME and not (Path(name) / "model_index.json").is_file()
