@@ -70,7 +70,7 @@ def main() -> None:
         ),
     )
     story.step(
-        f"Edit {EDITS} frames of clips that it has never seen" + (", with the shipped model, too" if is_shipped() else ""),
+        f"Edit {EDITS} frames of clips that it has never seen" + (", with the shipped model" if is_shipped() else ""),
         lambda: edit(folder),
     )
     story.step(
