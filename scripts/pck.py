@@ -49,7 +49,10 @@ def main() -> None:
 
     from mimicbrush.evaluation import report
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
+    from mimicbrush.evaluation.keypoint_transfer.methods import FEATURE_TIMESTEP, NoFeaturesError
     from mimicbrush.evaluation.keypoint_transfer.picture import draw_transfers
+    from mimicbrush.evaluation.keypoint_transfer.tasks import GRID
+    from mimicbrush.evaluation.measure import interval_note
     from mimicbrush.ops.files import write_aside, write_picture
     from mimicbrush.pipelines.load import load_pipeline
 
@@ -57,33 +60,42 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.reference_unet is None:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")
-    tasks = read_tasks(arguments, folder, pipeline)
+    tasks, left_out = read_tasks(arguments, folder, pipeline)
     before = methods.untrained(pipeline, arguments.seed)
     before.set_progress_bar_config(disable=True)
     rows: dict[str, Method] = {
         "reference attention": methods.AttentionTransfer(pipeline),
         "reference attention, untrained": methods.AttentionTransfer(before),
-        "features (DIFT)": methods.FeatureTransfer(pipeline),
-        "features (DIFT), untrained": methods.FeatureTransfer(before),
     }
     absent = {}
-    if arguments.dinov2 is None:
-        absent["features and DINOv2"] = "--dinov2 names no weights"
-    else:
-        rows["features and DINOv2"] = methods.FeatureTransfer(pipeline, dinov2=read_dinov2(arguments.dinov2))
-    rows |= {"same place": methods.same_place, "chance": methods.chance}
+    try:
+        rows["features (DIFT)"] = methods.FeatureTransfer(pipeline)
+        rows["features (DIFT), untrained"] = methods.FeatureTransfer(before)
+        if arguments.dinov2 is None:
+            absent["features and DINOv2"] = "--dinov2 names no weights"
+        else:
+            rows["features and DINOv2"] = methods.FeatureTransfer(pipeline, dinov2=read_dinov2(arguments.dinov2))
+    except NoFeaturesError as error:
+        absent["features"] = str(error)
+    rows |= {"same place": methods.same_place, "chance": methods.Chance(arguments.seed)}
 
     results = pck.measure(rows, tasks, arguments.seed)
     table = pck.markdown(results, absent)
     card = {
         "model": str(folder),
+        "data": str(arguments.pairs or arguments.spair),
+        "keypoints": "SPair-71k's" if arguments.spair else f"a grid of {GRID} x {GRID}, where both pictures show it",
+        "left_out": left_out,
+        "untrained": "one draw of random weights; its interval is over sources only",
+        "features": "what enters the last shared self-attention of the reference U-Net, at "
+        f"t = {FEATURE_TIMESTEP} (DIFT's for Stable Diffusion 2.1; not tuned)",
+        "note": interval_note(len({task.group for task in tasks})),
         "pictures": len(tasks),
         "points": sum(len(task.source_xy) for task in tasks),
         "sources": len({task.group for task in tasks}),
         "seed": arguments.seed,
         "canvas_px": pipeline.size_px,
         "attention_steps": methods.ATTENTION_STEPS,
-        "feature_timestep": methods.FEATURE_TIMESTEP,
         "definition": "correct within alpha of the longer side of the canvas (SPair: of the object's box), mean over "
         "pictures, 95 % bootstrap over sources",
         "versions": report.versions(),
@@ -93,15 +105,21 @@ def main() -> None:
     write_aside(arguments.output / "table.md", lambda aside: aside.write_text(table))
     write_picture(draw_transfers(tasks, rows["reference attention"]), arguments.output / "transfers.png")
     print(f"\n{table}\n{card['points']} keypoints in {len(tasks)} pictures of {card['sources']} sources")
+    for pair in left_out:
+        print(f"left out: {pair}: its warped frame shows no keypoint")
+    if card["note"]:
+        print(f"NOTE: {card['note']}")
     print("\n".join(f"wrote {arguments.output / name}" for name in ("pck.json", "table.md", "transfers.png")))
 
 
-def read_tasks(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> list[TransferTask]:
-    """The pictures with their keypoints; of mined pairs only those that the model has not been trained on."""
+def read_tasks(
+    arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline
+) -> tuple[list[TransferTask], list[str]]:
+    """The pictures with their keypoints, and what has none; of mined pairs only those that were not trained on."""
     from mimicbrush.evaluation.keypoint_transfer.tasks import spair_tasks, warped_tasks
 
     if arguments.spair is not None:
-        return spair_tasks(arguments.spair, pipeline.size_px, arguments.max_pairs)
+        return spair_tasks(arguments.spair, pipeline.size_px, arguments.max_pairs), []
 
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation import heldout
@@ -117,9 +135,14 @@ def read_dinov2(folder: Path):  # type: ignore[no-untyped-def]  # the class is i
     from transformers import Dinov2Model
 
     try:
-        return Dinov2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        model, info = Dinov2Model.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"--dinov2 {folder} cannot be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):  # the library would fill in random ones
+        raise InputError(f"--dinov2 {folder} lacks {len(missing)} weights of a DINOv2, {missing[0]} among them")
+    return model.eval()
 
 
 if __name__ == "__main__":

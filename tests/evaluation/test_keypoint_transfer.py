@@ -52,13 +52,15 @@ def test_percentages_are_those_of_a_case_counted_by_hand() -> None:
 def test_chance_is_what_geometry_says() -> None:
     """A disc of radius alpha about a point in the middle."""
     points = np.full((20_000, 2), 50.0)
-    hits = pck.correct(methods.chance(task_of(points, points)), task_of(points, points), 0.2)
+    method, task = methods.Chance(0), task_of(points, points)
+    hits = pck.correct(method(task), task, 0.2)
     assert 100 * hits.mean() == pytest.approx(100 * np.pi * 0.2**2, abs=1)
+    assert not np.array_equal(method(task), method(task))  # other places in every picture
 
 
 def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
-    tasks = warped_tasks(rendered, 128, max_pairs=4, seed=0)
-    assert len(tasks) == 4
+    tasks, empty = warped_tasks(rendered, 128, max_pairs=4, seed=0)
+    assert len(tasks) == 4 and not empty
     alike = []
     for task in tasks:
         assert task.source.shape == task.reference.shape == (128, 128, 3)
@@ -73,7 +75,7 @@ def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
 
 
 def test_features_of_any_network_find_a_picture_in_itself(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
-    warped = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0]
+    warped = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     same = TransferTask(warped.source, warped.source, warped.source_xy, warped.source_xy, 32, "a")
     torch.manual_seed(0)
     dinov2 = Dinov2Model(
@@ -88,11 +90,17 @@ def test_features_of_any_network_find_a_picture_in_itself(pipeline: MimicBrushPi
 
 
 def test_attention_gives_a_place_for_every_keypoint(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
-    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0]
+    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     found = methods.AttentionTransfer(pipeline)(task)
     assert found.shape == task.source_xy.shape
     assert np.isfinite(found).all()
     assert (found > -8).all() and (found < 40).all()
+
+
+def test_without_shared_hidden_states_there_are_no_features() -> None:
+    parts = toy_parts(ToyModel(size_px=32, reference_sharing="keys_values"))
+    with pytest.raises(methods.NoFeaturesError, match="hidden states"):
+        methods.FeatureTransfer(MimicBrushPipeline(**vars(parts), scheduler=noise_scheduler()))
 
 
 def test_untrained_networks_are_others_of_the_same_make(pipeline: MimicBrushPipeline) -> None:

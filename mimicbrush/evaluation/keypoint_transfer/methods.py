@@ -14,6 +14,7 @@ from transformers import Dinov2Model
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.models.encoders import encode_image_tokens, encode_latents
+from mimicbrush.models.unets import KeyValueReferenceUNet
 from mimicbrush.ops.images import to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.types import ReferenceStates
@@ -32,10 +33,19 @@ def same_place(task: TransferTask) -> np.ndarray:
     return task.source_xy
 
 
-def chance(task: TransferTask) -> np.ndarray:
-    """A random place of the canvas for each, the same in every run."""
-    rng = np.random.default_rng(_SEED)
-    return rng.uniform(0, len(task.reference), task.source_xy.shape)
+class NoFeaturesError(InputError):
+    """A pipeline without what features are taken from."""
+
+
+class Chance:
+    """A random place of the canvas for each, other ones in every picture."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, task: TransferTask) -> np.ndarray:
+        """See `Method`."""
+        return self._rng.uniform(-0.5, len(task.reference) - 0.5, task.source_xy.shape)
 
 
 class AttentionTransfer:
@@ -89,8 +99,8 @@ class FeatureTransfer:
     def __init__(
         self, pipeline: MimicBrushPipeline, timestep: int = FEATURE_TIMESTEP, dinov2: Dinov2Model | None = None
     ) -> None:
-        if pipeline.reference_unet is None:
-            raise InputError("this pipeline has no reference U-Net, of which features could be taken")
+        if pipeline.reference_unet is None or isinstance(pipeline.reference_unet, KeyValueReferenceUNet):
+            raise NoFeaturesError("features are what a reference U-Net shares as hidden states; this pipeline has none")
         self.pipeline, self.timestep, self.dinov2 = pipeline, timestep, dinov2
 
     def __call__(self, task: TransferTask) -> np.ndarray:

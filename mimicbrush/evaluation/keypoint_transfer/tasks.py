@@ -44,13 +44,18 @@ class TransferTask:
     group: str
 
 
-def warped_tasks(pairs: Sequence[Pair], size_px: int, max_pairs: int | None, seed: int) -> list[TransferTask]:
+def warped_tasks(
+    pairs: Sequence[Pair], size_px: int, max_pairs: int | None, seed: int
+) -> tuple[list[TransferTask], list[str]]:
     """A frame, and the same frame through a strong homography and other colours: its geometry is known exactly.
+
+    Returns:
+        The tasks, and the pairs whose warped frame shows no keypoint any more.
 
     Raises:
         DataError: a picture cannot be read, or none is left with keypoints.
     """
-    tasks = []
+    tasks, empty = [], []
     for pair in spread_pairs(pairs, max_pairs):
         rng = generator(pair_key(pair), seed)
         picture = pair.read_a()
@@ -75,9 +80,11 @@ def warped_tasks(pairs: Sequence[Pair], size_px: int, max_pairs: int | None, see
                     group=pair.source_hash,
                 )
             )
+        else:
+            empty.append(pair.pair_id)
     if not tasks:
         raise DataError(f"none of {len(pairs)} pairs has keypoints that both of its pictures show")
-    return tasks
+    return tasks, empty
 
 
 def spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str = "test") -> list[TransferTask]:
