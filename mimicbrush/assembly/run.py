@@ -255,6 +255,6 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
 
 
 def _model_schema(model: DictConfig) -> type[ModelOptions]:
-    """Which of the schemas a saved configuration was made of: the one that has all of its options."""
+    """Which of the schemas a saved configuration was made of: that with all of its options, and perhaps newer ones."""
     schemas = (ToyModel, PretrainedModel, PipelineModel)
-    return next(schema for schema in schemas if {each.name for each in fields(schema)} == set(model))
+    return next(schema for schema in schemas if {each.name for each in fields(schema)} >= set(model))

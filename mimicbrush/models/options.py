@@ -132,6 +132,8 @@ class ToyModel(ModelOptions):
         context_width: D, of the cross-attention of both U-Nets.
         encoders: a folder with the frozen networks, as scripts/train_small_encoders.py leaves it; "" takes a fixed
             linear autoencoder, and untrained encoders of image tokens and depth.
+        shared_start: both U-Nets begin with the same weights, as at full size, where both begin as SD-1.5: what looks
+            alike to one then looks alike to the other, which reference attention needs.
     """
 
     size_px: int = 32
@@ -140,6 +142,7 @@ class ToyModel(ModelOptions):
     attention_heads: int = 2
     context_width: int = 64
     encoders: str = ""
+    shared_start: bool = False
 
     def _size_step_px(self) -> int:
         return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2

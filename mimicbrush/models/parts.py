@@ -112,6 +112,10 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_config(
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
+        if reference_unet is not None and options.shared_start:
+            weights = unet.state_dict()
+            weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]  # of the noisy latent
+            reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
         if trained and options.reference_encoder == "dinov2":
             raise InputError("model.reference_encoder=dinov2: there is no DINOv2 among the small encoders")
         if trained:
