@@ -94,3 +94,14 @@ def test_widening_leaves_the_output_whatever_the_new_channels_hold() -> None:
 def test_toy_parts_are_made_alike_from_one_seed(smallest: ToyModel) -> None:
     one, same, other = (toy_parts(smallest, seed=seed).unet.conv_in.weight for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_small_unets_can_begin_alike() -> None:
+    apart, alike = (toy_parts(ToyModel(size_px=16, shared_start=shared), seed=2) for shared in (False, True))
+    for parts, expected in ((apart, False), (alike, True)):
+        assert parts.reference_unet is not None
+        theirs = parts.unet.state_dict()
+        theirs["conv_in.weight"] = theirs["conv_in.weight"][:, :4]
+        mine = parts.reference_unet.state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in mine.items()) == expected
+    assert all(torch.equal(value, alike.unet.state_dict()[key]) for key, value in apart.unet.state_dict().items())
