@@ -215,6 +215,7 @@ def test_an_upload_that_is_no_picture_is_refused_with_a_reason(browser: Browser,
         context = browser.new_context()
         page = context.new_page()
         page.goto(server.url)
+        page.wait_for_selector("#upload:enabled", state="attached")  # the pictures are listed first
         page.set_input_files("#upload", tmp_path / "notes.jpg")
         page.wait_for_selector("#status.bad:has-text('notes.jpg: no picture')")
         context.close()

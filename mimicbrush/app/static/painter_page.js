@@ -37,7 +37,8 @@ async function ask(path, options = {}) {
 async function attempt(work) {
   if (isBusy) return;
   isBusy = true;
-  try { await work(); } catch (error) { say(error.message, true); } finally { isBusy = false; refresh(); }
+  at("upload").disabled = true;  // a file that is chosen meanwhile would be lost without a word
+  try { await work(); } catch (error) { say(error.message, true); } finally { isBusy = false; at("upload").disabled = false; refresh(); }
 }
 
 async function list() {
