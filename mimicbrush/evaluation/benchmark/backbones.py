@@ -16,10 +16,11 @@ from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError
+from mimicbrush.evaluation.benchmark.metrics import on_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
+from mimicbrush.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.pipelines.conversion.reading import read_state_dict
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 #: Side of the pictures that DINO and DINOv2 see, a multiple of their patches (16 and 14).
 DINO_PX = 224
@@ -40,7 +41,7 @@ class ImageSimilarity:
     @torch.no_grad()
     def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
         """Of two square pictures, (S, S, 3) uint8: -1..1."""
-        pixels = torch.cat([_pixels(each, self.size_px, _IMAGENET_MEAN, _IMAGENET_STD) for each in (one, other)])
+        pixels = torch.cat([_pixels(each, self.size_px, IMAGENET_MEAN, IMAGENET_STD) for each in (one, other)])
         tokens = self.model(pixels.to(self.model.device)).last_hidden_state[:, 0]
         return float(F.cosine_similarity(tokens[:1], tokens[1:]))
 
@@ -63,7 +64,7 @@ class ClipSimilarity:
         tokens = self.tokenizer(text, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         hidden = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         embedding = self.model.text_projection(hidden.pooler_output)
-        return float(F.cosine_similarity(self._image(_padded(picture)), embedding))
+        return float(F.cosine_similarity(self._image(on_square(picture)), embedding))
 
     def _image(self, picture: np.ndarray) -> torch.Tensor:
         pixels = _pixels(picture, self.size_px, _CLIP_MEAN, _CLIP_STD).to(self.model.device)
@@ -195,15 +196,6 @@ def _load_lpips(given: str) -> Lpips:
 
 def _side(size: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
-
-
-def _padded(picture: np.ndarray) -> np.ndarray:
-    """White around it: (H, W, 3) -> (S, S, 3) uint8."""
-    side = max(picture.shape[:2])
-    square = np.full((side, side, 3), 255, np.uint8)
-    y, x = (side - picture.shape[0]) // 2, (side - picture.shape[1]) // 2
-    square[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-    return square
 
 
 def _pixels(

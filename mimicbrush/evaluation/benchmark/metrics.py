@@ -31,7 +31,6 @@ METRICS = {
     "clip_t": ("CLIP-T", 2),
 }
 WITH_TRUTH = ("ssim", "psnr", "lpips")
-HIGHER_IS_BETTER = {key: key != "lpips" for key in METRICS}
 
 DEFINITIONS = {
     "crop": "SSIM, PSNR, LPIPS: result and ground truth cropped to the box of the source mask, background kept; tracks "
@@ -119,10 +118,15 @@ def subject(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A subject without its background, on a square: (H, W, 3), (H, W) -> (S, S, 3) uint8."""
     left, top, right, bottom = mask_box(mask)
     alone = np.where(mask[..., None] > 0, picture, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
-    side = max(alone.shape[:2])
+    return on_square(alone)
+
+
+def on_square(picture: np.ndarray) -> np.ndarray:
+    """White around a picture: (H, W, 3) -> (S, S, 3) uint8, S the longer side."""
+    side = max(picture.shape[:2])
     square = np.full((side, side, 3), SUBJECT_FILL, np.uint8)
-    y, x = (side - alone.shape[0]) // 2, (side - alone.shape[1]) // 2
-    square[y : y + alone.shape[0], x : x + alone.shape[1]] = alone
+    y, x = (side - picture.shape[0]) // 2, (side - picture.shape[1]) // 2
+    square[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
     return square
 
 
