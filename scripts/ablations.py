@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mimicbrush.errors import MimicBrushError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, run_plainly
 
 SCRIPTS = Path(__file__).parent
 ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
@@ -38,6 +38,14 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     arguments, overrides = parse_arguments()
+    # Before hours of training, not after them.
+    if "full" not in arguments.rows:
+        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with full; name it, too")
+    if not (arguments.pairs / "manifest").is_dir():
+        raise InputError(
+            f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the proof model:\n"
+            "  python scripts/proof_data.py --output proof_data"
+        )
     seeds = ",".join(map(str, arguments.seeds))
     run(
         "train.py",
@@ -52,7 +60,9 @@ def main() -> None:
     for row in arguments.rows:
         evaluations[row] = [arguments.output / f"{row}-seed{seed}" / "evaluation" for seed in arguments.seeds]
         for folder in evaluations[row]:
-            if not (folder / "metrics.json").is_file():
+            if is_evaluated(folder, arguments):
+                print(f"{folder} is there already and is kept")
+            else:
                 run(
                     "evaluate.py",
                     f"editor={folder.parent / 'pipeline'}",
@@ -75,6 +85,19 @@ def main() -> None:
     write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text))
     write_aside(arguments.output / "effects.json", lambda aside: aside.write_text(json.dumps(values, indent=1)))
     print(f"\n{text}\nwrote {arguments.output / 'effects.md'} and effects.json")
+
+
+def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
+    """Whether a run was evaluated on these pairs, in this way."""
+    path = folder / "metrics.json"  # written last
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text())
+    return (found["about"]["pairs"], found["max_pairs"], found["num_inference_steps"]) == (
+        str(arguments.pairs),
+        arguments.max_pairs,
+        arguments.steps,
+    )
 
 
 def run(script: str, *arguments: str) -> None:

@@ -19,6 +19,9 @@ from mimicbrush.models.weight_facts import examine
 if TYPE_CHECKING:
     from mimicbrush.models.weight_facts import PartReport
 
+#: Where the experiment of the proof model looks for its pairs.
+PROOF_DATA = "proof_data"
+
 
 def check_prerequisites(config: DictConfig) -> None:
     """Stop within seconds where data, weights or GPUs are absent, and name all that is.
@@ -58,10 +61,11 @@ def _absent_folders(data: DictConfig) -> list[str]:
     named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
     if data.root or not named:
         named["data.root"] = data.root
-    how = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
+    mine = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
+    make_proof_data = f"python scripts/proof_data.py --output {PROOF_DATA} (docs/PROOF_MODEL.md)"
     return [
         f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
-        f"with\n  {how}"
+        f"with\n  {make_proof_data if Path(root or '.').parts[:1] == (PROOF_DATA,) else mine}"
         for option, root in named.items()
         if not root or not Path(root).is_dir()
     ]

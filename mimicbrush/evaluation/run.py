@@ -112,6 +112,7 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
         "note": interval_note(any_set["n_sources"]),
         "split": options.split,
         "seed": options.seed,
+        "max_pairs": options.max_pairs,
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "size_px": size_px,

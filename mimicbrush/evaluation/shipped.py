@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mimicbrush.errors import InputError
+
 #: How it is named on command lines.
 SHIPPED_NAME = "proof"
 #: A pipeline folder, with a card that says what it was trained on and what it can do.
@@ -17,9 +19,18 @@ def is_shipped() -> bool:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model that is named on a command line: "proof" for the shipped one, otherwise itself."""
-    is_shipped = name == SHIPPED_NAME and not (Path(name) / "model_index.json").is_file()
-    return SHIPPED_MODEL if is_shipped else Path(name)
+    """The folder of a model that is named on a command line: "proof" for the shipped one, otherwise itself.
+
+    Raises:
+        InputError: the shipped one is named, and this installation has none.
+    """
+    if name != SHIPPED_NAME or (Path(name) / "model_index.json").is_file():
+        return Path(name)
+    if not is_shipped():
+        raise InputError(
+            f"{name}: no model comes with this installation; name a pipeline folder, or train one (docs/PROOF_MODEL.md)"
+        )
+    return SHIPPED_MODEL
 
 
 def shipped_size_px() -> int:

@@ -113,9 +113,7 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
         if reference_unet is not None and options.shared_start:
-            weights = unet.state_dict()
-            weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]  # of the noisy latent
-            reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
+            begin_alike(unet, reference_unet)
         if trained and options.reference_encoder == "dinov2":
             raise InputError("model.reference_encoder=dinov2: there is no DINOv2 among the small encoders")
         if trained:
@@ -131,6 +129,13 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             depth_estimator=trained.depth_estimator if trained else depth_estimator.eval(),
             depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=depth_channels),
         )
+
+
+def begin_alike(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> None:
+    """Give the reference U-Net the imitative one's weights; of its stem those of the noisy latent."""
+    weights = unet.state_dict()
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
+    reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
 
 
 class SmallEncoders(NamedTuple):

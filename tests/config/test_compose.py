@@ -75,6 +75,13 @@ def test_strong_is_pythons_default_and_weak_lacks_what_the_paper_names() -> None
     assert ablation.data == dataclasses.replace(weak.data, root="somewhere")
 
 
+def test_small_models_have_milder_colours_and_the_ablation_still_takes_them_away() -> None:
+    full, weak = (composed("+experiment=proof_ablation", f"+ablation={row}") for row in ("full", "weak_augmentation"))
+    assert full.data.geometry == composed().data.geometry
+    assert 0 < full.data.jitter.brightness < JitterRanges().brightness
+    assert weak.data.jitter == JitterRanges(0, 0, 0, 0) and weak.data.geometry.projective_intensity == 0
+
+
 @pytest.mark.parametrize(
     ("ablation", "changed"),
     [

@@ -14,6 +14,7 @@ from transformers import Dinov2Model
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.models.encoders import encode_image_tokens, encode_latents
+from mimicbrush.models.parts import begin_alike
 from mimicbrush.models.unets import KeyValueReferenceUNet
 from mimicbrush.ops.images import to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -140,7 +141,7 @@ def _grid(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
-    """The same pipeline with U-Nets and projectors as they are before training from scratch: random."""
+    """The same pipeline before training from scratch: random projectors, and random U-Nets that begin alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = {
@@ -148,6 +149,8 @@ def untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
             for name in ("unet", "reference_unet", "image_projector", "depth_projector")
             if (part := getattr(pipeline, name)) is not None
         }
+    if "reference_unet" in fresh:
+        begin_alike(fresh["unet"], fresh["reference_unet"])
     parts = pipeline.components
     choices = {name: value for name, value in pipeline.config.items() if name not in parts and name[0] != "_"}
     return type(pipeline)(**{**parts, **fresh}, **choices)
