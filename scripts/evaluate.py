@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, run_plainly
 
 NEEDED = {
     "editor": "a pipeline folder, such as runs/NAME/pipeline, or proof; on a benchmark one or more, as editor=[a,b]",
@@ -120,6 +120,8 @@ def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, A
     for line in found.troubles:
         print(f"MISSING {line}", file=sys.stderr)
     print("\n".join(f"wrote {output / name}" for name in (REPORT_FILE, TABLE_FILE, METRICS_FILE)))
+    if found.lost:
+        raise MimicBrushError(f"{', '.join(found.lost)}: not one case could be scored (see above)")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ OUTPUT/pairs/train to train on, OUTPUT/pairs/heldout to test with. Run it again:
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, run_plainly
 from mimicbrush.ops.files import write_aside
 
 SCRIPTS = Path(__file__).parent
@@ -52,6 +53,8 @@ def main() -> None:
 
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
     photographs = proof_data.photographs_in(arguments.photographs) if arguments.photographs else []
+    proof_data.check_apart(photographs, proof_data.photographs_in(arguments.heldout) if arguments.heldout else [])
+    keep_options(arguments)
     rendered = {
         train / "rendered": proof_data.training_clips(photographs, arguments.clips, arguments.seed),
         heldout / "rendered": (
@@ -73,7 +76,7 @@ def main() -> None:
             pass
         aside.rename(train / "stills")
     if arguments.videos:
-        videos = sorted(path for path in arguments.videos.iterdir() if path.suffix in CLIP_SUFFIXES)
+        videos = sorted(path for path in arguments.videos.iterdir() if path.suffix.lower() in CLIP_SUFFIXES)
         for folder, wanted in ((heldout, True), (train, False)):
             copy_clips([path for path in videos if (path.name in HELDOUT_CLIPS) == wanted], folder / "real")
 
@@ -81,7 +84,27 @@ def main() -> None:
     for folder in (train, heldout):
         output = arguments.output / "pairs" / folder.name
         command = ["mine_pairs.py", f"input={folder}", f"output={output}", "pairs_per_clip=64"]
-        subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], check=True)
+        done = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], check=False)
+        if done.returncode:
+            raise MimicBrushError(
+                f"{command[0]} ended with status {done.returncode}; the same command goes on from here"
+            )
+
+
+def keep_options(arguments: argparse.Namespace) -> None:
+    """Write down what was asked for; files of other choices would be taken for these.
+
+    Raises:
+        InputError: the folder was begun with others.
+    """
+    path = arguments.output / "options.json"
+    wanted = {name: str(value) for name, value in vars(arguments).items() if name != "output"}
+    if path.is_file():
+        begun = json.loads(path.read_text())
+        if changed := [f"--{name} {begun.get(name)}" for name in wanted if begun.get(name) != wanted[name]]:
+            raise InputError(f"{arguments.output} was begun with {', '.join(changed)}; name another --output")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: aside.write_text(json.dumps(wanted, indent=1)))
 
 
 def copy_clips(videos: Iterable[Path], folder: Path) -> None:

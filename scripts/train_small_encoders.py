@@ -34,7 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2500, help="of each (default: 2500)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and samples (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("steps", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be 1 or more")
+    return arguments
 
 
 def main() -> None:

@@ -121,6 +121,8 @@ class MaskStore:
             InputError: it leads out of the folder.
         """
         picture = PurePosixPath(name)
+        if not picture.name:
+            raise InputError(f"{name!r}: there is no such picture")
         mask = picture.with_name(picture.stem + ("_mask.png" if _is_upload(name) else ".png"))
         return path_inside(self.output, str(mask))
 

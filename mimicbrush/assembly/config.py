@@ -7,7 +7,6 @@ once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -21,6 +20,7 @@ from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.evaluation.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.ops.fingerprints import fingerprint
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -143,10 +143,6 @@ FREE_TO_CHANGE = (
 )
 
 
-#: So many blocks of each file of starting weights are looked at.
-_BLOCKS, _BLOCK_BYTES = 64, 4096
-
-
 def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
     bound = set()
@@ -180,19 +176,6 @@ def stored_files(model: ModelOptions) -> list[Path]:
     if isinstance(model, ToyModel) and model.encoders:
         return sorted(Path(model.encoders).glob("*/*.safetensors"))
     return []
-
-
-def fingerprint(files: Sequence[Path]) -> str:
-    """Tells files apart by their lengths and some blocks of each: whole ones would take half a minute to read."""
-    found = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        found.update(size.to_bytes(8, "big"))
-        with file.open("rb") as opened:
-            for block in range(_BLOCKS):
-                opened.seek(max(0, size - _BLOCK_BYTES) * block // (_BLOCKS - 1))  # from the first to the last
-                found.update(opened.read(_BLOCK_BYTES))
-    return found.hexdigest()[:16]
 
 
 def flattened(config: DictConfig) -> dict[str, Any]:

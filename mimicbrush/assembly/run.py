@@ -25,7 +25,6 @@ from mimicbrush.assembly.building import (
 from mimicbrush.assembly.config import (
     TrainConfig,
     check_known,
-    fingerprint,
     flattened,
     run_identity,
     stored_files,
@@ -34,6 +33,7 @@ from mimicbrush.assembly.config import (
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.ops.fingerprints import fingerprint
 from mimicbrush.ops.step_log import read_steps
 from mimicbrush.training.options import TrainOptions
 

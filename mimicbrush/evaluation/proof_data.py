@@ -17,6 +17,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage.segmentation import felzenszwalb
 
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation.benchmark.material import file_sha256
 from mimicbrush.evaluation.clips import LEAVES, TRAIN_PHOTOGRAPHS, ClipSpec, read_photograph
 from mimicbrush.evaluation.leaves import dead_leaves
 from mimicbrush.ops.files import write_aside
@@ -32,6 +34,23 @@ _SEGMENT_SCALE, _SEGMENT_MIN_RATIO = 400, 0.01
 def photographs_in(folder: Path) -> list[str]:
     """The photographs below a folder, sorted."""
     return [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PHOTOGRAPH_SUFFIXES]
+
+
+def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
+    """Whether nothing that is tested with is trained on, and each photograph has a name of its own.
+
+    Raises:
+        InputError: a photograph, by its bytes, is on both sides; or stills of two would have one name.
+    """
+    stems: dict[str, str] = {}
+    for name in [*TRAIN_PHOTOGRAPHS, *photographs]:
+        namesake = stems.setdefault(Path(name).stem, name)
+        if namesake != name:
+            raise InputError(f"{namesake} and {name}: stills are named after their photographs; rename one of them")
+    tested = {file_sha256(Path(name)): name for name in heldout}
+    for name in photographs:
+        if (other := tested.get(file_sha256(Path(name)))) is not None:
+            raise InputError(f"{name} is tested with, too ({other}); take it from one side")
 
 
 def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[str, ClipSpec]:

@@ -55,6 +55,16 @@ def test_directions_are_told_by_the_interval_of_the_paired_difference(evaluation
     assert effects["grid_025"]["natural"]["ssim"].change == pytest.approx(0.1)  # the pair without one is left out
 
 
+def test_a_direction_that_the_seeds_disagree_on_is_not_seen(tmp_path: Path) -> None:
+    leads = {"full": (2.0, 0.0), "grid_025": (0.0, 0.3)}
+    folders = {
+        row: [write_evaluation(tmp_path / f"{row}{seed}", lead, 0.05, seed) for seed, lead in enumerate(of_row)]
+        for row, of_row in leads.items()
+    }
+    effect = compare(folders)["grid_025"]["natural"]["psnr"]
+    assert effect.interval is not None and effect.interval[0] > 0 and effect.verdict == "not seen"
+
+
 def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path]]) -> None:
     text = table(compare(evaluations), {"reference_clip": "no weights"})
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from benchmark_material import view
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from toy_editors import write_paint_by_example, write_stable_diffusion
 
 from mimicbrush.assembly import build_parts
@@ -154,6 +156,15 @@ def test_reference_only_that_does_not_look_is_the_pipeline_without_a_reference(
     ).images[0]
     difference = crop_back(np.asarray(square), 40, 60).astype(int) - np.asarray(editor(case, given).image)
     assert np.abs(difference).max() <= 1  # rounding
+
+
+def test_other_weights_in_the_same_folder_are_another_editor(pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
+    before, same = (open_editor(str(folder), **FAST).about for _ in range(2))
+    assert before == same
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(path).items()}, path)
+    assert open_editor(str(folder), **FAST).about["weights"] != before["weights"]
 
 
 def test_steps_must_be_some(pipeline_folder: Path) -> None:

@@ -255,6 +255,44 @@ def test_a_run_goes_on_where_it_was_and_never_takes_anothers_results(bench: Path
     assert all(path.stat().st_mtime_ns != again[path] for path in files)
 
 
+def test_results_of_others_are_read_again(bench: Path, tmp_path: Path) -> None:
+    cases = [case for case in read_benchmark(bench).cases if case.track.name == "part_inner"]
+    theirs, options = tmp_path / "theirs", BenchmarkOptions(editors=(f"results:{tmp_path / 'theirs'}",))
+    (theirs / cases[0].result_path).parent.mkdir(parents=True)
+    tables = []
+    for is_true in (False, True):
+        for case in cases:
+            source = read_picture(case.source, "RGB")
+            made = source if is_true else Image.new("RGB", source.size, 128)
+            made.save(theirs / case.result_path)
+        tables.append(evaluate_benchmark(bench, options, tmp_path / "out").table)
+    assert tables[0] != tables[1] and "| 1.000 [" in tables[1]
+
+
+def test_a_flat_folder_stays_with_its_track_when_it_is_run_again(bench: Path, tmp_path: Path) -> None:
+    flat, options = tmp_path / "theirs", BenchmarkOptions(editors=(f"results:{tmp_path / 'theirs'}",))
+    flat.mkdir()
+    for case in read_benchmark(bench).cases:
+        read_picture(case.source, "RGB").save(flat / f"{case.number}_result.png")
+    first, again = (evaluate_benchmark(bench, options, tmp_path / "out") for _ in range(2))
+    assert "is flat" in "".join(first.troubles)
+    assert again.table == first.table and again.tally == first.tally
+
+
+def test_masks_of_nothing_are_faults_and_an_editor_without_a_score_is_told(bench: Path, tmp_path: Path) -> None:
+    inner, inter = (bench / "PartComp" / name for name in ("WithinInstance", "CrossInstance"))
+    for path in (inner / "001_source_mask.png", inter / "001_reference_mask.png"):
+        Image.new("L", read_picture(path.with_name(path.name.replace("_mask", "")), "RGB").size, 0).save(path)
+    found = evaluate_benchmark(bench, BenchmarkOptions(editors=("oracle",)), tmp_path / "out")
+    assert "5 cases = 3 usable + 2 not usable" in found.tally
+    assert sum("the mask is empty" in line for line in found.troubles) == 2 and not found.lost
+    assert "intervals over" in found.table and "too narrow" in found.table
+    empty = tmp_path / "empty" / "PartComp"
+    (empty / "WithinInstance").mkdir(parents=True)
+    nothing = BenchmarkOptions(editors=(f"results:{empty.parent}",))
+    assert list(evaluate_benchmark(bench, nothing, tmp_path / "out").lost) == [f"results:{empty.parent}"]
+
+
 @pytest.mark.parametrize("option", ["dino", "dinov2", "clip", "lpips"])
 def test_backbones_that_are_something_else_are_refused(option: str, tmp_path: Path, networks: BackboneOptions) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -274,6 +312,10 @@ def test_reading_names_cases_of_which_anything_is_missing(bench: Path) -> None:
 
 
 def test_options_are_checked() -> None:
-    for wrong in ({"editors": ()}, {"editors": ("a", "a")}, {"editors": ("a",), "seed": -1}):
+    for wrong in ({"editors": ()}, {"editors": ("a", "a")}):
         with pytest.raises(InputError):
-            BenchmarkOptions(**wrong)  # type: ignore[arg-type]
+            BenchmarkOptions(**wrong)
+    steps = "num_inference_steps"
+    for name, value in (("seed", -1), (steps, "abc"), (steps, 0), ("guidance_scale", "x"), ("device", "tpu")):
+        with pytest.raises(InputError, match=f"{name}={value}"):
+            BenchmarkOptions(("a",), **{name: value})  # type: ignore[arg-type]

@@ -237,6 +237,11 @@ def test_folders_that_cannot_be_used_are_refused(pictures: Path, tmp_path: Path)
         BuildOptions()
     with pytest.raises(InputError, match="would replace"):
         build_benchmark(pictures.parent, BuildOptions(pictures=pictures))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years of it")
+    with pytest.raises(InputError, match="holds something else"):
+        build_benchmark(tmp_path / "work", BuildOptions(pictures=pictures))
+    assert (tmp_path / "work" / "thesis.txt").is_file()
     with pytest.raises(InputError, match="expected masks in"):
         build(tmp_path, pictures=pictures, masks=tmp_path)
     with pytest.raises(InputError, match="expected a folder per subject"):

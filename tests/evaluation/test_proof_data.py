@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mimicbrush.errors import InputError
 from mimicbrush.evaluation import proof_data
 from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, ClipSpec, render_with_depth
 from mimicbrush.evaluation.leaves import dead_leaves
 from mimicbrush.mining.images import read_segmented_image
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.ops.randomness import generator
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_leaves_are_a_function_of_their_seed_and_their_labels_tell_them_apart() -> None:
@@ -67,6 +73,31 @@ def test_training_and_heldout_clips_share_no_photograph(tmp_path: Path) -> None:
     shown = {spec.background for spec in train.values()} | {name for spec in train.values() for name in spec.cutouts}
     assert not shown & (used | set(HELDOUT_PHOTOGRAPHS))
     assert len({(spec.background, spec.seed) for spec in train.values()}) == 60
+
+
+def test_a_photograph_on_both_sides_and_namesakes_are_refused(tmp_path: Path) -> None:
+    for folder, colour in (("mine", 0), ("theirs", 9), ("others", 5)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), (colour,) * 3).save(tmp_path / folder / "00.png")
+    mine, theirs, others = (str(tmp_path / folder / "00.png") for folder in ("mine", "theirs", "others"))
+    proof_data.check_apart([mine], [theirs, others])
+    copied = tmp_path / "theirs" / "01.png"
+    copied.write_bytes(Path(mine).read_bytes())
+    with pytest.raises(InputError, match="tested with, too"):
+        proof_data.check_apart([mine], [theirs, str(copied)])
+    with pytest.raises(InputError, match="rename one of them"):
+        proof_data.check_apart([mine, others], [])
+
+
+def test_a_folder_that_was_begun_with_other_options_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "proof_data.py"), "--output", str(tmp_path / "data")]
+    (tmp_path / "data").mkdir()
+    options = {"videos": "None", "photographs": "None", "heldout": "None"}
+    options |= {"clips": "150", "leaves": "300", "crops": "12", "seed": "0"}
+    (tmp_path / "data" / "options.json").write_text(json.dumps(options))
+    done = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "was begun with --seed 0" in done.stderr
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["options.json"]
 
 
 @pytest.mark.parametrize("name", ["leaves:7", "coffee.png"])

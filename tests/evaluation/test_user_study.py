@@ -266,6 +266,11 @@ def test_answers_that_do_not_belong_are_refused(study: Path, tmp_path: Path) -> 
     one, two = (write(tmp_path / f"{n}.json", good) for n in (1, 2))
     with pytest.raises(InputError, match="are of one rater"):
         score_study(study / "key.json", [one, two])
+    with pytest.raises(InputError, match="are of one rater"):
+        score_study(study / "key.json", [one, one])
+    damaged = {key: value for key, value in json.loads((study / "key.json").read_text()).items() if key != "editors"}
+    with pytest.raises(InputError, match="it lacks editors"):
+        score_study(write(tmp_path / "key.json", damaged), [one])
     with pytest.raises(InputError, match="expected 'mimicbrush user study key 1'"):
         score_study(one, [two])
     (tmp_path / "3.json").write_text("{")

@@ -23,6 +23,7 @@ export class MaskPainter {
   #painting = null; // the operation under the pointer
   #pointer = null; // where the pointer or the keyboard's cursor is, in pixels of the picture
   #unsaved = false;
+  #revision = 0; // grows with everything that changes the mask
   #onChange;
 
   constructor(stage, { onChange = () => {} } = {}) {
@@ -85,7 +86,9 @@ export class MaskPainter {
   undo() { if (this.canUndo) { this.#undone.push(this.#done.pop()); this.#again(); } }
   redo() { if (this.canRedo) { this.#done.push(this.#undone.pop()); this.#again(); } }
   clear() { if (this.#width) this.#finish({ kind: "clear" }); }
-  markSaved() { this.#unsaved = false; this.#onChange(); }
+  get revision() { return this.#revision; }
+  /** The mask of a revision is kept; what was painted since is not. */
+  markSaved(revision) { if (revision === this.#revision) this.#unsaved = false; this.#onChange(); }
 
   /** The mask as a PNG of the picture's own size: white (255) is to be repainted, black (0) is kept. */
   async toBlob() {
@@ -195,6 +198,7 @@ export class MaskPainter {
     this.#done.push(operation);
     this.#undone = [];
     this.#unsaved = true;
+    this.#revision += 1;
     this.#onChange();
   }
 
@@ -203,6 +207,7 @@ export class MaskPainter {
     this.#show(0, 0, this.#width, this.#height);
     this.#done.forEach((operation) => this.#paint(operation));
     this.#unsaved = true;
+    this.#revision += 1;
     this.#onChange();
   }
 

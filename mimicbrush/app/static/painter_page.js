@@ -70,11 +70,11 @@ async function open(name, masked) {
 }
 
 async function save() {
-  const name = current;
+  const [name, revision] = [current, painter.revision];
   const body = await painter.toBlob();
   const headers = { "Content-Type": "image/png" };
   const answer = await (await ask(`api/mask?${new URLSearchParams({ name })}`, { method: "POST", headers, body })).json();
-  painter.markSaved();
+  painter.markSaved(revision);
   await list();
   say(`Saved as ${answer.saved}`);
 }

@@ -13,15 +13,14 @@ from PIL import Image
 from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.benchmark.inner_id import (
     InnerPair,
-    all_of_subjects,
+    beside,
     dreambooth_pairs,
-    dreambooth_root,
     folder_materials,
     folder_pairs,
     mined_pairs,
 )
 from mimicbrush.evaluation.benchmark.inter_id import PAPER_GROUPS, InterPair, inter_pairs, paper_group
-from mimicbrush.evaluation.benchmark.layout import TRACKS, BenchmarkWriter, Fault, TrackName
+from mimicbrush.evaluation.benchmark.layout import ABOUT_NAME, TRACKS, BenchmarkWriter, Fault, TrackName
 from mimicbrush.evaluation.benchmark.leaks import Seen, check_hashes, check_pictures, read_seen
 from mimicbrush.evaluation.benchmark.licences import write_licences
 from mimicbrush.evaluation.benchmark.material import (
@@ -179,12 +178,14 @@ def build_benchmark(output: Path, options: BuildOptions) -> Built:
 
 
 def _check_apart(output: Path, options: BuildOptions) -> None:
-    inputs = [options.dreambooth, options.pictures, options.masks, *options.pairs, *options.against]
+    inputs = [options.dreambooth, options.pictures, options.masks, options.manifest, *options.pairs, *options.against]
     for folder in filter(None, inputs):
         if folder.resolve().is_relative_to(output.resolve()):
             raise InputError(f"--output {output} would replace {folder}, which is read; name another folder")
     if options.to_paint and options.to_paint.resolve().is_relative_to(output.resolve()):
         raise InputError(f"--to-paint {options.to_paint} lies in --output, which is replaced; name another folder")
+    if output.exists() and not (output / ABOUT_NAME).is_file() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"--output {output} holds something else, and would be replaced; name another")
 
 
 def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[Seen]) -> _Gathered:
@@ -201,8 +202,7 @@ def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[Seen]) -> _
         pairs, faults = dreambooth_pairs(options.dreambooth, options.manifest, masks)
         manifest = {"manifest": options.manifest.name, "manifest_sha256": file_sha256(options.manifest)}
         keep("list", options.dreambooth, pairs, faults, **manifest)
-        subjects = {pair.source.subject for pair in pairs}
-        found.files.extend(all_of_subjects(dreambooth_root(options.dreambooth), subjects))
+        found.files.extend(beside(each for pair in pairs for each in (pair.source, pair.reference)))
     if options.pictures:
         materials, faults = folder_materials(options.pictures, masks)
         most = max(options.limit(track) for track in _INNER)

@@ -20,6 +20,7 @@ from mimicbrush.evaluation.benchmark.editor_weights import (
     find_repository,
 )
 from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME
+from mimicbrush.ops.fingerprints import fingerprint
 
 RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
 
@@ -113,8 +114,12 @@ def open_editor(
             return editors_without_model.ResultsEditor(text, named.folder)
         editor: CaseEditor = getattr(editors_without_model, _WITHOUT_MODEL[named.name])()
         return editor
+    editor = _open_model(text, named, (device, num_inference_steps, guidance_scale))
+    editor.about["weights"] = fingerprint(_weight_files(named))  # the folder may hold others tomorrow
+    return editor
 
-    choices = (device, num_inference_steps, guidance_scale)
+
+def _open_model(text: str, named: _Named, choices: tuple[str, int | None, float | None]) -> CaseEditor:
     if named.name == REFERENCE_ONLY:
         from mimicbrush.evaluation.benchmark import reference_only
 
@@ -133,9 +138,20 @@ def open_editor(
     from mimicbrush.pipelines.conventions import find_pipeline
 
     folder = find_pipeline(RELEASED) if named.name == RELEASED else named.folder
-    if folder is None:
-        raise InputError(f"{text}: no editor")
+    assert folder is not None  # `_parse` sees to it
     return editors_of_pipelines.open_pipeline_editor(text, folder, *choices)
+
+
+def _weight_files(named: _Named) -> list[Path]:
+    """All that a model is loaded from."""
+    from mimicbrush.pipelines.conventions import find_pipeline
+
+    if named.name in _PUBLIC and not _is_pipeline(named.folder):
+        folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
+    else:
+        folders = [find_pipeline(RELEASED) if named.name == RELEASED else named.folder or Path()]
+    suffixes = (".safetensors", ".bin", ".json")
+    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in suffixes]
 
 
 def _parse(text: str) -> _Named:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -326,7 +326,7 @@ def _picture(path: Path, key: str, subject: str, kind: str, rights: Rights) -> M
     return Material(key, subject, kind, file_sha256(path), rights, path, partial(read_picture, path, "RGB"))
 
 
-def all_of_subjects(root: Path, subjects: set[str]) -> list[tuple[str, str]]:
-    """Every picture file of some subjects, as what to call it and its SHA-256: a leak of any of them is a leak."""
-    files = [path for subject in sorted(subjects) for path in picture_files(root / subject)]
+def beside(materials: Iterable[Material]) -> list[tuple[str, str]]:
+    """Every picture file beside some, as what to call it and its SHA-256: a leak of any of a subject is a leak."""
+    files = [path for folder in sorted({each.path.parent for each in materials}) for path in picture_files(folder)]
     return [(f"{path.parent.name}/{path.name}", file_sha256(path)) for path in files]

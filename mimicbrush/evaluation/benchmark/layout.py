@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.ops.files import read_picture, replace_folder
+from mimicbrush.ops.files import MASK_THRESHOLD, read_picture, replace_folder
 
 TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
 ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.json"
@@ -101,9 +102,10 @@ def read_benchmark(root: Path) -> Benchmark:
             reference = folder / f"{number}_reference.png"
             reference_mask = folder / f"{number}_reference_mask.png"
             try:
-                sizes = {path: read_picture(path, "RGB").size for path in (source, mask, reference)}
-                if sizes[mask] != sizes[source]:
-                    raise InputError(f"{mask}: {sizes[mask]} px, its source {sizes[source]} px")
+                _check_mask(mask, read_picture(source, "RGB"), "source")
+                shown = read_picture(reference, "RGB")
+                if reference_mask.is_file():
+                    _check_mask(reference_mask, shown, "reference")
             except MimicBrushError as error:
                 faults.append(Fault(mask, str(error)))
                 continue
@@ -124,6 +126,14 @@ def read_benchmark(root: Path) -> Benchmark:
     if not cases and not faults:
         raise InputError(f"{root}: no benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
     return Benchmark(root, cases, faults, _json(root / ABOUT_NAME))
+
+
+def _check_mask(path: Path, picture: Image.Image, name: str) -> None:
+    mask = read_picture(path, "L")
+    if mask.size != picture.size:
+        raise InputError(f"{path}: {mask.size} px, its {name} {picture.size} px")
+    if not (np.asarray(mask) > MASK_THRESHOLD).any():
+        raise InputError(f"{path}: the mask is empty (nothing in it is above {MASK_THRESHOLD} of 255)")
 
 
 def _numbers(folder: Path) -> list[str]:
@@ -187,11 +197,13 @@ class BenchmarkWriter:
             Its number in the track, such as "001".
 
         Raises:
-            InputError: a mask has not its picture's size.
+            InputError: a mask has not its picture's size, or is empty.
         """
         for picture, its_mask, name in ((source, mask, "source"), (reference, reference_mask, "reference")):
             if its_mask is not None and its_mask.size != picture.size:
                 raise InputError(f"the mask of the {name} is {its_mask.size} px, the picture {picture.size} px")
+            if its_mask is not None and not (np.asarray(its_mask.convert("L")) > MASK_THRESHOLD).any():
+                raise InputError(f"the mask of the {name} is empty")
         number = f"{len(self._facts[track]) + 1:03d}"
         folder = self.folder / TRACKS[track].folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,3 +60,10 @@ class BenchmarkOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InputError(f"{name}={value}: must be a whole number, 0 or more")
+        steps, guidance = self.num_inference_steps, self.guidance_scale
+        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+            raise InputError(f"num_inference_steps={steps}: must be a whole number, 1 or more")
+        if guidance is not None and (not isinstance(guidance, int | float) or isinstance(guidance, bool)):
+            raise InputError(f"guidance_scale={guidance}: must be a number")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device={self.device}: must be auto, cpu or cuda")

@@ -29,12 +29,14 @@ class Evaluated:
         table: what table.md holds.
         tally: how many cases came out how, of every editor.
         troubles: a line for everything that has no number and should have one.
+        lost: editors of which not one case could be scored, though some should have been.
     """
 
     metrics: dict[str, Any]
     table: str
     tally: str
     troubles: Sequence[str]
+    lost: Sequence[str]
 
 
 def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> Evaluated:
@@ -85,4 +87,5 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> E
     )
     write_aside(output / TABLE_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
     write_report(output / REPORT_FILE, benchmark, runs, summary, card, options.shown_cases)
-    return Evaluated(metrics, text, table.tally(benchmark, runs), table.troubles(benchmark, runs))
+    lost = [run.name for run in runs if run.count("failed") and not run.count("scored")]
+    return Evaluated(metrics, text, table.tally(benchmark, runs), table.troubles(benchmark, runs), lost)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.editor_types import CaseEditor, CaseInputs, NotApplicableError
+from mimicbrush.evaluation.benchmark.editors_without_model import ResultsEditor
 from mimicbrush.evaluation.benchmark.layout import Benchmark, Case
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.ops.correspondence import Correspondence
@@ -85,6 +86,8 @@ def check_names(editors: Sequence[str]) -> None:
 def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
     """Edit and score every case. Results that are there, of the same editor, pictures and seed, are not made again.
 
+    What another program left in a folder is read again each time: it may have changed since.
+
     Args:
         editor: see `editors.open_editor`.
         benchmark: its cases.
@@ -96,8 +99,12 @@ def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones
         InputError: `output` cannot be written.
     """
     folder = output / RESULTS_FOLDER / folder_name(editor.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written ({error}); name another folder") from error
     made_of = _read_made_of(folder / MADE_OF_FILE)
+    is_kept = not isinstance(editor, ResultsEditor)
     editor_key = _digest(json.dumps([editor.name, editor.about, seed], sort_keys=True).encode())
     cases = []
     for case in tqdm(benchmark.cases, desc=editor.name, unit="case", disable=None):
@@ -107,17 +114,15 @@ def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones
         name = str(case.result_path)
         try:
             inputs = _inputs(case, seed)
-            if made_of.get(name) != key or not result.is_file():
+            if not is_kept or made_of.get(name) != key or not result.is_file():
                 made_of.pop(name, None)
                 _edit(editor, case, inputs, result, place)
                 made_of[name] = key
                 _write_made_of(folder / MADE_OF_FILE, made_of)
             scores = _score(case, inputs, result, backbones)
         except NotApplicableError as error:
-            result.unlink(missing_ok=True)
             cases.append(CaseScores(case, "not applicable", str(error)))
         except MimicBrushError as error:
-            result.unlink(missing_ok=True)
             cases.append(CaseScores(case, "failed", str(error)))
         else:
             found = place if place.is_file() else None
@@ -154,15 +159,7 @@ def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -
     source, reference = np.asarray(inputs.source), np.asarray(inputs.reference)
     reference_mask = None
     if case.reference_mask is not None:
-        read = read_picture(case.reference_mask, "L")
-        if read.size != inputs.reference.size:
-            raise DataError(
-                f"{case.reference_mask.name} is {read.width} x {read.height} px, its reference "
-                f"{inputs.reference.width} x {inputs.reference.height} px"
-            )
-        reference_mask = (np.asarray(read) > MASK_THRESHOLD).astype(np.uint8)
-        if not reference_mask.any():
-            raise DataError(f"{case.reference_mask.name} is empty")
+        reference_mask = (np.asarray(read_picture(case.reference_mask, "L")) > MASK_THRESHOLD).astype(np.uint8)
     mask = np.asarray(inputs.mask)
     return {
         variant: score_case(

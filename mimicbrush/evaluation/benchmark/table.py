@@ -14,7 +14,7 @@ from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark
 from mimicbrush.evaluation.benchmark.metrics import DEFINITIONS, METRICS, WITH_TRUTH, numbers
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
 from mimicbrush.evaluation.benchmark.runner import VARIANTS, EditorRun
-from mimicbrush.evaluation.bootstrap import LEVEL, RESAMPLES, cluster_interval
+from mimicbrush.evaluation.bootstrap import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
 from mimicbrush.evaluation.paper import ABLATIONS, TABLE_1, PaperValues
 
 #: Task -> its tracks: with a ground truth, and without.
@@ -109,7 +109,28 @@ def markdown(summary: dict[str, Any]) -> str:
             for variant in VARIANTS
         )
         + f"\n\n{NOT_THE_SAME}\n"
+        + "".join(f"\n{caution}\n" for caution in cautions(summary))
     )
+
+
+def cautions(summary: dict[str, Any]) -> list[str]:
+    """One line for each track whose intervals are of too few subjects or videos."""
+    found = []
+    for track in TRACKS:
+        groups = [
+            value["n_groups"]
+            for editor in summary.values()
+            if track in editor["tracks"]
+            for variant in VARIANTS
+            for value in editor["tracks"][track][variant].values()
+            if value["n"]
+        ]
+        if groups and min(groups) < MIN_SOURCES:
+            found.append(
+                f"{track}: intervals over {min(groups)} subjects or videos are too narrow; {MIN_SOURCES} or more are "
+                "needed to tell much."
+            )
+    return found
 
 
 def rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:

@@ -15,6 +15,9 @@ from mimicbrush.evaluation.benchmark.user_study import ANSWERS_FORMAT, KEY_FORMA
 from mimicbrush.evaluation.bootstrap import LEVEL, RESAMPLES
 from mimicbrush.ops import randomness
 
+#: What a file must hold, by its format.
+_FIELDS = {KEY_FORMAT: ("study", "editors", "cases"), ANSWERS_FORMAT: ("study",)}
+
 #: Best %, by question (paper Sec. 4).
 PAPER_USER_STUDY = {
     "Paint-by-Example": {"fidelity": 10.8, "harmony": 29.2, "quality": 15.8},
@@ -94,9 +97,10 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
                 f"{path} answers study {answers.get('study')}, {key_path} is the key of {key['study']}; score each "
                 "study with its own key"
             )
-        other = raters.setdefault(str(answers.get("rater")), path)
-        if other != path:
-            raise InputError(f"{other} and {path} are of one rater ({answers.get('rater')}); give the later one alone")
+        rater = str(answers.get("rater"))
+        if rater in raters:
+            raise InputError(f"{raters[rater]} and {path} are of one rater ({rater}); give the later one alone")
+        raters[rater] = path
         ranks[row] = _ranks(path, answers, key, editors)
         missing = int(np.isnan(ranks[row, :, :, 0]).sum())
         if missing:
@@ -207,4 +211,6 @@ def _read(path: Path, expected: str) -> dict[str, Any]:
     found = values.get("format") if isinstance(values, dict) else None
     if found != expected:
         raise InputError(f"{path}: expected {expected!r}, found {found!r}")
+    if absent := [name for name in _FIELDS[expected] if name not in values]:
+        raise InputError(f"{path}: damaged, it lacks {', '.join(absent)}")
     return dict(values)

@@ -110,13 +110,12 @@ def _spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
         category = str(values["category"])
         source_points, target_points = (np.array(values[key], np.float64) for key in ("src_kps", "trg_kps"))
         left, top, right, bottom = map(float, values["trg_bndbox"])
-        pictures = root / "JPEGImages" / category
-        names = [str(values[key]) for key in ("src_imname", "trg_imname")]
+        names = [f"{category}/{values[key]}" for key in ("src_imname", "trg_imname")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as an annotation of SPair-71k ({error!r})") from error
     if source_points.shape != target_points.shape or source_points.ndim != 2 or source_points.shape[1] != 2:
         raise DataError(f"{file}: {source_points.shape} keypoints in one picture, {target_points.shape} in the other")
-    shown = [np.asarray(read_picture(path_inside(pictures, name), "RGB")) for name in names]
+    shown = [np.asarray(read_picture(path_inside(root / "JPEGImages", name), "RGB")) for name in names]
     fits = [letterbox_matrix(each.shape[1], each.shape[0], size_px) for each in shown]
     source, reference = (warp(picture, fit, size_px, IMAGE_FILL) for picture, fit in zip(shown, fits, strict=True))
     return TransferTask(
