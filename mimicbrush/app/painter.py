@@ -133,7 +133,7 @@ class MaskStore:
             InputError: there is none of this name, it cannot be read, or it has more than `MAX_PAINTED_PIXELS`.
         """
         path = self.picture_path(name)
-        _check_kind(path, name)
+        check_kind(path, name)
         return read_picture(path, "RGB")
 
     def save_mask(self, name: str, png: bytes) -> Path:
@@ -179,7 +179,7 @@ class MaskStore:
         Raises:
             InputError: no picture of a known format, damaged, or too large.
         """
-        suffix = FORMATS[_check_kind(io.BytesIO(data), name)]
+        suffix = FORMATS[check_kind(io.BytesIO(data), name)]
         stem = re.sub(r"[^A-Za-z0-9-]+", "_", PurePosixPath(name.replace("\\", "/")).stem).strip("_")[:80] or "picture"
         if stem.endswith("_mask"):  # the mask of another upload is called so
             stem += "_picture"
@@ -217,19 +217,21 @@ def _is_mask(path: Path) -> bool:
     return path.stem.endswith("_mask")
 
 
-def _check_kind(file: Path | io.BytesIO, name: str) -> str:
-    """The format of a picture, from its first bytes; no pixel is decoded."""
+def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PAINTED_PIXELS) -> str:
+    """The format of a picture, from its first bytes; no pixel is decoded.
+
+    Raises:
+        InputError: none of `FORMATS`, or of more pixels.
+    """
     try:
         with Image.open(file, formats=list(FORMATS)) as opened:
             pixels, kind = opened.width * opened.height, str(opened.format)
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: too large; at most {MAX_PAINTED_PIXELS / 1e6:.0f} megapixels are taken") from error
+        raise InputError(f"{name}: too large; at most {max_pixels / 1e6:.0f} megapixels are taken") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{name}: no picture of a format that is taken ({', '.join(FORMATS)})") from error
-    if pixels > MAX_PAINTED_PIXELS:
-        raise InputError(
-            f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {MAX_PAINTED_PIXELS / 1e6:.0f} are taken"
-        )
+    if pixels > max_pixels:
+        raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {max_pixels / 1e6:.0f} are taken")
     return kind
 
 

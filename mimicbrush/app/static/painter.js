@@ -83,6 +83,17 @@ export class MaskPainter {
   /** How many pixels are painted. */
   count() { return this.#mask.reduce((sum, value) => sum + value, 0); }
 
+  /** The box around what is painted, [left, top, right, bottom), or null where nothing is. */
+  bounds() {
+    let [left, top, right, bottom] = [this.#width, this.#height, 0, 0];
+    this.#mask.forEach((value, at) => {
+      if (!value) return;
+      const [x, y] = [at % this.#width, Math.floor(at / this.#width)];
+      [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
+    });
+    return right ? [left, top, right, bottom] : null;
+  }
+
   undo() { if (this.canUndo) { this.#undone.push(this.#done.pop()); this.#again(); } }
   redo() { if (this.canRedo) { this.#done.push(this.#undone.pop()); this.#again(); } }
   clear() { if (this.#width) this.#finish({ kind: "clear" }); }

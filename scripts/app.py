@@ -1,0 +1,91 @@
+"""Edit in the browser: python scripts/app.py [--model DIR|released]. Needs `pip install 'mimicbrush[demo]'`.
+
+A source to paint on, a reference, and the edit; pointing at the result shows where in the reference it comes from.
+Without --model the small model that comes with the project edits, offline. Only this machine is served unless --host
+says otherwise. On another machine: ssh -L 7860:127.0.0.1:7860 MACHINE, then open the address here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder, shipped_size_px
+
+SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
+full model paints (`--model released` does)."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|proof", help="as for scripts/infer.py")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves everybody (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    dtypes = ("float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="on a GPU float16 (default: float32)")
+    parser.add_argument("--max-upload-mib", type=int, default=32, help="of one picture (default: 32)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    arguments = parser.parse_args()
+    if arguments.max_upload_mib < 1:
+        parser.error("--max-upload-mib must be 1 or more")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    folder = model_folder(arguments.model)
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the editing page needs the package gradio. Install it: pip install 'mimicbrush[demo]'")
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is told to anybody
+    import socket
+
+    import torch
+    import uvicorn
+
+    from mimicbrush.app.editing import EditingPage
+    from mimicbrush.app.editing_app import build_app
+    from mimicbrush.app.examples import examples
+    from mimicbrush.app.visits import Limits, Visits
+    from mimicbrush.pipelines.conventions import find_pipeline
+    from mimicbrush.pipelines.load import load_pipeline, on_device
+
+    pipeline = on_device(load_pipeline(find_pipeline(str(folder)), getattr(torch, arguments.dtype)), arguments.device)
+    pipeline.set_progress_bar_config(disable=True)
+    is_small = arguments.model == SHIPPED_NAME
+    about = SMALL.format(size_px=shipped_size_px()) if is_small else f"The model: {arguments.model}."
+    with tempfile.TemporaryDirectory(prefix="mimicbrush-") as temporary, socket.socket() as listening:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(temporary) / "gradio")
+        visits = Visits(Path(temporary) / "visits", Limits(upload_bytes=arguments.max_upload_mib * 2**20))
+        local = arguments.host in ("127.0.0.1", "localhost", "::1")
+        page = EditingPage(pipeline, about, visits, examples())
+        app = build_app(page, ("127.0.0.1", "localhost") if local else ("*",))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((arguments.host, arguments.port))
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"{arguments.host}:{arguments.port} cannot be had ({error}); name another --port, or 0 for any"
+            ) from error
+        host, port = listening.getsockname()[:2]
+        url = f"http://{'127.0.0.1' if local else host}:{port}/"
+        print(f"edit at {url} (Ctrl-C ends it)" + ("" if is_small else f", with {arguments.model}"), flush=True)
+        if not local:
+            print("note: everybody who reaches this machine can use it; nothing is encrypted", file=sys.stderr)
+        if arguments.open:
+            import webbrowser
+
+            webbrowser.open(url)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    run_plainly(main)

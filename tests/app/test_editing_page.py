@@ -1,0 +1,278 @@
+"""The editing page in a real browser: pictures go up, a mask is painted, the edit comes back; and what must not."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from struct import pack
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from browser import page_of
+from PIL import Image
+from toy_data import photograph
+
+from mimicbrush.app.editing import Asked
+from mimicbrush.app.visits import Limits
+from mimicbrush.assembly import build_parts
+from mimicbrush.errors import InputError
+from mimicbrush.models.options import ToyModel
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.pipelines import MimicBrushPipeline
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(smallest: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page over a toy, in a process that sees gradio; its address."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not here (the extra `dev` has it)")
+    folder = tmp_path_factory.mktemp("served") / "pipeline"
+    pipeline = MimicBrushPipeline(**vars(build_parts(smallest, 0)), scheduler=noise_scheduler())
+    pipeline.register_to_config(default_num_inference_steps=3, default_guidance_scale=2.0)
+    pipeline.save_pretrained(folder)
+    command = [sys.executable, "scripts/app.py", "--model", str(folder), "--port", "0", "--max-upload-mib", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("edit at http://127.0.0.1:"), said
+        yield said.split()[2]
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("given")
+    cat = Image.fromarray(photograph("chelsea.png"))
+    paths = {name: folder / f"{name}.png" for name in ("source", "reference", "mask", "text", "huge", "heavy")}
+    cat.crop((0, 0, 320, 240)).save(paths["source"])
+    cat.crop((60, 20, 300, 220)).save(paths["reference"])
+    mask = Image.new("L", (320, 240))
+    mask.paste(255, (40, 60, 120, 100))
+    mask.save(paths["mask"])
+    paths["text"].write_text("no picture at all")
+    paths["huge"].write_bytes(huge_png(20_000, 10_000))
+    paths["heavy"].write_bytes(os.urandom(3 * 2**20))
+    return paths
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A grey PNG of very many pixels and few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compressobj(9)
+    data = b"".join(rows.compress(bytes(width + 1)) for _ in range(height)) + rows.flush()
+    header = pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def page(browser: Browser, server: str) -> Iterator[Page]:
+    with opened(browser, server) as page:
+        yield page
+
+
+class opened:  # noqa: N801
+    """A visitor's page; gradio's own complaints of a stream that was closed are no fault."""
+
+    def __init__(self, browser: Browser, server: str) -> None:
+        self._page_of, self._server = page_of(browser, 1400, 1000, refusals=True), server
+
+    def __enter__(self) -> Page:
+        page = self._page_of.__enter__()
+        page.goto(self._server)
+        page.wait_for_selector("#mb-source [data-role=undo]", timeout=60_000)
+        page.wait_for_selector("#mb-reference .painter-mask", state="attached")
+        return page
+
+    def __exit__(self, *error: object) -> None:
+        self._page_of.__exit__(*error)  # type: ignore[arg-type]
+
+
+def give(page: Page, panel: str, path: Path, role: str = "picture") -> None:
+    page.set_input_files(f"#mb-{panel} [data-role={role}]", path)
+
+
+def said_by(page: Page, panel: str, text: str) -> None:
+    page.wait_for_function(
+        "([panel, text]) => document.querySelector(`#mb-${panel} [data-role=said]`).textContent.includes(text)",
+        arg=[panel, text],
+    )
+
+
+def give_both(page: Page, pictures: dict[str, Path]) -> None:
+    give(page, "source", pictures["source"])
+    said_by(page, "source", "320 x 240 px")
+    give(page, "reference", pictures["reference"])
+    said_by(page, "reference", "240 x 200 px")
+
+
+def paint_box(page: Page, panel: str, box: tuple[int, int, int, int]) -> None:
+    """Drag from corner to corner, in pixels of the picture, shown at its own size."""
+    shown = page.locator(f"#mb-{panel} .painter-mask").bounding_box()
+    assert shown is not None
+    page.mouse.move(shown["x"] + box[0] + 0.5, shown["y"] + box[1] + 0.5)
+    page.mouse.down()
+    page.mouse.move(shown["x"] + box[2] - 0.5, shown["y"] + box[3] - 0.5)
+    page.mouse.up()
+
+
+def edit(page: Page, text: str) -> str:
+    page.click("#mb-go")
+    page.wait_for_function(
+        "(text) => document.querySelector('#mb-said').textContent.includes(text)", arg=text, timeout=60_000
+    )
+    return page.inner_text("#mb-said")
+
+
+def result_of(page: Page) -> np.ndarray:
+    address = page.locator("#mb-result a").get_attribute("href")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(page.url.rstrip("/") + str(address)).body())))
+
+
+@pytest.mark.slow
+def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, pictures: dict[str, Path]) -> None:
+    give_both(page, pictures)
+    page.click("#mb-source [data-role=box]")
+    paint_box(page, "source", (100, 80, 180, 160))
+    edit(page, "Done.")
+    found, source = result_of(page), np.asarray(Image.open(pictures["source"]))
+    changed = np.argwhere((found != source).any(axis=-1))
+    assert found.shape == source.shape and len(changed)
+    # Pasted back with a soft edge of a few pixels; the hole is where it was painted.
+    assert changed.min(axis=0).tolist() >= [60, 80] and changed.max(axis=0).tolist() <= [180, 200]
+    assert np.array_equal(np.median(changed, axis=0).round(-1), [120, 140])
+
+    shown = page.locator("#mb-result [data-role=compare]").bounding_box()
+    assert shown is not None
+    page.mouse.move(shown["x"] + 140, shown["y"] + 120)
+    page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
+    page.mouse.move(shown["x"] + 10, shown["y"] + 10)
+    page.wait_for_selector("#mb-result [data-role=ring]", state="hidden")
+    page.locator("#mb-result [data-role=where]").fill("50")
+    assert "50%" in page.locator("#mb-result [data-role=after]").evaluate("(image) => image.style.clipPath")
+
+
+@pytest.mark.slow
+def test_several_results_of_a_part_of_the_reference_with_a_mask_from_a_file(
+    page: Page, pictures: dict[str, Path]
+) -> None:
+    give_both(page, pictures)
+    give(page, "source", pictures["mask"], "mask")
+    said_by(page, "source", "the mask of mask.png")
+    paint_box(page, "reference", (10, 10, 60, 60))
+    paint_box(page, "reference", (40, 30, 120, 110))  # takes the place of the first
+    page.get_by_label("number input for Results").fill("3")
+    page.keyboard.press("Tab")
+    with page.expect_request(lambda request: "queue/join" in request.url) as joined:
+        edit(page, "Done.")
+    assert r"\"reference_crop\":[40,30,120,110]" in str(joined.value.post_data)
+    assert page.locator("#mb-result button").count() == 3
+    first = result_of(page)
+    page.click("#mb-result button >> nth=2")
+    assert not np.array_equal(first, result_of(page))
+    assert page.locator("#mb-result a").get_attribute("download") == "edited_seed3.png"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_edited_is_said(page: Page, pictures: dict[str, Path]) -> None:
+    assert "choose a picture to edit first" in edit(page, "Not done")
+    give(page, "source", pictures["mask"], "mask")
+    said_by(page, "source", "choose a picture first")
+    give(page, "source", pictures["huge"])
+    said_by(page, "source", "at most 50 megapixels")
+    give(page, "source", pictures["text"])
+    said_by(page, "source", "no picture of a format")
+    give(page, "source", pictures["heavy"])
+    said_by(page, "source", "at most 2 MiB")
+    give_both(page, pictures)
+    assert "the mask is empty" in edit(page, "mask is empty")
+    give(page, "source", pictures["reference"], "mask")
+    said_by(page, "source", "the mask is 240 x 200 px, its picture 320 x 240 px")
+
+
+@pytest.mark.slow
+def test_an_edit_can_be_cancelled_and_the_next_one_runs(page: Page, pictures: dict[str, Path]) -> None:
+    give_both(page, pictures)
+    give(page, "source", pictures["mask"], "mask")
+    said_by(page, "source", "the mask of")
+    for name, value in (("Steps", "100"), ("Results", "4")):
+        page.get_by_label(f"number input for {name}").fill(value)
+        page.keyboard.press("Tab")
+    with page.expect_response(lambda answer: "queue/join" in answer.url):
+        page.click("#mb-go")
+    page.click("#mb-stop")
+    page.wait_for_function("document.querySelector('#mb-said').textContent.includes('Cancelled')", timeout=60_000)
+    page.get_by_label("number input for Results").fill("1")
+    page.keyboard.press("Tab")
+    edit(page, "Done.")
+
+
+@pytest.mark.slow
+def test_two_visitors_at_once_see_their_own_pictures_alone(
+    browser: Browser, server: str, pictures: dict[str, Path]
+) -> None:
+    with opened(browser, server) as ann, opened(browser, server) as bob:
+        for visitor in (ann, bob):
+            give_both(visitor, pictures)
+            give(visitor, "source", pictures["mask"], "mask")
+            said_by(visitor, "source", "the mask of")
+        ann.click("#mb-go")
+        edit(bob, "Done.")
+        ann.wait_for_function("document.querySelector('#mb-said').textContent.includes('Done')", timeout=60_000)
+        assert np.array_equal(result_of(ann), result_of(bob))  # the same pictures, model and seed
+        address = server.rstrip("/") + str(ann.locator("#mb-result a").get_attribute("href"))
+        assert ann.request.get(address).status == 200
+        assert bob.request.get(address).status == 400
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(address)
+
+
+@pytest.mark.slow
+def test_other_sites_and_other_names_are_refused(server: str) -> None:
+    rebound = urllib.request.Request(server, headers={"Host": "evil.example"})
+    without_cookie = urllib.request.Request(server + "upload", data=b"a")
+    for request in (rebound, without_cookie):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request)
+    for path in ("static/../painter.py", "static/secret", "examples/9/source", "examples/0/title"):
+        with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
+            urllib.request.urlopen(server + path)
+
+
+CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": False, "crop": "whole picture"}
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "message"),
+    [
+        ("{", {}, "not what the page sends"),
+        ("[]", {}, "not what the page sends"),
+        ("{}", {}, "choose a picture to edit first"),
+        ('{"source": "a"}', {}, "choose a reference to imitate first"),
+        ('{"trouble": "no network"}', {}, "no network"),
+        ('{"source": "a", "reference": "b"}', {"steps": 101}, "steps: must be in 1..100, got 101"),
+        ('{"source": "a", "reference": "b"}', {"count": 0}, "results: must be in 1..4, got 0"),
+        ('{"source": "a", "reference": "b"}', {"seed": None}, "not what the page sends"),
+        ('{"source": "a", "reference": "b"}', {"guidance": float("nan")}, "guidance"),
+        ('{"source": "a", "reference": "b", "reference_crop": [1, 2]}', {}, "four whole numbers"),
+    ],
+)
+def test_what_the_browser_sends_is_checked(text: str, changed: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Asked.read(text, Limits(), **{**CHOICES, **changed})  # type: ignore[arg-type]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mimicbrush.app.visits import Limits, Visits
+from mimicbrush.errors import InputError
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def written(data: bytes):  # type: ignore[no-untyped-def]
+    return lambda path: path.write_bytes(data)
+
+
+def test_a_file_is_for_its_visitor_alone(tmp_path: Path) -> None:
+    visits = Visits(tmp_path / "visits", Limits())
+    token = visits.keep("ann", ".png", written(b"a"))
+    assert visits.find("ann", token).read_bytes() == b"a"
+    for visitor, asked in (("bob", token), ("ann", token[:-1]), ("ann", "../" + token), ("", token)):
+        with pytest.raises(InputError, match="not here"):
+            visits.find(visitor, asked)
+    visits.close()
+    assert not (tmp_path / "visits").exists()
+
+
+def test_files_go_when_they_are_old_or_too_many(tmp_path: Path) -> None:
+    clock = Clock()
+    visits = Visits(tmp_path / "visits", Limits(files=2, age_s=10), clock)
+    first, second, third = (visits.keep("ann", ".png", written(b"a")) for _ in range(3))
+    with pytest.raises(InputError):
+        visits.find("ann", first)
+    assert visits.find("ann", second) and len(list(visits.folder.iterdir())) == 2
+    clock.now_s = 11
+    with pytest.raises(InputError):
+        visits.find("ann", third)
+    kept = visits.keep("bob", ".png", written(b"b"))
+    assert [path.name for path in visits.folder.iterdir()] == [f"{kept}.png"]
+
+
+def test_what_has_no_room_or_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    visits = Visits(tmp_path / "visits", Limits(total_bytes=10))
+    visits.keep("ann", ".png", written(b"12345678"))
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("full")
+
+    with pytest.raises(InputError, match="no room"):
+        visits.keep("bob", ".png", written(b"123"))
+    with pytest.raises(OSError, match="full"):
+        visits.keep("ann", ".png", fail)
+    assert len(list(visits.folder.iterdir())) == 1
