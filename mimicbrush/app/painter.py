@@ -217,21 +217,22 @@ def _is_mask(path: Path) -> bool:
     return path.stem.endswith("_mask")
 
 
-def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PAINTED_PIXELS) -> str:
+def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None) -> str:
     """The format of a picture, from its first bytes; no pixel is decoded.
 
     Raises:
-        InputError: none of `FORMATS`, or of more pixels.
+        InputError: none of `FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
     """
+    most = MAX_PAINTED_PIXELS if max_pixels is None else max_pixels
     try:
         with Image.open(file, formats=list(FORMATS)) as opened:
             pixels, kind = opened.width * opened.height, str(opened.format)
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: too large; at most {max_pixels / 1e6:.0f} megapixels are taken") from error
+        raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{name}: no picture of a format that is taken ({', '.join(FORMATS)})") from error
-    if pixels > max_pixels:
-        raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {max_pixels / 1e6:.0f} are taken")
+    if pixels > most:
+        raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")
     return kind
 
 
