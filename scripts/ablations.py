@@ -32,7 +32,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all; full is needed")
     parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
-    parser.add_argument("--steps", type=int, default=8, help="of the sampler (default: 8)")
+    parser.add_argument("--steps", type=int, default=4, help="of the sampler (default: 4)")
     return parser.parse_known_args()
 
 

@@ -12,12 +12,11 @@ import torch
 from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
 from mimicbrush.evaluation.editors import PipelineEditor
 from mimicbrush.evaluation.heldout import read_training_data
-from mimicbrush.evaluation.shipped import SHIPPED_MODEL, is_shipped, model_folder, shipped_size_px
+from mimicbrush.evaluation.shipped import SHIPPED_MODEL, model_folder, shipped_size_px
 from mimicbrush.ops.images import IMAGE_FILL, letterbox
 from mimicbrush.pipelines.load import load_pipeline
 
 SCENES = 8
-pytestmark = pytest.mark.skipif(not is_shipped(), reason="no model is shipped yet (docs/PROOF_MODEL.md)")
 
 
 @pytest.fixture(scope="module")
