@@ -162,7 +162,10 @@ def test_wrong_usage(
 
 
 def test_without_a_model_the_choices_are_named(
-    folder: Path, main: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    main: Callable[[Sequence[str]], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(main.__globals__, "is_shipped", lambda: False)  # as in an installation without it
     with pytest.raises(SystemExit):
