@@ -29,6 +29,8 @@ _STATIC = {
     "painter.css": "text/css; charset=utf-8",
     "editing.css": "text/css; charset=utf-8",
 }
+#: Gradio's own ways for files: without a limit of how many, and open to everybody who knows a name.
+_CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream")
 #: Of the pictures that are sent to be painted over.
 _JPEG_QUALITY = 92
 
@@ -45,6 +47,8 @@ def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost
 
     @app.middleware("http")
     async def know_the_visitor(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path.startswith(_CLOSED):
+            return JSONResponse({"error": "this page takes and gives no files that way"}, 404)
         response = await go_on(request)
         if request.url.path == "/" and COOKIE not in request.cookies:
             response.set_cookie(COOKIE, secrets.token_urlsafe(18), httponly=True, samesite="strict", path="/")
@@ -56,7 +60,7 @@ def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost
     async def tell(_: Request, error: InputError) -> Response:
         return JSONResponse({"error": str(error)}, 400)
 
-    @app.get("/static/{name}")
+    @app.get("/page/{name}")
     def static(name: str) -> Response:
         if name not in _STATIC:
             return JSONResponse({"error": "there is no such file"}, 404)
@@ -119,7 +123,7 @@ def _blocks(page: EditingPage) -> gr.Blocks:
     parts = dict(zip(("source", "reference", "result"), html.split("<!-- next -->"), strict=True))
 
     def part(name: str, **more: Any) -> gr.HTML:
-        start = f"import('/static/editing.js').then((page) => page.{name}(element, {{ props, watch }}));"
+        start = f"import('/page/editing.js').then((page) => page.{name}(element, {{ props, watch }}));"
         template = parts[name].replace("{max_bytes}", str(limits.upload_bytes))
         return gr.HTML(html_template=template, js_on_load=start, apply_default_css=False, elem_id=f"mb-{name}", **more)
 
@@ -138,7 +142,7 @@ def _blocks(page: EditingPage) -> gr.Blocks:
         return found, "Done. Point at the hole to see where in the reference it comes from." if told else "Done."
 
     with gr.Blocks(title="MimicBrush", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML('<link rel="stylesheet" href="/static/painter.css"><link rel="stylesheet" href="/static/editing.css">')
+        gr.HTML('<link rel="stylesheet" href="/page/painter.css"><link rel="stylesheet" href="/page/editing.css">')
         gr.Markdown(
             f"# Imitate\nPaint over what is to be replaced; give a picture that shows what belongs there. {page.about}"
         )
@@ -167,7 +171,7 @@ def _blocks(page: EditingPage) -> gr.Blocks:
             )
             gr.HTML(
                 f'<p>Examples</p><div class="mb-examples">{buttons}</div>',
-                js_on_load="import('/static/editing.js').then((page) => page.examples(element));",
+                js_on_load="import('/page/editing.js').then((page) => page.examples(element));",
                 apply_default_css=False,
             )
         text = gr.Textbox("", visible="hidden")
@@ -175,11 +179,11 @@ def _blocks(page: EditingPage) -> gr.Blocks:
             run,
             [text, steps, guidance, seed, count, keep_shape, crop],
             [result, said],
-            js="async (...values) => [await (await import('/static/editing.js')).request(), ...values.slice(1)]",
+            js="async (...values) => [await (await import('/page/editing.js')).request(), ...values.slice(1)]",
             concurrency_limit=1,
             api_visibility="private",
             show_progress_on=result,
         )
-        stop.click(None, js="async () => { (await import('/static/editing.js')).cancel(); }")
+        stop.click(None, js="async () => { (await import('/page/editing.js')).cancel(); }")
     blocks.queue(max_size=limits.waiting)
     return blocks

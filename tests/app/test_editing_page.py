@@ -250,7 +250,15 @@ def test_other_sites_and_other_names_are_refused(server: str) -> None:
     for request in (rebound, without_cookie):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(request)
-    for path in ("static/../painter.py", "static/secret", "examples/9/source", "examples/0/title"):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(urllib.request.Request(server + "gradio_api/upload", data=b"a"))
+    for path in (
+        "page/../painter.py",
+        "page/secret",
+        "gradio_api/file=/etc/hostname",
+        "examples/9/source",
+        "examples/0/title",
+    ):
         with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
             urllib.request.urlopen(server + path)
 
