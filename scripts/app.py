@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from mimicbrush.errors import InputError, run_plainly
 from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder, shipped_size_px
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
-full model paints (`--model released` does)."""
+full model paints."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +46,16 @@ def main() -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the editing page needs the package gradio. Install it: pip install 'mimicbrush[demo]'")
 
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is told to anybody
+    # uvicorn ends itself with the signal that it heard; the visitors' files must be removed before.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="mimicbrush-") as temporary:
+        # Both are read while gradio is imported. Nothing is told to anybody.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(Path(temporary) / "gradio")}
+        serve(arguments, folder, Path(temporary))
+
+
+def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
+    """Load the model, say where the page is, and serve it until a signal comes."""
     import socket
 
     import torch
@@ -62,12 +72,12 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     is_small = arguments.model == SHIPPED_NAME
     about = SMALL.format(size_px=shipped_size_px()) if is_small else f"The model: {arguments.model}."
-    with tempfile.TemporaryDirectory(prefix="mimicbrush-") as temporary, socket.socket() as listening:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(temporary) / "gradio")
-        visits = Visits(Path(temporary) / "visits", Limits(upload_bytes=arguments.max_upload_mib * 2**20))
-        local = arguments.host in ("127.0.0.1", "localhost", "::1")
-        page = EditingPage(pipeline, about, visits, examples())
-        app = build_app(page, ("127.0.0.1", "localhost") if local else ("*",))
+    visits = Visits(temporary / "visits", Limits(upload_bytes=arguments.max_upload_mib * 2**20))
+    is_local = arguments.host in ("127.0.0.1", "localhost")
+    app = build_app(
+        EditingPage(pipeline, about, visits, examples()), ("127.0.0.1", "localhost") if is_local else ("*",)
+    )
+    with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((arguments.host, arguments.port))
@@ -75,10 +85,10 @@ def main() -> None:
             raise InputError(
                 f"{arguments.host}:{arguments.port} cannot be had ({error}); name another --port, or 0 for any"
             ) from error
-        host, port = listening.getsockname()[:2]
-        url = f"http://{'127.0.0.1' if local else host}:{port}/"
+        host, port = listening.getsockname()
+        url = f"http://{host}:{port}/"
         print(f"edit at {url} (Ctrl-C ends it)" + ("" if is_small else f", with {arguments.model}"), flush=True)
-        if not local:
+        if not is_local:
             print("note: everybody who reaches this machine can use it; nothing is encrypted", file=sys.stderr)
         if arguments.open:
             import webbrowser

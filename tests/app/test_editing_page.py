@@ -44,13 +44,22 @@ def server(smallest: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     pipeline.register_to_config(default_num_inference_steps=3, default_guidance_scale=2.0)
     pipeline.save_pretrained(folder)
     command = [sys.executable, "scripts/app.py", "--model", str(folder), "--port", "0", "--max-upload-mib", "2"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    (temporary := folder.parent / "temporary").mkdir()
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
         assert said.startswith("edit at http://127.0.0.1:"), said
         yield said.split()[2]
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert not list(temporary.iterdir())  # nothing of any visitor is left
 
 
 @pytest.fixture(scope="module")
