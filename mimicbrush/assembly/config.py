@@ -103,10 +103,12 @@ def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[s
         read_networks(folder)
         made_for = read_conventions(folder)
     except MimicBrushError as error:
-        raise InputError(
-            f"model.path={model.path} cannot be used: {error}\n  Fetch the released weights with "
-            "`python scripts/fetch_weights.py model=pipeline model.path=released`"
-        ) from error
+        hint = (
+            "Fetch the released weights with `python scripts/fetch_weights.py model=pipeline model.path=released`"
+            if model.path == "released"
+            else "It is what an earlier run leaves in its run_dir; train that one first, or name another"
+        )
+        raise InputError(f"model.path={model.path} cannot be used: {error}\n  {hint}") from error
     chosen = [each.name for each in fields(PipelineModel) if model[each.name] != each.default and each.name != "path"]
     options, changed = made_for.with_choices({name: model[name] for name in chosen}, config.train.prediction_type)
     return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
