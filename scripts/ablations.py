@@ -93,7 +93,7 @@ def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
     if not path.is_file():
         return False
     found = json.loads(path.read_text())
-    return (found["about"]["pairs"], found["max_pairs"], found["num_inference_steps"]) == (
+    return (found["about"]["pairs"], found.get("max_pairs"), found["num_inference_steps"]) == (
         str(arguments.pairs),
         arguments.max_pairs,
         arguments.steps,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: How the picture is repainted, as the page names it.
 WHOLE_PICTURE, AROUND_THE_MASK = "whole picture", "around the mask"
 _MAX_GUIDANCE = 30
+#: Of the pictures that are sent to be painted over.
+_JPEG_QUALITY = 92
+_MAX_CANCELLED, _MAX_JOB = 1000, 80
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Asked:
         if not -_MAX_GUIDANCE <= guidance <= _MAX_GUIDANCE:
             raise InputError(f"guidance: must be in -{_MAX_GUIDANCE}..{_MAX_GUIDANCE}, got {guidance}")
         return cls(
-            job=job,
+            job=job[:_MAX_JOB],
             source=source,
             mask=mask,
             reference=reference,
@@ -121,8 +124,9 @@ class EditingPage:
     about: str
     visits: Visits
     examples: Sequence[Example] = ()
-    _cancelled: set[str] = field(default_factory=set)
+    _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
     _at_work: threading.Lock = field(default_factory=threading.Lock)
+    _decoding: threading.Lock = field(default_factory=threading.Lock)  # a picture takes up to a gigabyte meanwhile
 
     @property
     def limits(self) -> Limits:
@@ -140,17 +144,48 @@ class EditingPage:
         def write(path: Path) -> None:
             path.write_bytes(data)
             try:
-                read_picture(path, "RGB")
+                with self._decoding:
+                    read_picture(path, "RGB")
             except InputError as error:
                 raise InputError(str(error).replace(str(path), "this file")) from error
 
         return self.visits.keep(visitor, FORMATS[kind], write)
 
-    def cancel(self, job: str) -> None:
-        """Let an edit, that runs or waits, end at its next step."""
-        self._cancelled.add(job)
-        while len(self._cancelled) > 1000:  # of edits that never came
-            self._cancelled.pop()
+    def read(self, visitor: str, token: str) -> bytes:
+        """A file as it lies there.
+
+        Raises:
+            InputError: it is not here, or another visitor's.
+        """
+        try:
+            return self.visits.find(visitor, token).read_bytes()
+        except OSError as error:  # it went meanwhile
+            raise self.visits.absent() from error
+
+    def show(self, visitor: str, token: str) -> bytes:
+        """A picture as it will be read, as JPEG: browsers know neither all formats nor all kinds of turning.
+
+        Raises:
+            InputError: it is not here, or another visitor's.
+        """
+        buffer, path = io.BytesIO(), self.visits.find(visitor, token)
+        with self._decoding:
+            try:
+                picture = read_picture(path, "RGB")
+            except InputError as error:  # it was read when it came: it went meanwhile
+                raise self.visits.absent() from error
+            picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return buffer.getvalue()
+
+    def cancel(self, visitor: str, job: str) -> None:
+        """Let a visitor's edit, that runs or waits, end at its next step."""
+        mine = [key for key in self._cancelled if key[0] == visitor]
+        for key in [
+            *mine[: max(0, len(mine) - 9)],
+            *list(self._cancelled)[:-_MAX_CANCELLED],
+        ]:  # of edits that never came
+            self._cancelled.pop(key, None)
+        self._cancelled[visitor, job[:_MAX_JOB]] = None
 
     def edit(self, visitor: str, asked: Asked, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
         """Edit, one result after the other.
@@ -166,17 +201,19 @@ class EditingPage:
         Raises:
             InputError: pictures that are not here, or do not fit together.
         """
+        key = visitor, asked.job
         with self._at_work:  # the pipeline serves one at a time
             inputs = self._read(visitor, asked)
             found = []
             for number in range(asked.count):
-                image, places = self._edit_once(inputs, asked, number, progress)
-                if asked.job in self._cancelled:
-                    self._cancelled.discard(asked.job)
+                image, places = self._edit_once(inputs, asked, number, progress, lambda: key in self._cancelled)
+                if key in self._cancelled:
+                    self._cancelled.pop(key)
                     return None
                 token = self.visits.keep(visitor, ".png", partial(write_picture, image))
                 found.append({"token": token, "seed": asked.seed + number, "places": places})
-        return {"results": found, "source": asked.source, "width": inputs.source.width, "height": inputs.source.height}
+        size = {"width": inputs.source.width, "height": inputs.source.height}
+        return {"results": found, "source": asked.source, "reference": asked.reference, **size}
 
     def _read(self, visitor: str, asked: Asked) -> EditInputs:
         paths = {name: self.visits.find(visitor, getattr(asked, name)) for name in ("source", "mask", "reference")}
@@ -193,13 +230,18 @@ class EditingPage:
             raise InputError(message) from error
 
     def _edit_once(
-        self, inputs: EditInputs, asked: Asked, number: int, progress: Callable[[int, int], None]
+        self,
+        inputs: EditInputs,
+        asked: Asked,
+        number: int,
+        progress: Callable[[int, int], None],
+        is_cancelled: Callable[[], bool],
     ) -> tuple[Image.Image, dict[str, Any] | None]:
         from mimicbrush.pipelines.load import seeded
 
         def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
             progress(number * asked.steps + step + 1, asked.count * asked.steps)
-            if asked.job in self._cancelled:
+            if is_cancelled():
                 pipeline._interrupt = True
             return {}
 

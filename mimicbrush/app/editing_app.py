@@ -20,7 +20,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from mimicbrush.app.editing import AROUND_THE_MASK, WHOLE_PICTURE, Asked, EditingPage
 from mimicbrush.errors import InputError, MimicBrushError
-from mimicbrush.ops.files import read_picture
 
 COOKIE = "mimicbrush_visitor"
 _STATIC = {
@@ -31,8 +30,8 @@ _STATIC = {
 }
 #: Gradio's own ways for files: without a limit of how many, and open to everybody who knows a name.
 _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream")
-#: Of the pictures that are sent to be painted over.
-_JPEG_QUALITY = 92
+#: Of what the page asks gradio for; pictures go another way.
+_MAX_REQUEST_BYTES = 64 * 1024
 
 
 def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
@@ -47,8 +46,13 @@ def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost
 
     @app.middleware("http")
     async def know_the_visitor(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path.startswith(_CLOSED):
+        path = request.url.path
+        if path.startswith(_CLOSED):
             return JSONResponse({"error": "this page takes and gives no files that way"}, 404)
+        if request.method == "POST" and path.startswith("/gradio_api/"):
+            length = request.headers.get("Content-Length", "")
+            if COOKIE not in request.cookies or not length.isdecimal() or int(length) > _MAX_REQUEST_BYTES:
+                return JSONResponse({"error": "this is not what the page sends; load it again"}, 400)
         response = await go_on(request)
         if request.url.path == "/" and COOKIE not in request.cookies:
             response.set_cookie(COOKIE, secrets.token_urlsafe(18), httponly=True, samesite="strict", path="/")
@@ -77,16 +81,13 @@ def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost
 
     @app.get("/files/{token}")
     def file(token: str, request: Request) -> Response:
-        path = page.visits.find(_visitor(request), token)
-        return Response(path.read_bytes(), media_type="image/png", headers={"Cache-Control": "private, no-store"})
+        data = page.read(_visitor(request), token)
+        return Response(data, media_type="image/png", headers={"Cache-Control": "private, no-store"})
 
     @app.get("/shown/{token}")
     def shown(token: str, request: Request) -> Response:
-        # As it will be read, not as it lies there: browsers know neither all formats nor all kinds of turning.
-        buffer = io.BytesIO()
-        picture = read_picture(page.visits.find(_visitor(request), token), "RGB")
-        picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        return Response(buffer.getvalue(), media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
+        data = page.show(_visitor(request), token)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
 
     @app.get("/examples/{number}/{name}")
     def example(number: int, name: str) -> Response:
@@ -98,8 +99,7 @@ def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost
 
     @app.post("/cancel/{job}")
     def cancel(job: str, request: Request) -> dict[str, bool]:
-        _visitor(request)
-        page.cancel(job)
+        page.cancel(_visitor(request), job)
         return {"cancelled": True}
 
     return gr.mount_gradio_app(app, _blocks(page), path="/", footer_links=[], ssr_mode=False, show_error=True)

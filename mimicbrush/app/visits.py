@@ -97,8 +97,12 @@ class Visits:
         with self._lock:
             kept = self._kept.get(token)
             if kept is None or kept.visitor != visitor or self._clock() - kept.born_s > self.limits.age_s:
-                raise InputError(f"this picture is not here (any more; {self.limits.age_s / 60:.0f} minutes are kept)")
+                raise self.absent()
             return kept.path
+
+    def absent(self) -> InputError:
+        """What is told of a file that is not here, or not for who asks."""
+        return InputError(f"this picture is not here (any more; it is shown for {self.limits.age_s / 60:.0f} minutes)")
 
     def _forget_old(self, visitor: str) -> None:
         now = self._clock()

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import skimage
 from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage.segmentation import felzenszwalb
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.material import file_sha256
-from mimicbrush.evaluation.clips import LEAVES, TRAIN_PHOTOGRAPHS, ClipSpec, read_photograph
+from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, LEAVES, TRAIN_PHOTOGRAPHS, ClipSpec, read_photograph
 from mimicbrush.evaluation.leaves import dead_leaves
 from mimicbrush.ops.files import write_aside
 from mimicbrush.ops.randomness import generator
@@ -39,6 +40,10 @@ def photographs_in(folder: Path) -> list[str]:
 def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
     """Whether nothing that is tested with is trained on, and each photograph has a name of its own.
 
+    Args:
+        photographs: to train on, beside `TRAIN_PHOTOGRAPHS`.
+        heldout: to test with; where there are none, `HELDOUT_PHOTOGRAPHS` are.
+
     Raises:
         InputError: a photograph, by its bytes, is on both sides; or stills of two would have one name.
     """
@@ -47,10 +52,14 @@ def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
         namesake = stems.setdefault(Path(name).stem, name)
         if namesake != name:
             raise InputError(f"{namesake} and {name}: stills are named after their photographs; rename one of them")
-    tested = {file_sha256(Path(name)): name for name in heldout}
-    for name in photographs:
+    tested = {file_sha256(Path(name)): name for name in heldout or map(_file_of, HELDOUT_PHOTOGRAPHS)}
+    for name in [*map(_file_of, TRAIN_PHOTOGRAPHS), *photographs]:
         if (other := tested.get(file_sha256(Path(name)))) is not None:
             raise InputError(f"{name} is tested with, too ({other}); take it from one side")
+
+
+def _file_of(name: str) -> str:
+    return str(Path(skimage.__file__).parent / "data" / name)
 
 
 def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[str, ClipSpec]:

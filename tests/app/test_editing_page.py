@@ -164,7 +164,7 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, pictures: dic
     changed = np.argwhere((found != source).any(axis=-1))
     assert found.shape == source.shape and len(changed)
     # Pasted back with a soft edge of a few pixels; the hole is where it was painted.
-    assert changed.min(axis=0).tolist() >= [60, 80] and changed.max(axis=0).tolist() <= [180, 200]
+    assert (changed.min(axis=0) >= [60, 80]).all() and (changed.max(axis=0) <= [180, 200]).all()
     assert np.array_equal(np.median(changed, axis=0).round(-1), [120, 140])
 
     shown = page.locator("#mb-result [data-role=compare]").bounding_box()
@@ -257,6 +257,11 @@ def test_other_sites_and_other_names_are_refused(server: str) -> None:
     rebound = urllib.request.Request(server, headers={"Host": "evil.example"})
     without_cookie = urllib.request.Request(server + "upload", data=b"a")
     for request in (rebound, without_cookie):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request)
+    asked = urllib.request.Request(server + "gradio_api/queue/join", data=b"{}", headers={"Cookie": "other=1"})
+    large = {"Cookie": "mimicbrush_visitor=ann", "Content-Type": "application/json"}
+    for request in (asked, urllib.request.Request(server + "gradio_api/queue/join", data=bytes(2**17), headers=large)):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(request)
     with pytest.raises(urllib.error.HTTPError, match="404"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image
 
 from mimicbrush.errors import InputError
@@ -85,6 +86,11 @@ def test_a_photograph_on_both_sides_and_namesakes_are_refused(tmp_path: Path) ->
     copied.write_bytes(Path(mine).read_bytes())
     with pytest.raises(InputError, match="tested with, too"):
         proof_data.check_apart([mine], [theirs, str(copied)])
+    coffee = tmp_path / "mine" / "morning.png"
+    coffee.write_bytes((Path(skimage.__file__).parent / "data" / "coffee.png").read_bytes())
+    proof_data.check_apart([str(coffee)], [theirs])
+    with pytest.raises(InputError, match="tested with, too"):
+        proof_data.check_apart([str(coffee)], [])
     with pytest.raises(InputError, match="rename one of them"):
         proof_data.check_apart([mine, others], [])
 

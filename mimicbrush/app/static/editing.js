@@ -164,7 +164,8 @@ export function result(element, { props, watch }) {
     at("ring").hidden = panels.reference.ring.hidden = nearest < 0;
     if (nearest < 0) return;
     circle(at("ring"), source[nearest][0] / answer.width, source[nearest][1] / answer.height, source_px / answer.width * box.width);
-    panels.reference.point({ x: reference[nearest][0], y: reference[nearest][1] }, reference_px);
+    panels.reference.ring.hidden = panels.reference.token !== answer.reference; // another one is shown by now
+    if (!panels.reference.ring.hidden) panels.reference.point({ x: reference[nearest][0], y: reference[nearest][1] }, reference_px);
   }
 
   at("where").addEventListener("input", slide);
