@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from mimicbrush.errors import InputError, run_plainly
-from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder, shipped_size_px
+from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME, model_folder, shipped_size_px
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
 full model paints."""
@@ -70,7 +70,7 @@ def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
 
     pipeline = on_device(load_pipeline(find_pipeline(str(folder)), getattr(torch, arguments.dtype)), arguments.device)
     pipeline.set_progress_bar_config(disable=True)
-    is_small = arguments.model == SHIPPED_NAME
+    is_small = folder == SHIPPED_MODEL
     about = SMALL.format(size_px=shipped_size_px()) if is_small else f"The model: {arguments.model}."
     visits = Visits(temporary / "visits", Limits(upload_bytes=arguments.max_upload_mib * 2**20))
     is_local = arguments.host in ("127.0.0.1", "localhost")

@@ -30,7 +30,7 @@ WHOLE_PICTURE, AROUND_THE_MASK = "whole picture", "around the mask"
 _MAX_GUIDANCE = 30
 #: Of the pictures that are sent to be painted over.
 _JPEG_QUALITY = 92
-_MAX_CANCELLED, _MAX_JOB = 1000, 80
+_MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class EditingPage:
     visits: Visits
     examples: Sequence[Example] = ()
     _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
+    _cancelling: threading.Lock = field(default_factory=threading.Lock)
     _at_work: threading.Lock = field(default_factory=threading.Lock)
     _decoding: threading.Lock = field(default_factory=threading.Lock)  # a picture takes up to a gigabyte meanwhile
 
@@ -179,13 +180,12 @@ class EditingPage:
 
     def cancel(self, visitor: str, job: str) -> None:
         """Let a visitor's edit, that runs or waits, end at its next step."""
-        mine = [key for key in self._cancelled if key[0] == visitor]
-        for key in [
-            *mine[: max(0, len(mine) - 9)],
-            *list(self._cancelled)[:-_MAX_CANCELLED],
-        ]:  # of edits that never came
-            self._cancelled.pop(key, None)
-        self._cancelled[visitor, job[:_MAX_JOB]] = None
+        with self._cancelling:
+            self._cancelled[visitor, job[:_MAX_JOB]] = None
+            mine = [key for key in self._cancelled if key[0] == visitor]
+            # Of edits that never came, or were done before.
+            for key in {*mine[:-_MAX_CANCELLED_OF_ONE], *list(self._cancelled)[:-_MAX_CANCELLED]}:
+                del self._cancelled[key]
 
     def edit(self, visitor: str, asked: Asked, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
         """Edit, one result after the other.
@@ -208,7 +208,6 @@ class EditingPage:
             for number in range(asked.count):
                 image, places = self._edit_once(inputs, asked, number, progress, lambda: key in self._cancelled)
                 if key in self._cancelled:
-                    self._cancelled.pop(key)
                     return None
                 token = self.visits.keep(visitor, ".png", partial(write_picture, image))
                 found.append({"token": token, "seed": asked.seed + number, "places": places})

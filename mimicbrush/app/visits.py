@@ -22,7 +22,7 @@ class Limits:
     Attributes:
         upload_bytes: of one file.
         pixels: of one picture; checked before it is decoded.
-        files: of one visitor; the oldest go first.
+        files: of one visitor; those that were used longest ago go first.
         age_s: how long a file is kept.
         total_bytes: of all files of all visitors.
         images, steps: of one edit.
@@ -98,15 +98,19 @@ class Visits:
             kept = self._kept.get(token)
             if kept is None or kept.visitor != visitor or self._clock() - kept.born_s > self.limits.age_s:
                 raise self.absent()
+            self._kept[token] = self._kept.pop(token)  # the last now: a source goes on through many edits
             return kept.path
 
     def absent(self) -> InputError:
         """What is told of a file that is not here, or not for who asks."""
-        return InputError(f"this picture is not here (any more; it is shown for {self.limits.age_s / 60:.0f} minutes)")
+        return InputError(
+            f"this picture is not here (any more: {self.limits.files} of a visitor are kept, for "
+            f"{self.limits.age_s / 60:.0f} minutes); choose it again"
+        )
 
     def _forget_old(self, visitor: str) -> None:
         now = self._clock()
-        mine = [token for token, kept in self._kept.items() if kept.visitor == visitor]  # oldest first
+        mine = [token for token, kept in self._kept.items() if kept.visitor == visitor]  # longest unused first
         surplus = set(mine[: max(0, len(mine) + 1 - self.limits.files)])
         for token, kept in list(self._kept.items()):
             if token in surplus or now - kept.born_s > self.limits.age_s:

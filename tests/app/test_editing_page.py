@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from struct import pack
 from typing import TYPE_CHECKING
@@ -21,8 +22,8 @@ from browser import page_of
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.app.editing import Asked
-from mimicbrush.app.visits import Limits
+from mimicbrush.app.editing import Asked, EditingPage
+from mimicbrush.app.visits import Limits, Visits
 from mimicbrush.assembly import build_parts
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
@@ -96,21 +97,14 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
         yield page
 
 
-class opened:  # noqa: N801
-    """A visitor's page; gradio's own complaints of a stream that was closed are no fault."""
-
-    def __init__(self, browser: Browser, server: str) -> None:
-        self._page_of, self._server = page_of(browser, 1400, 1000, refusals=True), server
-
-    def __enter__(self) -> Page:
-        page = self._page_of.__enter__()
-        page.goto(self._server)
+@contextmanager
+def opened(browser: Browser, server: str) -> Iterator[Page]:
+    """A visitor's page, ready to be used."""
+    with page_of(browser, 1400, 1000, refusals=True) as page:
+        page.goto(server)
         page.wait_for_selector("#mb-source [data-role=undo]", timeout=60_000)
         page.wait_for_selector("#mb-reference .painter-mask", state="attached")
-        return page
-
-    def __exit__(self, *error: object) -> None:
-        self._page_of.__exit__(*error)  # type: ignore[arg-type]
+        yield page
 
 
 def give(page: Page, panel: str, path: Path, role: str = "picture") -> None:
@@ -173,6 +167,11 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, pictures: dic
     page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
     page.mouse.move(shown["x"] + 10, shown["y"] + 10)
     page.wait_for_selector("#mb-result [data-role=ring]", state="hidden")
+    give(page, "reference", pictures["source"])  # another than the one that the result comes from
+    said_by(page, "reference", "320 x 240 px")
+    page.mouse.move(shown["x"] + 140, shown["y"] + 120)
+    page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
+    assert page.locator("#mb-reference .mb-ring").is_hidden()
     page.locator("#mb-result [data-role=where]").fill("50")
     assert "50%" in page.locator("#mb-result [data-role=after]").evaluate("(image) => image.style.clipPath")
 
@@ -275,6 +274,15 @@ def test_other_sites_and_other_names_are_refused(server: str) -> None:
     ):
         with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
             urllib.request.urlopen(server + path)
+
+
+def test_a_flood_of_cancels_leaves_those_of_others(tmp_path: Path) -> None:
+    page = EditingPage(None, "", Visits(tmp_path / "visits", Limits()))  # type: ignore[arg-type]  # nothing is edited
+    page.cancel("ann", "mine")
+    for number in range(3000):
+        page.cancel("bob", str(number))
+    assert ("ann", "mine") in page._cancelled and ("bob", "2999") in page._cancelled
+    assert len(page._cancelled) == 11
 
 
 CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": False, "crop": "whole picture"}

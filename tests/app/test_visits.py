@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ class Clock:
         return self.now_s
 
 
-def written(data: bytes):  # type: ignore[no-untyped-def]
-    return lambda path: path.write_bytes(data)
+def written(data: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
 
 
 def test_a_file_is_for_its_visitor_alone(tmp_path: Path) -> None:
@@ -42,6 +46,17 @@ def test_files_go_when_they_are_old_or_too_many(tmp_path: Path) -> None:
         visits.find("ann", third)
     kept = visits.keep("bob", ".png", written(b"b"))
     assert [path.name for path in visits.folder.iterdir()] == [f"{kept}.png"]
+
+
+def test_what_is_used_outlasts_what_is_not(tmp_path: Path) -> None:
+    visits = Visits(tmp_path / "visits", Limits(files=3))
+    source, unused = (visits.keep("ann", ".png", written(b"a")) for _ in range(2))
+    for _ in range(5):
+        visits.find("ann", source)
+        visits.keep("ann", ".png", written(b"mask"))
+    assert visits.find("ann", source)
+    with pytest.raises(InputError, match="3 of a visitor are kept"):
+        visits.find("ann", unused)
 
 
 def test_what_has_no_room_or_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
