@@ -261,6 +261,24 @@ def test_touch_paints_and_a_cancelled_touch_leaves_nothing(page: Page, tmp_path:
     np.testing.assert_array_equal(mask_of(tmp_path / "masks/cats/small.png"), expected)
 
 
+def test_what_is_painted_while_a_mask_is_saved_is_not_taken_for_saved(page: Page) -> None:
+    choose(page, "cats/small.png")
+    page.click("#box")
+    drag(page, (20.5, 20.5), (79.5, 79.5))
+    page.evaluate(
+        "() => { const [real, late] = [window.fetch, () => new Promise((go) => setTimeout(go, 500))];"
+        " window.fetch = async (...given) => { await late(); return real(...given); }; }"
+    )
+    page.click("#save")
+    drag(page, (120.5, 120.5), (160.5, 160.5))
+    page.wait_for_selector("#status:has-text('Saved as')")
+    asked = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    page.click("#pictures button:has-text('large.jpg')")
+    page.wait_for_timeout(200)
+    assert asked == ["This mask is not saved. Go on without it?"]
+
+
 def test_going_on_without_saving_asks_first(page: Page) -> None:
     choose(page, "cats/small.png")
     page.click("#box")
