@@ -136,9 +136,7 @@ def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
         return dead_leaves(*_LEAVES_SIZE_PX, generator(int(name.removeprefix(LEAVES))))[0]
     if Path(name).name != name:
         return np.asarray(read_picture(Path(name), "RGB"))
-    path = Path(skimage.__file__).parent / "data" / name
-    if not path.is_file():
-        raise InputError(f"the installed scikit-image has no photograph {name} ({path})")
+    path = bundled_photograph(name)
     # Drawn for every photograph, so that the rest of a clip does not depend on whether this one is grey.
     dark, tint = rng.uniform(0, 70, 3), rng.uniform(150, 255, 3)
     with Image.open(path) as image:
@@ -146,6 +144,18 @@ def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
         grey = np.asarray(image, np.float64)[..., None] / 255
     return (dark + (tint - dark) * grey).round().astype(np.uint8)
+
+
+def bundled_photograph(name: str) -> Path:
+    """The file of a photograph that the scikit-image wheel brings along.
+
+    Raises:
+        InputError: this version does not.
+    """
+    path = Path(skimage.__file__).parent / "data" / name
+    if not path.is_file():
+        raise InputError(f"the installed scikit-image has no photograph {name} ({path})")
+    return path
 
 
 def _smooth_path(times: np.ndarray, rng: np.random.Generator, period_s: tuple[float, float] = (5, 11)) -> np.ndarray:

@@ -13,14 +13,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import skimage
 from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage.segmentation import felzenszwalb
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.material import file_sha256
-from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, LEAVES, TRAIN_PHOTOGRAPHS, ClipSpec, read_photograph
+from mimicbrush.evaluation.clips import (
+    HELDOUT_PHOTOGRAPHS,
+    LEAVES,
+    TRAIN_PHOTOGRAPHS,
+    ClipSpec,
+    bundled_photograph,
+    read_photograph,
+)
 from mimicbrush.evaluation.leaves import dead_leaves
 from mimicbrush.ops.files import write_aside
 from mimicbrush.ops.randomness import generator
@@ -52,14 +58,11 @@ def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
         namesake = stems.setdefault(Path(name).stem, name)
         if namesake != name:
             raise InputError(f"{namesake} and {name}: stills are named after their photographs; rename one of them")
-    tested = {file_sha256(Path(name)): name for name in heldout or map(_file_of, HELDOUT_PHOTOGRAPHS)}
-    for name in [*map(_file_of, TRAIN_PHOTOGRAPHS), *photographs]:
-        if (other := tested.get(file_sha256(Path(name)))) is not None:
-            raise InputError(f"{name} is tested with, too ({other}); take it from one side")
-
-
-def _file_of(name: str) -> str:
-    return str(Path(skimage.__file__).parent / "data" / name)
+    tested_with = [Path(name) for name in heldout] or [bundled_photograph(name) for name in HELDOUT_PHOTOGRAPHS]
+    tested = {file_sha256(path): path for path in tested_with}
+    for path in [*map(bundled_photograph, TRAIN_PHOTOGRAPHS), *map(Path, photographs)]:
+        if (other := tested.get(file_sha256(path))) is not None:
+            raise InputError(f"{path} is tested with, too ({other}); take it from one side")
 
 
 def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[str, ClipSpec]:

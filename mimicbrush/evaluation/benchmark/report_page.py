@@ -64,7 +64,7 @@ def write_report(
             for task in table.TASKS
             for variant in table.TITLES
         ],
-        not_the_same=" ".join([table.NOT_THE_SAME, *table.cautions(summary)]),
+        notes=[table.NOT_THE_SAME, *table.cautions(summary)],
         tally=table.tally(benchmark, runs),
         troubles=table.troubles(benchmark, runs),
         tracks=tracks,
