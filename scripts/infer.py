@@ -25,6 +25,7 @@ from mimicbrush.pipelines.edit_list import TEXTURE_FOLDER, Edit, checked_box, ch
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
+    from mimicbrush.ops.reference_part import ReferencePart
     from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
 
 MODELS = """no model was named, and none comes with this version. --model takes:
@@ -74,6 +75,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="auto: edit a square around the mask, at full resolution",
     )
     add("--reference-crop", type=_box, metavar="X0,Y0,X1,Y1", help="imitate only this part of the reference (pixels)")
+    add(
+        "--auto-zoom",
+        action="store_true",
+        help="edit twice, the second time with the part of the reference that the first looked at",
+    )
     add("--paste-back", action=argparse.BooleanOptionalAction, default=True, help="no: the model's whole square canvas")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
@@ -156,10 +162,15 @@ def _box(text: str) -> Box:
 
 
 class Editor:
-    """The model, loaded when the first edit needs it, and how it is to edit."""
+    """The model, loaded when the first edit needs it, and how it is to edit.
+
+    Attributes:
+        parts: with --auto-zoom, of the last edit: for each result the part of the reference that it imitates.
+    """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        self.parts: Sequence[ReferencePart | None] = ()
         if arguments.model is None and not is_shipped():
             raise InputError(MODELS)
         if arguments.model is None:
@@ -204,23 +215,26 @@ class Editor:
 
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
         """One result per seed, with the correspondences if they are asked for."""
+        options = {
+            "num_inference_steps": self.arguments.steps,
+            "guidance_scale": self.arguments.guidance,
+            "keep_shape": edit.keep_shape,
+            "crop": self.arguments.crop,
+            "reference_crop": edit.reference_crop,
+            "paste_back": self.arguments.paste_back,
+            "return_correspondence": self.arguments.save_correspondence is not None,
+        }
+        pictures = inputs.source, inputs.mask, inputs.reference
+        if self.arguments.auto_zoom:
+            from mimicbrush.pipelines.auto_zoom import edit_zoomed
+
+            result, self.parts = edit_zoomed(self.pipeline, *pictures, seeds, **options)
+            return result
         from mimicbrush.pipelines.load import seeded
 
-        result = self.pipeline(
-            inputs.source,
-            inputs.mask,
-            inputs.reference,
-            num_inference_steps=self.arguments.steps,
-            guidance_scale=self.arguments.guidance,
-            keep_shape=edit.keep_shape,
-            num_images_per_prompt=len(seeds),
-            crop=self.arguments.crop,
-            reference_crop=edit.reference_crop,
-            generator=[seeded(seed) for seed in seeds],  # one each: every image can be repeated alone
-            paste_back=self.arguments.paste_back,
-            return_correspondence=self.arguments.save_correspondence is not None,
-        )
-        return cast("MimicBrushPipelineOutput", result)
+        generators = [seeded(seed) for seed in seeds]  # one each: every image can be repeated alone
+        output = self.pipeline(*pictures, num_images_per_prompt=len(seeds), generator=generators, **options)
+        return cast("MimicBrushPipelineOutput", output)
 
 
 class _Once(logging.Filter):
@@ -280,6 +294,8 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
         write_picture(image, path)
         print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
+    for part in editor.parts:
+        print(f"auto-zoom: {_told(part)}")
     if maps:
         from mimicbrush.ops.correspondence import draw_correspondence
 
@@ -289,6 +305,14 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
             print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor)
+
+
+def _told(part: ReferencePart | None) -> str:
+    if part is None:
+        return "the first pass looked at most of the reference, so there was nothing to zoom into"
+    box = ",".join(str(side) for side in part.box)
+    of = "one place" if part.places == 1 else f"the strongest of {part.places} places"
+    return f"zoomed into {box} of the reference, {of}, with {part.share:.0%} of the hole's attention"
 
 
 def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:

@@ -17,6 +17,7 @@ from toy_editors import write_paint_by_example, write_stable_diffusion
 from mimicbrush.assembly import build_parts
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.editors import CaseEditor, CaseInputs, open_editor
+from mimicbrush.evaluation.benchmark.editors_of_pipelines import PipelineCaseEditor
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
 from mimicbrush.evaluation.benchmark.reference_only import reading_unet
 from mimicbrush.models.options import ToyModel
@@ -24,6 +25,7 @@ from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.files import read_picture
 from mimicbrush.ops.images import crop_back
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.load import load_pipeline, seeded
 
 FAST = {"device": "cpu", "num_inference_steps": 2}
@@ -109,7 +111,7 @@ def test_paint_by_example(weights: Path, case: Case, given: CaseInputs) -> None:
     boxed = open_editor(f"paint_by_example_box:{weights}", **FAST)
     result = np.asarray(boxed(case, given).image)
     assert not np.array_equal(result, whole)
-    cut = replace(given, reference=given.reference.crop((50, 10, 90, 60)))
+    cut = replace(given, reference=given.reference.crop((50, 10, 90, 60)), keep_shape=False)
     same = open_editor(f"paint_by_example:{weights}", **FAST)(case, cut).image
     assert np.array_equal(result, np.asarray(same))
     with pytest.raises(InputError, match="has no mask beside it"):
@@ -135,6 +137,22 @@ def test_reference_only_of_a_pipeline(pipeline_folder: Path, case: Case, given: 
     editor = open_editor(f"reference_only:{pipeline_folder}", guidance_scale=2.0, **FAST)
     pixels = check_manners(editor, case, given)
     assert not np.array_equal(pixels, np.asarray(editor(case, given).image))  # the shape is told by depth
+
+
+def test_a_pipeline_may_see_the_box_alone_or_look_twice(pipeline_folder: Path, case: Case, given: CaseInputs) -> None:
+    whole, boxed, zoomed = (open_editor(f"{look}{pipeline_folder}", **FAST) for look in ("", "boxed:", "auto_zoom:"))
+    assert isinstance(whole, PipelineCaseEditor)
+    assert [editor.about["reference"] for editor in (whole, boxed, zoomed)] == ["whole", "boxed", "auto_zoom"]
+    cut = replace(given, reference=given.reference.crop((50, 10, 90, 60)), keep_shape=False)
+    assert np.array_equal(check_manners(boxed, case, given), np.asarray(whole(case, cut).image))
+    output, _ = edit_zoomed(
+        whole.pipeline, given.source, given.mask, given.reference, [given.seed],
+        num_inference_steps=2, paste_back=False,
+    )  # fmt: skip
+    expected = crop_back(np.asarray(output.images[0]), given.source.height, given.source.width)
+    assert np.array_equal(check_manners(zoomed, case, given), expected)
+    with pytest.raises(InputError, match="has no mask beside it"):
+        boxed(replace(case, reference_mask=None), given)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])

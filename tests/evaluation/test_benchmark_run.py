@@ -189,6 +189,28 @@ def test_a_run_adds_up_and_writes_what_it_says(bench: Path, tmp_path: Path, netw
     assert "paper: MimicBrush" in page and "| paper: MimicBrush | 0.70 | 17.54 |" in found.table
 
 
+def test_differences_are_taken_case_by_case(bench: Path, tmp_path: Path) -> None:
+    found = evaluate_benchmark(bench, BenchmarkOptions(editors=("blur", "oracle", "source")), tmp_path / "out")
+    records = [json.loads(line) for line in (tmp_path / "out" / "per_case.jsonl").read_text().splitlines()]
+    psnr = {
+        name: [each["pasted"]["psnr"] for each in records if each["editor"] == name and each["track"] == "part_inner"]
+        for name in ("blur", "oracle")
+    }
+    (one,) = (
+        each
+        for each in found.metrics["differences"]
+        if each["editor"] == "oracle" and (each["variant"], each["metric"]) == ("pasted", "psnr")
+    )
+    assert one["mean"] == pytest.approx(60 - np.mean(psnr["blur"])) and one["n"] == len(psnr["blur"]) == 3
+    assert one["beside"] == "blur" and one["ci95"][0] <= one["mean"] <= one["ci95"][1]
+    # The source is scored where the oracle is not: without a ground truth.
+    tracks = {each["editor"]: each["track"] for each in found.metrics["differences"]}
+    assert tracks["oracle"] == "part_inner" and tracks.get("source", "part_inter") == "part_inter"
+    assert "### Difference to blur" in found.table
+    alone = evaluate_benchmark(bench, BenchmarkOptions(editors=("blur",)), tmp_path / "alone")
+    assert alone.metrics["differences"] == [] and "Difference" not in alone.table
+
+
 def test_scores_are_those_of_the_files(bench: Path, tmp_path: Path) -> None:
     evaluate_benchmark(bench, BenchmarkOptions(editors=("blur",)), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "per_case.jsonl").read_text().splitlines()[-1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -221,6 +222,18 @@ def test_what_else_can_be_written(folder: Path, infer: Callable[..., int]) -> No
     assert len(found.source_xy) and (found.source_xy > [15, 40]).all() and (found.source_xy < [45, 80]).all()
     assert array(folder / "map.png").std() > 0 and array(folder / "sheet.png").std() > 0
     assert infer(*PICTURES, "-o", "other.png", "--save-correspondence", "map.jpg") == 2  # map.npz is there
+
+
+def test_auto_zoom_says_what_it_did(
+    folder: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(*PICTURES, "-o", "zoomed.png", "--auto-zoom", "--num-images", "2") == 0
+    said = capsys.readouterr().out
+    boxes = re.findall(r"auto-zoom: zoomed into ([\d,]+) of the reference, ", said)
+    assert len(boxes) + said.count("auto-zoom: the first pass looked at most of the reference") == 2
+    for number, box in enumerate(boxes[:2] if len(boxes) == 2 else []):
+        assert infer(*PICTURES, "-o", f"again_{number}.png", "--reference-crop", box, "--seed", str(1 + number)) == 0
+        assert np.array_equal(array(folder / f"again_{number}.png"), array(folder / f"zoomed_{number}.png"))
 
 
 def test_a_crop_around_the_mask_leaves_the_rest_as_it_is(folder: Path, infer: Callable[..., int]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.editor_types import CaseEditor as CaseEditor
@@ -21,6 +22,9 @@ from mimicbrush.evaluation.benchmark.editor_weights import (
 )
 from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME
 from mimicbrush.ops.fingerprints import fingerprint
+
+if TYPE_CHECKING:
+    from mimicbrush.evaluation.benchmark.editors_of_pipelines import Look
 
 RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
 
@@ -39,6 +43,8 @@ _PUBLIC: dict[str, tuple[Repository, ...]] = {
     "ip_adapter": (INPAINTING, IP_ADAPTER),
     REFERENCE_ONLY: (INPAINTING, STABLE_DIFFUSION),
 }
+#: Ways in which a pipeline can look at its reference; without one at all of it.
+_LOOKS = ("auto_zoom", "boxed")
 #: All names, and what each is.
 KNOWN = {
     "oracle": "the ground truth, where there is one: the best that can be measured",
@@ -52,6 +58,8 @@ KNOWN = {
     "paint_by_example_box[:DIR]": "Paint-by-Example, of the box around the reference's mask",
     "ip_adapter[:DIR]": "SD-1.5 inpainting with an IP-Adapter",
     "reference_only[:DIR]": "reference-only attention, nothing trained; DIR may be a pipeline folder of ours",
+    "auto_zoom:DIR": "a pipeline that looks twice, see docs/EDITING.md; DIR may also be proof or released",
+    "boxed:DIR": "a pipeline that sees only the box around the reference's mask; likewise",
     "results:FOLDER": "results of any other method, NNN_result.png",
     "DIR": "a pipeline folder",
 }
@@ -61,6 +69,7 @@ KNOWN = {
 class _Named:
     name: str
     folder: Path | None
+    look: Look = "whole"
 
 
 def check_editor(text: str) -> None:
@@ -139,7 +148,7 @@ def _open_model(text: str, named: _Named, choices: tuple[str, int | None, float 
 
     folder = find_pipeline(RELEASED) if named.name == RELEASED else named.folder
     assert folder is not None  # `_parse` sees to it
-    return editors_of_pipelines.open_pipeline_editor(text, folder, *choices)
+    return editors_of_pipelines.open_pipeline_editor(text, folder, *choices, named.look)
 
 
 def _weight_files(named: _Named) -> list[Path]:
@@ -159,6 +168,11 @@ def _parse(text: str) -> _Named:
     name, colon, folder = text.partition(":")
     if _is_pipeline(Path(text)):
         return _Named("", Path(text))
+    if name in _LOOKS and not Path(text).expanduser().is_dir():
+        named = _parse(folder) if folder else None
+        if named is None or named.name not in ("", SHIPPED_NAME, RELEASED) or named.look != "whole":
+            raise InputError(f"{text}: after {name}: is to be a pipeline folder, {SHIPPED_NAME} or {RELEASED}")
+        return replace(named, look=cast("Look", name))
     takes_folder = name in _PUBLIC or name == RESULTS
     if takes_folder and (folder or not colon):
         return _Named(name, Path(folder).expanduser() if folder else None)

@@ -23,12 +23,10 @@ from transformers import CLIPImageProcessor
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.editor_types import CaseEditor, CaseInputs, CaseResult
 from mimicbrush.evaluation.benchmark.editor_weights import IP_ADAPTER_FILE, IP_ADAPTER_FOLDER
-from mimicbrush.evaluation.benchmark.editors_of_pipelines import back_to_source, computing_dtype, stated
+from mimicbrush.evaluation.benchmark.editors_of_pipelines import back_to_source, computing_dtype, reference_box, stated
 from mimicbrush.evaluation.benchmark.layout import Case
 from mimicbrush.models.weight_files import read_object
-from mimicbrush.ops.files import MASK_THRESHOLD, read_picture
 from mimicbrush.ops.images import IMAGE_FILL, letterbox, letterbox_mask
-from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines.load import on_device, quiet_libraries, seeded
 
 STEPS = 50
@@ -85,21 +83,8 @@ def whole_reference(case: Case, reference: Image.Image) -> Image.Image:
 
 
 def boxed_reference(case: Case, reference: Image.Image) -> Image.Image:
-    """The box around the reference's mask (paper Table 1, "with box").
-
-    Raises:
-        InputError: there is no such mask, or it does not fit.
-    """
-    if case.reference_mask is None:
-        raise InputError(
-            f"{case.reference.name} has no mask beside it ({case.number}_reference_mask.png), whose box is to be cut "
-            "out; paint_by_example takes the whole reference"
-        )
-    mask = np.asarray(read_picture(case.reference_mask, "L")) > MASK_THRESHOLD
-    if mask.shape[::-1] != reference.size or not mask.any():
-        size = f"{mask.shape[1]} x {mask.shape[0]} px, its reference {reference.width} x {reference.height} px"
-        raise InputError(f"{case.reference_mask} must have its reference's size and not be empty; it is {size}")
-    return reference.crop(mask_box(mask))
+    """The box around the reference's mask; raises as `reference_box` does."""
+    return reference.crop(reference_box(case, reference.size))
 
 
 def open_paint_by_example(

@@ -66,8 +66,9 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> E
         del editor
     summary = table.summarise(runs, options.seed)
     card = table.card(benchmark, options, backbones)
-    text = table.markdown(summary)
-    metrics = {"editors": summary, "card": card}
+    differences = table.differences(runs, options.seed)
+    text = "\n".join(part for part in (table.markdown(summary), table.differences_markdown(differences)) if part)
+    metrics = {"editors": summary, "differences": differences, "card": card}
     report.write_json(output / METRICS_FILE, metrics)
     report.write_jsonl(
         output / PER_CASE_FILE,
