@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from mimicbrush.ops.photometric import JitterRanges
 VIDEO_STRATEGIES = ("sift_grid", "random_grid", "box", "orb_grid")
 IMAGE_STRATEGIES = ("segment", "random_grid", "box", "orb_grid")
 KINDS = ("video", "image")
+_NAMES_A_FUNCTION = re.compile(r"[\w.]+:\w+$")
 
 
 @dataclass
@@ -44,8 +46,9 @@ class MaskOptions:
     """What is masked (paper Sec. 3.3).
 
     Attributes:
-        strategy: of video pairs: "sift_grid" (paper), "random_grid", "box", or "orb_grid" (released data utilities).
-        image_strategy: of photographs: "segment" (paper), "random_grid", "box" or "orb_grid".
+        strategy: of video pairs: "sift_grid" (paper), "random_grid", "box", or "orb_grid" (released data utilities); or
+            a function of your own, "module:function" (docs/EXTENDING.md).
+        image_strategy: of photographs: "segment" (paper), "random_grid", "box" or "orb_grid"; or a function.
         cells: smallest and largest N of the N x N grid, in all three grids.
         matched: sift_grid: probability that a cell with a matched SIFT point is masked.
         unmatched: sift_grid: the same for any other cell; also where no segment of a photograph will do.
@@ -77,9 +80,10 @@ class MaskOptions:
             ("image_strategy", IMAGE_STRATEGIES, "a photograph has no stored matches"),
         ):
             given = getattr(self, name)
-            if given not in known:
+            if given not in known and not _NAMES_A_FUNCTION.match(given):
                 reason = f" ({why})" if given in VIDEO_STRATEGIES + IMAGE_STRATEGIES else ""
-                raise InputError(f"data.mask.{name} must be one of {', '.join(known)}; got {given!r}{reason}")
+                names = ", ".join(known)
+                raise InputError(f"data.mask.{name} must be one of {names}, or module:function; got {given!r}{reason}")
         for name in ("matched", "unmatched", "probability", "fullest", "others"):
             _check_range(f"data.mask.{name}", [getattr(self, name)], 0, 1)
         # One cell could only be all or nothing.

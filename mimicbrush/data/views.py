@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from mimicbrush.data.options import DataOptions
+from mimicbrush.data.own_masks import draw_own_mask, own_mask_function
 from mimicbrush.data.pair import Pair, Span
 from mimicbrush.errors import DataError
 from mimicbrush.ops import masks
@@ -66,10 +67,16 @@ class ViewMaker:
     Args:
         size_px: side of the square canvas.
         options: augmentation and masks.
+
+    Raises:
+        InputError: a mask strategy names a function that is not there.
     """
 
     def __init__(self, size_px: int, options: DataOptions) -> None:
         self.size_px, self.options = size_px, options
+        for strategy in (options.mask.strategy, options.mask.image_strategy):
+            if ":" in strategy:
+                own_mask_function(strategy)  # told before anything is read
 
     def __call__(self, pair: Pair, rng: np.random.Generator) -> Views:
         """A function of the pair and of what the generator gives.
@@ -150,6 +157,8 @@ class ViewMaker:
                 fullest=options.fullest,
                 others=options.others,
             )
+        if ":" in strategy:
+            return draw_own_mask(strategy, points, self.size_px, rng)
         return masks.sift_grid_mask(
             points, self.size_px, rng, cells=options.cells, matched=options.matched, unmatched=options.unmatched
         )

@@ -1,12 +1,10 @@
 """The frozen encoders, in one place, for training and editing alike.
 
 Three words: **pixels** (B, 3, H, W) RGB in [-1, 1]; **latents** (B, 4, h, w), scaled; **image tokens**
-(B, N, C), what the CLIP encoder sees. Every function is an arrow from pixels to something else.
+(B, N, C), what the image encoder sees. Every function is an arrow from pixels to something else.
 """
 
 from __future__ import annotations
-
-from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -14,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation, Dinov2Model
+from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
+from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD, kind_of
 from mimicbrush.ops.resample import resize_like_pillow
-
-# Pixel statistics that the public CLIP and DINOv2 weights were trained with (OpenAI CLIP; ImageNet).
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def encode_latents(
@@ -51,60 +46,44 @@ def decode_latents(vae: AutoencoderKL | PatchAutoencoder, latents: torch.Tensor)
     return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
 
 
-#: What makes image tokens: CLIP (the method), or DINOv2 in the ablation of the paper's Table 3.
-ImageEncoder: TypeAlias = CLIPVisionModelWithProjection | Dinov2Model
+def encode_image_tokens(
+    image_encoder: PreTrainedModel, pixels: torch.Tensor, patches_only: bool = False
+) -> torch.Tensor:
+    """Square pixels -> image tokens (B, N, C), see `TOKEN_ENCODERS`.
 
-
-def encode_image_tokens(image_encoder: ImageEncoder, pixels: torch.Tensor, patches_only: bool = False) -> torch.Tensor:
-    """Square pixels -> image tokens (B, N, C).
-
-    Of CLIP the hidden states before the last layer (paper Sec. 3.2), of the picture resized as the released code's
-    CLIP processor does it, which is why pixels are taken to be those of an 8-bit picture. Of DINOv2 (*ours*: the paper
-    says no more than "DINOv2") the normalised output of its last layer for a picture of 16 x 16 patches.
+    The picture is resized as the released code's CLIP processor does it, which is why pixels are taken to be those of
+    an 8-bit picture.
 
     Args:
-        image_encoder: which.
+        image_encoder: a network of one of `TOKEN_ENCODERS`.
         pixels: (B, 3, S, S) in [-1, 1].
-        patches_only: without the class token, which is the first.
+        patches_only: without class tokens, which are the first.
     """
-    return _image_tokens(image_encoder, encoder_pixels(image_encoder, pixels))[:, int(patches_only) :]
+    return _image_tokens(image_encoder, encoder_pixels(image_encoder, pixels), patches_only)
 
 
-def encoder_pixels(image_encoder: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
+def encoder_pixels(image_encoder: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
     """Square pixels (B, 3, S, S) in [-1, 1] -> what the encoder takes: (B, 3, s, s), resized and normalised."""
-    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), token_image_px(image_encoder)).float() / 255
-    is_clip = isinstance(image_encoder, CLIPVisionModelWithProjection)
-    mean, std = (_CLIP_MEAN, _CLIP_STD) if is_clip else (IMAGENET_MEAN, IMAGENET_STD)
-    return normalise(resized, mean, std)
+    kind = kind_of(image_encoder)
+    size = kind.image_px(image_encoder.config)
+    resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), size).float() / 255
+    return normalise(resized, kind.mean, kind.std)
 
 
 def encode_no_image_tokens(
-    image_encoder: ImageEncoder, batch: int, device: torch.device, patches_only: bool = False
+    image_encoder: PreTrainedModel, batch: int, device: torch.device, patches_only: bool = False
 ) -> torch.Tensor:
     """Image tokens (B, N, C) of "no reference": an all-zero *normalised* pixel tensor (released code)."""
-    size = token_image_px(image_encoder)
+    size = kind_of(image_encoder).image_px(image_encoder.config)
     zeros = torch.zeros(1, 3, size, size, device=device)
-    return _image_tokens(image_encoder, zeros).expand(batch, -1, -1)[:, int(patches_only) :]
-
-
-def token_image_px(image_encoder: ImageEncoder) -> int:
-    """Side of the square picture that an encoder of image tokens is shown."""
-    if isinstance(image_encoder, CLIPVisionModelWithProjection):
-        return int(image_encoder.config.image_size)
-    # Its weights were made at 518 px; positions are interpolated for the 16 x 16 patches of Table 3.
-    return min(16 * image_encoder.config.patch_size, int(image_encoder.config.image_size))
+    return _image_tokens(image_encoder, zeros, patches_only).expand(batch, -1, -1)
 
 
 @apply_forward_hook  # the parts of a model are called here, not the model: offloading must hear of it
-def _image_tokens(image_encoder: ImageEncoder, normalised: torch.Tensor) -> torch.Tensor:
-    """Of CLIP `hidden_states[-2]`, without computing the last layer and the projection: nobody reads them."""
-    if not isinstance(image_encoder, CLIPVisionModelWithProjection):
-        return image_encoder(normalised.to(image_encoder.dtype)).last_hidden_state
-    vision = image_encoder.vision_model
-    hidden = vision.pre_layrnorm(vision.embeddings(normalised.to(image_encoder.dtype)))
-    for layer in vision.encoder.layers[:-1]:
-        hidden = layer(hidden, None)
-    return hidden
+def _image_tokens(image_encoder: PreTrainedModel, normalised: torch.Tensor, patches_only: bool) -> torch.Tensor:
+    kind = kind_of(image_encoder)
+    tokens = kind.tokens(image_encoder, normalised.to(image_encoder.dtype))
+    return tokens[:, kind.class_tokens :] if patches_only else tokens
 
 
 def estimate_depth(

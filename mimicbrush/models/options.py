@@ -7,6 +7,44 @@ from dataclasses import dataclass
 from mimicbrush.errors import InputError
 
 
+@dataclass(frozen=True)
+class ReferenceEncoder:
+    """Something that may read the reference.
+
+    Attributes:
+        weights: the options of `PretrainedModel` whose weights it takes, beside those that all take; last of what makes
+            image tokens.
+        token_class: class of the network that makes its image tokens.
+    """
+
+    weights: tuple[str, ...]
+    token_class: str
+
+
+#: By the value of `ModelOptions.reference_encoder`. How each makes image tokens: `models.token_encoders`.
+REFERENCE_ENCODERS = {
+    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection"),
+    "clip": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection"),
+    "dinov2": ReferenceEncoder(("dinov2",), "Dinov2Model"),
+}
+
+
+def encoder_without_unet(token_class: str) -> str:
+    """What reads the reference where there is no reference U-Net.
+
+    Args:
+        token_class: of the network that makes image tokens.
+
+    Raises:
+        InputError: no encoder has it.
+    """
+    for name, encoder in REFERENCE_ENCODERS.items():
+        if encoder.token_class == token_class and name != "unet":
+            return name
+    known = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
+    raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(known)}")
+
+
 @dataclass
 class ModelOptions:
     """What paper and released code do differently (docs/DECISIONS.md); saved with every pipeline.
@@ -45,7 +83,7 @@ class ModelOptions:
             raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
         for name, allowed in (
             ("letterbox_order", ("resize_then_pad", "pad_then_resize")),
-            ("reference_encoder", ("unet", "clip", "dinov2")),
+            ("reference_encoder", tuple(REFERENCE_ENCODERS)),
             ("reference_sharing", ("hidden_states", "keys_values")),
             ("reference_timestep", ("current", "zero")),
             ("depth_channels", (1, 3)),
@@ -93,8 +131,7 @@ class PretrainedModel(ModelOptions):
 
     def weight_options(self) -> tuple[str, ...]:
         """The options that name weights which these choices need."""
-        reading = {"unet": ("reference_unet", "image_encoder"), "clip": ("image_encoder",), "dinov2": ("dinov2",)}
-        return ("unet", *reading[self.reference_encoder], "vae", "depth_estimator")
+        return ("unet", *REFERENCE_ENCODERS[self.reference_encoder].weights, "vae", "depth_estimator")
 
 
 @dataclass

@@ -20,15 +20,15 @@ from transformers import (
     DepthAnythingForDepthEstimation,
     Dinov2Config,
     Dinov2Model,
+    PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.encoders import ImageEncoder
-from mimicbrush.models.options import PretrainedModel, ToyModel
+from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.stored_weights import clip_config
+from mimicbrush.models.token_encoders import TOKEN_ENCODERS
 from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
 from mimicbrush.models.weight_checks import check_networks
 from mimicbrush.models.weight_facts import examine
@@ -48,7 +48,7 @@ class Parts:
     vae: AutoencoderKL | PatchAutoencoder
     unet: UNet2DConditionModel
     reference_unet: ReferenceUNet | None
-    image_encoder: ImageEncoder
+    image_encoder: PreTrainedModel
     image_projector: ImageProjector
     depth_estimator: DepthAnythingForDepthEstimation
     depth_projector: DepthProjector
@@ -87,25 +87,9 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             cross_attention_dim=options.context_width,
             norm_num_groups=8,
         )
-        token_width = 64
-        image_encoder: ImageEncoder
-        if options.reference_encoder == "dinov2":
-            image_encoder = Dinov2Model(
-                Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
-            )
-            token_width = 48
-        else:
-            image_encoder = CLIPVisionModelWithProjection(
-                CLIPVisionConfig(
-                    hidden_size=token_width,
-                    intermediate_size=2 * token_width,
-                    projection_dim=32,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    image_size=32,
-                    patch_size=8,
-                )
-            )
+        # Where a U-Net reads the reference, image tokens of CLIP do so beside it.
+        tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
+        image_encoder = TOKEN_ENCODERS[tokens_of].toy()
         depth_estimator = small_depth_estimator()
         reference_unet = None
         if options.reference_encoder == "unet":
@@ -114,10 +98,10 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             )
         if reference_unet is not None and options.shared_start:
             begin_alike(unet, reference_unet)
-        if trained and options.reference_encoder == "dinov2":
-            raise InputError("model.reference_encoder=dinov2: there is no DINOv2 among the small encoders")
+        if trained and tokens_of != "clip":
+            raise InputError(f"model.reference_encoder={tokens_of}: among the small encoders is only a CLIP")
         if trained:
-            image_encoder, token_width = trained.image_encoder, trained.image_encoder.config.hidden_size
+            image_encoder = trained.image_encoder
         depth_channels = (16, 32) if reduction == 2 else tuple(8 * 2**level for level in range(reduction.bit_length()))
         return Parts(
             vae=trained.vae if trained else PatchAutoencoder(),
@@ -125,7 +109,9 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
             reference_unet=reference_unet,
             image_encoder=image_encoder.eval(),
             # By name: diffusers takes what is given by position for a default, and its from_config forgets it.
-            image_projector=ImageProjector(image_width=token_width, context_width=options.context_width),
+            image_projector=ImageProjector(
+                image_width=image_encoder.config.hidden_size, context_width=options.context_width
+            ),
             depth_estimator=trained.depth_estimator if trained else depth_estimator.eval(),
             depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=depth_channels),
         )
@@ -223,7 +209,7 @@ def random_parts(
         return max(1, round(width * share / step)) * step
 
     depth_width = scaled(768, 64)
-    image_encoder: ImageEncoder
+    image_encoder: PreTrainedModel
     if reference_encoder == "dinov2":
         token_width = scaled(1024, 64)
         heads = token_width // 64
@@ -313,17 +299,12 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
         if options.reference_encoder == "unet":
             stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], use_safetensors=True)
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
-        image_encoder: ImageEncoder
-        if options.reference_encoder == "dinov2":
-            image_encoder = Dinov2Model.from_pretrained(folders["dinov2"], dtype=torch.float32, use_safetensors=True)
-        else:
-            with _no_word_of_unused_weights():  # a whole CLIP has a text encoder
-                image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-                    folders["image_encoder"],
-                    config=clip_config(networks["image_encoder"].config),
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                )
+        tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
+        kind, stored = TOKEN_ENCODERS[tokens_of], networks[REFERENCE_ENCODERS[tokens_of].weights[-1]]
+        with _no_word_of_unused_weights():  # a whole CLIP has a text encoder
+            image_encoder = kind.model_class.from_pretrained(
+                stored.folder, config=kind.read_config(stored.config), dtype=torch.float32, use_safetensors=True
+            )
         depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(
             folders["depth_estimator"], dtype=torch.float32, use_safetensors=True
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
-from transformers import (
-    CLIPVisionModelWithProjection,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
@@ -26,11 +20,11 @@ from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.stored_weights import (
     POSITION_IDS,
     check_fit,
-    clip_config,
     hub_name,
     present_vae_names,
     vision_half,
 )
+from mimicbrush.models.token_encoders import TOKEN_ENCODERS
 from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
 from mimicbrush.models.weight_files import DamagedFileError, StoredNetwork
 
@@ -50,13 +44,7 @@ _DIFFUSERS: dict[str, Any] = {
     for kind in (UNet2DConditionModel, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL, PatchAutoencoder,
                  ImageProjector, DepthProjector)
 }  # fmt: skip
-_TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "CLIPVisionModelWithProjection": lambda config: CLIPVisionModelWithProjection(clip_config(config)),
-    "Dinov2Model": lambda config: Dinov2Model(Dinov2Config.from_dict(config)),
-    "DepthAnythingForDepthEstimation": lambda config: DepthAnythingForDepthEstimation(
-        DepthAnythingConfig.from_dict(config)
-    ),
-}
+_DEPTH = DepthAnythingForDepthEstimation.__name__
 
 
 def check_networks(networks: Mapping[str, StoredNetwork]) -> None:
@@ -90,14 +78,19 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
 
 
 def _build(class_name: str, network: StoredNetwork) -> nn.Module:
-    if class_name not in _DIFFUSERS and class_name not in _TRANSFORMERS:
-        known = ", ".join([*_DIFFUSERS, *_TRANSFORMERS])
-        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {known}")
+    token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
+    if class_name not in (known := (*_DIFFUSERS, *token_encoders, _DEPTH)):
+        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(known)}")
     try:
+        built: nn.Module
         if class_name in _DIFFUSERS:
-            built: nn.Module = _DIFFUSERS[class_name].from_config(network.config)
-            return built
-        return _TRANSFORMERS[class_name](network.config)
+            built = _DIFFUSERS[class_name].from_config(network.config)
+        elif class_name == _DEPTH:
+            built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
+        else:
+            kind = token_encoders[class_name]
+            built = kind.model_class(kind.read_config(network.config))
+        return built
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{network.folder / 'config.json'} describes no {class_name} ({error!r})") from error
 

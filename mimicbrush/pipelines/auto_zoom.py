@@ -1,7 +1,7 @@
 """Auto-zoom: edit, see which part of the reference was looked at, and edit again with that part alone.
 
-The paper's stated failure (limitations) is a region that is small in the reference, or one of several candidates; its advice
-is to crop the reference. This does so from the attention of a first pass. It costs a second edit.
+The paper's stated failure (limitations) is a region that is small in the reference, or one of several candidates; its
+advice is to crop the reference. This does so from the attention of a first pass. It costs a second edit.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.encoders import (
@@ -18,7 +17,7 @@ from mimicbrush.models.encoders import (
     estimate_depth,
     no_depth,
 )
-from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.options import ModelOptions, encoder_without_unet
 from mimicbrush.models.reference_attention import project_context, project_references
 from mimicbrush.models.unets import KeyValueReferenceUNet
 from mimicbrush.ops.crops import Box, Placement, crop
@@ -40,7 +39,7 @@ class ConditionedPipeline(PublishedPipeline):
     def options(self) -> ModelOptions:
         """What this pipeline does where paper and released code differ."""
         shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
-        tokens_of = "dinov2" if isinstance(self.image_encoder, Dinov2Model) else "clip"
+        tokens_of = encoder_without_unet(type(self.image_encoder).__name__)
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.options import ModelOptions, encoder_without_unet
 from mimicbrush.models.weight_files import StoredNetwork, read_network, read_object
 
 #: Options that choose networks or their shapes: with other values, these would be other weights.
@@ -139,7 +139,7 @@ def read_conventions(folder: Path) -> Conventions:
     defaults = ModelOptions()
     options = {each.name: index.get(each.name, getattr(defaults, each.name)) for each in fields(ModelOptions)}
     px_per_latent = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
-    tokens_of = "dinov2" if classes["image_encoder"] == "Dinov2Model" else "clip"
+    tokens_of = encoder_without_unet(classes["image_encoder"])
     try:
         options |= {
             "size_px": unet["sample_size"] * px_per_latent,

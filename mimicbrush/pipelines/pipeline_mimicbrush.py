@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation, Dinov2Model
+from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.models.correspondence import CorrespondenceRecord
@@ -74,7 +74,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         vae: AutoencoderKL | PatchAutoencoder,
         unet: UNet2DConditionModel,
         reference_unet: ReferenceUNet | None,
-        image_encoder: CLIPVisionModelWithProjection | Dinov2Model,
+        image_encoder: PreTrainedModel,
         image_projector: ImageProjector,
         depth_estimator: DepthAnythingForDepthEstimation,
         depth_projector: DepthProjector,

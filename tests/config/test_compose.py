@@ -128,7 +128,7 @@ def test_misspelt_keys_and_wrong_types_are_errors(override: str) -> None:
         ("train.mixed_precision=fp8", "train.mixed_precision must be one of"),
         ("train.max_steps=0", "train.max_steps must be 1 or more, got 0"),
         ("train.keep_checkpoints=1", "2 or more"),
-        ("data.mask.strategy=grid", "data.mask.strategy must be one of sift_grid, random_grid, box, orb_grid; got"),
+        ("data.mask.strategy=grid", "must be one of sift_grid, random_grid, box, orb_grid, or module:function"),
         ("data.augment_on=gpu", "data.augment_on must be cpu or device"),
         ("data.video_ratio=70", r"data.video_ratio must be in 0\.\.1; got 70"),
         ("+data.sources={a:{root:x,weight:-1}}", "both given"),

@@ -94,5 +94,5 @@ def test_encoders_that_are_absent_or_do_not_fit_are_named(folder: Path, tmp_path
         toy_parts(ToyModel(size_px=64, encoders=str(tmp_path)))
     with pytest.raises(InputError, match="multiple of 8"):
         toy_parts(ToyModel(size_px=36, encoders=str(folder)))
-    with pytest.raises(InputError, match="no DINOv2"):
+    with pytest.raises(InputError, match="only a CLIP"):
         toy_parts(ToyModel(size_px=64, encoders=str(folder), reference_encoder="dinov2"))

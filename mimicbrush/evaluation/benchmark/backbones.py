@@ -18,10 +18,9 @@ from transformers.utils import logging as transformers_logging
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.metrics import on_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
-from mimicbrush.models.encoders import IMAGENET_MEAN, IMAGENET_STD
+from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.pipelines.conversion.reading import read_state_dict
 
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 #: Side of the pictures that DINO and DINOv2 see, a multiple of their patches (16 and 14).
 DINO_PX = 224
 Loaded = TypeVar("Loaded")
@@ -67,7 +66,7 @@ class ClipSimilarity:
         return float(F.cosine_similarity(self._image(on_square(picture)), embedding))
 
     def _image(self, picture: np.ndarray) -> torch.Tensor:
-        pixels = _pixels(picture, self.size_px, _CLIP_MEAN, _CLIP_STD).to(self.model.device)
+        pixels = _pixels(picture, self.size_px, CLIP_MEAN, CLIP_STD).to(self.model.device)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
 

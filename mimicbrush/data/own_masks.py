@@ -1,0 +1,54 @@
+"""Mask strategies of a user's own: a function anywhere on the Python path, named as module:function."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import numpy as np
+
+from mimicbrush.errors import InputError
+
+#: (points, size_px, rng) -> mask, see docs/EXTENDING.md. Points are matches of a video pair, (K, 2) canvas pixels
+#: (x, y); of a photograph, of which no matches are stored, (0, 2). The mask is (S, S), 1 = repaint.
+MaskFunction = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+
+def own_mask_function(name: str) -> MaskFunction:
+    """The function that a name stands for.
+
+    Args:
+        name: module:function.
+
+    Raises:
+        InputError: there is no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"data.mask: {name}: {error}; if {module_name}.py lies in this folder, begin with PYTHONPATH=."
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"data.mask: {name}: {error}") from error
+    if not callable(function):
+        raise InputError(f"data.mask: {name} is no function, but {type(function).__name__}")
+    return function
+
+
+def draw_own_mask(name: str, points: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
+    """What a user's function draws, (S, S) uint8.
+
+    Raises:
+        InputError: see `own_mask_function`; or it is no mask with something to repaint and something to keep.
+    """
+    mask = np.asarray(own_mask_function(name)(points, size_px, rng))
+    if mask.shape != (size_px, size_px) or mask.dtype not in (np.uint8, bool) or mask.max() > 1:
+        raise InputError(
+            f"data.mask: {name} gave {mask.shape} {mask.dtype} with values to {mask.max()}; expected "
+            f"({size_px}, {size_px}) of bool, or of uint8 with 1 = repaint and 0 = keep"
+        )
+    if mask.all() or not mask.any():
+        raise InputError(f"data.mask: {name} gave a mask that is all {int(mask[0, 0])}; such a sample teaches nothing")
+    return mask.astype(np.uint8)

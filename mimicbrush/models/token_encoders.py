@@ -1,0 +1,103 @@
+"""Networks that make image tokens of a reference: CLIP (the method), or another in the ablation of the paper's Table 3.
+
+Adding one is an entry in `TOKEN_ENCODERS` and one in `options.REFERENCE_ENCODERS`: docs/EXTENDING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model, PreTrainedModel
+
+from mimicbrush.models.options import encoder_without_unet
+from mimicbrush.models.stored_weights import clip_config
+
+# Pixel statistics that the public CLIP and DINOv2 weights were trained with (OpenAI CLIP; ImageNet).
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TokenEncoder:
+    """A kind of network that makes image tokens.
+
+    Attributes:
+        model_class: of transformers.
+        read_config: what a config.json holds -> its config.
+        mean, std: of the pixels that it was trained with, in 0..1, red, green, blue.
+        image_px: its config -> side of the square picture that it is shown.
+        tokens: the network and normalised pixels (B, 3, s, s) -> tokens (B, N, C).
+        class_tokens: how many of the first tokens are of no patch.
+        toy: makes one with random weights, for pictures of 32 px.
+    """
+
+    model_class: type[PreTrainedModel]
+    read_config: Callable[[dict[str, Any]], Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_px: Callable[[Any], int]
+    tokens: Callable[[Any, torch.Tensor], torch.Tensor]
+    class_tokens: int
+    toy: Callable[[], PreTrainedModel]
+
+
+def clip_tokens(encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
+    """`hidden_states[-2]` (paper Sec. 3.2), without computing the last layer and the projection: nobody reads them."""
+    vision = encoder.vision_model
+    hidden = vision.pre_layrnorm(vision.embeddings(pixels))
+    for layer in vision.encoder.layers[:-1]:
+        hidden = layer(hidden, None)
+    return hidden
+
+
+def last_tokens(encoder: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The normalised output of the last layer."""
+    tokens: torch.Tensor = encoder(pixels).last_hidden_state
+    return tokens
+
+
+#: By the name that `ModelOptions.reference_encoder` has for it.
+TOKEN_ENCODERS: dict[str, TokenEncoder] = {
+    "clip": TokenEncoder(
+        model_class=CLIPVisionModelWithProjection,
+        read_config=clip_config,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        image_px=lambda config: int(config.image_size),
+        tokens=clip_tokens,
+        class_tokens=1,
+        toy=lambda: CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=64,
+                intermediate_size=128,
+                projection_dim=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                image_size=32,
+                patch_size=8,
+            )
+        ),
+    ),
+    # *Ours*: the paper says no more than "DINOv2".
+    "dinov2": TokenEncoder(
+        model_class=Dinov2Model,
+        read_config=Dinov2Config.from_dict,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        # Its weights were made at 518 px; positions are interpolated for the 16 x 16 patches of Table 3.
+        image_px=lambda config: min(16 * config.patch_size, int(config.image_size)),
+        tokens=last_tokens,
+        class_tokens=1,
+        toy=lambda: Dinov2Model(
+            Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+        ),
+    ),
+}
+
+
+def kind_of(encoder: PreTrainedModel) -> TokenEncoder:
+    """What is known of an encoder of image tokens."""
+    return TOKEN_ENCODERS[encoder_without_unet(type(encoder).__name__)]
