@@ -93,13 +93,16 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     pipeline.set_progress_bar_config(disable=True)
     editor = editors.PipelineEditor(pipeline, options.num_inference_steps, options.guidance_scale)
 
-    from mimicbrush.evaluation.run import evaluate
+    from mimicbrush.evaluation.run import EDITS_FILE, PICTURES_FOLDER, evaluate
 
     # 3. The numbers.
     about = {"editor": str(editor_folder), "pairs": str(pairs_folder)}
     metrics = evaluate(editor, selection.pairs, pipeline.size_px, options, output, about)
     print(report.summary(metrics, options.sets))
     print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
+    edits = output / PICTURES_FOLDER / options.sets[0] / EDITS_FILE
+    if edits.is_file():
+        print(f"edit those again: python scripts/infer.py --batch {edits} --output-dir edits --model {editor_name}")
 
 
 def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, Any]) -> None:

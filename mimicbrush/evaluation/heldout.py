@@ -77,7 +77,7 @@ def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: Traini
         training: what the model was trained on; None: not known.
 
     Raises:
-        DataError: no pair is left, or a held-out source was trained on all the same.
+        DataError: no pair is left, because none is held out, or all that are were trained on all the same.
     """
     kept, messages = _of_one_kind(pairs)
     if split == "all":
@@ -100,8 +100,8 @@ def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: Traini
             f"none of the {sources} sources is held out, so there is nothing to evaluate on; "
             "take split=all to use every pair (trained on or not), or another folder of mined pairs"
         )
-    _check_unseen(heldout, training)
-    return Selection(list(heldout), messages)
+    unseen, note = _unseen(heldout, training)
+    return Selection(unseen, [*messages, *note])
 
 
 def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
@@ -117,14 +117,17 @@ def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     return list(pairs), [message]
 
 
-def _check_unseen(heldout: Sequence[Pair], training: TrainingData | None) -> None:
-    """Guard the split: a folder that has lost sources since the training holds out others."""
+def _unseen(heldout: Sequence[Pair], training: TrainingData | None) -> tuple[list[Pair], list[str]]:
+    """Held-out pairs that were never trained on: weights may have begun with others, a folder may have lost sources."""
+    unseen = [pair for pair in heldout if not (training and training.has_seen(pair))]
     seen = sorted({pair.source_path for pair in heldout if training and training.has_seen(pair)})
-    if seen:
-        raise DataError(
-            f"{len(seen)} sources that are held out now were trained on ({', '.join(seen[:3])}): the folder "
-            "has changed since; evaluate on the folder as it was, on another one, or with split=all"
-        )
+    if not seen:
+        return unseen, []
+    named = f"{len(seen)} of the sources that are held out now were trained on before ({', '.join(seen[:3])}): "
+    why = "the weights that this model began with had seen them, or the folder has changed since"
+    if not unseen:
+        raise DataError(f"{named}{why}. None is left to evaluate on; take another folder, or split=all")
+    return unseen, [f"{named}{why}. They are left out."]
 
 
 def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:

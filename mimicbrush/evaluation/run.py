@@ -22,6 +22,8 @@ from mimicbrush.ops.files import write_picture
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
 PICTURES_FOLDER = "pictures"
+#: The pairs that are shown, as scripts/infer.py --batch takes them.
+EDITS_FILE = "edits.jsonl"
 SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}
 
 #: What the contact sheets show of each pair.
@@ -129,13 +131,16 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
         return
     folder = output / PICTURES_FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, edits = [], []
     for number, edited in enumerate(shown):
         cells = edited.pictures()
         clip = re.sub(r"\W+", "_", Path(edited.sample.plan.pair.source_path).stem)[:60]
+        names = {column: f"{number:02d}_{clip}_{column}.png" for column in cells}
         for column, picture in cells.items():
-            write_picture(Image.fromarray(picture), folder / f"{number:02d}_{clip}_{column}.png")
+            write_picture(Image.fromarray(picture), folder / names[column])
+        edits.append({"source": names["target"], "mask": names["mask"], "reference": names["reference"]})
         rows.append(sheets.SheetRow(edited.caption(), [cells[column] for column in _SHOWN_COLUMNS]))
+    report.write_jsonl(folder / EDITS_FILE, edits)
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
     title += report.gain_sentences(summary).split("\n")[0]
     sheet = sheets.contact_sheet(title, [COLUMNS[column] for column in _SHOWN_COLUMNS], rows)

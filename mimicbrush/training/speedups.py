@@ -41,7 +41,7 @@ def apply_speedups(trainee: nn.Module, options: TrainOptions, channels_last: boo
 
 
 #: Dense half-precision FLOP per second by the makers' data sheets, without sparsity: part of the name -> rate.
-_PEAKS = {
+PEAK_FLOP_PER_S = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -61,7 +61,7 @@ def peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | None:
     if device.type != "cuda" or mixed_precision == "no":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((rate for part, rate in _PEAKS.items() if part in name), None)
+    return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
 def training_flop(trainee: Trainee, encoders: FrozenEncoders) -> float:

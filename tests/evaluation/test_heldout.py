@@ -42,9 +42,15 @@ def test_split_all_uses_all_and_warns_of_sources_that_were_trained_on(rendered: 
     assert "4 of these sources were trained on" in selection.messages[0]
 
 
-def test_a_held_out_source_that_was_trained_on_is_an_error(rendered: list[Pair]) -> None:
-    with pytest.raises(DataError, match="trained on"):
+def test_held_out_sources_that_were_trained_on_are_left_out(rendered: list[Pair]) -> None:
+    with pytest.raises(DataError, match=r"were trained on before .* None is left"):
         select_pairs(rendered, "heldout", _trained_on(rendered))
+    heldout = split_pairs(rendered, "heldout")
+    seen = heldout[0].source_hash
+    training = _trained_on([pair for pair in rendered if pair not in heldout or pair.source_hash == seen])
+    selection = select_pairs(rendered, "heldout", training)
+    assert selection.pairs == [pair for pair in heldout if pair.source_hash != seen] != []
+    assert f"1 of the sources that are held out now were trained on before ({heldout[0].source_path})" in selection.messages[0]
 
 
 def test_nothing_held_out_is_an_error_that_says_what_to_do(rendered: list[Pair]) -> None:

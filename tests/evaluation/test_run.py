@@ -21,6 +21,8 @@ from mimicbrush.evaluation.report import gain_sentences, summary
 from mimicbrush.evaluation.run import evaluate
 from mimicbrush.ops.files import ASIDE_PATTERN
 from mimicbrush.ops.similarity import psnr_inside
+from mimicbrush.pipelines.edit_inputs import read_inputs
+from mimicbrush.pipelines.edit_list import collect_edits
 
 SIZE = 48
 OPTIONS = EvaluationOptions(batch_size=3)
@@ -109,7 +111,11 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     for name in ("contact_sheet.png", "contact_sheet_warped.png"):
         with Image.open(tmp_path / "out" / name) as sheet:
             assert sheet.width > 10 * 144
-    assert len(list((tmp_path / "out" / "pictures" / "natural").glob("*_model.png"))) == 2
+    pictures = tmp_path / "out" / "pictures" / "natural"
+    assert len(list(pictures.glob("*_model.png"))) == 2
+    edits = collect_edits(pictures / "edits.jsonl", tmp_path / "edits")
+    assert [edit.source for edit in edits] == sorted(pictures.glob("*_target.png"))
+    assert all(read_inputs(edit).mask.size == read_inputs(edit).source.size for edit in edits)
     assert not list((tmp_path / "out").rglob(ASIDE_PATTERN))
 
 
