@@ -50,7 +50,8 @@ def test_held_out_sources_that_were_trained_on_are_left_out(rendered: list[Pair]
     training = _trained_on([pair for pair in rendered if pair not in heldout or pair.source_hash == seen])
     selection = select_pairs(rendered, "heldout", training)
     assert selection.pairs == [pair for pair in heldout if pair.source_hash != seen] != []
-    assert f"1 of the sources that are held out now were trained on before ({heldout[0].source_path})" in selection.messages[0]
+    (message,) = selection.messages
+    assert f"1 of the sources that are held out now were trained on before ({heldout[0].source_path})" in message
 
 
 def test_nothing_held_out_is_an_error_that_says_what_to_do(rendered: list[Pair]) -> None:

@@ -17,7 +17,7 @@ from mimicbrush.evaluation.benchmark.layout import TRACKS, TrackName
 from mimicbrush.evaluation.heldout import HASH_DIGITS, TRAINING_DATA_FILE
 from mimicbrush.ops.files import read_picture
 
-MANIFEST = Path(__file__).parents[2] / "data_manifests/dreambooth_inner_id.jsonl"
+MANIFEST = Path(__file__).parents[1] / "data_manifests/dreambooth_inner_id.jsonl"
 
 
 def picture(path: Path, image: np.ndarray) -> Path:

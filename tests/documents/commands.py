@@ -1,0 +1,142 @@
+"""Every command that the documents name, and what is done with each: run at toy size, or run by another test."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+#: In this order: what an earlier one leaves behind is there for a later one.
+DOCUMENTS = [
+    "docs/YOUR_VIDEOS.md",
+    "README.md",
+    *sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md") if path.name != "YOUR_VIDEOS.md"
+    ),
+    "CONTRIBUTING.md",
+    "data_manifests/README.md",
+    "data_manifests/DREAMBOOTH.md",
+    "mimicbrush/assets/proof/README.md",
+]
+_PROGRAMS = (
+    "python", ".venv/bin/python", "pip", "make", "bash", "git", "hf", "accelerate launch", "torchrun", "sbatch",
+    "tensorboard", "EDIT",
+)  # fmt: skip
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_IS_COMMAND = re.compile(rf"(\w+=\S+ )*({'|'.join(map(re.escape, _PROGRAMS))}) +[^ ]")
+
+
+def blocks_of(document: str, language: str) -> list[str]:
+    """What stands in fences of a language."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [block for found, block in _FENCE.findall(text) if found == language]
+
+
+def commands_of(document: str) -> list[str]:
+    """All commands of a document, on one line each and without remarks, in their order, each once."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = []
+    for language, block, inline in re.findall(rf"{_FENCE.pattern}|`([^`]+)`", text, _FENCE.flags):
+        if inline:
+            lines = [" ".join(inline.split())]
+        else:
+            lines = re.sub(r"\\\n\s*", "", block).splitlines() if language == "bash" else []
+        found += [line.partition(" #")[0].strip() for line in lines]
+    return list(dict.fromkeys(line for line in found if _IS_COMMAND.match(line)))
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The command itself, made small.
+
+    Attributes:
+        more: what is added to it.
+        without: options that want a GPU, or what is not here.
+        status: how it ends.
+    """
+
+    more: str = ""
+    without: tuple[str, ...] = ()
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A test, or a line of .ci/run, that runs it. `name` is path::function, or ".ci/run"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Never:
+    """Not run by anything, and why."""
+
+    why: str
+
+
+_TINY = "train.max_steps=2 train.checkpoint_every=2 train.batch_size=2 train.total_batch_size=2 data.num_workers=0"
+_SMALL = "model.size_px=16 model.block_out_channels=[16,32] model.attention_heads=2 model.context_width=16"
+_EXACTNESS, _SPEED = "tests/training/test_exactness.py", "tests/system/test_training_speed.py"
+_GPU_ONLY = ("train=gpu_40gb", "train=one_gpu_40gb", "train=one_gpu")
+
+#: The first that matches the whole of a command counts.
+RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
+    # What needs a network, a cluster or a GPU.
+    (r"(git clone|hf download) .*", Never("nothing is fetched in a test")),
+    (r"pip install 'mimicbrush\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
+    (r"tensorboard --logdir .*", Never("a viewer of what tests/training/test_finished.py looks at")),
+    (r"sbatch .*", Elsewhere(f"{_EXACTNESS}::test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_again")),
+    (r".*task\.index=\$SLURM_ARRAY_TASK_ID .*", Elsewhere("tests/mining/test_inputs.py::test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes")),
+    (r".*engine=ray .*", Elsewhere("tests/mining/test_engines.py::test_ray_gives_the_bytes_of_the_local_engine")),
+    (r"torchrun --nproc_per_node 8 .*", Elsewhere("tests/assembly/test_sweep_script.py::test_processes_that_share_each_job")),
+    (r"torchrun .*", Elsewhere(f"{_EXACTNESS}::test_two_processes_see_the_same_inputs_and_losses")),
+    (r"accelerate launch .*sharded.*", Elsewhere(f"{_EXACTNESS}::test_sharded_processes_train_alike_and_share_checkpoints_with_one")),
+    (r"accelerate launch .*", Elsewhere(f"{_EXACTNESS}::test_processes_that_a_launcher_starts_may_be_one")),
+    (r".*speed\.py (edit_gpu|train_step_gpu)", Elsewhere(f"{_SPEED}::test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size")),
+    # What takes long, and has tests of its own at a small size.
+    (r"make (demo|test|check)|bash \.ci/run", Elsewhere(".ci/run")),
+    (r"make (setup|help|style)", Never("`make demo` sets up; the others change no result")),
+    (r"python -m pytest .*", Elsewhere(".ci/run")),
+    (r".*(app|paint_masks)\.py( .*)?", Elsewhere("tests/app/test_painter_server.py::test_the_script_serves_until_it_is_stopped")),
+    (r".*speed\.py (edit|read_block)", Elsewhere("tests/system/test_speed.py::test_a_full_size_edit_by_count")),
+    (r".*speed\.py (memory|train_step.*|encoders|optimizer)( .*)?", Elsewhere(f"{_SPEED}::test_the_peer_trains_as_we_do")),
+    (r".*speed\.py dropped_references( .*)?", Elsewhere("tests/system/test_speed.py::test_a_measurement_is_written")),
+    (r".*speed\.py (samples|mining)( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
+    (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
+    (r".*(proof_data|train_small_encoders)\.py .*", Elsewhere("tests/evaluation/test_proof_data.py::test_stills_are_what_the_miner_reads")),
+    (r".*ablations\.py .*", Elsewhere("tests/evaluation/test_ablations_script.py::test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done")),
+    (r".*train\.py -m .*", Elsewhere("tests/assembly/test_sweep_script.py::test_all_ablations_are_rows")),
+    (r".*sweep_table\.py .*", Elsewhere("tests/assembly/test_sweep_script.py::test_a_sweep_that_is_killed_goes_on_and_an_added_row_moves_none")),
+    (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
+    (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
+    # Everything else.
+    (r".*train\.py .*experiment=proof.*", Toy(f"{_TINY} eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
+    (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
+    (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
+    (r".*train\.py .*model=pipeline.*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),
+    (r".*train\.py --cfg job", Toy()),
+    (r".*train\.py .*", Toy(f"{_TINY} {_SMALL}", without=_GPU_ONLY)),
+    (r".*evaluate\.py .*pairs=.*", Toy("max_pairs=2 num_inference_steps=1")),
+    (r".*evaluate\.py .*", Toy("num_inference_steps=1")),
+    (r".*pck\.py .*", Toy("--max-pairs 2")),
+    (r".*infer\.py .*", Toy("--steps 1 --force")),
+    (r".*compare_choices\.py .*", Toy("--steps 1")),
+    (r"EDIT .*", Toy("--steps 1 --force")),
+    (r".*(mine_pairs|pairs|export_run|convert_checkpoint|build_benchmark)\.py .*", Toy()),
+]  # fmt: skip
+
+
+def rule_of(command: str) -> Toy | Elsewhere | Never | None:
+    """What is done with a command."""
+    return next((rule for pattern, rule in RULES if re.fullmatch(pattern, command)), None)
+
+
+def unused_rules() -> list[str]:
+    """Rules that no command asks for."""
+    first = {
+        next((pattern for pattern, _ in RULES if re.fullmatch(pattern, command)), None)
+        for document in DOCUMENTS
+        for command in commands_of(document)
+    }
+    return [pattern for pattern, _ in RULES if pattern not in first]
