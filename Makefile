@@ -7,7 +7,7 @@ EXTRAS ?= dev
 STAMP := $(VENV)/.set-up-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check style clean
+.PHONY: help setup demo app test slow check style clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## clips -> pairs -> a toy model -> edited pictures, on a CPU, in a few minutes
 	$(PYTHON) scripts/demo.py --output demo
+
+app: $(STAMP) ## the editing page, with the small model: http://127.0.0.1:7860
+	$(PYTHON) scripts/app.py
 
 test: $(STAMP) ## the tests
 	$(PYTHON) -m pytest -m "not slow" --numprocesses auto --dist worksteal
