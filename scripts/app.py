@@ -56,6 +56,7 @@ def main() -> None:
 
 def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
     """Load the model, say where the page is, and serve it until a signal comes."""
+    print("loading ...", file=sys.stderr)
     import socket
 
     import torch

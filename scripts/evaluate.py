@@ -6,6 +6,7 @@ python scripts/evaluate.py 'editor=[proof,oracle,source,blur]' benchmark=BENCH o
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,14 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     from mimicbrush.evaluation.run import EDITS_FILE, PICTURES_FOLDER, evaluate
 
     # 3. The numbers.
-    about = {"editor": str(editor_folder), "pairs": str(pairs_folder)}
+    about = {"editor": str(editor_folder), "pairs": str(pairs_folder), "selection": " ".join(selection.messages)}
     metrics = evaluate(editor, selection.pairs, pipeline.size_px, options, output, about)
     print(report.summary(metrics, options.sets))
     print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
     edits = output / PICTURES_FOLDER / options.sets[0] / EDITS_FILE
     if edits.is_file():
-        print(f"edit those again: python scripts/infer.py --batch {edits} --output-dir edits --model {editor_name}")
+        again = ["python", "scripts/infer.py", "--batch", str(edits), "--output-dir", "edits", "--model", editor_name]
+        print(f"edit those again: {shlex.join(again)}")
 
 
 def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, Any]) -> None:

@@ -173,8 +173,7 @@ class Editor:
         self.parts: Sequence[ReferencePart | None] = ()
         if arguments.model is None and not is_shipped():
             raise InputError(MODELS)
-        if arguments.model is None:
-            print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
+        self._is_unnamed = arguments.model is None
         arguments.model = str(model_folder(arguments.model or SHIPPED_NAME))
         if arguments.model != "released" and not (Path(arguments.model) / "model_index.json").is_file():
             raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
@@ -186,6 +185,8 @@ class Editor:
     @cached_property
     def pipeline(self) -> MimicBrushPipeline:
         """The pipeline on its device."""
+        if self._is_unnamed:  # said only once it edits, and not before every error of the pictures
+            print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
         import torch
 
         from mimicbrush.pipelines.conventions import find_pipeline
@@ -199,6 +200,10 @@ class Editor:
             on_gpu = self.arguments.device != "cpu" and torch.cuda.is_available()
             dtype = "float16" if on_gpu else "float32"
         pipeline = on_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
+        if self.arguments.auto_zoom:
+            from mimicbrush.pipelines.auto_zoom import check_can_zoom
+
+            check_can_zoom(pipeline.reference_unet is not None)
         limit = pipeline.scheduler.config.num_train_timesteps
         if (self.arguments.steps or 0) > limit:
             raise InputError(f"--steps {self.arguments.steps}: this model was trained with {limit} timesteps, no more")
@@ -211,7 +216,12 @@ class Editor:
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
         """One result per seed."""
-        return cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
+        images = cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
+        from tqdm import tqdm
+
+        for seed, part in zip(seeds, self.parts, strict=False):
+            tqdm.write(f"{edit.output}, seed {seed}: {_told(part)}")
+        return images
 
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
         """One result per seed, with the correspondences if they are asked for."""
@@ -294,8 +304,8 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
         write_picture(image, path)
         print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
-    for part in editor.parts:
-        print(f"auto-zoom: {_told(part)}")
+    for path, part in zip(outputs, editor.parts, strict=False):
+        print(f"{path}: {_told(part)}")
     if maps:
         from mimicbrush.ops.correspondence import draw_correspondence
 
@@ -309,10 +319,10 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
 
 def _told(part: ReferencePart | None) -> str:
     if part is None:
-        return "the first pass looked at most of the reference, so there was nothing to zoom into"
+        return "auto-zoom found no part of the reference that is worth a closer look, so this is the first edit"
     box = ",".join(str(side) for side in part.box)
     of = "one place" if part.places == 1 else f"the strongest of {part.places} places"
-    return f"zoomed into {box} of the reference, {of}, with {part.share:.0%} of the hole's attention"
+    return f"auto-zoom: only {box} of the reference, {of}, at which {part.share:.0%} of the attention peaked"
 
 
 def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:

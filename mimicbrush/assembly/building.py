@@ -178,6 +178,9 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
             selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
         except DataError as error:
             raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
+        if len({pair.source_hash for pair in selection.pairs}) < 2:
+            told = " ".join(selection.messages)
+            raise DataError(f"eval.pairs={options.eval.pairs}: one video is left, and it takes two or more. {told}")
         return selection.pairs, selection.messages
     named = [(source.root, source.input_root) for source in options.data.sources.values()]
     roots = dict(named or [(options.data.root, options.data.input_root)])

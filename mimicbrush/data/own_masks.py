@@ -25,13 +25,14 @@ def own_mask_function(name: str) -> MaskFunction:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"data.mask: {name}: {error}; if {module_name}.py lies in this folder, begin with PYTHONPATH=."
-        ) from error
-    except AttributeError as error:
-        raise InputError(f"data.mask: {name}: {error}") from error
+        here = error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
+        hint = f"; if {module_name}.py lies in this folder, begin with PYTHONPATH=." if here else ""
+        raise InputError(f"data.mask: {name}: {error}{hint}") from error
+    if not hasattr(module, function_name):
+        raise InputError(f"data.mask: {name}: {module.__file__} has no {function_name}")
+    function: MaskFunction = getattr(module, function_name)
     if not callable(function):
         raise InputError(f"data.mask: {name} is no function, but {type(function).__name__}")
     return function
@@ -45,8 +46,9 @@ def draw_own_mask(name: str, points: np.ndarray, size_px: int, rng: np.random.Ge
     """
     mask = np.asarray(own_mask_function(name)(points, size_px, rng))
     if mask.shape != (size_px, size_px) or mask.dtype not in (np.uint8, bool) or mask.max() > 1:
+        values = f" with values to {mask.max()}" if mask.size else ""
         raise InputError(
-            f"data.mask: {name} gave {mask.shape} {mask.dtype} with values to {mask.max()}; expected "
+            f"data.mask: {name} gave {mask.shape} {mask.dtype}{values}; expected "
             f"({size_px}, {size_px}) of bool, or of uint8 with 1 = repaint and 0 = keep"
         )
     if mask.all() or not mask.any():

@@ -158,7 +158,7 @@ class ViewMaker:
                 others=options.others,
             )
         if ":" in strategy:
-            return draw_own_mask(strategy, points, self.size_px, rng)
+            return draw_own_mask(strategy, points[inside(points, self.size_px)], self.size_px, rng)
         return masks.sift_grid_mask(
             points, self.size_px, rng, cells=options.cells, matched=options.matched, unmatched=options.unmatched
         )

@@ -127,9 +127,10 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
 
 def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summary: dict[str, Any]) -> None:
     """The contact sheet of one set, and its pictures one by one at the model's own size."""
+    folder = output / PICTURES_FOLDER / name
+    (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
     if not shown:
         return
-    folder = output / PICTURES_FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     rows, edits = [], []
     for number, edited in enumerate(shown):
@@ -138,7 +139,14 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
         names = {column: f"{number:02d}_{clip}_{column}.png" for column in cells}
         for column, picture in cells.items():
             write_picture(Image.fromarray(picture), folder / names[column])
-        edits.append({"source": names["target"], "mask": names["mask"], "reference": names["reference"]})
+        edits.append(
+            {
+                "source": names["target"],
+                "mask": names["mask"],
+                "reference": names["reference"],
+                "output": f"{number:02d}_{clip}_edited.png",
+            }
+        )
         rows.append(sheets.SheetRow(edited.caption(), [cells[column] for column in _SHOWN_COLUMNS]))
     report.write_jsonl(folder / EDITS_FILE, edits)
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"

@@ -201,8 +201,13 @@ def random_parts(
     Args:
         size_px: side of the canvas, a multiple of 64.
         block_out_channels: of both U-Nets, four levels.
-        reference_encoder: see `ModelOptions`.
+        reference_encoder: see `ModelOptions`; "unet", "clip" or "dinov2".
+
+    Raises:
+        InputError: another encoder, whose full size is not known here.
     """
+    if reference_encoder not in ("unet", "clip", "dinov2"):
+        raise InputError(f"random_parts knows the full size of unet, clip and dinov2, not of {reference_encoder}")
     share = block_out_channels[0] / 320
 
     def scaled(width: int, step: int) -> int:

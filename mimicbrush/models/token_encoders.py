@@ -98,6 +98,15 @@ TOKEN_ENCODERS: dict[str, TokenEncoder] = {
 }
 
 
+def name_of(encoder: PreTrainedModel) -> str:
+    """The name of an encoder of image tokens in `TOKEN_ENCODERS`, also of a compiled one.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    return encoder_without_unet(type(getattr(encoder, "_orig_mod", encoder)).__name__)
+
+
 def kind_of(encoder: PreTrainedModel) -> TokenEncoder:
-    """What is known of an encoder of image tokens."""
-    return TOKEN_ENCODERS[encoder_without_unet(type(encoder).__name__)]
+    """What is known of an encoder of image tokens; raises as `name_of` does."""
+    return TOKEN_ENCODERS[name_of(encoder)]

@@ -126,7 +126,7 @@ def draw_correspondence(
     titles = [
         "source, hole",
         "reference",
-        "where the hole came from" + (" (vague: attention is spread)" if spread else ""),
+        "where the hole came from" + (" (vague)" if spread else ""),
     ]
     sheet = Image.new("RGB", (row.shape[1], height_px + TITLE_PX), "white")
     sheet.paste(Image.fromarray(row), (0, TITLE_PX))

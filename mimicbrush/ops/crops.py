@@ -29,12 +29,13 @@ def square_around(mask: np.ndarray, size_px: int) -> Box:
     x0, y0, x1, y1 = mask_box(mask)
     hole = max(x1 - x0, y1 - y0)
     side = max(hole * 3 // 2, hole + 24, size_px)
-    left, right = _centred(x0, x1, side, width)
-    top, bottom = _centred(y0, y1, side, height)
+    left, right = centred(x0, x1, side, width)
+    top, bottom = centred(y0, y1, side, height)
     return left, top, right, bottom
 
 
-def _centred(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
+def centred(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
+    """A stretch of this length around another, moved and cut to lie within 0..limit."""
     side = min(side, limit)
     start = min(max(0, (low + high - side) // 2), limit - side)
     return start, start + side

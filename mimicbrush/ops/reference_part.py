@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 
 from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.crops import Box
+from mimicbrush.ops.crops import Box, centred
 
-# All of these are *ours*: the paper only advises to crop the reference by hand.
-#: A place is where attention is at least so much of what it is at the peak.
-_PLACE_RATIO = 0.25
-#: Of what a place measures, added on every side; and its least side over the reference's long one.
-_MARGIN_RATIO, _LEAST_SIDE_RATIO = 0.25, 0.25
-#: A closer look at more than this of the reference shows hardly more than the first one did.
-_LARGEST_RATIO = 0.5
+#: All of these are *ours*: the paper only advises to crop the reference by hand. A place is where attention is at least
+#: `place_ratio` of what it is at the peak. The best one must have `least_share` of all; what it measures is widened by
+#: `margin_ratio` on every side, to `least_side_ratio` of the reference's long side or more, and must not be more than
+#: `largest_ratio` of the reference: a closer look at that would show hardly more than the first one did.
+CHOICES = {
+    "place_ratio": 0.25, "least_share": 0.3, "margin_ratio": 0.25, "least_side_ratio": 0.25, "largest_ratio": 0.5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ReferencePart:
 
     Attributes:
         box: of it, in pixels of the reference.
-        share: of the hole's attention that goes there, in 0..1; attention to padding does not count.
+        share: of the attention that peaked within the reference, what peaked here, in 0..1.
         places: how many separate places of the reference got a good part of the attention; this is the one with most.
     """
 
@@ -46,15 +46,16 @@ def looked_at(found: Correspondence, area: Box) -> ReferencePart | None:
         area: the part of the reference that it was given, all of it or a crop.
 
     Returns:
-        None where there is no such part: attention is spread over most of the reference, or was on the padding.
+        None where there is no such part: attention is spread or scattered, all of it on the padding, or on most of
+        the reference.
     """
     # 1. How much attention each token of the reference got.
     x0, y0, x1, y1 = area
     width, height, token_px = x1 - x0, y1 - y0, found.reference_token_px
     rows, columns = math.ceil(height / token_px), math.ceil(width / token_px)
-    column, row = np.floor((found.reference_xy - (x0, y0)) / token_px).astype(int).T
-    weights = found.share * found.focus
-    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+    weights, at = found.share * found.focus, found.reference_xy - (x0, y0)
+    inside = ((at >= 0) & (at < (width, height))).all(axis=1)
+    column, row = (at / token_px).astype(int).T
     attention = np.zeros((rows, columns), np.float32)
     np.add.at(attention, (row[inside], column[inside]), weights[inside])
     total = float(attention.sum())
@@ -63,24 +64,25 @@ def looked_at(found: Correspondence, area: Box) -> ReferencePart | None:
 
     # 2. Places, and the one with most.
     smooth = cv2.GaussianBlur(attention, (0, 0), 1, borderType=cv2.BORDER_CONSTANT)
-    is_place = (smooth >= _PLACE_RATIO * smooth.max()).astype(np.uint8)
+    is_place = (smooth >= CHOICES["place_ratio"] * smooth.max()).astype(np.uint8)
     count, number, stats, _ = cv2.connectedComponentsWithStats(is_place, connectivity=8)
-    shares = np.bincount(number.ravel(), attention.ravel(), count)
+    shares = np.bincount(number.ravel(), attention.ravel(), count) / total
     shares[0] = 0  # what is no place
     best = int(shares.argmax())
-    left, top, across, down = stats[best, :4] * token_px
+    if shares[best] < CHOICES["least_share"]:
+        return None
 
     # 3. The box around it.
-    least = _LEAST_SIDE_RATIO * max(width, height)
-    low_x, high_x = _widened(left, left + across, least, width)
-    low_y, high_y = _widened(top, top + down, least, height)
-    box = x0 + low_x, y0 + low_y, x0 + high_x, y0 + high_y
-    if (high_x - low_x) * (high_y - low_y) > _LARGEST_RATIO * width * height:
+    left, top, across, down = stats[best, :4] * token_px
+    least = CHOICES["least_side_ratio"] * max(width, height)
+    low_x, high_x = _widened(left, across, least, width)
+    low_y, high_y = _widened(top, down, least, height)
+    if (high_x - low_x) * (high_y - low_y) > CHOICES["largest_ratio"] * width * height:
         return None
-    return ReferencePart(box, float(shares[best]) / total, count - 1)
+    box = x0 + low_x, y0 + low_y, x0 + high_x, y0 + high_y
+    return ReferencePart(box, float(shares[best]), count - 1)
 
 
-def _widened(low: float, high: float, least: float, limit: int) -> tuple[int, int]:
-    side = max((1 + 2 * _MARGIN_RATIO) * (high - low), least)
-    middle = (low + high) / 2
-    return max(0, math.floor(middle - side / 2)), min(limit, math.ceil(middle + side / 2))
+def _widened(start: float, length: float, least: float, limit: int) -> tuple[int, int]:
+    side = math.ceil(max((1 + 2 * CHOICES["margin_ratio"]) * length, least))
+    return centred(math.floor(start), math.ceil(start + length), side, limit)

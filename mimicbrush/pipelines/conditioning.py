@@ -17,8 +17,9 @@ from mimicbrush.models.encoders import (
     estimate_depth,
     no_depth,
 )
-from mimicbrush.models.options import ModelOptions, encoder_without_unet
+from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.reference_attention import project_context, project_references
+from mimicbrush.models.token_encoders import name_of
 from mimicbrush.models.unets import KeyValueReferenceUNet
 from mimicbrush.ops.crops import Box, Placement, crop
 from mimicbrush.ops.images import IMAGE_FILL, blank, letterbox, letterbox_mask, to_tensor
@@ -39,7 +40,7 @@ class ConditionedPipeline(PublishedPipeline):
     def options(self) -> ModelOptions:
         """What this pipeline does where paper and released code differ."""
         shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
-        tokens_of = encoder_without_unet(type(self.image_encoder).__name__)
+        tokens_of = name_of(self.image_encoder)
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,

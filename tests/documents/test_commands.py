@@ -1,4 +1,4 @@
-"""Every command in the documents is run: here at toy size, or by the test that its rule names."""
+"""Every command in the documents is run: here at toy size, or what it starts by the test that its rule names."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def test_it_is_known_what_runs_each_command(document: str) -> None:
 
 def test_no_rule_is_left_over_and_what_it_names_is_there() -> None:
     assert unused_rules() == []
+    made_by_ci = (ROOT / ".ci/run").read_text()
+    all_commands = {command for document in DOCUMENTS for command in commands_of(document)}
+    targets = {each for each in all_commands if each.startswith("make ") and rule_of(each) == Elsewhere(".ci/run")}
+    assert targets and all(target in made_by_ci for target in targets)
     for _, rule in RULES:
         if isinstance(rule, Elsewhere):
             path, _, function = rule.name.partition("::")
@@ -100,6 +104,7 @@ def _furnish(folder: Path) -> None:
     shared = folder.parent / "shared" / "data"
     shared.mkdir(parents=True)
     (shared / "videos").symlink_to(folder / "videos")
+    (shared / "images").symlink_to(folder / "FOLDER" / "cup")
     (folder / "FOLDER_OR_LIST").symlink_to(folder / "videos")
     jpeg, annotation = photograph_with_segments()
     content = {"sa_1.jpg": jpeg, "sa_1.json": json.dumps(annotation).encode()}
@@ -172,7 +177,7 @@ def test_commands_do_what_they_say(document: str, workplace: Workplace) -> None:
             shutil.rmtree(workplace.folder / run_dir, ignore_errors=True)  # of the page before
             small += f" run_dir={run_dir}"
         status, printed = workplace.run(small)
-        assert status == rule.status, f"{document}: {command}\nrun as {small}\nended with {status}:\n{printed[-3000:]}"
+        assert status == 0, f"{document}: {command}\nrun as {small}\nended with {status}:\n{printed[-3000:]}"
         workplace.done.add(command)
 
 

@@ -68,6 +68,7 @@ def test_masks_of_the_function_are_trained_on(mined: Path, tmp_path: Path, strip
         ("return np.eye(size_px)", "float64 with values to 1.0; expected"),
         ("return np.eye(size_px, dtype=np.uint8) * 255", "with values to 255; expected"),
         ("return np.eye(3, dtype=bool)", r"gave \(3, 3\) bool"),
+        ("return []", r"gave \(0,\) float64; expected"),
     ],
 )
 def test_a_function_that_gives_no_mask_is_told(
@@ -83,13 +84,20 @@ def test_a_function_that_gives_no_mask_is_told(
     ("name", "message"),
     [
         ("absent_module:f", "No module named 'absent_module'; if absent_module.py lies in this folder"),
-        ("stripes:absent", "has no attribute 'absent'"),
+        ("stripes:absent", "stripes.py has no absent"),
         ("stripes:np", "is no function, but module"),
     ],
 )
 def test_a_function_that_is_not_there_is_told_before_a_pair_is_read(name: str, message: str, stripes: str) -> None:
     with pytest.raises(InputError, match=message):
         ViewMaker(32, DataOptions(mask=MaskOptions(strategy=name)))
+
+
+def test_what_the_module_itself_lacks_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stripes.py").write_text("import absent_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"No module named 'absent_package'$"):
+        ViewMaker(32, DataOptions(mask=MaskOptions(strategy="stripes:f")))
 
 
 def test_another_encoder_reads_the_reference(mined: Path, tmp_path: Path) -> None:

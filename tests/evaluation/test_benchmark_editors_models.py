@@ -24,8 +24,8 @@ from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.files import read_picture
 from mimicbrush.ops.images import crop_back
-from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.auto_zoom import edit_zoomed
+from mimicbrush.ops.reference_part import ReferencePart
+from mimicbrush.pipelines import MimicBrushPipeline, auto_zoom
 from mimicbrush.pipelines.load import load_pipeline, seeded
 
 FAST = {"device": "cpu", "num_inference_steps": 2}
@@ -139,18 +139,19 @@ def test_reference_only_of_a_pipeline(pipeline_folder: Path, case: Case, given: 
     assert not np.array_equal(pixels, np.asarray(editor(case, given).image))  # the shape is told by depth
 
 
-def test_a_pipeline_may_see_the_box_alone_or_look_twice(pipeline_folder: Path, case: Case, given: CaseInputs) -> None:
+def test_a_pipeline_may_see_the_box_alone_or_look_twice(
+    pipeline_folder: Path, case: Case, given: CaseInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = ReferencePart((10, 5, 60, 45), 1.0, 1)  # random weights look everywhere
+    monkeypatch.setattr(auto_zoom, "looked_at", lambda found, area: part)
     whole, boxed, zoomed = (open_editor(f"{look}{pipeline_folder}", **FAST) for look in ("", "boxed:", "auto_zoom:"))
     assert isinstance(whole, PipelineCaseEditor)
-    assert [editor.about["reference"] for editor in (whole, boxed, zoomed)] == ["whole", "boxed", "auto_zoom"]
+    assert [editor.about["reference"] for editor in (whole, boxed)] == ["whole", "boxed"]
+    assert "auto_zoom" in zoomed.about["reference"] and "least_share" in zoomed.about["reference"]
     cut = replace(given, reference=given.reference.crop((50, 10, 90, 60)), keep_shape=False)
     assert np.array_equal(check_manners(boxed, case, given), np.asarray(whole(case, cut).image))
-    output, _ = edit_zoomed(
-        whole.pipeline, given.source, given.mask, given.reference, [given.seed],
-        num_inference_steps=2, paste_back=False,
-    )  # fmt: skip
-    expected = crop_back(np.asarray(output.images[0]), given.source.height, given.source.width)
-    assert np.array_equal(check_manners(zoomed, case, given), expected)
+    closer = replace(given, reference=given.reference.crop(part.box), keep_shape=False)
+    assert np.array_equal(check_manners(zoomed, case, given), np.asarray(whole(case, closer).image))
     with pytest.raises(InputError, match="has no mask beside it"):
         boxed(replace(case, reference_mask=None), given)
 

@@ -54,16 +54,19 @@ def test_of_several_the_one_with_most_attention_is_taken() -> None:
     assert holds(part.box, strong) and part.box[0] > weak[2]
 
 
-def test_what_one_token_saw_is_no_smaller_than_a_quarter() -> None:
-    part = part_of(attention(((300, 100, 301, 101), 0.4), tokens=1))
-    assert part.box[2] - part.box[0] >= 160 and part.box[3] - part.box[1] >= 160
+@pytest.mark.parametrize(("x", "y"), [(300, 100), (3, 3), (638, 478), (3, 300)])
+def test_what_one_token_saw_is_no_smaller_than_a_quarter(x: int, y: int) -> None:
+    part = part_of(attention(((x, y, x + 1, y + 1), 0.4), tokens=1))
+    assert part.box[2] - part.box[0] == part.box[3] - part.box[1] == 160
+    assert holds(part.box, (x, y, x + 1, y + 1)) and holds(AREA, part.box)
 
 
 @pytest.mark.parametrize(
     "found",
     [
-        attention((AREA, 0.4), tokens=4000),  # spread
+        *(attention((AREA, 0.4), tokens=tokens) for tokens in (20, 60, 200, 4000)),  # scattered, spread
         attention(((700, 100, 800, 200), 0.4)),  # on the padding
+        attention(((100, 481, 200, 489), 0.4)),  # on the padding, just below
         attention(((100, 100, 200, 200), 0.0)),  # to the own tokens alone
     ],
 )

@@ -66,5 +66,5 @@ def test_without_a_part_the_first_pass_is_the_result(
 def test_a_pipeline_that_cannot_tell_is_refused(smallest: ToyModel, edit: Edit) -> None:
     pipe = build(smallest)
     pipe.reference_unet = None
-    with pytest.raises(InputError, match="reference U-Net"):
+    with pytest.raises(InputError, match="auto-zoom needs a pipeline with a reference U-Net"):
         edit_zoomed(pipe, **edit, seeds=[1], **STEPS)

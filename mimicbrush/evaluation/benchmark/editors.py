@@ -207,4 +207,9 @@ def _check_pipeline(named: _Named) -> None:
     inner = folder / "pipeline"
     if not _is_pipeline(folder) and _is_pipeline(inner):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json); did you mean {inner}?")
-    read_index(folder)
+    index = read_index(folder)
+    if named.look == "auto_zoom":
+        from mimicbrush.pipelines.conventions import class_names
+
+        if "reference_unet" not in class_names(index):
+            raise InputError(f"auto_zoom:{folder}: it needs a pipeline with a reference U-Net; this one has none")

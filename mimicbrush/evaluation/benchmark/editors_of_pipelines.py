@@ -17,6 +17,7 @@ from mimicbrush.ops.crops import Box
 from mimicbrush.ops.files import MASK_THRESHOLD, read_picture
 from mimicbrush.ops.images import crop_back
 from mimicbrush.ops.masks import mask_box
+from mimicbrush.ops.reference_part import CHOICES
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.load import load_pipeline, on_device, seeded
@@ -95,7 +96,7 @@ class PipelineCaseEditor:
             size_px=pipeline.size_px,
             dtype=pipeline.unet.dtype,
             options=pipeline.options(),
-            reference=look,
+            reference=f"auto_zoom {CHOICES}" if look == "auto_zoom" else look,
         ) | dict(about)
 
     def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:

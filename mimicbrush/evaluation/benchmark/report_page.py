@@ -38,6 +38,7 @@ def write_report(
     benchmark: Benchmark,
     runs: Sequence[EditorRun],
     summary: dict[str, Any],
+    differences: Sequence[dict[str, Any]],
     card: dict[str, Any],
     shown_cases: int,
 ) -> None:
@@ -55,15 +56,16 @@ def write_report(
         loader=PackageLoader("mimicbrush.evaluation.benchmark", "."), autoescape=True, undefined=StrictUndefined
     )
     text = environment.get_template(TEMPLATE).render(
-        heads=[heading for heading, _ in METRICS.values()],
         tables=[
             {
+                "heads": ["method", *(heading for heading, _ in METRICS.values())],
                 "title": f"{task}, {table.TITLES[variant]}",
                 "rows": [(name, list(cells.values())) for name, cells in table.rows(summary, task, variant)],
             }
             for task in table.TASKS
             for variant in table.TITLES
-        ],
+        ]
+        + [{"heads": table.DIFFERENCE_HEADS, **each} for each in table.difference_rows(differences)],
         notes=[table.NOT_THE_SAME, *table.cautions(summary)],
         tally=table.tally(benchmark, runs),
         troubles=table.troubles(benchmark, runs),

@@ -87,6 +87,6 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> E
         ),
     )
     write_aside(output / TABLE_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
-    write_report(output / REPORT_FILE, benchmark, runs, summary, card, options.shown_cases)
+    write_report(output / REPORT_FILE, benchmark, runs, summary, differences, card, options.shown_cases)
     lost = [run.name for run in runs if run.count("failed") and not run.count("scored")]
     return Evaluated(metrics, text, table.tally(benchmark, runs), table.troubles(benchmark, runs), lost)

@@ -24,6 +24,7 @@ TITLES = {
     "pasted": "pasted back into the source, as people get it",
     "painted": "as painted, nothing pasted back",
 }
+DIFFERENCE_HEADS = ["method", "track", "metric", "difference", "cases"]
 NOT_THE_SAME = (
     "The paper's benchmark was never published: its rows are of other pictures and of weights trained at full scale, "
     "so only the order of rows can be compared, not values."
@@ -109,21 +110,30 @@ def differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
     return found
 
 
+def difference_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables of them, one for each variant that there are any of: a title and rows of (method, other cells)."""
+    tables = []
+    for variant, title in TITLES.items():
+        rows = []
+        for each in found:
+            if each["variant"] == variant:
+                heading, digits = METRICS[each["metric"]]
+                low, high = each["ci95"]
+                value = f"{each['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+                rows.append((each["editor"], [TRACKS[each["track"]].title, heading, value, str(each["n"])]))
+        if rows:
+            tables.append({"title": f"Difference to {found[0]['beside']}, case by case, {title}", "rows": rows})
+    return tables
+
+
 def differences_markdown(found: Sequence[dict[str, Any]]) -> str:
-    """A table of them, as pasted back; "" where there are none."""
-    lines = []
-    for each in found:
-        if each["variant"] != "pasted":
-            continue
-        heading, digits = METRICS[each["metric"]]
-        low, high = each["ci95"]
-        value = f"{each['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-        lines.append(f"| {each['editor']} | {TRACKS[each['track']].title} | {heading} | {value} | {each['n']} |")
-    if not lines:
-        return ""
-    head = [f"### Difference to {found[0]['beside']}, case by case, {TITLES['pasted']}", ""]
-    head += ["| method | track | metric | difference | cases |", "|" + "---|" * 5]
-    return "\n".join(head + lines) + "\n"
+    """The same for table.md; "" where there are none."""
+    parts = []
+    for each in difference_rows(found):
+        lines = [f"### {each['title']}", "", "| " + " | ".join(DIFFERENCE_HEADS) + " |", "|" + "---|" * 5]
+        lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in each["rows"]]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) -> dict[str, Any]:
