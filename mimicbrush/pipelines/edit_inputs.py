@@ -18,6 +18,9 @@ from mimicbrush.pipelines.edit_list import Edit
 ASPECT_TOLERANCE = 0.01
 #: A mask that covers more than this may be meant the other way round: an object of a quarter of the picture, inverted.
 SUSPICIOUS_COVER = 0.75
+#: A mask of which more than this is neither black nor white, even a soft one, may be a photograph in the wrong place.
+SUSPICIOUS_GREY = 0.25
+_BLACK = 32
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +80,8 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
 
 
 def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
-    """Whether a mask has something to repaint and something to keep; logs a warning for one that looks inverted.
+    """Whether a mask has something to repaint and something to keep; logs a warning for one that looks inverted, or
+    like a photograph.
 
     Args:
         mask: "L".
@@ -101,5 +105,11 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
             f"{path}: the mask is full: nothing of the source is left to see; white means repaint: is it inverted? "
             "(--allow-full-mask repaints all of it)"
         )
+    grey = float(((values > _BLACK) & (values < 255 - _BLACK)).mean())
+    if grey > SUSPICIOUS_GREY:
+        _log.warning(
+            "%s: %.0f %% of it is neither black nor white, as in a photograph; the order is REFERENCE SOURCE MASK",
+            path, grey * 100,
+        )  # fmt: skip
     if covered > SUSPICIOUS_COVER and not allow_full:
         _log.warning("%s: %.1f %% of it is to be repainted; white means repaint: is it inverted?", path, covered * 100)

@@ -4,9 +4,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from toy_data import photograph
 
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.edit_inputs import read_inputs
@@ -96,6 +98,20 @@ def test_a_mask_that_looks_inverted(edit: Edit, painted: float, noted: bool, cap
     with caplog.at_level(logging.WARNING):
         read_inputs(edit)
     assert any("is it inverted?" in message for message in caplog.messages) == noted
+
+
+@pytest.mark.parametrize("is_photograph", [True, False])
+def test_a_photograph_in_the_place_of_the_mask_is_noted(
+    edit: Edit, is_photograph: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft = np.zeros((40, 60), np.float32)
+    soft[10:30, 20:40] = 255  # with a soft edge, as a brush leaves it
+    grey = photograph("coffee.png")[:40, 200:260].mean(axis=2)
+    picture = grey if is_photograph else cv2.GaussianBlur(soft, (0, 0), 2)
+    Image.fromarray(picture.astype(np.uint8)).save(edit.mask)
+    with caplog.at_level(logging.WARNING):
+        read_inputs(edit)
+    assert any("the order is REFERENCE SOURCE MASK" in message for message in caplog.messages) == is_photograph
 
 
 def test_a_crop_that_leaves_the_reference(edit: Edit) -> None:
