@@ -259,7 +259,9 @@ def test_a_fault_in_a_worker_names_the_file_and_the_run_goes_on_without_it(tmp_p
         with pytest.raises(DataError, match=r"clip1\.mp4: .*\(error: OpenCV.*same command again") as caught:
             mine(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader)
         assert isinstance(caught.value.__cause__, cv2.error)
-        assert [path.name for path in (output / "markers").iterdir()] == ["shard-000000.json"]
+        # On a busy machine the worker may be done with the third before the fault of the second is heard of.
+        markers = {path.name for path in (output / "markers").iterdir()} - {"shard-000002.json"}
+        assert markers == {"shard-000000.json"}
     finished = (output / "markers/shard-000000.json").stat().st_mtime_ns
     litter = output / "manifest/.part-000001.parquet.1.tmp"  # as a killed run would leave it
     litter.write_text("")
