@@ -80,8 +80,7 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
 
 
 def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
-    """Whether a mask has something to repaint and something to keep; logs a warning for one that looks inverted, or
-    like a photograph.
+    """Whether a mask has something to repaint and something to keep; warns of one that looks inverted, or no mask.
 
     Args:
         mask: "L".
@@ -108,8 +107,10 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
     grey = float(((values > _BLACK) & (values < 255 - _BLACK)).mean())
     if grey > SUSPICIOUS_GREY:
         _log.warning(
-            "%s: %.0f %% of it is neither black nor white, as in a photograph; the order is REFERENCE SOURCE MASK",
-            path, grey * 100,
-        )  # fmt: skip
+            "%s: %.0f %% of it is neither black nor white, as in a photograph: is it the mask? "
+            "(a command line names REF SRC MASK)",
+            path,
+            grey * 100,
+        )
     if covered > SUSPICIOUS_COVER and not allow_full:
         _log.warning("%s: %.1f %% of it is to be repainted; white means repaint: is it inverted?", path, covered * 100)

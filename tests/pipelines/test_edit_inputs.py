@@ -111,7 +111,7 @@ def test_a_photograph_in_the_place_of_the_mask_is_noted(
     Image.fromarray(picture.astype(np.uint8)).save(edit.mask)
     with caplog.at_level(logging.WARNING):
         read_inputs(edit)
-    assert any("the order is REFERENCE SOURCE MASK" in message for message in caplog.messages) == is_photograph
+    assert any("is it the mask?" in message for message in caplog.messages) == is_photograph
 
 
 def test_a_crop_that_leaves_the_reference(edit: Edit) -> None:

@@ -62,7 +62,7 @@ def write_report(
                 "title": f"{task}, {table.TITLES[variant]}",
                 "rows": [(name, list(cells.values())) for name, cells in table.rows(summary, task, variant)],
             }
-            for task in table.TASKS
+            for task in table.tasks_of(summary)
             for variant in table.TITLES
         ]
         + [{"heads": table.DIFFERENCE_HEADS, **each} for each in table.difference_rows(differences)],

@@ -156,17 +156,21 @@ def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) 
 
 def markdown(summary: dict[str, Any]) -> str:
     """All tables: each task of which there are cases, pasted back and as painted, the paper's rows below ours."""
-    there = {track for editor in summary.values() for track in editor["tracks"]}
     return (
         "\n\n".join(
             f"### {task}, {TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
-            for task, tracks in TASKS.items()
-            if there.intersection(tracks)
+            for task in tasks_of(summary)
             for variant in VARIANTS
         )
         + f"\n\n{NOT_THE_SAME}\n"
         + "".join(f"\n{caution}\n" for caution in cautions(summary))
     )
+
+
+def tasks_of(summary: dict[str, Any]) -> list[str]:
+    """The tasks of which there are cases."""
+    there = {track for editor in summary.values() for track in editor["tracks"]}
+    return [task for task, tracks in TASKS.items() if there.intersection(tracks)]
 
 
 def cautions(summary: dict[str, Any]) -> list[str]:
