@@ -46,6 +46,8 @@ class ReferenceStates:
             had been given (classifier-free guidance, paper Sec. 4.1).
         blend: how much the reference's attention counts, see `ReadReference`; None is the layer's own.
         record: is told of every reference attention, in inference; None for nobody.
+        attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
+            (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
 
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
@@ -58,15 +60,39 @@ class ReferenceStates:
         keep: torch.Tensor | None = None,
         blend: float | None = None,
         record: AttentionRecord | None = None,
+        attended: dict[str, KeysValues] | None = None,
     ) -> None:
         self.features = {} if features is None else features
         self.projected = {} if projected is None else projected
-        self.keep, self.blend, self.record = keep, blend, record
+        self.keep, self.blend, self.record, self.attended = keep, blend, record, attended
 
     @property
     def holds_reference(self) -> bool:
         """Whether there is more in it than a context."""
         return bool(self.features) or any(".attn1" in path for path in self.projected)
+
+
+@dataclass
+class Matches:
+    """Places of the source, and the places of the reference that show the same.
+
+    Attributes:
+        source_xy: (B, K, 2) float32, x and y in pixels of the canvas, pixel centres at whole numbers.
+        reference_xy: (B, K, 2) float32, likewise.
+        is_match: (B, K) bool; False where a sample has fewer than K, and the places mean nothing.
+    """
+
+    source_xy: torch.Tensor
+    reference_xy: torch.Tensor
+    is_match: torch.Tensor
+
+    def to(self, device: torch.device) -> Matches:
+        """The same matches on another device."""
+        return Matches(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+    def pin_memory(self) -> Matches:
+        """The same matches in page-locked memory."""
+        return Matches(*(tensor.pin_memory() for tensor in vars(self).values()))
 
 
 _TENSORS = ("source", "reference", "mask", "key", "index")
@@ -84,6 +110,7 @@ class TrainBatch:
             timestep, drops), so that results do not depend on ranks or workers.
         index: (B,) int64, the global sample number.
         faults: what could not be read and was replaced by other pairs, a message each; not one per sample.
+        matches: for the correspondence loss; None where it is not trained with.
     """
 
     source: torch.Tensor
@@ -92,14 +119,17 @@ class TrainBatch:
     key: torch.Tensor
     index: torch.Tensor
     faults: tuple[str, ...] = ()
+    matches: Matches | None = None
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on another device."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return replace(self, **moved, matches=self.matches and self.matches.to(device))
 
     def pin_memory(self) -> TrainBatch:
         """The same batch in page-locked memory: torch's DataLoader looks for this method."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
 
     def __len__(self) -> int:
         return self.source.shape[0]

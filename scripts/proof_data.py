@@ -29,11 +29,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for clips, stills and mined pairs")
     parser.add_argument("--videos", type=Path, help=f"real clips; {', '.join(HELDOUT_CLIPS)} are only tested with")
-    parser.add_argument("--photographs", type=Path, help="photographs to train on, beside those of scikit-image")
+    parser.add_argument(
+        "--photographs", type=Path, nargs="+", default=[], metavar="DIR",
+        help="folders of photographs to train on, beside those of scikit-image",
+    )  # fmt: skip
     parser.add_argument("--heldout", type=Path, metavar="DIR", help="a folder of photographs per subject, to test with")
-    parser.add_argument("--clips", type=int, default=150, help="rendered clips to train on (default: 150)")
+    parser.add_argument("--clips", type=int, default=300, help="rendered clips to train on (default: 300)")
     parser.add_argument("--leaves", type=int, default=300, help="stills of dead leaves (default: 300)")
-    parser.add_argument("--crops", type=int, default=12, help="stills of each photograph (default: 12)")
+    parser.add_argument("--crops", type=int, default=8, help="stills of each photograph (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is rendered (default: 0)")
     return parser.parse_args()
 
@@ -41,9 +44,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     for name in ("videos", "photographs", "heldout"):
-        folder = getattr(arguments, name)
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"--{name} {folder}: no such folder")
+        given = getattr(arguments, name)
+        for folder in given if isinstance(given, list) else [given]:
+            if folder is not None and not folder.is_dir():
+                raise InputError(f"--{name} {folder}: no such folder")
     train, heldout = arguments.output / "train", arguments.output / "heldout"
 
     from tqdm import tqdm
@@ -52,7 +56,7 @@ def main() -> None:
     from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
 
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
-    photographs = proof_data.photographs_in(arguments.photographs) if arguments.photographs else []
+    photographs = [name for folder in arguments.photographs for name in proof_data.photographs_in(folder)]
     proof_data.check_apart(photographs, proof_data.photographs_in(arguments.heldout) if arguments.heldout else [])
     keep_options(arguments)
     rendered = {

@@ -72,7 +72,7 @@ def build_parts(options: ModelOptions, seed: int) -> Parts:
     return pretrained_parts(cast(PretrainedModel, options), seed=seed)
 
 
-def build_trainee(parts: Parts, model: ModelOptions) -> Trainee:
+def build_trainee(parts: Parts, model: ModelOptions, correspondence_heads: float = 0.5) -> Trainee:
     """The networks that are trained, as one."""
     from mimicbrush.training.method import Trainee
 
@@ -84,6 +84,7 @@ def build_trainee(parts: Parts, model: ModelOptions) -> Trainee:
         size_px=model.size_px,
         reference_blend=model.reference_blend,
         reference_timestep=model.reference_timestep,
+        correspondence_heads=correspondence_heads,
     )
 
 
@@ -95,7 +96,14 @@ def build_loader(
     from mimicbrush.data.loader import load_batches
     from mimicbrush.data.sampler import RankBatches
 
-    dataset = PairDataset(sources, options.model.size_px, options.data, seed=options.seed)
+    dataset = PairDataset(
+        sources,
+        options.model.size_px,
+        options.data,
+        seed=options.seed,
+        num_matches=options.data.num_matches if options.train.correspondence_weight else 0,
+        unrelated_ratio=options.train.unrelated_reference_ratio,
+    )
 
     def load(first_step: int, last_step: int) -> Iterable[TrainBatch | UndrawnBatch]:
         batches = RankBatches(

@@ -150,6 +150,8 @@ def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any
     bound = set()
     if not config.train.lr_scheduler.startswith("constant"):
         bound.add("train.max_steps")  # the rates of all steps hang on it
+    if config.train.correspondence_final is not None:
+        bound.add("train.max_steps")  # so do the weights of the correspondence loss
     if config.train.reference_drop == "first_quarter":
         bound.add("train.batch_size")
     chosen = {

@@ -104,7 +104,8 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         torch.set_num_threads(options.train.cpu_threads)
     set_seed(options.seed)
     parts = build_parts(options.model, options.seed)
-    frozen, trainee = FrozenEncoders(parts, options.model), build_trainee(parts, options.model)
+    frozen = FrozenEncoders(parts, options.model)
+    trainee = build_trainee(parts, options.model, options.train.correspondence_heads)
     choose_trained(dict(trainee.named_children()), options.train)
     set_seed(options.seed, device_specific=True)  # of dropout, on each process its own
     training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_sources(options, sources)}

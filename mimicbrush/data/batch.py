@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from mimicbrush.data.dataset import Sample, UndrawnSample
-from mimicbrush.data.views import View
+from mimicbrush.data.views import MatchedPoints, View
 from mimicbrush.ops.drawing import draw
 from mimicbrush.ops.images import IMAGE_FILL, to_tensor
-from mimicbrush.types import TrainBatch
+from mimicbrush.types import Matches, TrainBatch
 
 _TENSORS = ("pictures", "sizes", "to_picture", "colours", "mask", "key", "index")
 
@@ -28,7 +28,7 @@ class UndrawnBatch:
         to_picture: (2 B, 3, 3) float32, from the canvas to the picture's pixels.
         colours: (2 B, 3, 4) float32, see `ops.photometric.Jitter.matrix`.
         mask: (B, 1, S, S) uint8, 0 or 1: masks are drawn in the loader, exactly as for `TrainBatch`.
-        key, index, faults: as in `TrainBatch`.
+        key, index, faults, matches: as in `TrainBatch`.
     """
 
     pictures: torch.Tensor
@@ -39,6 +39,7 @@ class UndrawnBatch:
     key: torch.Tensor
     index: torch.Tensor
     faults: tuple[str, ...] = ()
+    matches: Matches | None = None
 
     def to(self, device: torch.device) -> TrainBatch:
         """Draw the batch on this device."""
@@ -47,11 +48,13 @@ class UndrawnBatch:
         key, index = there.pop("key"), there.pop("index")
         drawn = draw(**there, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
         source, reference = drawn.chunk(2)
-        return TrainBatch(source, reference, mask.float(), key, index, self.faults)
+        matches = self.matches and self.matches.to(device)
+        return TrainBatch(source, reference, mask.float(), key, index, self.faults, matches)
 
     def pin_memory(self) -> UndrawnBatch:
         """The same batch in page-locked memory: torch's DataLoader looks for this method."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
 
     def __len__(self) -> int:
         return len(self.key)
@@ -62,11 +65,12 @@ def collate(samples: Sequence[Sample] | Sequence[UndrawnSample]) -> TrainBatch |
     key = torch.tensor([sample.key for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
     faults = tuple(fault for sample in samples for fault in sample.faults)
+    matches = _padded([sample.matches for sample in samples])
     if isinstance(samples[0], UndrawnSample):
         undrawn = [sample.views for sample in cast(Sequence[UndrawnSample], samples)]
         views = [each.source for each in undrawn] + [each.reference for each in undrawn]
         mask = torch.from_numpy(np.stack([each.mask for each in undrawn])[:, None])
-        return UndrawnBatch(*_stacked(views), mask, key, index, faults)
+        return UndrawnBatch(*_stacked(views), mask, key, index, faults, matches)
     drawn = cast(Sequence[Sample], samples)
     return TrainBatch(
         source=to_tensor(np.stack([sample.source for sample in drawn])),
@@ -75,7 +79,23 @@ def collate(samples: Sequence[Sample] | Sequence[UndrawnSample]) -> TrainBatch |
         key=key,
         index=index,
         faults=faults,
+        matches=matches,
     )
+
+
+def _padded(matches: Sequence[MatchedPoints | None]) -> Matches | None:
+    """Matches of each sample -> those of the batch; None where they were not asked for."""
+    wanted = [each for each in matches if each is not None]
+    if not wanted:
+        return None
+    size = wanted[0].capacity
+    xy = np.zeros((2, len(wanted), size, 2), np.float32)
+    is_match = np.zeros((len(wanted), size), bool)
+    for number, each in enumerate(wanted):
+        count = len(each.source_xy)
+        xy[0, number, :count], xy[1, number, :count] = each.source_xy, each.reference_xy
+        is_match[number, :count] = True
+    return Matches(torch.from_numpy(xy[0]), torch.from_numpy(xy[1]), torch.from_numpy(is_match))
 
 
 def _stacked(views: Sequence[View]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

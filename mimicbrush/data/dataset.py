@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mimicbrush.data.options import DataOptions
+from mimicbrush.data.pair import Pair
 from mimicbrush.data.sampler import Mixture
 from mimicbrush.data.sources import Source
-from mimicbrush.data.views import ViewMaker, Views
+from mimicbrush.data.views import MatchedPoints, ViewMaker, Views
 from mimicbrush.errors import DataError
 from mimicbrush.ops.randomness import generator, mix
 
 #: So many unreadable pairs in a row for one sample mean a source that is gone, not a damaged file.
 _MAX_ATTEMPTS = 16
+#: Its random numbers are a stream of their own: with and without it, everything else about a sample is the same.
+_UNRELATED = 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Sample:
     key: int
     index: int
     faults: tuple[str, ...] = ()
+    matches: MatchedPoints | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class UndrawnSample:
     key: int
     index: int
     faults: tuple[str, ...] = ()
+    matches: MatchedPoints | None = None
 
 
 class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
@@ -53,17 +58,31 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
         options: augmentation and masks; with ``augment_on="device"`` samples come undrawn.
         seed: of everything random.
         length: how many sample numbers there are, for loaders that ask.
+        num_matches: the most matches that a sample brings along, for the correspondence loss; 0: none at all.
+        unrelated_ratio: probability that the reference is one of another source file.
 
     Raises:
-        DataError: when a sample is asked for: too many pairs in a row cannot be read.
+        DataError: when a sample is asked for: too many pairs in a row cannot be read; or all pairs come from one
+            source file, and none is unrelated.
     """
 
     def __init__(
-        self, sources: Sequence[Source], size_px: int, options: DataOptions, *, seed: int, length: int = 2**62
+        self,
+        sources: Sequence[Source],
+        size_px: int,
+        options: DataOptions,
+        *,
+        seed: int,
+        length: int = 2**62,
+        num_matches: int = 0,
+        unrelated_ratio: float = 0.0,
     ) -> None:
         self.sources, self.size_px, self.seed, self.length = list(sources), size_px, seed, length
         self.mixture = Mixture([len(source.pairs) for source in sources], [source.weight for source in sources], seed)
-        self.make = ViewMaker(size_px, options)
+        self.make = ViewMaker(size_px, options, num_matches)
+        self.unrelated_ratio = unrelated_ratio
+        weights = np.array([source.weight for source in sources], np.float64)
+        self.shares = weights / weights.sum()
         self.draws_here = options.augment_on == "cpu"
 
     def __len__(self) -> int:
@@ -78,15 +97,33 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
             if attempt:
                 item = mix(self.seed, number, attempt) % len(source.pairs)
             try:
-                views = self.make(source.pairs[item], generator(key, attempt))
+                pair = source.pairs[item]
+                views = self.make(pair, generator(key, attempt))
+                if self.unrelated_ratio:
+                    views = self._perhaps_unrelated(views, pair, generator(key, attempt, _UNRELATED))
             except DataError as error:
                 faults.append(f"sample {number}: {error}")
                 continue
             if not self.draws_here:
-                return UndrawnSample(views, key, number, tuple(faults))
+                return UndrawnSample(views, key, number, tuple(faults), views.matches)
             source_px, reference_px = (view.draw(self.size_px) for view in (views.source, views.reference))
-            return Sample(source_px, reference_px, views.mask, key, number, tuple(faults))
+            return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
         raise DataError(
             f"{_MAX_ATTEMPTS} pairs in a row of the source {source.name!r} ({len(source.pairs)} pairs) cannot be read. "
             f"The last: {faults[-1]}"
+        )
+
+    def _perhaps_unrelated(self, views: Views, pair: Pair, rng: np.random.Generator) -> Views:
+        """The views, or with `unrelated_ratio` those with the reference of another source file and without matches."""
+        if rng.random() >= self.unrelated_ratio:
+            return views
+        for _ in range(_MAX_ATTEMPTS):
+            source = self.sources[int(rng.choice(len(self.sources), p=self.shares))]
+            other = source.pairs[int(rng.integers(len(source.pairs)))]
+            if other.source_hash != pair.source_hash:
+                matches = views.matches and views.matches.none()
+                return replace(views, reference=self.make(other, rng).reference, matches=matches)
+        raise DataError(
+            f"train.unrelated_reference_ratio={self.unrelated_ratio} takes references of other source files, and "
+            f"{_MAX_ATTEMPTS} pairs in a row come from {pair.source_path}; mine more files, or leave it at 0"
         )

@@ -30,6 +30,8 @@ from mimicbrush.ops.keypoints import orb_points
 from mimicbrush.ops.photometric import Jitter, apply_jitter, random_jitter
 
 _SEGMENT_TRIES = 8
+#: So many places of a photograph are looked at for each match that is wanted: the reference does not show all of them.
+_PLACES_PER_MATCH = 3
 _NO_POINTS = np.zeros((0, 2), np.float32)
 
 
@@ -53,12 +55,31 @@ class View:
 
 
 @dataclass(frozen=True)
+class MatchedPoints:
+    """Places of one sample's source, and the places of its reference that show the same.
+
+    Attributes:
+        source_xy, reference_xy: (K, 2) float32, x and y in pixels of the canvas.
+        capacity: the most that a sample can have: what a batch is padded to.
+    """
+
+    source_xy: np.ndarray
+    reference_xy: np.ndarray
+    capacity: int
+
+    def none(self) -> MatchedPoints:
+        """The same without any."""
+        return MatchedPoints(_NO_POINTS, _NO_POINTS, self.capacity)
+
+
+@dataclass(frozen=True)
 class Views:
-    """A sample that is not drawn yet; the mask, (S, S) uint8, already is."""
+    """A sample that is not drawn yet; the mask, (S, S) uint8, already is. Matches where they were asked for."""
 
     source: View
     reference: View
     mask: np.ndarray
+    matches: MatchedPoints | None = None
 
 
 class ViewMaker:
@@ -67,13 +88,15 @@ class ViewMaker:
     Args:
         size_px: side of the square canvas.
         options: augmentation and masks.
+        num_matches: the most matches that a sample brings along; 0: none are looked for. They are drawn last, so
+            that nothing else about a sample depends on them.
 
     Raises:
         InputError: a mask strategy names a function that is not there.
     """
 
-    def __init__(self, size_px: int, options: DataOptions) -> None:
-        self.size_px, self.options = size_px, options
+    def __init__(self, size_px: int, options: DataOptions, num_matches: int = 0) -> None:
+        self.size_px, self.options, self.num_matches = size_px, options, num_matches
         for strategy in (options.mask.strategy, options.mask.image_strategy):
             if ":" in strategy:
                 own_mask_function(strategy)  # told before anything is read
@@ -97,22 +120,48 @@ class ViewMaker:
         source_jitter, reference_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
         source = self._read(pair, first[0], source_matrix, source_jitter)
         reference = self._read(pair, second[0], reference_matrix, reference_jitter)
-        points = transform_points(first[1], source_matrix)
+        points, places = transform_points(first[1], source_matrix), transform_points(second[1], reference_matrix)
         # A match counts only where the augmented reference still shows it.
-        seen = inside(transform_points(second[1], reference_matrix), self.size_px)
-        return Views(source, reference, self._mask(self.options.mask.strategy, points[seen], source, rng))
+        seen = inside(places, self.size_px)
+        mask = self._mask(self.options.mask.strategy, points[seen], source, rng)
+        return Views(source, reference, mask, self._matches(points, places, rng))
 
     def _of_image(self, pair: Pair, rng: np.random.Generator) -> Views:
         """Two augmentations of one picture (paper Sec. 3.3)."""
         flip = self._shared_flip(rng)
         reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
-        reference = self._read(pair, pair.a_span, self._matrix(pair, rng, flip), reference_jitter)
+        reference_matrix = self._matrix(pair, rng, flip)
+        reference = self._read(pair, pair.a_span, reference_matrix, reference_jitter)
         strategy = self.options.mask.image_strategy
         if strategy == "segment":
             matrix, mask = self._segment_mask(pair, flip, rng)
-            return Views(self._read(pair, pair.a_span, matrix, source_jitter), reference, mask)
-        source = self._read(pair, pair.a_span, self._matrix(pair, rng, flip), source_jitter)
-        return Views(source, reference, self._mask(strategy, _NO_POINTS, source, rng))
+            source = self._read(pair, pair.a_span, matrix, source_jitter)
+        else:
+            matrix = self._matrix(pair, rng, flip)
+            source = self._read(pair, pair.a_span, matrix, source_jitter)
+            mask = self._mask(strategy, _NO_POINTS, source, rng)
+        return Views(source, reference, mask, self._matches_of_image(pair, matrix, reference_matrix, rng))
+
+    def _matches_of_image(
+        self, pair: Pair, source_matrix: np.ndarray, reference_matrix: np.ndarray, rng: np.random.Generator
+    ) -> MatchedPoints | None:
+        """Random places of a photograph: both matrices are known, so any place is a match."""
+        if not self.num_matches:
+            return None
+        height, width = pair.size_px
+        canvas = rng.uniform(-0.5, self.size_px - 0.5, (_PLACES_PER_MATCH * self.num_matches, 2))
+        places = transform_points(canvas, np.linalg.inv(source_matrix))
+        shown = (places > -0.5).all(axis=1) & (places < (width - 0.5, height - 0.5)).all(axis=1)
+        source = canvas[shown].astype(np.float32)
+        return self._matches(source, transform_points(places[shown], reference_matrix), rng)
+
+    def _matches(self, source: np.ndarray, reference: np.ndarray, rng: np.random.Generator) -> MatchedPoints | None:
+        """At most `num_matches` of (K, 2) places on both canvases, of those that lie on them."""
+        if not self.num_matches:
+            return None
+        usable = np.flatnonzero(inside(source, self.size_px) & inside(reference, self.size_px))
+        chosen = rng.permutation(usable)[: self.num_matches]
+        return MatchedPoints(source[chosen], reference[chosen], self.num_matches)
 
     def _shared_flip(self, rng: np.random.Generator) -> bool | None:
         drawn = rng.random() < self.options.geometry.flip_probability

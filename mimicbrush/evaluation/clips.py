@@ -6,7 +6,7 @@ is no real video, but the files are real H.264, and how far away each pixel is i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,9 @@ class ClipSpec:
         seconds: length.
         fps: frames per second.
         width_px, height_px: of the frames; even, as H.264 with 4:2:0 colour needs.
+        thing_sides: smallest and largest side of a thing over the height of a frame.
+        tilt: how far things tilt out of the picture's plane, each by itself: the largest move of a corner over the
+            thing's side.
     """
 
     background: str
@@ -63,6 +66,8 @@ class ClipSpec:
     fps: int = 24
     width_px: int = 320
     height_px: int = 240
+    thing_sides: tuple[float, float] = (0.32, 0.46)
+    tilt: float = 0.0
 
     @property
     def num_frames(self) -> int:
@@ -109,7 +114,7 @@ def render_with_depth(spec: ClipSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]
     canvas = (spec.width_px, spec.height_px)
     background = _fit_photograph(read_photograph(spec.background, rng), spec)
     views = _camera(background, canvas, _hesitate(times, rng), rng)
-    things = [_Thing(read_photograph(name, rng), canvas, times, rng) for name in spec.cutouts]
+    things = [_Thing(read_photograph(name, rng), spec, times, rng) for name in spec.cutouts]
     light = 1 + 0.08 * _smooth_path(times, rng)
     for number, view in enumerate(views):
         frame = cv2.warpPerspective(
@@ -205,10 +210,9 @@ def _camera(
 class _Thing:
     """A cut-out with a soft irregular outline that moves, turns and casts a shadow."""
 
-    def __init__(
-        self, photograph: np.ndarray, canvas: tuple[int, int], times: np.ndarray, rng: np.random.Generator
-    ) -> None:
-        side = round(rng.uniform(0.32, 0.46) * canvas[1])
+    def __init__(self, photograph: np.ndarray, spec: ClipSpec, times: np.ndarray, rng: np.random.Generator) -> None:
+        canvas = (spec.width_px, spec.height_px)
+        side = round(rng.uniform(*spec.thing_sides) * canvas[1])
         patch = _rich_crop(photograph, round(rng.uniform(0.35, 0.6) * min(photograph.shape[:2])), rng)
         self.patch = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
         self.alpha = _blob(side, rng)
@@ -217,6 +221,8 @@ class _Thing:
         self.reach = np.array(canvas) * rng.uniform(0.15, 0.3, 2)
         x, y, self.turn, self.scale, self.shade = (_smooth_path(times, rng) for _ in range(5))
         self.path = np.stack([x, y], axis=1)
+        tilts = spec.tilt * np.stack([_smooth_path(times, rng) for _ in range(2)]) if spec.tilt else np.zeros((2, 1))
+        self.tilt_x, self.tilt_y = np.broadcast_to(tilts, (2, len(times)))
 
     def draw(self, frame: np.ndarray, depth: np.ndarray, number: int, nearness: float) -> None:
         """Draw the shadow and the thing into the frame, (H, W, 3) float32 in 0..255, and into its depth (H, W)."""
@@ -232,14 +238,31 @@ class _Thing:
         middle = ((side - 1) / 2, (side - 1) / 2)
         place = cv2.getRotationMatrix2D(middle, 35 * self.turn[number], float(np.exp(0.15 * self.scale[number])))
         place[:, 2] += np.array([x - left, y - top]) - middle
-        alpha = cv2.warpAffine(self.alpha, place, size)[..., None]
-        pixels = cv2.warpAffine(self.patch, place, size, borderMode=cv2.BORDER_REPLICATE)
-        place[:, 2] += (5, 7)
-        shadow = cv2.GaussianBlur(cv2.warpAffine(self.alpha, place, size), (0, 0), 4)[..., None]
+        draw = self._drawer(place, number, size)
+        alpha = draw(self.alpha, (0, 0))[..., None]
+        pixels = draw(self.patch, (0, 0), borderMode=cv2.BORDER_REPLICATE)
+        shadow = cv2.GaussianBlur(draw(self.alpha, (5, 7)), (0, 0), 4)[..., None]
         region = frame[top:bottom, left:right]
         region *= (1 - 0.45 * shadow) * (1 - alpha)
         region += pixels * (1 + 0.12 * self.shade[number]) * alpha
         depth[top:bottom, left:right] += (nearness - depth[top:bottom, left:right]) * alpha[..., 0]
+
+    def _drawer(self, place: np.ndarray, number: int, size: tuple[int, int]) -> Callable[..., np.ndarray]:
+        """What draws a picture of the thing's size through (2, 3) `place` and the tilt, moved by some pixels."""
+        tilt_x, tilt_y = self.tilt_x[number], self.tilt_y[number]
+        if not (tilt_x or tilt_y):
+            return lambda picture, move, **how: cv2.warpAffine(picture, place + [[0, 0, m] for m in move], size, **how)
+        last = len(self.alpha) - 1
+        unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
+        corners = ((unit + 1) / 2 * last).astype(np.float32)
+        tilted = unit * (1 + 2 * np.stack([tilt_y * unit[:, 1], tilt_x * unit[:, 0]], axis=1))
+        tilt = cv2.getPerspectiveTransform(corners, ((tilted + 1) / 2 * last).astype(np.float32))
+
+        def draw(picture: np.ndarray, move: tuple[int, int], **how: int) -> np.ndarray:
+            moved = np.vstack([place + [[0, 0, m] for m in move], [0, 0, 1]])
+            return cv2.warpPerspective(picture, moved @ tilt, size, **how)
+
+        return draw
 
 
 def _rich_crop(photograph: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:

@@ -66,7 +66,9 @@ def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
 
 
 def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[str, ClipSpec]:
-    """File name -> clip: every third over a photograph, the others over leaves; things are cut from both.
+    """File name -> clip: every third over leaves, the others over photographs; three or four things cut from both.
+
+    Things tilt and cover each other, so that each part of a frame has a motion of its own.
 
     Args:
         photographs: files, beside those of `TRAIN_PHOTOGRAPHS`.
@@ -77,10 +79,12 @@ def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[st
     specs = {}
     for number in range(count):
         leaves = [f"{LEAVES}{seed * 100_000 + 3 * number + part}" for part in range(3)]
-        photograph = known[number // 3 % len(known)]
-        background = leaves[0] if number % 3 else photograph
-        cutouts = (leaves[1], known[(number // 3 + 1 + number % 3) % len(known)])
-        specs[f"{number:04d}.mp4"] = ClipSpec(background, cutouts, seed=seed * 1000 + number, seconds=3.0)
+        photographs = [known[index] for index in generator(seed, number).permutation(len(known))]
+        background = photographs[0] if number % 3 else leaves[0]
+        cutouts = (leaves[1], *photographs[1 : 3 + number % 2])
+        specs[f"{number:04d}.mp4"] = ClipSpec(
+            background, cutouts, seed=seed * 1000 + number, seconds=4.0, thing_sides=(0.25, 0.6), tilt=0.12
+        )
     return specs
 
 

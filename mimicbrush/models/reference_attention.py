@@ -99,6 +99,8 @@ class ReadReference(PlainAttention):
         reference = reference_states.projected.get(self.path)  # (R, M, heads, d) each
         if reference is None:
             reference = project(attn, reference_states.features[self.path])
+        if reference_states.attended is not None:
+            reference_states.attended[self.path] = query[-len(reference[0]) :], reference[0]
         lean = not torch.is_grad_enabled() and self._attention_backend is None
         combine = self._merge if lean else self._concatenate
         return join_heads(attn, combine(query, own, reference, reference_states))

@@ -220,9 +220,18 @@ def train(
                         reference_drop_ratio=options.reference_drop_ratio,
                         depth_drop_ratio=options.depth_drop_ratio,
                     ).to(device)
-                    conditions = encoders.encode(batch.to(device), draws)
+                    on_device = batch.to(device)
+                    conditions = encoders.encode(on_device, draws)
                     with accelerator.autocast():
-                        loss = denoising_loss(model, noise_scheduler, conditions, draws, options.min_snr_gamma)
+                        loss = denoising_loss(
+                            model,
+                            noise_scheduler,
+                            conditions,
+                            draws,
+                            options.min_snr_gamma,
+                            on_device.matches,
+                            options.correspondence_weight_at(state.step),
+                        )
                     accelerator.backward(loss.total)
                     meters.add(loss)
 

@@ -38,14 +38,15 @@ class Meters:
         self.device, self.passes, self.num_timesteps = device, passes, num_timesteps
         self.flop_per_sample, self.peak_flop_per_s = flop_per_sample, peak_flop_per_s
         # Of the step that is under way, and of the finished ones since the last log, with their number last.
-        self._step = torch.zeros(1 + 4 + 2 * NUM_BANDS, device=device)
+        self._step = torch.zeros(1 + 4 + 2 * NUM_BANDS + 4, device=device)
         self._sums = torch.zeros(len(self._step) + 1, device=device)
         self._waited_s = 0.0
         self._since, self._num_steps = time.monotonic(), 0
 
     def add(self, loss: Loss) -> None:
         """Take note of a micro-batch."""
-        self._step += torch.cat([loss.total.detach()[None] / self.passes, loss.parts, loss.bands.flatten()])
+        total = loss.total.detach()[None] / self.passes
+        self._step += torch.cat([total, loss.parts, loss.bands.flatten(), loss.correspondence])
 
     def end_step(self, is_good: torch.Tensor) -> None:
         """The micro-batches of a step are done; what a skipped step measured is left out.
@@ -75,7 +76,7 @@ class Meters:
         What no sample measured (a band of timesteps, everything where all steps were skipped) is None.
         """
         sums = reduce(self._sums).tolist()
-        loss, parts, bands, good = sums[0], sums[1:5], sums[5:-1], sums[-1]
+        loss, parts, bands, correspondence, good = sums[0], sums[1:5], sums[5:-5], sums[-5:-1], sums[-1]
         now = time.monotonic()
         elapsed_s = max(now - self._since, 1e-9)
         samples_per_s = self._num_steps * samples_per_step / elapsed_s
@@ -91,6 +92,9 @@ class Meters:
             "samples_per_s": samples_per_s,
             "data_wait_ratio": self._waited_s / elapsed_s,
         }
+        if correspondence[1]:
+            values["loss_correspondence"] = _ratio(correspondence[0], correspondence[1])
+            values["matches_found_ratio"] = _ratio(correspondence[2], correspondence[3])
         if self.flop_per_sample is not None:
             flop_per_s = samples_per_s / num_processes * self.flop_per_sample
             values["tflop_per_s_and_device"] = flop_per_s / 1e12

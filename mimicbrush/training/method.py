@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,9 @@ from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import install_readers
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.images import blank
+from mimicbrush.training.correspondence import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.draws import Draws
-from mimicbrush.types import ReferenceStates, TrainBatch
+from mimicbrush.types import Matches, ReferenceStates, TrainBatch
 
 #: The loss is also told for so many equal bands of timesteps: small ones are easy and always were.
 NUM_BANDS = 4
@@ -125,6 +127,18 @@ def _in_rows(
     return result
 
 
+class Prediction(NamedTuple):
+    """What the trained networks make of a batch.
+
+    Attributes:
+        sample: (B, 4, h, w), the noise or v.
+        correspondence: what its reference attention does at the matches, where there are any; otherwise None.
+    """
+
+    sample: torch.Tensor
+    correspondence: CorrespondenceLoss | None = None
+
+
 class Trainee(nn.Module):
     """The trained networks as one module with one forward: what DDP, EMA and checkpoints see."""
 
@@ -138,11 +152,13 @@ class Trainee(nn.Module):
         size_px: int,
         reference_blend: float = 1.0,
         reference_timestep: str = "current",
+        correspondence_heads: float = 0.5,
     ) -> None:
         super().__init__()
         self.unet, self.reference_unet = unet, reference_unet
         self.image_projector, self.depth_projector = image_projector, depth_projector
         self.size_px, self.reference_timestep = size_px, reference_timestep
+        self.correspondence_heads = correspondence_heads
         install_readers(unet, reference_blend)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -155,22 +171,30 @@ class Trainee(nn.Module):
         timestep: torch.Tensor,
         conditions: Conditions,
         keep_reference: torch.Tensor,
-    ) -> torch.Tensor:
-        """Noisy source latents (B, 4, h, w) at timestep (B,) -> prediction (B, 4, h, w) (paper Sec. 3.2)."""
+        matches: Matches | None = None,
+    ) -> Prediction:
+        """Noisy source latents (B, 4, h, w) at timestep (B,) -> prediction (B, 4, h, w) (paper Sec. 3.2).
+
+        With matches, the correspondence loss comes with it: computed here, so that DDP and FSDP see one forward.
+        """
         context = self.image_projector(conditions.image_tokens)  # (B, N, D)
         depth = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
         stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)  # (B, 13, h, w)
 
         if self.reference_unet is None:  # all that is seen of the reference is its tokens
-            return self.unet(stem, timestep, context).sample
-        states = ReferenceStates(keep=keep_reference)
+            return Prediction(self.unet(stem, timestep, context).sample)
+        states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
         seen = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
         travelling = {"reference_states": states}
         unread = self.reference_unet(conditions.reference, seen, context, cross_attention_kwargs=travelling).sample
-        prediction = self.unet(stem, timestep, context, cross_attention_kwargs=travelling).sample
+        sample = self.unet(stem, timestep, context, cross_attention_kwargs=travelling).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
         # last block of the reference U-Net, whose features are read on the way, would get none.
-        return prediction + 0 * unread.mean(dim=(1, 2, 3), keepdim=True)
+        sample = sample + 0 * unread.mean(dim=(1, 2, 3), keepdim=True)
+        if matches is None or states.attended is None:
+            return Prediction(sample)
+        heads = self.correspondence_heads
+        return Prediction(sample, correspondence_loss(states.attended, matches, keep_reference, self.size_px, heads))
 
 
 @dataclass(frozen=True)
@@ -178,15 +202,18 @@ class Loss:
     """The mean squared error, and what it is made of.
 
     Attributes:
-        total: mean over everything, perhaps weighed: what is trained on.
+        total: what is trained on: the mean over everything, perhaps weighed, and the weighed correspondence loss.
         parts: (4,) summed error inside the hole, cells inside, summed error outside, cells outside. Sums, so
             that batches of several processes and passes add up.
         bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
+        correspondence: (4,) summed correspondence loss of the samples, their number; found matches, their number. All
+            0 where it is not trained with.
     """
 
     total: torch.Tensor
     parts: torch.Tensor
     bands: torch.Tensor
+    correspondence: torch.Tensor
 
 
 def denoising_loss(
@@ -195,6 +222,8 @@ def denoising_loss(
     conditions: Conditions,
     draws: Draws,
     min_snr_gamma: float | None = None,
+    matches: Matches | None = None,
+    correspondence_weight: float = 0.0,
 ) -> Loss:
     """Noise the source latents, predict the noise (or v), compare.
 
@@ -203,13 +232,15 @@ def denoising_loss(
         noise_scheduler: says how much noise a timestep has, and what is predicted.
         conditions, draws: of the batch.
         min_snr_gamma: see `TrainOptions`; it weighs what is trained on, the parts of the loss are told as they are.
+        matches: of the batch, for the correspondence loss; None leaves it out.
+        correspondence_weight: of the correspondence loss.
     """
     noisy = noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
     if noise_scheduler.config.prediction_type == "epsilon":
         target = draws.noise
     else:
         target = noise_scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
-    prediction = trainee(noisy, draws.timestep, conditions, draws.keep_reference)
+    prediction, correspondence = trainee(noisy, draws.timestep, conditions, draws.keep_reference, matches)
     error = (prediction.float() - target).square().mean(dim=1, keepdim=True)  # (B, 1, h, w)
     mask = conditions.mask
     known = error.detach()
@@ -223,4 +254,9 @@ def denoising_loss(
         predicts_noise = noise_scheduler.config.prediction_type == "epsilon"
         weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
         total = (error.mean(dim=(1, 2, 3)) * weight).mean()
-    return Loss(total=total, parts=torch.stack(parts), bands=bands)
+    supervised = torch.zeros(4, device=total.device)
+    if correspondence is not None:
+        per_sample = correspondence.per_sample
+        total = total + correspondence_weight * per_sample.mean()
+        supervised = torch.cat([per_sample.detach().sum()[None], mask.new_full((1,), len(mask)), correspondence.found])
+    return Loss(total=total, parts=torch.stack(parts), bands=bands, correspondence=supervised)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mimicbrush.errors import InputError
@@ -36,6 +37,13 @@ class TrainOptions:
         prediction_type: "epsilon" or "v_prediction".
         min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
             None weighs all alike (paper).
+        correspondence_weight: of the correspondence loss (*ours*, see `training.correspondence`): the reference
+            attention of every reading layer is taught to look where the reference shows the same; 0 (paper) leaves
+            that to the denoising loss.
+        correspondence_final: what that weight falls (or rises) to, in a straight line over `max_steps`; None keeps it.
+        correspondence_heads: part of the attention heads of each layer that are taught so; the others stay free.
+        unrelated_reference_ratio: probability that a sample gets the reference of another source file (*ours*), to
+            learn to leave out what does not match; 0 (paper) never.
         unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
         image_projector, depth_projector: "trained" (paper) or "frozen".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
@@ -74,6 +82,10 @@ class TrainOptions:
     depth_drop_ratio: float = 0.50
     prediction_type: str = "epsilon"
     min_snr_gamma: float | None = None
+    correspondence_weight: float = 0.0
+    correspondence_final: float | None = None
+    correspondence_heads: float = 0.5
+    unrelated_reference_ratio: float = 0.0
     unet: str = "trained"
     reference_unet: str = "trained"
     image_projector: str = "trained"
@@ -113,15 +125,32 @@ class TrainOptions:
         for name in ("batch_size", "total_batch_size", "max_steps", "log_every", "checkpoint_every", "lora_rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("reference_drop_ratio", "depth_drop_ratio", "ema_decay"):
+        for name in ("reference_drop_ratio", "depth_drop_ratio", "ema_decay", "unrelated_reference_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"train.{name} must be in 0..1, got {getattr(self, name)}")
+        for name in ("correspondence_weight", "correspondence_final"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"train.{name} must be 0 or more, got {value}")
+        if self.correspondence_final is not None and not self.correspondence_weight:
+            raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
+        if not 0 < self.correspondence_heads <= 1:
+            raise InputError(
+                f"train.correspondence_heads must be above 0 and at most 1, got {self.correspondence_heads}"
+            )
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"train.lora_dropout must be in 0..1, got {self.lora_dropout}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise InputError(f"train.min_snr_gamma must be above 0, or null; got {self.min_snr_gamma}")
         if self.keep_checkpoints < 2:
             raise InputError(f"train.keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
+
+    def correspondence_weight_at(self, step: int) -> float:
+        """The weight of the correspondence loss in the step that begins after `step` steps."""
+        if self.correspondence_final is None:
+            return self.correspondence_weight
+        done = min(step / self.max_steps, 1.0)
+        return (1 - done) * self.correspondence_weight + done * self.correspondence_final
 
     def split_batch(self, world_size: int) -> tuple[int, int]:
         """(samples per process and pass, passes per step) that make `total_batch_size` with this many processes.

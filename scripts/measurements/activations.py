@@ -100,7 +100,7 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
             alive = Alive()
             watches = [w for name in ("reference_unet", "unet") for w in alive.watch(name, getattr(trainee, name))]
             with _as_on_a_gpu(), alive:
-                loss = F.mse_loss(trainee(*inputs).float(), inputs[0])
+                loss = F.mse_loss(trainee(*inputs).sample.float(), inputs[0])
             kept.append(alive.bytes_by_part())
             del loss
             for watch in watches:

@@ -34,7 +34,7 @@ from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.images import blank
 from mimicbrush.ops.resample import resize_like_pillow
 from mimicbrush.training.draws import Draws
-from mimicbrush.training.method import Conditions
+from mimicbrush.training.method import Conditions, Prediction
 from mimicbrush.types import TrainBatch
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -103,15 +103,21 @@ class CommonTrainee(nn.Module):
             self.reference_unet.enable_gradient_checkpointing()
 
     def forward(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, keep_reference: torch.Tensor
-    ) -> torch.Tensor:
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: Conditions,
+        keep_reference: torch.Tensor,
+        matches: None = None,
+    ) -> Prediction:
         """As `Trainee.forward`."""
         context = self.image_projector(conditions.image_tokens)
         depth = self.depth_projector(conditions.depth_map, self.size_px)
         BANK.clear()
         BANK["keep"] = keep_reference
         self.reference_unet(conditions.reference, timestep, context)
-        return self.unet(torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1), timestep, context).sample
+        stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)
+        return Prediction(self.unet(stem, timestep, context).sample)
 
 
 class CommonTraining:
@@ -172,7 +178,7 @@ class CommonTraining:
         device = batch.source.device.type
         with torch.autocast(device, self.autocast) if self.autocast else nullcontext():
             noisy = self.noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
-            prediction = self.trainee(noisy, draws.timestep, conditions, draws.keep_reference)
+            prediction = self.trainee(noisy, draws.timestep, conditions, draws.keep_reference).sample
             loss = F.mse_loss(prediction.float(), draws.noise)
         loss.backward()
         return loss.detach()

@@ -34,10 +34,12 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     fed: list[tuple[Any, ...]] = []
     honest = loop.denoising_loss
 
-    def recording(model: Any, scheduler: Any, conditions: Any, draws: Any, gamma: Any) -> Any:
+    def recording(
+        model: Any, scheduler: Any, conditions: Any, draws: Any, gamma: Any, matches: Any, weight: Any
+    ) -> Any:
         fed.append((draws.timestep, draws.noise, draws.posteriors, draws.keep_reference, draws.keep_depth,
-                    *vars(conditions).values()))  # fmt: skip
-        return honest(model, scheduler, conditions, draws, gamma)
+                    *vars(conditions).values(), *(vars(matches).values() if matches else ())))  # fmt: skip
+        return honest(model, scheduler, conditions, draws, gamma, matches, weight)
 
     monkeypatch.setattr(loop, "denoising_loss", recording)
     return fed

@@ -35,7 +35,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> Non
         passes[0] += 1
         if not is_bad(passes[0]):
             return loss
-        return type(loss)(loss.total * float("nan"), loss.parts * float("nan"), loss.bands * float("nan"))
+        return type(loss)(**{name: value * float("nan") for name, value in vars(loss).items()})
 
     monkeypatch.setattr(loop, "denoising_loss", spoilt)
 

@@ -135,7 +135,11 @@ def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: s
         target = draws.noise
         if prediction_type == "v_prediction":
             target = scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
-        error = (model(noisy, draws.timestep, conditions, draws.keep_reference) - target).square().mean(dim=(1, 2, 3))
+        error = (
+            (model(noisy, draws.timestep, conditions, draws.keep_reference).sample - target)
+            .square()
+            .mean(dim=(1, 2, 3))
+        )
     alpha = scheduler.alphas_cumprod[draws.timestep]
     snr = alpha / (1 - alpha)
     divisor = snr if prediction_type == "epsilon" else snr + 1
