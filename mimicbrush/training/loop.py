@@ -219,6 +219,7 @@ def train(
                         reference_drop=options.reference_drop,
                         reference_drop_ratio=options.reference_drop_ratio,
                         depth_drop_ratio=options.depth_drop_ratio,
+                        noise_device=device if options.noise_on == "device" else None,
                     ).to(device)
                     on_device = batch.to(device)
                     conditions = encoders.encode(on_device, draws)

@@ -44,6 +44,8 @@ class TrainOptions:
         correspondence_heads: part of the attention heads of each layer that are taught so; the others stay free.
         unrelated_reference_ratio: probability that a sample gets the reference of another source file (*ours*), to
             learn to leave out what does not match; 0 (paper) never.
+        noise_on: "cpu" draws noise with PyTorch's generator; "device" draws that of a whole batch in one call where the
+            model is: other numbers, and faster for small models with large batches.
         unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
         image_projector, depth_projector: "trained" (paper) or "frozen".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
@@ -86,6 +88,7 @@ class TrainOptions:
     correspondence_final: float | None = None
     correspondence_heads: float = 0.5
     unrelated_reference_ratio: float = 0.0
+    noise_on: str = "cpu"
     unet: str = "trained"
     reference_unet: str = "trained"
     image_projector: str = "trained"
@@ -112,6 +115,7 @@ class TrainOptions:
             ("device", ("auto", "cuda", "cpu")),
             ("mixed_precision", ("no", "fp16", "bf16")),
             ("reference_drop", ("random", "first_quarter")),
+            ("noise_on", ("cpu", "device")),
             ("prediction_type", ("epsilon", "v_prediction")),
             ("lr_scheduler", LR_SCHEDULERS),
             ("unet", ("trained", "frozen", "lora")),

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import stats
 
-from mimicbrush.training.draws import Draws
+from mimicbrush.ops.randomness import mix
+from mimicbrush.training.draws import Draws, counter_normal
 
 SHAPE = (4, 8, 8)
 
@@ -49,3 +52,34 @@ def test_the_released_code_drops_the_first_quarter_of_a_batch() -> None:
         # Nothing else is drawn differently.
         random = Draws.for_keys(keys, SHAPE, **drop)
         assert torch.equal(random.keep_depth, released.keep_depth) and torch.equal(random.noise, released.noise)
+
+
+def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> None:
+    seeds = torch.tensor([mix(number, 2) for number in range(400)])
+    numbers = counter_normal(seeds, 501)
+    assert numbers.shape == (400, 501) and numbers.dtype == torch.float32
+    assert stats.kstest(numbers.double().flatten().numpy(), "norm").pvalue > 0.01
+    # Neither neighbours in a sample nor samples side by side hang together, nor do their squares.
+    for one, other in (
+        (numbers[:, :-1], numbers[:, 1:]),
+        (numbers[:-1], numbers[1:]),
+        (numbers[:, ::2][:, :250], numbers[:, 1::2]),
+    ):
+        for power in (1, 2):
+            assert abs(np.corrcoef(one.flatten() ** power, other.flatten() ** power)[0, 1]) < 0.01
+    assert torch.equal(counter_normal(seeds[7:9], 501), numbers[7:9])
+    assert torch.equal(counter_normal(seeds, 100), numbers[:, :100])
+
+
+def test_where_noise_is_drawn_changes_nothing_else() -> None:
+    keys, drop = torch.arange(20), {"num_timesteps": 1000, "reference_drop_ratio": 0.1, "depth_drop_ratio": 0.5}
+    plain = Draws.for_keys(keys, SHAPE, **drop)
+    batched = Draws.for_keys(keys, SHAPE, **drop, noise_device=torch.device("cpu"))
+    assert batched.noise.shape == plain.noise.shape and batched.posteriors.shape == plain.posteriors.shape
+    assert not torch.equal(batched.noise, plain.noise)
+    for name in ("timestep", "keep_reference", "keep_depth", "reference_rows", "depth_rows"):
+        assert torch.equal(getattr(plain, name), getattr(batched, name))
+    alone = Draws.for_keys(keys[5:6], SHAPE, **drop, noise_device=torch.device("cpu"))
+    assert torch.equal(alone.noise[0], batched.noise[5]) and torch.equal(
+        alone.posteriors[:, 0], batched.posteriors[:, 5]
+    )
