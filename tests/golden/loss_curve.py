@@ -1,6 +1,6 @@
-"""The losses of a hundred steps at toy size: python tests/golden/loss_curve.py writes them into loss_curve.json.
+"""The losses of toy runs: python tests/golden/loss_curve.py NAME.json writes one of the files of `CURVES`.
 
-What a step computes must not change by accident; a commit that changes it on purpose writes this file again and says
+What a step computes must not change by accident; a commit that changes it on purpose writes these files again and says
 why. On every x86-64 CPU the same kernels are asked for; what remains between an Intel Xeon and an AMD EPYC is rounding
 of 1e-7, although a hash of what PyTorch computes was the same on both.
 """
@@ -11,11 +11,35 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FILE = HERE / "loss_curve.json"
-STEPS = 100
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run at toy size: its steps, and its options beside `OPTIONS`."""
+
+    steps: int
+    options: tuple[str, ...] = ()
+
+
+#: By the file of its losses: the paper's training, and ours that teaches the reference attention where to look.
+CURVES = {
+    "loss_curve.json": Curve(100),
+    "correspondence_curve.json": Curve(
+        60,
+        (
+            "train.correspondence_weight=0.3",
+            "train.correspondence_final=0.1",
+            "train.unrelated_reference_ratio=0.2",
+            "model.shared_start=true",
+        ),
+    ),
+}
+OPTIONS = ("train.log_every=1", "train.checkpoint_every=1000", "data.num_workers=0", "train.learning_rate=1e-3",
+           "train.prediction_type=epsilon")  # fmt: skip
 #: The oldest instructions that PyTorch, oneDNN, MKL and the C library can be told to keep to.
 KERNELS = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -31,26 +55,28 @@ def with_kernels() -> dict[str, str]:
     return {**os.environ, **KERNELS}
 
 
-def curve() -> dict[str, object]:
-    """Train, and tell what was logged."""
+def measure(name: str) -> dict[str, list[float]]:
+    """Train as one of `CURVES` says, and return what was logged."""
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "training")]
     from toy_data import write_mined_folder
     from toy_run import metrics, train
 
+    curve = CURVES[name]
     with tempfile.TemporaryDirectory() as folder:
         mined = write_mined_folder(Path(folder) / "pairs")
-        options = ["train.log_every=1", f"train.max_steps={STEPS}", "train.checkpoint_every=1000", "data.num_workers=0",
-                   "train.learning_rate=1e-3", "train.prediction_type=epsilon"]  # fmt: skip
-        train(mined, Path(folder) / "run", *options)
-        losses = [values["loss"] for values in metrics(Path(folder) / "run")]
-    return {"losses": losses}
+        train(mined, Path(folder) / "run", *OPTIONS, f"train.max_steps={curve.steps}", *curve.options)
+        logged = metrics(Path(folder) / "run")
+    more = [key for key in ("loss_correspondence",) if key in logged[0]]
+    return {"losses": [values["loss"] for values in logged]} | {key: [values[key] for values in logged] for key in more}
 
 
 if __name__ == "__main__":
-    if "--print" in sys.argv:
-        print(json.dumps(curve()))
-    elif any(os.environ.get(name) != value for name, value in KERNELS.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], with_kernels())  # they are read when a process starts
+    if len(sys.argv) == 3 and sys.argv[1] == "--print":
+        print(json.dumps(measure(sys.argv[2])))
+    elif len(sys.argv) == 2 and sys.argv[1] in CURVES:
+        if any(os.environ.get(name) != value for name, value in KERNELS.items()):
+            os.execve(sys.executable, [sys.executable, *sys.argv], with_kernels())  # read when a process starts
+        (HERE / sys.argv[1]).write_text(json.dumps(measure(sys.argv[1]), indent=1) + "\n")
+        print(f"wrote {HERE / sys.argv[1]}")
     else:
-        FILE.write_text(json.dumps(curve(), indent=1) + "\n")
-        print(f"wrote {FILE}")
+        raise SystemExit(f"name one of {', '.join(CURVES)} to write")

@@ -45,11 +45,16 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return fed
 
 
+#: Ours beside the paper's: what teaches the reference attention where to look.
+LOOKING = ("train.correspondence_weight=0.3", "train.unrelated_reference_ratio=0.3")
+
+
+@pytest.mark.parametrize("more", [(), (*LOOKING, "train.noise_on=device")], ids=["paper", "looking"])
 def test_resumed_once_and_twice_within_an_epoch_equals_straight(
-    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     # Eight pairs: an epoch is four steps of two samples.
-    options = ["train.checkpoint_every=7", "train.log_every=1"]
+    options = ["train.checkpoint_every=7", "train.log_every=1", *more]
     fed = record(monkeypatch)
     train(mined, tmp_path / "straight", "train.max_steps=7", *options)
     straight = list(fed)
@@ -115,11 +120,12 @@ def inputs(file: Path) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), LOOKING], ids=["paper", "looking"])
 def test_two_processes_see_the_same_inputs_and_losses(
-    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]], more: tuple[str, ...]
 ) -> None:
     options = ["train.max_steps=20", "train.total_batch_size=4", "train.batch_size=4", "train.log_every=1",
-               "train.learning_rate=1e-4"]  # fmt: skip
+               "train.learning_rate=1e-4", *more]  # fmt: skip
     for name, launcher in (("one", []), ("two", TWO)):
         environment = {**script_environment(), "WATCH": str(tmp_path / f"{name}.inputs")}
         done = run([*launcher, WATCHED], mined, tmp_path / name, environment, *options)
@@ -133,10 +139,11 @@ def test_two_processes_see_the_same_inputs_and_losses(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), LOOKING], ids=["paper", "looking"])
 def test_sharded_processes_train_alike_and_share_checkpoints_with_one(
-    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]], more: tuple[str, ...]
 ) -> None:
-    options = ["train.total_batch_size=4", "train.batch_size=2", "train.log_every=1", "train.checkpoint_every=2"]
+    options = ["train.total_batch_size=4", "train.batch_size=2", "train.log_every=1", "train.checkpoint_every=2", *more]
     plain, sharded = script_environment(), {**script_environment(), "SHARD": "1"}
     run(["scripts/train.py"], mined, tmp_path / "one", plain, *options, "train.max_steps=6")
     run([*TWO, WATCHED], mined, tmp_path / "two", sharded, *options, "train.max_steps=2")

@@ -12,21 +12,25 @@ import pytest
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def test_a_hundred_losses_are_what_they_were(script_environment: Callable[[], dict[str, str]]) -> None:
+@pytest.mark.parametrize("name", ["loss_curve.json", "correspondence_curve.json"])
+def test_losses_are_what_they_were(name: str, script_environment: Callable[[], dict[str, str]]) -> None:
     script = GOLDEN / "loss_curve.py"
     spec = importlib.util.spec_from_file_location("loss_curve", script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["loss_curve"] = module  # where its dataclass looks for itself
     spec.loader.exec_module(module)
     done = subprocess.run(
-        [sys.executable, script, "--print"],
+        [sys.executable, script, "--print", name],
         env={**script_environment(), **module.KERNELS},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    found, expected = json.loads(done.stdout.splitlines()[-1]), json.loads(module.FILE.read_text())
-    assert len(expected["losses"]) == module.STEPS
-    # Kinds of processors differ by rounding, which grows: by 1e-7 at first.
-    assert found["losses"][:10] == pytest.approx(expected["losses"][:10], rel=1e-6)
-    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    found, expected = json.loads(done.stdout.splitlines()[-1]), json.loads((GOLDEN / name).read_text())
+    assert found.keys() == expected.keys() and ("loss_correspondence" in found) == (name != "loss_curve.json")
+    for measured, before in zip(found.values(), expected.values(), strict=True):
+        assert len(before) == module.CURVES[name].steps
+        # Kinds of processors differ by rounding, which grows: by 1e-7 at first.
+        assert measured[:10] == pytest.approx(before[:10], rel=1e-6)
+        assert measured == pytest.approx(before, rel=1e-4)

@@ -62,6 +62,15 @@ def test_bf16_follows_full_precision(full: Path, mined: Path, tmp_path: Path, no
     assert all(value.dtype == torch.float32 for value in weights.values())  # only what is computed is in half precision
 
 
+def test_bf16_teaches_the_same_places_as_full_precision(mined: Path, tmp_path: Path) -> None:
+    more = ["train.correspondence_weight=0.3", "train.max_steps=4"]
+    for precision in ("no", "bf16"):
+        train(mined, tmp_path / precision, *OPTIONS, *more, f"train.mixed_precision={precision}")
+        forget_accelerate()
+    full, half = ([values["loss_correspondence"] for values in metrics(tmp_path / name)] for name in ("no", "bf16"))
+    assert half == pytest.approx(full, rel=0.02) and half != full
+
+
 @pytest.mark.slow
 def test_fp16_follows_full_precision_and_resumes_exactly(
     full: Path, mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ from mimicbrush.training.draws import Draws
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
-from mimicbrush.types import TrainBatch
+from mimicbrush.types import Matches, TrainBatch
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,11 @@ def a_batch(size_px: int, rows: int = 4) -> TrainBatch:
     source, reference = torch.rand(2, rows, 3, size_px, size_px, generator=generator) * 2 - 1
     mask = (torch.rand(rows, 1, size_px, size_px, generator=generator) > 0.5).float()
     return TrainBatch(source, reference, mask, torch.arange(rows), torch.arange(rows))
+
+
+def some_matches(size_px: int, rows: int = 4) -> Matches:
+    source, reference = torch.rand(2, rows, 6, 2, generator=torch.Generator().manual_seed(1)) * (size_px - 1)
+    return Matches(source, reference, torch.tensor([[True] * 4 + [False] * 2]).expand(rows, -1))
 
 
 def draw(batch: TrainBatch, side: int, reference: float = 0.5, depth: float = 0.5) -> Draws:
@@ -56,12 +61,13 @@ class Setting:
         batch = a_batch(options.size_px)
         self.draws = draw(batch, options.size_px // 2)
         self.conditions = FrozenEncoders(parts, options).encode(batch, self.draws)
+        self.matches = some_matches(options.size_px)
 
     def loss_and_gradients(
         self, model: Trainee, autocast: torch.dtype | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            loss = denoising_loss(model, self.scheduler, self.conditions, self.draws).total
+            loss = denoising_loss(model, self.scheduler, self.conditions, self.draws, None, self.matches, 0.3).total
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -173,7 +179,8 @@ def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> N
     draws = draw(batch, 8)
     with NoQuestions():
         conditions = encoders.encode(batch, draws)
-        loss = denoising_loss(model, scheduler, conditions, draws, options.min_snr_gamma)
+        matches = some_matches(smallest.size_px)
+        loss = denoising_loss(model, scheduler, conditions, draws, options.min_snr_gamma, matches, 0.3)
         loss.total.backward()
     with pytest.raises(AssertionError, match="makes the host wait"), NoQuestions():
         float(loss.total.detach())
@@ -206,11 +213,12 @@ def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.Mo
             part._apply(on_gpu)
         batch = TrainBatch(*(on_gpu(getattr(batch, name)) for name in ("source", "reference", "mask", "key", "index")))
         draws = Draws(**{name: on_gpu(tensor) for name, tensor in vars(draws).items()})
+        matches = Matches(*map(on_gpu, vars(some_matches(smallest.size_px)).values()))
         scheduler = noise_scheduler()
         scheduler.alphas_cumprod = on_gpu(scheduler.alphas_cumprod)  # which it does by itself at the first step
         with NoCopies():
             conditions = encoders.encode(batch, draws)
-            loss = denoising_loss(model, scheduler, conditions, draws, 5.0)
+            loss = denoising_loss(model, scheduler, conditions, draws, 5.0, matches, 0.3)
         with pytest.raises(AssertionError, match="copies between cpu and cuda"), NoCopies():
             loss.total.detach().new_tensor([1.0, 2.0])
 

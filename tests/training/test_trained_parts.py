@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
-from toy_run import forget_accelerate, train
+from toy_run import forget_accelerate, metrics, train
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
@@ -62,6 +62,14 @@ def test_only_what_is_trained_gets_gradients(smallest: ToyModel, frozen: tuple[s
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (name.split(".")[0] in frozen), name
         assert (name in model.trained_parameters()) == (parameter.grad is not None)
+
+
+def test_adapters_learn_where_to_look(mined: Path, tmp_path: Path) -> None:
+    options = ["train.unet=lora", "train.reference_unet=lora", "train.lora_rank=2", "train.correspondence_weight=1",
+               "train.max_steps=2", "train.log_every=1"]  # fmt: skip
+    train(mined, tmp_path, *options)
+    assert all(values["gradient_norm_reference_unet"] > 0 for values in metrics(tmp_path)[1:])
+    assert metrics(tmp_path)[-1]["loss_correspondence"] > 0
 
 
 def test_frozen_alone_is_an_error(smallest: ToyModel) -> None:
