@@ -1,4 +1,4 @@
-"""The rows of the paper's Tables 3 and 4 at the scale of the proof model.
+"""The rows of the paper's Tables 3 and 4 at the scale of the small model.
 
 python scripts/ablations.py --output runs/ablations
 
@@ -27,8 +27,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
-    parser.add_argument("--experiment", default="proof_ablation", help="default: proof_ablation")
-    parser.add_argument("--pairs", type=Path, default=Path("proof_data/pairs/heldout"), help="mined pairs to test with")
+    parser.add_argument("--experiment", default="small_ablation", help="default: small_ablation")
+    parser.add_argument(
+        "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all; full is needed")
     parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
@@ -43,8 +45,8 @@ def main() -> None:
         raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with full; name it, too")
     if not (arguments.pairs / "manifest").is_dir():
         raise InputError(
-            f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the proof model:\n"
-            "  python scripts/proof_data.py --output proof_data"
+            f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
+            "  python scripts/small_model_data.py --output small_model_data"
         )
     seeds = ",".join(map(str, arguments.seeds))
     run(

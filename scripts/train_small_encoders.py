@@ -1,8 +1,9 @@
-"""Train the frozen networks of the proof model from scratch.
+"""Train the frozen networks of the small model from scratch.
 
-python scripts/train_small_encoders.py PROOF_DATA --output DIR
+python scripts/train_small_encoders.py SMALL_MODEL_DATA --output DIR
 
-PROOF_DATA is what scripts/proof_data.py made. About ten minutes on one CPU core; a network that is there is kept.
+SMALL_MODEL_DATA is what scripts/small_model_data.py made. About ten minutes on one CPU core; a network that is there is
+kept.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("data", type=Path, metavar="PROOF_DATA", help="made by scripts/proof_data.py")
+    parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by scripts/small_model_data.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
     parser.add_argument("--only", choices=NETWORKS, help="only this one")
     parser.add_argument("--steps", type=int, default=2500, help="of each (default: 2500)")
@@ -44,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if not (arguments.data / "pairs" / "train").is_dir():
-        raise InputError(f"{arguments.data} has no pairs/train; scripts/proof_data.py makes such a folder")
+        raise InputError(f"{arguments.data} has no pairs/train; scripts/small_model_data.py makes such a folder")
 
     import torch
 
@@ -95,7 +96,7 @@ def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Ten
     from tqdm import tqdm
 
     from mimicbrush.evaluation.clips import render_with_depth
-    from mimicbrush.evaluation.proof_data import training_clips
+    from mimicbrush.evaluation.small_model_data import training_clips
     from mimicbrush.ops.geometry import GeometryRanges, letterbox_matrix, random_matrix, warp
     from mimicbrush.ops.images import IMAGE_FILL, to_tensor
     from mimicbrush.ops.photometric import JitterRanges, apply_jitter, random_jitter

@@ -19,8 +19,8 @@ from mimicbrush.models.weight_facts import examine
 if TYPE_CHECKING:
     from mimicbrush.models.weight_facts import PartReport
 
-#: Where the experiment of the proof model looks for its pairs.
-PROOF_DATA = "proof_data"
+#: Where the experiment of the small model looks for its pairs.
+SMALL_MODEL_DATA = "small_model_data"
 
 
 def check_prerequisites(config: DictConfig) -> None:
@@ -62,10 +62,10 @@ def _absent_folders(data: DictConfig) -> list[str]:
     if data.root or not named:
         named["data.root"] = data.root
     mine = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
-    make_proof_data = f"python scripts/proof_data.py --output {PROOF_DATA} (docs/PROOF_MODEL.md)"
+    make_small_model_data = f"python scripts/small_model_data.py --output {SMALL_MODEL_DATA} (docs/PROOF_MODEL.md)"
     return [
         f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
-        f"with\n  {make_proof_data if Path(root or '.').parts[:1] == (PROOF_DATA,) else mine}"
+        f"with\n  {make_small_model_data if Path(root or '.').parts[:1] == (SMALL_MODEL_DATA,) else mine}"
         for option, root in named.items()
         if not root or not Path(root).is_dir()
     ]

@@ -125,7 +125,7 @@ def begin_alike(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> No
 
 
 class SmallEncoders(NamedTuple):
-    """The frozen networks of the proof model."""
+    """The frozen networks of the small model."""
 
     vae: PatchAutoencoder
     image_encoder: CLIPVisionModelWithProjection

@@ -33,9 +33,7 @@ def composed(*overrides: str) -> assembly.TrainConfig:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("ablation", [None, *ABLATIONS])
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
-    # These go on from the weights of a run, which are not here.
-    start = ["model=proof"] if experiment in ("proof", "proof_views") else []
-    options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
+    options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []))
     assert options.run_name == (ablation or experiment)
     assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
 
@@ -78,7 +76,7 @@ def test_strong_is_pythons_default_and_weak_lacks_what_the_paper_names() -> None
 
 
 def test_small_models_have_milder_views_and_the_ablation_still_takes_them_away() -> None:
-    full, weak = (composed("+experiment=proof_ablation", f"+ablation={row}") for row in ("full", "weak_augmentation"))
+    full, weak = (composed("+experiment=small_ablation", f"+ablation={row}") for row in ("full", "weak_augmentation"))
     assert 0 < full.data.geometry.rotation_deg < composed().data.geometry.rotation_deg
     assert 0 < full.data.jitter.brightness < JitterRanges().brightness
     assert weak.data.jitter == JitterRanges(0, 0, 0, 0) and weak.data.geometry.projective_intensity == 0

@@ -150,8 +150,8 @@ def _later(workplace: Workplace) -> None:
     for name, target in {
         "DIR": "runs/smoke/pipeline", "PIPELINE": "runs/smoke/pipeline", "MINED": "pairs",
         "demo/pairs/train": "pairs", "demo/pairs/heldout": "pairs",
-        "proof_data/encoders": "mimicbrush/assets/proof",
-        "proof_data/pairs/train": "pairs", "proof_data/pairs/heldout": "pairs",
+        "small_model_data/encoders": "mimicbrush/assets/proof",
+        "small_model_data/pairs/train": "pairs", "small_model_data/pairs/heldout": "pairs",
     }.items():  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(folder / target)

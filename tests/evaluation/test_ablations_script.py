@@ -32,7 +32,7 @@ SMALLEST = [
     ("arguments", "message"),
     [
         (["--rows", "grid_050"], "every row is compared with full"),
-        (["--pairs", "nowhere"], "scripts/proof_data.py"),
+        (["--pairs", "nowhere"], "scripts/small_model_data.py"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(

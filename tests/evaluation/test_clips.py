@@ -4,6 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -18,6 +19,8 @@ from mimicbrush.evaluation.clips import (
     write_clip,
     write_clips,
 )
+from mimicbrush.evaluation.small_model_data import training_clips
+from mimicbrush.ops.keypoints import match_keypoints
 
 SHORT = ClipSpec("coffee.png", ("chelsea.png",), seed=1, seconds=0.75, width_px=160, height_px=120)
 
@@ -65,3 +68,20 @@ def test_demo_clips_take_turns() -> None:
     assert len({spec.seed for spec in specs.values()}) == 14
     for spec in specs.values():
         assert len({spec.background, *spec.cutouts}) == 3
+
+
+def test_things_of_training_clips_have_motions_of_their_own() -> None:
+    """OpenCV finds a second homography among the matches that the first one, the camera's, does not explain."""
+    specs = training_clips([], 3, seed=0)
+    spec = next(spec for spec in specs.values() if not spec.background.startswith("leaves:"))
+    assert len(spec.cutouts) >= 3 and spec.tilt > 0
+    frames = list(render_frames(spec))
+    one, other = match_keypoints(frames[0], frames[16])
+    found = 0
+    while len(one) >= 12 and found < 2:
+        _, inliers = cv2.findHomography(one, other, cv2.RANSAC, 3.0)
+        if inliers.sum() < 10:
+            break
+        found += 1
+        one, other = (points[inliers.ravel() == 0] for points in (one, other))
+    assert found == 2

@@ -1,4 +1,6 @@
-"""Make what the proof model is trained on and tested with: python scripts/proof_data.py --output proof_data.
+"""Make what the small model is trained on and tested with.
+
+python scripts/small_model_data.py --output small_model_data
 
 Renders clips and stills, takes real clips and photographs where they are named, and mines all of them:
 OUTPUT/pairs/train to train on, OUTPUT/pairs/heldout to test with. Run it again: it goes on where it was.
@@ -52,17 +54,19 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from mimicbrush.evaluation import proof_data
+    from mimicbrush.evaluation import small_model_data
     from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
 
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
-    photographs = [name for folder in arguments.photographs for name in proof_data.photographs_in(folder)]
-    proof_data.check_apart(photographs, proof_data.photographs_in(arguments.heldout) if arguments.heldout else [])
+    photographs = [name for folder in arguments.photographs for name in small_model_data.photographs_in(folder)]
+    small_model_data.check_apart(
+        photographs, small_model_data.photographs_in(arguments.heldout) if arguments.heldout else []
+    )
     keep_options(arguments)
     rendered = {
-        train / "rendered": proof_data.training_clips(photographs, arguments.clips, arguments.seed),
+        train / "rendered": small_model_data.training_clips(photographs, arguments.clips, arguments.seed),
         heldout / "rendered": (
-            proof_data.heldout_clips(arguments.heldout, arguments.seed)
+            small_model_data.heldout_clips(arguments.heldout, arguments.seed)
             if arguments.heldout
             else demo_clips(HELDOUT_PHOTOGRAPHS, 18, arguments.seed)
         ),
@@ -75,7 +79,7 @@ def main() -> None:
     if not (train / "stills").exists():
         aside = arguments.output / ".stills"
         shutil.rmtree(aside, ignore_errors=True)
-        stills = proof_data.write_stills(aside, photographs, arguments.leaves, arguments.crops, arguments.seed)
+        stills = small_model_data.write_stills(aside, photographs, arguments.leaves, arguments.crops, arguments.seed)
         for _ in tqdm(stills, desc="stills", unit="picture"):
             pass
         aside.rename(train / "stills")

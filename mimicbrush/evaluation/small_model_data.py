@@ -1,4 +1,4 @@
-"""What the proof model is trained on and tested with, as files that the miner reads.
+"""What the small model is trained on and tested with, as files that the miner reads.
 
 Rendered clips over photographs and dead leaves, and photographs and dead leaves with segments in SA-1B's layout. Real
 clips come beside them. No photograph is on both sides, and those of the DreamBooth dataset are only tested with, so

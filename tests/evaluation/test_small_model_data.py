@@ -11,7 +11,7 @@ import skimage
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation import proof_data
+from mimicbrush.evaluation import small_model_data
 from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, ClipSpec, render_with_depth
 from mimicbrush.evaluation.leaves import dead_leaves
 from mimicbrush.mining.images import read_segmented_image
@@ -51,8 +51,8 @@ def test_depth_of_rendered_frames_has_things_before_the_ground() -> None:
 
 
 def test_stills_are_what_the_miner_reads(tmp_path: Path) -> None:
-    stills = list(proof_data.write_stills(tmp_path / "stills", [], num_leaves=1, crops=1, seed=0))
-    assert len(stills) == 1 + len(proof_data.TRAIN_PHOTOGRAPHS)
+    stills = list(small_model_data.write_stills(tmp_path / "stills", [], num_leaves=1, crops=1, seed=0))
+    assert len(stills) == 1 + len(small_model_data.TRAIN_PHOTOGRAPHS)
     with_segments = 0
     for path in stills:
         found = read_segmented_image(path.read_bytes(), path.with_suffix(".json").read_bytes(), MiningOptions())
@@ -66,11 +66,11 @@ def test_training_and_heldout_clips_share_no_photograph(tmp_path: Path) -> None:
         (tmp_path / subject).mkdir()
         for number in range(3):
             Image.new("RGB", (8, 8)).save(tmp_path / subject / f"{number}.jpg")
-    heldout = proof_data.heldout_clips(tmp_path, seed=0)
+    heldout = small_model_data.heldout_clips(tmp_path, seed=0)
     assert sorted(heldout) == ["cat.mp4", "vase.mp4"]
     used = {spec.background for spec in heldout.values()} | {name for spec in heldout.values() for name in spec.cutouts}
     assert len(used) == 6
-    train = proof_data.training_clips([], 60, seed=0)
+    train = small_model_data.training_clips([], 60, seed=0)
     shown = {spec.background for spec in train.values()} | {name for spec in train.values() for name in spec.cutouts}
     assert not shown & (used | set(HELDOUT_PHOTOGRAPHS))
     assert len({(spec.background, spec.seed) for spec in train.values()}) == 60
@@ -81,25 +81,25 @@ def test_a_photograph_on_both_sides_and_namesakes_are_refused(tmp_path: Path) ->
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8), (colour,) * 3).save(tmp_path / folder / "00.png")
     mine, theirs, others = (str(tmp_path / folder / "00.png") for folder in ("mine", "theirs", "others"))
-    proof_data.check_apart([mine], [theirs, others])
+    small_model_data.check_apart([mine], [theirs, others])
     copied = tmp_path / "theirs" / "01.png"
     copied.write_bytes(Path(mine).read_bytes())
     with pytest.raises(InputError, match="tested with, too"):
-        proof_data.check_apart([mine], [theirs, str(copied)])
+        small_model_data.check_apart([mine], [theirs, str(copied)])
     coffee = tmp_path / "mine" / "morning.png"
     coffee.write_bytes((Path(skimage.__file__).parent / "data" / "coffee.png").read_bytes())
-    proof_data.check_apart([str(coffee)], [theirs])
+    small_model_data.check_apart([str(coffee)], [theirs])
     with pytest.raises(InputError, match="tested with, too"):
-        proof_data.check_apart([str(coffee)], [])
+        small_model_data.check_apart([str(coffee)], [])
     with pytest.raises(InputError, match="rename one of them"):
-        proof_data.check_apart([mine, others], [])
+        small_model_data.check_apart([mine, others], [])
 
 
 def test_a_folder_that_was_begun_with_other_options_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "proof_data.py"), "--output", str(tmp_path / "data")]
+    command = [sys.executable, str(ROOT / "scripts" / "small_model_data.py"), "--output", str(tmp_path / "data")]
     (tmp_path / "data").mkdir()
-    options = {"videos": "None", "photographs": "None", "heldout": "None"}
-    options |= {"clips": "150", "leaves": "300", "crops": "12", "seed": "0"}
+    options = {"videos": "None", "photographs": "[]", "heldout": "None"}
+    options |= {"clips": "300", "leaves": "300", "crops": "8", "seed": "0"}
     (tmp_path / "data" / "options.json").write_text(json.dumps(options))
     done = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "was begun with --seed 0" in done.stderr
