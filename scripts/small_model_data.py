@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from mimicbrush.ops.files import write_aside
 SCRIPTS = Path(__file__).parent
 #: Chosen before anything was trained: of these real clips nothing is trained on.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
+#: How `--pack` mines: frames just large enough for a canvas of 128 px.
+PACKED = ("max_side_px=192", "jpeg_quality=82")
 CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
 
 
@@ -39,6 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=300, help="rendered clips to train on (default: 300)")
     parser.add_argument("--leaves", type=int, default=300, help="stills of dead leaves (default: 300)")
     parser.add_argument("--crops", type=int, default=8, help="stills of each photograph (default: 8)")
+    parser.add_argument(
+        "--pack", type=Path, metavar="FILE.tar", help="also write the video pairs, smaller, as one file for a GPU"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is rendered (default: 0)")
     return parser.parse_args()
 
@@ -90,13 +96,34 @@ def main() -> None:
 
     # 2. Pairs.
     for folder in (train, heldout):
-        output = arguments.output / "pairs" / folder.name
-        command = ["mine_pairs.py", f"input={folder}", f"output={output}", "pairs_per_clip=64"]
-        done = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], check=False)
-        if done.returncode:
-            raise MimicBrushError(
-                f"{command[0]} ended with status {done.returncode}; the same command goes on from here"
-            )
+        mine(folder, arguments.output / "pairs" / folder.name)
+    if arguments.pack is not None:
+        pack(arguments)
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Mine the training videos once more with smaller frames, and put what comes out into one file to carry."""
+    videos = sorted(path for path in (arguments.output / "train").rglob("*") if path.suffix.lower() in CLIP_SUFFIXES)
+    listed, packed = arguments.output / "packed.csv", arguments.output / "packed"
+    lines = ["path", *(str(path.relative_to(arguments.output)) for path in videos)]
+    write_aside(listed, lambda aside: aside.write_text("\n".join(lines) + "\n"))
+    mine(listed, packed, *PACKED)
+
+    def write(aside: Path) -> None:
+        with tarfile.open(aside, "w") as tar:
+            for name in ("manifest", "shards"):
+                tar.add(packed / name, f"small_model_data/packed/{name}")
+
+    write_aside(arguments.pack, write)
+    print(f"wrote {arguments.pack} ({arguments.pack.stat().st_size / 2**20:.0f} MiB); unpack it where the GPU is")
+
+
+def mine(source: Path, output: Path, *options: str) -> None:
+    """Mine pairs as a user would."""
+    command = ["mine_pairs.py", f"input={source}", f"output={output}", "pairs_per_clip=64", *options]
+    done = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], check=False)
+    if done.returncode:
+        raise MimicBrushError(f"{command[0]} ended with status {done.returncode}; the same command goes on from here")
 
 
 def keep_options(arguments: argparse.Namespace) -> None:
@@ -106,7 +133,7 @@ def keep_options(arguments: argparse.Namespace) -> None:
         InputError: the folder was begun with others.
     """
     path = arguments.output / "options.json"
-    wanted = {name: str(value) for name, value in vars(arguments).items() if name != "output"}
+    wanted = {name: str(value) for name, value in vars(arguments).items() if name not in ("output", "pack")}
     if path.is_file():
         begun = json.loads(path.read_text())
         if changed := [f"--{name} {begun.get(name)}" for name in wanted if begun.get(name) != wanted[name]]:
