@@ -30,7 +30,7 @@ def test_the_record_sums_the_softmax_over_both() -> None:
     for _ in range(3):  # layers or steps
         query, own, key = torch.randn(3, 1, side * side, heads, width).unbind(0)
         (_, own_lse), (_, lse) = (attend_with_lse(query, k, k) for k in (own, key))
-        record.add(query, key, torch.logaddexp(own_lse, lse), 1.0)
+        record.add("layer", query, key, torch.logaddexp(own_lse, lse), 1.0)
         scores = torch.einsum("mhd,nhd->hmn", query[0, 5:7], torch.cat([own, key], 1)[0]) / width**0.5
         expected += scores.softmax(-1)[..., side * side :].sum(0)
     ((tokens, attention),) = record.attention()
@@ -46,9 +46,9 @@ def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
     query = torch.zeros(1, 4, 1, 1)
     key = torch.zeros(1, 4, 1, 1)
     query[0, 0], key[0, 3] = 40.0, 40.0
-    record.add(query, key, query[:, :, :, 0] * 40.0, 1.0)
+    record.add("layer", query, key, query[:, :, :, 0] * 40.0, 1.0)
     fine = torch.zeros(1, 16, 1, 1)
-    record.add(fine, fine, torch.full((1, 16, 1), torch.inf), 1.0)  # pays the reference nothing
+    record.add("layer", fine, fine, torch.full((1, 16, 1), torch.inf), 1.0)  # pays the reference nothing
     ((tokens, attention),) = record.attention()
     assert tokens.tolist() == [0]
     expected = torch.zeros(4, 4)
