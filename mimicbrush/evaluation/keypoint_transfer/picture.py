@@ -12,7 +12,7 @@ from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 
 _SIDE_PX, _GAP_PX, _TITLE_PX, _FONT_PX = 448, 12, 30, 17
 _POINTS = 12
-_RIGHT, _WRONG, _TRUTH = (20, 170, 80), (225, 50, 40), (255, 255, 255)
+RIGHT, WRONG, _TRUTH = (20, 170, 80), (225, 50, 40), (255, 255, 255)
 
 
 def draw_transfers(
@@ -43,8 +43,8 @@ def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
     font = ImageFont.load_default(_FONT_PX)
     x, y = 14.0, 1.5 * _TITLE_PX
     for colour, words in (
-        (_RIGHT, f"found: within {ALPHA:g} of the side of the true place"),
-        (_WRONG, "not found"),
+        (RIGHT, f"found: within {ALPHA:g} of the side of the true place"),
+        (WRONG, "not found"),
         (_TRUTH, "where a red one should end"),
     ):
         _mark(draw, np.array([x, y]), colour, "", 2 * _SIDE_PX)
@@ -74,11 +74,11 @@ def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
     starts, ends, truths = (
         on_sheet(points[chosen], panel) for points, panel in ((task.source_xy, 0), (found, 1), (task.reference_xy, 1))
     )
-    colours = [_RIGHT if right else _WRONG for right in is_right[chosen]]
+    colours = [RIGHT if right else WRONG for right in is_right[chosen]]
     for start, end, colour in zip(starts, ends, colours, strict=True):
         draw.line([*start, *end], colour, 2)
     for number, (start, end, truth, colour) in enumerate(zip(starts, ends, truths, colours, strict=True), start=1):
-        if colour == _WRONG:
+        if colour == WRONG:
             _mark(draw, truth, _TRUTH, str(number), corners[1][0] + _SIDE_PX)
         _mark(draw, start, colour, str(number), corners[0][0] + _SIDE_PX)
         _mark(draw, end, colour, str(number), corners[1][0] + _SIDE_PX)
