@@ -121,7 +121,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MimicBrushError, match=r"2\.ppm"):
         homography_tasks(scene.parent, 32, None)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="H_1_2 .. H_1_6"):
+    with pytest.raises(InputError, match=r"H_1_2 \.\. H_1_6"):
         homography_tasks(tmp_path / "none", 32, None)
     far = {2: np.array([[1.0, 0, 9e3], [0, 1, 0], [0, 0, 1]])}
     away = write_scene(tmp_path / "away" / "scene", "{}.ppm", "H_1_{}", far)
