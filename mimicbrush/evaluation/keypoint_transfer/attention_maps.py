@@ -124,7 +124,7 @@ class AttentionAtTokens:
             rows, columns, row_lse = (q, k[at], lse[0]) if self.transposed else (q[at], k, lse[0, at])
             scores = torch.einsum("ahd,bhd->hab", rows, columns) * q.shape[-1] ** -0.5 - row_lse.T[..., None]
             maps, count = scores.exp_().sum(dim=0) * blend, q.shape[1]
-        maps = maps.T if self.transposed else maps
+        maps = (maps.T if self.transposed else maps).cpu()  # small, and there to stay
         side = math.isqrt(maps.shape[1])
         key = path, len(THIRDS) * step // self.num_steps
         self.maps.sums[key] = self.maps.sums.get(key, 0) + maps.reshape(-1, side, side)

@@ -69,8 +69,7 @@ def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
         scaled = (points + 0.5) * (_SIDE_PX / len(task.source))
         return np.clip(scaled, 6, _SIDE_PX - 6) + corners[panel]
 
-    # Evenly over the rows of a grid and, because its side and their number have no common measure, over its columns.
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(_POINTS, len(found))).round().astype(int))
+    chosen = _far_apart(task.source_xy, min(_POINTS, len(found)))
     starts, ends, truths = (
         on_sheet(points[chosen], panel) for points, panel in ((task.source_xy, 0), (found, 1), (task.reference_xy, 1))
     )
@@ -82,6 +81,15 @@ def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
             _mark(draw, truth, _TRUTH, str(number), corners[1][0] + _SIDE_PX)
         _mark(draw, start, colour, str(number), corners[0][0] + _SIDE_PX)
         _mark(draw, end, colour, str(number), corners[1][0] + _SIDE_PX)
+
+
+def _far_apart(points: np.ndarray, count: int) -> np.ndarray:
+    """Numbers (count,) of points (K, 2), each the farthest from those before it, then in the points' own order."""
+    chosen = [0]
+    while len(chosen) < count:
+        distances = np.linalg.norm(points[:, None] - points[chosen][None], axis=-1)
+        chosen.append(int(distances.min(axis=1).argmax()))
+    return np.array(sorted(chosen))
 
 
 def _mark(draw: ImageDraw.ImageDraw, at: np.ndarray, colour: tuple[int, int, int], words: str, right_px: int) -> None:
