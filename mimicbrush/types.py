@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 class AttentionRecord(Protocol):
     """Something that wants to know where reference attention goes (see `models.correspondence`)."""
 
-    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
+    def add(self, path: str, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
         """Note one layer's attention at one step.
 
         Args:
+            path: of the layer's module in the imitative U-Net.
             query: (R, N, heads, d), of the rows that have a reference.
             reference_key: (R, M, heads, d).
             lse: (R, N, heads), log-sum-exp of the scores over [own ; reference].

@@ -2,14 +2,16 @@
 
 python scripts/pck.py --pairs MINED --output FOLDER [--model DIR]
 
-Beside it: the same networks before training, features (DIFT), these with DINOv2's where its weights are given, chance.
+Every keypoint is asked for twice: while it lies in a hole, and while the model sees it. Beside it: the same networks
+before training, features (DIFT), these with DINOv2's where its weights are given, the same place, chance; and the
+attention by layer and by third of the steps.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mimicbrush.errors import InputError, run_plainly
 from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder
@@ -19,23 +21,41 @@ if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
     from mimicbrush.pipelines import MimicBrushPipeline
 
+_STRENGTHS = ("weak", "medium", "strong")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--pairs", type=Path, help="mined pairs, of which held-out frames are warped")
-    parser.add_argument("--spair", type=Path, help="or the folder of SPair-71k")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--pairs", type=Path, help="mined pairs, of which held-out frames are warped")
+    data.add_argument("--photographs", type=Path, help="or a folder of photographs, of which two views each are drawn")
+    data.add_argument(
+        "--homographies", type=Path, help="or folders of 1.ppm .. 6.ppm and H_1_2 .. (HPatches), or img1.ppm and H1to2p"
+    )
+    data.add_argument("--spair", type=Path, help="or the folder of SPair-71k")
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|proof", help="pipeline folder (default: proof)")
     parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
     parser.add_argument("--max-pairs", type=int, default=46, help="pictures at most (default: 46)")
+    parser.add_argument(
+        "--strength", nargs="+", choices=_STRENGTHS, help="of the views of photographs (default: all three)"
+    )
+    parser.add_argument(
+        "--logits", action="store_true", help="attention: mean of the scores before the softmax, not of probabilities"
+    )
+    parser.add_argument(
+        "--reciprocal",
+        action="store_true",
+        help="attention: add the transposed map of the swapped pair (twice as slow)",
+    )
     parser.add_argument("--dinov2", type=Path, help="folder of DINOv2 weights, for SD + DINO features")
     parser.add_argument("--seed", type=int, default=0, help="of warps, untrained weights and bootstrap (default: 0)")
     arguments = parser.parse_args()
-    if (arguments.pairs is None) == (arguments.spair is None):
-        parser.error("name either --pairs or --spair")
     if arguments.max_pairs < 1:
         parser.error("--max-pairs must be 1 or more")
+    if arguments.strength and not arguments.photographs:
+        parser.error("--strength is for --photographs")
     return arguments
 
 
@@ -46,12 +66,12 @@ def main() -> None:
         raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
 
     import torch
+    from tqdm import tqdm
 
     from mimicbrush.evaluation import report
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
-    from mimicbrush.evaluation.keypoint_transfer.methods import FEATURE_TIMESTEP, NoFeaturesError
+    from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
     from mimicbrush.evaluation.keypoint_transfer.picture import draw_transfers
-    from mimicbrush.evaluation.keypoint_transfer.tasks import GRID
     from mimicbrush.evaluation.measure import interval_note
     from mimicbrush.ops.files import write_aside, write_picture
     from mimicbrush.pipelines.load import load_pipeline
@@ -60,74 +80,146 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.reference_unet is None:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")
-    tasks, left_out = read_tasks(arguments, folder, pipeline)
+    data = read_data(arguments, folder, pipeline)
+    tasks = data.tasks
     before = methods.untrained(pipeline, arguments.seed)
     before.set_progress_bar_config(disable=True)
-    rows: dict[str, Method] = {
-        "reference attention": methods.AttentionTransfer(pipeline),
-        "reference attention, untrained": methods.AttentionTransfer(before),
-    }
-    absent = {}
-    try:
-        rows["features (DIFT)"] = methods.FeatureTransfer(pipeline)
-        rows["features (DIFT), untrained"] = methods.FeatureTransfer(before)
-        if arguments.dinov2 is None:
-            absent["features and DINOv2"] = "--dinov2 names no weights"
-        else:
-            rows["features and DINOv2"] = methods.FeatureTransfer(pipeline, dinov2=read_dinov2(arguments.dinov2))
-    except NoFeaturesError as error:
-        absent["features"] = str(error)
-    rows |= {"same place": methods.same_place, "chance": methods.Chance(arguments.seed)}
 
-    results = pck.measure(rows, tasks, arguments.seed)
+    # 1. The attention: both of its tasks from the same edits.
+    how = {"scores": arguments.logits, "reciprocal": arguments.reciprocal}
+    found, found_before = (
+        [AttentionTransfer(each, **how)(task) for task in tqdm(tasks, desc=name, unit="picture", disable=None)]
+        for name, each in (("reference attention", pipeline), ("reference attention, untrained", before))
+    )
+    places = {
+        "reference attention in holes": [each.in_holes for each in found],
+        "reference attention in holes, untrained": [each.in_holes for each in found_before],
+        "reference attention at seen tokens": [each.at_seen_tokens for each in found],
+        "reference attention at seen tokens, untrained": [each.at_seen_tokens for each in found_before],
+    }
+
+    # 2. What it is compared with.
+    others, absent = feature_methods(arguments, pipeline, before)
+    others |= {"same place": methods.same_place, "chance": methods.Chance(arguments.seed)}
+    places |= pck.carry(others, tasks)
+
+    # 3. Tables.
+    results = pck.measure(places, tasks, arguments.seed)
+    sets = pck.measure_sets(places, tasks, arguments.seed)
+    layers = pck.measure_layers(found, tasks, arguments.seed)
     table = pck.markdown(results, absent)
+    if sets:
+        table += f"\n{pck.markdown_of_sets(sets)}"
+    by_layer = pck.markdown_of_layers(layers)
     card = {
         "model": str(folder),
-        "data": str(arguments.pairs or arguments.spair),
-        "keypoints": "SPair-71k's" if arguments.spair else f"a grid of {GRID} x {GRID}, where both pictures show it",
-        "left_out": left_out,
+        "data": str(data.root),
+        "keypoints": data.keypoints,
+        "left_out": data.left_out,
         "untrained": "one draw of random weights; its interval is over sources only",
+        "in_holes": "the keypoint's token is in the hole (a chessboard of 4 x 4 fields; two edits)",
+        "at_seen_tokens": "the keypoint's token is outside of the hole of the same two edits; features see it, too",
         "features": "what enters the last shared self-attention of the reference U-Net, at "
-        f"t = {FEATURE_TIMESTEP} (DIFT's for Stable Diffusion 2.1; not tuned)",
+        f"t = {methods.FEATURE_TIMESTEP} (DIFT's for Stable Diffusion 2.1; not tuned)",
+        "logits": arguments.logits,
+        "reciprocal": arguments.reciprocal,
+        "attention": _ATTENTION[arguments.logits] + (_RECIPROCAL if arguments.reciprocal else ""),
         "note": interval_note(len({task.group for task in tasks})),
         "pictures": len(tasks),
         "points": sum(len(task.source_xy) for task in tasks),
         "sources": len({task.group for task in tasks}),
         "seed": arguments.seed,
         "canvas_px": pipeline.size_px,
-        "attention_steps": methods.ATTENTION_STEPS,
+        "attention_steps": ATTENTION_STEPS,
         "definition": "correct within alpha of the longer side of the canvas (SPair: of the object's box), mean over "
         "pictures, 95 % bootstrap over sources",
         "versions": report.versions(),
     }
+    values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
+
+    # 4. Written, and told.
     arguments.output.mkdir(parents=True, exist_ok=True)
-    report.write_json(arguments.output / "pck.json", {"results": results, "absent": absent, "card": card})
-    write_aside(arguments.output / "table.md", lambda aside: aside.write_text(table))
-    write_picture(draw_transfers(tasks, rows["reference attention"]), arguments.output / "transfers.png")
-    print(f"\n{table}\n{card['points']} keypoints in {len(tasks)} pictures of {card['sources']} sources")
-    for pair in left_out:
-        print(f"left out: {pair}: its warped frame shows no keypoint")
+    report.write_json(arguments.output / "pck.json", values)
+    write_aside(arguments.output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}"))
+    picture = draw_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
+    write_picture(picture, arguments.output / "transfers.png")
+    print(f"\n{table}\n{by_layer}")
+    print(f"{card['points']} keypoints in {len(tasks)} pictures of {card['sources']} sources")
+    for each in data.left_out:
+        print(f"left out: {each}")
     if card["note"]:
         print(f"NOTE: {card['note']}")
     print("\n".join(f"wrote {arguments.output / name}" for name in ("pck.json", "table.md", "transfers.png")))
 
 
-def read_tasks(
-    arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline
-) -> tuple[list[TransferTask], list[str]]:
-    """The pictures with their keypoints, and what has none; of mined pairs only those that were not trained on."""
-    from mimicbrush.evaluation.keypoint_transfer.tasks import spair_tasks, warped_tasks
+_ATTENTION = {
+    False: "mean of probabilities over heads, layers and steps",
+    True: "mean of scores before the softmax over heads, layers and steps; each layer's are standardised at each step: "
+    "a token's mean over the reference taken away, divided by the layer's deviation",
+}
+_RECIPROCAL = "; the transposed map of the swapped pair is added"
 
+
+class Data(NamedTuple):
+    """Pictures with keypoints, where they come from, and what was left out of them and why."""
+
+    tasks: list[TransferTask]
+    root: Path
+    keypoints: str
+    left_out: list[str]
+
+
+def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> Data:
+    """The pictures with their keypoints; of mined pairs and photographs only those that were not trained on."""
+    from mimicbrush.evaluation import heldout
+    from mimicbrush.evaluation.keypoint_transfer import homographies
+    from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, spair_tasks, warped_tasks
+
+    size_px, most, seed = pipeline.size_px, arguments.max_pairs, arguments.seed
+    grid = f"a grid of {GRID} x {GRID}, where both pictures show it"
     if arguments.spair is not None:
-        return spair_tasks(arguments.spair, pipeline.size_px, arguments.max_pairs), []
+        return Data(spair_tasks(arguments.spair, size_px, most), arguments.spair, "SPair-71k's", [])
+    if arguments.homographies is not None:
+        tasks, empty = homographies.homography_tasks(arguments.homographies, size_px, most)
+        left_out = [f"{each}: its pictures have no keypoint in common" for each in empty]
+        return Data(tasks, arguments.homographies, grid, left_out)
+
+    training = heldout.read_training_data(folder)
+    if arguments.photographs is not None:
+        files, seen = homographies.unseen_photographs(arguments.photographs, training)
+        strengths = [name for name in _STRENGTHS if name in (arguments.strength or _STRENGTHS)]
+        tasks, empty = homographies.photograph_tasks(files, strengths, size_px, most, seed)
+        left_out = [f"{each}: its views have no keypoint in common" for each in empty]
+        return Data(tasks, arguments.photographs, grid, [f"{each}: it was trained on" for each in seen] + left_out)
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation import heldout
 
-    selection = heldout.select_pairs(read_manifest(arguments.pairs), "heldout", heldout.read_training_data(folder))
+    selection = heldout.select_pairs(read_manifest(arguments.pairs), "heldout", training)
     for message in selection.messages:
         print(message)
-    return warped_tasks(selection.pairs, pipeline.size_px, arguments.max_pairs, arguments.seed)
+    tasks, empty = warped_tasks(selection.pairs, size_px, most, seed)
+    return Data(tasks, arguments.pairs, grid, [f"{each}: its warped frame shows no keypoint" for each in empty])
+
+
+def feature_methods(
+    arguments: argparse.Namespace, pipeline: MimicBrushPipeline, before: MimicBrushPipeline
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """Rows of features, which see the keypoints, and rows that cannot be measured, with the reason."""
+    from mimicbrush.evaluation.keypoint_transfer import methods
+
+    rows: dict[str, Method] = {}
+    absent = {}
+    try:
+        rows["features (DIFT) at seen tokens"] = methods.FeatureTransfer(pipeline)
+        rows["features (DIFT) at seen tokens, untrained"] = methods.FeatureTransfer(before)
+        if arguments.dinov2 is None:
+            absent["features and DINOv2"] = "--dinov2 names no weights"
+        else:
+            dinov2 = read_dinov2(arguments.dinov2)
+            rows["features and DINOv2 at seen tokens"] = methods.FeatureTransfer(pipeline, dinov2=dinov2)
+    except methods.NoFeaturesError as error:
+        absent["features"] = str(error)
+    return rows, absent
 
 
 def read_dinov2(folder: Path):  # type: ignore[no-untyped-def]  # the class is imported late

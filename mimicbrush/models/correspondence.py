@@ -27,7 +27,7 @@ class CorrespondenceRecord:
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._heads = 0
 
-    def add(self, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
+    def add(self, path: str, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
         """Note one layer at one step; see `types.AttentionRecord`."""
         side = math.isqrt(query.shape[1])
         sums = self._sums.setdefault(side, [])

@@ -114,7 +114,8 @@ class ReadReference(PlainAttention):
         attended_reference, reference_lse = attend_with_lse(query[alone:], *reference)
         own_lse = own_lse[alone:]
         if states.record is not None:
-            states.record.add(query[alone:], reference[0], torch.logaddexp(own_lse, reference_lse), blend)
+            lse = torch.logaddexp(own_lse, reference_lse)
+            states.record.add(self.path, query[alone:], reference[0], lse, blend)
         weight = blend * torch.sigmoid(reference_lse - own_lse)[..., None]  # (R, N, heads, 1)
         if states.keep is not None:
             weight = weight * states.keep.view(-1, 1, 1, 1)

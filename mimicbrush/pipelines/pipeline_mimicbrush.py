@@ -33,7 +33,7 @@ from mimicbrush.pipelines.constants import ConstantsOfWeights
 from mimicbrush.pipelines.pictures import Picture, as_list, check_masks, grey, rgb, whole
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
-from mimicbrush.types import ReferenceStates
+from mimicbrush.types import AttentionRecord, ReferenceStates
 
 #: A mask above this (of 255) is seen when it is pasted back: the crop around it must hold it.
 _BLENDED = 8
@@ -180,6 +180,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         return_correspondence: bool = False,
+        attention_record: AttentionRecord | None = None,
         reference_batch_size: int = 4,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -208,6 +209,8 @@ class MimicBrushPipeline(ConditionedPipeline):
             output_type: see `MimicBrushPipelineOutput`.
             return_dict: False returns a plain tuple (images, and correspondences if asked for).
             return_correspondence: also tell which place of the reference filled which place of the hole.
+            attention_record: is told of every reference attention on the way, to measure what
+                `return_correspondence` does not; not both at once.
             reference_batch_size: timesteps that the reference U-Net reads in one pass, where it reads several.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; "latents" that it
                 returns replace them.
@@ -227,6 +230,8 @@ class MimicBrushPipeline(ConditionedPipeline):
             raise InputError("return_correspondence needs a reference")
         if return_correspondence and self.reference_unet is None:
             raise InputError("return_correspondence needs a reference U-Net, which this pipeline was trained without")
+        if return_correspondence and attention_record is not None:
+            raise InputError("return_correspondence is a record of attention, too: ask for it or give attention_record")
         rows, device = len(sources) * num_images_per_prompt, self._execution_device
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
@@ -278,7 +283,9 @@ class MimicBrushPipeline(ConditionedPipeline):
                     continue
                 reference_at_hand = repeat_rows(next(features), rows)
                 states = ReferenceStates(
-                    projected={**context_at_hand, **reference_at_hand}, blend=self.config.reference_blend, record=record
+                    projected={**context_at_hand, **reference_at_hand},
+                    blend=self.config.reference_blend,
+                    record=attention_record if record is None else record,
                 )
                 scale = max(self.guidance_scale, 1.0) if guided else None  # a callback may have changed it
                 noise = self.denoise(latents, stem_rest, timestep, context, states, scale)

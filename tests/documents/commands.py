@@ -122,6 +122,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*train\.py .*", Toy(f"{_TINY} {_SMALL}", without=_GPU_ONLY)),
     (r".*evaluate\.py .*pairs=.*", Toy("max_pairs=2 num_inference_steps=1")),
     (r".*evaluate\.py .*", Toy("num_inference_steps=1")),
+    (r".*pck\.py --homographies .*", Elsewhere("tests/evaluation/test_keypoint_transfer.py::test_the_script_measures_photographs_and_homographies")),
     (r".*pck\.py .*", Toy("--max-pairs 2")),
     (r".*infer\.py .*", Toy("--steps 1 --force")),
     (r".*compare_choices\.py .*", Toy("--steps 1")),

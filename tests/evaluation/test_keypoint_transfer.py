@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_homographies import MATRICES, write_scene
+from toy_data import photograph
 from transformers import Dinov2Config, Dinov2Model
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.keypoint_transfer import methods, pck
+from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
+from mimicbrush.evaluation.keypoint_transfer.attention_maps import AttentionAtTokens
+from mimicbrush.evaluation.keypoint_transfer.picture import RIGHT, WRONG, draw_transfers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, spair_tasks, warped_tasks
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
@@ -41,7 +47,8 @@ def test_percentages_are_those_of_a_case_counted_by_hand() -> None:
     task = task_of(truth, truth)
     found = truth + np.array([[4.9, 0], [0, 5.1], [9, 9], [30, 0]])  # 4.9, 5.1, 12.7 and 30 px away
     assert [int(pck.correct(found, task, alpha).sum()) for alpha in pck.ALPHAS] == [1, 2, 3]
-    results = pck.measure({"mine": lambda _: found, "oracle": lambda each: each.reference_xy}, [task, task], seed=0)
+    places = pck.carry({"mine": lambda _: found, "oracle": lambda each: each.reference_xy}, [task, task])
+    results = pck.measure(places, [task, task], seed=0)
     assert results["mine"]["0.1"]["per_point"] == 50
     assert results["oracle"]["0.05"] == {"per_point": 100, "per_picture": 100, "ci95": [100, 100]}
     assert "| mine | 25.0 [25.0, 25.0] | 50.0" in pck.markdown(results, {"x": "no weights"})
@@ -91,10 +98,71 @@ def test_features_of_any_network_find_a_picture_in_itself(pipeline: MimicBrushPi
 
 def test_attention_gives_a_place_for_every_keypoint(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
     task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
-    found = methods.AttentionTransfer(pipeline)(task)
-    assert found.shape == task.source_xy.shape
-    assert np.isfinite(found).all()
-    assert (found > -8).all() and (found < 40).all()
+    found = AttentionTransfer(pipeline)(task)
+    for places in (found.in_holes, found.at_seen_tokens, *found.by_layer.values()):
+        assert places.shape == task.source_xy.shape
+        assert np.isfinite(places).all()
+        assert (places > -8).all() and (places < 40).all()
+    assert not np.array_equal(found.in_holes, found.at_seen_tokens)
+
+
+def test_in_holes_it_is_what_an_edit_tells_of_its_correspondence(
+    pipeline: MimicBrushPipeline, rendered: list[Pair]
+) -> None:
+    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
+    found = AttentionTransfer(pipeline)(task)
+    field = np.arange(32) // 8
+    dark = (field[:, None] + field[None]) % 2
+    edited = pipeline(
+        task.source, dark > 0, task.reference, num_inference_steps=ATTENTION_STEPS,
+        generator=torch.Generator().manual_seed(0), return_correspondence=True,
+    ).correspondences[0]  # fmt: skip
+    pixel = np.round(task.source_xy).astype(int)
+    here = dark[pixel[:, 1], pixel[:, 0]] > 0
+    distance = np.linalg.norm(task.source_xy[here, None] + 0.5 - edited.source_xy[None], axis=-1)
+    expected = edited.reference_xy[distance.argmin(axis=1)] - 0.5
+    np.testing.assert_allclose(found.in_holes[here], expected, atol=1e-3)
+
+
+def test_two_records_of_one_edit_are_refused(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
+    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
+    record = AttentionAtTokens(torch.tensor([0]), 8, 1)
+    with pytest.raises(InputError, match="attention_record"):
+        pipeline(
+            task.source, np.ones((32, 32), bool), task.reference, return_correspondence=True, attention_record=record
+        )
+
+
+def test_sets_are_measured_apart() -> None:
+    truth = np.array([[10.0, 10.0], [50, 50]])
+    tasks = [replace(task_of(truth, truth), set_name=name) for name in ("weak", "strong", "strong")]
+    places = {"row": [truth, truth, truth + 60]}
+    sets = pck.measure_sets(places, tasks, seed=0)
+    assert {name: (each["pictures"], each["points"]) for name, each in sets.items()} == {
+        "weak": (1, 2),
+        "strong": (2, 4),
+    }
+    assert sets["strong"]["results"]["row"]["0.1"]["per_picture"] == 50
+    assert pck.markdown_of_sets(sets).splitlines()[0] == "| PCK@0.1 | weak (1) | strong (2) |"
+    assert "| row | 100.0 [100.0, 100.0] | 50.0 " in pck.markdown_of_sets(sets)
+    assert pck.measure_sets(places, [task_of(truth, truth)] * 3, seed=0) == {}
+
+
+def test_a_picture_shows_what_was_found_and_what_was_not() -> None:
+    points = np.stack(np.meshgrid(np.arange(5, 100, 10.0), np.arange(5, 100, 10.0)), axis=-1).reshape(-1, 2)
+    task = task_of(points, points)
+
+    def count(found: np.ndarray) -> dict[str, int]:
+        pixels = np.asarray(draw_transfers([task] * 9, [found] * 9, "a test", most=2)).reshape(-1, 3)
+        return {
+            name: int((pixels == colour).all(axis=1).sum()) for name, colour in (("right", RIGHT), ("wrong", WRONG))
+        }
+
+    right, wrong = count(points), count(points + 40)
+    assert right["right"] > 20 * right["wrong"] > 0  # the legend has a dot of either
+    assert wrong["wrong"] > 20 * wrong["right"] > 0
+    few, many = (draw_transfers([task] * n, [points] * n, "a test", most=6) for n in (1, 9))
+    assert few.width == many.width > 800 and many.height > 5 * (few.height - 60)
 
 
 def test_without_shared_hidden_states_there_are_no_features() -> None:
@@ -150,18 +218,64 @@ def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
         spair_tasks(tmp_path, 64, None, split="val")
 
 
+def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["pck.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "scripts" / "pck.py"), run_name="__main__")
+
+
 def test_the_script_measures_a_pipeline_and_draws(
     tmp_path: Path, pipeline: MimicBrushPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.save_pretrained(tmp_path / "pipeline")
     write_spair(tmp_path / "spair")
     out = tmp_path / "out"
-    arguments = ["--spair", str(tmp_path / "spair"), "--model", str(tmp_path / "pipeline"), "--output", str(out)]
-    monkeypatch.setattr(sys, "argv", ["pck.py", *arguments])
-    runpy.run_path(str(ROOT / "scripts" / "pck.py"), run_name="__main__")
+    run_script(monkeypatch, "--spair", tmp_path / "spair", "--model", tmp_path / "pipeline", "--output", out)
     values = json.loads((out / "pck.json").read_text())
     assert values["card"]["points"] == 2
-    assert set(values["results"]) >= {"reference attention", "reference attention, untrained", "chance"}
-    assert "n/a" in capsys.readouterr().out
+    assert not values["card"]["logits"] and not values["card"]["reciprocal"]
+    assert list(values["results"])[:4] == [
+        "reference attention in holes",
+        "reference attention in holes, untrained",
+        "reference attention at seen tokens",
+        "reference attention at seen tokens, untrained",
+    ]
+    assert {"features (DIFT) at seen tokens", "same place", "chance"} <= set(values["results"])
+    assert values["layers"][-1]["all"] == values["results"]["reference attention in holes"]["0.1"]
+    assert values["layers"][0]["path"] == "mid_block.attentions.0.transformer_blocks.0.attn1"
+    printed = capsys.readouterr().out
+    assert "n/a" in printed and (out / "table.md").read_text() in printed
     with Image.open(out / "transfers.png") as picture:
-        assert picture.width > 600
+        assert picture.width > 800
+
+
+def test_the_script_measures_photographs_and_homographies(
+    tmp_path: Path, smallest: ToyModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler())
+    small.save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "photographs").mkdir()
+    for name in ("chelsea.png", "coffee.png"):
+        Image.fromarray(photograph(name)).save(tmp_path / "photographs" / name)
+    common = ["--model", tmp_path / "pipeline", "--output", tmp_path / "out"]
+    chosen = ["--strength", "strong", "weak", "--logits", "--max-pairs", 2]
+    run_script(monkeypatch, "--photographs", tmp_path / "photographs", *chosen, *common)
+    values = json.loads((tmp_path / "out" / "pck.json").read_text())
+    assert list(values["sets"]) == ["weak", "strong"] and values["card"]["sources"] == 1
+    assert values["card"]["logits"] and "before the softmax" in values["card"]["attention"]
+    assert "| PCK@0.1 | weak (1) | strong (1) |" in (tmp_path / "out" / "table.md").read_text()
+
+    write_scene(tmp_path / "homographies" / "cups", "{}.ppm", "H_1_{}", MATRICES)
+    run_script(monkeypatch, "--homographies", tmp_path / "homographies", "--reciprocal", "--max-pairs", 1, *common)
+    values = json.loads((tmp_path / "out" / "pck.json").read_text())
+    assert list(values["sets"]) == ["1 to 4"]
+    assert values["card"]["reciprocal"] and "transposed" in values["card"]["attention"]
+
+    for wrong, message in (
+        ([], "required"),
+        (["--spair", "a", "--pairs", "b"], "not allowed"),
+        (["--spair", "a", "--strength", "weak"], "--strength is for --photographs"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            run_script(monkeypatch, *wrong, *common)
+        assert message in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted_attention import plant
 from toy_data import photograph
 
 from mimicbrush.models.attention import attend_with_lse
@@ -30,7 +31,7 @@ def test_the_record_sums_the_softmax_over_both() -> None:
     for _ in range(3):  # layers or steps
         query, own, key = torch.randn(3, 1, side * side, heads, width).unbind(0)
         (_, own_lse), (_, lse) = (attend_with_lse(query, k, k) for k in (own, key))
-        record.add(query, key, torch.logaddexp(own_lse, lse), 1.0)
+        record.add("layer", query, key, torch.logaddexp(own_lse, lse), 1.0)
         scores = torch.einsum("mhd,nhd->hmn", query[0, 5:7], torch.cat([own, key], 1)[0]) / width**0.5
         expected += scores.softmax(-1)[..., side * side :].sum(0)
     ((tokens, attention),) = record.attention()
@@ -46,9 +47,9 @@ def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
     query = torch.zeros(1, 4, 1, 1)
     key = torch.zeros(1, 4, 1, 1)
     query[0, 0], key[0, 3] = 40.0, 40.0
-    record.add(query, key, query[:, :, :, 0] * 40.0, 1.0)
+    record.add("layer", query, key, query[:, :, :, 0] * 40.0, 1.0)
     fine = torch.zeros(1, 16, 1, 1)
-    record.add(fine, fine, torch.full((1, 16, 1), torch.inf), 1.0)  # pays the reference nothing
+    record.add("layer", fine, fine, torch.full((1, 16, 1), torch.inf), 1.0)  # pays the reference nothing
     ((tokens, attention),) = record.attention()
     assert tokens.tolist() == [0]
     expected = torch.zeros(4, 4)
@@ -62,7 +63,7 @@ def test_planted_projections_are_found_in_pixels(smallest: ToyModel, shift: tupl
     pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), reference_blend=0.5)
     pipe.set_progress_bar_config(disable=True)
     for path in reference_paths(pipe.unet):
-        _plant(pipe, path, shift)
+        plant(pipe, path, shift)
     source, mask = np.full((40, 80, 3), 90, np.uint8), np.zeros((40, 80), np.uint8)
     mask[10:30, 30:55] = 255
     reference = Image.fromarray(photograph("chelsea.png")[:240, :120])
@@ -77,39 +78,6 @@ def test_planted_projections_are_found_in_pixels(smallest: ToyModel, shift: tupl
     assert (found.focus > 0.99).all()
     hole = {(int(y) // 10, int(x) // 10) for x, y in found.source_xy}
     assert hole == {(row, column) for row in (1, 2) for column in (3, 4, 5)}
-
-
-def _plant(pipe: MimicBrushPipeline, path: str, shift: tuple[int, int]) -> None:
-    """What enters a layer becomes a code of the token's place, and the reference's is moved by `shift`."""
-    own, other = pipe.unet.get_submodule(path), pipe.reference_unet.get_submodule(path)
-    width, heads = own.query_dim, own.heads
-
-    def place_code(tokens: int, moved: tuple[int, int]) -> torch.Tensor:
-        """(N, 4 * heads): as angles, in units of the canvas, so that a level with half the tokens agrees."""
-        side = int(tokens**0.5)
-        at = (torch.arange(side) + 0.5) / side
-        rows, columns = torch.meshgrid(at - moved[0] / 8, at - moved[1] / 8, indexing="ij")
-        angles = [grid.flatten() * torch.pi / 2 for grid in (rows, columns)]
-        return torch.stack([f(a) for a in angles for f in (torch.cos, torch.sin)], dim=1).repeat(1, heads)
-
-    head = width // heads
-    spread = torch.zeros(width, 4 * heads)
-    for number in range(heads):
-        spread[number * head : number * head + 4, number * 4 : number * 4 + 4] = torch.eye(4)
-
-    def planted(moved: tuple[int, int], scale: float) -> object:
-        def hook(_: object, args: tuple, kwargs: dict) -> tuple:
-            tokens = args[0]
-            code = place_code(tokens.shape[1], moved) @ spread.T * scale
-            return (code.expand(len(tokens), -1, -1).to(tokens), *args[1:]), kwargs
-
-        return hook
-
-    own.register_forward_pre_hook(planted((0, 0), 1.0), with_kwargs=True)
-    other.register_forward_pre_hook(planted(shift, 40.0), with_kwargs=True)
-    with torch.no_grad():
-        own.to_q.weight.copy_(torch.eye(width) * 200)
-        own.to_k.weight.copy_(torch.eye(width))
 
 
 def test_it_is_saved_and_drawn(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
-"""Ways to carry keypoints from a source to a reference."""
+"""Ways to carry keypoints from a source to a reference that see both; the attention's is in `attention`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
@@ -22,8 +20,6 @@ from mimicbrush.types import ReferenceStates
 
 #: A task -> (K, 2) float64, where its keypoints are expected in the reference.
 Method = Callable[[TransferTask], np.ndarray]
-#: Of the sampler that the reference attention is summed over.
-ATTENTION_STEPS = 8
 #: Of 1000: how much noise features see. DIFT takes 261 for Stable Diffusion 2.1, at 768 px.
 FEATURE_TIMESTEP = 261
 _SEED = 0
@@ -47,42 +43,6 @@ class Chance:
     def __call__(self, task: TransferTask) -> np.ndarray:
         """See `Method`."""
         return self._rng.uniform(-0.5, len(task.reference) - 0.5, task.source_xy.shape)
-
-
-class AttentionTransfer:
-    """Where the reference attention goes while the pipeline fills a hole at the keypoint.
-
-    The source is edited twice, with the dark and with the light fields of a chessboard as its hole, so that every
-    keypoint lies in a hole once and has the source around it. Every layer, head and step counts.
-    """
-
-    def __init__(self, pipeline: MimicBrushPipeline, fields: int = 4) -> None:
-        self.pipeline, self.fields = pipeline, fields
-
-    def __call__(self, task: TransferTask) -> np.ndarray:
-        """See `Method`."""
-        size = len(task.source)
-        field = np.arange(size) * self.fields // size
-        dark = (field[:, None] + field[None]) % 2
-        found = np.full(task.source_xy.shape, np.nan)
-        for board in (dark, 1 - dark):
-            output: Any = self.pipeline(
-                Image.fromarray(task.source),
-                Image.fromarray((board * 255).astype(np.uint8)),
-                Image.fromarray(task.reference),
-                num_inference_steps=ATTENTION_STEPS,
-                generator=torch.Generator().manual_seed(_SEED),
-                return_correspondence=True,
-                output_type="np",
-                paste_back=False,
-            )
-            places = output.correspondences[0]
-            pixel = np.clip(np.round(task.source_xy).astype(int), 0, size - 1)
-            here = board[pixel[:, 1], pixel[:, 0]] > 0
-            # Tokens state their centres by edges, keypoints by pixel centres: half a pixel apart.
-            distance = np.linalg.norm(task.source_xy[here, None] + 0.5 - places.source_xy[None], axis=-1)
-            found[here] = places.reference_xy[distance.argmin(axis=1)] - 0.5
-        return found
 
 
 class FeatureTransfer:

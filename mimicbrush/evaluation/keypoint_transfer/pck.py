@@ -10,11 +10,18 @@ from tqdm import tqdm
 
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.bootstrap import cluster_interval
+from mimicbrush.evaluation.keypoint_transfer.attention import AttentionPlaces
+from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS
 from mimicbrush.evaluation.keypoint_transfer.methods import Method
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 
 #: A keypoint is correct within this part of the extent.
 ALPHAS = (0.05, 0.1, 0.2)
+#: Of the tables that have one number a cell.
+ALPHA = 0.1
+
+#: Name of a row -> (K, 2) places for each task.
+Places = Mapping[str, Sequence[np.ndarray]]
 
 
 def correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.ndarray:
@@ -28,20 +35,30 @@ def correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.ndarra
     return np.linalg.norm(found_xy - task.reference_xy, axis=1) <= alpha * task.extent_px
 
 
-def measure(methods: Mapping[str, Method], tasks: Sequence[TransferTask], seed: int) -> dict[str, Any]:
-    """Method -> alpha -> percentage of all points, mean of the percentages of pictures, and its 95 % interval.
+def carry(methods: Mapping[str, Method], tasks: Sequence[TransferTask]) -> dict[str, list[np.ndarray]]:
+    """Where each method, by the name of its row, carries the keypoints of each task."""
+    return {
+        name: [method(task) for task in tqdm(tasks, desc=name, unit="picture", disable=None)]
+        for name, method in methods.items()
+    }
+
+
+def measure(
+    places: Places, tasks: Sequence[TransferTask], seed: int, alphas: Sequence[float] = ALPHAS
+) -> dict[str, Any]:
+    """Row -> alpha -> percentage of all points, mean of the percentages of pictures, and its 95 % interval.
 
     Args:
-        methods: by the name of their rows.
+        places: of every row, one array for each task.
         tasks: one or more.
         seed: of the bootstrap, which draws whole groups.
+        alphas: see `ALPHAS`.
     """
     groups = [task.group for task in tasks]
     results: dict[str, Any] = {}
-    for name, method in methods.items():
-        found = [method(task) for task in tqdm(tasks, desc=name, unit="picture", disable=None)]
+    for name, found in places.items():
         results[name] = {}
-        for alpha in ALPHAS:
+        for alpha in alphas:
             hits = [correct(xy, task, alpha) for xy, task in zip(found, tasks, strict=True)]
             by_picture = np.array([100 * each.mean() for each in hits])
             results[name][str(alpha)] = {
@@ -52,18 +69,71 @@ def measure(methods: Mapping[str, Method], tasks: Sequence[TransferTask], seed: 
     return results
 
 
+def measure_sets(places: Places, tasks: Sequence[TransferTask], seed: int) -> dict[str, Any]:
+    """Name of a set -> its `points`, its `pictures`, and the `results` of `measure`; empty where tasks name none."""
+    sets: dict[str, Any] = {}
+    for name in dict.fromkeys(task.set_name for task in tasks if task.set_name):
+        chosen = [number for number, task in enumerate(tasks) if task.set_name == name]
+        of_set = [tasks[number] for number in chosen]
+        some = {row: [found[number] for number in chosen] for row, found in places.items()}
+        sets[name] = {
+            "pictures": len(of_set),
+            "points": sum(len(task.source_xy) for task in of_set),
+            "results": measure(some, of_set, seed),
+        }
+    return sets
+
+
+def measure_layers(found: Sequence[AttentionPlaces], tasks: Sequence[TransferTask], seed: int) -> list[dict[str, Any]]:
+    """Of attention in holes, for each layer and for all of them: PCK at `ALPHA` by third of the steps and of all.
+
+    Returns:
+        A dictionary each: `path` and `tokens` along a side of the layer (None: all layers), and for each of `THIRDS`
+        and for `all` the values of `measure`.
+    """
+    layers = []
+    for path in (*found[0].sides, None):
+        places = {
+            name: [each.by_layer[path, third] for each in found]
+            for name, third in (*zip(THIRDS, range(len(THIRDS)), strict=True), ("all", None))
+        }
+        measured = measure(places, tasks, seed, [ALPHA])
+        side = None if path is None else found[0].sides[path]
+        layers.append({"path": path, "tokens": side, **{name: by[str(ALPHA)] for name, by in measured.items()}})
+    return layers
+
+
 def markdown(results: Mapping[str, Any], absent: Mapping[str, str]) -> str:
     """The table: percentages per picture with intervals; rows that could not be measured say why."""
-    lines = [
-        "| method | " + " | ".join(f"PCK@{alpha:g}" for alpha in ALPHAS) + " |",
-        "|" + "---|" * (len(ALPHAS) + 1),
-    ]
-    for name, by_alpha in results.items():
-        cells = []
-        for alpha in ALPHAS:
-            value = by_alpha[str(alpha)]
-            low, high = value["ci95"]
-            cells.append(f"{value['per_picture']:.1f} [{low:.1f}, {high:.1f}]")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [f"| {name}: {why} | {' | '.join(['n/a'] * len(ALPHAS))} |" for name, why in absent.items()]
-    return "\n".join(lines) + "\n"
+    rows = [[name, *(_cell(by_alpha[str(alpha)]) for alpha in ALPHAS)] for name, by_alpha in results.items()]
+    rows += [[f"{name}: {why}", *["n/a"] * len(ALPHAS)] for name, why in absent.items()]
+    return _table(["method", *(f"PCK@{alpha:g}" for alpha in ALPHAS)], rows)
+
+
+def markdown_of_sets(sets: Mapping[str, Any]) -> str:
+    """PCK at `ALPHA`: a column for each set, with the number of its pictures."""
+    first = next(iter(sets.values()))["results"]
+    head = [f"PCK@{ALPHA:g}", *(f"{name} ({values['pictures']})" for name, values in sets.items())]
+    return _table(
+        head, [[row, *(_cell(values["results"][row][str(ALPHA)]) for values in sets.values())] for row in first]
+    )
+
+
+def markdown_of_layers(layers: Sequence[Mapping[str, Any]]) -> str:
+    """PCK at `ALPHA` of attention in holes: a row for each layer, a column for each third of the steps."""
+    rows = []
+    for layer in layers:
+        name, side = layer["path"] or "all layers", layer["tokens"]
+        numbers = [f"{layer[third]['per_picture']:.1f}" for third in THIRDS]
+        rows.append([name, f"{side} x {side}" if side else "", *numbers, _cell(layer["all"])])
+    return _table([f"PCK@{ALPHA:g} in holes", "tokens", *(f"{third} steps" for third in THIRDS), "all steps"], rows)
+
+
+def _cell(value: Mapping[str, Any]) -> str:
+    low, high = value["ci95"]
+    return f"{value['per_picture']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"

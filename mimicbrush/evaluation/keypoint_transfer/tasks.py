@@ -34,6 +34,7 @@ class TransferTask:
         source_xy, reference_xy: (K, 2) float64, x and y of the keypoints in pixels of the canvases.
         extent_px: of what a distance is a part of: the longer side of the picture, or of the object's box.
         group: what the bootstrap draws together.
+        set_name: of the part of the data that it belongs to, for a table by parts; empty where there are none.
     """
 
     source: np.ndarray
@@ -42,6 +43,7 @@ class TransferTask:
     reference_xy: np.ndarray
     extent_px: float
     group: str
+    set_name: str = ""
 
 
 def warped_tasks(
@@ -63,8 +65,7 @@ def warped_tasks(
         fit = letterbox_matrix(width, height, size_px)
         matrix = random_matrix(WARP, size_px, rng, flip=False)
         jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(picture)[:3])
-        centres = (np.arange(GRID) + 0.5) * size_px / GRID - 0.5
-        grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
+        grid = keypoint_grid(size_px)
         in_picture = transform_points(grid, np.linalg.inv(fit))
         shown = (in_picture >= 0).all(axis=1) & (in_picture <= (width - 1, height - 1)).all(axis=1)
         target = transform_points(grid, matrix)
@@ -85,6 +86,12 @@ def warped_tasks(
     if not tasks:
         raise DataError(f"none of {len(pairs)} pairs has keypoints that both of its pictures show")
     return tasks, empty
+
+
+def keypoint_grid(size_px: int) -> np.ndarray:
+    """The keypoints of a canvas whose pictures have none of their own: (`GRID` x `GRID`, 2) float64, row by row."""
+    centres = (np.arange(GRID) + 0.5) * size_px / GRID - 0.5
+    return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
 
 
 def spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str = "test") -> list[TransferTask]:

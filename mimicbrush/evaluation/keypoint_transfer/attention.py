@@ -1,0 +1,134 @@
+"""Keypoints carried by the reference attention, in holes and at seen tokens, by layer and by third of the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS, AttentionAtTokens, AttentionMaps
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
+from mimicbrush.pipelines import MimicBrushPipeline
+
+#: Of the sampler that the reference attention is summed over.
+ATTENTION_STEPS = 8
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class AttentionPlaces:
+    """Where the reference attention carries K keypoints: px of the reference's canvas, (K, 2) each.
+
+    Attributes:
+        in_holes: asked while the keypoint's token is in the hole.
+        at_seen_tokens: asked while it is outside, so that the model sees the keypoint.
+        by_layer: module path (None: all layers) and number in `THIRDS` (None: all steps) -> places in holes.
+        sides: module path of each reading layer -> its tokens along a side.
+    """
+
+    in_holes: np.ndarray
+    at_seen_tokens: np.ndarray
+    by_layer: dict[tuple[str | None, int | None], np.ndarray]
+    sides: dict[str, int]
+
+
+class AttentionTransfer:
+    """Where the reference attention goes while the pipeline fills a hole at the keypoint, and while it fills others.
+
+    The source is edited twice, with the dark and with the light fields of a chessboard as its hole, so that every
+    keypoint lies in a hole once, with the source around it, and is seen once. Every head and step counts, and every
+    layer.
+
+    Args:
+        pipeline: has a reference U-Net.
+        fields: of the chessboard, along a side.
+        scores: of the attention, the scores before the softmax instead of its probabilities (`AttentionAtTokens`).
+        reciprocal: to each map the transposed one is added of the swapped pair, the reference edited with the source
+            as its reference (ZeroCo, arXiv 2412.09072): two more edits. A token of it counts as it was, in the hole or
+            seen.
+    """
+
+    def __init__(
+        self, pipeline: MimicBrushPipeline, fields: int = 4, scores: bool = False, reciprocal: bool = False
+    ) -> None:
+        self.pipeline, self.fields = pipeline, fields
+        self.scores, self.reciprocal = scores, reciprocal
+
+    def __call__(self, task: TransferTask) -> AttentionPlaces:
+        """Carry the keypoints of a task."""
+        in_holes, at_seen = self.maps(task)
+        size = len(task.reference)
+        by_layer: dict[tuple[str | None, int | None], np.ndarray] = {
+            (path, third): in_holes.places(size, path, third)
+            for path in (*in_holes.sides, None)
+            for third in (*range(len(THIRDS)), None)
+        }
+        return AttentionPlaces(by_layer[None, None], at_seen.places(size), by_layer, in_holes.sides)
+
+    def maps(self, task: TransferTask) -> tuple[AttentionMaps, AttentionMaps]:
+        """Attention of the keypoints' tokens, in holes and seen, in the order of the keypoints."""
+        # 1. Two boards, each the other's hole, and for each keypoint the nearest token of the one that holds it.
+        size = len(task.source)
+        field = np.arange(size) * self.fields // size
+        dark = (field[:, None] + field[None]) % 2
+        boards = [dark, 1 - dark]
+        pixel = np.clip(np.round(task.source_xy).astype(int), 0, size - 1)
+        in_dark = torch.from_numpy(dark[pixel[:, 1], pixel[:, 0]] > 0)
+        side = self.pipeline.unet.config.sample_size
+        holes = [F.interpolate(torch.from_numpy(board)[None].float()[None], side)[0, 0] for board in boards]  # (h, w)
+        of_dark, of_light = (_nearest_token(task.source_xy, size, hole > 0) for hole in holes)
+        tokens = torch.where(in_dark, of_dark, of_light)
+
+        # 2. Edited with either, so that each token is in the hole once, and seen once.
+        on_dark, on_light = (self._edit(task.source, task.reference, board, tokens) for board in boards)
+        in_holes, at_seen = on_dark.where(in_dark, on_light), on_light.where(in_dark, on_dark)
+        if not self.reciprocal:
+            return in_holes, at_seen
+
+        # 3. The swapped pair: how much each token of the reference looks at the keypoints' tokens, likewise.
+        for board, hole in zip(boards, holes, strict=True):
+            swapped = self._edit(task.reference, task.source, board, tokens, transposed=True)
+            for key, maps in swapped.sums.items():
+                share = F.adaptive_avg_pool2d(hole[None], maps.shape[-1])  # (1, n, n), a coarse token may be of both
+                in_holes.sums[key] += maps * share
+                at_seen.sums[key] += maps * (1 - share)
+        for found in (in_holes, at_seen):
+            found.counts = {key: 2 * number for key, number in found.counts.items()}
+        return in_holes, at_seen
+
+    def _edit(
+        self,
+        source: np.ndarray,
+        reference: np.ndarray,
+        board: np.ndarray,
+        tokens: torch.Tensor,
+        transposed: bool = False,
+    ) -> AttentionMaps:
+        self.pipeline.scheduler.set_timesteps(ATTENTION_STEPS)
+        num_steps = len(self.pipeline.scheduler.timesteps)  # some schedulers take more than they are asked for
+        side = self.pipeline.unet.config.sample_size
+        record = AttentionAtTokens(tokens, side, num_steps, self.scores, transposed)
+        self.pipeline(
+            Image.fromarray(source),
+            Image.fromarray((board * 255).astype(np.uint8)),
+            Image.fromarray(reference),
+            num_inference_steps=ATTENTION_STEPS,
+            generator=torch.Generator().manual_seed(_SEED),
+            attention_record=record,
+            output_type="latent",
+        )
+        return record.maps
+
+
+def _nearest_token(points: np.ndarray, size_px: int, allowed: torch.Tensor) -> torch.Tensor:
+    """For points (K, 2) px of the canvas, the numbers (K,) of the tokens of a grid (n, n) bool that are nearest."""
+    side = len(allowed)
+    numbers = np.flatnonzero(allowed.numpy())
+    row, column = np.divmod(numbers, side)
+    centres = (np.stack([column, row], axis=1) + 0.5) * (size_px / side)
+    # Centres are stated by edges, keypoints by pixel centres: half a pixel apart.
+    distance = np.linalg.norm(points[:, None] + 0.5 - centres[None], axis=-1)
+    return torch.from_numpy(numbers[distance.argmin(axis=1)])
