@@ -141,6 +141,7 @@ FREE_TO_CHANGE = (
     "train.tracker",
     "train.default_num_inference_steps",
     "train.default_guidance_scale",
+    "train.default_timestep_spacing",
     "eval.*",
 )
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from diffusers import DDIMScheduler
 
 
-def noise_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
-    """The schedule of the released inference code (ali-vilab/MimicBrush, run_inference_benchmark.py)."""
+def noise_scheduler(prediction_type: str = "epsilon", timestep_spacing: str = "leading") -> DDIMScheduler:
+    """The schedule of the released inference code (ali-vilab/MimicBrush, run_inference_benchmark.py).
+
+    Args:
+        prediction_type: "epsilon" or "v_prediction".
+        timestep_spacing: of sampling: "leading" (released), whose first step takes pure noise for less than that where
+            steps are few; or "trailing", which begins at the last timestep (arXiv 2305.08891, Sec. 3.3).
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -15,4 +21,5 @@ def noise_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type=prediction_type,
+        timestep_spacing=timestep_spacing,
     )

@@ -63,6 +63,7 @@ class TrainOptions:
         attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
             that have it.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
+        default_timestep_spacing: of its sampler: "leading" (released), or "trailing", better where steps are few.
     """
 
     device: str = "auto"
@@ -109,12 +110,14 @@ class TrainOptions:
     attention_backend: str | None = None
     default_num_inference_steps: int = 50
     default_guidance_scale: float = 5.0
+    default_timestep_spacing: str = "leading"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("device", ("auto", "cuda", "cpu")),
             ("mixed_precision", ("no", "fp16", "bf16")),
             ("reference_drop", ("random", "first_quarter")),
+            ("default_timestep_spacing", ("leading", "trailing")),
             ("noise_on", ("cpu", "device")),
             ("prediction_type", ("epsilon", "v_prediction")),
             ("lr_scheduler", LR_SCHEDULERS),

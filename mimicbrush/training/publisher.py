@@ -81,7 +81,7 @@ class Publisher:
         model, train = self.model, self.train
         return MimicBrushPipeline(
             **{**vars(self.parts), **frozen, **modules},
-            scheduler=noise_scheduler(train.prediction_type),
+            scheduler=noise_scheduler(train.prediction_type, train.default_timestep_spacing),
             reference_blend=model.reference_blend,
             reference_timestep=model.reference_timestep,
             depth_convention=model.depth_convention,
