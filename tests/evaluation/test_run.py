@@ -15,7 +15,17 @@ from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation import baselines
 from mimicbrush.evaluation.bootstrap import MIN_SOURCES
-from mimicbrush.evaluation.measure import DEFINITIONS, PSNR_CAP_DB, ROWS, interval_note, score
+from mimicbrush.evaluation.gains import GAINS
+from mimicbrush.evaluation.measure import (
+    DEFINITIONS,
+    PSNR_CAP_DB,
+    ROWS,
+    PairScores,
+    Score,
+    interval_note,
+    score,
+    summarise,
+)
 from mimicbrush.evaluation.options import EvaluationOptions
 from mimicbrush.evaluation.report import gain_sentences, summary
 from mimicbrush.evaluation.run import evaluate
@@ -68,7 +78,7 @@ def test_an_editor_that_ignores_the_reference_gains_exactly_nothing(rendered: li
     for values in (metrics, metrics["natural"], metrics["warped"]):
         assert values["reference_gain_db"] == 0.0
         assert values["reference_gain_db_ci95"] == [0.0, 0.0]
-        assert values["gain_over_no_reference_db"] == 0.0
+        assert values["gain_over_no_reference_db"] == values["wrong_against_none_db"] == 0.0
 
 
 def test_an_editor_that_imitates_gains_and_the_interval_is_clear_of_zero(rendered: list[Pair]) -> None:
@@ -79,6 +89,23 @@ def test_an_editor_that_imitates_gains_and_the_interval_is_clear_of_zero(rendere
     assert rows["model"] == rows["copy_in_place"]
     assert natural["reference_gain_db"] == pytest.approx(rows["model"]["psnr"] - rows["wrong_reference"]["psnr"])
     assert natural["gain_over_no_reference_db"] == pytest.approx(rows["model"]["psnr"] - rows["no_reference"]["psnr"])
+    harm = rows["wrong_reference"]["psnr"] - rows["no_reference"]["psnr"]
+    assert natural["wrong_against_none_db"] == pytest.approx(harm) and harm < -1  # pasted pixels of another video
+    low, high = natural["wrong_against_none_db_ci95"]
+    assert low < harm < high < 0
+
+
+def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to_be_helped() -> None:
+    rng = np.random.default_rng(0)
+    scores = []
+    for number in range(2 * MIN_SOURCES):
+        true, wrong, none = (level + 0.1 * rng.standard_normal() for level in (12.0, 9.0, 12.5))
+        rows = {"model": Score(true, 0.5), "wrong_reference": Score(wrong, 0.5), "no_reference": Score(none, 0.5)}
+        scores.append(PairScores(f"video {number}", rows))
+    first, second, third = gain_sentences(summarise(scores, seed=0)).split("\n")
+    assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
+    assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
+    assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
 
 
 def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -> None:
@@ -106,7 +133,10 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "per_pair.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(rendered)
     natural = [line for line in lines if line["set"] == "natural"]
-    assert np.mean([line["reference_gain_db"] for line in natural]) == pytest.approx(metrics["reference_gain_db"])
+    for gain in GAINS:
+        assert np.mean([line[gain] for line in natural]) == pytest.approx(metrics[gain])
+    order = ["gain_over_no_reference_db", "wrong_against_none_db", "reference_gain_db"]
+    assert [key for key in written if key in order] == [key for key in natural[0] if key in order] == order
     assert {line["pair_id"] for line in natural} == {pair.pair_id for pair in rendered}
     for name in ("contact_sheet.png", "contact_sheet_warped.png"):
         with Image.open(tmp_path / "out" / name) as sheet:
@@ -131,7 +161,7 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
     metrics = evaluate(copying, rendered, SIZE, OPTIONS)
     few = metrics["natural"]
     assert few["n_sources"] == metrics["n_sources"] == 4 < MIN_SOURCES == 10
-    low, high = few["reference_gain_db_ci95"]
+    low, high = few["gain_over_no_reference_db_ci95"]
     bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
     for line in gain_sentences(few).split("\n"):
         assert "too narrow with only 4 source videos)" in line
