@@ -18,7 +18,7 @@ PSNR_CAP_DB = 60.0
 SSIM_WINDOW_PX = 11
 
 #: The rows of every table, in order. What they mean: `DEFINITIONS`.
-ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint")
+ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
 
 DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
@@ -41,6 +41,8 @@ DEFINITIONS = {
     "no_reference": "the editor without a reference",
     "copy_in_place": "no model: the reference's pixels at the same place",
     "opencv_inpaint": "no model and no reference: the hole filled by cv2.inpaint (Telea, radius 5 px)",
+    "sift_homography": "no model: SIFT matches outside of the hole, a RANSAC homography (trusted above 8 + 0.3 n of n "
+    "matches), the reference warped by it into the hole; cv2.inpaint where that shows nothing, or nothing is trusted",
     "num_inference_steps": "null: the pipeline's own default",
     "guidance_scale": "null: the pipeline's own default",
 }

@@ -21,6 +21,7 @@ _ROW_NAMES = {
     "no_reference": "the model, no reference",
     "copy_in_place": "copy in place (no model)",
     "opencv_inpaint": "OpenCV inpainting (no model)",
+    "sift_homography": "SIFT and homography (no model)",
 }
 
 

@@ -67,8 +67,9 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert [run.run_name for run in runs] == ["grid_025", "grid_050", "full", "own"]
     text = as_markdown(runs)
     (full,) = cells(text, "full")
-    assert full == ["full", "0", "20 of 20", "0.2500", "0.5000", "17.00", "0.500", "+0.25 (-0.50 to +1.00)",
-                    "-1.25 (-2.00 to -0.50)", "+1.50 (+0.50 to +2.50)", "0.70", "17.54", "0.28", "56.48", "84.30", "30.08"]  # fmt: skip
+    assert full == ["full", "0", "20 of 20", "0.2500", "0.5000", "17.00", "0.500",
+                    "+0.25 (-0.50 to +1.00)", "-1.25 (-2.00 to -0.50)", "+1.50 (+0.50 to +2.50)",
+                    "0.70", "17.54", "0.28", "56.48", "84.30", "30.08"]  # fmt: skip
     assert cells(text, "grid_050")[0][1:8] == ["0", "7 of 20, unfinished", "0.5000", "1.0000", "-", "-", "-"]
     assert cells(text, "grid_050")[0][8:10] == ["-", "-"]
     assert cells(text, "grid_025")[0][1:4] == ["0", "0 of 20, failed", "-"]

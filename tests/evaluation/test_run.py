@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
+from toy_data import photograph
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
@@ -186,6 +187,68 @@ def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:
     mask = cv2.rectangle(np.zeros((40, 40), np.uint8), (15, 10), (25, 20), 1, -1)
     damaged = np.where(mask[..., None] > 0, np.uint8(0), source)
     assert np.abs(baselines.opencv_inpaint(damaged, mask, area).astype(int) - source).max() <= 3  # its own rounding
+
+
+def on_a_plane(size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, mask and reference, a photograph and the same through a known homography; the hole is all shown."""
+    photo = photograph("astronaut.png")
+    tilt = np.array([[0.86, -0.2, 80], [0.16, 0.9, 10], [1.5e-4, -1e-4, 1]])
+    source = cv2.resize(photo, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    reference = cv2.warpPerspective(photo, tilt, (512, 512), borderValue=(255,) * 3)
+    mask = np.zeros((size_px, size_px), np.uint8)
+    mask[size_px // 10 : size_px // 2, size_px // 3 : 3 * size_px // 5] = 1
+    return source, mask, cv2.resize(reference, (size_px, size_px), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("size_px", [64, 256])
+def test_on_a_plane_sift_and_a_homography_win_clearly(size_px: int) -> None:
+    source, mask, reference = on_a_plane(size_px)
+    everywhere = np.ones_like(mask)
+    found = baselines.sift_homography(source, mask, reference, everywhere)
+    fills = {
+        "homography": found,
+        "copy": baselines.copy_in_place(source, mask, reference),
+        "inpaint": baselines.opencv_inpaint(source, mask, everywhere),
+    }
+    psnr = {name: psnr_inside(fill, source, mask) for name, fill in fills.items()}
+    assert psnr["homography"] > 6 + max(psnr["copy"], psnr["inpaint"]), psnr
+    assert np.array_equal(found[mask == 0], source[mask == 0])
+
+
+def test_sift_and_a_homography_see_nothing_of_the_hole() -> None:
+    source, mask, reference = on_a_plane(256)
+    area = np.ones_like(mask)
+    area[:16] = area[-16:] = 0
+    rng = np.random.default_rng(0)
+    for given in (reference, reference[:, :128], photograph("coffee.png")):  # all, a part, and nothing of it is shown
+        found = baselines.sift_homography(source, mask * area, given, area)
+        for hole in (rng.integers(0, 256, source.shape, np.uint8), np.uint8(0), photograph("chelsea.png")[:256, :256]):
+            other = np.where((mask * area)[..., None] > 0, hole, source)
+            assert np.array_equal(baselines.sift_homography(other, mask * area, given, area), found)
+
+
+def test_sift_and_a_homography_inpaint_what_the_reference_does_not_show() -> None:
+    source, mask, reference = on_a_plane(256)
+    everywhere = np.ones_like(mask)
+    whole = baselines.sift_homography(source, mask, reference, everywhere)
+    part = baselines.sift_homography(source, mask, np.ascontiguousarray(reference[:, :152]), everywhere)
+    inpainted = baselines.opencv_inpaint(source, mask, everywhere)
+    filled = psnr_inside(part, source, mask)
+    assert psnr_inside(inpainted, source, mask) + 1 < filled < psnr_inside(whole, source, mask) - 1
+    unrelated = baselines.sift_homography(source, mask, photograph("coffee.png"), everywhere)
+    assert np.array_equal(unrelated, inpainted)
+
+
+def test_sift_and_a_homography_miss_a_thing_that_moved() -> None:
+    background, thing = photograph("coffee.png")[:300, :400].copy(), photograph("astronaut.png")[60:160, 160:260]
+    source, reference = background.copy(), background.copy()
+    source[100:200, 150:250] = thing
+    reference[180:280, 20:120] = thing
+    mask = np.zeros(source.shape[:2], np.uint8)
+    mask[100:200, 150:250] = 1
+    found = baselines.sift_homography(source, mask, reference, np.ones_like(mask))
+    assert psnr_inside(found, background, mask) > 30  # as if nothing had moved: the reference at the same place
+    assert psnr_inside(found, source, mask) < 15
 
 
 @pytest.mark.parametrize(
