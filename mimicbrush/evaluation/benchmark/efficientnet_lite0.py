@@ -64,6 +64,7 @@ class EfficientNetLite0(nn.Module):
         """
         hidden = F.relu6(self._bn0(_same(self._conv_stem, (pixels - _MEAN) / _STD)))
         for number, block in enumerate(self._blocks):
+            assert isinstance(block, _Block)
             expanded = block.expand(hidden)
             if number in _COMPARED_BLOCKS:
                 yield expanded

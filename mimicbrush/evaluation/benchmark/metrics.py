@@ -34,8 +34,8 @@ METRICS = {
 WITH_TRUTH = ("ssim", "psnr", "lpips", "efficientnet_lite0")
 
 DEFINITIONS = {
-    "crop": "SSIM, PSNR, LPIPS, EffNet-Lite0: result and ground truth cropped to the box of the source mask, background "
-    "kept; tracks with a ground truth (inner-ID) only",
+    "crop": "SSIM, PSNR, LPIPS, EffNet-Lite0: result and ground truth cropped to the box of the source mask, "
+    "background kept; tracks with a ground truth (inner-ID) only",
     "ssim": "scikit-image structural_similarity of 8-bit luma of the crop, Gaussian weights sigma 1.5, population "
     "covariance, data range 255; n/a below 11 px a side",
     "psnr": f"dB over all pixels of the crop, 8-bit RGB, capped at {PSNR_CAP_DB:g} dB (equal pictures)",
