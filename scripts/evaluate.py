@@ -63,7 +63,7 @@ def _refuse(options: tuple[str, ...], kind: str) -> None:
 
 
 def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[str, Any]) -> None:
-    """The reference gain on held-out pairs."""
+    """What a reference is worth on held-out pairs, and what a wrong one costs."""
     # 1. What can be checked before anything heavy is imported.
     device = values.pop("device")
 

@@ -80,7 +80,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     import torch
     from accelerate.utils import DistributedType, set_seed
 
-    from mimicbrush.evaluation.during_training import LOG_FILE
+    from mimicbrush.evaluation.during_training import LOG_FILE, in_short
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training.bad_samples import BadSamples
     from mimicbrush.training.guards import EXIT_STATUS
@@ -135,11 +135,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
         assert evaluate is not None
         result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
-        gain, low, high = (result.figures[f"{outside.measure}{suffix}"] for suffix in ("", "_ci95_low", "_ci95_high"))
-        accelerator.print(
-            f"step {step}: reference gain {gain:+.2f} dB ({low:+.2f} to {high:+.2f}) on {result.figures['heldout/n']} "
-            f"held-out pairs; pictures in {run_dir / 'heldout'}"
-        )
+        accelerator.print(f"{in_short(step, result.figures)}; pictures in {run_dir / 'heldout'}")
         log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
         return result.figures
 
@@ -148,7 +144,8 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     else:
         # Of what the main process has just cut to the steps before: all must agree on which weights are the best.
         lines = on_main_process(accelerator, lambda: read_steps(run_dir / "heldout" / LOG_FILE))
-        best = max((float(str(line[outside.measure])) for line in lines), default=-math.inf)
+        known = (line[outside.measure] for line in lines if outside.measure in line)
+        best = max((float(str(value)) for value in known), default=-math.inf)
         outside = replace(outside, evaluate=evaluate_weights, best=best)
 
     # 5. The run.

@@ -11,6 +11,7 @@ from typing import Any
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.bootstrap import MIN_SOURCES
+from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.evaluation.paper import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.ops.files import write_aside
 from mimicbrush.ops.step_log import read_steps
@@ -28,9 +29,9 @@ _COLUMNS = {
     "loss_inside": ("loss inside", 4),
     "heldout/psnr": ("held-out PSNR, dB", 2),
     "heldout/ssim": ("held-out SSIM", 3),
-    "heldout/reference_gain_db": ("reference gain, dB (95 % interval)", 2),
+    **{f"heldout/{key}": (f"{gain.name}, dB (95 % interval)", 2) for key, gain in GAINS.items()},
 }
-_GAIN = "heldout/reference_gain_db"
+_GAINS = [f"heldout/{key}" for key in GAINS]
 _NOTE = (
     "Losses are those of the last steps, held-out figures those of the last evaluation (of the averaged weights, on "
     "pairs that were not trained on; nothing is pasted back). The paper's values are of its part-composition "
@@ -184,13 +185,19 @@ def as_markdown(runs: Sequence[SweepRun]) -> str:
 
 
 def _cells(figures: Mapping[str, float], run: SweepRun | None = None) -> list[str]:
-    """One per column; of a single run the gain with its interval, and the step where that is not the last."""
+    """One per column; of a single run the gains with their intervals, and the step where that is not the last.
+
+    A gain that an evaluation did not tell yet, in a run of an earlier version, reads n/a.
+    """
     cells = [f"{figures[name]:.{digits}f}" if name in figures else "-" for name, (_, digits) in _COLUMNS.items()]
-    if _GAIN in figures:
-        cells[-1] = f"{figures[_GAIN]:+.2f}"
-    if run is not None and _GAIN in figures:
-        low, high = figures[f"{_GAIN}_ci95_low"], figures[f"{_GAIN}_ci95_high"]
-        cells[-1] += f" ({low:+.2f} to {high:+.2f})"
-        if run.heldout_step != run.step:
-            cells[-1] += f" at step {run.heldout_step}"
+    for number, name in enumerate(_GAINS, len(_COLUMNS) - len(_GAINS)):
+        if name not in figures:
+            cells[number] = "n/a" if "heldout/psnr" in figures else "-"
+            continue
+        cells[number] = f"{figures[name]:+.2f}"
+        if run is not None:
+            low, high = figures[f"{name}_ci95_low"], figures[f"{name}_ci95_high"]
+            cells[number] += f" ({low:+.2f} to {high:+.2f})"
+    if run is not None and "heldout/psnr" in figures and run.heldout_step != run.step:
+        cells[-1] += f" at step {run.heldout_step}"
     return cells

@@ -1,1 +1,1 @@
-"""Does a model imitate? Held-out pairs, the reference gain, baselines, and sheets to look at."""
+"""Does a model imitate? Held-out pairs, what a reference is worth, baselines, and sheets to look at."""

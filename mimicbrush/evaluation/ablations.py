@@ -11,14 +11,15 @@ import numpy as np
 
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.bootstrap import cluster_interval
+from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.evaluation.paper import ABLATIONS
 from mimicbrush.evaluation.run import PER_PAIR_FILE
 
 #: What all other rows are compared with.
 FULL = "full"
 #: Measure -> how it is read from a line of per_pair.jsonl, and its digits.
-MEASURES = {"psnr": 2, "ssim": 3, "reference_gain_db": 2}
-HEADINGS = {"psnr": "PSNR, dB", "ssim": "SSIM", "reference_gain_db": "reference gain, dB"}
+MEASURES = {"psnr": 2, "ssim": 3, **dict.fromkeys(GAINS, 2)}
+HEADINGS = {"psnr": "PSNR, dB", "ssim": "SSIM", **{key: f"{gain.name}, dB" for key, gain in GAINS.items()}}
 SETS = ("natural", "warped")
 
 
@@ -58,13 +59,14 @@ def read_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
         found[record["set"]][f"{record['source_hash']} {record['pair_id']}"] = {
             "psnr": model["psnr"],
             "ssim": float("nan") if model["ssim"] is None else model["ssim"],
-            "reference_gain_db": record["reference_gain_db"],
+            # An evaluation of an earlier version told fewer; what one of them lacks is compared in none.
+            **{key: record[key] for key in GAINS if key in record},
         }
     return found
 
 
 def compare(evaluations: Mapping[str, Sequence[Path]], seed: int = 0) -> dict[str, dict[str, dict[str, Effect]]]:
-    """Row -> set -> measure -> effect.
+    """Row -> set -> measure -> effect; a measure that one of the runs does not tell is left out.
 
     Args:
         evaluations: row -> the evaluation folders of its seeds, in order; with `FULL` among them.
@@ -85,7 +87,11 @@ def compare(evaluations: Mapping[str, Sequence[Path]], seed: int = 0) -> dict[st
                 raise DataError(f"{row} was evaluated on other pairs of the {name} set than {FULL}; evaluate again")
     return {
         row: {
-            name: {measure: _effect(runs, row, name, measure, seed) for measure in MEASURES}
+            name: {
+                measure: _effect(runs, row, name, measure, seed)
+                for measure in MEASURES
+                if all(measure in values for found in runs.values() for each in found for values in each[name].values())
+            }
             for name in SETS
             if runs[FULL][0][name]
         }
@@ -139,7 +145,7 @@ def table(effects: Mapping[str, Mapping[str, Mapping[str, Effect]]], absent: Map
         for row, paper in ABLATIONS.items():
             gap = ABLATIONS[FULL].part_composition.psnr - paper.part_composition.psnr
             if row in effects:
-                cells = [_cell(effects[row][name][measure], digits) for measure, digits in MEASURES.items()]
+                cells = [_cell(effects[row][name].get(measure), digits) for measure, digits in MEASURES.items()]
                 told = "" if row == FULL else f"{gap:+.2f}"
                 lines.append(f"| {paper.name} | {' | '.join(cells)} | {told} | {effects[row][name]['psnr'].verdict} |")
             elif row in absent:
@@ -148,7 +154,9 @@ def table(effects: Mapping[str, Mapping[str, Mapping[str, Effect]]], absent: Map
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(effect: Effect, digits: int) -> str:
+def _cell(effect: Effect | None, digits: int) -> str:
+    if effect is None:
+        return "n/a"
     if effect.change is None or effect.interval is None:
         return f"{effect.value:.{digits}f}"
     low, high = effect.interval

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation import report
 from mimicbrush.evaluation.editing import COLUMNS, Edited, edit_batch, load_sets
 from mimicbrush.evaluation.editors import Editor
-from mimicbrush.evaluation.measure import GAINS, PairScores, summarise
+from mimicbrush.evaluation.gains import GAINS
+from mimicbrush.evaluation.measure import PairScores, summarise
 from mimicbrush.evaluation.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.samples import EvalSample, plan_samples, shown_numbers
 from mimicbrush.evaluation.sheets import SheetRow, contact_sheet
@@ -46,8 +47,9 @@ class HeldOutResult:
 
     Attributes:
         step: steps done.
-        figures: name -> value: ``heldout/psnr`` (dB), ``heldout/ssim``, ``heldout/reference_gain_db``,
-            ``heldout/gain_over_no_reference_db``, both with ``_ci95_low`` and ``_ci95_high``,
+        figures: name -> value: ``heldout/psnr`` (dB), ``heldout/ssim``, ``heldout/gain_over_no_reference_db``,
+            ``heldout/wrong_against_none_db``, ``heldout/reference_gain_db``, all three with ``_ci95_low`` and
+            ``_ci95_high``,
             ``heldout/psnr_wrong_reference``, ``heldout/psnr_no_reference``, ``heldout/n``, ``heldout/n_sources``,
             ``heldout/unreadable`` (pairs left out) and ``heldout/seconds``; of the warped set the same from
             ``heldout_warped/``. Definitions: `measure.DEFINITIONS`. All processes have the same.
@@ -189,6 +191,15 @@ class HeldOutEvaluation:
         return found
 
 
+def in_short(step: int, figures: Mapping[str, float]) -> str:
+    """The headline of one evaluation, of the natural set, on one line."""
+    told = []
+    for key, gain in GAINS.items():
+        value, low, high = (figures[f"{PREFIXES['natural']}{key}{end}"] for end in ("", "_ci95_low", "_ci95_high"))
+        told.append(f"{gain.name} {value:+.2f} dB ({low:+.2f} to {high:+.2f})")
+    return f"step {step}: {', '.join(told)} on {figures['heldout/n']} held-out pairs"
+
+
 def _flat(summary: dict[str, Any]) -> dict[str, float]:
     """The figures of one set; what could not be computed is left out."""
     rows = summary["rows"]
@@ -214,6 +225,6 @@ def _picture_row(edited: Edited) -> PictureRow:
 def _sheet(step: int, table: Sequence[PictureRow], summary: dict[str, Any]) -> np.ndarray:
     columns = [name for name in TABLE_COLUMNS if name in table[0].pictures]
     title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
-    title += report.gain_sentences(summary).split("\n")[0]
+    title += report.gain_sentences(summary)
     rows = [SheetRow(row.caption, [row.pictures[name] for name in columns]) for row in table]
     return contact_sheet(title, [COLUMNS[name] for name in columns], rows)

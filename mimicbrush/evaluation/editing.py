@@ -30,6 +30,7 @@ COLUMNS = {
     "no_reference": "result without\nreference",
     "copy_in_place": "copy in place\n(no model)",
     "opencv_inpaint": "OpenCV inpainting\n(no model)",
+    "sift_homography": "SIFT, homography\n(no model)",
     "reference_places": "places of\nthe reference",
     "correspondence": "where the hole\ncame from",
 }
@@ -123,6 +124,9 @@ def edit_batch(
                 results |= {
                     "copy_in_place": baselines.copy_in_place(sample.source, sample.mask, sample.reference),
                     "opencv_inpaint": baselines.opencv_inpaint(sample.source, sample.mask, sample.area),
+                    "sift_homography": baselines.sift_homography(
+                        sample.source, sample.mask, sample.reference, sample.area
+                    ),
                 }
             rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)

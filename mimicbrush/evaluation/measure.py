@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mimicbrush.evaluation.bootstrap import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
+from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.ops.similarity import psnr_inside, ssim_inside
 
 #: PSNR of equal pictures is infinite, and one such pair would make every mean infinite. 60 dB is an error of
@@ -17,8 +18,7 @@ PSNR_CAP_DB = 60.0
 SSIM_WINDOW_PX = 11
 
 #: The rows of every table, in order. What they mean: `DEFINITIONS`.
-ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint")
-GAINS = {"reference_gain_db": "wrong_reference", "gain_over_no_reference_db": "no_reference"}
+ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
 
 DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
@@ -26,10 +26,12 @@ DEFINITIONS = {
     "ssim": "mean over the masked pixels of the SSIM map (scikit-image, 8-bit luma, Gaussian weights "
     "sigma 1.5, population covariance), nothing pasted back, mean over pairs; null below a canvas of 11 px",
     "n": "number of pairs; the top-level n, psnr, ssim and gains are those of the natural set",
-    "reference_gain_db": "mean over pairs of PSNR with the true reference minus PSNR with a reference from "
-    "another source video: same source, same mask, same noise",
-    "gain_over_no_reference_db": "mean over pairs of PSNR with the true reference minus PSNR of the "
+    "gain_over_no_reference_db": "over none: mean over pairs of PSNR with the true reference minus PSNR of the "
     "unconditional model alone (no reference): same source, same mask, same initial noise",
+    "wrong_against_none_db": "wrong against none: mean over pairs of PSNR with a reference from another source video "
+    "minus PSNR of the unconditional model alone; below zero it is the harm that an unrelated reference does",
+    "reference_gain_db": "reference gain: mean over pairs of PSNR with the true reference minus PSNR with a reference "
+    "from another source video: same source, same mask, same noise; over none minus wrong against none",
     "ci95": f"{LEVEL:.0%} percentile bootstrap interval, {RESAMPLES} resamples of whole source videos",
     "natural": "references as mined",
     "warped": "each reference (right and wrong alike) seen through a seeded homography: rotation up to "
@@ -39,6 +41,8 @@ DEFINITIONS = {
     "no_reference": "the editor without a reference",
     "copy_in_place": "no model: the reference's pixels at the same place",
     "opencv_inpaint": "no model and no reference: the hole filled by cv2.inpaint (Telea, radius 5 px)",
+    "sift_homography": "no model: SIFT matches outside of the hole, a RANSAC homography (trusted above 8 + 0.3 n of n "
+    "matches), the reference warped by it into the hole; cv2.inpaint where that shows nothing, or nothing is trusted",
     "num_inference_steps": "null: the pipeline's own default",
     "guidance_scale": "null: the pipeline's own default",
 }
@@ -65,7 +69,8 @@ class PairScores(NamedTuple):
 
     def gain(self, name: str) -> float:
         """One of `GAINS`, in dB."""
-        return self.rows["model"].psnr - self.rows[GAINS[name]].psnr
+        gain = GAINS[name]
+        return self.rows[gain.row].psnr - self.rows[gain.minus].psnr
 
 
 def summarise(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class DuringTrainingOptions:
         except InputError as error:
             raise InputError(f"eval.{error}") from error
         if "natural" not in sets:
-            raise InputError(f"eval.sets={list(sets)}: must hold natural, whose reference gain tells the best weights")
+            raise InputError(f"eval.sets={list(sets)}: must hold natural, which tells the best weights")
 
     def evaluation(self) -> EvaluationOptions:
         """The same as options of an evaluation."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.evaluation.bootstrap import MIN_SOURCES
+from mimicbrush.evaluation.gains import GAINS, verdict
 from mimicbrush.evaluation.measure import ROWS
 from mimicbrush.ops.files import write_aside
 
@@ -20,6 +21,7 @@ _ROW_NAMES = {
     "no_reference": "the model, no reference",
     "copy_in_place": "copy in place (no model)",
     "opencv_inpaint": "OpenCV inpainting (no model)",
+    "sift_homography": "SIFT and homography (no model)",
 }
 
 
@@ -47,7 +49,7 @@ def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
 
 
 def summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
-    """What metrics.json says, for a terminal: a table and two sentences per set, and what must be minded."""
+    """What metrics.json says, for a terminal: a table and three sentences per set, and what must be minded."""
     parts = [f"\n{_table(name, metrics[name])}\n{gain_sentences(metrics[name])}\n" for name in sets]
     if metrics["note"]:
         parts.append(f"NOTE: {metrics['note']}\n")
@@ -68,27 +70,16 @@ def _table(name: str, values: dict[str, Any]) -> str:
 
 
 def gain_sentences(summary: dict[str, Any]) -> str:
-    """The two gains of one set, in plain words; with few sources they carry a caution."""
+    """The three figures of one set in the order of `GAINS`, in plain words; with few sources they carry a caution."""
     n_sources = summary["n_sources"]
-    caution = f", too narrow with only {n_sources} source videos" if n_sources < MIN_SOURCES else ""
-    gain, bounds = summary["reference_gain_db"], summary["reference_gain_db_ci95"]
-    other, other_bounds = summary["gain_over_no_reference_db"], summary["gain_over_no_reference_db_ci95"]
-    says = verdict(bounds) if n_sources >= MIN_SOURCES else "too few to say whether the model imitates."
-    return (
-        f"Reference gain {gain:+.2f} dB ({_interval(bounds)}{caution}): {says}\n"
-        f"Over no reference at all {other:+.2f} dB ({_interval(other_bounds)}{caution})."
-    )
-
-
-def _interval(bounds: Sequence[float]) -> str:
-    return f"95 % interval {bounds[0]:+.2f} to {bounds[1]:+.2f}"
-
-
-def verdict(bounds: Sequence[float]) -> str:
-    """What an interval of the reference gain says."""
-    low, high = bounds
-    if low > 0:
-        return "clear of zero, so the true reference helps more than one from another video."
-    if high < 0:
-        return "clear of zero on the wrong side: the true reference does harm."
-    return "the interval holds zero, so this does not show that the model uses its reference."
+    is_few = n_sources < MIN_SOURCES
+    caution = f", too narrow with only {n_sources} source videos" if is_few else ""
+    lines = []
+    for key, gain in GAINS.items():
+        low, high = summary[f"{key}_ci95"]
+        says = "too few to say." if is_few else verdict(key, low, high)
+        lines.append(
+            f"{gain.name.capitalize()} ({gain.between}) {summary[key]:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}"
+            f"{caution}): {says}"
+        )
+    return "\n".join(lines)

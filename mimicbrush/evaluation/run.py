@@ -14,7 +14,8 @@ from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation import report, sheets
 from mimicbrush.evaluation.editing import COLUMNS, Edited, edit_batch, load_sets
 from mimicbrush.evaluation.editors import Editor
-from mimicbrush.evaluation.measure import DEFINITIONS, GAINS, PairScores, interval_note, summarise
+from mimicbrush.evaluation.gains import GAINS
+from mimicbrush.evaluation.measure import DEFINITIONS, PairScores, interval_note, summarise
 from mimicbrush.evaluation.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.samples import plan_samples, shown_numbers
 from mimicbrush.ops.files import write_picture
@@ -150,6 +151,6 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
         rows.append(sheets.SheetRow(edited.caption(), [cells[column] for column in _SHOWN_COLUMNS]))
     report.write_jsonl(folder / EDITS_FILE, edits)
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
-    title += report.gain_sentences(summary).split("\n")[0]
+    title += report.gain_sentences(summary)
     sheet = sheets.contact_sheet(title, [COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
     write_picture(Image.fromarray(sheet), output / SHEET_FILES[name])

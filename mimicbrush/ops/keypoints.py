@@ -17,6 +17,8 @@ _MIN_FUNDAMENTAL = 9
 _MIN_HOMOGRAPHY = 5
 _MAX_ITERATIONS = 2000
 _CONFIDENCE = 0.999
+#: Of Brown and Lowe's test of a homography: matches that must agree, and the share of all matches beyond them.
+_SURE_MATCHES, _SURE_RATIO = 8.0, 0.3
 _NO_POINTS = np.zeros((0, 2), np.float32)
 
 
@@ -87,6 +89,35 @@ def match_features(
 def match_keypoints(image_a: np.ndarray, image_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`sift_features` and `match_features` with their defaults, for two (H, W, 3) uint8 RGB pictures."""
     return match_features(sift_features(image_a), sift_features(image_b))
+
+
+def find_homography(a: Features, b: Features, threshold_px: float = 3.0, max_ratio: float = 0.75) -> np.ndarray | None:
+    """The homography that most matches of two pictures agree on, if they are enough to trust it.
+
+    Enough is more than 8 + 0.3 times all mutual matches, the test of Brown and Lowe ("Automatic panoramic image
+    stitching using invariant features", 2007, Eq. 11 to 13): chance matches hardly ever pass it.
+
+    Args:
+        a: features of the first picture.
+        b: features of the second.
+        threshold_px: how far from its place in the second picture a match may come to lie.
+        max_ratio: Lowe's ratio test, see `match_features`.
+
+    Returns:
+        (3, 3) float64, from pixels of the first to pixels of the second picture; None: too few agree, or the plane
+        would be seen edge on somewhere within the matched points.
+    """
+    pairs = _mutual_matches(a.descriptors, b.descriptors, max_ratio)
+    points_a, points_b = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
+    if len(pairs) <= _SURE_MATCHES or not (_spread(points_a) and _spread(points_b)):
+        return None
+    matrix, mask = cv2.findHomography(
+        points_a, points_b, cv2.RANSAC, threshold_px, maxIters=_MAX_ITERATIONS, confidence=_CONFIDENCE
+    )
+    if matrix is None or mask.sum() <= _SURE_MATCHES + _SURE_RATIO * len(pairs):
+        return None
+    depths = np.column_stack([points_a[mask.ravel() > 0], np.ones(int(mask.sum()))]) @ matrix[2]
+    return matrix if (depths > 0).all() else None
 
 
 def orb_points(image: np.ndarray, max_keypoints: int = 200, border_ratio: float = 50 / 512) -> np.ndarray:

@@ -49,14 +49,15 @@ class Outside:
         export_pipeline: writes a pipeline with these weights into a folder, on the main process.
         evaluate: figures of these weights on held-out pairs at a step; None: nothing is evaluated.
         evaluate_every: steps between two evaluations; 0 where there are none.
-        measure: whose largest value marks the best weights, one of the figures.
+        measure: whose largest value marks the best weights, one of the figures: what the true reference is worth
+            over none. The reference gain would also grow where a wrong reference only does more harm.
         best: the largest value before.
     """
 
     export_pipeline: Callable[[Weights, Path], None]
     evaluate: Callable[[Weights, int], dict[str, float]] | None = None
     evaluate_every: int = 0
-    measure: str = "heldout/reference_gain_db"
+    measure: str = "heldout/gain_over_no_reference_db"
     best: float = -math.inf
 
     def is_due(self, step: int, last_step: int) -> bool:

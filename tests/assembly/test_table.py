@@ -16,6 +16,12 @@ HELDOUT = {
     "heldout/n_sources": 9,
     "heldout/psnr": 17.0,
     "heldout/ssim": 0.5,
+    "heldout/gain_over_no_reference_db": 0.25,
+    "heldout/gain_over_no_reference_db_ci95_low": -0.5,
+    "heldout/gain_over_no_reference_db_ci95_high": 1.0,
+    "heldout/wrong_against_none_db": -1.25,
+    "heldout/wrong_against_none_db_ci95_low": -2.0,
+    "heldout/wrong_against_none_db_ci95_high": -0.5,
     "heldout/reference_gain_db": 1.5,
     "heldout/reference_gain_db_ci95_low": 0.5,
     "heldout/reference_gain_db_ci95_high": 2.5,
@@ -61,11 +67,13 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert [run.run_name for run in runs] == ["grid_025", "grid_050", "full", "own"]
     text = as_markdown(runs)
     (full,) = cells(text, "full")
-    assert full == ["full", "0", "20 of 20", "0.2500", "0.5000", "17.00", "0.500", "+1.50 (+0.50 to +2.50)",
+    assert full == ["full", "0", "20 of 20", "0.2500", "0.5000", "17.00", "0.500",
+                    "+0.25 (-0.50 to +1.00)", "-1.25 (-2.00 to -0.50)", "+1.50 (+0.50 to +2.50)",
                     "0.70", "17.54", "0.28", "56.48", "84.30", "30.08"]  # fmt: skip
     assert cells(text, "grid_050")[0][1:8] == ["0", "7 of 20, unfinished", "0.5000", "1.0000", "-", "-", "-"]
+    assert cells(text, "grid_050")[0][8:10] == ["-", "-"]
     assert cells(text, "grid_025")[0][1:4] == ["0", "0 of 20, failed", "-"]
-    assert cells(text, "own")[0][8:] == [""] * 6
+    assert cells(text, "own")[0][10:] == [""] * 6
     assert "* grid_025-seed0 failed: no more memory\n" in text
     assert "of 9 videos only" in text and "videos only" not in as_markdown([run for run in runs if run.row != "full"])
 
@@ -76,9 +84,9 @@ def test_several_seeds_are_averaged_where_they_are_complete(tmp_path: Path) -> N
     job(tmp_path, "full", 2, loss=99.0, steps=3)
     runs = read_sweep(tmp_path)
     mean, *each = cells(as_markdown(runs), "full")
-    assert mean[1:8] == ["mean", "2 of 3 complete", "0.3000", "0.6000", "17.00", "0.500", "+1.00"]
-    assert mean[9] == "17.54"
-    assert [line[1] for line in each] == ["0", "1", "2"] and all(line[8:] == [""] * 6 for line in each)
+    assert mean[1:8] == ["mean", "2 of 3 complete", "0.3000", "0.6000", "17.00", "0.500", "+0.25"]
+    assert mean[8:10] == ["-1.25", "+1.00"] and mean[11] == "17.54"
+    assert [line[1] for line in each] == ["0", "1", "2"] and all(line[10:] == [""] * 6 for line in each)
     (row,) = as_values(runs)["rows"]
     assert row["mean"]["loss"] == pytest.approx(0.3) and row["complete"] == 2
     assert [run["seed"] for run in row["runs"]] == [0, 1, 2]
@@ -94,6 +102,13 @@ def test_options_that_were_swept_make_rows_of_their_own(tmp_path: Path) -> None:
         ("full-train.learning_rate_0.1", 2),
         ("full-train.learning_rate_0.2", 2),
     ]
+
+
+def test_runs_of_an_earlier_version_are_read_and_what_they_lack_reads_na(tmp_path: Path) -> None:
+    old = {name: value for name, value in HELDOUT.items() if "wrong_against_none" not in name}
+    complete(tmp_path, "full", 0, 0.2, old)
+    (row,) = cells(as_markdown(read_sweep(tmp_path)), "full")
+    assert row[7:10] == ["+0.25 (-0.50 to +1.00)", "n/a", "+1.50 (+0.50 to +2.50)"]
 
 
 def test_an_evaluation_that_is_not_of_the_last_step_says_so(tmp_path: Path) -> None:

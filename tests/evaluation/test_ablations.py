@@ -26,6 +26,7 @@ def write_evaluation(folder: Path, lead: float, noise: float, seed: int, sources
                     "pair_id": f"pair{number}",
                     "source_hash": f"source{number // PAIRS}",
                     "rows": {"model": {"psnr": psnr, "ssim": None if number == 0 else 0.5 + lead / 10}},
+                    "gain_over_no_reference_db": lead / 2,
                     "reference_gain_db": lead,
                 }
             )
@@ -52,6 +53,7 @@ def test_directions_are_told_by_the_interval_of_the_paired_difference(evaluation
     assert worse.interval[0] < worse.change < worse.interval[1]
     assert len(worse.by_seed) == 2
     assert effects["grid_025"]["natural"]["reference_gain_db"].change == pytest.approx(1.0)
+    assert effects["grid_025"]["natural"]["gain_over_no_reference_db"].change == pytest.approx(0.5)
     assert effects["grid_025"]["natural"]["ssim"].change == pytest.approx(0.1)  # the pair without one is left out
 
 
@@ -68,10 +70,16 @@ def test_a_direction_that_the_seeds_disagree_on_is_not_seen(tmp_path: Path) -> N
 def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path]]) -> None:
     text = table(compare(evaluations), {"reference_clip": "no weights"})
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert "n/a | n/a | n/a | +0.76 | no weights" in rows["reference encoder: CLIP"]
+    assert "| n/a | n/a | n/a | n/a | n/a | +0.76 | no weights" in rows["reference encoder: CLIP"]
     assert rows["mask: grid 0.25"].endswith("| +0.44 | seen |")
     assert rows["mask: grid 0.75"].endswith("| +0.93 | opposite |")
-    assert text.count("| row |") == 2
+    assert text.count("| row | PSNR, dB | SSIM | over none, dB | wrong against none, dB | reference gain, dB |") == 2
+
+
+def test_what_an_earlier_version_did_not_tell_reads_na(evaluations: dict[str, list[Path]]) -> None:
+    rows = [line.split("|") for line in table(compare(evaluations), {}).splitlines() if "grid 0.25 " in line]
+    assert [line[5].strip() for line in rows] == ["n/a", "n/a"]  # wrong against none, in both sets
+    assert all("[" in line[4] and "[" in line[6] for line in rows)
 
 
 def test_what_does_not_compare_is_refused(evaluations: dict[str, list[Path]], tmp_path: Path) -> None:

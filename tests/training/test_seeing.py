@@ -15,6 +15,7 @@ import pytest
 import torch
 from toy_run import SMALLEST, forget_accelerate, metrics, train
 
+from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.pipelines.load import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path, read_state
 from mimicbrush.training.meters import Meters
@@ -55,12 +56,14 @@ def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_
         assert len(told) == 1 or sum(told) / 2 == pytest.approx(values["loss"], rel=1e-4)
     found = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]
     assert [values["step"] for values in found] == [2, 3]  # every other step, and at the end
-    best = max(found, key=lambda values: values["heldout/reference_gain_db"])
+    best = max(found, key=lambda values: values["heldout/gain_over_no_reference_db"])
     kept = json.loads((tmp_path / "best" / "heldout.json").read_text())
     assert kept["step"] == best["step"] and kept["heldout/psnr"] == best["heldout/psnr"]
     assert load_pipeline(tmp_path / "best").size_px == 16
     shown = events(tmp_path)
-    assert {"loss", "loss_inside", "heldout/psnr", "heldout/reference_gain_db"} <= set(shown.Tags()["scalars"])
+    assert {"loss", "loss_inside", "heldout/psnr", *(f"heldout/{gain}" for gain in GAINS)} <= set(
+        shown.Tags()["scalars"]
+    )
     assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3]
     columns = {tag.split("/")[2] for tag in shown.Tags()["images"] if tag.startswith("heldout/pictures/")}
     assert {"source", "mask", "reference", "model", "target", "correspondence"} <= columns
@@ -73,6 +76,29 @@ def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_
     assert [values["step"] for values in again] == [2, 3]
     assert again[1]["heldout/psnr"] == found[1]["heldout/psnr"]
     assert [event.step for event in events(tmp_path).Scalars("loss")] == [1, 2, 3]
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_keeps_the_best_over_none(
+    mined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(mined, tmp_path, "train.max_steps=2", *EVALUATED)
+    path = tmp_path / "heldout" / "heldout.jsonl"
+    (old,) = (json.loads(line) for line in path.read_text().splitlines())
+    lacking = {name: value for name, value in old.items() if "wrong_against_none" not in name}
+    # At step 1 it had the largest reference gain of all, but was far from helped.
+    before = lacking | {"step": 1, "heldout/gain_over_no_reference_db": -99.0, "heldout/reference_gain_db": 99.0}
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (before, lacking)))
+    forget_accelerate()
+    capsys.readouterr()
+    train(mined, tmp_path, "train.max_steps=4", "train.resume=latest", *EVALUATED)
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in found] == [1, 2, 4]
+    kept = json.loads((tmp_path / "best" / "heldout.json").read_text())
+    best = max(found, key=lambda line: line["heldout/gain_over_no_reference_db"])
+    assert kept["step"] == best["step"] > 1
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 4: "))
+    places = [told.index(f"{gain.name} {found[-1][f'heldout/{key}']:+.2f} dB (") for key, gain in GAINS.items()]
+    assert places == sorted(places) and places[0] == len("step 4: ")
 
 
 def test_what_a_gpu_makes_of_its_time() -> None:

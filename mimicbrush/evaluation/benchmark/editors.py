@@ -35,6 +35,7 @@ _WITHOUT_MODEL = {
     "blur": "BlurEditor",
     "copy_in_place": "CopyEditor",
     "opencv_inpaint": "InpaintEditor",
+    "sift_homography": "HomographyEditor",
 }
 #: Editors made of public weights, and the repositories that they need.
 _PUBLIC: dict[str, tuple[Repository, ...]] = {
@@ -52,6 +53,7 @@ KNOWN = {
     "blur": "the hole filled by a wide blur of what is around it",
     "copy_in_place": "the reference's pixels at the same place",
     "opencv_inpaint": "OpenCV's inpainting, without the reference",
+    "sift_homography": "the reference warped by a homography of SIFT matches, as if all were one plane",
     SHIPPED_NAME: "the small model that comes with the project",
     RELEASED: "the released MimicBrush weights",
     "paint_by_example[:DIR]": "Paint-by-Example, of the whole reference",

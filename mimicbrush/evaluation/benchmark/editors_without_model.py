@@ -126,6 +126,23 @@ class InpaintEditor:
         return CaseResult(Image.fromarray(baselines.opencv_inpaint(source, hole, np.ones_like(hole))))
 
 
+class HomographyEditor:
+    """See `baselines.sift_homography`."""
+
+    def __init__(self) -> None:
+        self.name = "sift_homography"
+        self.about = {
+            "editor": "SIFT matches outside of the hole, a RANSAC homography, the reference warped into the hole; "
+            "OpenCV inpainting (Telea 2004) where that shows nothing, or where too few matches agree"
+        }
+
+    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """See `CaseEditor`."""
+        source, hole = _arrays(inputs)
+        filled = baselines.sift_homography(source, hole, np.asarray(inputs.reference), np.ones_like(hole))
+        return CaseResult(Image.fromarray(filled))
+
+
 class ResultsEditor:
     """Results that some other program left in a folder.
 

@@ -20,25 +20,30 @@ if TYPE_CHECKING:
 #: not say.
 SUBJECT_FILL = 255
 
-#: Key -> heading of tables, and digits. The first three need a ground truth, the others a reference mask or a prompt.
+#: Key -> heading of tables, and digits. The first four need a ground truth, the others a reference mask or a prompt.
 METRICS = {
     "ssim": ("SSIM", 3),
     "psnr": ("PSNR", 2),
     "lpips": ("LPIPS", 3),
+    "efficientnet_lite0": ("EffNet-Lite0 distance", 3),
     "dino_i": ("DINO-I", 2),
     "dinov2_i": ("DINOv2-I", 2),
     "clip_i": ("CLIP-I", 2),
     "clip_t": ("CLIP-T", 2),
 }
-WITH_TRUTH = ("ssim", "psnr", "lpips")
+WITH_TRUTH = ("ssim", "psnr", "lpips", "efficientnet_lite0")
 
 DEFINITIONS = {
-    "crop": "SSIM, PSNR, LPIPS: result and ground truth cropped to the box of the source mask, background kept; tracks "
-    "with a ground truth (inner-ID) only",
+    "crop": "SSIM, PSNR, LPIPS, EffNet-Lite0: result and ground truth cropped to the box of the source mask, "
+    "background kept; tracks with a ground truth (inner-ID) only",
     "ssim": "scikit-image structural_similarity of 8-bit luma of the crop, Gaussian weights sigma 1.5, population "
     "covariance, data range 255; n/a below 11 px a side",
     "psnr": f"dB over all pixels of the crop, 8-bit RGB, capped at {PSNR_CAP_DB:g} dB (equal pictures)",
     "lpips": "torchmetrics LPIPS (AlexNet) of the crop; n/a below 32 px a side",
+    "efficientnet_lite0": "not LPIPS, but in its manner: the crop, reduced to a longer side of 224 px or less, through "
+    "EfficientNet-Lite0 (ImageNet); activations at strides 2, 4, 8, 16 and 32 of unit length over channels, squared "
+    "differences, mean over places and depths; nothing learnt from people; 0 (equal) to 2, lower is better; n/a below "
+    "32 px a side",
     "dino_i": "cosine similarity x 100 of DINO ViT-S/16 class tokens of the two subjects",
     "dinov2_i": "the same of DINOv2 class tokens: the paper says DINO and cites DINOv2, so both are here",
     "clip_i": "cosine similarity x 100 of CLIP image embeddings of the two subjects",
@@ -70,8 +75,8 @@ class CasePixels:
 def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | str]:
     """Metric -> value, or why there is none.
 
-    Those that the track does not have are left out: of inner-ID cases there are SSIM, PSNR and LPIPS, of inter-ID
-    cases the others.
+    Those that the track does not have are left out: of inner-ID cases there are SSIM, PSNR, LPIPS and the
+    EffNet-Lite0 distance, of inter-ID cases the others.
     """
     if pixels.truth is not None:
         return _closeness(pixels.result, pixels.truth, pixels.mask, backbones)
@@ -105,12 +110,13 @@ def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbone
         found["ssim"] = small
     else:
         found["ssim"] = ssim_luma(*(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b)))
-    if backbones.lpips is None:
-        found["lpips"] = backbones.absent["lpips"]
-    elif min(a.shape[:2]) < backbones.lpips.smallest_px:
-        found["lpips"] = small
-    else:
-        found["lpips"] = backbones.lpips.distance(a, b)
+    for key, network in (("lpips", backbones.lpips), ("efficientnet_lite0", backbones.efficientnet_lite0)):
+        if network is None:
+            found[key] = backbones.absent[key]
+        elif min(a.shape[:2]) < network.smallest_px:
+            found[key] = small
+        else:
+            found[key] = network.distance(a, b)
     return found
 
 

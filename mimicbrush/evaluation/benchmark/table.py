@@ -11,6 +11,7 @@ import numpy as np
 
 from mimicbrush.evaluation import report
 from mimicbrush.evaluation.benchmark.backbones import Backbones
+from mimicbrush.evaluation.benchmark.efficientnet_lite0 import PACKAGE
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark
 from mimicbrush.evaluation.benchmark.metrics import DEFINITIONS, METRICS, WITH_TRUTH, numbers
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
@@ -150,7 +151,7 @@ def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) 
         "not_measured": backbones.absent,
         "ci95": f"{LEVEL:.0%} percentile bootstrap, {RESAMPLES} resamples of whole subjects or videos",
         "definitions": DEFINITIONS,
-        "versions": report.versions(("torchmetrics", "torchvision")),
+        "versions": report.versions(("torchmetrics", "torchvision", PACKAGE)),
     }
 
 
