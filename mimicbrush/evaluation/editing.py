@@ -104,11 +104,12 @@ def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
     A warped reference has no edges of its own: it is the whole canvas.
     """
     size_px, plan = len(sample.mask), sample.plan
-    boxes = [
-        mask_box(images.letterbox_mask(np.full(pair.size_px, 255, np.uint8), size_px)) for pair in (plan.pair, plan.wrong)
-    ]
     whole = (0, 0, size_px, size_px)
-    return (boxes[0], *boxes) if set_name == "natural" else (boxes[0], whole, whole)
+    of_pair, of_wrong = (
+        mask_box(images.letterbox_mask(np.full(pair.size_px, 255, np.uint8), size_px))
+        for pair in (plan.pair, plan.wrong)
+    )
+    return (of_pair, of_pair, of_wrong) if set_name == "natural" else (of_pair, whole, whole)
 
 
 def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:

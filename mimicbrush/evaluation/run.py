@@ -161,7 +161,7 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
 def _write_showcase(
     path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
 ) -> None:
-    """A few of the pairs, large, with holes over what moved. They are chosen by the pairs alone, and edited once more."""
+    """A few of the pairs, large, with holes over what moved: chosen by the pairs alone, and edited once more."""
     path.unlink(missing_ok=True)  # of an earlier run
     chosen = showcase.choose_rows(plans) if "natural" in options.sets and options.sheet_pairs else []
     if not chosen:
@@ -170,7 +170,9 @@ def _write_showcase(
     results, found = edit_with_references(editor, samples)
     rows = []
     for number, (sample, (_, hole)) in enumerate(zip(samples, chosen, strict=True)):
-        caption = f"{sample.plan.pair.source_path}   what the hole covers moved by {hole.moved_ratio:.0%} of the long side"
+        caption = (
+            f"{sample.plan.pair.source_path}   what the hole covers moved by {hole.moved_ratio:.0%} of the long side"
+        )
         rows.append(showcase.cut_row(caption, sample, results[number], found[number] if found else None))
     title = (
         f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.editing import area_boxes
@@ -57,8 +58,7 @@ def hole_over_what_moved(pair: Pair) -> MovedHole | None:
     count = min(_GROUP, len(points))
     if count < 3:
         return None
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    groups = np.argsort(distances, axis=1, kind="stable")[:, :count]  # (K, count), each point first of its own
+    groups = cKDTree(points).query(points, k=count)[1]  # (K, count)
     middle = np.median(moves[groups], axis=1)  # (K, 2)
     length = np.linalg.norm(middle, axis=1)
     allowed = _ALIKE * length + _ALIKE_RATIO * long_side
@@ -82,19 +82,26 @@ def hole_over_what_moved(pair: Pair) -> MovedHole | None:
     return MovedHole(mask, float(length[best]) / long_side, float(against[best]) / long_side)
 
 
+def farthest_moved(pairs: Iterable[Pair]) -> list[tuple[Pair, MovedHole]]:
+    """Of each source the pair in which something moved farthest, and its hole; the farthest first."""
+    found = [(pair, hole) for pair in pairs if (hole := hole_over_what_moved(pair)) is not None]
+    found.sort(key=lambda row: (-row[1].moved_ratio - row[1].against_ratio, row[0].pair_id))
+    of_source: dict[str, tuple[Pair, MovedHole]] = {}
+    for pair, hole in found:
+        of_source.setdefault(pair.source_hash, (pair, hole))
+    return list(of_source.values())
+
+
 def choose_rows(plans: Sequence[SamplePlan], most: int = ROWS) -> list[tuple[SamplePlan, MovedHole]]:
-    """The pairs under whose holes things moved farthest, each of another source: never by what a model makes of them.
+    """The pairs in which things moved farthest, each of another source: never by what a model makes of them.
 
     Args:
         plans: that are evaluated.
         most: how many at most.
     """
-    found = [(plan, hole) for plan in plans if (hole := hole_over_what_moved(plan.pair)) is not None]
-    found.sort(key=lambda row: (-row[1].moved_ratio - row[1].against_ratio, row[0].pair.pair_id))
-    chosen: dict[str, tuple[SamplePlan, MovedHole]] = {}
-    for plan, hole in found:
-        chosen.setdefault(plan.pair.source_hash, (plan, hole))
-    return list(chosen.values())[:most]
+    plan_of = {plan.pair.pair_id: plan for plan in plans}
+    chosen = farthest_moved(plan.pair for plan in plans)[:most]
+    return [(plan_of[pair.pair_id], hole) for pair, hole in chosen]
 
 
 def load_row(plan: SamplePlan, hole: MovedHole, size_px: int, seed: int) -> EvalSample:
@@ -122,9 +129,7 @@ class ShowcaseRow:
     correspondence: Correspondence | None = None
 
 
-def cut_row(
-    caption: str, sample: EvalSample, result: np.ndarray, correspondence: Correspondence | None
-) -> ShowcaseRow:
+def cut_row(caption: str, sample: EvalSample, result: np.ndarray, correspondence: Correspondence | None) -> ShowcaseRow:
     """Source, reference, result and target of a sample of the natural set, without the padding of their canvases."""
     (x0, y0, x1, y1), (u0, v0, u1, v1), _ = area_boxes(sample, "natural")
     source, mask, painted = (picture[y0:y1, x0:x1] for picture in (sample.source, sample.mask, result))
@@ -137,7 +142,9 @@ def cut_row(
     return ShowcaseRow(caption, source, mask, sample.reference[v0:v1, u0:u1], [painted, source], correspondence)
 
 
-def showcase_sheet(title: str, columns: Sequence[str], rows: Sequence[ShowcaseRow], cell_px: int = CELL_PX) -> np.ndarray:
+def showcase_sheet(
+    title: str, columns: Sequence[str], rows: Sequence[ShowcaseRow], cell_px: int = CELL_PX
+) -> np.ndarray:
     """Large cells, holes in stripes, and a few lines from each hole to the places of the reference that it looked at.
 
     Args:
@@ -159,8 +166,8 @@ def showcase_sheet(title: str, columns: Sequence[str], rows: Sequence[ShowcaseRo
         laid_out.append(SheetRow(row.caption, [source, *others]))
     sheet = contact_sheet(title, columns, laid_out, cell_px)
     for number, row in enumerate(rows):
-        corners = [cell_corner(title, columns, number, column, cell_px) for column in (0, 1)]
-        sheet = join_marks(sheet, _marks(row, cell_px), *corners)
+        source_at, reference_at = (cell_corner(title, columns, number, column, cell_px) for column in (0, 1))
+        sheet = join_marks(sheet, _marks(row, cell_px), source_at, reference_at)
     return sheet
 
 
@@ -169,10 +176,14 @@ def _marks(row: ShowcaseRow, cell_px: int) -> list[Mark]:
     found = row.correspondence
     if found is None:
         return []
-    ends, sizes, corners = [], [], []
-    for points, picture in ((found.source_xy, row.source), (found.reference_xy, row.reference)):
-        left, top, width, height = cell_fit(picture.shape, cell_px)
-        ends.append(points * (width / picture.shape[1], height / picture.shape[0]))
-        sizes.append((width, height))
-        corners.append((left, top))
-    return [mark.moved(*corners) for mark in choose_marks(*ends, found.focus, *sizes, most=_MARKS)]
+    left, top, width, height = cell_fit(row.source.shape, cell_px)
+    u, v, wide, high = cell_fit(row.reference.shape, cell_px)
+    marks = choose_marks(
+        found.source_xy * (width / row.source.shape[1], height / row.source.shape[0]),
+        found.reference_xy * (wide / row.reference.shape[1], high / row.reference.shape[0]),
+        found.focus,
+        (width, height),
+        (wide, high),
+        most=_MARKS,
+    )
+    return [mark.moved((left, top), (u, v)) for mark in marks]

@@ -34,8 +34,8 @@ _BETWEEN_PX = 28
 _FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
 _DASH_PX = 7
 LEGEND = (
-    "A line joins a place in the hole with the place in the reference that it looked at most; thin, dashed: unsure, for "
-    "it looked all over."
+    "A line joins a place in the hole with the place in the reference that it looked at most; thin, dashed: unsure, it "
+    "looked at many places."
 )
 
 
@@ -142,8 +142,8 @@ def draw_correspondence(
         correspondence.source_xy * source_scale,
         correspondence.reference_xy * reference_scale,
         correspondence.focus,
-        left.shape[1::-1],
-        right.shape[1::-1],
+        (left.shape[1], height_px),
+        (right.shape[1], height_px),
     )
     picture = join_marks(picture, marks, (0, 0), (start, 0))
 
@@ -191,8 +191,8 @@ class Mark:
 
     def moved(self, source: tuple[float, float], reference: tuple[float, float]) -> Mark:
         """With both ends moved by (x, y)."""
-        ends = (tuple(np.add(*pair).tolist()) for pair in ((self.source, source), (self.reference, reference)))
-        return Mark(*ends, self.is_sure)
+        (x, y), (u, v) = self.source, self.reference
+        return Mark((x + source[0], y + source[1]), (u + reference[0], v + reference[1]), self.is_sure)
 
 
 def choose_marks(
@@ -264,16 +264,15 @@ def join_marks(
             cv2.line(drawn, start, end, (0, 0, 0), 5 if mark.is_sure else 3, cv2.LINE_AA, shift=4)
             cv2.line(drawn, start, end, colour, 3 if mark.is_sure else 1, cv2.LINE_AA, shift=4)
     for mark, colour in zip(moved, _MARK_COLOURS, strict=False):
-        for end in (mark.source, mark.reference):
-            centre = _sixteenths(end)
+        for centre in map(_sixteenths, (mark.source, mark.reference)):
             cv2.circle(drawn, centre, MARK_PX * 16, (0, 0, 0), -1, cv2.LINE_AA, shift=4)
             cv2.circle(drawn, centre, (MARK_PX - 1) * 16, colour, -1, cv2.LINE_AA, shift=4)
     image = Image.fromarray(drawn)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT_PX)
-    for number, (mark, colour) in enumerate(zip(moved, _MARK_COLOURS, strict=False)):
+    for number, (mark, colour) in enumerate(zip(moved, _MARK_COLOURS, strict=False), start=1):
         ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else "white"
         for end in (mark.source, mark.reference):
-            draw.text(end, str(number + 1), ink, font, anchor="mm")
+            draw.text(end, str(number), ink, font, anchor="mm")
     return np.asarray(image)
 
 
@@ -330,7 +329,7 @@ def paint_correspondence(
     )
 
     # 3. The numbers.
-    marks = choose_marks(tokens, places, correspondence.focus, left.shape[1::-1], right.shape[1::-1])
+    marks = choose_marks(tokens, places, correspondence.focus, (left.shape[1], height_px), (right.shape[1], height_px))
     font = ImageFont.load_default(_FONT_PX)
     for image, ends in ((came, [mark.source for mark in marks]), (places_of, [mark.reference for mark in marks])):
         draw = ImageDraw.Draw(image)

@@ -33,8 +33,8 @@ def composed(*overrides: str) -> assembly.TrainConfig:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("ablation", [None, *ABLATIONS])
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
-    # These go on from the weights of a run, which are not here.
-    start = ["model=proof"] if experiment in ("proof", "proof_views") else []
+    # These go on from other weights: those of a run, which are not here, or those that come with the project.
+    start = ["model=proof"] if experiment in ("fine_tune", "proof", "proof_views") else []
     options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
     assert options.run_name == (ablation or experiment)
     assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
