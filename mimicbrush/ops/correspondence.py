@@ -33,10 +33,8 @@ _MARK_COLOURS = ((213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (2
 _BETWEEN_PX = 28
 _FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
 _DASH_PX = 7
-LEGEND = (
-    "A line joins a place in the hole with the place in the reference that it looked at most; thin, dashed: unsure, it "
-    "looked at many places."
-)
+_JOINS = "A line joins a place in the hole with the place in the reference that it looked at most"
+LEGEND = f"{_JOINS}; thin, dashed: unsure, it looked at many places."
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +150,9 @@ def draw_correspondence(
     sheet = Image.new("RGB", size, "white")
     sheet.paste(Image.fromarray(picture), (0, TITLE_PX))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    for x, title in ((0, "source, its hole in stripes"), (start, "reference")):
+    titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
+    own = next((title for title in titles if font.getlength(title) < start - 8), "")
+    for x, title in ((0, own), (start, "reference")):
         draw.text((x + 2, 2), title, "black", font)
     for number, line in enumerate(legend):
         at = (4, TITLE_PX + height_px + 4 + number * _LINE_PX)
@@ -161,7 +161,9 @@ def draw_correspondence(
 
 
 def _legend(marks: Sequence[Mark]) -> str:
-    return LEGEND if marks else "No line: no place in the hole looked at a place that lies in the reference."
+    if not marks:
+        return "No line: no place in the hole looked at a place that lies in the reference."
+    return f"{_JOINS}." if all(mark.is_sure for mark in marks) else LEGEND
 
 
 def _wrapped(text: str, width_px: int) -> list[str]:
@@ -271,8 +273,8 @@ def join_marks(
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT_PX)
     for number, (mark, colour) in enumerate(zip(moved, _MARK_COLOURS, strict=False), start=1):
         ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else "white"
-        for end in (mark.source, mark.reference):
-            draw.text(end, str(number), ink, font, anchor="mm")
+        for place in (mark.source, mark.reference):
+            draw.text(place, str(number), ink, font, anchor="mm")
     return np.asarray(image)
 
 

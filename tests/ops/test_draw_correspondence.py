@@ -138,7 +138,7 @@ def test_unsure_lines_are_thin() -> None:
 def test_the_legend_is_never_cut(width: int, height: int) -> None:
     font = ImageFont.load_default(correspondence._LEGEND_PX)
     picture, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
-    found = found_in(np.array([[width / 2, height / 2]], np.float32), 8)
+    found = found_in(np.array([[width / 2, height / 2]], np.float32), 8, focus=0.1)
     drawn = draw_correspondence(picture, mask, picture, found, 200)
     lines = correspondence._wrapped(LEGEND, drawn.width - 8)
     assert " ".join(lines) == LEGEND
