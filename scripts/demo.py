@@ -1,7 +1,7 @@
-"""All of it once, as a toy: render clips, mine pairs, train a minute, edit, evaluate, and lay out the pictures.
+"""All of it once: render clips, mine pairs, fine-tune the small model on them, edit before and after, evaluate.
 
-Needs nothing beside the installed packages: no data, no weights, no network, no GPU. Each step is one of the
-commands that a user would type, and is printed before it runs.
+Starts from the small model that comes with the project, and needs nothing beside the installed packages: no data, no
+network, no GPU. Each step is one of the commands that a user would type, and is printed before it runs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mimicbrush.errors import InputError, MimicBrushError, run_plainly
-from mimicbrush.evaluation.shipped import is_shipped
+from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
 
 SCRIPTS = Path(__file__).parent
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
-TRAIN_CLIPS, HELDOUT_CLIPS, EDITS = 14, 6, 2
-EVALUATED_PAIRS, EVALUATION_STEPS = 18, 12
+TRAIN_CLIPS, HELDOUT_CLIPS, EDITS = 14, 12, 3
+EVALUATED_PAIRS = 24
 
 
 class Story:
@@ -50,6 +51,11 @@ class Story:
 
 def main() -> None:
     arguments = parse_arguments()
+    if not is_shipped():
+        raise InputError(
+            "the demo begins with the small model that comes with the project, and this installation has none; take a "
+            "whole checkout, or train from random weights: python scripts/train.py +experiment=smoke data.root=MINED"
+        )
     folder = fresh_folder(arguments.output)
     story = Story()
 
@@ -58,42 +64,21 @@ def main() -> None:
         lambda: render(folder / "clips", arguments.seed),
     )
     story.step("Mine pairs of frames from both", lambda: mine(folder))
+    story.step("Before: edit and evaluate with the small model as it comes", lambda: before(folder, arguments.seed))
     story.step(
-        f"Train a toy from random weights, at most {arguments.minutes:g} minutes",
-        lambda: command(
-            "train.py",
-            "+experiment=smoke",
-            override("data.root", folder / "pairs" / "train"),
-            override("run_dir", folder / "run"),
-            f"seed={arguments.seed}",
-            f"train.max_minutes={arguments.minutes}",
-        ),
+        f"Fine-tune it on the training clips, at most {arguments.minutes:g} minutes",
+        lambda: fine_tune(folder, arguments.seed, arguments.minutes),
     )
-    story.step(
-        f"Edit {EDITS} frames of clips that it has never seen" + (", with the shipped model" if is_shipped() else ""),
-        lambda: edit(folder),
-    )
-    story.step(
-        "Evaluate: does it imitate?",
-        lambda: command(
-            "evaluate.py",
-            override("editor", folder / "run" / "pipeline"),
-            override("pairs", folder / "pairs" / "heldout"),
-            override("output", folder / "evaluation"),
-            f"seed={arguments.seed}",
-            f"max_pairs={EVALUATED_PAIRS}",
-            f"num_inference_steps={EVALUATION_STEPS}",
-        ),
-    )
+    story.step("After: the same edits and the same pairs again", lambda: after(folder, arguments.seed))
     story.step("Lay out the pictures", lambda: lay_out(folder))
-    print(f"\n{tell(folder)}\n\nTime:\n{story.timetable()}")
+    print(f"\n{tell(folder, arguments.seed)}\n\nTime:\n{story.timetable()}")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of clips, weights, training and evaluation (default: 0)")
-    parser.add_argument("--minutes", type=float, default=1.5, help="of training, at most (default: 1.5)")
+    parser.add_argument("--seed", type=int, default=0, help="of clips, training and evaluation (default: 0)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of fine-tuning, at most (default: 1)")
     return parser.parse_args()
 
 
@@ -146,34 +131,82 @@ def mine(folder: Path) -> None:
         command("mine_pairs.py", *arguments)
 
 
-def edit(folder: Path) -> None:
-    """Write a few held-out pairs as picture files, with an oval mask on what was matched, and edit them."""
-    import cv2
-    import numpy as np
+def before(folder: Path, seed: int) -> None:
+    """Write the pictures to edit, and see what the small model makes of them as it comes."""
+    edits = write_edits(folder)
+    batch = str(edits / "edits.jsonl"), "--output-dir", str(folder / "before")
+    command("infer.py", "--batch", *batch, "--model", SHIPPED_NAME)
+    evaluate(SHIPPED_NAME, folder, "before", seed)
+
+
+def after(folder: Path, seed: int) -> None:
+    """The same with the model that was fine-tuned, one by one, for a map of where each hole looked."""
+    pipeline = folder / "run" / "pipeline"
+    (folder / "after").mkdir()
+    for edit in read_edits(folder):
+        name = Path(edit["output"]).stem
+        pictures = (str(folder / "edits" / edit[part]) for part in ("reference", "source", "mask"))
+        results = folder / "after" / edit["output"], folder / "after" / f"{name}_map.png"
+        written = "-o", str(results[0]), "--save-correspondence", str(results[1])
+        command("infer.py", *pictures, "--model", str(pipeline), *written)
+    evaluate(override("editor", pipeline).partition("=")[2], folder, "after", seed)
+
+
+def evaluate(editor: str, folder: Path, when: str, seed: int) -> None:
+    command(
+        "evaluate.py",
+        f"editor={editor}",
+        override("pairs", folder / "pairs" / "heldout"),
+        override("output", folder / "evaluation" / when),
+        f"seed={seed}",
+        f"max_pairs={EVALUATED_PAIRS}",
+    )
+
+
+def fine_tune(folder: Path, seed: int, minutes: float) -> None:
+    """Go on training from the shipped weights; what is exported edits with as many steps and as much guidance."""
+    index = json.loads((SHIPPED_MODEL / "model_index.json").read_text())
+    kept = ("default_num_inference_steps", "default_guidance_scale")
+    command(
+        "train.py",
+        "+experiment=fine_tune",
+        override("model.path", Path(os.path.relpath(SHIPPED_MODEL))),
+        override("data.root", folder / "pairs" / "train"),
+        override("run_dir", folder / "run"),
+        f"seed={seed}",
+        f"train.max_minutes={minutes}",
+        *(f"train.{name}={index[name]}" for name in kept if index.get(name) is not None),
+    )
+
+
+def write_edits(folder: Path) -> Path:
+    """Of the first held-out clips the pair in which something moved farthest, with a hole over it, as picture files.
+
+    Returns:
+        The folder, with the list that scripts/infer.py --batch takes.
+    """
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
+    from mimicbrush.evaluation.showcase import farthest_moved
     from mimicbrush.ops.files import write_picture
 
-    pairs = read_manifest(folder / "pairs" / "heldout")
-    first_of_clip = {pair.source_path: pair for pair in reversed(pairs)}
-    edits = folder / "edits"
+    chosen = farthest_moved(read_manifest(folder / "pairs" / "heldout"))
+    chosen.sort(key=lambda row: row[0].source_path)
+    edits, lines = folder / "edits", []
     edits.mkdir()
-    for name, pair in sorted(first_of_clip.items())[:EDITS]:
-        source, reference = pair.read_a(), pair.read_b()
-        height, width = source.shape[:2]
-        centre = np.median(pair.a_points, axis=0).round().astype(int).tolist()
-        mask = np.zeros((height, width), np.uint8)
-        cv2.ellipse(mask, centre, (width // 5, height // 4), 0, 0, 360, 255, -1)
-        stem = edits / Path(name).stem
-        parts = {"source": source, "mask": mask, "reference": reference}
-        files = {part: f"{stem}_{part}.png" for part in parts}
-        for part, picture in parts.items():
-            write_picture(Image.fromarray(picture), Path(files[part]))
-        pictures = files["reference"], files["source"], files["mask"]
-        command("infer.py", *pictures, "--model", str(folder / "run" / "pipeline"), "-o", f"{stem}_result.png")
-        if is_shipped():
-            command("infer.py", *pictures, "-o", f"{stem}_shipped.png", "--save-correspondence", f"{stem}_map.png")
+    for pair, hole in chosen[:EDITS]:
+        stem = Path(pair.source_path).stem
+        pictures = {"source": pair.read_a(), "mask": hole.mask, "reference": pair.read_b()}
+        for part, pixels in pictures.items():
+            write_picture(Image.fromarray(pixels), edits / f"{stem}_{part}.png")
+        lines.append({part: f"{stem}_{part}.png" for part in pictures} | {"output": f"{stem}.png"})
+    (edits / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return edits
+
+
+def read_edits(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "edits" / "edits.jsonl").read_text().splitlines()]
 
 
 def lay_out(folder: Path) -> None:
@@ -182,71 +215,110 @@ def lay_out(folder: Path) -> None:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.sheets import SheetRow, contact_sheet, pairs_sheet, show_hole
+    from mimicbrush.evaluation.sheets import pairs_sheet
+    from mimicbrush.evaluation.showcase import ShowcaseRow, showcase_sheet
+    from mimicbrush.ops.correspondence import LEGEND, Correspondence
     from mimicbrush.ops.files import write_picture
 
-    def read(path: str | Path) -> np.ndarray:
+    def read(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.asarray(picture)
 
     pairs = read_manifest(folder / "pairs" / "train")
     write_picture(Image.fromarray(pairs_sheet(pairs)), folder / "mined_pairs.png")
     rows = []
-    for result in sorted((folder / "edits").glob("*_result.png")):
-        stem = str(result).removesuffix("_result.png")  # demo/edits/CLIP
-        source, mask, reference = (read(f"{stem}_{part}.png") for part in ("source", "mask", "reference"))
-        size = f"{source.shape[1]} x {source.shape[0]} px"
-        for name, what in (("shipped", "the shipped model"), ("result", "the toy of this demo")):
-            if Path(f"{stem}_{name}.png").is_file():
-                cells = [show_hole(source, mask), mask, reference, read(f"{stem}_{name}.png"), source]
-                text = f"infer.py on {Path(stem).name}: {what}, {size}, pasted back into the source"
-                rows.append(SheetRow(text, cells))
-    records = (folder / "evaluation" / "pictures" / "natural").glob("*_model.png")
-    for result in sorted(records):
-        stem = str(result).removesuffix("_model.png")  # demo/evaluation/pictures/natural/NUMBER_CLIP
-        cells = [read(f"{stem}_{part}.png") for part in ("source", "mask", "reference", "model", "target")]
-        size = f"{cells[0].shape[1]} x {cells[0].shape[0]} px"
-        rows.append(SheetRow(f"evaluate.py on {Path(stem).name[3:]}: the toy, {size}, nothing pasted back", cells))
-    columns = ["source (the hole in black)", "mask (white = repaint)", "reference", "result", "target"]
-    title = "Held-out clips, edited by a toy trained for about a minute"
-    sheet = contact_sheet(title, columns, rows, cell_px=200)
-    write_picture(Image.fromarray(sheet), folder / "contact_sheet.png")
+    for edit in read_edits(folder):
+        source, mask, reference = (read(folder / "edits" / edit[part]) for part in ("source", "mask", "reference"))
+        results = [read(folder / when / edit["output"]) for when in ("before", "after")]
+        found = Correspondence.load(folder / "after" / f"{Path(edit['output']).stem}_map.npz")
+        rows.append(ShowcaseRow(edit["source"], source, mask, reference, [*results, source], found))
+    columns = ["source\n(hole in stripes)", "reference", "before:\nthe small model", "after:\nfine-tuned", "target"]
+    title = (
+        "Frames of clips over photographs that neither model ever saw; a hole over what moved farthest in each clip.\n"
+        f"The small model paints a hole at {canvas_px(folder)} px, which is then enlarged.\n"
+        f"{LEGEND}\nThe lines are those of the fine-tuned model."
+    )
+    write_picture(Image.fromarray(showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")
 
 
-def tell(folder: Path) -> str:
+def canvas_px(folder: Path) -> int:
+    return int(read_metrics(folder, "before")["size_px"])
+
+
+def read_metrics(folder: Path, when: str) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "evaluation" / when / "metrics.json").read_text())
+    return metrics
+
+
+def compare(folder: Path, set_name: str, seed: int) -> str:
+    """What fine-tuning changed in the holes: pair by pair, with an interval over clips, and no claim that it denies."""
+    import numpy as np
+
+    from mimicbrush.evaluation.bootstrap import cluster_interval
+    from mimicbrush.evaluation.measure import interval_note
+
+    psnr, source_of = [], {}
+    for when in ("before", "after"):
+        lines = (folder / "evaluation" / when / "per_pair.jsonl").read_text().splitlines()
+        records = [record for record in map(json.loads, lines) if record["set"] == set_name]
+        psnr.append({record["pair_id"]: record["rows"]["model"]["psnr"] for record in records})
+        source_of |= {record["pair_id"]: record["source_hash"] for record in records}
+    old, new = (np.array([values[pair] for pair in psnr[0]]) for values in psnr)
+    sources = [source_of[pair] for pair in psnr[0]]
+    low, high = cluster_interval(new - old, sources, seed)
+    note = interval_note(len(set(sources)))
+    return (
+        f"{old.mean():.2f} dB before, {new.mean():.2f} after: {(new - old).mean():+.2f} dB (95 % interval {low:+.2f} "
+        f"to {high:+.2f})\n{verdict(low, high)}" + (f"\n{note}" if note else "")
+    )
+
+
+def verdict(low: float, high: float) -> str:
+    """Whether fine-tuning helped, by the interval of what it changed."""
+    if low > 0:
+        return "Fine-tuning helped here: the interval is clear of zero."
+    if high < 0:
+        return "Fine-tuning did harm here: the interval is clear of zero, on the wrong side."
+    return "The interval holds zero: this does not show that fine-tuning helped, nor that it did harm."
+
+
+def tell(folder: Path, seed: int) -> str:
     """What happened, in plain words, and where to look."""
     from mimicbrush.evaluation.report import gain_sentences
 
-    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    metrics = read_metrics(folder, "after")
     log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [record["loss"] for record in log if "loss" in record]
     steps = max((record["step"] for record in log), default=0)
     mined = {name: json.loads((folder / "pairs" / name / "summary.json").read_text()) for name in ("train", "heldout")}
     rows = metrics["natural"]["rows"]
-    learnt = f"its loss went from {losses[0]:.2f} to {losses[-1]:.2f}" if losses else "too few to log a loss"
     return f"""What happened
   A camera moved over photographs with things moving across them: {mined["train"]["inputs"]} clips to train on,
   {mined["heldout"]["inputs"]} over other photographs to test with. From these, {mined["train"]["pairs"]} and \
 {mined["heldout"]["pairs"]} pairs of frames were mined.
-  A toy of the model was trained from random weights for {steps} steps on pairs of the first kind; {learnt}.
-  In each step it saw one frame with holes, and the other frame whole, and had to restore the first.
-  Then it edited frames of clips that it had never seen.
+  The small model that comes with the project edited frames of the clips to test with. Then it was trained for {steps}
+  more steps on the pairs of the others: it saw one frame with holes, and the other frame whole, had to restore the
+  first, and was taught to look where the miner had found matches. Then it edited the same frames again.
 
-What to expect
-  A toy of {metrics["size_px"]} px that was trained for a minute does not paint well, and this is no result: it shows
-  that every part works together. In the holes it reaches {rows["model"]["psnr"]:.1f} dB; copying the reference in \
-place {rows["copy_in_place"]["psnr"]:.1f} dB,
-  and filling the hole from around it with OpenCV {rows["opencv_inpaint"]["psnr"]:.1f} dB, without any model.
+Did fine-tuning help? (PSNR in the hole with the true reference, {metrics["natural"]["n"]} pairs of \
+{metrics["natural"]["n_sources"]} clips)
+  as mined: {_indented(compare(folder, "natural", seed))}
+  warped:   {_indented(compare(folder, "warped", seed))}
 
-Does it imitate? (PSNR in the hole with the true reference, less that with one from another clip)
+Does it imitate? (the model that was fine-tuned: with the true reference, less that with one from another clip)
   as mined: {_indented(gain_sentences(metrics["natural"]))}
   warped:   {_indented(gain_sentences(metrics["warped"]))}
 
+What to expect
+  A minute is short, and a model of {metrics["size_px"]} px paints blurred: this shows that all parts work together.
+  As mined, without any model: copying the reference in place reaches {rows["copy_in_place"]["psnr"]:.1f} dB,
+  and filling the hole from around it with OpenCV {rows["opencv_inpaint"]["psnr"]:.1f} dB.
+
 Where to look
-  {folder / "contact_sheet.png"}      source, mask, reference, result, target
+  {folder / "contact_sheet.png"}      source, reference, before, after, target
   {folder / "mined_pairs.png"}        pairs of frames, with their matches
-  {folder / "evaluation"}/            all numbers (metrics.json), and sheets with wrong references and baselines
-  {folder / "run" / "pipeline"}/      the trained toy, for scripts/infer.py --model
+  {folder / "after"}/            results, and maps of where each hole looked; {folder / "before"}/: before fine-tuning
+  {folder / "evaluation"}/       all numbers (metrics.json), and sheets with wrong references and baselines
+  {folder / "run" / "pipeline"}/     the model that was fine-tuned, for scripts/infer.py --model
   {folder / "clips"}/, {folder / "pairs"}/   what it was made from"""
 
 

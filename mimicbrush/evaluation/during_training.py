@@ -218,8 +218,8 @@ def _flat(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def _picture_row(edited: Edited) -> PictureRow:
-    pictures = edited.pictures()
-    return PictureRow(edited.caption(), {name: pictures[name] for name in TABLE_COLUMNS if name in pictures})
+    cells = edited.cells()
+    return PictureRow(edited.caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
 
 
 def _sheet(step: int, table: Sequence[PictureRow], summary: dict[str, Any]) -> np.ndarray:

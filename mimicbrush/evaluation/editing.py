@@ -14,13 +14,16 @@ from mimicbrush.evaluation.editors import CorrespondenceEditor, Editor
 from mimicbrush.evaluation.measure import PairScores, score
 from mimicbrush.evaluation.options import SetName
 from mimicbrush.evaluation.samples import EvalSample, SamplePlan, load_sample
+from mimicbrush.ops import images
 from mimicbrush.ops.correspondence import Correspondence, paint_correspondence
+from mimicbrush.ops.crops import Box
+from mimicbrush.ops.masks import mask_box
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
 #: Headings of the columns of contact sheets, by what `Edited.pictures` calls them.
 COLUMNS = {
-    "source": "source\n(hole in black)",
+    "source": "source\n(hole in stripes)",
     "mask": "mask\n(white = repaint)",
     "reference": "reference",
     "model": "result",
@@ -76,6 +79,17 @@ class Edited:
             pictures |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
         return pictures
 
+    def cells(self) -> dict[str, np.ndarray]:
+        """`pictures` as sheets show them: without the padding of their canvases, so that all lie in a cell alike."""
+        source, reference, wrong = area_boxes(self.sample, self.set_name)
+        boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
+        cells = {}
+        for name, picture in self.pictures().items():
+            scale = len(picture) / len(self.sample.mask)
+            x0, y0, x1, y1 = (round(side * scale) for side in boxes.get(name, source))
+            cells[name] = picture[y0:y1, x0:x1]
+        return cells
+
     def caption(self) -> str:
         """Where the pair comes from, and its three scores."""
         psnr = {row: values.psnr for row, values in self.scores.rows.items()}
@@ -83,6 +97,20 @@ class Edited:
             f"{self.sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
             f"reference {psnr['wrong_reference']:.1f} dB, without {psnr['no_reference']:.1f} dB"
         )
+
+
+def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
+    """Where source, reference and wrong reference lie on their canvases.
+
+    A warped reference has no edges of its own: it is the whole canvas.
+    """
+    size_px, plan = len(sample.mask), sample.plan
+    whole = (0, 0, size_px, size_px)
+    of_pair, of_wrong = (
+        mask_box(images.letterbox_mask(np.full(pair.size_px, 255, np.uint8), size_px))
+        for pair in (plan.pair, plan.wrong)
+    )
+    return (of_pair, of_pair, of_wrong) if set_name == "natural" else (of_pair, whole, whole)
 
 
 def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
@@ -112,8 +140,8 @@ def edit_batch(
         samples = [sets[name] for sets in batch]
         found: Sequence[Correspondence] | None = None
         references = [sample.reference for sample in samples]
-        if with_correspondence and isinstance(editor, CorrespondenceEditor):
-            model, found = _edit_with_correspondences(editor, samples, references)
+        if with_correspondence:
+            model, found = edit_with_references(editor, samples)
         else:
             model = _edit(editor, samples, references)
         wrong = _edit(editor, samples, [sample.wrong_reference for sample in samples])
@@ -131,6 +159,20 @@ def edit_batch(
             rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)
             yield Edited(name, sample, results, scores, found[number] if found else None)
+
+
+def edit_with_references(
+    editor: Editor, samples: Sequence[EvalSample]
+) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
+    """Edit samples with their references, and, if the editor can tell, say where the holes came from.
+
+    Returns:
+        (S, S, 3) uint8 each, and a correspondence each, on the canvas; None: it cannot tell.
+    """
+    references = [sample.reference for sample in samples]
+    if isinstance(editor, CorrespondenceEditor):
+        return _edit_with_correspondences(editor, samples, references)
+    return _edit(editor, samples, references), None
 
 
 def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np.ndarray] | None) -> list[np.ndarray]:

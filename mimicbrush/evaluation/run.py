@@ -11,13 +11,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.evaluation import report, sheets
-from mimicbrush.evaluation.editing import COLUMNS, Edited, edit_batch, load_sets
+from mimicbrush.evaluation import report, sheets, showcase
+from mimicbrush.evaluation.editing import COLUMNS, Edited, edit_batch, edit_with_references, load_sets
 from mimicbrush.evaluation.editors import Editor
 from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.evaluation.measure import DEFINITIONS, PairScores, interval_note, summarise
 from mimicbrush.evaluation.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.samples import plan_samples, shown_numbers
+from mimicbrush.evaluation.samples import SamplePlan, plan_samples, shown_numbers
+from mimicbrush.ops.correspondence import LEGEND
 from mimicbrush.ops.files import write_picture
 
 METRICS_FILE = "metrics.json"
@@ -25,6 +26,7 @@ PER_PAIR_FILE = "per_pair.jsonl"
 PICTURES_FOLDER = "pictures"
 #: The pairs that are shown, as scripts/infer.py --batch takes them.
 EDITS_FILE = "edits.jsonl"
+SHOWCASE_FILE = "showcase.png"
 SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}
 
 #: What the contact sheets show of each pair.
@@ -80,6 +82,7 @@ def evaluate(
         for name in options.sets:
             _write_pictures(output, name, pictures[name], metrics[name])
         report.write_json(output / METRICS_FILE, metrics)
+        _write_showcase(output / SHOWCASE_FILE, editor, plans, size_px, options)
     return metrics
 
 
@@ -135,10 +138,10 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
     folder.mkdir(parents=True, exist_ok=True)
     rows, edits = [], []
     for number, edited in enumerate(shown):
-        cells = edited.pictures()
+        pictures, cells = edited.pictures(), edited.cells()
         clip = re.sub(r"\W+", "_", Path(edited.sample.plan.pair.source_path).stem)[:60]
-        names = {column: f"{number:02d}_{clip}_{column}.png" for column in cells}
-        for column, picture in cells.items():
+        names = {column: f"{number:02d}_{clip}_{column}.png" for column in pictures}
+        for column, picture in pictures.items():
             write_picture(Image.fromarray(picture), folder / names[column])
         edits.append(
             {
@@ -154,3 +157,28 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
     title += report.gain_sentences(summary)
     sheet = sheets.contact_sheet(title, [COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
     write_picture(Image.fromarray(sheet), output / SHEET_FILES[name])
+
+
+def _write_showcase(
+    path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
+) -> None:
+    """A few of the pairs, large, with holes over what moved: chosen by the pairs alone, and edited once more."""
+    path.unlink(missing_ok=True)  # of an earlier run
+    chosen = showcase.choose_rows(plans) if "natural" in options.sets and options.sheet_pairs else []
+    if not chosen:
+        return
+    samples = [showcase.load_row(plan, hole, size_px, options.seed) for plan, hole in chosen]
+    results, found = edit_with_references(editor, samples)
+    rows = []
+    for number, (sample, (_, hole)) in enumerate(zip(samples, chosen, strict=True)):
+        caption = (
+            f"{sample.plan.pair.source_path}   what the hole covers moved by {hole.moved_ratio:.0%} of the long side"
+        )
+        rows.append(showcase.cut_row(caption, sample, results[number], found[number] if found else None))
+    title = (
+        f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"
+        "they were chosen by how they moved, not by their results. Nothing is pasted back."
+    )
+    if found:
+        title += f"\n{LEGEND}"
+    write_picture(Image.fromarray(showcase.showcase_sheet(title, showcase.COLUMNS, rows)), path)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout import spread_pairs
-from mimicbrush.ops.panels import match_panel
+from mimicbrush.ops.panels import mark_hole, match_panel
 
 CELL_PX = 144
 _GAP_PX = 6
@@ -50,17 +50,15 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[SheetRow], 
     for number, heading in enumerate(columns):
         left = _GAP_PX + number * (cell_px + _GAP_PX)
         draw.multiline_text((left, y), heading, _INK, font, spacing=3)
-    y += _heading_px(columns)
-    for row in rows:
-        draw.text((_GAP_PX, y), row.caption, _FAINT, font)
-        y += _LINE_PX
+    for row_number, row in enumerate(rows):
+        _, top = cell_corner(title, columns, row_number, 0, cell_px)
+        draw.text((_GAP_PX, top - _LINE_PX), row.caption, _FAINT, font)
         for number, cell in enumerate(row.cells):
-            left = _GAP_PX + number * (cell_px + _GAP_PX)
+            left, top = cell_corner(title, columns, row_number, number, cell_px)
             if cell is None:
-                draw.text((left + cell_px // 2, y + cell_px // 2), "-", _FAINT, font)
+                draw.text((left + cell_px // 2, top + cell_px // 2), "-", _FAINT, font)
             else:
-                sheet.paste(Image.fromarray(fit_cell(cell, cell_px)), (left, y))
-        y += cell_px + 2 * _GAP_PX
+                sheet.paste(Image.fromarray(fit_cell(cell, cell_px)), (left, top))
     return np.asarray(sheet)
 
 
@@ -81,25 +79,40 @@ def _heading_px(columns: Sequence[str]) -> int:
     return (max(heading.count("\n") for heading in columns) + 1) * _LINE_PX + 2
 
 
-def fit_cell(picture: np.ndarray, cell_px: int) -> np.ndarray:
+def cell_corner(title: str, columns: Sequence[str], row: int, column: int, cell_px: int = CELL_PX) -> tuple[int, int]:
+    """x and y of a cell's upper left corner in a `contact_sheet`; rows and columns count from 0."""
+    top = _GAP_PX + _title_px(title) + _heading_px(columns)
+    return (
+        _GAP_PX + column * (cell_px + _GAP_PX),
+        top + row * (_LINE_PX + cell_px + 2 * _GAP_PX) + _LINE_PX,
+    )
+
+
+def cell_fit(shape: tuple[int, ...], cell_px: int) -> tuple[int, int, int, int]:
+    """Where `fit_cell` puts a picture of (H, W, ...): left, top, width and height in the cell."""
+    scale = cell_px / max(shape[:2])
+    height, width = (max(1, round(side * scale)) for side in shape[:2])
+    return (cell_px - width) // 2, (cell_px - height) // 2, width, height
+
+
+def fit_cell(picture: np.ndarray, cell_px: int, smooth: bool = False) -> np.ndarray:
     """Fit a picture into a square on light grey: (H, W[, 3]) uint8 -> (cell_px, cell_px, 3) uint8.
 
-    Small pictures are enlarged without smoothing, so that single pixels stay visible as such.
+    Small pictures are enlarged without smoothing, so that single pixels stay visible as such, unless `smooth` is set.
     """
     if picture.ndim == 2:
         picture = np.repeat(picture[..., None], 3, axis=2)
     scale = cell_px / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale >= 2 else cv2.INTER_CUBIC
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale >= 2 and not smooth else cv2.INTER_CUBIC
     cell = np.full((cell_px, cell_px, 3), 236, np.uint8)
-    left, top = (cell_px - size[0]) // 2, (cell_px - size[1]) // 2
-    cell[top : top + size[1], left : left + size[0]] = cv2.resize(picture, size, interpolation=how)
+    left, top, width, height = cell_fit(picture.shape, cell_px)
+    cell[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=how)
     return cell
 
 
 def show_hole(source: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The source as the model gets it, with a black hole: (H, W, 3) uint8, (H, W) -> (H, W, 3) uint8."""
-    return np.where(mask[..., None] > 0, np.uint8(0), source)
+    """The source with its hole marked, see `mark_hole`: (H, W, 3) uint8, (H, W) not 0 there -> (H, W, 3) uint8."""
+    return mark_hole(source, mask)
 
 
 def pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) -> np.ndarray:

@@ -161,7 +161,7 @@ class PipelineModel(ModelOptions):
 
 @dataclass
 class ToyModel(ModelOptions):
-    """The same classes with small numbers and random weights: for tests, the demo, a first try, and the small model.
+    """The same classes with small numbers and random weights: for tests, a first try, and the small model.
 
     Attributes:
         size_px: side of the square canvas, a multiple of 2 ** levels, or with `encoders` of what these need.

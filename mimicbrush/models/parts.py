@@ -55,7 +55,7 @@ class Parts:
 
 
 def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
-    """All parts at toy size with random weights: for tests, for the demo and to try a training run.
+    """All parts at toy size with random weights: for tests and to try a training run.
 
     The picture is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
     encoders: fixed random features of the picture, of the right type and shape. With `ToyModel.encoders` all three are

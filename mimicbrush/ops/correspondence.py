@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,27 @@ from scipy.spatial import cKDTree
 
 from mimicbrush.ops.crops import Placement
 from mimicbrush.ops.files import MASK_THRESHOLD, upright, write_aside
+from mimicbrush.ops.panels import mark_hole
 
 #: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
 
-#: Of `draw_correspondence`: height of the titles; the focus from which colours are not faded; how many marks.
+#: Of `draw_correspondence`: height of the titles.
 TITLE_PX = 24
-_CLEAR_FOCUS = 0.3
-_MARKS = 6
-_GAP_PX = 8
-_FONT_PX = TITLE_PX * 2 // 3
+#: The focus from which a place is sure: its mark's line is whole, its colour not faded.
+SURE_FOCUS = 0.3
+#: How many marks at most, and as many as this though they are unsure.
+MARKS, UNSURE_MARKS = 6, 3
+#: Radius of a mark; two of them, in either picture, lie at least `MARKS_APART_PX` apart.
+MARK_PX = 10
+MARKS_APART_PX = 2 * MARK_PX + 3
+#: One for each mark, told apart by the colour-blind, too (Okabe and Ito).
+_MARK_COLOURS = ((213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178))
+_BETWEEN_PX = 28
+_FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
+_DASH_PX = 7
+_JOINS = "A line joins a place in the hole with the place in the reference that it looked at most"
+LEGEND = f"{_JOINS}; thin, dashed: unsure, it looked at many places."
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,73 +120,198 @@ class Correspondence:
 def draw_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> Image.Image:
-    """Three pictures side by side: source with its hole, reference under colours, hole in the colours it came from.
+    """Source and reference side by side, with lines from places of the hole to the places that they looked at most.
 
-    Some numbered marks join places of the hole with where they came from. Where a token's attention is spread over the
-    whole reference (a low `Correspondence.focus`), its place means little, and its colour is faded.
+    A few numbered marks, each of a colour of its own, that never lie over each other. Where attention is scattered over
+    the reference (a `Correspondence.focus` below `SURE_FOCUS`) its peak means little: such marks are thin and dashed,
+    and there are none where enough others are sure. A legend below says so.
 
     Args:
         source, mask, reference: as the pipeline got them.
         correspondence: of this edit.
-        height_px: of the panels; the titles come on top.
+        height_px: of the pictures; titles and legend come on top and below.
     """
-    painted = _paint(source, mask, reference, correspondence, height_px)
-    first, second, third = painted.panels
-    gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
-    row = np.concatenate([first, gap, second, gap, third], axis=1)
-    spread = len(painted.tokens) > 0 and float(correspondence.focus.mean()) < _CLEAR_FOCUS / 2
-    titles = [
-        "source, hole",
-        "reference",
-        "where the hole came from" + (" (vague)" if spread else ""),
-    ]
-    sheet = Image.new("RGB", (row.shape[1], height_px + TITLE_PX), "white")
-    sheet.paste(Image.fromarray(row), (0, TITLE_PX))
+    left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
+    right, reference_scale = _scaled(np.asarray(upright(reference, "RGB")), height_px)
+    left = mark_hole(left, _scaled_hole(mask, height_px) > MASK_THRESHOLD)
+    start = left.shape[1] + _BETWEEN_PX
+    picture = np.concatenate([left, np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8), right], axis=1)
+    marks = choose_marks(
+        correspondence.source_xy * source_scale,
+        correspondence.reference_xy * reference_scale,
+        correspondence.focus,
+        (left.shape[1], height_px),
+        (right.shape[1], height_px),
+    )
+    picture = join_marks(picture, marks, (0, 0), (start, 0))
+
+    legend = _wrapped(_legend(marks), max(picture.shape[1], _LEAST_WIDTH_PX) - 8)
+    size = max(picture.shape[1], _LEAST_WIDTH_PX), TITLE_PX + height_px + 8 + _LINE_PX * len(legend)
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(Image.fromarray(picture), (0, TITLE_PX))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    starts = [0, first.shape[1] + _GAP_PX, first.shape[1] + second.shape[1] + 2 * _GAP_PX]
-    for start, title in zip(starts, titles, strict=True):
-        draw.text((start + 2, 2), title, "black", font)
-    painted.mark(draw, painted.places, (starts[1], TITLE_PX))
-    painted.mark(draw, painted.tokens, (starts[2], TITLE_PX))
+    titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
+    own = next((title for title in titles if font.getlength(title) < start - 8), "")
+    for x, title in ((0, own), (start, "reference")):
+        draw.text((x + 2, 2), title, "black", font)
+    for number, line in enumerate(legend):
+        at = (4, TITLE_PX + height_px + 4 + number * _LINE_PX)
+        draw.text(at, line, "black", ImageFont.load_default(_LEGEND_PX))
     return sheet
+
+
+def _legend(marks: Sequence[Mark]) -> str:
+    if not marks:
+        return "No line: no place in the hole looked at a place that lies in the reference."
+    return f"{_JOINS}." if all(mark.is_sure for mark in marks) else LEGEND
+
+
+def _wrapped(text: str, width_px: int) -> list[str]:
+    """Lines of whole words, none wider than that (a single word may be)."""
+    font, lines = ImageFont.load_default(_LEGEND_PX), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width_px or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Two places that belong together, in pixels of their two pictures, far enough from the edges to hold a number.
+
+    Attributes:
+        source, reference: (x, y).
+        is_sure: whether the attention was focused.
+    """
+
+    source: tuple[float, float]
+    reference: tuple[float, float]
+    is_sure: bool
+
+    def moved(self, source: tuple[float, float], reference: tuple[float, float]) -> Mark:
+        """With both ends moved by (x, y)."""
+        (x, y), (u, v) = self.source, self.reference
+        return Mark((x + source[0], y + source[1]), (u + reference[0], v + reference[1]), self.is_sure)
+
+
+def choose_marks(
+    sources: np.ndarray,
+    references: np.ndarray,
+    focus: np.ndarray,
+    source_size: tuple[int, int],
+    reference_size: tuple[int, int],
+    most: int = MARKS,
+) -> list[Mark]:
+    """A few places of the hole, spread over it, none of whose ends lies near another's.
+
+    Sure ones come first; unsure ones only fill up to `UNSURE_MARKS`. Places whose reference end lies off the picture,
+    on the padding, are left out.
+
+    Args:
+        sources, references: (M, 2) x and y of both ends, in pixels of the pictures as they are drawn.
+        focus: (M,), see `Correspondence`.
+        source_size, reference_size: (width, height) of these pictures.
+        most: how many at most.
+
+    Returns:
+        At most `most`; two ends in one picture are `MARKS_APART_PX` apart or more.
+    """
+    seen = np.all((references >= 0) & (references < reference_size), axis=1)
+    ends = np.stack([_away_from_edges(sources, source_size), _away_from_edges(references, reference_size)])
+    chosen: list[int] = []
+    for sure, fill_up_to in ((True, most), (False, min(most, UNSURE_MARKS))):
+        free = np.flatnonzero(seen & ((focus >= SURE_FOCUS) == sure))
+        while len(chosen) < fill_up_to:
+            apart = np.linalg.norm(ends[:, free, None] - ends[:, None, chosen], axis=-1)  # (2, free, chosen)
+            is_clear = (apart >= MARKS_APART_PX).all(axis=(0, 2))
+            free, distances = free[is_clear], apart[0, is_clear]
+            if not len(free):
+                break
+            if chosen:
+                number = int(distances.min(axis=1).argmax())
+            else:
+                number = int(((ends[0, free] - ends[0, free].mean(axis=0)) ** 2).sum(axis=1).argmin())
+            chosen.append(int(free[number]))
+    places = [[(float(x), float(y)) for x, y in ends[which, chosen]] for which in (0, 1)]
+    sures = (focus[chosen] >= SURE_FOCUS).tolist()
+    return [Mark(source, place, sure) for source, place, sure in zip(*places, sures, strict=True)]
+
+
+def _away_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Moved so far into a picture of (width, height) that a mark lies within it, or to its middle where it is small."""
+    least = np.minimum(MARK_PX, (np.array(size) - 1) / 2)
+    return np.clip(points, least, np.array(size) - 1 - least)
+
+
+def join_marks(
+    picture: np.ndarray, marks: Sequence[Mark], source_at: tuple[int, int], reference_at: tuple[int, int]
+) -> np.ndarray:
+    """Draw marks into two pictures that lie side by side: lines first, so that no number lies under one.
+
+    Args:
+        picture: (H, W, 3) uint8, that holds source and reference.
+        marks: see `choose_marks`.
+        source_at, reference_at: x and y of their upper left corners in it.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    drawn = np.array(picture, order="C")  # a copy
+    moved = [mark.moved(source_at, reference_at) for mark in marks]
+    for mark, colour in zip(moved, _MARK_COLOURS, strict=False):
+        for start, end in _dashes(mark):
+            cv2.line(drawn, start, end, (0, 0, 0), 5 if mark.is_sure else 3, cv2.LINE_AA, shift=4)
+            cv2.line(drawn, start, end, colour, 3 if mark.is_sure else 1, cv2.LINE_AA, shift=4)
+    for mark, colour in zip(moved, _MARK_COLOURS, strict=False):
+        for centre in map(_sixteenths, (mark.source, mark.reference)):
+            cv2.circle(drawn, centre, MARK_PX * 16, (0, 0, 0), -1, cv2.LINE_AA, shift=4)
+            cv2.circle(drawn, centre, (MARK_PX - 1) * 16, colour, -1, cv2.LINE_AA, shift=4)
+    image = Image.fromarray(drawn)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT_PX)
+    for number, (mark, colour) in enumerate(zip(moved, _MARK_COLOURS, strict=False), start=1):
+        ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else "white"
+        for place in (mark.source, mark.reference):
+            draw.text(place, str(number), ink, font, anchor="mm")
+    return np.asarray(image)
+
+
+def _dashes(mark: Mark) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The pieces of a mark's line, in sixteenths of a pixel: the whole of it, or dashes."""
+    start, end = np.array(mark.source), np.array(mark.reference)
+    if mark.is_sure:
+        return [(_sixteenths(start), _sixteenths(end))]
+    count = max(1, int(np.linalg.norm(end - start) / (2 * _DASH_PX)))
+    at = (np.arange(count)[:, None] + np.array([0.25, 0.75])) / count  # (count, 2), 0..1
+    pieces = start + at[..., None] * (end - start)
+    return [(_sixteenths(first), _sixteenths(last)) for first, last in pieces]
+
+
+def _sixteenths(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
+    """As fine as OpenCV's fixed-point drawing is asked to be."""
+    x, y = (round(float(value) * 16) for value in point)
+    return x, y
 
 
 def paint_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> tuple[Image.Image, Image.Image]:
-    """The last two panels of `draw_correspondence`, without titles, each a picture of its own."""
-    painted = _paint(source, mask, reference, correspondence, height_px)
-    second, third = (Image.fromarray(panel) for panel in painted.panels[1:])
-    painted.mark(ImageDraw.Draw(second), painted.places, (0, 0))
-    painted.mark(ImageDraw.Draw(third), painted.tokens, (0, 0))
-    return second, third
+    """Two pictures for a grid: the reference under colours, and the hole in the colours it came from.
 
+    The marks of `draw_correspondence`, as numbers alone, join both. Where a token's attention is spread over the whole
+    reference (a low `Correspondence.focus`), its place means little, and its colour is faded.
 
-@dataclass(frozen=True)
-class _Painted:
-    """The panels, (height_px, w, 3) uint8 each, and the hole's tokens and their places in the reference, (M, 2)."""
-
-    panels: tuple[np.ndarray, np.ndarray, np.ndarray]
-    tokens: np.ndarray
-    places: np.ndarray
-
-    def mark(self, draw: ImageDraw.ImageDraw, points: np.ndarray, corner: tuple[int, int]) -> None:
-        """Number a few tokens, or their places, in a panel whose top left corner is given."""
-        font, last_row = ImageFont.load_default(_FONT_PX), len(self.panels[0]) - 1
-        for number, token in enumerate(_spread_out(self.tokens, _MARKS)):
-            x, y = points[token]
-            at = (corner[0] + float(x), corner[1] + float(np.clip(y, 0, last_row)))
-            draw.text(at, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
-
-
-def _paint(
-    source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int
-) -> _Painted:
+    Args:
+        source, mask, reference: as the pipeline got them.
+        correspondence: of this edit.
+        height_px: of both.
+    """
     # 1. Scaled first: what follows is cheap, however large the pictures are.
     left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
     right, reference_scale = _scaled(np.asarray(upright(reference, "RGB")), height_px)
-    is_hole = np.asarray(upright(mask, "L")) > MASK_THRESHOLD
-    covered, _ = _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)
+    covered = _scaled_hole(mask, height_px)
     hole = covered[..., None] / np.float32(255)  # (height_px, w, 1), 0..1
 
     # 2. A colour for each place of the reference, and each pixel of the hole in the one that its nearest token has.
@@ -183,33 +320,36 @@ def _paint(
     tokens = correspondence.source_xy * source_scale
     places = correspondence.reference_xy * reference_scale
     columns, rows = places.astype(int).clip(0, [right.shape[1] - 1, height_px - 1]).T
-    sure = np.clip(correspondence.focus / _CLEAR_FOCUS, 0, 1)[:, None]
+    sure = np.clip(correspondence.focus / SURE_FOCUS, 0, 1)[:, None]
     token_colours = sure * tinted[rows, columns] + (1 - sure) * 128
     colours = np.zeros(left.shape, np.float32)
     inside = np.nonzero(covered)
     if len(tokens):
         colours[inside] = token_colours[cKDTree(tokens).query(np.stack(inside[::-1], axis=1) + 0.5)[1]]
-    first, second, third = (
-        panel.round().astype(np.uint8) for panel in ((1 - hole) * left, tinted, (1 - hole) * left + hole * colours)
+    came, places_of = (
+        Image.fromarray(panel.round().astype(np.uint8)) for panel in ((1 - hole) * left + hole * colours, tinted)
     )
-    return _Painted((first, second, third), tokens, places)
+
+    # 3. The numbers.
+    marks = choose_marks(tokens, places, correspondence.focus, (left.shape[1], height_px), (right.shape[1], height_px))
+    font = ImageFont.load_default(_FONT_PX)
+    for image, ends in ((came, [mark.source for mark in marks]), (places_of, [mark.reference for mark in marks])):
+        draw = ImageDraw.Draw(image)
+        for number, end in enumerate(ends):
+            draw.text(end, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return places_of, came
 
 
-def _spread_out(points: np.ndarray, most: int) -> list[int]:
-    """Numbers of some points (M, 2) that lie far from each other, the first nearest to the middle."""
-    if not len(points):
-        return []
-    chosen = [int(((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin())]
-    distance = np.full(len(points), np.inf)
-    while len(chosen) < min(most, len(points)):
-        distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
-        chosen.append(int(distance.argmax()))
-    return chosen
+def _scaled_hole(mask: Image.Image, height_px: int) -> np.ndarray:
+    """(height_px, w) uint8: how much of each pixel is repainted, 0..255."""
+    is_hole = np.asarray(upright(mask, "L")) > MASK_THRESHOLD
+    return _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)[0]
 
 
 def _scaled(picture: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:
     """The picture, and by what its x and y are to be multiplied."""
     height, width = picture.shape[:2]
     width_px = max(1, round(width * height_px / height))
-    small = cv2.resize(picture, (width_px, height_px), interpolation=cv2.INTER_AREA)
+    how = cv2.INTER_AREA if height_px < height else cv2.INTER_CUBIC
+    small = cv2.resize(picture, (width_px, height_px), interpolation=how)
     return small, np.array([width_px / width, height_px / height])

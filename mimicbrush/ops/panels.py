@@ -11,6 +11,11 @@ from mimicbrush.ops.geometry import resize_matrix, transform_points
 
 _GAP_PX = 6
 
+#: Of a hole: two greys in stripes, of which one differs from any picture, and the rim's colour, which photographs lack.
+HOLE_GREYS, HOLE_RIM = (95, 185), (255, 0, 200)
+#: Stripes and rims over the long side of a picture: as large at any size, when the picture is fitted into a sheet.
+_STRIPE_RATIO, _RIM_RATIO = 1 / 24, 1 / 64
+
 
 def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], opacity: float = 0.6) -> np.ndarray:
     """Lay a colour over part of a picture: (H, W, 3) uint8, (H, W) not 0 where to -> (H, W, 3) uint8.
@@ -22,6 +27,31 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], opac
     """
     mixed = image * (1 - opacity) + np.array(colour) * opacity
     return np.where(mask[..., None] > 0, mixed.round().astype(np.uint8), image)
+
+
+def mark_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture with stripes in place of its hole, seen on dark, light and grey pictures alike.
+
+    Nothing outside of the hole is hidden: its rim lies within it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W), not 0 where the hole is.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    hole = (mask > 0).astype(np.uint8)
+    long_side = max(hole.shape)
+    y, x = np.mgrid[: hole.shape[0], : hole.shape[1]]
+    light = (x + y) // max(1, round(long_side * _STRIPE_RATIO)) % 2
+    stripes = np.array(HOLE_GREYS, np.uint8)[light][..., None]
+    # What lies beyond the picture counts as the hole's inside: no rim runs along the picture's edge.
+    rim_px = max(1, round(long_side * _RIM_RATIO))
+    inner = cv2.erode(hole, np.ones((3, 3), np.uint8), iterations=rim_px, borderType=cv2.BORDER_REPLICATE)
+    marked = np.where(hole[..., None] > 0, stripes, image)
+    marked[hole > inner] = HOLE_RIM
+    return marked
 
 
 def colour_segments(image: np.ndarray, segments: Sequence[np.ndarray]) -> np.ndarray:

@@ -33,7 +33,9 @@ def composed(*overrides: str) -> assembly.TrainConfig:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("ablation", [None, *ABLATIONS])
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
-    options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []))
+    # This one goes on from the weights that come with the project.
+    start = ["model=small"] if experiment == "fine_tune" else []
+    options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
     assert options.run_name == (ablation or experiment)
     assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
 

@@ -117,7 +117,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*train\.py .*experiment=proof.*", Toy(f"{_TINY} eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
     (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
-    (r".*train\.py .*model=pipeline.*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),
+    (r".*train\.py .*(model=pipeline|experiment=fine_tune).*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),
     (r".*train\.py --cfg job", Toy()),
     (r".*train\.py .*", Toy(f"{_TINY} {_SMALL}", without=_GPU_ONLY)),
     (r".*evaluate\.py .*pairs=.*", Toy("max_pairs=2 num_inference_steps=1")),

@@ -145,8 +145,7 @@ def _later(workplace: Workplace) -> None:
     forget_accelerate()
     checkpoints = folder / "runs" / "default" / "checkpoints"
     (checkpoints / "step-00010000").symlink_to(checkpoints / "step-00000002")
-    for name in ("runs/smoke", "demo/run"):
-        shutil.copytree(folder / "runs" / "default", folder / name, symlinks=True)
+    shutil.copytree(folder / "runs" / "default", folder / "runs" / "smoke", symlinks=True)
     for name, target in {
         "DIR": "runs/smoke/pipeline", "PIPELINE": "runs/smoke/pipeline", "MINED": "pairs",
         "demo/pairs/train": "pairs", "demo/pairs/heldout": "pairs",

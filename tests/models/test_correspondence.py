@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,10 @@ def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
     found.save(path)
     again = Correspondence.load(path)
     assert again.source_token_px == 7.5 and np.array_equal(again.reference_xy, found.reference_xy)
-    source, mask = Image.new("RGB", (60, 40), "grey"), Image.new("L", (60, 40), 0)
-    mask.paste(255, (10, 10, 50, 30))
-    picture = draw_correspondence(source, mask, Image.new("RGB", (80, 80), "white"), found, height_px=40)
-    assert picture.size == (60 + 8 + 40 + 8 + 60, TITLE_PX + 40)
-    panel = np.asarray(picture)[TITLE_PX:, -60:]
-    assert (panel[:4] == 128).all()  # outside of the hole nothing is painted
+    source, mask = Image.new("RGB", (600, 400), "grey"), Image.new("L", (600, 400), 0)
+    mask.paste(255, (100, 100, 500, 300))
+    places = replace(found, source_xy=found.source_xy * 10, reference_xy=found.reference_xy * 10)
+    picture = draw_correspondence(source, mask, Image.new("RGB", (800, 800), "white"), places, height_px=400)
+    assert picture.width == 600 + 28 + 400 and picture.height > TITLE_PX + 400
+    panel = np.asarray(picture)[TITLE_PX : TITLE_PX + 400, :600]
+    assert (panel[:70] == 128).all() and (panel[330:] == 128).all()  # lines and marks aside, nothing else is painted

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimicbrush.data.pair import Pair
+from mimicbrush.evaluation.editing import edit_batch, load_sets
+from mimicbrush.evaluation.options import EvaluationOptions
+from mimicbrush.evaluation.run import evaluate
+from mimicbrush.evaluation.samples import SamplePlan, plan_samples
+from mimicbrush.evaluation.sheets import cell_corner, cell_fit
+from mimicbrush.evaluation.showcase import (
+    COLUMNS,
+    ShowcaseRow,
+    choose_rows,
+    farthest_moved,
+    hole_over_what_moved,
+    showcase_sheet,
+)
+from mimicbrush.ops.correspondence import Correspondence
+from mimicbrush.ops.panels import HOLE_RIM
+
+SIZE = 48
+
+
+def untouched(
+    sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]
+) -> np.ndarray:
+    return sources
+
+
+def negative(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
+    return 255 - sources
+
+
+def moved(pair: Pair, thing_px: float, camera_px: float = 0.0, seed: int = 0) -> Pair:
+    """Matches of a still scene in which a thing in the lower right quarter moved to the left."""
+    height, width = pair.size_px
+    rng = np.random.default_rng(seed)
+    still = rng.uniform((0, 0), (width * 0.6, height * 0.9), (40, 2))
+    thing = rng.uniform((width * 0.75, height * 0.6), (width * 0.95, height * 0.95), (20, 2))
+    a_points = np.concatenate([still, thing]).astype(np.float32)
+    moves = np.repeat([[camera_px, 0.0], [-thing_px, 0.0]], [40, 20], axis=0)
+    return replace(pair, a_points=a_points, b_points=(a_points + moves).astype(np.float32))
+
+
+def test_the_hole_lies_over_the_thing_that_moved(rendered: list[Pair]) -> None:
+    pair = moved(rendered[0], thing_px=50)
+    hole = hole_over_what_moved(pair)
+    assert hole is not None
+    assert hole.mask.shape == pair.size_px and set(np.unique(hole.mask)) == {0, 255}
+    assert hole.moved_ratio == pytest.approx(50 / 160) == hole.against_ratio
+    columns, rows = pair.a_points.round().astype(int).T
+    covered = hole.mask[rows, columns] > 0
+    assert covered[40:].mean() > 0.7 and not covered[:40].any()
+    assert 0.03 < (hole.mask > 0).mean() < 0.3
+
+
+def test_where_all_moves_with_the_camera_the_hole_lies_anywhere(rendered: list[Pair]) -> None:
+    hole = hole_over_what_moved(moved(rendered[0], thing_px=-20, camera_px=20))
+    assert hole is not None and hole.moved_ratio == pytest.approx(20 / 160) and hole.against_ratio < 1e-6
+
+
+def test_without_matches_that_move_together_there_is_no_hole(rendered: list[Pair]) -> None:
+    pair = rendered[0]
+    none = np.zeros((0, 2), np.float32)
+    assert hole_over_what_moved(replace(pair, a_points=none, b_points=none)) is None
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # false matches move anywhere
+        points = rng.uniform((0, 0), (160, 120), (2, 60, 2)).astype(np.float32)
+        assert hole_over_what_moved(replace(pair, a_points=points[0], b_points=points[1])) is None
+
+
+def test_rows_are_the_pairs_that_moved_farthest_one_of_each_source(rendered: list[Pair]) -> None:
+    """Whatever order they come in, and nothing but the pairs is asked for."""
+    moves = [10, 40, 20, 15, 60, 50, 30, 5]  # two pairs of each of four sources
+    pairs = [moved(pair, px, seed=number) for number, (pair, px) in enumerate(zip(rendered, moves, strict=True))]
+    plans = [SamplePlan(pair, pairs[0]) for pair in pairs]
+    expected = [pairs[4].pair_id, pairs[1].pair_id, pairs[6].pair_id]
+    for _ in range(5):
+        random.Random(0).shuffle(plans)
+        assert [plan.pair.pair_id for plan, _ in choose_rows(plans)] == expected
+    assert len(farthest_moved(pairs)) == 4
+
+
+def test_what_an_editor_makes_of_them_does_not_choose_the_rows(rendered: list[Pair], tmp_path: Path) -> None:
+    pairs = [moved(pair, 10 + 7 * number, seed=number) for number, pair in enumerate(rendered)]
+    sheets = []
+    for name, editor in (("good", untouched), ("bad", negative)):
+        evaluate(editor, pairs, SIZE, EvaluationOptions(sets=("natural",), sheet_pairs=1), tmp_path / name)
+        sheets.append(np.asarray(Image.open(tmp_path / name / "showcase.png")))
+    width = sheets[0].shape[1] // len(COLUMNS)
+    difference = np.abs(sheets[0].astype(int) - sheets[1]).max(axis=(0, 2))
+    assert difference[: 2 * width].max() == 0  # sources and references
+    assert difference[2 * width : 3 * width].max() > 50
+
+
+@pytest.mark.parametrize("options", [EvaluationOptions(sets=("warped",)), EvaluationOptions(sheet_pairs=0)])
+def test_where_no_pictures_of_the_natural_set_are_asked_for_there_is_none(
+    rendered: list[Pair], tmp_path: Path, options: EvaluationOptions
+) -> None:
+    (tmp_path / "showcase.png").write_bytes(b"of an earlier run")
+    evaluate(untouched, [moved(pair, 30) for pair in rendered[::2]], SIZE, options, tmp_path)
+    assert not (tmp_path / "showcase.png").exists()
+
+
+def test_mask_and_pictures_lie_in_their_cells_alike(rendered: list[Pair]) -> None:
+    """Without the padding of the canvas, which is white around a picture and black around a mask."""
+    wide, tall = rendered[0], replace(rendered[2], size_px=(160, 120))
+    plan = replace(plan_samples(rendered, 1, 0)[0], pair=wide, wrong=tall)
+    batch = [load_sets(plan, ("natural", "warped"), SIZE, 0)]
+    for edited in edit_batch(untouched, batch):
+        cells = edited.cells()
+        for name in ("source", "mask", "model", "target", "copy_in_place", "opencv_inpaint"):
+            assert cells[name].shape[:2] == (36, 48), name
+        hole = cells["mask"] > 0
+        assert np.array_equal(cells["source"][~hole], cells["target"][~hole])
+        assert (cells["source"][hole] != cells["target"][hole]).any(axis=1).mean() > 0.9
+        natural = edited.set_name == "natural"
+        assert cells["reference"].shape[:2] == ((36, 48) if natural else (48, 48))
+        assert cells["wrong"].shape[:2] == ((48, 36) if natural else (48, 48))
+
+
+def test_a_line_joins_the_places_in_both_cells() -> None:
+    source, reference = np.full((60, 80, 3), 200, np.uint8), np.full((80, 40, 3), 30, np.uint8)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[20:40, 20:60] = 1
+    one = np.ones(1, np.float32)
+    found = Correspondence(np.array([[40.0, 30.0]]), np.array([[20.0, 60.0]]), one, one, 5.0, 5.0)
+    rows = [ShowcaseRow("", source, mask, reference, [source, source], each) for each in (None, found)]
+    plain, joined = (showcase_sheet("title", COLUMNS, [row], 200) for row in rows)
+    assert (plain == HOLE_RIM).all(axis=2).sum() > 400
+    changed = (plain != joined).any(axis=2)
+    for column, (shape, point) in enumerate([((60, 80), (40, 30)), ((80, 40), (20, 60))]):
+        left, top = cell_corner("title", COLUMNS, 0, column, 200)
+        x, y, width, _ = cell_fit(shape, 200)
+        at = np.round(np.array(point) * width / shape[1] + (left + x, top + y)).astype(int)
+        assert changed[at[1] - 8 : at[1] + 9, at[0] - 8 : at[0] + 9].mean() > 0.7
+    assert changed.any(axis=0)[110:300].all() and not changed[:, 420:].any()
