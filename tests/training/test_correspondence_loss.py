@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import forget_accelerate, metrics, train
 
+from mimicbrush.assembly import TrainConfig, register_schemas
+from mimicbrush.assembly.building import build_loader, make_accelerator, read_sources
 from mimicbrush.data.batch import UndrawnBatch, collate
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import read_manifest
@@ -257,6 +264,39 @@ def test_it_adds_to_the_loss_and_reaches_both_u_nets(smallest: ToyModel, sharing
             for key in gradients["plain"]
             if key.startswith(part)
         )
+
+
+class Operations(TorchDispatchMode):
+    """Notes what PyTorch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_it_costs_nothing_where_its_weight_is_zero(smallest: ToyModel, mined: Path) -> None:
+    model, encoders, batch, draws = parts_and_batch(smallest)
+    conditions, scheduler = encoders.encode(batch, draws), noise_scheduler()
+    done = []
+    for matches in (None, batch.matches):
+        model.zero_grad()  # or the second pass would add to the gradients of the first
+        with Operations() as operations:
+            denoising_loss(model, scheduler, conditions, draws, None, matches, 0.3).total.backward()
+        done.append(operations.names)
+    plain, supervised = (Counter(names) for names in done)
+    assert not plain - supervised and supervised - plain  # what comes on top is the loss alone
+    register_schemas()
+    with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
+        options = [cast(TrainConfig, OmegaConf.to_object(compose("train", ["+experiment=smoke", f"data.root={mined}",
+                   f"train.correspondence_weight={weight}"]))) for weight in (0, 0.3)]  # fmt: skip
+    for each, has_matches in zip(options, (False, True), strict=True):
+        sources, _ = read_sources(each.data)
+        loader = build_loader(sources, each, make_accelerator(each.train, mined))
+        assert (next(iter(loader(0, 1))).matches is not None) == has_matches
 
 
 def test_the_same_matches_give_the_same_loss_in_any_split_of_a_batch(smallest: ToyModel) -> None:
