@@ -73,9 +73,10 @@ class ReferenceStates:
         return bool(self.features) or any(".attn1" in path for path in self.projected)
 
 
-@dataclass
 class Matches:
     """Places of the source, and the places of the reference that show the same.
+
+    No dataclass: FSDP casts the tensors of those to its half precision, which moves places by a pixel.
 
     Attributes:
         source_xy: (B, K, 2) float32, x and y in pixels of the canvas, pixel centres at whole numbers.
@@ -83,9 +84,8 @@ class Matches:
         is_match: (B, K) bool; False where a sample has fewer than K, and the places mean nothing.
     """
 
-    source_xy: torch.Tensor
-    reference_xy: torch.Tensor
-    is_match: torch.Tensor
+    def __init__(self, source_xy: torch.Tensor, reference_xy: torch.Tensor, is_match: torch.Tensor) -> None:
+        self.source_xy, self.reference_xy, self.is_match = source_xy, reference_xy, is_match
 
     def to(self, device: torch.device) -> Matches:
         """The same matches on another device."""

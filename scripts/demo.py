@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -79,7 +80,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of clips, training and evaluation (default: 0)")
     parser.add_argument("--minutes", type=float, default=1.0, help="of fine-tuning, at most (default: 1)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 < arguments.minutes < math.inf:
+        parser.error(f"--minutes must be above 0, and finite; got {arguments.minutes:g}")
+    return arguments
 
 
 def fresh_folder(folder: Path) -> Path:
@@ -167,6 +171,7 @@ def fine_tune(folder: Path, seed: int, minutes: float) -> None:
     """Go on training from the shipped weights; what is exported edits with as many steps and as much guidance."""
     index = json.loads((SHIPPED_MODEL / "model_index.json").read_text())
     kept = ("default_num_inference_steps", "default_guidance_scale")
+    spacing = json.loads((SHIPPED_MODEL / "scheduler" / "scheduler_config.json").read_text())["timestep_spacing"]
     command(
         "train.py",
         "+experiment=fine_tune",
@@ -175,6 +180,7 @@ def fine_tune(folder: Path, seed: int, minutes: float) -> None:
         override("run_dir", folder / "run"),
         f"seed={seed}",
         f"train.max_minutes={minutes}",
+        f"train.default_timestep_spacing={spacing}",
         *(f"train.{name}={index[name]}" for name in kept if index.get(name) is not None),
     )
 

@@ -52,6 +52,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dinov2", type=Path, help="folder of DINOv2 weights, for SD + DINO features")
     parser.add_argument("--seed", type=int, default=0, help="of warps, untrained weights and bootstrap (default: 0)")
     arguments = parser.parse_args()
+    if arguments.seed < 0:
+        parser.error("--seed must be 0 or more")
     if arguments.max_pairs < 1:
         parser.error("--max-pairs must be 1 or more")
     if arguments.strength and not arguments.photographs:

@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for clips, stills and mined pairs")
     parser.add_argument("--videos", type=Path, help=f"real clips; {', '.join(HELDOUT_CLIPS)} are only tested with")
     parser.add_argument(
-        "--photographs", type=Path, nargs="+", default=[], metavar="DIR",
+        "--photographs", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
         help="folders of photographs to train on, beside those of scikit-image",
     )  # fmt: skip
     parser.add_argument("--heldout", type=Path, metavar="DIR", help="a folder of photographs per subject, to test with")
@@ -56,6 +56,8 @@ def main() -> None:
         for folder in given if isinstance(given, list) else [given]:
             if folder is not None and not folder.is_dir():
                 raise InputError(f"--{name} {folder}: no such folder")
+    if arguments.pack is not None and (arguments.pack.is_dir() or not arguments.pack.absolute().parent.is_dir()):
+        raise InputError(f"--pack {arguments.pack}: name a file in a folder that is there")
     train, heldout = arguments.output / "train", arguments.output / "heldout"
 
     from tqdm import tqdm

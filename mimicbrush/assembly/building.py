@@ -72,8 +72,21 @@ def build_parts(options: ModelOptions, seed: int) -> Parts:
     return pretrained_parts(cast(PretrainedModel, options), seed=seed)
 
 
-def build_trainee(parts: Parts, model: ModelOptions, correspondence_heads: float = 0.5) -> Trainee:
-    """The networks that are trained, as one."""
+def build_trainee(parts: Parts, model: ModelOptions, train: TrainOptions) -> Trainee:
+    """The networks that are trained, as one.
+
+    Args:
+        parts: the networks.
+        model: what was chosen about them.
+        train: what was chosen about the training.
+
+    Raises:
+        InputError: the correspondence loss is asked for, and no layer reads a reference on a grid fine enough.
+    """
+    if train.correspondence_weight:
+        from mimicbrush.training.correspondence import check_can_be_taught
+
+        check_can_be_taught(parts.unet if parts.reference_unet is not None else None)
     from mimicbrush.training.method import Trainee
 
     return Trainee(
@@ -84,7 +97,7 @@ def build_trainee(parts: Parts, model: ModelOptions, correspondence_heads: float
         size_px=model.size_px,
         reference_blend=model.reference_blend,
         reference_timestep=model.reference_timestep,
-        correspondence_heads=correspondence_heads,
+        correspondence_heads=train.correspondence_heads,
     )
 
 

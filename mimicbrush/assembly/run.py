@@ -105,7 +105,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     set_seed(options.seed)
     parts = build_parts(options.model, options.seed)
     frozen = FrozenEncoders(parts, options.model)
-    trainee = build_trainee(parts, options.model, options.train.correspondence_heads)
+    trainee = build_trainee(parts, options.model, options.train)
     choose_trained(dict(trainee.named_children()), options.train)
     set_seed(options.seed, device_specific=True)  # of dropout, on each process its own
     training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_sources(options, sources)}
@@ -244,7 +244,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     if there != now:  # what was frozen, or adapted, is not in the checkpoint
         raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
     parts = build_parts(model, config.seed)
-    trainee = build_trainee(parts, model)
+    trainee = build_trainee(parts, model, train)
     training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
     publisher = Publisher(trainee, parts, model, train, training_data)
     choose_trained(dict(trainee.named_children()), train)

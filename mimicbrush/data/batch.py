@@ -65,12 +65,11 @@ def collate(samples: Sequence[Sample] | Sequence[UndrawnSample]) -> TrainBatch |
     key = torch.tensor([sample.key for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
     faults = tuple(fault for sample in samples for fault in sample.faults)
-    matches = _padded([sample.matches for sample in samples])
     if isinstance(samples[0], UndrawnSample):
         undrawn = [sample.views for sample in cast(Sequence[UndrawnSample], samples)]
         views = [each.source for each in undrawn] + [each.reference for each in undrawn]
         mask = torch.from_numpy(np.stack([each.mask for each in undrawn])[:, None])
-        return UndrawnBatch(*_stacked(views), mask, key, index, faults, matches)
+        return UndrawnBatch(*_stacked(views), mask, key, index, faults, _padded([each.matches for each in undrawn]))
     drawn = cast(Sequence[Sample], samples)
     return TrainBatch(
         source=to_tensor(np.stack([sample.source for sample in drawn])),
@@ -79,19 +78,18 @@ def collate(samples: Sequence[Sample] | Sequence[UndrawnSample]) -> TrainBatch |
         key=key,
         index=index,
         faults=faults,
-        matches=matches,
+        matches=_padded([sample.matches for sample in drawn]),
     )
 
 
 def _padded(matches: Sequence[MatchedPoints | None]) -> Matches | None:
     """Matches of each sample -> those of the batch; None where they were not asked for."""
-    wanted = [each for each in matches if each is not None]
-    if not wanted:
+    if matches[0] is None:
         return None
-    size = wanted[0].capacity
-    xy = np.zeros((2, len(wanted), size, 2), np.float32)
-    is_match = np.zeros((len(wanted), size), bool)
-    for number, each in enumerate(wanted):
+    size = matches[0].capacity
+    xy = np.zeros((2, len(matches), size, 2), np.float32)
+    is_match = np.zeros((len(matches), size), bool)
+    for number, each in enumerate(cast(Sequence[MatchedPoints], matches)):
         count = len(each.source_xy)
         xy[0, number, :count], xy[1, number, :count] = each.source_xy, each.reference_xy
         is_match[number, :count] = True

@@ -18,6 +18,8 @@ from mimicbrush.ops.randomness import generator, mix
 
 #: So many unreadable pairs in a row for one sample mean a source that is gone, not a damaged file.
 _MAX_ATTEMPTS = 16
+#: So many pairs are looked at for one of another source file.
+_MAX_DRAWS = 256
 #: Its random numbers are a stream of their own: with and without it, everything else about a sample is the same.
 _UNRELATED = 1
 
@@ -43,7 +45,6 @@ class UndrawnSample:
     key: int
     index: int
     faults: tuple[str, ...] = ()
-    matches: MatchedPoints | None = None
 
 
 class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
@@ -62,8 +63,8 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
         unrelated_ratio: probability that the reference is one of another source file.
 
     Raises:
-        DataError: when a sample is asked for: too many pairs in a row cannot be read; or all pairs come from one
-            source file, and none is unrelated.
+        DataError: unrelated references are wanted, and all pairs come from one source file. When a sample is asked
+            for: too many pairs in a row cannot be read.
     """
 
     def __init__(
@@ -81,6 +82,11 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
         self.mixture = Mixture([len(source.pairs) for source in sources], [source.weight for source in sources], seed)
         self.make = ViewMaker(size_px, options, num_matches)
         self.unrelated_ratio = unrelated_ratio
+        if unrelated_ratio and len({int(key) for source in sources for key in source.pairs.column("source_key")}) < 2:
+            raise DataError(
+                f"train.unrelated_reference_ratio={unrelated_ratio} takes references of other source files, and all "
+                "pairs come from one; mine more files, or leave it at 0"
+            )
         weights = np.array([source.weight for source in sources], np.float64)
         self.shares = weights / weights.sum()
         self.draws_here = options.augment_on == "cpu"
@@ -105,7 +111,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
                 faults.append(f"sample {number}: {error}")
                 continue
             if not self.draws_here:
-                return UndrawnSample(views, key, number, tuple(faults), views.matches)
+                return UndrawnSample(views, key, number, tuple(faults))
             source_px, reference_px = (view.draw(self.size_px) for view in (views.source, views.reference))
             return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
         raise DataError(
@@ -114,16 +120,16 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
         )
 
     def _perhaps_unrelated(self, views: Views, pair: Pair, rng: np.random.Generator) -> Views:
-        """The views, or with `unrelated_ratio` those with the reference of another source file and without matches."""
+        """The views, or with `unrelated_ratio` those with the reference of another source file and without matches.
+
+        Where nearly all pairs come from one file, a pair of another one may not be met; then the sample stays as it is.
+        """
         if rng.random() >= self.unrelated_ratio:
             return views
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(_MAX_DRAWS):
             source = self.sources[int(rng.choice(len(self.sources), p=self.shares))]
             other = source.pairs[int(rng.integers(len(source.pairs)))]
             if other.source_hash != pair.source_hash:
                 matches = views.matches and views.matches.none()
-                return replace(views, reference=self.make(other, rng).reference, matches=matches)
-        raise DataError(
-            f"train.unrelated_reference_ratio={self.unrelated_ratio} takes references of other source files, and "
-            f"{_MAX_ATTEMPTS} pairs in a row come from {pair.source_path}; mine more files, or leave it at 0"
-        )
+                return replace(views, reference=self.make.read_reference(other, rng), matches=matches)
+        return views

@@ -135,8 +135,8 @@ class DataOptions:
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
             (a few are always allowed, see `training.bad_samples`).
         num_workers: loader processes per rank.
-        num_matches: the most matched points of a sample that `train.correspondence_weight` supervises; more are
-            thinned at random.
+        num_matches: the most matched points of a sample that `train.correspondence_weight` supervises, 1..4096; more
+            are thinned at random.
     """
 
     root: str = ""
@@ -158,8 +158,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         for name in ("video_ratio", "heldout_ratio", "max_bad_ratio"):
             _check_range(f"data.{name}", [getattr(self, name)], 0, 1)
-        if self.num_matches < 1:
-            raise InputError(f"data.num_matches must be 1 or more, got {self.num_matches}")
+        if not 1 <= self.num_matches <= 4096:
+            raise InputError(f"data.num_matches must be in 1..4096, got {self.num_matches}")
         if self.augment_on not in ("cpu", "device"):
             raise InputError(f"data.augment_on must be cpu or device, got {self.augment_on!r}")
         if self.sources and self.root:

@@ -109,6 +109,16 @@ class ViewMaker:
         """
         return self._of_video(pair, rng) if pair.kind == "video" else self._of_image(pair, rng)
 
+    def read_reference(self, pair: Pair, rng: np.random.Generator) -> View:
+        """One picture of a pair as the reference of another, through random geometry and colours.
+
+        Raises:
+            DataError: the picture cannot be read.
+        """
+        span = pair.b_span if pair.b_span is not None and rng.random() < 0.5 else pair.a_span
+        matrix = self._matrix(pair, rng, self._shared_flip(rng))
+        return self._read(pair, span, matrix, random_jitter(self.options.jitter, rng))
+
     def _of_video(self, pair: Pair, rng: np.random.Generator) -> Views:
         """Two frames, either one as the source."""
         first = (pair.a_span, pair.a_points)

@@ -41,7 +41,13 @@ def opencv_inpaint(source: np.ndarray, mask: np.ndarray, area: np.ndarray) -> np
     return filled
 
 
-def sift_homography(source: np.ndarray, mask: np.ndarray, reference: np.ndarray, area: np.ndarray) -> np.ndarray:
+def sift_homography(
+    source: np.ndarray,
+    mask: np.ndarray,
+    reference: np.ndarray,
+    area: np.ndarray,
+    reference_area: np.ndarray | None = None,
+) -> np.ndarray:
     """The hole filled with the reference as one plane: SIFT matches, a RANSAC homography, the reference warped.
 
     What a classical method makes of the task. It is exact where one plane, or a turning camera, explains both pictures;
@@ -54,33 +60,44 @@ def sift_homography(source: np.ndarray, mask: np.ndarray, reference: np.ndarray,
         mask: (S, S), 1 = hole.
         reference: (H, W, 3) uint8, of any size.
         area: (S, S), 1 where the canvas shows the picture; a rectangle.
+        reference_area: (H, W), 1 where the reference is an image and no padding; None: everywhere.
 
     Returns:
         (S, S, 3) uint8; outside of the hole the source.
     """
     hole = mask > 0
     inpainted = opencv_inpaint(source, mask, area)
-    matrix = _reference_to_source(inpainted, hole, reference, area)
+    whole = np.full(reference.shape[:2], 255, np.uint8)
+    if reference_area is not None:
+        whole *= reference_area > 0
+    matrix = _reference_to_source(inpainted, hole, reference, whole, area)
     if matrix is None:
         return inpainted
     height, width = hole.shape
-    reference, matrix = reduce_to_fit(reference, matrix)
-    warped = cv2.warpPerspective(reference, matrix, (width, height), flags=cv2.INTER_LINEAR)
-    whole = np.full(reference.shape[:2], 255, np.uint8)
-    is_shown = cv2.warpPerspective(whole, matrix, (width, height), flags=cv2.INTER_LINEAR) == 255
+    reference, to_source = reduce_to_fit(reference, matrix)
+    warped = cv2.warpPerspective(reference, to_source, (width, height), flags=cv2.INTER_LINEAR)
+    whole, to_source = reduce_to_fit(whole, matrix)
+    is_shown = cv2.warpPerspective(whole, to_source, (width, height), flags=cv2.INTER_LINEAR) == 255
     filled = np.where((hole & is_shown)[..., None], warped, source)
     return opencv_inpaint(filled, (hole & ~is_shown).astype(np.uint8), area)
 
 
 def _reference_to_source(
-    inpainted: np.ndarray, hole: np.ndarray, reference: np.ndarray, area: np.ndarray
+    inpainted: np.ndarray, hole: np.ndarray, reference: np.ndarray, whole: np.ndarray, area: np.ndarray
 ) -> np.ndarray | None:
-    """The homography (3, 3) between them, of features outside of the hole only; what fills it gives none."""
+    """The homography (3, 3) between them, of features outside of the hole only; what fills it gives none.
+
+    Features of the reference count where `whole` is not 0.
+    """
     left, top, right, bottom = mask_box(area)
     found = sift_features(np.ascontiguousarray(inpainted[top:bottom, left:right]))
     points = found.points + np.array([left, top], np.float32)
     x, y = points.round().astype(int).T
     is_seen = ~hole[y.clip(0, hole.shape[0] - 1), x.clip(0, hole.shape[1] - 1)]
     seen = Features(points[is_seen], found.descriptors[is_seen])
+    there = sift_features(reference)
+    x, y = there.points.round().astype(int).T
+    is_shown = whole[y.clip(0, whole.shape[0] - 1), x.clip(0, whole.shape[1] - 1)] > 0
+    there = Features(there.points[is_shown], there.descriptors[is_shown])
     threshold_px = float(np.clip(RANSAC_RATIO * max(right - left, bottom - top), *RANSAC_PX))
-    return find_homography(sift_features(reference), seen, threshold_px)
+    return find_homography(there, seen, threshold_px)

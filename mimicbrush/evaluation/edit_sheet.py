@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.sheets import SheetRow, contact_sheet, fit_cell, show_hole
+from mimicbrush.evaluation.sheets import SheetRow, contact_sheet, fit_cell
 from mimicbrush.ops.files import MASK_THRESHOLD, read_picture
+from mimicbrush.ops.panels import mark_hole
 from mimicbrush.pipelines.edit_inputs import EditInputs
 from mimicbrush.pipelines.edit_list import Edit, numbered
 
@@ -41,7 +42,7 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> She
         cells = [None] * 3  # whoever edits tells what is wrong with them
     else:
         source, mask, reference = (np.asarray(image) for image in (inputs.source, inputs.mask, inputs.reference))
-        cells = [show_hole(source, mask > MASK_THRESHOLD), mask, reference]
+        cells = [mark_hole(source, mask > MASK_THRESHOLD), mask, reference]
     for path in numbered(edit.output, num_images):
         try:
             cells.append(np.asarray(read_picture(path, "RGB")))

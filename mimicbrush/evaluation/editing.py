@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation import baselines, sheets
+from mimicbrush.evaluation import baselines
 from mimicbrush.evaluation.editors import CorrespondenceEditor, Editor
 from mimicbrush.evaluation.measure import PairScores, score
 from mimicbrush.evaluation.options import SetName
@@ -18,6 +18,7 @@ from mimicbrush.ops import images
 from mimicbrush.ops.correspondence import Correspondence, paint_correspondence
 from mimicbrush.ops.crops import Box
 from mimicbrush.ops.masks import mask_box
+from mimicbrush.ops.panels import mark_hole
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
@@ -64,7 +65,7 @@ class Edited:
         """All pictures, by the names of `COLUMNS`: (H, W, 3) or (H, W) uint8."""
         sample = self.sample
         pictures = {
-            "source": sheets.show_hole(sample.source, sample.mask),
+            "source": mark_hole(sample.source, sample.mask),
             "mask": sample.mask * np.uint8(255),
             "reference": sample.reference,
             "target": sample.source,
@@ -153,7 +154,7 @@ def edit_batch(
                     "copy_in_place": baselines.copy_in_place(sample.source, sample.mask, sample.reference),
                     "opencv_inpaint": baselines.opencv_inpaint(sample.source, sample.mask, sample.area),
                     "sift_homography": baselines.sift_homography(
-                        sample.source, sample.mask, sample.reference, sample.area
+                        sample.source, sample.mask, sample.reference, sample.area, sample.reference_area
                     ),
                 }
             rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}

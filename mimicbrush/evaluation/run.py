@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from mimicbrush.evaluation.gains import GAINS
 from mimicbrush.evaluation.measure import DEFINITIONS, PairScores, interval_note, summarise
 from mimicbrush.evaluation.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.samples import SamplePlan, plan_samples, shown_numbers
-from mimicbrush.ops.correspondence import LEGEND
+from mimicbrush.ops.correspondence import LEGEND, Correspondence
 from mimicbrush.ops.files import write_picture
 
 METRICS_FILE = "metrics.json"
@@ -168,7 +169,12 @@ def _write_showcase(
     if not chosen:
         return
     samples = [showcase.load_row(plan, hole, size_px, options.seed) for plan, hole in chosen]
-    results, found = edit_with_references(editor, samples)
+    results: list[np.ndarray] = []
+    found: list[Correspondence] = []
+    for start in range(0, len(samples), options.batch_size):
+        edited, places = edit_with_references(editor, samples[start : start + options.batch_size])
+        results += edited
+        found += places or []
     rows = []
     for number, (sample, (_, hole)) in enumerate(zip(samples, chosen, strict=True)):
         caption = (

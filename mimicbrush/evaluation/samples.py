@@ -41,6 +41,7 @@ class EvalSample:
         wrong_reference: (S, S, 3) uint8, a frame of another source, through the same geometry.
         mask: (S, S) uint8, 1 = repaint; never on the letterbox's padding.
         area: (S, S) uint8, 1 where the canvas shows the picture, 0 on the padding.
+        reference_area: (S, S) uint8, the same of the reference.
         noise_seed: of the sampler's noise, the same for every reference.
     """
 
@@ -50,6 +51,7 @@ class EvalSample:
     wrong_reference: np.ndarray
     mask: np.ndarray
     area: np.ndarray
+    reference_area: np.ndarray
     noise_seed: int
 
 
@@ -102,13 +104,15 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
     matrix = None
     if set_name == "warped":
         matrix = geometry.random_matrix(WARP, size_px, randomness.generator(key, seed, _FOR_WARP), flip=False)
+    reference = plan.pair.read_b()
     return EvalSample(
         plan=plan,
         source=images.letterbox(picture, size_px, images.IMAGE_FILL),
-        reference=_on_canvas(plan.pair.read_b(), matrix, size_px),
+        reference=_on_canvas(reference, matrix, size_px),
         wrong_reference=_on_canvas(plan.wrong.read_b(), matrix, size_px),
         mask=_draw_mask(points, area, plan.pair, seed),
         area=area,
+        reference_area=_area_on_canvas(reference, matrix, size_px),
         noise_seed=randomness.mix(key, seed, _FOR_NOISE),
     )
 
@@ -123,6 +127,15 @@ def _on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> 
         return images.letterbox(picture, size_px, images.IMAGE_FILL)
     fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
     return geometry.warp(picture, matrix @ fit, size_px, images.IMAGE_FILL)
+
+
+def _area_on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+    """(S, S) uint8, 1 where `_on_canvas` shows the picture alone."""
+    whole = np.full(picture.shape[:2], 255, np.uint8)
+    if matrix is None:
+        return images.letterbox_mask(whole, size_px)
+    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
+    return (geometry.warp(whole, matrix @ fit, size_px, images.MASK_FILL) == 255).astype(np.uint8)
 
 
 def _draw_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) -> np.ndarray:

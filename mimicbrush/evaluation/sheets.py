@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout import spread_pairs
-from mimicbrush.ops.panels import mark_hole, match_panel
+from mimicbrush.ops.panels import match_panel
 
 CELL_PX = 144
 _GAP_PX = 6
@@ -108,11 +108,6 @@ def fit_cell(picture: np.ndarray, cell_px: int, smooth: bool = False) -> np.ndar
     left, top, width, height = cell_fit(picture.shape, cell_px)
     cell[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=how)
     return cell
-
-
-def show_hole(source: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The source with its hole marked, see `mark_hole`: (H, W, 3) uint8, (H, W) not 0 there -> (H, W, 3) uint8."""
-    return mark_hole(source, mask)
 
 
 def pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) -> np.ndarray:

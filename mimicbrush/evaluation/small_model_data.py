@@ -39,8 +39,9 @@ _SEGMENT_SCALE, _SEGMENT_MIN_RATIO = 400, 0.01
 
 
 def photographs_in(folder: Path) -> list[str]:
-    """The photographs below a folder, sorted."""
-    return [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PHOTOGRAPH_SUFFIXES]
+    """The photographs below a folder, sorted, without hidden files."""
+    named = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PHOTOGRAPH_SUFFIXES)
+    return [str(path) for path in named if path.name[0] != "." and path.is_file()]
 
 
 def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
@@ -79,9 +80,9 @@ def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[st
     specs = {}
     for number in range(count):
         leaves = [f"{LEAVES}{seed * 100_000 + 3 * number + part}" for part in range(3)]
-        photographs = [known[index] for index in generator(seed, number).permutation(len(known))]
-        background = photographs[0] if number % 3 else leaves[0]
-        cutouts = (leaves[1], *photographs[1 : 3 + number % 2])
+        shown = [known[index] for index in generator(seed, number).permutation(len(known))]
+        background = shown[0] if number % 3 else leaves[0]
+        cutouts = (leaves[1], *shown[1 : 3 + number % 2])
         specs[f"{number:04d}.mp4"] = ClipSpec(
             background, cutouts, seed=seed * 1000 + number, seconds=4.0, thing_sides=(0.25, 0.6), tilt=0.12
         )
@@ -89,13 +90,19 @@ def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[st
 
 
 def heldout_clips(folder: Path, seed: int) -> dict[str, ClipSpec]:
-    """File name -> clip, one for each folder of photographs: over the first, things cut from the second and third."""
+    """File name -> clip, one for each folder of photographs: over the first, things cut from the second and third.
+
+    Raises:
+        InputError: no folder has three photographs.
+    """
     specs = {}
     for number, subject in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         names = photographs_in(subject)
         if len(names) >= 3:
             key = seed * 1000 + number
             specs[f"{subject.name}.mp4"] = ClipSpec(names[0], (names[1], names[2]), seed=key, seconds=3.0)
+    if not specs:
+        raise InputError(f"{folder} holds no folder with three photographs or more; it takes one for each subject")
     return specs
 
 

@@ -226,10 +226,11 @@ class MimicBrushPipeline(ConditionedPipeline):
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
-        if return_correspondence and reference is None:
-            raise InputError("return_correspondence needs a reference")
-        if return_correspondence and self.reference_unet is None:
-            raise InputError("return_correspondence needs a reference U-Net, which this pipeline was trained without")
+        recording = "return_correspondence" if return_correspondence else "attention_record"
+        if (return_correspondence or attention_record is not None) and reference is None:
+            raise InputError(f"{recording} needs a reference")
+        if (return_correspondence or attention_record is not None) and self.reference_unet is None:
+            raise InputError(f"{recording} needs a reference U-Net, which this pipeline was trained without")
         if return_correspondence and attention_record is not None:
             raise InputError("return_correspondence is a record of attention, too: ask for it or give attention_record")
         rows, device = len(sources) * num_images_per_prompt, self._execution_device

@@ -212,12 +212,24 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
         )
 
 
+#: Options that came after checkpoints could first be resumed, and what earlier versions did, as in an identity.
+ADDED_LATER: dict[str, Any] = {
+    "data.num_matches": 64,
+    "train.correspondence_weight": 0.0,
+    "train.correspondence_final": "None",
+    "train.correspondence_heads": 0.5,
+    "train.unrelated_reference_ratio": 0.0,
+    "train.noise_on": "cpu",
+}
+
+
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """What two runs do not agree on, for people."""
+    before = {**ADDED_LATER, **found}
     return [
-        f"{name}: {found.get(name)!r} there, {value!r} now"
+        f"{name}: {before.get(name)!r} there, {value!r} now"
         for name, value in expected.items()
-        if found.get(name) != value
+        if before.get(name) != value
     ]
 
 

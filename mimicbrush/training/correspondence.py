@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.reference_attention import reference_paths
 from mimicbrush.types import Matches
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
     from mimicbrush.types import KeysValues
 
 #: Layers with fewer tokens along a side say too little about a place.
@@ -34,12 +37,39 @@ class CorrespondenceLoss(NamedTuple):
     Attributes:
         per_sample: (B,) mean over a sample's matches and over layers; 0 without matches or reference. 1 is what
             attention that is spread evenly over the reference has.
+        num_samples: () how many samples have a match and their reference.
         found: (2,) summed share of layers in which the attention peaks within `FOUND_RATIO` of the match, and the
             number of matches. Without gradients.
     """
 
     per_sample: torch.Tensor
+    num_samples: torch.Tensor
     found: torch.Tensor
+
+
+def check_can_be_taught(unet: UNet2DConditionModel | None) -> None:
+    """Whether some layer reads a reference on a grid of `MIN_SIDE` or more tokens along a side.
+
+    Args:
+        unet: the imitative U-Net; None: nothing reads a reference U-Net.
+
+    Raises:
+        InputError: none does.
+    """
+    if unet is None:
+        raise InputError(
+            "train.correspondence_weight teaches the attention to a reference U-Net, and this model has none "
+            "(model.reference_encoder); set train.correspondence_weight=0"
+        )
+    side, paths = unet.config.sample_size, reference_paths(unet)
+    levels = len(unet.config.block_out_channels)
+    finest = max(int(path.split(".")[1]) if path.startswith("up_blocks.") else 0 for path in paths)
+    found = side // 2 ** (levels - 1 - finest)
+    if found < MIN_SIDE:
+        raise InputError(
+            f"train.correspondence_weight needs a reading layer of {MIN_SIDE} x {MIN_SIDE} tokens or more, the finest "
+            f"here has {found} x {found}; enlarge model.size_px, or set train.correspondence_weight=0"
+        )
 
 
 def correspondence_loss(
@@ -78,14 +108,15 @@ def correspondence_loss(
     per_match, is_found = zip(*(_at_matches(*layer, matches, size_px, heads_ratio) for layer in layers), strict=True)
     losses, found = torch.stack(per_match).mean(0), torch.stack(is_found).mean(0)  # (B, K) each
     per_sample = torch.where(is_used, losses, 0).sum(dim=1) / count.clamp(min=1)
-    return CorrespondenceLoss(per_sample, torch.stack([torch.where(is_used, found, 0).sum(), count.sum()]))
+    sums = torch.stack([torch.where(is_used, found, 0).sum(), count.sum()])
+    return CorrespondenceLoss(per_sample, (count > 0).sum(), sums)
 
 
 def _at_matches(
     query: torch.Tensor, key: torch.Tensor, matches: Matches, size_px: int, heads_ratio: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One layer, (B, K) float32 twice: the loss at each match, mean over heads; 1 where their mean score peaks near."""
-    side, heads = math.isqrt(key.shape[1]), math.ceil(heads_ratio * query.shape[2])
+    side, heads = math.isqrt(key.shape[1]), math.ceil(round(heads_ratio * query.shape[2], 6))
     rows = torch.arange(len(query), device=query.device)[:, None]
     at = query[rows, _token(matches.source_xy, math.isqrt(query.shape[1]), size_px), :heads]  # (B, K, heads, d)
     # Scores in float32 also under autocast: a softmax over thousands of tokens needs it.

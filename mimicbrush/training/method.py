@@ -206,8 +206,8 @@ class Loss:
         parts: (4,) summed error inside the hole, cells inside, summed error outside, cells outside. Sums, so
             that batches of several processes and passes add up.
         bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
-        correspondence: (4,) summed correspondence loss of the samples, their number; found matches, their number. All
-            0 where it is not trained with.
+        correspondence: (4,) summed correspondence loss of the samples that have matches, their number; found matches,
+            their number. All 0 where it is not trained with.
     """
 
     total: torch.Tensor
@@ -258,5 +258,6 @@ def denoising_loss(
     if correspondence is not None:
         per_sample = correspondence.per_sample
         total = total + correspondence_weight * per_sample.mean()
-        supervised = torch.cat([per_sample.detach().sum()[None], mask.new_full((1,), len(mask)), correspondence.found])
+        sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
+        supervised = torch.cat([sums, correspondence.found])
     return Loss(total=total, parts=torch.stack(parts), bands=bands, correspondence=supervised)

@@ -40,7 +40,7 @@ class TrainOptions:
         correspondence_weight: of the correspondence loss (*ours*, see `training.correspondence`): the reference
             attention of every reading layer is taught to look where the reference shows the same; 0 (paper) leaves
             that to the denoising loss.
-        correspondence_final: what that weight falls (or rises) to, in a straight line over `max_steps`; None keeps it.
+        correspondence_final: what that weight goes to from above 0, in a straight line over `max_steps`; None keeps it.
         correspondence_heads: part of the attention heads of each layer that are taught so; the others stay free.
         unrelated_reference_ratio: probability that a sample gets the reference of another source file (*ours*), to
             learn to leave out what does not match; 0 (paper) never.
@@ -138,13 +138,15 @@ class TrainOptions:
         for name in ("correspondence_weight", "correspondence_final"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"train.{name} must be 0 or more, got {value}")
+                raise InputError(f"train.{name} must be 0 or more, and finite; got {value}")
         if self.correspondence_final is not None and not self.correspondence_weight:
             raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
         if not 0 < self.correspondence_heads <= 1:
             raise InputError(
                 f"train.correspondence_heads must be above 0 and at most 1, got {self.correspondence_heads}"
             )
+        if self.max_minutes is not None and not self.max_minutes >= 0:
+            raise InputError(f"train.max_minutes must be 0 or more, or null; got {self.max_minutes}")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"train.lora_dropout must be in 0..1, got {self.lora_dropout}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:

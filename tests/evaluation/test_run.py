@@ -31,6 +31,7 @@ from mimicbrush.evaluation.options import EvaluationOptions
 from mimicbrush.evaluation.report import gain_sentences, summary
 from mimicbrush.evaluation.run import evaluate
 from mimicbrush.ops.files import ASIDE_PATTERN
+from mimicbrush.ops.images import letterbox, letterbox_mask
 from mimicbrush.ops.similarity import psnr_inside
 from mimicbrush.pipelines.edit_inputs import read_inputs
 from mimicbrush.pipelines.edit_list import collect_edits
@@ -237,6 +238,20 @@ def test_sift_and_a_homography_inpaint_what_the_reference_does_not_show() -> Non
     assert psnr_inside(inpainted, source, mask) + 1 < filled < psnr_inside(whole, source, mask) - 1
     unrelated = baselines.sift_homography(source, mask, photograph("coffee.png"), everywhere)
     assert np.array_equal(unrelated, inpainted)
+
+
+def test_sift_and_a_homography_take_nothing_from_the_padding_of_the_reference() -> None:
+    """A camera that pans over a wide photograph: what comes in from below is white on the reference's canvas."""
+    photo = cv2.resize(photograph("astronaut.png"), (400, 400))
+    first, second = photo[60:360], photo[:300]  # (300, 400)
+    area = letterbox_mask(np.full(first.shape[:2], 255, np.uint8), 256)
+    source, reference = (letterbox(picture, 256, 255) for picture in (first, second))
+    mask = np.zeros((256, 256), np.uint8)
+    mask[180:222, 60:200] = 1
+    inpainted = psnr_inside(baselines.opencv_inpaint(source, mask, area), source, mask)
+    padded = psnr_inside(baselines.sift_homography(source, mask, reference, area), source, mask)
+    known = psnr_inside(baselines.sift_homography(source, mask, reference, area, area), source, mask)
+    assert known > inpainted > padded
 
 
 def test_sift_and_a_homography_miss_a_thing_that_moved() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from mimicbrush.evaluation.sheets import fit_cell, show_hole
-from mimicbrush.ops.panels import HOLE_RIM
+from mimicbrush.evaluation.sheets import fit_cell
+from mimicbrush.ops.panels import HOLE_RIM, mark_hole
 
 COLOURS = [(0, 0, 0), (255, 255, 255), (128, 128, 128), (95, 95, 95), (185, 185, 185), (140, 140, 140), (200, 30, 160)]
 
@@ -21,7 +21,7 @@ def hole_of(side: int) -> np.ndarray:
 def test_a_hole_is_seen_in_any_picture_at_the_size_of_a_sheet(colour: tuple[int, int, int], side: int) -> None:
     """A CIEDE2000 difference above 10 is seen at a glance; of two greys far apart one differs from any picture."""
     mask = hole_of(side)
-    marked = show_hole(np.full((*mask.shape, 3), colour, np.uint8), mask)
+    marked = mark_hole(np.full((*mask.shape, 3), colour, np.uint8), mask)
     inside = fit_cell(mask * np.uint8(255), 144)[..., 0] > 250
     cell = fit_cell(marked, 144)[inside] / 255
     differs = deltaE_ciede2000(rgb2lab(cell[None])[0], rgb2lab(np.array([[colour]]) / 255)[0])
@@ -34,7 +34,7 @@ def test_nothing_but_the_hole_is_changed_and_its_rim_is_closed() -> None:
     mask = hole_of(64)
     picture = np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), np.uint8)
     before = picture.copy()
-    marked = show_hole(picture, mask)
+    marked = mark_hole(picture, mask)
     assert np.array_equal(picture, before)
     assert np.array_equal(marked[mask == 0], picture[mask == 0])
     assert (marked[16:32, 16] == HOLE_RIM).all() and (marked[16, 16:48] == HOLE_RIM).all()
@@ -43,5 +43,5 @@ def test_nothing_but_the_hole_is_changed_and_its_rim_is_closed() -> None:
 
 def test_a_whole_picture_and_none_can_be_a_hole() -> None:
     picture = np.zeros((48, 64, 3), np.uint8)
-    assert np.array_equal(show_hole(picture, np.zeros((48, 64), np.uint8)), picture)
-    assert show_hole(picture, np.ones((48, 64), np.uint8)).min() >= 90
+    assert np.array_equal(mark_hole(picture, np.zeros((48, 64), np.uint8)), picture)
+    assert mark_hole(picture, np.ones((48, 64), np.uint8)).min() >= 90

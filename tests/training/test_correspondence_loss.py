@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch.distributed.utils import _apply_to_tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import forget_accelerate, metrics, train
 
@@ -30,7 +31,7 @@ from mimicbrush.models.options import ToyModel
 from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.photometric import JitterRanges
-from mimicbrush.training.correspondence import correspondence_loss
+from mimicbrush.training.correspondence import check_can_be_taught, correspondence_loss
 from mimicbrush.training.draws import Draws
 from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.options import TrainOptions
@@ -62,7 +63,7 @@ ALL = torch.ones(3, dtype=torch.bool)
 
 
 def test_it_is_the_cross_entropy_of_pytorch_with_bilinear_targets() -> None:
-    """Target maps are drawn by OpenCV: a point is a picture of one pixel, moved by a part of a pixel."""
+    """PyTorch takes target maps; each is a tent over the tokens around the place."""
     query, key = some_attention()
     matches = some_matches()
     keep = torch.tensor([True, False, True])
@@ -128,6 +129,25 @@ def test_padding_counts_for_nothing() -> None:
     assert torch.equal(found.per_sample, expected.per_sample) and torch.equal(found.found, expected.found)
     none = Matches(matches.source_xy, matches.reference_xy, torch.zeros_like(matches.is_match))
     assert correspondence_loss({"a": (query, key)}, none, ALL, SIZE, 0.5).per_sample.tolist() == [0, 0, 0]
+
+
+def test_fsdp_leaves_places_as_they_are() -> None:
+    """It casts tensors of dataclasses and lists on their way into a network; not those of `Matches`."""
+    matches = some_matches()
+    (cast_to_half,) = _apply_to_tensors(lambda tensor: tensor.to(torch.bfloat16), (matches,))
+    assert cast_to_half is matches and matches.source_xy.dtype == torch.float32
+
+
+def test_who_cannot_be_taught_is_told_before_anything_else(smallest: ToyModel) -> None:
+    with pytest.raises(InputError, match=r"this model has none \(model\.reference_encoder\)"):
+        check_can_be_taught(None)
+    check_can_be_taught(toy_parts(smallest).unet)
+    tiny = ToyModel(**{**vars(smallest), "size_px": 8})
+    with pytest.raises(InputError, match=r"the finest here has 4 x 4; enlarge model\.size_px"):
+        check_can_be_taught(toy_parts(tiny).unet)
+    for channels in ((16, 16), (16, 16, 16), (16, 32, 32, 32)):
+        unet = toy_parts(ToyModel(**{**vars(smallest), "size_px": 32, "block_out_channels": channels})).unet
+        check_can_be_taught(unet)  # as many tokens as latents, at the finest level
 
 
 def test_coarse_layers_are_left_out_and_one_must_be_fine_enough() -> None:
@@ -207,12 +227,14 @@ def test_unrelated_references_come_at_their_rate_from_other_files_and_without_ma
         assert is_other == (len(other.matches.source_xy) == 0 and len(one.matches.source_xy) > 0)
         changed += is_other
     assert 0.25 < changed / 80 < 0.55
+
+
+def test_one_source_file_has_nothing_unrelated_and_says_so_at_once(mined: Path) -> None:
     alone = read_manifest(mined)
     alone = alone.where(alone.column("source_path") == "coffee.png.mp4")
     options = DataOptions(video_ratio=1.0, heldout_ratio=0.0)
-    lonely = PairDataset(sources_by_kind(alone, options), SIZE, options, seed=0, unrelated_ratio=1.0)
-    with pytest.raises(DataError, match=r"unrelated_reference_ratio=1\.0 takes references of other source files"):
-        lonely[0]
+    with pytest.raises(DataError, match=r"unrelated_reference_ratio=0\.01 takes references of other source files"):
+        PairDataset(sources_by_kind(alone, options), SIZE, options, seed=0, unrelated_ratio=0.01)
 
 
 # In a training step
@@ -250,8 +272,8 @@ def test_it_adds_to_the_loss_and_reaches_both_u_nets(smallest: ToyModel, sharing
     supervised = denoising_loss(model, scheduler, conditions, draws, None, batch.matches, 0.5)
     assert torch.equal(plain.correspondence, torch.zeros(4))
     total, count, _, points = supervised.correspondence
-    assert count == 4 and points == 6 * draws.keep_reference.sum()
-    torch.testing.assert_close(supervised.total, plain.total + 0.5 * total / count)
+    assert count == draws.keep_reference.sum() < 4 and points == 6 * count  # told of those that were taught
+    torch.testing.assert_close(supervised.total, plain.total + 0.5 * total / 4)
     gradients = {}
     for name, loss in (("plain", plain), ("supervised", supervised)):
         model.zero_grad()
@@ -336,8 +358,8 @@ def test_the_weight_goes_in_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"correspondence_weight": -1.0}, "must be 0 or more, got -1"),
-        ({"correspondence_weight": math.nan}, "must be 0 or more, got nan"),
+        ({"correspondence_weight": -1.0}, "must be 0 or more, and finite; got -1"),
+        ({"correspondence_weight": math.nan}, "must be 0 or more, and finite; got nan"),
         ({"correspondence_final": 0.1}, "needs train.correspondence_weight"),
         ({"correspondence_heads": 0.0}, "above 0 and at most 1, got 0"),
         ({"unrelated_reference_ratio": 1.5}, "must be in 0..1, got 1.5"),

@@ -18,7 +18,7 @@ from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.training import loop, speedups
-from mimicbrush.training.checkpoints import checkpoint_path
+from mimicbrush.training.checkpoints import ADDED_LATER, checkpoint_path, differences, read_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +94,27 @@ def test_a_schedule_that_ends_does_not_go_on_to_another_end(mined: Path, tmp_pat
     train(mined, tmp_path, *options)
     with pytest.raises(CheckpointError, match=r"train\.max_steps: 2 there, 4 now"):
         train(mined, tmp_path, options[0], "train.max_steps=4", "train.resume=latest")
+
+
+def test_weights_of_the_correspondence_loss_do_not_go_on_to_another_end(mined: Path, tmp_path: Path) -> None:
+    options = ["train.correspondence_weight=0.3", "train.correspondence_final=0.1", "train.max_steps=2"]
+    train(mined, tmp_path, *options)
+    with pytest.raises(CheckpointError, match=r"train\.max_steps: 2 there, 4 now"):
+        train(mined, tmp_path, *options[:2], "train.max_steps=4", "train.resume=latest")
+    forget_accelerate()
+    with pytest.raises(CheckpointError, match=r"train\.correspondence_weight: 0\.3 there, 0\.2 now"):
+        train(mined, tmp_path, *options[1:], "train.correspondence_weight=0.2", "train.resume=latest")
+
+
+def test_runs_of_before_an_option_came_are_the_same_run_with_its_default(mined: Path, tmp_path: Path) -> None:
+    train(mined, tmp_path, "train.max_steps=1")
+    identity = read_state(checkpoint_path(tmp_path / "checkpoints", 1))["identity"]
+    before = {name: value for name, value in identity.items() if name not in ADDED_LATER}
+    assert len(identity) - len(before) == len(ADDED_LATER)
+    assert differences(before, identity) == []
+    assert differences(before, identity | {"train.correspondence_weight": 0.3}) == [
+        "train.correspondence_weight: 0.0 there, 0.3 now"
+    ]
 
 
 def run(

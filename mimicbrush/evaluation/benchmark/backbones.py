@@ -85,6 +85,10 @@ class Lpips:
     def __init__(self, net: torch.nn.Module) -> None:
         self.net = net.eval()
 
+    def fits(self, picture: np.ndarray) -> bool:
+        """Whether a picture (H, W, 3) is large enough."""
+        return min(picture.shape[:2]) >= self.smallest_px
+
     @torch.no_grad()
     def distance(self, one: np.ndarray, other: np.ndarray) -> float:
         """Of two pictures of one size, (H, W, 3) uint8."""

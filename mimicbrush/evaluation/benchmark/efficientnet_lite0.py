@@ -107,6 +107,10 @@ class EfficientNetDistance:
     def __init__(self, net: EfficientNetLite0) -> None:
         self.net = net.eval()
 
+    def fits(self, picture: np.ndarray) -> bool:
+        """Whether a picture (H, W, 3) is large enough, as it is looked at."""
+        return min(_reduced_size(picture)) >= self.smallest_px
+
     @torch.no_grad()
     def distance(self, one: np.ndarray, other: np.ndarray) -> float:
         """Of two pictures of one size, (H, W, 3) uint8."""
@@ -144,10 +148,9 @@ def load_network(path: Path) -> EfficientNetLite0:
 
 def _reduced(picture: np.ndarray) -> np.ndarray:
     """By area averaging, to `EfficientNetDistance.largest_px` or less: (H, W, 3) -> (h, w, 3) uint8."""
-    scale = EfficientNetDistance.largest_px / max(picture.shape[:2])
-    if scale >= 1:
+    height, width = _reduced_size(picture)
+    if (height, width) == picture.shape[:2]:
         return picture
-    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -162,3 +165,10 @@ def _same(conv: nn.Conv2d, hidden: torch.Tensor) -> torch.Tensor:
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         padding += [total // 2, total - total // 2]
     return conv(F.pad(hidden, padding))
+
+
+def _reduced_size(picture: np.ndarray) -> tuple[int, int]:
+    """Height and width of a picture as the network sees it."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, EfficientNetDistance.largest_px / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -113,7 +113,7 @@ def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbone
     for key, network in (("lpips", backbones.lpips), ("efficientnet_lite0", backbones.efficientnet_lite0)):
         if network is None:
             found[key] = backbones.absent[key]
-        elif min(a.shape[:2]) < network.smallest_px:
+        elif not network.fits(a):
             found[key] = small
         else:
             found[key] = network.distance(a, b)

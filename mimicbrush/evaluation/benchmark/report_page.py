@@ -22,10 +22,10 @@ from mimicbrush.evaluation.benchmark.runner import (
     open_cases,
     read_correspondence,
 )
-from mimicbrush.evaluation.sheets import show_hole
 from mimicbrush.ops.correspondence import paint_correspondence
 from mimicbrush.ops.files import read_picture, write_aside
 from mimicbrush.ops.images import MASK_THRESHOLD
+from mimicbrush.ops.panels import mark_hole
 
 TEMPLATE = "report.html.jinja"
 #: Height of the pictures on the page, and the most that all of them may take.
@@ -94,7 +94,7 @@ def _shown(case: Case, runs: Sequence[EditorRun], pictures: _Pictures) -> dict[s
     source, mask, reference = open_cases(case)
     hole = (np.asarray(mask) > MASK_THRESHOLD).astype(np.uint8)
     cells = [
-        {"title": "source", "picture": pictures.add(show_hole(np.asarray(source), hole)), "text": case.subject or ""},
+        {"title": "source", "picture": pictures.add(mark_hole(np.asarray(source), hole)), "text": case.subject or ""},
         {"title": "reference", "picture": pictures.add(np.asarray(reference)), "text": case.prompt or ""},
     ]
     if case.track.has_truth:

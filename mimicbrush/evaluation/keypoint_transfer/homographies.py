@@ -62,7 +62,9 @@ def unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[lis
         InputError: there are none, or all were trained on.
     """
     found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES and path.name[0] != "."
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _PICTURE_SUFFIXES and path.name[0] != "." and path.is_file()
     )
     if not found:
         raise InputError(f"{folder} holds no photographs ({', '.join(_PICTURE_SUFFIXES)})")
@@ -85,18 +87,21 @@ def photograph_tasks(
         files: photographs.
         strengths: of `STRENGTHS`; they are the names of the sets.
         size_px: side of the canvas.
-        max_pairs: at most so many pairs of views: of fewer photographs, spread over the list, each at all strengths.
+        max_pairs: at most so many pairs of views: of fewer photographs, spread over the list, each at all strengths;
+            at least one for each strength.
         seed: of homographies and colours.
 
     Returns:
         The tasks, and those (FILE, STRENGTH) whose views have no keypoint in common.
 
     Raises:
-        InputError: a photograph cannot be read.
+        InputError: a photograph cannot be read, or fewer pairs of views are wanted than there are strengths.
         DataError: no view has a keypoint.
     """
     tasks, empty = [], []
-    count = len(files) if max_pairs is None else min(len(files), max(1, max_pairs // len(strengths)))
+    if max_pairs is not None and max_pairs < len(strengths):
+        raise InputError(f"{max_pairs} pairs of views at {len(strengths)} strengths: ask for {len(strengths)} or more")
+    count = len(files) if max_pairs is None else min(len(files), max_pairs // len(strengths))
     for number in range(count):
         file = files[len(files) * number // count]
         picture = np.asarray(read_picture(file, "RGB"))
