@@ -76,6 +76,8 @@ class Never:
 _TINY = "train.max_steps=2 train.checkpoint_every=2 train.batch_size=2 train.total_batch_size=2 data.num_workers=0"
 _SMALL = "model.size_px=16 model.block_out_channels=[16,32] model.attention_heads=2 model.context_width=16"
 _EXACTNESS, _SPEED = "tests/training/test_exactness.py", "tests/system/test_training_speed.py"
+#: What only whoever types the command has; without it the script renders all of its data.
+_ONES_OWN = ("--videos", "VIDEOS", "--photographs", "PHOTOGRAPHS", "--heldout", "SUBJECTS")
 _GPU_ONLY = ("train=gpu_40gb", "train=one_gpu_40gb", "train=one_gpu")
 
 #: The first that matches the whole of a command counts.
@@ -106,7 +108,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py mining( .*)?", Never("a minute on clips of ../shared; equal results are asserted by the command itself")),
     (r".*speed\.py samples( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
-    (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data")),
+    (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),
     (r".*train_small_encoders\.py .*", Toy("made/small_model_data --output made/encoders --steps 2", without=("small_model_data",))),
     (r".*ablations\.py .*", Elsewhere("tests/evaluation/test_ablations_script.py::test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done")),
     (r".*train\.py -m .*", Elsewhere("tests/assembly/test_sweep_script.py::test_all_ablations_are_rows")),
@@ -114,7 +116,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
     (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
     # Everything else.
-    (r".*train\.py .*experiment=proof.*", Toy(f"{_TINY} eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
+    (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
     (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
     (r".*train\.py .*(model=pipeline|experiment=fine_tune).*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),
@@ -122,6 +124,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*train\.py .*", Toy(f"{_TINY} {_SMALL}", without=_GPU_ONLY)),
     (r".*evaluate\.py .*pairs=.*", Toy("max_pairs=2 num_inference_steps=1")),
     (r".*evaluate\.py .*", Toy("num_inference_steps=1")),
+    (r"python scripts/pck\.py", Elsewhere("tests/evaluation/test_keypoint_transfer.py::test_the_script_measures_photographs_and_homographies")),
     (r".*pck\.py --homographies .*", Elsewhere("tests/evaluation/test_keypoint_transfer.py::test_the_script_measures_photographs_and_homographies")),
     (r".*pck\.py .*", Toy("--max-pairs 2")),
     (r".*infer\.py .*", Toy("--steps 1 --force")),

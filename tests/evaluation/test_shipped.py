@@ -65,7 +65,7 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor)
 
     true, wrong, none = error(references), error(np.roll(references, 1, axis=0)), error(None)
     gain_db = 10 * np.log10(np.stack([wrong, none]) / true)
-    assert gain_db[0].mean() > 1.0  # over the reference of another scene
+    assert gain_db[0].mean() > 0.5  # over the reference of another scene
     assert gain_db[1].mean() > 0.25  # over none
 
 

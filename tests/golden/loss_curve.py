@@ -29,8 +29,10 @@ class Curve:
 CURVES = {
     "loss_curve.json": Curve(100),
     "correspondence_curve.json": Curve(
-        60,
+        40,
         (
+            "train.batch_size=4",  # of two samples it may be that none has a match
+            "train.total_batch_size=4",
             "train.correspondence_weight=0.3",
             "train.correspondence_final=0.1",
             "train.unrelated_reference_ratio=0.2",
@@ -66,8 +68,11 @@ def measure(name: str) -> dict[str, list[float]]:
         mined = write_mined_folder(Path(folder) / "pairs")
         train(mined, Path(folder) / "run", *OPTIONS, f"train.max_steps={curve.steps}", *curve.options)
         logged = metrics(Path(folder) / "run")
-    more = [key for key in ("loss_correspondence",) if key in logged[0]]
-    return {"losses": [values["loss"] for values in logged]} | {key: [values[key] for values in logged] for key in more}
+    more = [key for key in ("loss_correspondence",) if any(key in values for values in logged)]
+    # In a step whose samples have no matches, or no reference, there is nothing to tell.
+    return {"losses": [values["loss"] for values in logged]} | {
+        key: [values.get(key, -1.0) for values in logged] for key in more
+    }
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_every_trained_parameter_learns_and_a_dropped_reference_is_not_seen(smal
     def predict(reference: torch.Tensor, draws: Draws) -> torch.Tensor:
         conditions = encoders.encode(replace(batch, reference=reference), draws)
         with torch.no_grad():
-            return model(draws.noise, draws.timestep, conditions, draws.keep_reference)
+            return model(draws.noise, draws.timestep, conditions, draws.keep_reference).sample
 
     other = batch.reference.flip(0)
     assert not torch.allclose(predict(batch.reference, draws), predict(other, draws), atol=1e-4)
