@@ -24,7 +24,7 @@ class Gain(NamedTuple):
     neither: str
 
 
-#: In the order in which they are told. The first comes first, because the third is also large where a wrong reference
+#: In the order of every report. The first comes first, because the third is also large where a wrong reference
 #: only does harm: it is the first minus the second.
 GAINS = {
     "gain_over_no_reference_db": Gain(

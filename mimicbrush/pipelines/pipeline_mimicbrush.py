@@ -209,7 +209,7 @@ class MimicBrushPipeline(ConditionedPipeline):
             output_type: see `MimicBrushPipelineOutput`.
             return_dict: False returns a plain tuple (images, and correspondences if asked for).
             return_correspondence: also tell which place of the reference filled which place of the hole.
-            attention_record: is told of every reference attention on the way, to measure what
+            attention_record: gets every reference attention on the way, to measure what
                 `return_correspondence` does not; not both at once.
             reference_batch_size: timesteps that the reference U-Net reads in one pass, where it reads several.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; "latents" that it

@@ -1,4 +1,4 @@
-"""The three frozen networks of the small model, trained from scratch: no pretrained ones are at hand.
+"""The three frozen networks of the small model, trained from scratch: there are no pretrained ones of this size.
 
 They play the parts of those of the full-size model, and all but the first are of the same classes:
 
