@@ -161,15 +161,15 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, pictures: dic
     assert (changed.min(axis=0) >= [60, 80]).all() and (changed.max(axis=0) <= [180, 200]).all()
     assert np.array_equal(np.median(changed, axis=0).round(-1), [120, 140])
 
-    shown = page.locator("#mb-result [data-role=compare]").bounding_box()
-    assert shown is not None
-    page.mouse.move(shown["x"] + 140, shown["y"] + 120)
+    # `hover` waits until the picture is loaded and stands still, which a position read once does not.
+    compared = page.locator("#mb-result [data-role=compare]")
+    compared.hover(position={"x": 140, "y": 120})
     page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
-    page.mouse.move(shown["x"] + 10, shown["y"] + 10)
+    compared.hover(position={"x": 10, "y": 10})
     page.wait_for_selector("#mb-result [data-role=ring]", state="hidden")
     give(page, "reference", pictures["source"])  # another than the one that the result comes from
     said_by(page, "reference", "320 x 240 px")
-    page.mouse.move(shown["x"] + 140, shown["y"] + 120)
+    compared.hover(position={"x": 140, "y": 120})
     page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
     assert page.locator("#mb-reference .mb-ring").is_hidden()
     page.locator("#mb-result [data-role=where]").fill("50")

@@ -126,6 +126,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*evaluate\.py .*", Toy("num_inference_steps=1")),
     (r"python scripts/pck\.py", Elsewhere("tests/evaluation/test_keypoint_transfer.py::test_the_script_measures_photographs_and_homographies")),
     (r".*pck\.py --homographies .*", Elsewhere("tests/evaluation/test_keypoint_transfer.py::test_the_script_measures_photographs_and_homographies")),
+    (r".*pck\.py .*--photographs .*", Toy("--max-pairs 3")),
     (r".*pck\.py .*", Toy("--max-pairs 2")),
     (r".*infer\.py .*", Toy("--steps 1 --force")),
     (r".*compare_choices\.py .*", Toy("--steps 1")),
