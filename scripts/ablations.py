@@ -76,7 +76,7 @@ def main() -> None:
                 )
 
     from mimicbrush.evaluation import ablations
-    from mimicbrush.ops.files import write_aside
+    from mimicbrush.io.atomic import write_aside
 
     effects = ablations.compare(evaluations)
     text = ablations.table(effects, ABSENT)

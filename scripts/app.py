@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from mimicbrush.errors import InputError, run_plainly
-from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME, model_folder, shipped_size_px
+from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, model_folder, shipped_size_px
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
 full model paints."""
@@ -62,12 +62,12 @@ def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
     import torch
     import uvicorn
 
-    from mimicbrush.app.editing import EditingPage
-    from mimicbrush.app.editing_app import build_app
+    from mimicbrush.app.editing_page import build_app
+    from mimicbrush.app.editing_service import EditingPage
     from mimicbrush.app.examples import examples
-    from mimicbrush.app.visits import Limits, Visits
-    from mimicbrush.pipelines.conventions import find_pipeline
-    from mimicbrush.pipelines.load import load_pipeline, on_device
+    from mimicbrush.app.session_files import Limits, Visits
+    from mimicbrush.pipelines.folder import find_pipeline
+    from mimicbrush.pipelines.loading import load_pipeline, on_device
 
     pipeline = on_device(load_pipeline(find_pipeline(str(folder)), getattr(torch, arguments.dtype)), arguments.device)
     pipeline.set_progress_bar_config(disable=True)

@@ -45,8 +45,8 @@ def main() -> None:
     add("--to-paint", type=Path, metavar="DIR", help="write the pictures that lack a mask here, to be painted over")
     arguments = parser.parse_args()
 
-    from mimicbrush.evaluation.benchmark.builder import PAPER_CASES, BuildOptions, build_benchmark
     from mimicbrush.evaluation.benchmark.layout import TRACKS
+    from mimicbrush.evaluation.benchmark_builder.build import PAPER_CASES, BuildOptions, build_benchmark
 
     options = BuildOptions(
         dreambooth=arguments.dreambooth,

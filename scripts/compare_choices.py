@@ -39,10 +39,10 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from mimicbrush.ops.files import read_picture
-    from mimicbrush.ops.images import MASK_THRESHOLD
+    from mimicbrush.io.images import read_picture
+    from mimicbrush.ops.canvas import MASK_THRESHOLD
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.pipelines.load import load_pipeline, seeded
+    from mimicbrush.pipelines.loading import load_pipeline, seeded
 
     source, reference = read_picture(arguments.source, "RGB"), read_picture(arguments.reference, "RGB")
     mask = read_picture(arguments.mask, "L")

@@ -57,7 +57,7 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> list[Reading]:
     from damaged.make import make_damaged, make_undamaged
     from damaged.read import READERS, read_all, write_truth
 
-    from mimicbrush.mining.readers import reader_named
+    from mimicbrush.mining.video.readers import reader_named
 
     ours = reader_named(arguments.reader)
     folders = [workspace / name for name in ("undamaged", "damaged", "truth")]

@@ -70,7 +70,7 @@ def import_(arguments: argparse.Namespace) -> None:
     """Released weights -> a pipeline folder."""
     import torch
 
-    from mimicbrush.pipelines.conversion.importing import import_released
+    from mimicbrush.pipelines.conversion.import_released import import_released
     from mimicbrush.pipelines.conversion.layout import find_released
 
     names = [name.replace("-", "_") for name in INPUTS]
@@ -97,7 +97,7 @@ def export(arguments: argparse.Namespace) -> None:
                 "  train.resume=latest train.max_minutes=0, with the run's other options, writes it without a step more"
             )
 
-    from mimicbrush.pipelines.conversion.exporting import export_released
+    from mimicbrush.pipelines.conversion.export_released import export_released
 
     warnings = export_released(
         pipeline,
@@ -124,9 +124,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def diff(arguments: argparse.Namespace) -> None:
     """Compare weights with those that training started from: which parts were trained, and where."""
-    from mimicbrush.pipelines.conversion import comparing
+    from mimicbrush.pipelines.conversion import comparison
 
-    changes = comparing.compare_with_stock(
+    changes = comparison.compare_with_stock(
         arguments.checkpoint,
         inpainting=arguments.inpainting,
         sd15=arguments.sd15,
@@ -134,7 +134,7 @@ def diff(arguments: argparse.Namespace) -> None:
         vae=arguments.vae,
         depth=arguments.depth,
     )
-    print(json.dumps(comparing.as_json(changes), indent=1) if arguments.json else comparing.describe(changes))
+    print(json.dumps(comparison.as_json(changes), indent=1) if arguments.json else comparison.describe(changes))
 
 
 def check_paths(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import InputError, MimicBrushError, run_plainly
-from mimicbrush.evaluation.shipped import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
+from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
 
 SCRIPTS = Path(__file__).parent
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
@@ -119,7 +119,7 @@ def command(script: str, *arguments: str) -> None:
 
 def render(folder: Path, seed: int) -> None:
     """Write the clips: another camera path, other things and another tone in each."""
-    from mimicbrush.evaluation import clips
+    from mimicbrush.synthetic import clips
 
     train = clips.demo_clips(clips.TRAIN_PHOTOGRAPHS, TRAIN_CLIPS, seed=2 * seed)
     heldout = clips.demo_clips(clips.HELDOUT_PHOTOGRAPHS, HELDOUT_CLIPS, seed=2 * seed + 1)
@@ -194,8 +194,8 @@ def write_edits(folder: Path) -> Path:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.showcase import farthest_moved
-    from mimicbrush.ops.files import write_picture
+    from mimicbrush.evaluation.heldout.showcase import farthest_moved
+    from mimicbrush.io.images import write_picture
 
     chosen = farthest_moved(read_manifest(folder / "pairs" / "heldout"))
     chosen.sort(key=lambda row: row[0].source_path)
@@ -221,10 +221,10 @@ def lay_out(folder: Path) -> None:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.sheets import pairs_sheet
-    from mimicbrush.evaluation.showcase import ShowcaseRow, showcase_sheet
+    from mimicbrush.evaluation.heldout.pairs_sheet import pairs_sheet
+    from mimicbrush.evaluation.heldout.showcase import ShowcaseRow, showcase_sheet
+    from mimicbrush.io.images import write_picture
     from mimicbrush.ops.correspondence import LEGEND, Correspondence
-    from mimicbrush.ops.files import write_picture
 
     def read(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
@@ -260,8 +260,8 @@ def compare(folder: Path, set_name: str, seed: int) -> str:
     """What fine-tuning changed in the holes: pair by pair, with an interval over clips, and no claim that it denies."""
     import numpy as np
 
-    from mimicbrush.evaluation.bootstrap import cluster_interval
-    from mimicbrush.evaluation.measure import interval_note
+    from mimicbrush.evaluation.heldout.reference_gain import interval_note
+    from mimicbrush.evaluation.statistics import cluster_interval
 
     psnr, source_of = [], {}
     for when in ("before", "after"):
@@ -290,7 +290,7 @@ def verdict(low: float, high: float) -> str:
 
 def tell(folder: Path, seed: int) -> str:
     """What happened, in plain words, and where to look."""
-    from mimicbrush.evaluation.report import gain_sentences
+    from mimicbrush.evaluation.heldout.report import gain_sentences
 
     metrics = read_metrics(folder, "after")
     log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -67,8 +67,8 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     # 1. What can be checked before anything heavy is imported.
     device = values.pop("device")
 
-    from mimicbrush.evaluation.options import EvaluationOptions
-    from mimicbrush.evaluation.shipped import model_folder
+    from mimicbrush.evaluation.heldout.options import EvaluationOptions
+    from mimicbrush.pipelines.small_model import model_folder
 
     if isinstance(values["sets"], list):
         values["sets"] = tuple(values["sets"])
@@ -76,25 +76,26 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     options = EvaluationOptions(**values)
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation import editors, heldout, report
+    from mimicbrush.evaluation.editors import pair_editors as editors
+    from mimicbrush.evaluation.heldout import report, selection
 
     editor_folder = model_folder(editor_name)
     editors.check_pipeline_folder(editor_folder)
-    training = heldout.read_training_data(editor_folder)
-    selection = heldout.select_pairs(read_manifest(pairs_folder), options.split, training)
+    training = selection.read_training_data(editor_folder)
+    selection = selection.select_pairs(read_manifest(pairs_folder), options.split, training)
     for message in selection.messages:
         print(message)
 
     # 2. The model.
     import torch
 
-    from mimicbrush.pipelines.load import load_pipeline, on_device
+    from mimicbrush.pipelines.loading import load_pipeline, on_device
 
     pipeline = on_device(load_pipeline(editor_folder, torch.float32), device)
     pipeline.set_progress_bar_config(disable=True)
     editor = editors.PipelineEditor(pipeline, options.num_inference_steps, options.guidance_scale)
 
-    from mimicbrush.evaluation.run import EDITS_FILE, PICTURES_FOLDER, evaluate
+    from mimicbrush.evaluation.heldout.run import EDITS_FILE, PICTURES_FOLDER, evaluate
 
     # 3. The numbers.
     about = {"editor": str(editor_folder), "pairs": str(pairs_folder), "selection": " ".join(selection.messages)}
@@ -109,8 +110,8 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
 
 def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, Any]) -> None:
     """The paper's metrics on the four tracks."""
-    from mimicbrush.evaluation.benchmark.editors import check_editor
     from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
+    from mimicbrush.evaluation.editors.registry import check_editor
 
     backbones = BackboneOptions(**{name: values.pop(name) for name in ("dino", "dinov2", "clip", "lpips")})
     values["seed"] = 1 if values["seed"] is None else values["seed"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mimicbrush.errors import run_plainly
 
 if TYPE_CHECKING:
-    from mimicbrush.models.weight_facts import PartReport
+    from mimicbrush.models.pretrained.requirements import PartReport
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

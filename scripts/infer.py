@@ -17,16 +17,23 @@ from typing import TYPE_CHECKING, cast
 from PIL import Image
 
 from mimicbrush.errors import InputError, run_plainly
-from mimicbrush.evaluation.shipped import SHIPPED_NAME, is_shipped, model_folder, shipped_size_px
-from mimicbrush.ops.files import write_picture
-from mimicbrush.pipelines.edit_batch import Tally, check_apart, check_new, edit_next, memory_told, prepare_outputs
-from mimicbrush.pipelines.edit_inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.edit_list import TEXTURE_FOLDER, Edit, checked_box, checked_seed, collect_edits, numbered
+from mimicbrush.io.images import write_picture
+from mimicbrush.pipelines.editing.batch import Tally, check_apart, check_new, edit_next, memory_told, prepare_outputs
+from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
+from mimicbrush.pipelines.editing.requests import (
+    TEXTURE_FOLDER,
+    Edit,
+    checked_box,
+    checked_seed,
+    collect_edits,
+    numbered,
+)
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, model_folder, shipped_size_px
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
-    from mimicbrush.ops.reference_part import ReferencePart
     from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
+    from mimicbrush.pipelines.editing.reference_part import ReferencePart
 
 MODELS = """no model was named, and none comes with this version. --model takes:
   DIR       a pipeline folder: `python scripts/train.py +experiment=smoke data.root=MINED` leaves one in
@@ -189,8 +196,8 @@ class Editor:
             print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
         import torch
 
-        from mimicbrush.pipelines.conventions import find_pipeline
-        from mimicbrush.pipelines.load import load_pipeline, on_device
+        from mimicbrush.pipelines.folder import find_pipeline
+        from mimicbrush.pipelines.loading import load_pipeline, on_device
 
         folder = find_pipeline(self.arguments.model)
         dtype = self.arguments.dtype
@@ -201,7 +208,7 @@ class Editor:
             dtype = "float16" if on_gpu else "float32"
         pipeline = on_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
         if self.arguments.auto_zoom:
-            from mimicbrush.pipelines.auto_zoom import check_can_zoom
+            from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
             check_can_zoom(pipeline.reference_unet is not None)
         limit = pipeline.scheduler.config.num_train_timesteps
@@ -236,11 +243,11 @@ class Editor:
         }
         pictures = inputs.source, inputs.mask, inputs.reference
         if self.arguments.auto_zoom:
-            from mimicbrush.pipelines.auto_zoom import edit_zoomed
+            from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 
             result, self.parts = edit_zoomed(self.pipeline, *pictures, seeds, **options)
             return result
-        from mimicbrush.pipelines.load import seeded
+        from mimicbrush.pipelines.loading import seeded
 
         generators = [seeded(seed) for seed in seeds]  # one each: every image can be repeated alone
         output = self.pipeline(*pictures, num_images_per_prompt=len(seeds), generator=generators, **options)
@@ -368,7 +375,7 @@ def report(tally: Tally, wanted: int) -> None:
 
 
 def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:
-    from mimicbrush.evaluation.edit_sheet import edit_sheet
+    from mimicbrush.pipelines.editing.contact_sheet import edit_sheet
 
     write_picture(Image.fromarray(edit_sheet(edits, editor.read, editor.arguments.num_images)), path)
     print(f"{path}: contact sheet")

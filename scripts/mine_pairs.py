@@ -30,7 +30,7 @@ def run(config: DictConfig) -> None:
         raise InputError(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
 
     # Slow to import, and not needed for --help and --cfg.
-    from mimicbrush.mining.engines import Resources
+    from mimicbrush.mining.executors import Resources
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.run import ArrayTask, mine
 

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments = parser.parse_args()
 
-    from mimicbrush.app.painter import MaskStore, PainterServer
+    from mimicbrush.app.mask_painter import MaskStore, PainterServer
 
     store = MaskStore(arguments.output, arguments.pictures, saved=lambda path: print(f"saved {path}", flush=True))
     with PainterServer(store, arguments.port) as server:

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from mimicbrush.mining.verify import verify
+    from mimicbrush.mining.verify.folder import verify
 
     found = verify(
         arguments.folder,
@@ -63,8 +63,8 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> None:
+    from mimicbrush.io.atomic import write_aside
     from mimicbrush.mining.export import export_rows
-    from mimicbrush.ops.files import write_aside
 
     if arguments.output is None:
         try:
@@ -84,7 +84,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from mimicbrush.mining.report import write_report
+    from mimicbrush.mining.report.page import write_report
 
     write_report(arguments.folder, input_root=arguments.input_root)
     print(f"look at {arguments.folder / 'report.html'}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mimicbrush.errors import InputError, run_plainly
-from mimicbrush.evaluation.shipped import SHIPPED_NAME, model_folder
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, model_folder
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.methods import Method
@@ -70,13 +70,14 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from mimicbrush.evaluation import report
+    from mimicbrush.evaluation.heldout import report
+    from mimicbrush.evaluation.heldout.reference_gain import interval_note
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
     from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
     from mimicbrush.evaluation.keypoint_transfer.picture import draw_transfers
-    from mimicbrush.evaluation.measure import interval_note
-    from mimicbrush.ops.files import write_aside, write_picture
-    from mimicbrush.pipelines.load import load_pipeline
+    from mimicbrush.io.atomic import write_aside
+    from mimicbrush.io.images import write_picture
+    from mimicbrush.pipelines.loading import load_pipeline
 
     pipeline = load_pipeline(folder, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -173,7 +174,7 @@ class Data(NamedTuple):
 
 def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> Data:
     """The pictures with their keypoints; of mined pairs and photographs only those that were not trained on."""
-    from mimicbrush.evaluation import heldout
+    from mimicbrush.evaluation.heldout import selection
     from mimicbrush.evaluation.keypoint_transfer import homographies
     from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, spair_tasks, warped_tasks
 
@@ -186,7 +187,7 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
         left_out = [f"{each}: its pictures have no keypoint in common" for each in empty]
         return Data(tasks, arguments.homographies, grid, left_out)
 
-    training = heldout.read_training_data(folder)
+    training = selection.read_training_data(folder)
     if arguments.photographs is not None:
         files, seen = homographies.unseen_photographs(arguments.photographs, training)
         strengths = [name for name in _STRENGTHS if name in (arguments.strength or _STRENGTHS)]
@@ -196,7 +197,7 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
 
     from mimicbrush.data.manifest import read_manifest
 
-    selection = heldout.select_pairs(read_manifest(arguments.pairs), "heldout", training)
+    selection = selection.select_pairs(read_manifest(arguments.pairs), "heldout", training)
     for message in selection.messages:
         print(message)
     tasks, empty = warped_tasks(selection.pairs, size_px, most, seed)

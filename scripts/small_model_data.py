@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mimicbrush.errors import InputError, MimicBrushError, run_plainly
-from mimicbrush.ops.files import write_aside
+from mimicbrush.io.atomic import write_aside
 
 SCRIPTS = Path(__file__).parent
 #: Chosen before anything was trained: of these real clips nothing is trained on.
@@ -62,8 +62,8 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from mimicbrush.evaluation import small_model_data
-    from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
+    from mimicbrush.synthetic import small_model_data
+    from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
 
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
     photographs = [name for folder in arguments.photographs for name in small_model_data.photographs_in(folder)]

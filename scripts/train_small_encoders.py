@@ -49,7 +49,7 @@ def main() -> None:
 
     import torch
 
-    from mimicbrush.ops.files import replace_folder
+    from mimicbrush.io.atomic import replace_folder
     from mimicbrush.training import small_encoders
     from mimicbrush.training.small_encoders import Schedule
 
@@ -78,7 +78,7 @@ def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor
     from mimicbrush.data.batch import collate
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.options import DataOptions
-    from mimicbrush.data.sources import load_sources
+    from mimicbrush.data.pair_sources import load_sources
 
     options = DataOptions(root=str(data / "pairs" / "train"), heldout_ratio=0.0)
     dataset = PairDataset(load_sources(options), SIZE_PX, options, seed=seed)
@@ -95,12 +95,12 @@ def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Ten
     import torch
     from tqdm import tqdm
 
-    from mimicbrush.evaluation.clips import render_with_depth
-    from mimicbrush.evaluation.small_model_data import training_clips
+    from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
+    from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
+    from mimicbrush.ops.counter_rng import generator
     from mimicbrush.ops.geometry import GeometryRanges, letterbox_matrix, random_matrix, warp
-    from mimicbrush.ops.images import IMAGE_FILL, to_tensor
-    from mimicbrush.ops.photometric import JitterRanges, apply_jitter, random_jitter
-    from mimicbrush.ops.randomness import generator
+    from mimicbrush.synthetic.clips import render_with_depth
+    from mimicbrush.synthetic.small_model_data import training_clips
 
     rng = generator(seed)
     frames: list[tuple[np.ndarray, np.ndarray]] = []

@@ -48,7 +48,7 @@ def make(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
 
-    from mimicbrush.evaluation.benchmark.user_study import make_study
+    from mimicbrush.evaluation.user_study.pages import make_study
 
     made = make_study(
         arguments.evaluation,
@@ -67,8 +67,8 @@ def make(arguments: argparse.Namespace) -> None:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    from mimicbrush.evaluation.benchmark.user_study_score import score_study, score_table
-    from mimicbrush.ops.files import write_aside
+    from mimicbrush.evaluation.user_study.score import score_study, score_table
+    from mimicbrush.io.atomic import write_aside
 
     found = score_study(arguments.study / "key.json", arguments.answers)
     print(score_table(found))

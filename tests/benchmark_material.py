@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.evaluation.benchmark.builder import BuildOptions, Built, build_benchmark
 from mimicbrush.evaluation.benchmark.layout import TRACKS, TrackName
-from mimicbrush.evaluation.heldout import HASH_DIGITS, TRAINING_DATA_FILE
-from mimicbrush.ops.files import read_picture
+from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, Built, build_benchmark
+from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE
+from mimicbrush.io.images import read_picture
 
 MANIFEST = Path(__file__).parents[1] / "data_manifests/dreambooth_inner_id.jsonl"
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mimicbrush.app.editing import Example
-from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
+from mimicbrush.app.editing_service import Example
+from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
 
 Pictures = tuple[Image.Image, Image.Image, Image.Image]
 _SEED = 77

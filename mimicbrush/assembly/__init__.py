@@ -1,6 +1,6 @@
 """Config -> objects. The only room that knows hydra and omegaconf."""
 
-from mimicbrush.assembly.building import (
+from mimicbrush.assembly.build import (
     build_evaluation,
     build_parts,
     evaluated_pairs,
@@ -15,7 +15,7 @@ from mimicbrush.assembly.config import (
     with_conventions_of_pipeline,
 )
 from mimicbrush.assembly.prerequisites import provide_weights
-from mimicbrush.assembly.run import export_run, train
+from mimicbrush.assembly.training_run import export_run, train
 
 __all__ = [
     "TrainConfig",

@@ -18,13 +18,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import InputError, MimicBrushError
-from mimicbrush.evaluation.options import DuringTrainingOptions
+from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
+from mimicbrush.io.hashing import fingerprint
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
-from mimicbrush.ops.fingerprints import fingerprint
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from mimicbrush.data.sources import Source
+    from mimicbrush.data.pair_sources import Source
 
 
 @dataclass
@@ -94,7 +94,7 @@ def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[s
     model = config.model
     if OmegaConf.get_type(model) is not PipelineModel:
         return config, []
-    from mimicbrush.pipelines.conventions import find_pipeline, read_conventions, read_networks
+    from mimicbrush.pipelines.folder import find_pipeline, read_conventions, read_networks
 
     if not model.path:
         raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
@@ -170,8 +170,8 @@ def _fingerprint_of(config: DictConfig) -> str:
 
 def stored_files(model: ModelOptions) -> list[Path]:
     """The files of all starting weights; none where they are drawn."""
-    from mimicbrush.models.weight_facts import examine
-    from mimicbrush.pipelines.conventions import find_pipeline, read_networks
+    from mimicbrush.models.pretrained.requirements import examine
+    from mimicbrush.pipelines.folder import find_pipeline, read_networks
 
     if isinstance(model, PretrainedModel):
         return [file for network in examine(model).values() for file in network.files]

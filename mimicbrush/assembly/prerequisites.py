@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from mimicbrush.assembly.config import check_known, register_schemas
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import PipelineModel, PretrainedModel
-from mimicbrush.models.weight_facts import examine
+from mimicbrush.models.pretrained.requirements import examine
 
 if TYPE_CHECKING:
-    from mimicbrush.models.weight_facts import PartReport
+    from mimicbrush.models.pretrained.requirements import PartReport
 
 #: Where the experiment of the small model looks for its pairs.
 SMALL_MODEL_DATA = "small_model_data"
@@ -92,7 +92,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
     Raises:
         InputError: the options are no good, or a pipeline cannot be had.
     """
-    from mimicbrush.models.weight_fetching import provide_weights
+    from mimicbrush.models.pretrained.fetch import provide_weights
 
     register_schemas()
     try:
@@ -102,8 +102,8 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
         raise InputError(f"these options cannot be used: {error}") from error
     check_known(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
-        from mimicbrush.pipelines.conventions import find_pipeline
-        from mimicbrush.pipelines.load import look_at_networks
+        from mimicbrush.pipelines.folder import find_pipeline
+        from mimicbrush.pipelines.loading import look_at_networks
 
         if not config.model.path:
             raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")

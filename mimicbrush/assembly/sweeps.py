@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from mimicbrush import assembly
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
 from mimicbrush.errors import MimicBrushError
-from mimicbrush.ops.files import write_aside
+from mimicbrush.io.atomic import write_aside
 
 #: Hydra writes it when a sweep begins.
 _SWEEP_FILE = "multirun.yaml"

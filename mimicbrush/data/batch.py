@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from mimicbrush.data.dataset import Sample, UndrawnSample
-from mimicbrush.data.views import MatchedPoints, View
-from mimicbrush.ops.drawing import draw
-from mimicbrush.ops.images import IMAGE_FILL, to_tensor
+from mimicbrush.data.transforms import MatchedPoints, View
+from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
+from mimicbrush.ops.warp_batch import draw
 from mimicbrush.types import Matches, TrainBatch
 
 _TENSORS = ("pictures", "sizes", "to_picture", "colours", "mask", "key", "index")

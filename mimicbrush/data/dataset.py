@@ -10,11 +10,11 @@ import torch
 
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair import Pair
+from mimicbrush.data.pair_sources import Source
 from mimicbrush.data.sampler import Mixture
-from mimicbrush.data.sources import Source
-from mimicbrush.data.views import MatchedPoints, ViewMaker, Views
+from mimicbrush.data.transforms import MatchedPoints, ViewMaker, Views
 from mimicbrush.errors import DataError
-from mimicbrush.ops.randomness import generator, mix
+from mimicbrush.ops.counter_rng import generator, mix
 
 #: So many unreadable pairs in a row for one sample mean a source that is gone, not a damaged file.
 _MAX_ATTEMPTS = 16

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mimicbrush.errors import InputError
+from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
-from mimicbrush.ops.photometric import JitterRanges
 
 #: Ways to mask the two frames of a video, and a photograph.
 VIDEO_STRATEGIES = ("sift_grid", "random_grid", "box", "orb_grid")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mimicbrush.errors import DataError
-from mimicbrush.ops.randomness import mix, permuted
+from mimicbrush.ops.counter_rng import mix, permuted
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.bootstrap import cluster_interval
-from mimicbrush.evaluation.gains import GAINS
-from mimicbrush.evaluation.paper import ABLATIONS
-from mimicbrush.evaluation.run import PER_PAIR_FILE
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.run import PER_PAIR_FILE
+from mimicbrush.evaluation.paper_tables import ABLATIONS
+from mimicbrush.evaluation.statistics import cluster_interval
 
 #: What all other rows are compared with.
 FULL = "full"

@@ -13,8 +13,8 @@ from typing import Any
 
 from mimicbrush.data.manifest import PLAN_NAME
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.mining.images import JPEG_SUFFIXES
 from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.segmented_images import JPEG_SUFFIXES
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi")

@@ -11,17 +11,17 @@ from tqdm import tqdm
 
 from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, index_is_current, write_index
 from mimicbrush.errors import DataError, InputError
+from mimicbrush.io.atomic import ASIDE_PATTERN, write_aside
 from mimicbrush.mining import plan as planning
-from mimicbrush.mining.engines import Resources, run_shards
-from mimicbrush.mining.inputs import LIST_SUFFIXES, read_input_list
+from mimicbrush.mining.executors import Resources, run_shards
+from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
-from mimicbrush.mining.reader import FrameReader
-from mimicbrush.mining.readers import reader_named
-from mimicbrush.mining.report import write_report
+from mimicbrush.mining.report.page import write_report
 from mimicbrush.mining.shards import ShardJob, fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise
-from mimicbrush.ops.files import ASIDE_PATTERN, write_aside
+from mimicbrush.mining.video.pyav_reader import FrameReader
+from mimicbrush.mining.video.readers import reader_named
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def mine(
     mine one output folder if each has its own `task`.
 
     Args:
-        inputs: a folder, searched with all its subfolders, or a list (`mimicbrush.mining.inputs`).
+        inputs: a folder, searched with all its subfolders, or a list (`mimicbrush.mining.input_list`).
         output: made if needed; gets `manifest/`, `shards/`, `markers/` and the other files of data_manifests/README.md.
         options: what makes a pair; None for the defaults.
         resources: what may be used; None for the defaults.

@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
 from mimicbrush.errors import DataError
-from mimicbrush.mining.audit import AUDIT_SCHEMA
-from mimicbrush.mining.isolation import IsolatedReaders
+from mimicbrush.io.atomic import write_aside
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
-from mimicbrush.mining.reader import FrameReader
-from mimicbrush.mining.work import Outcome, Source, refused_source
-from mimicbrush.ops.files import write_aside
+from mimicbrush.mining.report.audit import AUDIT_SCHEMA
+from mimicbrush.mining.video.pyav_reader import FrameReader
+from mimicbrush.mining.worker import Outcome, Source, refused_source
+from mimicbrush.mining.worker_pool import IsolatedReaders
 
 _HASH_CHARACTERS = 16
 

@@ -16,7 +16,7 @@ from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD, kind_of
-from mimicbrush.ops.resample import resize_like_pillow
+from mimicbrush.ops.pillow_resize import resize_like_pillow
 
 
 def encode_latents(

@@ -13,7 +13,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model, PreTrainedModel
 
 from mimicbrush.models.options import encoder_without_unet
-from mimicbrush.models.stored_weights import clip_config
+from mimicbrush.models.pretrained.stored_weights import clip_config
 
 # Pixel statistics that the public CLIP and DINOv2 weights were trained with (OpenAI CLIP; ImageNet).
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

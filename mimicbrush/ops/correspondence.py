@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial import cKDTree
 
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.images import MASK_THRESHOLD, upright
 from mimicbrush.ops.crops import Placement
-from mimicbrush.ops.files import MASK_THRESHOLD, upright, write_aside
-from mimicbrush.ops.panels import mark_hole
+from mimicbrush.ops.plot import mark_hole
 
 #: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)

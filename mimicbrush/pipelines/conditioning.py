@@ -21,12 +21,12 @@ from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.reference_attention import project_context, project_references
 from mimicbrush.models.token_encoders import name_of
 from mimicbrush.models.unets import KeyValueReferenceUNet
+from mimicbrush.ops.canvas import IMAGE_FILL, blank, letterbox, letterbox_mask, to_tensor
 from mimicbrush.ops.crops import Box, Placement, crop
-from mimicbrush.ops.images import IMAGE_FILL, blank, letterbox, letterbox_mask, to_tensor
-from mimicbrush.pipelines.constants import ConstantsOfWeights
-from mimicbrush.pipelines.pictures import Picture, as_list, boxes_of, rgb
+from mimicbrush.pipelines.cache import ConstantsOfWeights
+from mimicbrush.pipelines.hub import PublishedPipeline
+from mimicbrush.pipelines.image_inputs import Picture, as_list, boxes_of, rgb
 from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
-from mimicbrush.pipelines.publishing import PublishedPipeline
 from mimicbrush.types import ReferenceStates
 
 Generator = torch.Generator | list[torch.Generator] | None

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.errors import InputError, MimicBrushError
-from mimicbrush.models.correspondence import CorrespondenceRecord
+from mimicbrush.models.attention_recorder import CorrespondenceRecord
 from mimicbrush.models.encoders import decode_latents
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
@@ -24,13 +24,13 @@ from mimicbrush.models.reference_attention import (
     project_context,
 )
 from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.ops.canvas import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Box, Placement, grown, square_around
-from mimicbrush.ops.images import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
 from mimicbrush.ops.masks import mask_box
+from mimicbrush.pipelines.cache import ConstantsOfWeights
 from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
-from mimicbrush.pipelines.constants import ConstantsOfWeights
-from mimicbrush.pipelines.pictures import Picture, as_list, check_masks, grey, rgb, whole
+from mimicbrush.pipelines.image_inputs import Picture, as_list, check_masks, grey, rgb, whole
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
 from mimicbrush.types import AttentionRecord, ReferenceStates
@@ -44,13 +44,13 @@ class MimicBrushPipeline(ConditionedPipeline):
 
     Args:
         vae, unet, reference_unet, image_encoder, image_projector, depth_estimator, depth_projector,
-        scheduler: the networks (see `mimicbrush.models.parts`) and a scheduler, DDIM in the paper.
+        scheduler: the networks (see `mimicbrush.models.components`) and a scheduler, DDIM in the paper.
         reference_blend: 1.0 attends over [own ; reference] (paper), 0.5 averages that with attention over
             the own tokens (released code). Weights work only with the blend they were trained for.
         reference_timestep: which t the reference U-Net sees: the "current" one, again at every step
             (released code), or "zero", once (ours; weights must be trained for it).
         depth_convention, no_depth_convention: see `mimicbrush.models.encoders`.
-        letterbox_order: see `mimicbrush.ops.images.letterbox`.
+        letterbox_order: see `mimicbrush.ops.canvas.letterbox`.
         posterior: "sample" draws from the VAE's posterior (released code), "mean" takes its mean, which makes
             encodings independent of seeds.
         default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:

@@ -15,11 +15,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.ops.files import with_usual_permissions
+from mimicbrush.io.atomic import with_usual_permissions
+from mimicbrush.io.hashing import hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +78,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             path = aside / f"{name}.safetensors"
             save_file({key: value.contiguous() for key, value in group.items()}, path)
             _flush(path)
-            files[path.name] = [path.stat().st_size, _sha256(path)]
+            files[path.name] = [path.stat().st_size, hash_file(path)]
         whole = {"format": FORMAT, "step": step, **state, "files": files}
         _write_json(aside / STATE_FILE, whole)
         with_usual_permissions(aside)
@@ -169,7 +171,7 @@ def find_damage(checkpoint: Path, deep: bool = True) -> str | None:
             path = checkpoint / name
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes, {size} were written"
-            if deep and _sha256(path) != sha256:
+            if deep and hash_file(path) != sha256:
                 return f"{name} has another hash than when it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE_FILE} or a file that it names cannot be read: {error!r}"
@@ -265,11 +267,6 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_json(path: Path, state: Mapping[str, Any]) -> None:
     """With its own hash: a flipped bit must not go unseen here either."""
     path.write_text(json.dumps({"sha256": _json_hash(state), "state": state}, indent=1, allow_nan=False))
@@ -299,3 +296,52 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class CheckpointSaver:
+    """Writes one checkpoint at a time in the background. safetensors and hashing let other threads run.
+
+    Args:
+        folder: of all checkpoints.
+        keep: see `write_checkpoint`.
+        say: is told of checkpoints that could not be written.
+    """
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.say = folder, keep, say
+        self.num_failed = 0
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Begin to write; waits for the one before. The tensors must not be changed any more."""
+        self.wait()
+        self._writing = self._pool.submit(write_checkpoint, self.folder, step, tensors, state, self.keep)
+
+    def wait(self, must_succeed: bool = False) -> None:
+        """Until nothing is being written. A checkpoint that could not be written is told of here.
+
+        Args:
+            must_succeed: the run ends here, so that such a checkpoint is an error.
+
+        Raises:
+            CheckpointError: the last one could not be written.
+        """
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except OSError as error:
+            self.num_failed += 1
+            kept = f"Older ones in {self.folder} are as they were"
+            if must_succeed:
+                raise CheckpointError(
+                    f"the last checkpoint could not be written ({error}). {kept}: make room, and go on from there "
+                    "with train.resume=latest"
+                ) from error
+            self.say(f"a checkpoint could not be written ({error}). {kept}; the run goes on and tries again later")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written, so that `wait` does not wait."""
+        return self._writing is None or self._writing.done()

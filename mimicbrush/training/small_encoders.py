@@ -20,8 +20,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from mimicbrush.models.components import LATENT_CHANNELS, small_depth_estimator
 from mimicbrush.models.encoders import encoder_pixels, normalise
-from mimicbrush.models.parts import LATENT_CHANNELS, small_depth_estimator
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD
 

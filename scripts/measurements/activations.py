@@ -49,10 +49,10 @@ class MemorySetting:
         """The networks, without memory."""
         from peers.common_training import CommonTrainee
 
-        from mimicbrush.models.parts import random_parts
-        from mimicbrush.training.method import Trainee
+        from mimicbrush.models.components import random_parts
+        from mimicbrush.training.objective import Trainee
         from mimicbrush.training.options import TrainOptions
-        from mimicbrush.training.speedups import apply_speedups
+        from mimicbrush.training.performance import apply_speedups
 
         with torch.device("meta"):
             parts = random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels)
@@ -116,7 +116,7 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
 
 def _inputs(setting: MemorySetting, trainee: nn.Module, batch: int) -> tuple[Any, ...]:
     """Arguments of a trainee's forward."""
-    from mimicbrush.training.method import Conditions
+    from mimicbrush.training.objective import Conditions
 
     latents = torch.empty(batch, 4, setting.size_px // 8, setting.size_px // 8)
     tokens = torch.empty(batch, 257, trainee.image_projector.config.image_width)

@@ -74,8 +74,8 @@ class EditSetting:
         import torch
         from peers.released_algorithm import ReleasedAlgorithm
 
-        from mimicbrush.models.parts import random_parts
-        from mimicbrush.ops.images import to_tensor
+        from mimicbrush.models.components import random_parts
+        from mimicbrush.ops.canvas import to_tensor
 
         torch.manual_seed(0)
         with torch.device(self.device):
@@ -151,8 +151,8 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     import torch
     from peers.released_algorithm import ReleasedAlgorithm
 
+    from mimicbrush.models.components import random_parts
     from mimicbrush.models.encoders import decode_latents
-    from mimicbrush.models.parts import random_parts
     from mimicbrush.models.reference_attention import project_context
     from mimicbrush.types import ReferenceStates
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mimicbrush.mining.options import MiningOptions
-    from mimicbrush.mining.select import Selection
+    from mimicbrush.mining.pair_selection import Selection
 
 #: x264's default distance of key frames, and that of most clips on the web.
 GOP = 250
@@ -38,8 +38,8 @@ def mining() -> Iterator[Case]:
 def reading_cases(clip: Path) -> Iterator[Case]:
     """The frames of the pairs that are kept, and of all pairs that are compared on the way."""
     from mimicbrush.mining.options import MiningOptions
-    from mimicbrush.mining.reader import PyAVReader
-    from mimicbrush.mining.select import select_pairs
+    from mimicbrush.mining.pair_selection import select_pairs
+    from mimicbrush.mining.video.pyav_reader import PyAVReader
 
     options = MiningOptions()
     selection = select_pairs(PyAVReader().frames(clip), options)
@@ -77,7 +77,7 @@ def write_clip(path: Path) -> Path:
 def _pictures() -> Iterator[np.ndarray]:
     import av
 
-    from mimicbrush.evaluation.clips import ClipSpec, render_frames
+    from mimicbrush.synthetic.clips import ClipSpec, render_frames
 
     width, height = SIZE_PX
     if not REAL_CLIPS[-1].is_file():
@@ -99,7 +99,7 @@ class FramesInOnePass:
         """(H, W, 3) uint8 each, at the stored size."""
         from mimicbrush.mining.jpeg import stored_size
         from mimicbrush.mining.options import MiningOptions
-        from mimicbrush.mining.reader import PyAVReader
+        from mimicbrush.mining.video.pyav_reader import PyAVReader
 
         wanted, found = set(self.numbers), {}
         self.num_decoded = 0
@@ -148,7 +148,7 @@ def decoded_frames(side: Side) -> float:
 
 def compared_frames(selection: Selection, options: MiningOptions) -> list[int]:
     """Frame numbers a, b, a, b, ... of as many pairs as were compared, drawn at random from the candidates."""
-    from mimicbrush.ops.randomness import generator
+    from mimicbrush.ops.counter_rng import generator
 
     step = round(options.candidate_interval_s * FPS)
     reach = int(options.max_gap_s / options.candidate_interval_s)
@@ -163,7 +163,7 @@ def compared_frames(selection: Selection, options: MiningOptions) -> list[int]:
 
 def scaling(clips: Path, folder: Path) -> Iterator[tuple[int, float]]:
     """(workers, seconds) of mining the same clips with one and with two workers; the same bytes are asserted."""
-    from mimicbrush.mining.engines import Resources
+    from mimicbrush.mining.executors import Resources
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.run import mine
 

@@ -18,7 +18,7 @@ from measurements.harness import Case, Side
 if TYPE_CHECKING:
     from mimicbrush.data.options import DataOptions
     from mimicbrush.data.pair import Pair
-    from mimicbrush.data.views import ViewMaker, Views
+    from mimicbrush.data.transforms import ViewMaker, Views
 
 ROOT = Path(__file__).parents[2]
 #: Clips of 1280 x 720 px; where they are absent, clips of the same size are rendered.
@@ -42,7 +42,7 @@ def samples() -> Iterator[Case]:
 
 def clips_in(folder: Path, width_px: int = 1280) -> Path:
     """A folder with real clips, or with rendered ones of this width where there are none."""
-    from mimicbrush.evaluation.clips import TRAIN_PHOTOGRAPHS, ClipSpec, write_clip
+    from mimicbrush.synthetic.clips import TRAIN_PHOTOGRAPHS, ClipSpec, write_clip
 
     folder.mkdir()
     if all(clip.is_file() for clip in REAL_CLIPS):
@@ -58,7 +58,7 @@ def clips_in(folder: Path, width_px: int = 1280) -> Path:
 
 def mined_folder(clips: Path, output: Path) -> Path:
     """Mine with the defaults."""
-    from mimicbrush.mining.engines import Resources
+    from mimicbrush.mining.executors import Resources
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.run import mine
 
@@ -92,7 +92,7 @@ def side(mined: Path, size_px: int, items: int, frames: Frames | None = None) ->
     """
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.options import DataOptions
-    from mimicbrush.data.sources import load_sources
+    from mimicbrush.data.pair_sources import load_sources
 
     options = DataOptions(root=str(mined), video_ratio=1.0, heldout_ratio=0.0)
     dataset = PairDataset(load_sources(options), size_px, options, seed=0)
@@ -111,7 +111,7 @@ def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> Vie
     import cv2
 
     from mimicbrush.data.pair import Pair
-    from mimicbrush.data.views import ViewMaker
+    from mimicbrush.data.transforms import ViewMaker
 
     @dataclass(frozen=True)
     class Held(Pair):

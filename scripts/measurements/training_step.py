@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
     from peers.common_training import CommonTraining
 
-    from mimicbrush.models.parts import Parts
-    from mimicbrush.training.draws import Draws
-    from mimicbrush.training.method import Conditions, FrozenEncoders, Trainee
+    from mimicbrush.models.components import Parts
+    from mimicbrush.training.noise import Draws
+    from mimicbrush.training.objective import Conditions, FrozenEncoders, Trainee
     from mimicbrush.types import TrainBatch
 
 LEARNING_RATE, MAX_GRAD_NORM, EMA_DECAY = 1e-5, 1.0, 0.9999
@@ -49,7 +49,7 @@ class OurTraining:
         """() loss; the gradients are where the optimizer looks for them."""
         import torch
 
-        from mimicbrush.training.method import denoising_loss
+        from mimicbrush.training.objective import denoising_loss
 
         conditions = self.encode(batch, draws)
         device = batch.source.device.type
@@ -62,7 +62,7 @@ class OurTraining:
         """A step: loss, and the norm of the gradients."""
         from torch import nn
 
-        from mimicbrush.training.meters import gradient_norms
+        from mimicbrush.training.metrics import gradient_norms
 
         assert self.adam is not None
         loss = self.loss_and_gradients(batch, draws)
@@ -98,7 +98,7 @@ class StepSetting:
         """Batch and draws on the CPU, as the loader gives them."""
         import torch
 
-        from mimicbrush.training.draws import Draws
+        from mimicbrush.training.noise import Draws
         from mimicbrush.types import TrainBatch
 
         numbers = torch.Generator().manual_seed(0)
@@ -124,7 +124,7 @@ class StepSetting:
         """All parts, on the device, the frozen ones in the type that they run in."""
         import torch
 
-        from mimicbrush.models.parts import random_parts
+        from mimicbrush.models.components import random_parts
 
         torch.manual_seed(0)
         with torch.device(self.device):
@@ -145,9 +145,9 @@ class StepSetting:
         import torch
 
         from mimicbrush.models.options import ModelOptions
-        from mimicbrush.training.method import FrozenEncoders, Trainee
+        from mimicbrush.training.objective import FrozenEncoders, Trainee
         from mimicbrush.training.options import TrainOptions
-        from mimicbrush.training.speedups import apply_speedups
+        from mimicbrush.training.performance import apply_speedups
 
         parts, device = self.networks(), torch.device(self.device)
         trainee = Trainee(

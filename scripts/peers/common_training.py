@@ -27,14 +27,14 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from mimicbrush.models.attention import PlainAttention
+from mimicbrush.models.components import Parts
 from mimicbrush.models.encoders import encode_latents, estimate_depth
-from mimicbrush.models.parts import Parts
 from mimicbrush.models.reference_attention import attention_paths, reference_paths
 from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.ops.images import blank
-from mimicbrush.ops.resample import resize_like_pillow
-from mimicbrush.training.draws import Draws
-from mimicbrush.training.method import Conditions, Prediction
+from mimicbrush.ops.canvas import blank
+from mimicbrush.ops.pillow_resize import resize_like_pillow
+from mimicbrush.training.noise import Draws
+from mimicbrush.training.objective import Conditions, Prediction
 from mimicbrush.types import TrainBatch
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -19,7 +19,7 @@ from PIL import Image
 from mimicbrush.models.attention import PlainAttention
 from mimicbrush.models.encoders import estimate_depth, no_depth
 from mimicbrush.models.reference_attention import attention_paths, reference_paths
-from mimicbrush.ops.images import to_uint8
+from mimicbrush.ops.canvas import to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.types import ReferenceStates
 

@@ -22,8 +22,8 @@ from browser import page_of
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.app.editing import Asked, EditingPage
-from mimicbrush.app.visits import Limits, Visits
+from mimicbrush.app.editing_service import Asked, EditingPage
+from mimicbrush.app.session_files import Limits, Visits
 from mimicbrush.assembly import build_parts
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel

@@ -15,7 +15,7 @@ from browser import page_of
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.app.painter import MaskStore, PainterServer
+from mimicbrush.app.mask_painter import MaskStore, PainterServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

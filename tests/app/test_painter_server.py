@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicbrush.app import painter
-from mimicbrush.app.painter import MaskStore, PainterServer
+from mimicbrush.app import mask_painter
+from mimicbrush.app.mask_painter import MaskStore, PainterServer
 from mimicbrush.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_a_mask_that_does_not_fit_is_refused(server: PainterServer, body: bytes,
 
 
 def test_requests_that_lie_about_their_size_or_kind_are_refused(server: PainterServer) -> None:
-    too_much = str(painter.MAX_UPLOAD_BYTES + 1)
+    too_much = str(mask_painter.MAX_UPLOAD_BYTES + 1)
     for headers, expected in (
         ({"Content_Length": too_much}, 413),
         ({"Content_Length": "-1"}, 411),
@@ -154,7 +154,7 @@ def test_requests_that_lie_about_their_size_or_kind_are_refused(server: PainterS
         status, _ = ask(server, "POST", "/api/mask?name=dogs/01.png", b"", **headers)
         assert status == expected, headers
     assert ask(server, "GET", "/api/picture")[0] == 400
-    assert ask(server, "GET", "/../painter.py")[0] == 404
+    assert ask(server, "GET", "/../mask_painter.py")[0] == 404
     assert ask(server, "POST", "/api/other", b"")[0] == 404
 
 
@@ -185,10 +185,10 @@ def test_uploads_of_one_name_stay_apart_and_the_same_one_is_kept_once(server: Pa
 def test_an_upload_that_is_too_large_or_damaged_is_refused(
     server: PainterServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(painter, "MAX_PAINTED_PIXELS", 1199)
+    monkeypatch.setattr(mask_painter, "MAX_PAINTED_PIXELS", 1199)
     with pytest.raises(InputError, match="too large"):
         server.store.add("a.png", png(mode="RGB"))
-    monkeypatch.setattr(painter, "MAX_PAINTED_PIXELS", 1200)
+    monkeypatch.setattr(mask_painter, "MAX_PAINTED_PIXELS", 1200)
     with pytest.raises(InputError, match=r"^a\.png: not a picture that can be read whole"):
         server.store.add("a.png", png(mode="RGB")[:-30])
     assert not [path for path in (tmp_path / "masks").rglob("*") if path.is_file()]

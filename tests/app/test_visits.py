@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicbrush.app.visits import Limits, Visits
+from mimicbrush.app.session_files import Limits, Visits
 from mimicbrush.errors import InputError
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, as_markdown, as_values, print_table, read_sweep
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.paper import ABLATIONS
-from mimicbrush.training.finished import Finished, write_finished
+from mimicbrush.evaluation.paper_tables import ABLATIONS
+from mimicbrush.training.run_folder import Finished, write_finished
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = {

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from mimicbrush import assembly
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.options import DuringTrainingOptions
+from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.models.options import PretrainedModel, ToyModel
+from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
-from mimicbrush.ops.photometric import JitterRanges
 from mimicbrush.training.options import TrainOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -14,12 +14,12 @@ from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import PairTable, read_manifest, split_pairs
 from mimicbrush.data.options import DataOptions, MaskOptions
 from mimicbrush.data.pair import Pair, decode_jpeg
+from mimicbrush.data.pair_sources import Source, sources_by_kind
 from mimicbrush.data.schema import row
-from mimicbrush.data.sources import Source, sources_by_kind
 from mimicbrush.errors import DataError
+from mimicbrush.ops.canvas import letterbox
+from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
-from mimicbrush.ops.images import letterbox
-from mimicbrush.ops.photometric import JitterRanges
 
 STILL = {
     "geometry": GeometryRanges(flip_probability=0, rotation_deg=0, scale=(1, 1), projective_intensity=0),

@@ -18,8 +18,8 @@ from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.loader import load_batches
 from mimicbrush.data.manifest import INDEX_NAME, read_manifest, write_index
 from mimicbrush.data.options import DataOptions
+from mimicbrush.data.pair_sources import load_sources
 from mimicbrush.data.sampler import RankBatches
-from mimicbrush.data.sources import load_sources
 from mimicbrush.errors import DataError
 from mimicbrush.types import TrainBatch
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicbrush.ops.near_duplicates import (
+from mimicbrush.ops.similarity import (
     LIKELY_AGREEMENT,
     NEAR_DUPLICATE_SSIM,
     agreement,

@@ -9,7 +9,7 @@ from toy_data import write_mined_folder
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.data.options import DataOptions, SourceOptions
-from mimicbrush.data.sources import load_sources, sources_by_kind
+from mimicbrush.data.pair_sources import load_sources, sources_by_kind
 from mimicbrush.errors import DataError, InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 from mimicbrush.data.manifest import PairTable, read_manifest
 from mimicbrush.data.options import IMAGE_STRATEGIES, VIDEO_STRATEGIES, DataOptions, MaskOptions, SegmentOptions
 from mimicbrush.data.pair import Pair
-from mimicbrush.data.views import ViewMaker
+from mimicbrush.data.transforms import ViewMaker
 from mimicbrush.errors import InputError
 from mimicbrush.ops.geometry import GeometryRanges
 

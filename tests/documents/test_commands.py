@@ -24,7 +24,7 @@ from released_snapshot import as_hub_cache, write_snapshot
 from toy_data import photograph
 from toy_run import forget_accelerate, train
 
-from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clips
+from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clips
 
 SIZE = (420, 360)  # of the pictures that are edited: the crop in docs/EDITING.md lies within
 

@@ -15,14 +15,14 @@ from toy_data import photograph
 from toy_run import forget_accelerate, metrics, train, train_with
 from transformers import SiglipVisionModel
 
+from mimicbrush.data.custom_masks import draw_own_mask
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.data.options import DataOptions, MaskOptions
-from mimicbrush.data.own_masks import draw_own_mask
-from mimicbrush.data.views import ViewMaker
+from mimicbrush.data.transforms import ViewMaker
 from mimicbrush.errors import InputError
 from mimicbrush.models import options as model_options
 from mimicbrush.models import token_encoders
-from mimicbrush.pipelines.load import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "EXTENDING.md"
 MASKS, ENCODER = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)

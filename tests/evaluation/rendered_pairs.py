@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from toy_data import jpeg
 
 from mimicbrush.data.schema import SCHEMA, pack_points, row
-from mimicbrush.evaluation.clips import ClipSpec, render_frames
+from mimicbrush.synthetic.clips import ClipSpec, render_frames
 
 BACKGROUNDS = ("coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 

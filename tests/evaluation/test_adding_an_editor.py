@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicbrush.evaluation.benchmark.editors import CaseEditor, CaseInputs, NotApplicableError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
+from mimicbrush.evaluation.editors.registry import CaseEditor, CaseInputs, NotApplicableError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "COMPARING_EDITORS.md"
 

@@ -15,9 +15,9 @@ from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, A
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS, AttentionAtTokens
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.models.attention import attend_with_lse
-from mimicbrush.models.correspondence import CorrespondenceRecord
+from mimicbrush.models.attention_recorder import CorrespondenceRecord
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.reference_attention import reference_paths
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline

@@ -13,12 +13,12 @@ from benchmark_material import view
 from PIL import Image
 
 from mimicbrush.errors import InputError, MimicBrushError, WeightsError
-from mimicbrush.evaluation.benchmark import editors
-from mimicbrush.evaluation.benchmark.editors import CaseInputs, NotApplicableError, check_editor, open_editor
-from mimicbrush.evaluation.benchmark.editors_without_model import blur_fill
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark, BenchmarkWriter, Case, read_benchmark
-from mimicbrush.evaluation.measure import score
-from mimicbrush.ops.files import read_picture
+from mimicbrush.evaluation.editors import registry as editors
+from mimicbrush.evaluation.editors.registry import CaseInputs, NotApplicableError, check_editor, open_editor
+from mimicbrush.evaluation.editors.without_model import blur_fill
+from mimicbrush.evaluation.heldout.reference_gain import score
+from mimicbrush.io.images import read_picture
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_folders_that_are_no_pipeline(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_names_are_checked_before_anything_heavy_is_imported() -> None:
     code = (
-        "import sys; from mimicbrush.evaluation.benchmark.editors import check_editor; check_editor('oracle')\n"
+        "import sys; from mimicbrush.evaluation.editors.registry import check_editor; check_editor('oracle')\n"
         "try: check_editor('reference_only')\n"
         "except Exception as error: print(type(error).__name__)\n"
         "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"

@@ -16,17 +16,18 @@ from toy_editors import write_paint_by_example, write_stable_diffusion
 
 from mimicbrush.assembly import build_parts
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.evaluation.benchmark.editors import CaseEditor, CaseInputs, open_editor
-from mimicbrush.evaluation.benchmark.editors_of_pipelines import PipelineCaseEditor
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
-from mimicbrush.evaluation.benchmark.reference_only import reading_unet
+from mimicbrush.evaluation.editors.mimicbrush import PipelineCaseEditor
+from mimicbrush.evaluation.editors.reference_only import reading_unet
+from mimicbrush.evaluation.editors.registry import CaseEditor, CaseInputs, open_editor
+from mimicbrush.io.images import read_picture
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.files import read_picture
-from mimicbrush.ops.images import crop_back
-from mimicbrush.ops.reference_part import ReferencePart
-from mimicbrush.pipelines import MimicBrushPipeline, auto_zoom
-from mimicbrush.pipelines.load import load_pipeline, seeded
+from mimicbrush.ops.canvas import crop_back
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.editing import auto_zoom
+from mimicbrush.pipelines.editing.reference_part import ReferencePart
+from mimicbrush.pipelines.loading import load_pipeline, seeded
 
 FAST = {"device": "cpu", "num_inference_steps": 2}
 

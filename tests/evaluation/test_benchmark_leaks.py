@@ -14,8 +14,8 @@ from PIL import Image
 
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark.inter_id import same_part
-from mimicbrush.evaluation.benchmark.part_boxes import PART_SIDE_RATIO, best_boxes, look_at, matched_boxes
+from mimicbrush.evaluation.benchmark_builder.inter_id import same_part
+from mimicbrush.evaluation.benchmark_builder.part_boxes import PART_SIDE_RATIO, best_boxes, look_at, matched_boxes
 
 
 def test_a_picture_that_was_trained_on_is_refused_and_both_are_named(pictures: Path, tmp_path: Path) -> None:

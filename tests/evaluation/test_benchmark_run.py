@@ -34,9 +34,9 @@ from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter, read_benchma
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run import evaluate_benchmark
-from mimicbrush.evaluation.benchmark.runner import VARIANTS
-from mimicbrush.ops.files import read_picture
-from mimicbrush.ops.images import paste_back
+from mimicbrush.evaluation.benchmark.run_editor import VARIANTS
+from mimicbrush.io.images import read_picture
+from mimicbrush.ops.canvas import paste_back
 
 ROOT = Path(__file__).parents[2]
 BOX = (30, 20, 90, 80)

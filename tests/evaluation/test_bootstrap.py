@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mimicbrush.evaluation.bootstrap import cluster_interval
+from mimicbrush.evaluation.statistics import cluster_interval
 
 
 def test_one_value_per_source_is_the_plain_bootstrap_of_scipy() -> None:

@@ -27,10 +27,10 @@ from benchmark_material import (
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark.builder import BuildOptions, build_benchmark
 from mimicbrush.evaluation.benchmark.layout import TRACKS, read_benchmark
-from mimicbrush.evaluation.benchmark.part_boxes import PART_SIDE_RATIO
-from mimicbrush.evaluation.heldout import HASH_DIGITS
+from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, build_benchmark
+from mimicbrush.evaluation.benchmark_builder.part_boxes import PART_SIDE_RATIO
+from mimicbrush.evaluation.heldout.selection import HASH_DIGITS
 from mimicbrush.ops.masks import mask_box
 
 ROOT = Path(__file__).parents[2]

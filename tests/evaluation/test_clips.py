@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.clips import (
+from mimicbrush.ops.keypoints import match_keypoints
+from mimicbrush.synthetic.clips import (
     HELDOUT_PHOTOGRAPHS,
     TRAIN_PHOTOGRAPHS,
     ClipSpec,
@@ -19,8 +20,7 @@ from mimicbrush.evaluation.clips import (
     write_clip,
     write_clips,
 )
-from mimicbrush.evaluation.small_model_data import training_clips
-from mimicbrush.ops.keypoints import match_keypoints
+from mimicbrush.synthetic.small_model_data import training_clips
 
 SHORT = ClipSpec("coffee.png", ("chelsea.png",), seed=1, seconds=0.75, width_px=160, height_px=120)
 

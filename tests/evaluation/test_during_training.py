@@ -14,11 +14,11 @@ from PIL import Image
 from mimicbrush.assembly import build_parts
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError, WeightsError
-from mimicbrush.evaluation.during_training import LOG_FILE, TABLE_COLUMNS, HeldOutEvaluation, HeldOutResult
-from mimicbrush.evaluation.editors import Editor, PipelineEditor
-from mimicbrush.evaluation.gains import GAINS
-from mimicbrush.evaluation.options import DuringTrainingOptions, EvaluationOptions
-from mimicbrush.evaluation.run import evaluate
+from mimicbrush.evaluation.editors.pair_editors import Editor, PipelineEditor
+from mimicbrush.evaluation.heldout.during_training import LOG_FILE, TABLE_COLUMNS, HeldOutEvaluation, HeldOutResult
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.options import DuringTrainingOptions, EvaluationOptions
+from mimicbrush.evaluation.heldout.run import evaluate
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline

@@ -7,7 +7,7 @@ import pytest
 
 from mimicbrush.assembly import build_parts
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.editors import PipelineEditor, check_pipeline_folder
+from mimicbrush.evaluation.editors.pair_editors import PipelineEditor, check_pipeline_folder
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline

@@ -27,7 +27,7 @@ from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run import evaluate_benchmark
-from mimicbrush.evaluation.bootstrap import cluster_interval
+from mimicbrush.evaluation.statistics import cluster_interval
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
-from mimicbrush.evaluation.options import EvaluationOptions
+from mimicbrush.evaluation.heldout.options import EvaluationOptions
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 from mimicbrush.data.manifest import split_pairs
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout import TrainingData, read_training_data, select_pairs, spread_pairs
+from mimicbrush.evaluation.heldout.selection import TrainingData, read_training_data, select_pairs, spread_pairs
 
 
 def _trained_on(pairs: list[Pair], ratio: float = 0.1) -> TrainingData:

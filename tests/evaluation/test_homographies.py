@@ -12,8 +12,7 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.evaluation.benchmark.material import file_sha256
-from mimicbrush.evaluation.heldout import HASH_DIGITS, TrainingData
+from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData
 from mimicbrush.evaluation.keypoint_transfer.homographies import (
     STRENGTHS,
     homography_tasks,
@@ -22,6 +21,7 @@ from mimicbrush.evaluation.keypoint_transfer.homographies import (
     unseen_photographs,
 )
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
+from mimicbrush.io.hashing import hash_file
 
 #: From the 300 x 200 px of the first picture to the 240 x 260 px of the others.
 MATRICES = {
@@ -172,10 +172,10 @@ def test_views_hang_on_the_photograph_and_the_seed_alone(photographs: Path) -> N
 
 def test_photographs_that_were_trained_on_are_left_out(photographs: Path, tmp_path: Path) -> None:
     files, _ = unseen_photographs(photographs, None)
-    training = TrainingData(0.1, frozenset({file_sha256(files[0])[:HASH_DIGITS]}))
+    training = TrainingData(0.1, frozenset({hash_file(files[0])[:HASH_DIGITS]}))
     assert unseen_photographs(photographs, training) == (files[1:], files[:1])
     with pytest.raises(InputError, match="trained on all 3"):
-        unseen_photographs(photographs, TrainingData(0.1, frozenset(file_sha256(f)[:HASH_DIGITS] for f in files)))
+        unseen_photographs(photographs, TrainingData(0.1, frozenset(hash_file(f)[:HASH_DIGITS] for f in files)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no photographs"):
         unseen_photographs(tmp_path / "empty", None)

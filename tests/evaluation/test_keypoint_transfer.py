@@ -22,8 +22,8 @@ from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, A
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import AttentionAtTokens
 from mimicbrush.evaluation.keypoint_transfer.picture import RIGHT, WRONG, draw_transfers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, spair_tasks, warped_tasks
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 

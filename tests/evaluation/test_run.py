@@ -14,10 +14,10 @@ from toy_data import photograph
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation import baselines
-from mimicbrush.evaluation.bootstrap import MIN_SOURCES
-from mimicbrush.evaluation.gains import GAINS
-from mimicbrush.evaluation.measure import (
+from mimicbrush.evaluation.editors import baselines
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.options import EvaluationOptions
+from mimicbrush.evaluation.heldout.reference_gain import (
     DEFINITIONS,
     PSNR_CAP_DB,
     ROWS,
@@ -27,14 +27,14 @@ from mimicbrush.evaluation.measure import (
     score,
     summarise,
 )
-from mimicbrush.evaluation.options import EvaluationOptions
-from mimicbrush.evaluation.report import gain_sentences, summary
-from mimicbrush.evaluation.run import evaluate
-from mimicbrush.ops.files import ASIDE_PATTERN
-from mimicbrush.ops.images import letterbox, letterbox_mask
+from mimicbrush.evaluation.heldout.report import gain_sentences, summary
+from mimicbrush.evaluation.heldout.run import evaluate
+from mimicbrush.evaluation.statistics import MIN_SOURCES
+from mimicbrush.io.atomic import ASIDE_PATTERN
+from mimicbrush.ops.canvas import letterbox, letterbox_mask
 from mimicbrush.ops.similarity import psnr_inside
-from mimicbrush.pipelines.edit_inputs import read_inputs
-from mimicbrush.pipelines.edit_list import collect_edits
+from mimicbrush.pipelines.editing.inputs import read_inputs
+from mimicbrush.pipelines.editing.requests import collect_edits
 
 SIZE = 48
 OPTIONS = EvaluationOptions(batch_size=3)

@@ -5,8 +5,8 @@ import pytest
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.samples import load_sample, plan_samples
-from mimicbrush.ops.images import letterbox
+from mimicbrush.evaluation.heldout.samples import load_sample, plan_samples
+from mimicbrush.ops.canvas import letterbox
 
 SIZE = 48
 

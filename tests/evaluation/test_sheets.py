@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.evaluation.sheets import (
+from mimicbrush.evaluation.heldout.pairs_sheet import pairs_sheet
+from mimicbrush.ops.contact_sheet import (
     SheetRow,
     contact_sheet,
     fit_cell,
-    pairs_sheet,
     sheet_size,
 )
-from mimicbrush.ops.panels import match_panel
+from mimicbrush.ops.plot import match_panel
 
 
 def test_a_sheet_has_the_stated_size_and_shows_its_cells() -> None:

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
-from mimicbrush.evaluation.editors import PipelineEditor
-from mimicbrush.evaluation.heldout import read_training_data
+from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
+from mimicbrush.evaluation.heldout.samples import WARP
+from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.methods import same_place
 from mimicbrush.evaluation.keypoint_transfer.pck import correct
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
-from mimicbrush.evaluation.samples import WARP
-from mimicbrush.evaluation.shipped import SHIPPED_MODEL, model_folder, shipped_size_px
+from mimicbrush.ops.canvas import IMAGE_FILL, letterbox
+from mimicbrush.ops.counter_rng import generator
 from mimicbrush.ops.geometry import inside, random_matrix, transform_points, warp
-from mimicbrush.ops.images import IMAGE_FILL, letterbox
-from mimicbrush.ops.randomness import generator
-from mimicbrush.pipelines.load import load_pipeline
+from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.pipelines.small_model import SHIPPED_MODEL, model_folder, shipped_size_px
+from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
 
 SCENES = 8
 

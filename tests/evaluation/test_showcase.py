@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.evaluation.editing import edit_batch, load_sets
-from mimicbrush.evaluation.options import EvaluationOptions
-from mimicbrush.evaluation.run import evaluate
-from mimicbrush.evaluation.samples import SamplePlan, plan_samples
-from mimicbrush.evaluation.sheets import cell_corner, cell_fit
-from mimicbrush.evaluation.showcase import (
+from mimicbrush.evaluation.heldout.options import EvaluationOptions
+from mimicbrush.evaluation.heldout.run import evaluate
+from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples
+from mimicbrush.evaluation.heldout.scoring import edit_batch, load_sets
+from mimicbrush.evaluation.heldout.showcase import (
     COLUMNS,
     ShowcaseRow,
     choose_rows,
@@ -23,8 +22,9 @@ from mimicbrush.evaluation.showcase import (
     hole_over_what_moved,
     showcase_sheet,
 )
+from mimicbrush.ops.contact_sheet import cell_corner, cell_fit
 from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.panels import HOLE_RIM
+from mimicbrush.ops.plot import HOLE_RIM
 
 SIZE = 48
 

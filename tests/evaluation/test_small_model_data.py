@@ -11,12 +11,12 @@ import skimage
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation import small_model_data
-from mimicbrush.evaluation.clips import HELDOUT_PHOTOGRAPHS, ClipSpec, render_with_depth
-from mimicbrush.evaluation.leaves import dead_leaves
-from mimicbrush.mining.images import read_segmented_image
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.ops.randomness import generator
+from mimicbrush.mining.segmented_images import read_segmented_image
+from mimicbrush.ops.counter_rng import generator
+from mimicbrush.synthetic import small_model_data
+from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, ClipSpec, render_with_depth
+from mimicbrush.synthetic.dead_leaves import dead_leaves
 
 ROOT = Path(__file__).parents[2]
 

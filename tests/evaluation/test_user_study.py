@@ -17,8 +17,8 @@ from PIL import Image
 
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter, TrackName, read_benchmark
-from mimicbrush.evaluation.benchmark.user_study import ANSWERS_FORMAT, QUESTIONS, make_study
-from mimicbrush.evaluation.benchmark.user_study_score import crossed_interval, score_study, score_table
+from mimicbrush.evaluation.user_study.pages import ANSWERS_FORMAT, QUESTIONS, make_study
+from mimicbrush.evaluation.user_study.score import crossed_interval, score_study, score_table
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

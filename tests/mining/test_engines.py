@@ -17,12 +17,12 @@ from mining_inputs import moving_camera, tree, write_clip, write_clips
 from mimicbrush.data.manifest import read_rows
 from mimicbrush.errors import DataError
 from mimicbrush.mining import shards
-from mimicbrush.mining.engines import Resources
-from mimicbrush.mining.isolation import IsolatedReaders
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
-from mimicbrush.mining.reader import PyAVReader, VideoFrame
 from mimicbrush.mining.run import mine
+from mimicbrush.mining.video.pyav_reader import PyAVReader, VideoFrame
+from mimicbrush.mining.worker_pool import IsolatedReaders
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)

@@ -13,8 +13,8 @@ from mining_inputs import photograph_with_segments, tree, write_clips, write_pho
 
 from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.mining.engines import Resources
-from mimicbrush.mining.inputs import read_input_list
+from mimicbrush.mining.executors import Resources
+from mimicbrush.mining.input_list import read_input_list
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.run import ArrayTask, mine
 

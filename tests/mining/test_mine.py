@@ -27,14 +27,14 @@ from mining_inputs import (
 
 from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
-from mimicbrush.mining.reader import PyAVReader, VideoFrame
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.run import mine
 from mimicbrush.mining.summary import Summary
-from mimicbrush.mining.work import mine_item
+from mimicbrush.mining.video.pyav_reader import PyAVReader, VideoFrame
+from mimicbrush.mining.worker import mine_item
 
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)
 ONE_WORKER = Resources(workers=1, timeout_s=60)
@@ -192,7 +192,7 @@ def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(tmp_path: Path
     command = f"""
 import sys
 from pathlib import Path
-from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.run import mine
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import yaml
 from mining_inputs import write_clips
 
 from mimicbrush.data.schema import SCHEMA
-from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.run import ArrayTask
-from mimicbrush.mining.verify import verify
+from mimicbrush.mining.verify.folder import verify
 
 ROOT = Path(__file__).parents[2]
 Mine = Callable[..., subprocess.CompletedProcess[str]]

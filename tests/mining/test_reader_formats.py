@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mining_inputs import moving_camera, write_clip
 
-from mimicbrush.mining.reader import PyAVReader
 from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.video.pyav_reader import PyAVReader
 
 QUIET = "log-level=none"
 SIZE_PX = (160, 96)

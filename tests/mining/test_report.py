@@ -17,12 +17,12 @@ from PIL import Image
 
 from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.errors import DataError
-from mimicbrush.mining import report_numbers as numbers
-from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.plots import Histogram, Mark, histogram_svg
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
-from mimicbrush.mining.report import report_html, write_report
+from mimicbrush.mining.report import statistics
+from mimicbrush.mining.report.page import report_html, write_report
+from mimicbrush.mining.report.plots import Histogram, Mark, histogram_svg
 from mimicbrush.mining.run import mine
 from mimicbrush.ops.geometry import letterbox_matrix, transform_points
 
@@ -159,7 +159,7 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
     out = folder / "out"
     sizes = [path.stat().st_size for name in ("shards", "manifest", "audit") for path in (out / name).iterdir()]
     total = sum(sizes) + (out / "index.arrow").stat().st_size
-    assert sum(numbers.bytes_on_disk(out).values()) == total
+    assert sum(statistics.bytes_on_disk(out).values()) == total
     pairs = len(read_manifest(out))
     assert f"per pair {total / pairs / 1000:.3g} kB" in page.text.replace("\xa0", " ")
     timings = [json.loads(path.read_text()) for path in (out / "timing").iterdir()]
@@ -175,11 +175,11 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
 def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
     pairs = read_manifest(folder / "out")
     videos = pairs.where(pairs.column("kind") == "video")
-    found = numbers.mask_figures(videos)
+    found = statistics.mask_figures(videos)
     assert len(found.hidden) == len(videos)
     by_hand = []
     for pair in videos:
-        mask, n = numbers.grid_mask(pair)
+        mask, n = statistics.grid_mask(pair)
         height, width = pair.size_px
         # Cell by cell and pixel by pixel, over the part of the canvas that the picture covers.
         inside = np.zeros((256, 256), bool)
@@ -256,13 +256,13 @@ def test_a_folder_without_pairs_and_one_without_a_plan(tmp_path: Path, mined: Pa
 def test_the_sample_is_spread_and_does_not_hang_on_the_order() -> None:
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 50, 5000)
-    keys = numbers.row_keys(groups.astype(np.uint64), np.arange(5000))
+    keys = statistics.row_keys(groups.astype(np.uint64), np.arange(5000))
     assert len(np.unique(keys)) == 5000
-    chosen = numbers.spread(groups, keys, 50)
+    chosen = statistics.spread(groups, keys, 50)
     assert len(np.unique(groups[chosen])) == 50
     order = rng.permutation(5000)
-    assert set(order[numbers.spread(groups[order], keys[order], 60)]) == set(numbers.spread(groups, keys, 60))
-    assert len(numbers.spread(groups[:0], keys[:0], 60)) == 0
+    assert set(order[statistics.spread(groups[order], keys[order], 60)]) == set(statistics.spread(groups, keys, 60))
+    assert len(statistics.spread(groups[:0], keys[:0], 60)) == 0
 
 
 def test_a_histogram_draws_every_bin_and_escapes_its_words() -> None:

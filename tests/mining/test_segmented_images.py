@@ -12,9 +12,9 @@ from mining_inputs import photograph_with_segments, write_tar
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mimicbrush.mining.images import list_archive, open_archive, read_member, read_segmented_image
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.segmented_images import list_archive, open_archive, read_member, read_segmented_image
 from mimicbrush.ops.segments import decode_segment, read_annotation
 
 OPTIONS = MiningOptions()

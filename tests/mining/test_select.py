@@ -16,8 +16,8 @@ from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.errors import InputError
 from mimicbrush.mining.jpeg import stored_size
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.reader import VideoFrame
-from mimicbrush.mining.select import select_pairs
+from mimicbrush.mining.pair_selection import select_pairs
+from mimicbrush.mining.video.pyav_reader import VideoFrame
 
 OPTIONS = MiningOptions()
 

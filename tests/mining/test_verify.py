@@ -17,10 +17,10 @@ from mining_inputs import photograph_with_segments, write_clips, write_photograp
 from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.data.schema import SCHEMA
 from mimicbrush.errors import InputError
-from mimicbrush.mining.engines import Resources
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.run import mine
-from mimicbrush.mining.verify import verify
+from mimicbrush.mining.verify.folder import verify
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ from planted_attention import plant
 from toy_data import photograph
 
 from mimicbrush.models.attention import attend_with_lse
-from mimicbrush.models.correspondence import CorrespondenceRecord
+from mimicbrush.models.attention_recorder import CorrespondenceRecord
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.reference_attention import reference_paths
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.correspondence import TITLE_PX, Correspondence, draw_correspondence

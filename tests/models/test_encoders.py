@@ -10,12 +10,12 @@ from toy_data import PHOTOGRAPHS, photograph
 from transformers import CLIPImageProcessorPil
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.encoders import decode_latents, encode_image_tokens, encode_latents, estimate_depth, no_depth
 from mimicbrush.models.options import PretrainedModel, ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
-from mimicbrush.models.weights import find_weights
-from mimicbrush.ops.images import letterbox, to_tensor
+from mimicbrush.models.pretrained.weights import find_weights
+from mimicbrush.ops.canvas import letterbox, to_tensor
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)

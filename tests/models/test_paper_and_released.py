@@ -11,14 +11,14 @@ import torch
 from toy_data import photograph
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ModelOptions, ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.reference_attention import install_readers, reference_paths
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
-from mimicbrush.ops.images import letterbox, letterbox_mask
+from mimicbrush.ops.canvas import letterbox, letterbox_mask
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.load import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded
 from mimicbrush.types import ReferenceStates
 
 #: option -> (default, the other choice).

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from mimicbrush.models.components import Parts, toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import Parts, toy_parts
 from mimicbrush.models.reference_attention import install_readers, reference_paths
 from mimicbrush.types import ReferenceStates
 

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from starting_weights import REPOSITORIES, model_of, weights_file, write_repositories
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.components import pretrained_parts, random_parts
 from mimicbrush.models.options import PretrainedModel
-from mimicbrush.models.parts import pretrained_parts, random_parts
-from mimicbrush.models.stored_weights import hub_name
-from mimicbrush.models.weight_facts import examine
-from mimicbrush.models.weight_fetching import provide_weights
-from mimicbrush.models.weights import LAYOUTS
+from mimicbrush.models.pretrained.fetch import provide_weights
+from mimicbrush.models.pretrained.requirements import examine
+from mimicbrush.models.pretrained.stored_weights import hub_name
+from mimicbrush.models.pretrained.weights import LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_other_sizes_than_the_papers_are_noted(hub: Path) -> None:
 
 def test_looking_at_files_imports_nothing_heavy() -> None:
     code = (
-        "import sys, mimicbrush.models.weight_facts, mimicbrush.pipelines.conventions\n"
+        "import sys, mimicbrush.models.pretrained.requirements, mimicbrush.pipelines.folder\n"
         "sys.exit(str({'torch', 'diffusers', 'transformers'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

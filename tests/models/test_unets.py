@@ -7,8 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import install_writers
 from mimicbrush.models.unets import ReferenceUNet, widen_conv_in

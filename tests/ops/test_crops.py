@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mimicbrush.errors import InputError
+from mimicbrush.ops.canvas import crop_back, letterbox
 from mimicbrush.ops.crops import Placement, crop, square_around
-from mimicbrush.ops.images import crop_back, letterbox
 from mimicbrush.ops.masks import mask_box
 
 

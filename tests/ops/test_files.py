@@ -14,18 +14,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mimicbrush.errors import InputError
-from mimicbrush.ops import files
-from mimicbrush.ops.files import (
-    ASIDE_PATTERN,
-    brightest_stored,
-    check_writable,
-    path_inside,
-    read_picture,
-    replace_folder,
-    upright,
-    write_aside,
-    write_picture,
-)
+from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside
+from mimicbrush.io.images import brightest_stored, check_writable, read_picture, upright, write_picture
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -281,7 +271,7 @@ def test_pillows_limit_is_ours_only_while_we_read(tmp_path: Path, monkeypatch: p
     assert read_picture(tmp_path / "a.png", "L").size == (100, 100)
     assert Image.MAX_IMAGE_PIXELS == 10
     for limit in (9_999, 100):  # Pillow would warn of the first and refuse the second
-        monkeypatch.setattr(files, "MAX_PIXELS", limit)
+        monkeypatch.setattr(images, "MAX_PIXELS", limit)
         for filters in ("error", "ignore"):
             with warnings.catch_warnings():
                 warnings.simplefilter(filters)
@@ -325,7 +315,7 @@ def test_paths_of_a_list_stay_in_its_folder(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     # Nor by what scripts/infer.py checks before it loads a model.
-    modules = "mimicbrush.ops.files, mimicbrush.pipelines.edit_batch"
+    modules = "mimicbrush.io.images, mimicbrush.pipelines.editing.batch"
     code = f"import sys, {modules}; print({{'torch', 'cv2', 'skimage', 'scipy', 'pyarrow'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mimicbrush.ops.canvas import letterbox
 from mimicbrush.ops.geometry import (
     GeometryRanges,
     inside,
@@ -13,7 +14,6 @@ from mimicbrush.ops.geometry import (
     transform_points,
     warp,
 )
-from mimicbrush.ops.images import letterbox
 
 
 def _centroid(image: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mimicbrush.ops.images import blank, crop_back, letterbox, letterbox_mask, paste_back, to_tensor, to_uint8
+from mimicbrush.ops.canvas import blank, crop_back, letterbox, letterbox_mask, paste_back, to_tensor, to_uint8
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 40), (100, 30)])

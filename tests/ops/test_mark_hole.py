@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from mimicbrush.evaluation.sheets import fit_cell
-from mimicbrush.ops.panels import HOLE_RIM, mark_hole
+from mimicbrush.ops.contact_sheet import fit_cell
+from mimicbrush.ops.plot import HOLE_RIM, mark_hole
 
 COLOURS = [(0, 0, 0), (255, 255, 255), (128, 128, 128), (95, 95, 95), (185, 185, 185), (140, 140, 140), (200, 30, 160)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_data import PHOTOGRAPHS, photograph
 
-from mimicbrush.ops.near_duplicates import (
+from mimicbrush.ops.similarity import (
     LIKELY_AGREEMENT,
     NEAR_DUPLICATE_SSIM,
     agreement,

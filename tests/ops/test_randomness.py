@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimicbrush.ops.randomness import generator, mix, permuted
+from mimicbrush.ops.counter_rng import generator, mix, permuted
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 1000])

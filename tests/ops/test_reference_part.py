@@ -7,7 +7,7 @@ import pytest
 
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Box
-from mimicbrush.ops.reference_part import ReferencePart, looked_at
+from mimicbrush.pipelines.editing.reference_part import ReferencePart, looked_at
 
 AREA: Box = (0, 0, 640, 480)
 TOKEN_PX = 20.0

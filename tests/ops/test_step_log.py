@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mimicbrush.ops.files import ASIDE_PATTERN
-from mimicbrush.ops.step_log import StepLog, read_steps
+from mimicbrush.io.atomic import ASIDE_PATTERN
+from mimicbrush.io.jsonl import StepLog, read_steps
 
 
 def test_what_is_appended_is_read(tmp_path: Path) -> None:

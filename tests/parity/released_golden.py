@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet

@@ -9,10 +9,10 @@ from peers.released_algorithm import ReleasedAlgorithm
 from released_golden import GoldenPipeline, golden_path
 from toy_data import photograph
 
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.images import IMAGE_FILL, letterbox, letterbox_mask, to_tensor
+from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
 
 

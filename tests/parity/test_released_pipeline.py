@@ -9,7 +9,7 @@ import torch
 from released_golden import GoldenPipeline, golden_path
 
 from mimicbrush.models.encoders import encode_image_tokens, encode_no_image_tokens
-from mimicbrush.ops.images import IMAGE_FILL, MASK_THRESHOLD, blank, letterbox, to_tensor, to_uint8
+from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, blank, letterbox, to_tensor, to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
 
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ import pytest
 from released_golden import golden_path, mask_of
 from safetensors.numpy import load_file
 
-from mimicbrush.ops.images import IMAGE_FILL, crop_back, letterbox, letterbox_mask, paste_back
+from mimicbrush.ops.canvas import IMAGE_FILL, crop_back, letterbox, letterbox_mask, paste_back
 
 Case = dict[str, np.ndarray]
 

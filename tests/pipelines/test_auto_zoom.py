@@ -11,10 +11,11 @@ from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Box
-from mimicbrush.ops.reference_part import ReferencePart
-from mimicbrush.pipelines import MimicBrushPipeline, auto_zoom
-from mimicbrush.pipelines.auto_zoom import edit_zoomed
-from mimicbrush.pipelines.load import seeded
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.editing import auto_zoom
+from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
+from mimicbrush.pipelines.editing.reference_part import ReferencePart
+from mimicbrush.pipelines.loading import seeded
 
 STEPS = {"num_inference_steps": 2}
 

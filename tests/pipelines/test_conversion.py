@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import RELEASED_CONVENTIONS
+from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.stored_weights import POSITION_IDS
 from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.pipelines.conversion.comparing import compare_part, compare_with_stock
-from mimicbrush.pipelines.conversion.exporting import export_released
-from mimicbrush.pipelines.conversion.importing import import_released
+from mimicbrush.pipelines.conversion.comparison import compare_part, compare_with_stock
+from mimicbrush.pipelines.conversion.export_released import export_released
+from mimicbrush.pipelines.conversion.import_released import import_released
 from mimicbrush.pipelines.conversion.key_maps import cast
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
-from mimicbrush.pipelines.load import load_pipeline
+from mimicbrush.pipelines.loading import load_pipeline
 
 ROOT = Path(__file__).parents[2]
 STOCK = ("inpainting", "sd15", "image_encoder")

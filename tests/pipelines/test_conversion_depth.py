@@ -12,15 +12,15 @@ from original_depth_anything import OriginalDepthAnything
 from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.parts import random_parts
-from mimicbrush.models.stored_weights import hub_name
+from mimicbrush.models.components import random_parts
+from mimicbrush.models.pretrained.stored_weights import hub_name
 from mimicbrush.pipelines.conversion.depth_anything import (
     depth_estimator,
     hub_weights,
     original_config,
     original_names,
 )
-from mimicbrush.pipelines.conversion.reading import read_state_dict
+from mimicbrush.pipelines.conversion.untrusted_files import read_state_dict
 
 SIDE = 3  # patches
 

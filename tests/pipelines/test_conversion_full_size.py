@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.parts import Parts, random_parts
-from mimicbrush.models.stored_weights import POSITION_IDS
-from mimicbrush.pipelines.conversion.comparing import dead_keys
-from mimicbrush.pipelines.conversion.importing import filled_networks
+from mimicbrush.models.components import Parts, random_parts
+from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
+from mimicbrush.pipelines.conversion.comparison import dead_keys
+from mimicbrush.pipelines.conversion.import_released import filled_networks
 from mimicbrush.pipelines.conversion.key_maps import PARTS, split_parts
 
 # As the hub's config.json of Stable Diffusion 1.5 says it.

@@ -19,7 +19,7 @@ from released_snapshot import COMMITS, as_hub_cache, write_snapshot
 from mimicbrush import assembly
 from mimicbrush.errors import WeightsError
 from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
-from mimicbrush.pipelines.load import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded
 
 ROOT = Path(__file__).parents[2]
 

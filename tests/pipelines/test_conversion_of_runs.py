@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mimicbrush import assembly
 from mimicbrush.errors import WeightsError
-from mimicbrush.pipelines.conversion.exporting import export_released
+from mimicbrush.pipelines.conversion.export_released import export_released
 from mimicbrush.pipelines.conversion.key_maps import PARTS
 
 ROOT = Path(__file__).parents[2]

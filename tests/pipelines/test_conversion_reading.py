@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.stored_weights import POSITION_IDS, check_fit, present_vae_names
+from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, check_fit, present_vae_names
 from mimicbrush.pipelines.conversion.inspection import inspect_weights
 from mimicbrush.pipelines.conversion.key_maps import (
     split_parts,
     with_position_ids,
     without_position_ids,
 )
-from mimicbrush.pipelines.conversion.reading import read_entries, read_files, read_state_dict, weights_of
+from mimicbrush.pipelines.conversion.untrusted_files import read_entries, read_files, read_state_dict, weights_of
 
 
 class Malicious:

@@ -17,7 +17,7 @@ from toy_edit import an_edit, build, latents_of
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.load import seeded
+from mimicbrush.pipelines.loading import seeded
 
 #: With and without the reference U-Net at every step, and with everything that is there to be called.
 WAYS = [

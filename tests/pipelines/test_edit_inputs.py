@@ -11,8 +11,8 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.errors import InputError
-from mimicbrush.pipelines.edit_inputs import read_inputs
-from mimicbrush.pipelines.edit_list import Edit
+from mimicbrush.pipelines.editing.inputs import read_inputs
+from mimicbrush.pipelines.editing.requests import Edit
 
 
 @pytest.fixture

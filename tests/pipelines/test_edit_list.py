@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimicbrush.errors import InputError
-from mimicbrush.pipelines.edit_list import Edit, collect_edits, numbered
+from mimicbrush.pipelines.editing.requests import Edit, collect_edits, numbered
 
 LINE = {"source": "s.png", "mask": "m.png", "reference": "r.png"}
 

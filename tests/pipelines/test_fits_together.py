@@ -10,11 +10,11 @@ import torch
 from toy_data import photograph
 
 from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.load import seeded
+from mimicbrush.pipelines.loading import seeded
 
 SOURCES = [photograph("coffee.png")[:90, :120], photograph("astronaut.png")[:100, :80]]
 REFERENCES = [photograph("chelsea.png")[:200, :160], photograph("rocket.jpg")[:120, :200]]

@@ -15,7 +15,7 @@ from toy_edit import an_edit, build, edits, latents_of
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.load import seeded
+from mimicbrush.pipelines.loading import seeded
 
 Tensors = dict[str, torch.Tensor]
 

@@ -10,12 +10,12 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.images import crop_back, paste_back
+from mimicbrush.ops.canvas import crop_back, paste_back
 from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
-from mimicbrush.pipelines.load import load_pipeline, on_device, seeded
+from mimicbrush.pipelines.loading import load_pipeline, on_device, seeded
 
 
 @pytest.fixture(scope="module")

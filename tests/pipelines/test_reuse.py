@@ -14,7 +14,7 @@ from toy_edit import an_edit, build, latents_of
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.projectors import ImageProjector
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.load import seeded
+from mimicbrush.pipelines.loading import seeded
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])

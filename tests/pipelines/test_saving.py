@@ -20,7 +20,8 @@ from toy_edit import build, latents_of
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
-from mimicbrush.pipelines import MimicBrushPipeline, publishing
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines import hub as pipeline_hub
 
 CONVENTIONS = {
     "reference_blend": 0.5,
@@ -227,8 +228,8 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub(None)
-    for module in (diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils, publishing):
-        monkeypatch.setattr(module, "create_repo", hub.create_repo, raising=module is not publishing)
+    for module in (diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils, pipeline_hub):
+        monkeypatch.setattr(module, "create_repo", hub.create_repo, raising=module is not pipeline_hub)
     monkeypatch.setattr(diffusers.utils.hub_utils, "upload_folder", hub.upload_folder)
     monkeypatch.setattr(ModelCard, "load", hub.load_card)
     return hub

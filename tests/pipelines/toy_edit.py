@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from toy_data import photograph
 
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.load import seeded
+from mimicbrush.pipelines.loading import seeded
 
 Edit = dict[str, Image.Image]
 

@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from mimicbrush import assembly
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation import shipped
-from mimicbrush.evaluation.showcase import hole_over_what_moved
-from mimicbrush.pipelines.edit_inputs import read_inputs
-from mimicbrush.pipelines.edit_list import collect_edits
+from mimicbrush.evaluation.heldout.showcase import hole_over_what_moved
+from mimicbrush.pipelines import small_model as shipped
+from mimicbrush.pipelines.editing.inputs import read_inputs
+from mimicbrush.pipelines.editing.requests import collect_edits
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "scripts" / "demo.py"

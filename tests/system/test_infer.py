@@ -21,12 +21,12 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.errors import run_plainly
+from mimicbrush.io.images import read_picture
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import square_around
-from mimicbrush.ops.files import read_picture
 from mimicbrush.pipelines import MimicBrushPipeline
 
 ROOT = Path(__file__).parents[2]

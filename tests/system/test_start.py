@@ -24,7 +24,7 @@ def test_optional_packages_are_absent_here() -> None:
 
 def test_every_module_imports_without_them() -> None:
     for module in pkgutil.walk_packages(mimicbrush.__path__, "mimicbrush."):
-        if module.name != "mimicbrush.app.editing_app":  # made of gradio; scripts/app.py asks for it first
+        if module.name != "mimicbrush.app.editing_page":  # made of gradio; scripts/app.py asks for it first
             __import__(module.name)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mimicbrush.errors import DataError
-from mimicbrush.training.bad_samples import ALWAYS_ALLOWED, BadSamples
+from mimicbrush.training.guards import ALWAYS_ALLOWED, BadSamples
 
 
 def test_a_few_faults_never_stop_a_run(tmp_path: Path) -> None:

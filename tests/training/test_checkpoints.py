@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.training import checkpoints
-from mimicbrush.training.saver import CheckpointSaver
+from mimicbrush.training.checkpoints import CheckpointSaver
 
 
 def tensors(step: int, numbers: int = 64) -> checkpoints.Tensors:

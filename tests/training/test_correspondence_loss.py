@@ -20,20 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import forget_accelerate, metrics, train
 
 from mimicbrush.assembly import TrainConfig, register_schemas
-from mimicbrush.assembly.building import build_loader, make_accelerator, read_sources
+from mimicbrush.assembly.build import build_loader, make_accelerator, read_sources
 from mimicbrush.data.batch import UndrawnBatch, collate
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.data.options import DataOptions
-from mimicbrush.data.sources import sources_by_kind
+from mimicbrush.data.pair_sources import sources_by_kind
 from mimicbrush.errors import DataError, InputError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.photometric import JitterRanges
+from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.training.correspondence import check_can_be_taught, correspondence_loss
-from mimicbrush.training.draws import Draws
-from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.noise import Draws
+from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import Matches, TrainBatch
 

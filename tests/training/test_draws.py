@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from mimicbrush.ops.randomness import mix
-from mimicbrush.training.draws import Draws, counter_normal
+from mimicbrush.ops.counter_rng import mix
+from mimicbrush.training.noise import Draws, counter_normal
 
 SHAPE = (4, 8, 8)
 

@@ -17,7 +17,7 @@ import torch
 from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.training import loop, speedups
+from mimicbrush.training import performance, trainer
 from mimicbrush.training.checkpoints import ADDED_LATER, checkpoint_path, differences, read_state
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def fresh_accelerate() -> Iterator[None]:
 def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What every pass feeds its loss, bit for bit."""
     fed: list[tuple[Any, ...]] = []
-    honest = loop.denoising_loss
+    honest = trainer.denoising_loss
 
     def recording(
         model: Any, scheduler: Any, conditions: Any, draws: Any, gamma: Any, matches: Any, weight: Any
@@ -41,7 +41,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
                     *vars(conditions).values(), *(vars(matches).values() if matches else ())))  # fmt: skip
         return honest(model, scheduler, conditions, draws, gamma, matches, weight)
 
-    monkeypatch.setattr(loop, "denoising_loss", recording)
+    monkeypatch.setattr(trainer, "denoising_loss", recording)
     return fed
 
 
@@ -80,8 +80,8 @@ def test_moments_lie_in_memory_as_their_weights_after_a_resume(
     mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Channels last, as on a GPU: the fused optimizer goes through weights and moments alike."""
-    honest = speedups.apply_speedups
-    monkeypatch.setattr(speedups, "apply_speedups", lambda *arguments, **_: honest(*arguments, channels_last=True))
+    honest = performance.apply_speedups
+    monkeypatch.setattr(performance, "apply_speedups", lambda *arguments, **_: honest(*arguments, channels_last=True))
     train(mined, tmp_path / "straight", "train.max_steps=4")
     for stop in (2, 4):
         train(mined, tmp_path / "twice", f"train.max_steps={stop}", "train.resume=latest")

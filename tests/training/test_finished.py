@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.training.finished import FINISHED_FILE, Finished, find_finished, read_finished, write_finished
+from mimicbrush.training.run_folder import FINISHED_FILE, Finished, find_finished, read_finished, write_finished
 
 IDENTITY = {"seed": 0, "train.learning_rate": 0.1}
 DONE = Finished(20, 1.5, {"loss": 0.5, "loss_inside": None}, IDENTITY)

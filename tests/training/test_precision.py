@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from toy_run import everything, forget_accelerate, metrics, train
 
-from mimicbrush.assembly import run
-from mimicbrush.training import checkpoints, loop
+from mimicbrush.assembly import training_run
+from mimicbrush.training import checkpoints, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 def let_fp16_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch, initial_scale: float) -> None:
-    honest = run.make_accelerator
+    honest = training_run.make_accelerator
 
     def with_scaler(options: Any, run_dir: Path) -> Accelerator:
         forget_accelerate()
@@ -35,7 +35,7 @@ def let_fp16_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch, initial_scale: float)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=initial_scale, growth_interval=2)
         return accelerator
 
-    monkeypatch.setattr(run, "make_accelerator", with_scaler)
+    monkeypatch.setattr(training_run, "make_accelerator", with_scaler)
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -111,12 +111,12 @@ def test_frozen_networks_compute_in_half_precision(
     mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[torch.dtype] = set()
-    honest: Callable[..., Any] = loop.FrozenEncoders.encode
+    honest: Callable[..., Any] = trainer.FrozenEncoders.encode
 
-    def encode(encoders: loop.FrozenEncoders, *arguments: Any) -> Any:
+    def encode(encoders: trainer.FrozenEncoders, *arguments: Any) -> Any:
         seen.update(module.dtype for module in (encoders.vae, encoders.image_encoder, encoders.depth_estimator))
         return honest(encoders, *arguments)
 
-    monkeypatch.setattr(loop.FrozenEncoders, "encode", encode)
+    monkeypatch.setattr(trainer.FrozenEncoders, "encode", encode)
     train(mined, tmp_path, "train.max_steps=1", "train.mixed_precision=bf16")
     assert torch.bfloat16 in seen

@@ -14,15 +14,15 @@ from toy_run import forget_accelerate, metrics, train
 from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.components import random_parts, toy_parts
 from mimicbrush.models.encoders import encode_image_tokens, encode_no_image_tokens
 from mimicbrush.models.options import PretrainedModel, ToyModel
-from mimicbrush.models.parts import random_parts, toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.conversion.exporting import export_released
-from mimicbrush.pipelines.load import load_pipeline
-from mimicbrush.training.draws import Draws
-from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.pipelines.conversion.export_released import export_released
+from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.training.noise import Draws
+from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.types import TrainBatch
 
 ENCODERS = ("unet", "clip", "dinov2")

@@ -15,11 +15,11 @@ import pytest
 import torch
 from toy_run import SMALLEST, forget_accelerate, metrics, train
 
-from mimicbrush.evaluation.gains import GAINS
-from mimicbrush.pipelines.load import load_pipeline
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.pipelines.loading import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path, read_state
-from mimicbrush.training.meters import Meters
-from mimicbrush.training.publisher import Publisher
+from mimicbrush.training.export import Publisher
+from mimicbrush.training.metrics import Meters
 
 ROOT = Path(__file__).parents[2]
 EVALUATED = ["eval.every_steps=2", "eval.max_pairs=4", "eval.num_inference_steps=2", "eval.sheet_pairs=2"]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.encoders import encode_image_tokens, estimate_depth
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.training import small_encoders
 from mimicbrush.training.small_encoders import Schedule

@@ -14,15 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mimicbrush.models.components import Parts, random_parts, toy_parts
 from mimicbrush.models.low_precision import use_half_norms
 from mimicbrush.models.options import ModelOptions, ToyModel
-from mimicbrush.models.parts import Parts, random_parts, toy_parts
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops import resample
-from mimicbrush.training.draws import Draws
-from mimicbrush.training.method import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.ops import pillow_resize
+from mimicbrush.training.noise import Draws
+from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.speedups import apply_speedups, peak_flop_per_s, training_flop
+from mimicbrush.training.performance import apply_speedups, peak_flop_per_s, training_flop
 from mimicbrush.types import Matches, TrainBatch
 
 CPU = torch.device("cpu")
@@ -206,7 +206,7 @@ def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.Mo
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
 
     # What is kept from one step to the next is not kept for tensors without content; see the test below.
-    monkeypatch.setattr(resample, "_weights_beside", lambda pixels, old, new: pixels.new_empty(new, old))
+    monkeypatch.setattr(pillow_resize, "_weights_beside", lambda pixels, old, new: pixels.new_empty(new, old))
     with FakeTensorMode():
         model, encoders = trainee_of(parts, smallest.size_px), FrozenEncoders(parts, smallest)
         for part in vars(parts).values():
@@ -225,7 +225,7 @@ def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.Mo
 
 def test_what_pixels_are_resized_with_is_brought_to_the_device_once() -> None:
     pixels = torch.zeros(1, 3, 16, 16)
-    assert resample._weights_beside(pixels, 16, 8) is resample._weights_beside(pixels + 1, 16, 8)
+    assert pillow_resize._weights_beside(pixels, 16, 8) is pillow_resize._weights_beside(pixels + 1, 16, 8)
 
 
 def test_the_foreach_average_is_that_of_one_tensor_at_a_time() -> None:

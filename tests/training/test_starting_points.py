@@ -21,8 +21,8 @@ from toy_run import SHORTEST, differing, forget_accelerate, metrics, train, trai
 from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel
-from mimicbrush.pipelines.conventions import read_conventions
-from mimicbrush.pipelines.load import load_pipeline, seeded
+from mimicbrush.pipelines.folder import read_conventions
+from mimicbrush.pipelines.loading import load_pipeline, seeded
 
 CONVENTIONS = {
     "letterbox_order": "pad_then_resize",

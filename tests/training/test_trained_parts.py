@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from toy_run import forget_accelerate, metrics, train
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.components import toy_parts
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.parts import toy_parts
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.training.checkpoints import checkpoint_path
-from mimicbrush.training.draws import Draws
-from mimicbrush.training.method import Conditions, Trainee, denoising_loss
+from mimicbrush.training.lora import choose_trained, merge_adapters
+from mimicbrush.training.noise import Draws
+from mimicbrush.training.objective import Conditions, Trainee, denoising_loss
 from mimicbrush.training.options import TRAINED_PARTS, TrainOptions
-from mimicbrush.training.trained_parts import choose_trained, merge_adapters
 
 
 @pytest.fixture(autouse=True)

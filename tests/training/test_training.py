@@ -24,7 +24,7 @@ from mimicbrush import assembly
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import CheckpointError, DataError, InputError
 from mimicbrush.training import checkpoints
-from mimicbrush.training.bad_samples import ALWAYS_ALLOWED
+from mimicbrush.training.guards import ALWAYS_ALLOWED
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.assembly import run
-from mimicbrush.training import loop
-from mimicbrush.training.draws import Draws
+from mimicbrush.assembly import training_run
+from mimicbrush.training import trainer
+from mimicbrush.training.noise import Draws
 
 
 def note_inputs(file: Path) -> None:
@@ -42,7 +42,7 @@ def note_inputs(file: Path) -> None:
             opened.writelines(f"{line}\n" for line in lines)
         return draws
 
-    loop.Draws.for_keys = classmethod(noting)  # type: ignore[method-assign]
+    trainer.Draws.for_keys = classmethod(noting)  # type: ignore[method-assign]
 
 
 def shard() -> None:
@@ -50,7 +50,7 @@ def shard() -> None:
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
 
-    honest = run.make_accelerator
+    honest = training_run.make_accelerator
 
     def sharding(*arguments: Any) -> Any:
         accelerator = honest(*arguments)
@@ -65,12 +65,12 @@ def shard() -> None:
         accelerator.state.distributed_type = DistributedType.FSDP
         return accelerator
 
-    run.make_accelerator = sharding
+    training_run.make_accelerator = sharding
 
 
 def signal_one_process() -> None:
     """Let the last process hear a signal in its third step."""
-    honest, passes = loop.denoising_loss, [0]
+    honest, passes = trainer.denoising_loss, [0]
 
     def interrupting(*arguments: Any) -> Any:
         passes[0] += 1
@@ -78,7 +78,7 @@ def signal_one_process() -> None:
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         return honest(*arguments)
 
-    loop.denoising_loss = interrupting
+    trainer.denoising_loss = interrupting
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-/** The editing page's three panels (mimicbrush/app/editing.py): what is painted, what is asked for, what came of it. */
+/** The editing page's three panels (mimicbrush/app/editing_service.py): what is painted, what is asked for, what came of it. */
 import { MaskPainter } from "./painter.js";
 
 const panels = {}; // name -> Panel

@@ -1,4 +1,4 @@
-/** The page around the painter: which picture, which tool, and the way to the server (mimicbrush/app/painter.py). */
+/** The page around the painter: which picture, which tool, and the way to the server (mimicbrush/app/mask_painter.py). */
 import { MaskPainter } from "./painter.js";
 
 const at = (id) => document.getElementById(id);

@@ -25,7 +25,7 @@ from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
 from mimicbrush.evaluation.benchmark.metrics import on_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
 from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from mimicbrush.pipelines.conversion.reading import read_state_dict
+from mimicbrush.pipelines.conversion.untrusted_files import read_state_dict
 
 #: Side of the pictures that DINO and DINOv2 see, a multiple of their patches (16 and 14).
 DINO_PX = 224

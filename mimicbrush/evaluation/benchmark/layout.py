@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.ops.files import MASK_THRESHOLD, read_picture, replace_folder
+from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.images import MASK_THRESHOLD, read_picture
 
 TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
 ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.json"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mimicbrush.evaluation.measure import PSNR_CAP_DB, SSIM_WINDOW_PX
+from mimicbrush.evaluation.heldout.reference_gain import PSNR_CAP_DB, SSIM_WINDOW_PX
 from mimicbrush.ops.masks import mask_box
 from mimicbrush.ops.similarity import psnr_inside, ssim_luma
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.evaluation import report
 from mimicbrush.evaluation.benchmark import table
 from mimicbrush.evaluation.benchmark.backbones import load_backbones
-from mimicbrush.evaluation.benchmark.editors import check_editor, open_editor
+from mimicbrush.evaluation.benchmark.html_report import write_report
 from mimicbrush.evaluation.benchmark.layout import read_benchmark
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
-from mimicbrush.evaluation.benchmark.report_page import write_report
-from mimicbrush.evaluation.benchmark.runner import check_names, run_editor
-from mimicbrush.ops.files import write_aside
+from mimicbrush.evaluation.benchmark.run_editor import check_names, run_editor
+from mimicbrush.evaluation.editors.registry import check_editor, open_editor
+from mimicbrush.evaluation.heldout import report
+from mimicbrush.io.atomic import write_aside
 
 METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = "metrics.json", "per_case.jsonl", "table.md", "report.html"
 

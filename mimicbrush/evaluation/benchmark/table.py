@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mimicbrush.evaluation import report
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.efficientnet_lite0 import PACKAGE
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark
 from mimicbrush.evaluation.benchmark.metrics import DEFINITIONS, METRICS, WITH_TRUTH, numbers
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
-from mimicbrush.evaluation.benchmark.runner import VARIANTS, EditorRun
-from mimicbrush.evaluation.bootstrap import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
-from mimicbrush.evaluation.paper import ABLATIONS, TABLE_1, PaperValues
+from mimicbrush.evaluation.benchmark.run_editor import VARIANTS, EditorRun
+from mimicbrush.evaluation.heldout import report
+from mimicbrush.evaluation.paper_tables import ABLATIONS, TABLE_1, PaperValues
+from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
 
 #: Task -> its tracks: with a ground truth, and without.
 TASKS = {"part composition": ("part_inner", "part_inter"), "texture transfer": ("texture_inner", "texture_inter")}

@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark.material import file_sha256
-from mimicbrush.evaluation.heldout import HASH_DIGITS, TrainingData, spread_numbers
+from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData, spread_numbers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
-from mimicbrush.ops.files import read_picture
+from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.images import read_picture
+from mimicbrush.ops.canvas import IMAGE_FILL
+from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
+from mimicbrush.ops.counter_rng import generator
 from mimicbrush.ops.geometry import GeometryRanges, inside, letterbox_matrix, random_matrix, resize_matrix, warp
-from mimicbrush.ops.images import IMAGE_FILL
-from mimicbrush.ops.photometric import JitterRanges, apply_jitter, random_jitter
-from mimicbrush.ops.randomness import generator
 
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".webp")
 
@@ -69,7 +69,7 @@ def unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[lis
     if not found:
         raise InputError(f"{folder} holds no photographs ({', '.join(_PICTURE_SUFFIXES)})")
     hashes = training.source_hashes if training else frozenset[str]()
-    seen = [path for path in found if file_sha256(path)[:HASH_DIGITS] in hashes]
+    seen = [path for path in found if hash_file(path)[:HASH_DIGITS] in hashes]
     if len(seen) == len(found):
         raise InputError(f"the model was trained on all {len(found)} photographs in {folder}; name others")
     return [path for path in found if path not in seen], seen
@@ -105,7 +105,7 @@ def photograph_tasks(
     for number in range(count):
         file = files[len(files) * number // count]
         picture = np.asarray(read_picture(file, "RGB"))
-        key = file_sha256(file)
+        key = hash_file(file)
         for name in strengths:
             rng = generator(int(key[:16], 16), seed, list(STRENGTHS).index(name))
             views = [_random_view(STRENGTHS[name], picture, size_px, rng) for _ in range(2)]

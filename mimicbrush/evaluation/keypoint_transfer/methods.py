@@ -11,10 +11,10 @@ from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
+from mimicbrush.models.components import begin_alike
 from mimicbrush.models.encoders import encode_image_tokens, encode_latents
-from mimicbrush.models.parts import begin_alike
 from mimicbrush.models.unets import KeyValueReferenceUNet
-from mimicbrush.ops.images import to_tensor
+from mimicbrush.ops.canvas import to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.types import ReferenceStates
 

@@ -9,11 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.bootstrap import cluster_interval
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionPlaces
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS
 from mimicbrush.evaluation.keypoint_transfer.methods import Method
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
+from mimicbrush.evaluation.statistics import cluster_interval
 
 #: A keypoint is correct within this part of the extent.
 ALPHAS = (0.05, 0.1, 0.2)

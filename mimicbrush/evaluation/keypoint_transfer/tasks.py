@@ -13,13 +13,14 @@ import numpy as np
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.heldout import spread_pairs
-from mimicbrush.evaluation.samples import WARP, pair_key
-from mimicbrush.ops.files import path_inside, read_picture
+from mimicbrush.evaluation.heldout.samples import WARP, pair_key
+from mimicbrush.evaluation.heldout.selection import spread_pairs
+from mimicbrush.io.atomic import path_inside
+from mimicbrush.io.images import read_picture
+from mimicbrush.ops.canvas import IMAGE_FILL
+from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
+from mimicbrush.ops.counter_rng import generator
 from mimicbrush.ops.geometry import inside, letterbox_matrix, random_matrix, transform_points, warp
-from mimicbrush.ops.images import IMAGE_FILL
-from mimicbrush.ops.photometric import JitterRanges, apply_jitter, random_jitter
-from mimicbrush.ops.randomness import generator
 
 #: Keypoints lie on a grid of so many by so many over the canvas: *ours*; SIFT points would favour what SIFT likes.
 GRID = 12

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.stored_weights import Weights, check_fit, hub_name
-from mimicbrush.pipelines.conversion.reading import config_of
+from mimicbrush.models.pretrained.stored_weights import Weights, check_fit, hub_name
+from mimicbrush.pipelines.conversion.untrusted_files import config_of
 
 # Of every DINOv2; shapes do not tell how many heads there are.
 _HEAD_CHANNELS = 64

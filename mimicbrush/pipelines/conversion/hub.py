@@ -8,10 +8,10 @@ from huggingface_hub import cached_assets_path, snapshot_download
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # listed, but not as mypy wants it
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.ops.files import replace_folder
-from mimicbrush.pipelines.conversion.importing import released_pipeline
+from mimicbrush.io.atomic import replace_folder
+from mimicbrush.pipelines.conversion.import_released import released_pipeline
 from mimicbrush.pipelines.conversion.layout import HUB_FILES, find_released
-from mimicbrush.pipelines.load import quiet_libraries
+from mimicbrush.pipelines.loading import quiet_libraries
 
 #: To be raised when an import writes something else than before: older results are then not used any more.
 _VERSION = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.pipelines.conversion.reading import Entry, check_shards, read_entries, read_json, weights_of
+from mimicbrush.pipelines.conversion.untrusted_files import Entry, check_shards, read_entries, read_json, weights_of
 
 
 @dataclass(frozen=True)

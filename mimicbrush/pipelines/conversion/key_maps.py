@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.stored_weights import POSITION_IDS, Weights, check_fit
+from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, Weights, check_fit
 
 #: Parts of ``mimicbrush.bin`` -> components of the pipeline.
 PARTS = {

@@ -1,0 +1,271 @@
+"""What the editing page does: it takes pictures, checks what is asked for, edits. Knows neither gradio nor HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+from mimicbrush.app.mask_painter import FORMATS, check_kind
+from mimicbrush.app.session_files import Limits, Visits
+from mimicbrush.errors import InputError
+from mimicbrush.io.images import read_picture, write_picture
+from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
+from mimicbrush.pipelines.editing.requests import Edit, checked_box, checked_seed
+
+if TYPE_CHECKING:
+    from mimicbrush.ops.correspondence import Correspondence
+    from mimicbrush.pipelines import MimicBrushPipeline
+
+
+#: How the picture is repainted, as the page names it.
+WHOLE_PICTURE, AROUND_THE_MASK = "whole picture", "around the mask"
+_MAX_GUIDANCE = 30
+#: Of the pictures that are sent to be painted over.
+_JPEG_QUALITY = 92
+_MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
+
+
+@dataclass(frozen=True)
+class Example:
+    """Pictures to begin with: "RGB", "L" of its size, "RGB"."""
+
+    title: str
+    source: Image.Image
+    mask: Image.Image
+    reference: Image.Image
+    keep_shape: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An edit as the page asks for it."""
+
+    job: str
+    source: str
+    mask: str
+    reference: str
+    reference_crop: tuple[int, int, int, int] | None
+    steps: int
+    guidance: float
+    seed: int
+    count: int
+    keep_shape: bool
+    crop: Literal["full", "auto"]
+
+    @classmethod
+    def read(
+        cls, text: str, limits: Limits, *, steps: float, guidance: float, seed: float, count: float,
+        keep_shape: bool, crop: str,
+    ) -> Asked:  # fmt: skip
+        """Of what the browser sent.
+
+        Args:
+            text: JSON of the page: names of uploads, the box, the number of the job.
+            limits: of what may be asked for.
+            steps, guidance, seed, count, keep_shape, crop: of the controls.
+
+        Raises:
+            InputError: it is not what the page sends, or more than is allowed.
+        """
+        try:
+            values = json.loads(text or "{}")
+            trouble, box = str(values.get("trouble") or ""), values.get("reference_crop")
+            job, source, mask, reference = (
+                str(values.get(name) or "") for name in ("job", "source", "mask", "reference")
+            )
+            steps, seed, count, guidance = int(steps), int(seed), int(count), float(guidance)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"this is not what the page sends ({error}); load it again") from error
+        if trouble:
+            raise InputError(trouble)
+        for given, what in ((source, "a picture to edit"), (reference, "a reference to imitate")):
+            if not given:
+                raise InputError(f"choose {what} first")
+        for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
+            if not 1 <= value <= most:
+                raise InputError(f"{name}: must be in 1..{most}, got {value}")
+        if not -_MAX_GUIDANCE <= guidance <= _MAX_GUIDANCE:
+            raise InputError(f"guidance: must be in -{_MAX_GUIDANCE}..{_MAX_GUIDANCE}, got {guidance}")
+        return cls(
+            job=job[:_MAX_JOB],
+            source=source,
+            mask=mask,
+            reference=reference,
+            reference_crop=None if box is None else checked_box(box),
+            steps=steps,
+            guidance=guidance,
+            seed=checked_seed(seed),
+            count=count,
+            keep_shape=keep_shape,
+            crop="auto" if crop == AROUND_THE_MASK else "full",
+        )
+
+
+@dataclass
+class EditingPage:
+    """What the page does; `editing_app.build_app` shows it.
+
+    Args:
+        pipeline: edits.
+        about: of the model, in a sentence or two.
+        visits: keeps the files.
+        examples: to begin with.
+    """
+
+    pipeline: MimicBrushPipeline
+    about: str
+    visits: Visits
+    examples: Sequence[Example] = ()
+    _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
+    _cancelling: threading.Lock = field(default_factory=threading.Lock)
+    _at_work: threading.Lock = field(default_factory=threading.Lock)
+    _decoding: threading.Lock = field(default_factory=threading.Lock)  # a picture takes up to a gigabyte meanwhile
+
+    @property
+    def limits(self) -> Limits:
+        """Of the visits."""
+        return self.visits.limits
+
+    def upload(self, visitor: str, data: bytes) -> str:
+        """Keep a picture or a mask.
+
+        Raises:
+            InputError: it is none, damaged, or too large.
+        """
+        kind = check_kind(io.BytesIO(data), "this file", self.limits.pixels)
+
+        def write(path: Path) -> None:
+            path.write_bytes(data)
+            try:
+                with self._decoding:
+                    read_picture(path, "RGB")
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), "this file")) from error
+
+        return self.visits.keep(visitor, FORMATS[kind], write)
+
+    def read(self, visitor: str, token: str) -> bytes:
+        """A file as it lies there.
+
+        Raises:
+            InputError: it is not here, or another visitor's.
+        """
+        try:
+            return self.visits.find(visitor, token).read_bytes()
+        except OSError as error:  # it went meanwhile
+            raise self.visits.absent() from error
+
+    def show(self, visitor: str, token: str) -> bytes:
+        """A picture as it will be read, as JPEG: browsers know neither all formats nor all kinds of turning.
+
+        Raises:
+            InputError: it is not here, or another visitor's.
+        """
+        buffer, path = io.BytesIO(), self.visits.find(visitor, token)
+        with self._decoding:
+            try:
+                picture = read_picture(path, "RGB")
+            except InputError as error:  # it was read when it came: it went meanwhile
+                raise self.visits.absent() from error
+            picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return buffer.getvalue()
+
+    def cancel(self, visitor: str, job: str) -> None:
+        """Let a visitor's edit, that runs or waits, end at its next step."""
+        with self._cancelling:
+            self._cancelled[visitor, job[:_MAX_JOB]] = None
+            mine = [key for key in self._cancelled if key[0] == visitor]
+            # Of edits that never came, or were done before.
+            for key in {*mine[:-_MAX_CANCELLED_OF_ONE], *list(self._cancelled)[:-_MAX_CANCELLED]}:
+                del self._cancelled[key]
+
+    def edit(self, visitor: str, asked: Asked, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
+        """Edit, one result after the other.
+
+        Args:
+            visitor: whose pictures they are.
+            asked: for what.
+            progress: told the steps that are done, of how many.
+
+        Returns:
+            What the page shows: results and where in the reference they come from. None: cancelled.
+
+        Raises:
+            InputError: pictures that are not here, or do not fit together.
+        """
+        key = visitor, asked.job
+        with self._at_work:  # the pipeline serves one at a time
+            inputs = self._read(visitor, asked)
+            found = []
+            for number in range(asked.count):
+                image, places = self._edit_once(inputs, asked, number, progress, lambda: key in self._cancelled)
+                if key in self._cancelled:
+                    return None
+                token = self.visits.keep(visitor, ".png", partial(write_picture, image))
+                found.append({"token": token, "seed": asked.seed + number, "places": places})
+        size = {"width": inputs.source.width, "height": inputs.source.height}
+        return {"results": found, "source": asked.source, "reference": asked.reference, **size}
+
+    def _read(self, visitor: str, asked: Asked) -> EditInputs:
+        paths = {name: self.visits.find(visitor, getattr(asked, name)) for name in ("source", "mask", "reference")}
+        edit = Edit(
+            **paths, output=Path("none.png"), seed=asked.seed, keep_shape=asked.keep_shape,
+            reference_crop=asked.reference_crop,
+        )  # fmt: skip
+        try:
+            return read_inputs(edit)
+        except InputError as error:
+            message = str(error)
+            for name, path in paths.items():
+                message = message.replace(str(path), f"the {name}")
+            raise InputError(message) from error
+
+    def _edit_once(
+        self,
+        inputs: EditInputs,
+        asked: Asked,
+        number: int,
+        progress: Callable[[int, int], None],
+        is_cancelled: Callable[[], bool],
+    ) -> tuple[Image.Image, dict[str, Any] | None]:
+        from mimicbrush.pipelines.loading import seeded
+
+        def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress(number * asked.steps + step + 1, asked.count * asked.steps)
+            if is_cancelled():
+                pipeline._interrupt = True
+            return {}
+
+        result: Any = self.pipeline(
+            inputs.source,
+            inputs.mask,
+            inputs.reference,
+            num_inference_steps=asked.steps,
+            guidance_scale=asked.guidance,
+            keep_shape=asked.keep_shape,
+            crop=asked.crop,
+            reference_crop=asked.reference_crop,
+            generator=seeded(asked.seed + number),
+            return_correspondence=self.pipeline.reference_unet is not None,
+            callback_on_step_end=on_step,
+        )
+        return result.images[0], _as_values(result.correspondences[0]) if result.correspondences else None
+
+
+def _as_values(found: Correspondence) -> dict[str, Any]:
+    """For the browser: pixels of source and reference, to a tenth."""
+    return {
+        "source": found.source_xy.round(1).tolist(),
+        "reference": found.reference_xy.round(1).tolist(),
+        "focus": found.focus.round(2).tolist(),
+        "source_px": float(found.source_token_px),
+        "reference_px": float(found.reference_token_px),
+    }

@@ -1,0 +1,392 @@
+"""A page on this machine to paint masks over pictures: which pictures there are, what is taken, what is kept.
+
+Only this machine is served (127.0.0.1). A page of another site that is open in the same browser gets nothing:
+requests must name this host (against DNS rebinding), and what changes something must come from the page itself.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.atomic import path_inside, write_aside
+from mimicbrush.io.images import MASK_THRESHOLD, read_picture, write_picture
+
+#: Formats that are taken, and the suffix under which an upload is kept.
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+SUFFIXES = frozenset({*FORMATS.values(), ".jpeg", ".tiff"})
+#: Folder in the output that holds what was uploaded.
+UPLOADS = "uploads"
+MAX_UPLOAD_BYTES = 64 * 2**20
+#: Half of what some browsers can show on a canvas at 4 bytes a pixel.
+MAX_PAINTED_PIXELS = 50_000_000
+
+_STATIC = {
+    "/": ("painter.html", "text/html; charset=utf-8"),
+    "/painter.css": ("painter.css", "text/css; charset=utf-8"),
+    "/painter.js": ("painter.js", "text/javascript; charset=utf-8"),
+    "/painter_page.js": ("painter_page.js", "text/javascript; charset=utf-8"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class MaskStore:
+    """Pictures to paint on, and the masks that belong to them.
+
+    Attributes:
+        output: gets a mask `a/b.png` for a picture `a/b.jpg`, and `uploads/b_mask.png` beside an upload.
+        pictures: a folder of pictures, at any depth; it is only read. None: uploads alone.
+        saved: told the path of each saved mask.
+    """
+
+    output: Path
+    pictures: Path | None = None
+    saved: Callable[[Path], None] = field(default=lambda path: None)
+
+    def __post_init__(self) -> None:
+        """Check the folders, and make the one for the masks.
+
+        Raises:
+            InputError: no folder of pictures, pictures that a mask would replace, or two whose masks are one file.
+        """
+        if self.pictures is not None:
+            if not self.pictures.is_dir():
+                raise InputError(f"{self.pictures}: no such folder; name one that holds pictures")
+            if self.pictures.resolve().is_relative_to(self.output.resolve()):
+                raise InputError(
+                    f"--output {self.output} holds the pictures themselves, and a mask a.png would replace a picture "
+                    "a.png; name another folder"
+                )
+            if (self.pictures / UPLOADS).is_dir():
+                raise InputError(f"{self.pictures / UPLOADS}: a folder of this name is kept for uploads; rename it")
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {self.output}: cannot be made ({error})") from error
+        owners: dict[Path, str] = {}
+        for name in self.names():
+            other = owners.setdefault(self.mask_path(name), name)
+            if other != name:
+                raise InputError(f"{other} and {name} would share one mask, {self.mask_path(name)}; rename one of them")
+
+    def names(self) -> list[str]:
+        """The pictures, as paths with "/" relative to their folder; uploads begin with "uploads/"."""
+        found = []
+        if self.pictures is not None:
+            inside = self.output.resolve()
+            paths = (path for path in self.pictures.rglob("*") if not path.resolve().is_relative_to(inside))
+            found += [path.relative_to(self.pictures).as_posix() for path in paths if _is_picture(path)]
+        uploads = self.output / UPLOADS
+        found += [f"{UPLOADS}/{path.name}" for path in uploads.glob("*") if _is_picture(path) and not _is_mask(path)]
+        return sorted(found)
+
+    def picture_path(self, name: str) -> Path:
+        """Where a picture lies.
+
+        Raises:
+            InputError: it leads out of the folder, or there is none of this name.
+        """
+        root = self.output if _is_upload(name) else self.pictures
+        if root is None:
+            raise InputError(f"{name!r}: no folder of pictures was named; upload it")
+        path = path_inside(root, name)
+        if not _is_picture(path) or (_is_upload(name) and _is_mask(path)):
+            raise InputError(f"{name!r}: there is no such picture")
+        return path
+
+    def mask_path(self, name: str) -> Path:
+        """Where the mask of a picture is kept, or will be.
+
+        Raises:
+            InputError: it leads out of the folder.
+        """
+        picture = PurePosixPath(name)
+        if not picture.name:
+            raise InputError(f"{name!r}: there is no such picture")
+        mask = picture.with_name(picture.stem + ("_mask.png" if _is_upload(name) else ".png"))
+        return path_inside(self.output, str(mask))
+
+    def open(self, name: str) -> Image.Image:
+        """A picture, upright, "RGB".
+
+        Raises:
+            InputError: there is none of this name, it cannot be read, or it has more than `MAX_PAINTED_PIXELS`.
+        """
+        path = self.picture_path(name)
+        check_kind(path, name)
+        return read_picture(path, "RGB")
+
+    def save_mask(self, name: str, png: bytes) -> Path:
+        """Keep a mask: above `MASK_THRESHOLD` becomes 255, the rest 0.
+
+        Args:
+            name: of a picture.
+            png: of the picture's own size.
+
+        Raises:
+            InputError: no such picture, no PNG, another size, or nothing is painted.
+        """
+        size = self.open(name).size
+        try:
+            with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
+                if opened.size != size:
+                    raise InputError(
+                        f"the mask is {opened.width} x {opened.height} px, its picture {name} {size[0]} x {size[1]} px"
+                    )
+                painted = np.asarray(opened.convert("L")) > MASK_THRESHOLD
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the mask of {name} is no whole PNG ({error})") from error
+        if not painted.any():
+            raise InputError(f"nothing is painted in the mask of {name}; paint what is to be repainted, then save")
+        path = self.mask_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(Image.fromarray(painted.astype(np.uint8) * 255), path)
+        self.saved(path)
+        return path
+
+    def add(self, name: str, data: bytes) -> str:
+        """Keep an upload as it came, under a plain name that no other has.
+
+        Args:
+            name: as the browser gives it; only a plain part of it is used.
+            data: the whole file.
+
+        Returns:
+            The name of the picture.
+
+        Raises:
+            InputError: no picture of a known format, damaged, or too large.
+        """
+        suffix = FORMATS[check_kind(io.BytesIO(data), name)]
+        stem = re.sub(r"[^A-Za-z0-9-]+", "_", PurePosixPath(name.replace("\\", "/")).stem).strip("_")[:80] or "picture"
+        if stem.endswith("_mask"):  # the mask of another upload is called so
+            stem += "_picture"
+        folder = self.output / UPLOADS
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
+            if path.is_file() and path.read_bytes() == data:
+                return f"{UPLOADS}/{path.name}"
+            if not any(path.with_suffix(other).exists() for other in SUFFIXES):
+                break
+        else:
+            raise InputError(f"{folder} holds too many pictures called {stem}; move some away")
+
+        def write(aside: Path) -> None:
+            aside.write_bytes(data)
+            try:
+                read_picture(aside, "RGB")
+            except InputError as error:
+                raise InputError(f"{name}: {str(error).removeprefix(f'{aside}: ')}") from error
+
+        write_aside(path, write)
+        return f"{UPLOADS}/{path.name}"
+
+
+def _is_upload(name: str) -> bool:
+    return PurePosixPath(name).parts[:1] == (UPLOADS,)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_mask(path: Path) -> bool:
+    return path.stem.endswith("_mask")
+
+
+def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None) -> str:
+    """The format of a picture, from its first bytes; no pixel is decoded.
+
+    Raises:
+        InputError: none of `FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
+    """
+    most = MAX_PAINTED_PIXELS if max_pixels is None else max_pixels
+    try:
+        with Image.open(file, formats=list(FORMATS)) as opened:
+            pixels, kind = opened.width * opened.height, str(opened.format)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{name}: no picture of a format that is taken ({', '.join(FORMATS)})") from error
+    if pixels > most:
+        raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")
+    return kind
+
+
+class _RefusedError(Exception):
+    """A request that is not answered with what it asks for."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class PainterServer(ThreadingHTTPServer):
+    """Serves the page and a store to this machine.
+
+    Args:
+        store: pictures and masks.
+        port: 0 takes one that is free.
+
+    Raises:
+        InputError: the port cannot be had.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, store: MaskStore, port: int = 0) -> None:
+        self.store = store
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise InputError(f"port {port} cannot be had ({error}); name another with --port, or 0 for any") from error
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that went away; anything else is a fault of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """What a request may call this server."""
+        return frozenset(f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost"))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PainterServer
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the store tells of what is saved."""
+
+    def _answer(self, work: Callable[[], tuple[str, bytes]]) -> None:
+        status = HTTPStatus.OK
+        try:
+            self._check_host()
+            kind, body = work()
+        except (_RefusedError, InputError) as error:
+            status = error.status if isinstance(error, _RefusedError) else HTTPStatus.BAD_REQUEST
+            kind, body = "application/json", json.dumps({"error": str(error)}).encode()
+        except ConnectionError:
+            raise  # nobody is there to be told
+        except OSError as error:  # the disk is full, or a folder may not be written
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            kind, body = "application/json", json.dumps({"error": f"it could not be kept or read ({error})"}).encode()
+        self.close_connection = self.close_connection or status != HTTPStatus.OK  # a body may be left unread
+        self.send_response(status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _check_host(self) -> None:
+        if self.headers.get("Host", "") not in self.server.hosts:
+            raise _RefusedError(HTTPStatus.FORBIDDEN, f"this page is served as {self.server.url} only")
+
+    def _get(self) -> tuple[str, bytes]:
+        path, store = urlsplit(self.path).path, self.server.store
+        if path in _STATIC:
+            name, kind = _STATIC[path]
+            return kind, (files("mimicbrush.app") / "static" / name).read_bytes()
+        if path == "/api/pictures":
+            return _json(
+                {
+                    "pictures": [self._facts(name) for name in store.names()],
+                    "max_upload_bytes": MAX_UPLOAD_BYTES,
+                }
+            )
+        if path == "/api/picture":
+            buffer = io.BytesIO()
+            # As it will be read, not as it lies there: browsers know neither all formats nor all kinds of turning.
+            store.open(self._name()).save(buffer, "JPEG", quality=92, subsampling=0)
+            return "image/jpeg", buffer.getvalue()
+        if path == "/api/mask":
+            mask = store.mask_path(self._name())
+            if not mask.is_file():
+                raise _RefusedError(HTTPStatus.NOT_FOUND, f"{self._name()!r} has no mask yet")
+            return "image/png", mask.read_bytes()
+        raise _RefusedError(HTTPStatus.NOT_FOUND, f"{path}: there is no such page")
+
+    def _post(self) -> tuple[str, bytes]:
+        path, store = urlsplit(self.path).path, self.server.store
+        origin, host = self.headers.get("Origin", ""), self.headers["Host"]
+        if origin != f"http://{host}" or self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "only the page itself may save something here")
+        if path == "/api/mask":
+            name = self._name()
+            store.picture_path(name)
+            saved = store.save_mask(name, self._body("image/png"))
+            return _json({"saved": saved.relative_to(store.output).as_posix()})
+        if path == "/api/upload":
+            return _json(self._facts(store.add(self._name(), self._body("application/octet-stream"))))
+        raise _RefusedError(HTTPStatus.NOT_FOUND, f"{path}: there is no such page")
+
+    def _facts(self, name: str) -> dict[str, object]:
+        return {"name": name, "masked": self.server.store.mask_path(name).is_file()}
+
+    def _name(self) -> str:
+        names = parse_qs(urlsplit(self.path).query).get("name", [])
+        if len(names) != 1:
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, "name one picture: ?name=...")
+        return names[0]
+
+    def _body(self, kind: str) -> bytes:
+        if self.headers.get("Content-Type", "") != kind:
+            raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected {kind}")
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"[0-9]{1,12}", length) or "Transfer-Encoding" in self.headers:
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "the size of what is sent must be told (Content-Length)")
+        if int(length) > MAX_UPLOAD_BYTES:
+            raise _RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"too large, {int(length) / 2**20:.0f} MiB; at most {MAX_UPLOAD_BYTES / 2**20:.0f} MiB are taken",
+            )
+        body = self.rfile.read(int(length))
+        if len(body) != int(length):
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"only {len(body)} of {length} bytes arrived; send it again")
+        return body
+
+
+def _json(value: object) -> tuple[str, bytes]:
+    return "application/json", json.dumps(value).encode()

@@ -1,0 +1,266 @@
+"""Options -> objects."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+
+from mimicbrush.assembly.config import TrainConfig
+from mimicbrush.data.options import DataOptions
+from mimicbrush.errors import DataError, MimicBrushError
+from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from mimicbrush.data.batch import UndrawnBatch
+    from mimicbrush.data.pair import Pair
+    from mimicbrush.data.pair_sources import Source
+    from mimicbrush.evaluation.heldout.during_training import HeldOutResult
+    from mimicbrush.models.components import Parts
+    from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.training.objective import Trainee
+    from mimicbrush.types import TrainBatch
+
+
+def read_sources(options: DataOptions) -> tuple[list[Source], list[str]]:
+    """The sources to train on, without the pairs held out, and what there is to say about them."""
+    from mimicbrush.data.pair_sources import load_sources
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sources = load_sources(options)
+    return sources, [str(warning.message) for warning in caught]
+
+
+def source_keys(sources: Sequence[Source]) -> list[int]:
+    """The first 64 bits of the hashes of all source files, sorted, each once."""
+    keys = [source.pairs.column("source_key") for source in sources]
+    return [int(key) for key in np.unique(np.concatenate(keys))]
+
+
+def seen_sources(options: TrainConfig, sources: Sequence[Source]) -> list[str]:
+    """Hashes of the source files that the weights have seen in the end, in this run or before it."""
+    from mimicbrush.evaluation.heldout.selection import read_training_data
+    from mimicbrush.pipelines.folder import find_pipeline
+
+    seen = {f"{key:016x}" for key in source_keys(sources)}
+    if isinstance(options.model, PipelineModel):
+        before = read_training_data(find_pipeline(options.model.path, fetch=False))
+        seen |= before.source_hashes if before else frozenset()
+    return sorted(seen)
+
+
+def build_parts(options: ModelOptions, seed: int) -> Parts:
+    """All networks, with starting weights."""
+    from mimicbrush.models.components import pretrained_parts, toy_parts
+
+    if isinstance(options, ToyModel):
+        return toy_parts(options, seed=seed)
+    if isinstance(options, PipelineModel):
+        from mimicbrush.pipelines.folder import find_pipeline
+        from mimicbrush.pipelines.loading import pipeline_parts
+
+        return pipeline_parts(find_pipeline(options.path, fetch=False), options.size_px)
+    return pretrained_parts(cast(PretrainedModel, options), seed=seed)
+
+
+def build_trainee(parts: Parts, model: ModelOptions, train: TrainOptions) -> Trainee:
+    """The networks that are trained, as one.
+
+    Args:
+        parts: the networks.
+        model: what was chosen about them.
+        train: what was chosen about the training.
+
+    Raises:
+        InputError: the correspondence loss is asked for, and no layer reads a reference on a grid fine enough.
+    """
+    if train.correspondence_weight:
+        from mimicbrush.training.correspondence import check_can_be_taught
+
+        check_can_be_taught(parts.unet if parts.reference_unet is not None else None)
+    from mimicbrush.training.objective import Trainee
+
+    return Trainee(
+        parts.unet,
+        parts.reference_unet,
+        parts.image_projector,
+        parts.depth_projector,
+        size_px=model.size_px,
+        reference_blend=model.reference_blend,
+        reference_timestep=model.reference_timestep,
+        correspondence_heads=train.correspondence_heads,
+    )
+
+
+def build_loader(
+    sources: Sequence[Source], options: TrainConfig, accelerator: Accelerator
+) -> Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]:
+    """(first step, last step) -> this rank's micro-batches."""
+    from mimicbrush.data.dataset import PairDataset
+    from mimicbrush.data.loader import load_batches
+    from mimicbrush.data.sampler import RankBatches
+
+    dataset = PairDataset(
+        sources,
+        options.model.size_px,
+        options.data,
+        seed=options.seed,
+        num_matches=options.data.num_matches if options.train.correspondence_weight else 0,
+        unrelated_ratio=options.train.unrelated_reference_ratio,
+    )
+
+    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | UndrawnBatch]:
+        batches = RankBatches(
+            first_step,
+            last_step,
+            *options.train.split_batch(accelerator.num_processes),
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        return load_batches(
+            dataset, batches, num_workers=options.data.num_workers, pin_memory=accelerator.device.type == "cuda"
+        )
+
+    return load
+
+
+def build_evaluation(
+    options: TrainConfig, sources: Sequence[Source], run_dir: Path, accelerator: Accelerator, first_step: int = 0
+) -> Callable[[MimicBrushPipeline, int], HeldOutResult] | None:
+    """(pipeline with the weights at a step, step) -> what it does on pairs that are not trained on.
+
+    Every process must call it, each with the same weights on its own device. The files come to `run_dir`/heldout.
+
+    Args:
+        options: of the run.
+        sources: what is trained on.
+        run_dir: of the run.
+        accelerator: says how many processes share the pairs.
+        first_step: of which the run goes on.
+
+    Returns:
+        None where nothing is to be evaluated, or nothing can be, which is said.
+
+    Raises:
+        DataError: `eval.pairs` was trained on, or has too few pairs.
+    """
+    if not options.eval.every_steps:
+        return None
+
+    from accelerate.utils import gather_object
+
+    from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
+    from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, alone
+
+    pairs, notes = evaluated_pairs(options, sources)
+    for note in notes:
+        accelerator.print(f"note: {note}")
+    if not len(pairs):
+        return None
+    evaluation = HeldOutEvaluation(
+        pairs,
+        options.model.size_px,
+        options.eval.evaluation(),
+        run_dir / "heldout",
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        gather=gather_object if accelerator.num_processes > 1 else alone,
+        first_step=first_step,
+    )
+
+    def evaluate(pipeline: MimicBrushPipeline, step: int) -> HeldOutResult:
+        pipeline.set_progress_bar_config(disable=True)
+        editor = PipelineEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
+        result = evaluation(editor, step)
+        for note in result.notes:
+            accelerator.print(f"note: {note}")
+        return result
+
+    return evaluate
+
+
+def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Sequence[Pair], list[str]]:
+    """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
+    from mimicbrush.data.manifest import read_manifest
+    from mimicbrush.evaluation.heldout.selection import TrainingData, heldout_pairs, select_pairs
+
+    training = TrainingData(options.data.heldout_ratio, frozenset(seen_sources(options, sources)))
+    if options.eval.pairs is not None:
+        try:
+            selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
+        except DataError as error:
+            raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
+        if len({pair.source_hash for pair in selection.pairs}) < 2:
+            told = " ".join(selection.messages)
+            raise DataError(f"eval.pairs={options.eval.pairs}: one video is left, and it takes two or more. {told}")
+        return selection.pairs, selection.messages
+    named = [(source.root, source.input_root) for source in options.data.sources.values()]
+    roots = dict(named or [(options.data.root, options.data.input_root)])
+    tables = [read_manifest(Path(root), Path(inputs) if inputs else None) for root, inputs in roots.items()]
+    pairs, notes = heldout_pairs(tables, training)
+    count = len(set(pairs.column("source_hash")))
+    if count < 2:
+        notes.append(
+            f"nothing is evaluated while training: it takes two videos or more that are not trained on, and "
+            f"data.heldout_ratio={options.data.heldout_ratio} holds {count} out; mine more, or name a mined folder "
+            "with eval.pairs=DIR (eval=none says nothing)"
+        )
+        return [], notes
+    return pairs, notes
+
+
+def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
+    """What runs the training on one or many devices; it hears what `accelerate launch` or torchrun say."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    accelerator = Accelerator(
+        kwargs_handlers=[
+            # Gradients live in the buckets that travel, and not a second time beside them.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # One process hashes, writes and exports tens of gigabytes while the others wait for it.
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
+        cpu=options.device == "cpu",
+        mixed_precision=options.mixed_precision,
+        log_with=None if options.tracker == "none" else options.tracker,
+        project_dir=str(run_dir),
+    )
+    accelerator.gradient_accumulation_steps = options.split_batch(accelerator.num_processes)[1]
+    return accelerator
+
+
+def half_precision(mixed_precision: str) -> torch.dtype:
+    """The type of what is not trained."""
+    import torch
+
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+T = TypeVar("T")
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do something once, and give all processes what came out, an error of ours too."""
+    from accelerate.utils import broadcast_object_list
+
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except MimicBrushError as error:
+            result[1] = error
+        except OSError as error:
+            result[1] = MimicBrushError(str(error))
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return cast(T, result[0])

@@ -1,0 +1,248 @@
+"""A pair -> what a sample is drawn from: two decoded pictures, their geometry and colours, and the mask.
+
+All that is random about a sample is decided here. Drawing follows, in the loader's process or on the model's device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mimicbrush.data.custom_masks import draw_own_mask, own_mask_function
+from mimicbrush.data.options import DataOptions
+from mimicbrush.data.pair import Pair, Span
+from mimicbrush.errors import DataError
+from mimicbrush.ops import masks
+from mimicbrush.ops.canvas import IMAGE_FILL, MASK_FILL
+from mimicbrush.ops.color_jitter import Jitter, apply_jitter, random_jitter
+from mimicbrush.ops.geometry import (
+    inside,
+    letterbox_matrix,
+    random_matrix,
+    reduce_to_fit,
+    resize_matrix,
+    shrink_factor,
+    transform_points,
+    warp,
+)
+from mimicbrush.ops.keypoints import orb_points
+
+_SEGMENT_TRIES = 8
+#: So many places of a photograph are looked at for each match that is wanted: the reference does not show all of them.
+_PLACES_PER_MATCH = 3
+_NO_POINTS = np.zeros((0, 2), np.float32)
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture, and how it is to be drawn.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, as decoded, no larger than the canvas needs.
+        matrix: (3, 3) float64, from these pixels to the canvas.
+        colour: (3, 4) float64, see `Jitter.matrix`.
+    """
+
+    pixels: np.ndarray
+    matrix: np.ndarray
+    colour: np.ndarray
+
+    def draw(self, size_px: int) -> np.ndarray:
+        """The picture on its canvas: (S, S, 3) uint8, white around it."""
+        return warp(apply_jitter(self.pixels, self.colour), self.matrix, size_px, IMAGE_FILL)
+
+
+@dataclass(frozen=True)
+class MatchedPoints:
+    """Places of one sample's source, and the places of its reference that show the same.
+
+    Attributes:
+        source_xy, reference_xy: (K, 2) float32, x and y in pixels of the canvas.
+        capacity: the most that a sample can have: what a batch is padded to.
+    """
+
+    source_xy: np.ndarray
+    reference_xy: np.ndarray
+    capacity: int
+
+    def none(self) -> MatchedPoints:
+        """The same without any."""
+        return MatchedPoints(_NO_POINTS, _NO_POINTS, self.capacity)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A sample that is not drawn yet; the mask, (S, S) uint8, already is. Matches where they were asked for."""
+
+    source: View
+    reference: View
+    mask: np.ndarray
+    matches: MatchedPoints | None = None
+
+
+class ViewMaker:
+    """Decides and reads.
+
+    Args:
+        size_px: side of the square canvas.
+        options: augmentation and masks.
+        num_matches: the most matches that a sample brings along; 0: none are looked for. They are drawn last, so
+            that nothing else about a sample depends on them.
+
+    Raises:
+        InputError: a mask strategy names a function that is not there.
+    """
+
+    def __init__(self, size_px: int, options: DataOptions, num_matches: int = 0) -> None:
+        self.size_px, self.options, self.num_matches = size_px, options, num_matches
+        for strategy in (options.mask.strategy, options.mask.image_strategy):
+            if ":" in strategy:
+                own_mask_function(strategy)  # told before anything is read
+
+    def __call__(self, pair: Pair, rng: np.random.Generator) -> Views:
+        """A function of the pair and of what the generator gives.
+
+        Raises:
+            DataError: the pair cannot be read.
+        """
+        return self._of_video(pair, rng) if pair.kind == "video" else self._of_image(pair, rng)
+
+    def read_reference(self, pair: Pair, rng: np.random.Generator) -> View:
+        """One picture of a pair as the reference of another, through random geometry and colours.
+
+        Raises:
+            DataError: the picture cannot be read.
+        """
+        span = pair.b_span if pair.b_span is not None and rng.random() < 0.5 else pair.a_span
+        matrix = self._matrix(pair, rng, self._shared_flip(rng))
+        return self._read(pair, span, matrix, random_jitter(self.options.jitter, rng))
+
+    def _of_video(self, pair: Pair, rng: np.random.Generator) -> Views:
+        """Two frames, either one as the source."""
+        first = (pair.a_span, pair.a_points)
+        second = (pair.b_span or pair.a_span, pair.b_points)
+        if rng.random() < 0.5:
+            first, second = second, first
+        flip = self._shared_flip(rng)
+        source_matrix, reference_matrix = (self._matrix(pair, rng, flip) for _ in range(2))
+        source_jitter, reference_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
+        source = self._read(pair, first[0], source_matrix, source_jitter)
+        reference = self._read(pair, second[0], reference_matrix, reference_jitter)
+        points, places = transform_points(first[1], source_matrix), transform_points(second[1], reference_matrix)
+        # A match counts only where the augmented reference still shows it.
+        seen = inside(places, self.size_px)
+        mask = self._mask(self.options.mask.strategy, points[seen], source, rng)
+        return Views(source, reference, mask, self._matches(points, places, rng))
+
+    def _of_image(self, pair: Pair, rng: np.random.Generator) -> Views:
+        """Two augmentations of one picture (paper Sec. 3.3)."""
+        flip = self._shared_flip(rng)
+        reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
+        reference_matrix = self._matrix(pair, rng, flip)
+        reference = self._read(pair, pair.a_span, reference_matrix, reference_jitter)
+        strategy = self.options.mask.image_strategy
+        if strategy == "segment":
+            matrix, mask = self._segment_mask(pair, flip, rng)
+            source = self._read(pair, pair.a_span, matrix, source_jitter)
+        else:
+            matrix = self._matrix(pair, rng, flip)
+            source = self._read(pair, pair.a_span, matrix, source_jitter)
+            mask = self._mask(strategy, _NO_POINTS, source, rng)
+        return Views(source, reference, mask, self._matches_of_image(pair, matrix, reference_matrix, rng))
+
+    def _matches_of_image(
+        self, pair: Pair, source_matrix: np.ndarray, reference_matrix: np.ndarray, rng: np.random.Generator
+    ) -> MatchedPoints | None:
+        """Random places of a photograph: both matrices are known, so any place is a match."""
+        if not self.num_matches:
+            return None
+        height, width = pair.size_px
+        canvas = rng.uniform(-0.5, self.size_px - 0.5, (_PLACES_PER_MATCH * self.num_matches, 2))
+        places = transform_points(canvas, np.linalg.inv(source_matrix))
+        shown = (places > -0.5).all(axis=1) & (places < (width - 0.5, height - 0.5)).all(axis=1)
+        source = canvas[shown].astype(np.float32)
+        return self._matches(source, transform_points(places[shown], reference_matrix), rng)
+
+    def _matches(self, source: np.ndarray, reference: np.ndarray, rng: np.random.Generator) -> MatchedPoints | None:
+        """At most `num_matches` of (K, 2) places on both canvases, of those that lie on them."""
+        if not self.num_matches:
+            return None
+        usable = np.flatnonzero(inside(source, self.size_px) & inside(reference, self.size_px))
+        chosen = rng.permutation(usable)[: self.num_matches]
+        return MatchedPoints(source[chosen], reference[chosen], self.num_matches)
+
+    def _shared_flip(self, rng: np.random.Generator) -> bool | None:
+        drawn = rng.random() < self.options.geometry.flip_probability
+        return bool(drawn) if self.options.share_flips else None
+
+    def _matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
+        """All geometry of one picture: from *stored* pixels to the canvas."""
+        height, width = pair.size_px
+        drawn = random_matrix(self.options.geometry, self.size_px, rng, flip)
+        return drawn @ letterbox_matrix(width, height, self.size_px)
+
+    def _read(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> View:
+        """Decode a picture no larger than its matrix, from stored pixels to the canvas, needs it."""
+        height, width = pair.size_px
+        shrink = shrink_factor(matrix, width, height)
+        reduction = next(r for r in (8, 4, 2, 1) if r <= shrink or r == 1)
+        pixels = pair.read(span, reduction)
+        expected = (-(-height // reduction), -(-width // reduction), 3)
+        if pixels.shape != expected:
+            raise DataError(
+                f"pair {pair.pair_id}: the picture is {pixels.shape} at 1/{reduction} of its size, the manifest says "
+                f"{expected}; mine {pair.source_path} again"
+            )
+        pixels, matrix = reduce_to_fit(pixels, matrix @ resize_matrix(reduction, reduction))
+        return View(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]))
+
+    def _mask(self, strategy: str, points: np.ndarray, source: View, rng: np.random.Generator) -> np.ndarray:
+        """A mask that needs no segments; `points` are matches on the canvas."""
+        options = self.options.mask
+        if strategy == "box":
+            return masks.box_mask(self.size_px, rng, sides=options.box_sides, area=options.box_area)
+        if strategy == "random_grid":
+            return masks.random_grid_mask(self.size_px, rng, cells=options.cells, probability=options.probability)
+        if strategy == "orb_grid":
+            # Only SIFT matches are stored. The keypoints of the picture without its augmentation take 2 ms.
+            return masks.fullest_grid_mask(
+                transform_points(orb_points(source.pixels), source.matrix),
+                self.size_px,
+                rng,
+                cells=options.cells,
+                num_fullest=options.num_fullest,
+                fullest=options.fullest,
+                others=options.others,
+            )
+        if ":" in strategy:
+            return draw_own_mask(strategy, points[inside(points, self.size_px)], self.size_px, rng)
+        return masks.sift_grid_mask(
+            points, self.size_px, rng, cells=options.cells, matched=options.matched, unmatched=options.unmatched
+        )
+
+    def _segment_mask(self, pair: Pair, flip: bool | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The source's matrix and the segments' mask under it, (S, S) uint8.
+
+        Segments may leave the canvas, or be too small on it: then both are drawn again, and in the end a grid
+        without matches is taken.
+        """
+        options = self.options.mask.segments
+        low, high = options.segment_ratio
+        usable = np.flatnonzero((pair.segment_ratios >= low) & (pair.segment_ratios <= high))
+        read: dict[int, np.ndarray] = {}
+        for _ in range(_SEGMENT_TRIES):
+            matrix = self._matrix(pair, rng, flip)
+            if not len(usable):
+                break
+            count = min(int(rng.integers(options.count[0], options.count[1] + 1)), len(usable))
+            chosen = [int(number) for number in rng.choice(usable, count, replace=False)]
+            read |= {number: pair.read_segment(number) for number in chosen if number not in read}
+            whole = masks.united([read[number] for number in chosen])
+            mask = (warp(whole * 255, matrix, self.size_px, MASK_FILL) > 127).astype(np.uint8)
+            mask = masks.dilated(mask, round(rng.uniform(*options.dilation) * self.size_px))
+            if options.mask_ratio[0] <= mask.mean() <= options.mask_ratio[1] and mask.any() and not mask.all():
+                return matrix, mask
+        unmatched = self.options.mask.unmatched
+        return matrix, masks.random_grid_mask(self.size_px, rng, cells=self.options.mask.cells, probability=unmatched)

@@ -1,0 +1,144 @@
+"""One page to read a benchmark by: tables, pictures side by side with the worst first, maps, faults, metric card."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.evaluation.benchmark import table
+from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark, Case
+from mimicbrush.evaluation.benchmark.metrics import METRICS, numbers
+from mimicbrush.evaluation.benchmark.run_editor import (
+    CaseScores,
+    EditorRun,
+    both_ways,
+    open_cases,
+    read_correspondence,
+)
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.images import read_picture
+from mimicbrush.ops.canvas import MASK_THRESHOLD
+from mimicbrush.ops.correspondence import paint_correspondence
+from mimicbrush.ops.plot import mark_hole
+
+TEMPLATE = "report.html.jinja"
+#: Height of the pictures on the page, and the most that all of them may take.
+_HEIGHT_PX, _QUALITY = 180, 80
+_MOST_BYTES = 24_000_000
+
+
+def write_report(
+    path: Path,
+    benchmark: Benchmark,
+    runs: Sequence[EditorRun],
+    summary: dict[str, Any],
+    differences: Sequence[dict[str, Any]],
+    card: dict[str, Any],
+    shown_cases: int,
+) -> None:
+    """Write report.html, which holds its pictures and needs nothing else."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pictures = _Pictures()
+    tracks = []
+    for name, track in TRACKS.items():
+        cases = _worst_first(runs, name)
+        if cases:
+            shown = [_shown(case, runs, pictures) for case in cases[:shown_cases]]
+            tracks.append({"title": track.title, "count": len(cases), "cases": shown})
+    environment = Environment(
+        loader=PackageLoader("mimicbrush.evaluation.benchmark", "."), autoescape=True, undefined=StrictUndefined
+    )
+    text = environment.get_template(TEMPLATE).render(
+        tables=[
+            {
+                "heads": ["method", *(heading for heading, _ in METRICS.values())],
+                "title": f"{task}, {table.TITLES[variant]}",
+                "rows": [(name, list(cells.values())) for name, cells in table.rows(summary, task, variant)],
+            }
+            for task in table.tasks_of(summary)
+            for variant in table.TITLES
+        ]
+        + [{"heads": table.DIFFERENCE_HEADS, **each} for each in table.difference_rows(differences)],
+        notes=[table.NOT_THE_SAME, *table.cautions(summary)],
+        tally=table.tally(benchmark, runs),
+        troubles=table.troubles(benchmark, runs),
+        tracks=tracks,
+        left_out=pictures.left_out,
+        card=json.dumps(card, indent=1, ensure_ascii=False),
+        root=str(benchmark.root),
+    )
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
+    """The cases of a track: those that the first editor failed at, then by what it was measured by first."""
+
+    def key(scores: CaseScores) -> tuple[float, str]:
+        found = numbers(scores.scores.get("pasted", {}))
+        for metric in ("psnr", "dinov2_i", "dino_i", "clip_i"):
+            if metric in found:
+                return found[metric], scores.case.number
+        return float("-inf"), scores.case.number
+
+    return [each.case for each in sorted(runs[0].cases, key=key) if each.case.track.name == track]
+
+
+def _shown(case: Case, runs: Sequence[EditorRun], pictures: _Pictures) -> dict[str, Any]:
+    source, mask, reference = open_cases(case)
+    hole = (np.asarray(mask) > MASK_THRESHOLD).astype(np.uint8)
+    cells = [
+        {"title": "source", "picture": pictures.add(mark_hole(np.asarray(source), hole)), "text": case.subject or ""},
+        {"title": "reference", "picture": pictures.add(np.asarray(reference)), "text": case.prompt or ""},
+    ]
+    if case.track.has_truth:
+        cells.append({"title": "ground truth", "picture": pictures.add(np.asarray(source)), "text": ""})
+    maps = []
+    for run in runs:
+        scores = next(each for each in run.cases if each.case == case)
+        if scores.result is None:
+            cells.append({"title": run.name, "picture": None, "text": f"{scores.outcome}: {scores.reason}"})
+            continue
+        painted = np.asarray(read_picture(scores.result, "RGB"))
+        pasted = both_ways(painted, np.asarray(source), np.asarray(mask))["pasted"]
+        cells.append({"title": run.name, "picture": pictures.add(pasted), "text": _figures(scores)})
+        found = read_correspondence(scores)
+        if found is not None:
+            places, came = paint_correspondence(source, mask, reference, found, _HEIGHT_PX)
+            maps += [
+                {"title": f"{run.name}: places of the reference", "picture": pictures.add(np.asarray(places))},
+                {"title": f"{run.name}: where the hole came from", "picture": pictures.add(np.asarray(came))},
+            ]
+    return {"number": case.number, "cells": cells, "maps": maps}
+
+
+def _figures(scores: CaseScores) -> str:
+    return "  ".join(
+        f"{METRICS[key][0]} {value:.{METRICS[key][1]}f}" for key, value in numbers(scores.scores["pasted"]).items()
+    )
+
+
+class _Pictures:
+    """Inlined pictures, up to a limit."""
+
+    def __init__(self) -> None:
+        self.bytes, self.left_out = 0, 0
+
+    def add(self, pixels: np.ndarray) -> str | None:
+        """A data URI, or None beyond the limit: (H, W, 3) uint8."""
+        image = Image.fromarray(pixels)
+        image.thumbnail((2 * _HEIGHT_PX, _HEIGHT_PX), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=_QUALITY)
+        if self.bytes + buffer.tell() > _MOST_BYTES:
+            self.left_out += 1
+            return None
+        self.bytes += buffer.tell()
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,214 @@
+"""Editors over a benchmark: pictures in the released layout, scores of every case, and what could not be done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mimicbrush.errors import DataError, InputError, MimicBrushError
+from mimicbrush.evaluation.benchmark.backbones import Backbones
+from mimicbrush.evaluation.benchmark.layout import Benchmark, Case
+from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
+from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, NotApplicableError
+from mimicbrush.evaluation.editors.without_model import ResultsEditor
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.images import read_picture, write_picture
+from mimicbrush.ops.canvas import MASK_THRESHOLD, paste_back
+from mimicbrush.ops.correspondence import Correspondence
+
+RESULTS_FOLDER = "results"
+#: In the folder of an editor's results: what each was made of, so that a run that goes on takes no other's results.
+MADE_OF_FILE = "made_of.json"
+#: How results are scored: with the source's own pixels around the hole, and as the editor painted them.
+VARIANTS = ("pasted", "painted")
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """One editor on one case.
+
+    Attributes:
+        outcome: "scored", "not applicable" or "failed".
+        reason: of the latter two.
+        scores: variant -> metric -> value, or why there is none.
+        result: the picture, as painted; None where there is none.
+        correspondence: file of the map of places, where the editor tells.
+    """
+
+    case: Case
+    outcome: str
+    reason: str = ""
+    scores: dict[str, dict[str, float | str]] = field(default_factory=dict)
+    result: Path | None = None
+    correspondence: Path | None = None
+
+
+@dataclass(frozen=True)
+class EditorRun:
+    """One editor on all cases; every case is in it, whatever came of it."""
+
+    name: str
+    folder: Path
+    about: dict[str, str]
+    cases: list[CaseScores]
+
+    def count(self, outcome: str, track: str | None = None) -> int:
+        """How many cases came out so, of one track or of all."""
+        return sum(each.outcome == outcome and track in (None, each.case.track.name) for each in self.cases)
+
+
+def folder_name(editor: str) -> str:
+    """The folder that holds an editor's results: its name, with nothing in it that a folder's name cannot hold."""
+    return re.sub(r"[^\w.=+-]+", "_", editor).strip("_.") or "_"
+
+
+def check_names(editors: Sequence[str]) -> None:
+    """Whether each editor gets a folder of its own.
+
+    Raises:
+        InputError: two would share one.
+    """
+    folders: dict[str, str] = {}
+    for editor in editors:
+        other = folders.setdefault(folder_name(editor).casefold(), editor)
+        if other != editor:
+            raise InputError(f"the results of {other} and {editor} would come into one folder; rename one of them")
+
+
+def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
+    """Edit and score every case. Results that are there, of the same editor, pictures and seed, are not made again.
+
+    What another program left in a folder is read again each time: it may have changed since.
+
+    Args:
+        editor: see `editors.open_editor`.
+        benchmark: its cases.
+        output: of the evaluation; results come to ``results/EDITOR/TRACK/NNN_result.png``.
+        backbones: what measures.
+        seed: of the editor's noise, the same for every case.
+
+    Raises:
+        InputError: `output` cannot be written.
+    """
+    folder = output / RESULTS_FOLDER / folder_name(editor.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written ({error}); name another folder") from error
+    made_of = _read_made_of(folder / MADE_OF_FILE)
+    is_kept = not isinstance(editor, ResultsEditor)
+    editor_key = _digest(json.dumps([editor.name, editor.about, seed], sort_keys=True).encode())
+    cases = []
+    for case in tqdm(benchmark.cases, desc=editor.name, unit="case", disable=None):
+        result = folder / case.result_path
+        place = result.with_name(f"{case.number}_places.npz")
+        key = f"{editor_key} {_case_digest(case)}"
+        name = str(case.result_path)
+        try:
+            inputs = _inputs(case, seed)
+            if not is_kept or made_of.get(name) != key or not result.is_file():
+                made_of.pop(name, None)
+                _edit(editor, case, inputs, result, place)
+                made_of[name] = key
+                _write_made_of(folder / MADE_OF_FILE, made_of)
+            scores = _score(case, inputs, result, backbones)
+        except NotApplicableError as error:
+            cases.append(CaseScores(case, "not applicable", str(error)))
+        except MimicBrushError as error:
+            cases.append(CaseScores(case, "failed", str(error)))
+        else:
+            found = place if place.is_file() else None
+            cases.append(CaseScores(case, "scored", "", scores, result, found))
+    return EditorRun(editor.name, folder, dict(editor.about), cases)
+
+
+def _edit(editor: CaseEditor, case: Case, inputs: CaseInputs, result: Path, place: Path) -> None:
+    result.unlink(missing_ok=True)
+    place.unlink(missing_ok=True)
+    made = editor(case, inputs)
+    if made.image.size != inputs.source.size or made.image.mode != "RGB":
+        raise DataError(
+            f"{editor.name} returned {made.image.width} x {made.image.height} px {made.image.mode} for a source of "
+            f"{inputs.source.width} x {inputs.source.height} px RGB"
+        )
+    result.parent.mkdir(parents=True, exist_ok=True)
+    if made.correspondence is not None:
+        made.correspondence.save(place)
+    write_picture(made.image, result)
+
+
+def _inputs(case: Case, seed: int) -> CaseInputs:
+    return CaseInputs(
+        source=read_picture(case.source, "RGB"),
+        mask=read_picture(case.mask, "L"),
+        reference=read_picture(case.reference, "RGB"),
+        keep_shape=case.track.keep_shape,
+        seed=seed,
+    )
+
+
+def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -> dict[str, dict[str, float | str]]:
+    source, reference = np.asarray(inputs.source), np.asarray(inputs.reference)
+    reference_mask = None
+    if case.reference_mask is not None:
+        reference_mask = (np.asarray(read_picture(case.reference_mask, "L")) > MASK_THRESHOLD).astype(np.uint8)
+    mask = np.asarray(inputs.mask)
+    return {
+        variant: score_case(
+            CasePixels(
+                result=pixels,
+                mask=(mask > MASK_THRESHOLD).astype(np.uint8),
+                truth=source if case.track.has_truth else None,
+                reference=reference,
+                reference_mask=reference_mask,
+                prompt=case.prompt,
+            ),
+            backbones,
+        )
+        for variant, pixels in both_ways(np.asarray(read_picture(result, "RGB")), source, mask).items()
+    }
+
+
+def both_ways(painted: np.ndarray, source: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """A result pasted back and as painted, by `VARIANTS`: (H, W, 3) uint8 each; the mask is (H, W) in 0..255."""
+    return {"pasted": paste_back(painted, source, mask).round().astype(np.uint8), "painted": painted}
+
+
+def read_correspondence(scores: CaseScores) -> Correspondence | None:
+    """Which place of the reference filled which of the hole, where the editor told it."""
+    return None if scores.correspondence is None else Correspondence.load(scores.correspondence)
+
+
+def open_cases(case: Case) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Source, mask and reference."""
+    return read_picture(case.source, "RGB"), read_picture(case.mask, "L"), read_picture(case.reference, "RGB")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _case_digest(case: Case) -> str:
+    parts = [case.source, case.mask, case.reference, *([case.reference_mask] if case.reference_mask else [])]
+    return _digest(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in parts))
+
+
+def _read_made_of(path: Path) -> dict[str, str]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # nothing is known of what lies there, so all of it is made again
+    return {str(key): str(value) for key, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _write_made_of(path: Path, made_of: Mapping[str, Any]) -> None:
+    write_aside(path, lambda aside: aside.write_text(json.dumps(made_of, indent=1, sort_keys=True)))

@@ -1,0 +1,325 @@
+"""Builds a benchmark: inner-ID and inter-ID cases from pictures and videos that no model was trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mimicbrush.errors import DataError, InputError, MimicBrushError
+from mimicbrush.evaluation.benchmark.layout import ABOUT_NAME, TRACKS, BenchmarkWriter, Fault, TrackName
+from mimicbrush.evaluation.benchmark_builder.contamination import Seen, check_hashes, check_pictures, read_seen
+from mimicbrush.evaluation.benchmark_builder.inner_id import (
+    InnerPair,
+    beside,
+    dreambooth_pairs,
+    folder_materials,
+    folder_pairs,
+    mined_pairs,
+)
+from mimicbrush.evaluation.benchmark_builder.inter_id import PAPER_GROUPS, InterPair, inter_pairs, paper_group
+from mimicbrush.evaluation.benchmark_builder.licences import write_licences
+from mimicbrush.evaluation.benchmark_builder.materials import (
+    BOX_OF_MATCHES,
+    REGION_NAMES,
+    MaskFolder,
+    Material,
+    RegionName,
+)
+from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.images import write_picture
+
+#: Cases of the paper's benchmark (Sec. 3.4, App. A).
+PAPER_CASES: dict[TrackName, int] = {"part_inter": 120, "part_inner": 30, "texture_inter": 30, "texture_inner": 30}
+_INNER: dict[TrackName, RegionName] = {"part_inner": "part", "texture_inner": "subject"}
+_INTER: dict[TrackName, RegionName] = {"part_inter": "part", "texture_inter": "subject"}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build from; at least one of the first three.
+
+    Attributes:
+        dreambooth: the DreamBooth dataset; its pairs are those of `manifest`.
+        pictures: a folder per subject.
+        pairs: mined folders, whose unseen videos give inner-ID cases.
+        manifest: list of inner-ID pairs, see data_manifests/DREAMBOOTH.md.
+        masks: painted or imported masks, see `MaskFolder`; they go before boxes.
+        against: pipelines and mined folders that nothing of the benchmark may come from.
+        seed: of every choice.
+        most: at most so many cases per track and kind of source; None: as many as the paper has in the track.
+        long_side_px: larger pictures are reduced to this; None: as they are.
+        to_paint: gets every picture that lacks a mask, to be painted over; None: they are only counted.
+    """
+
+    dreambooth: Path | None = None
+    pictures: Path | None = None
+    pairs: tuple[Path, ...] = ()
+    manifest: Path | None = None
+    masks: Path | None = None
+    against: tuple[Path, ...] = ()
+    seed: int = 0
+    most: int | None = None
+    long_side_px: int | None = 1024
+    to_paint: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading anything.
+
+        Raises:
+            InputError: nothing to build from, or numbers that mean nothing.
+        """
+        if not (self.dreambooth or self.pictures or self.pairs):
+            raise InputError("nothing to build from; name at least one of --dreambooth, --pictures and --pairs")
+        if self.dreambooth and not self.manifest:
+            raise InputError("--dreambooth needs --manifest, the list of its pairs")
+        for name, value, least in (("most", self.most, 1), ("long-side-px", self.long_side_px, 64)):
+            if value is not None and value < least:
+                raise InputError(f"--{name} {value}: must be at least {least}")
+
+    def limit(self, track: TrackName) -> int:
+        """At most so many cases of a kind of source in a track."""
+        return PAPER_CASES[track] if self.most is None else self.most
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of it.
+
+    Attributes:
+        cases: in each track.
+        groups: of `part_inter`, by the paper's four groups.
+        faults: what was missing, damaged or could not be used.
+        notes: what a person should know.
+        unmasked: pictures that lack a mask, by its kind.
+    """
+
+    cases: dict[TrackName, int]
+    groups: dict[str, int]
+    faults: list[Fault]
+    notes: list[str]
+    unmasked: dict[RegionName, int]
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    track: TrackName
+    source: Material
+    reference: Material
+    origin: str
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """All that was found: inner-ID pairs by their origin, and all pictures."""
+
+    inner: dict[str, list[InnerPair]]
+    materials: dict[str, Material]
+    files: list[tuple[str, str]]
+    faults: list[Fault]
+    notes: list[str]
+    about: list[dict[str, Any]]
+
+
+def build_benchmark(output: Path, options: BuildOptions) -> Built:
+    """Build a benchmark in the released layout; the same input gives the same bytes.
+
+    Args:
+        output: the folder; an older one is replaced when the new one is whole.
+        options: what to build from.
+
+    Raises:
+        InputError: folders or lists that cannot be used.
+        DataError: something was trained on, or no case came of it.
+    """
+    _check_apart(output, options)
+    masks = MaskFolder(options.masks)
+    seen = [read_seen(folder) for folder in options.against]
+    found = _gather(options, masks, seen)
+    check_hashes(found.files, seen)
+    proposals = _propose(found, options)
+    chosen = {each.key: each for case in proposals for each in (case.source, case.reference)}
+    check_pictures([(key, material.read) for key, material in chosen.items()], seen)
+    faults, notes = list(found.faults), list(found.notes)
+    unused = masks.unused(found.materials.values())
+    notes += [f"--masks: {name} belongs to no picture that was given" for name in unused]
+
+    writer = BenchmarkWriter(output)
+    cases: Counter[TrackName] = Counter()
+    groups: Counter[str] = Counter()
+    files: list[tuple[str, Material]] = []
+    with writer:
+        for case in proposals:
+            try:
+                number = _write_case(writer, case, options.long_side_px)
+            except MimicBrushError as error:
+                faults.append(Fault(case.source.path, f"{case.track}, {case.source.key}: {error}"))
+                continue
+            cases[case.track] += 1
+            if case.track == "part_inter":
+                groups[paper_group(case.source.kind)] += 1
+            folder = TRACKS[case.track].folder
+            files += [
+                (f"{folder}/{number}_source.png", case.source),
+                (f"{folder}/{number}_reference.png", case.reference),
+            ]
+        if not cases:
+            raise DataError(_nothing(faults, notes))
+        notes += write_licences(writer.folder, files)
+        unmasked = _unmasked(found, options.to_paint)
+        built = Built({track: cases[track] for track in TRACKS}, dict(groups), faults, notes, unmasked)
+        writer.finish(_about(options, found, built, seen))
+    return built
+
+
+def _check_apart(output: Path, options: BuildOptions) -> None:
+    inputs = [options.dreambooth, options.pictures, options.masks, options.manifest, *options.pairs, *options.against]
+    for folder in filter(None, inputs):
+        if folder.resolve().is_relative_to(output.resolve()):
+            raise InputError(f"--output {output} would replace {folder}, which is read; name another folder")
+    if options.to_paint and options.to_paint.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"--to-paint {options.to_paint} lies in --output, which is replaced; name another folder")
+    if output.exists() and not (output / ABOUT_NAME).is_file() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"--output {output} holds something else, and would be replaced; name another")
+
+
+def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[Seen]) -> _Gathered:
+    found = _Gathered({}, {}, [], [], [], [])
+
+    def keep(origin: str, folder: Path, pairs: list[InnerPair], faults: list[Fault], **facts: Any) -> None:
+        found.inner.setdefault(origin, []).extend(pairs)
+        found.faults.extend(faults)
+        found.about.append({"from": origin, "name": folder.resolve().name, "inner_id_pairs": len(pairs), **facts})
+        for material in (each for pair in pairs for each in (pair.source, pair.reference)):
+            _add(found.materials, material)
+
+    if options.dreambooth and options.manifest:
+        pairs, faults = dreambooth_pairs(options.dreambooth, options.manifest, masks)
+        manifest = {"manifest": options.manifest.name, "manifest_sha256": hash_file(options.manifest)}
+        keep("list", options.dreambooth, pairs, faults, **manifest)
+        found.files.extend(beside(each for pair in pairs for each in (pair.source, pair.reference)))
+    if options.pictures:
+        materials, faults = folder_materials(options.pictures, masks)
+        most = max(options.limit(track) for track in _INNER)
+        pairs, without = folder_pairs(materials, options.seed, most)
+        keep("pictures", options.pictures, pairs, faults + without, pictures=len(materials))
+        for material in materials:
+            _add(found.materials, material)
+        found.files.extend((material.key, material.sha256) for material in materials)
+    for folder in options.pairs:
+        pairs, faults, notes = mined_pairs(folder, masks, seen, options.limit("part_inner"))
+        keep("mined videos", folder, pairs, faults)
+        found.notes.extend(notes)
+        found.files.extend((f"{pair.source.subject} of {folder}", pair.source.sha256) for pair in pairs)
+    return found
+
+
+def _add(materials: dict[str, Material], material: Material) -> None:
+    """Keep a picture once, with the regions that any pair knows of it."""
+    other = materials.get(material.key)
+    if other is not None and other.path.resolve() != material.path.resolve():
+        raise InputError(
+            f"{other.path} and {material.path} are both called {material.key}; build from one of them, or rename one"
+        )
+    regions = {**material.regions, **(other.regions if other else {})}
+    # A box around matches belongs to one pair: with another picture it says nothing.
+    materials[material.key] = replace(material, regions={k: v for k, v in regions.items() if v.how != BOX_OF_MATCHES})
+
+
+def _propose(found: _Gathered, options: BuildOptions) -> list[_Proposal]:
+    proposals = []
+    for track, region in _INNER.items():
+        for origin, pairs in found.inner.items():
+            usable = [pair for pair in pairs if region in pair.source.regions][: options.limit(track)]
+            proposals += [_Proposal(track, pair.source, pair.reference, origin) for pair in usable]
+    materials = [found.materials[key] for key in sorted(found.materials)]
+    for track, region in _INTER.items():
+        chosen: list[InterPair] = inter_pairs(materials, region, options.seed, options.limit(track))
+        proposals += [_Proposal(track, pair.source, pair.reference, "classes", pair.prompt) for pair in chosen]
+    return proposals
+
+
+def _write_case(writer: BenchmarkWriter, case: _Proposal, long_side_px: int | None) -> str:
+    region: RegionName = ({**_INNER, **_INTER})[case.track]
+    pictures: dict[str, Image.Image] = {}
+    masks: dict[str, Image.Image] = {}
+    facts: dict[str, Any] = {"from": case.origin, "subject": case.source.subject, "group": case.source.subject}
+    if case.source.kind:
+        facts |= {"class": case.source.kind, "paper_group": paper_group(case.source.kind)}
+    for side, material in (("source", case.source), ("reference", case.reference)):
+        pictures[side] = material.read()
+        facts[side] = material.facts()
+        if region in material.regions:
+            chosen = material.regions[region]
+            masks[side] = chosen.draw(pictures[side].size)
+            facts[side] |= {"mask": chosen.how, "covers": chosen.label}
+            masks[side] = _reduced(masks[side], long_side_px)
+        pictures[side] = _reduced(pictures[side], long_side_px)
+    return writer.add(
+        case.track,
+        source=pictures["source"],
+        mask=masks["source"],
+        reference=pictures["reference"],
+        reference_mask=masks.get("reference"),
+        prompt=case.prompt,
+        facts=facts,
+    )
+
+
+def _reduced(picture: Image.Image, long_side_px: int | None) -> Image.Image:
+    scale = 1 if long_side_px is None else long_side_px / max(picture.size)
+    if scale >= 1:
+        return picture
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.NEAREST if picture.mode == "L" else Image.Resampling.LANCZOS)
+
+
+def _unmasked(found: _Gathered, folder: Path | None) -> dict[RegionName, int]:
+    """Count the pictures without a region, and write them where they can be painted over."""
+    counts: dict[RegionName, int] = {}
+    for name in REGION_NAMES:
+        without = [each for each in found.materials.values() if name not in each.regions]
+        counts[name] = len(without)
+        for material in without if folder else ():
+            path = folder / name / f"{material.key}.png"  # type: ignore[operator]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(material.read(), path)
+    return counts
+
+
+def _about(options: BuildOptions, found: _Gathered, built: Built, seen: Sequence[Seen]) -> dict[str, Any]:
+    return {
+        "made_by": "scripts/build_benchmark.py",
+        "differs_from_the_paper": "its benchmark was not published: these are other pictures, pairs and masks",
+        "seed": options.seed,
+        "long_side_px": options.long_side_px,
+        "sources": found.about,
+        "tracks": {
+            track: {"cases": n, "paper": PAPER_CASES[track], "missing": max(0, PAPER_CASES[track] - n)}
+            for track, n in built.cases.items()
+        },
+        "part_inter_groups": {
+            group: {"cases": built.groups.get(group, 0), "paper": PAPER_CASES["part_inter"] // len(PAPER_GROUPS)}
+            for group in PAPER_GROUPS
+        }
+        | ({"other": {"cases": built.groups["other"], "paper": 0}} if "other" in built.groups else {}),
+        "pictures_without_mask": built.unmasked,
+        "faults": [{"file": "/".join(fault.path.parts[-2:]), "reason": fault.reason} for fault in built.faults],
+        "notes": built.notes,
+        "against": [known.about() for known in seen],
+        "licences": "LICENCES.md",
+    }
+
+
+def _nothing(faults: Sequence[Fault], notes: Sequence[str]) -> str:
+    reasons = [f"{fault.path}: {fault.reason}" for fault in faults[:5]] + list(notes[:3])
+    why = "; ".join(reasons) if reasons else "no two pictures of one subject or class have the masks that a case needs"
+    return (
+        f"no case came of what was given ({why}); mend that, or paint masks (--to-paint DIR, scripts/paint_masks.py, "
+        "--masks DIR)"
+    )

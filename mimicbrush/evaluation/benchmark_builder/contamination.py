@@ -1,0 +1,178 @@
+"""Whether a benchmark holds anything that a model was trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.data.manifest import PairTable, read_manifest, read_rows
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.evaluation.benchmark_builder.part_boxes import reduced
+from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE, read_training_data, spread_pairs
+from mimicbrush.ops.keypoints import match_features, sift_features
+from mimicbrush.ops.similarity import LIKELY_AGREEMENT, NEAR_DUPLICATE_SSIM, agreement, highest_ssim, signature
+
+#: Frames of the training set are first looked at in a part of their size, at least this much: decoding takes the time.
+_GLANCE_SIDE_PX = 64
+#: A thing that is pasted or filmed from nearer is known again by SIFT, which takes 0.2 s for a frame: one for each of
+#: so many sources.
+MAX_SIFT_SOURCES = 2000
+_OWN_KEYPOINTS, _FRAME_KEYPOINTS = 600, 300
+#: So many of a frame's features must have their best match in one picture before the two are matched as a whole.
+_MIN_VOTES = 5
+#: Of 440 frames of clips with other things none had a single match that one motion explains; of clips made of the
+#: pictures themselves half had more than 20.
+MIN_SHARED_MATCHES = 12
+_MAX_RATIO = 0.75
+_NAMED = 5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was trained on, as far as a folder tells.
+
+    Attributes:
+        folder: the pipeline, or the mined folder.
+        names: first `HASH_DIGITS` hex digits of a source's hash -> what to call it.
+        pairs: of a mined folder, whose pictures can be looked at; None for a pipeline, which has none.
+    """
+
+    folder: Path
+    names: Mapping[str, str]
+    pairs: PairTable | None
+
+    def about(self) -> dict[str, Any]:
+        """For the benchmark's own account: what it was compared with, without paths of this machine."""
+        return {
+            "name": self.folder.resolve().name,
+            "kind": "pipeline" if self.pairs is None else "mined folder",
+            "sources": len(self.names),
+            "source_hashes": sorted(self.names),
+            "compared": "hashes" if self.pairs is None else "hashes, pictures, and pieces of pictures",
+            "sources_looked_at_for_pieces": 0 if self.pairs is None else min(MAX_SIFT_SOURCES, len(self.names)),
+        }
+
+
+def read_seen(folder: Path) -> Seen:
+    """What a folder says that was trained on.
+
+    Args:
+        folder: a pipeline folder with its training_data.json, or a mined folder, of which *every* source counts.
+
+    Raises:
+        InputError: it is neither.
+        DataError: it cannot be read.
+    """
+    training = read_training_data(folder)
+    if training is not None:
+        names = {key: f"source {key}… in {TRAINING_DATA_FILE}" for key in training.source_hashes}
+        return Seen(folder, names, None)
+    if not (folder / "manifest").is_dir():
+        raise InputError(
+            f"--against {folder}: expected a pipeline folder with a {TRAINING_DATA_FILE}, or a folder of mined pairs "
+            "(with manifest/); what was trained on cannot be told from this"
+        )
+    rows = read_rows(folder, ["source_hash", "source_path", "status"]).to_pylist()
+    names = {row["source_hash"][:HASH_DIGITS]: row["source_path"] for row in rows if row["status"] == "pair"}
+    return Seen(folder, names, read_manifest(folder))
+
+
+def check_hashes(materials: Iterable[tuple[str, str]], seen: Sequence[Seen]) -> None:
+    """No file of the benchmark, nor any other of its subjects, is a source of the training set.
+
+    Args:
+        materials: what to call a file, and its SHA-256.
+        seen: what was trained on.
+
+    Raises:
+        DataError: some are; both sides are named.
+    """
+    leaks = [
+        f"{name} is {known.names[digest[:HASH_DIGITS]]} of {known.folder}"
+        for name, digest in materials
+        for known in seen
+        if digest[:HASH_DIGITS] in known.names
+    ]
+    _refuse(list(dict.fromkeys(leaks)), "was trained on")
+
+
+def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], seen: Sequence[Seen]) -> None:
+    """No picture of the benchmark is seen in the training set.
+
+    All frames are compared with all pictures as a whole, also mirrored, shifted and of another size. Of one frame for
+    each of up to `MAX_SIFT_SOURCES` sources it is also looked whether it shows a piece of a picture. Of a pipeline
+    folder only hashes are known: only `check_hashes` speaks of that.
+
+    Args:
+        pictures: what to call one, and how to get it.
+        seen: what was trained on.
+
+    Raises:
+        DataError: some are; both sides are named.
+    """
+    tables = [known for known in seen if known.pairs is not None]
+    if not tables or not pictures:
+        return
+    images = [reduced(np.asarray(read())) for _, read in pictures]
+    # Each as it is, and mirrored.
+    signatures = np.stack([signature(view) for image in images for view in (image, image[:, ::-1])])
+    leaks: list[str] = []
+    for known in tables:
+        assert known.pairs is not None
+        for pair in known.pairs:
+            reduce = next((each for each in (8, 4, 2) if min(pair.size_px) >= each * _GLANCE_SIDE_PX), 1)
+            for span in filter(None, (pair.a_span, pair.b_span)):
+                likely = np.flatnonzero(agreement(signature(pair.read(span, reduce)), signatures) > LIKELY_AGREEMENT)
+                leaks += [
+                    f"{pictures[number][0]} looks like {pair.source_path} of {known.folder}"
+                    for number in sorted({int(place) // 2 for place in likely})
+                    if highest_ssim(images[number], pair.read(span)) > NEAR_DUPLICATE_SSIM
+                ]
+        leaks += _shared_pieces(pictures, images, known)
+        _log.info("looked at the pictures of %d pairs of %s", len(known.pairs), known.folder)
+    _refuse(list(dict.fromkeys(leaks)), "is seen in the training set")
+
+
+def _shared_pieces(
+    pictures: Sequence[tuple[str, Callable[[], Image.Image]]], images: Sequence[np.ndarray], known: Seen
+) -> list[str]:
+    """Which pictures share a piece with frames of a mined folder, by SIFT matches that one motion explains."""
+    assert known.pairs is not None
+    own = [sift_features(image, _OWN_KEYPOINTS) for image in images]
+    owner = np.repeat(np.arange(len(own)), [len(features.points) for features in own])
+    if len(owner) < 2:
+        return []
+    descriptors = np.concatenate([features.descriptors for features in own])
+    squares = (descriptors**2).sum(axis=1)
+    leaks = []
+    for pair in spread_pairs(known.pairs, min(MAX_SIFT_SOURCES, len(known.names))):
+        frame = pair.read_a()
+        features = sift_features(frame, _FRAME_KEYPOINTS)
+        distances = squares[None] - 2 * features.descriptors @ descriptors.T
+        distances += (features.descriptors**2).sum(axis=1)[:, None]
+        two = np.partition(distances, 1, axis=1)[:, :2]
+        is_clear = two[:, 0] < _MAX_RATIO**2 * two[:, 1]
+        votes = np.bincount(owner[distances.argmin(axis=1)[is_clear]], minlength=len(own))
+        for number in map(int, np.flatnonzero(votes >= _MIN_VOTES)):
+            matches = len(match_features(own[number], sift_features(frame))[0])
+            if matches >= MIN_SHARED_MATCHES:
+                name = f"{pair.source_path} of {known.folder}"
+                leaks.append(f"{pictures[number][0]} shares a piece with {name} ({matches} SIFT matches)")
+    return leaks
+
+
+def _refuse(leaks: Sequence[str], what: str) -> None:
+    if not leaks:
+        return
+    more = f", and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
+    raise DataError(
+        f"what the benchmark would hold {what}: {'; '.join(leaks[:_NAMED])}{more}. Leave it out of one of the two; of "
+        "a folder that is only partly trained on, name the pipeline instead (--against PIPELINE)"
+    )

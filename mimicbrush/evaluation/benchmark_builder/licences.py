@@ -1,0 +1,63 @@
+"""LICENCES.md of a benchmark: whose each of its pictures is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimicbrush.evaluation.benchmark_builder.materials import Material
+from mimicbrush.io.hashing import hash_file
+
+LICENCES_NAME = "LICENCES.md"
+TEXTS_FOLDER = "licences"
+
+
+def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[str]:
+    """Write the list, and copy the licence files that came with the pictures.
+
+    Args:
+        folder: of the benchmark.
+        files: path in it, and what was written there.
+
+    Returns:
+        What a person should know: pictures of which nobody says a licence.
+    """
+    texts: dict[str, str] = {}  # SHA-256 -> name of the copy
+    for path in dict.fromkeys(path for _, material in files for path in material.rights.texts):
+        digest = hash_file(path)
+        if digest in texts:
+            continue
+        name = f"{path.resolve().parent.name}-{path.name}"
+        if name in texts.values():
+            name = f"{digest[:8]}-{name}"
+        texts[digest] = name
+        (folder / TEXTS_FOLDER).mkdir(exist_ok=True)
+        (folder / TEXTS_FOLDER / name).write_bytes(path.read_bytes())
+    lines = [
+        "# Licences of the pictures",
+        "",
+        "Every picture with whom it is by, its licence and where it is from, as far as its source says. Changes:",
+        "stored as PNG, and reduced where it was larger than `long_side_px` in benchmark.json.",
+        "",
+        "| file | picture | credit | licence | address |",
+        "|---|---|---|---|---|",
+    ]
+    unknown = 0
+    for name, material in sorted(files, key=lambda each: each[0]):
+        rights = material.rights
+        copies = [f"[{texts[hash_file(path)]}]({TEXTS_FOLDER}/{texts[hash_file(path)]})" for path in rights.texts]
+        licence = _cell(rights.licence) or ("see " + ", ".join(copies) if copies else "")
+        unknown += not licence
+        cells = [name, _cell(material.key), _cell(rights.credit), licence or "**not stated**", _cell(rights.url)]
+        lines.append("| " + " | ".join(cells) + " |")
+    if texts:
+        lines += ["", "Licence texts that came with them:", ""]
+        lines += [f"* [{name}]({TEXTS_FOLDER}/{name})" for name in sorted(texts.values())]
+    (folder / LICENCES_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    return [f"{unknown} of {len(files)} pictures come without a word on their licence"] if unknown else []
+
+
+def _cell(text: str) -> str:
+    """A text from outside as one cell of a table."""
+    return re.sub(r"\s+", " ", text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").strip()

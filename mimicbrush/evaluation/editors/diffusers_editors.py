@@ -1,0 +1,207 @@
+"""Paint-by-Example, and SD inpainting with an IP-Adapter, as diffusers has them, as editors on the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    PaintByExamplePipeline,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.evaluation.benchmark.layout import Case
+from mimicbrush.evaluation.editors.mimicbrush import back_to_source, computing_dtype, reference_box, stated
+from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
+from mimicbrush.evaluation.editors.weights import IP_ADAPTER_FILE, IP_ADAPTER_FOLDER
+from mimicbrush.models.pretrained.files import read_object
+from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
+from mimicbrush.pipelines.loading import on_device, quiet_libraries, seeded
+
+STEPS = 50
+#: What the authors of each run it with.
+PAINT_BY_EXAMPLE_GUIDANCE, IP_ADAPTER_GUIDANCE = 5.0, 7.5
+#: How much the adapter's attention counts; 1.0 is what its authors take where there is no prompt beside the image.
+IP_ADAPTER_SCALE = 1.0
+_PREPARED = "letterboxed onto a white square (their authors stretch), result cropped back; no safety checker"
+
+
+class DiffusersEditor:
+    """A pipeline of diffusers that inpaints a square with an example; see `CaseEditor`.
+
+    Args:
+        name: of the editor.
+        pipeline: on its device.
+        paint: called with source and mask on its canvas, the example and the generator; returns the picture.
+        example: called with a case and its reference; the picture to imitate.
+        about: for the metric card.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pipeline: DiffusionPipeline,
+        paint: Callable[[Image.Image, Image.Image, Image.Image, torch.Generator], Image.Image],
+        example: Callable[[Case, Image.Image], Image.Image],
+        about: dict[str, str],
+    ) -> None:
+        self.name, self.about, self.pipeline = name, about, pipeline
+        self._paint, self._example = paint, example
+
+    @property
+    def size_px(self) -> int:
+        """Side of its square canvas."""
+        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+
+    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """See `CaseEditor`."""
+        source = letterbox(np.asarray(inputs.source), self.size_px, IMAGE_FILL)
+        mask = letterbox_mask(np.asarray(inputs.mask), self.size_px)
+        if not mask.any():
+            raise InputError(f"the mask is too thin: nothing is left of it at {self.size_px} px")
+        example = self._example(case, inputs.reference)
+        square = self._paint(
+            Image.fromarray(source), Image.fromarray(mask * np.uint8(255)), example, seeded(inputs.seed)
+        )
+        return CaseResult(back_to_source(square, inputs.source))
+
+
+def whole_reference(case: Case, reference: Image.Image) -> Image.Image:
+    """All of it."""
+    return reference
+
+
+def boxed_reference(case: Case, reference: Image.Image) -> Image.Image:
+    """The box around the reference's mask; raises as `reference_box` does."""
+    return reference.crop(reference_box(case, reference.size))
+
+
+def open_paint_by_example(
+    name: str, folder: Path, with_box: bool, device: str, num_inference_steps: int | None, guidance_scale: float | None
+) -> CaseEditor:
+    """Load Paint-by-Example (Yang et al. 2023), see `editors.open_editor`."""
+    pipeline = _load(lambda: _paint_by_example(folder, computing_dtype(device)), folder, device)
+    steps = num_inference_steps or STEPS
+    guidance = PAINT_BY_EXAMPLE_GUIDANCE if guidance_scale is None else guidance_scale
+    side = pipeline.image_encoder.config.image_size
+
+    def paint(source: Image.Image, mask: Image.Image, example: Image.Image, generator: torch.Generator) -> Image.Image:
+        # Stretched to a square, as its authors do: the processor itself would cut off what is beyond a square.
+        result: Image.Image = pipeline(
+            example_image=example.resize((side, side), Image.Resampling.BICUBIC),
+            image=source,
+            mask_image=mask,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+        ).images[0]
+        return result
+
+    about = stated(
+        editor="Paint-by-Example (diffusers PaintByExamplePipeline)",
+        weights=folder,
+        example="the box around the reference's mask" if with_box else "the whole reference",
+        example_px=f"stretched to {side} x {side}",
+        pictures=_PREPARED,
+        steps=steps,
+        guidance=guidance,
+        scheduler=type(pipeline.scheduler).__name__,
+        dtype=pipeline.unet.dtype,
+    )
+    return DiffusersEditor(name, pipeline, paint, boxed_reference if with_box else whole_reference, about)
+
+
+def _paint_by_example(folder: Path, dtype: torch.dtype) -> PaintByExamplePipeline:
+    """Part by part: its index names a module that diffusers has moved since, and would not find."""
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
+    scheduler = read_object(folder / "model_index.json").get("scheduler")
+    if not (isinstance(scheduler, list) and hasattr(diffusers, str(scheduler[-1]))):
+        raise WeightsError(f"{folder / 'model_index.json'} names no scheduler of diffusers, but {scheduler}")
+    return PaintByExamplePipeline(
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", **options),
+        image_encoder=PaintByExampleImageEncoder.from_pretrained(folder / "image_encoder", **options).eval(),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options),
+        scheduler=getattr(diffusers, scheduler[-1]).from_pretrained(folder, subfolder="scheduler"),
+        safety_checker=None,
+        feature_extractor=CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True),
+    )
+
+
+def open_ip_adapter(
+    name: str,
+    inpainting: Path,
+    adapter: Path,
+    device: str,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    scale: float = IP_ADAPTER_SCALE,
+) -> CaseEditor:
+    """Load SD-1.5 inpainting with an IP-Adapter (Ye et al. 2023), see `editors.open_editor`."""
+
+    def load() -> Any:
+        pipeline = StableDiffusionInpaintPipeline.from_pretrained(
+            inpainting,
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=computing_dtype(device),
+        )
+        pipeline.load_ip_adapter(
+            str(adapter), subfolder=IP_ADAPTER_FOLDER, weight_name=IP_ADAPTER_FILE, local_files_only=True
+        )
+        pipeline.set_ip_adapter_scale(scale)
+        return pipeline
+
+    pipeline = _load(load, inpainting, device)
+    steps = num_inference_steps or STEPS
+    guidance = IP_ADAPTER_GUIDANCE if guidance_scale is None else guidance_scale
+
+    def paint(source: Image.Image, mask: Image.Image, example: Image.Image, generator: torch.Generator) -> Image.Image:
+        result: Image.Image = pipeline(
+            prompt="",
+            image=source,
+            mask_image=mask,
+            ip_adapter_image=example,
+            height=source.height,
+            width=source.width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+        ).images[0]
+        return result
+
+    about = stated(
+        editor="SD-1.5 inpainting with an IP-Adapter (diffusers)",
+        weights=inpainting,
+        adapter=adapter / IP_ADAPTER_FOLDER / IP_ADAPTER_FILE,
+        adapter_scale=scale,
+        prompt="empty",
+        pictures=_PREPARED,
+        steps=steps,
+        guidance=guidance,
+        scheduler=type(pipeline.scheduler).__name__,
+        dtype=pipeline.unet.dtype,
+    )
+    return DiffusersEditor(name, pipeline, paint, whole_reference, about)
+
+
+def _load(load: Callable[[], Any], folder: Path, device: str) -> Any:
+    quiet_libraries()
+    try:
+        pipeline = load()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{folder} cannot be loaded; only .safetensors are read: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return on_device(pipeline, device)

@@ -1,0 +1,230 @@
+"""Does it learn to imitate? A few held-out pairs, edited and scored now and then while a model is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.data.pair import Pair
+from mimicbrush.errors import DataError, InputError, MimicBrushError
+from mimicbrush.evaluation.editors.pair_editors import Editor
+from mimicbrush.evaluation.heldout import report
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
+from mimicbrush.evaluation.heldout.reference_gain import PairScores, summarise
+from mimicbrush.evaluation.heldout.samples import EvalSample, plan_samples, shown_numbers
+from mimicbrush.evaluation.heldout.scoring import COLUMNS, Edited, edit_batch, load_sets
+from mimicbrush.io.images import write_picture
+from mimicbrush.io.jsonl import StepLog
+from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
+
+LOG_FILE = "heldout.jsonl"
+#: Before the name of a figure: of the natural set, and of the warped one.
+PREFIXES: dict[SetName, str] = {"natural": "heldout/", "warped": "heldout_warped/"}
+#: Columns of the picture table, where an editor can tell them.
+TABLE_COLUMNS = (
+    "source", "mask", "reference", "model", "target", "wrong", "wrong_reference", "reference_places", "correspondence"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One pair for a tracker's table: its pictures by column (see `TABLE_COLUMNS`), (H, W[, 3]) uint8."""
+
+    caption: str
+    pictures: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """What was found at one step.
+
+    Attributes:
+        step: steps done.
+        figures: name -> value: ``heldout/psnr`` (dB), ``heldout/ssim``, ``heldout/gain_over_no_reference_db``,
+            ``heldout/wrong_against_none_db``, ``heldout/reference_gain_db``, all three with ``_ci95_low`` and
+            ``_ci95_high``,
+            ``heldout/psnr_wrong_reference``, ``heldout/psnr_no_reference``, ``heldout/n``, ``heldout/n_sources``,
+            ``heldout/unreadable`` (pairs left out) and ``heldout/seconds``; of the warped set the same from
+            ``heldout_warped/``. Definitions: `measure.DEFINITIONS`. All processes have the same.
+        table: the pictures of a few pairs of the natural set; empty but on the first process.
+        notes: what went wrong without ending the run: pairs that cannot be read, files that cannot be written.
+    """
+
+    step: int
+    figures: dict[str, float]
+    table: list[PictureRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class _Found(NamedTuple):
+    """What one process found for one pair in one set."""
+
+    number: int
+    set_name: SetName
+    scores: PairScores
+    row: PictureRow | None
+
+
+def alone(items: list[Any]) -> list[Any]:
+    """What gathering is for a single process."""
+    return items
+
+
+class HeldOutEvaluation:
+    """Scores an editor on held-out pairs, the same ones with the same masks and noise at every step.
+
+    Several processes share the pairs, and all get the figures that one would get, but for rounding: pairs are edited
+    together in other batches.
+
+    Args:
+        pairs: that nothing was trained on, of two sources or more.
+        size_px: side of the editor's square canvas.
+        options: as of a whole evaluation; `split` is the doing of whoever chose the pairs.
+        output: folder for ``heldout.jsonl`` and a contact sheet ``step-00002000.png`` of each evaluation.
+        rank, world_size: of this process.
+        gather: the lists of all processes in one; every process calls it at the same time.
+        first_step: of which the run goes on: what was written of later steps is removed.
+
+    Raises:
+        DataError: the pairs come from a single source.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        size_px: int,
+        options: EvaluationOptions,
+        output: Path,
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Callable[[list[Any]], list[Any]] = alone,
+        first_step: int = 0,
+    ) -> None:
+        self._plans = plan_samples(pairs, options.max_pairs, options.seed)
+        self._size_px, self._options, self._output, self._gather = size_px, options, output, gather
+        shown = shown_numbers(len(self._plans), options.sheet_pairs)
+        rest = sorted(set(range(len(self._plans))) - set(shown))
+        # Those that are shown come first, in batches of their own: where the hole came from takes long to tell.
+        self._batches = [
+            (chunk, numbers is shown)
+            for numbers in (shown, rest)
+            for share in [numbers[rank::world_size]]
+            for chunk in (share[i : i + options.batch_size] for i in range(0, len(share), options.batch_size))
+        ]
+        self._log: StepLog | None = None
+        if rank == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            self._log = StepLog(output / LOG_FILE, first_step)
+            for sheet in output.glob("step-*.png"):
+                if int(sheet.stem.removeprefix("step-")) > first_step:
+                    sheet.unlink()
+
+    def __call__(self, editor: Editor, step: int) -> HeldOutResult:
+        """Evaluate. All processes must call it, each with an editor that does the same.
+
+        Raises:
+            DataError: no pair at all could be read.
+            MimicBrushError: the editor failed, in whichever process.
+        """
+        start = time.monotonic()
+        found, unreadable = self._share(editor)
+        scores = {name: [each.scores for each in found if each.set_name == name] for name in self._options.sets}
+        summaries = {name: summarise(scores[name], self._options.seed) for name in self._options.sets}
+        figures: dict[str, float] = {}
+        for name, summary in summaries.items():
+            figures |= {f"{PREFIXES[name]}{key}": value for key, value in _flat(summary).items()}
+        figures |= {"heldout/unreadable": len(unreadable), "heldout/seconds": time.monotonic() - start}
+        notes = [f"held-out pair left out at step {step}: {fault}" for fault in unreadable]
+        if self._log is None:
+            return HeldOutResult(step, figures)
+        table = [each.row for each in found if each.row is not None]
+        try:
+            self._log.append({"step": step, **figures})
+            if table:
+                write_picture(
+                    Image.fromarray(_sheet(step, table, summaries["natural"])), self._output / f"step-{step:08d}.png"
+                )
+        except (OSError, InputError) as error:  # a full disk ends no training
+            notes.append(f"the held-out figures or pictures of step {step} could not be written: {error}")
+        return HeldOutResult(step, figures, table, notes)
+
+    def _share(self, editor: Editor) -> tuple[list[_Found], list[str]]:
+        """What all processes found, in the order of the pairs, and what is the matter with those left out."""
+        mine: list[_Found | str | MimicBrushError] = []
+        try:
+            for numbers, is_shown in self._batches:
+                mine += self._edit(editor, numbers, is_shown)
+        except MimicBrushError as error:  # told to all: who goes on alone would wait for the others for ever
+            mine = [error]
+        every = self._gather(mine)
+        for item in every:
+            if isinstance(item, MimicBrushError):
+                raise item
+        found = sorted((item for item in every if isinstance(item, _Found)), key=lambda each: each.number)
+        unreadable = sorted(item for item in every if isinstance(item, str))
+        if not found:
+            raise DataError(f"none of {len(self._plans)} held-out pairs could be read: {unreadable[0]}")
+        return found, unreadable
+
+    def _edit(self, editor: Editor, numbers: Sequence[int], is_shown: bool) -> list[_Found | str | MimicBrushError]:
+        readable: list[int] = []
+        batch: list[dict[SetName, EvalSample]] = []
+        found: list[_Found | str | MimicBrushError] = []
+        for number in numbers:
+            try:
+                batch.append(load_sets(self._plans[number], self._options.sets, self._size_px, self._options.seed))
+                readable.append(number)
+            except DataError as error:
+                found.append(str(error))
+        if batch:
+            edits = edit_batch(editor, batch, with_baselines=False, with_correspondence=is_shown)
+            for count, edited in enumerate(edits):
+                row = _picture_row(edited) if is_shown and edited.set_name == "natural" else None
+                found.append(_Found(readable[count % len(batch)], edited.set_name, edited.scores, row))
+        return found
+
+
+def in_short(step: int, figures: Mapping[str, float]) -> str:
+    """The headline of one evaluation, of the natural set, on one line."""
+    told = []
+    for key, gain in GAINS.items():
+        value, low, high = (figures[f"{PREFIXES['natural']}{key}{end}"] for end in ("", "_ci95_low", "_ci95_high"))
+        told.append(f"{gain.name} {value:+.2f} dB ({low:+.2f} to {high:+.2f})")
+    return f"step {step}: {', '.join(told)} on {figures['heldout/n']} held-out pairs"
+
+
+def _flat(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of one set; what could not be computed is left out."""
+    rows = summary["rows"]
+    values = {
+        "psnr": rows["model"]["psnr"],
+        "ssim": rows["model"]["ssim"],
+        "psnr_wrong_reference": rows["wrong_reference"]["psnr"],
+        "psnr_no_reference": rows["no_reference"]["psnr"],
+        "n": summary["n"],
+        "n_sources": summary["n_sources"],
+    }
+    for gain in GAINS:
+        low, high = summary[f"{gain}_ci95"]
+        values |= {gain: summary[gain], f"{gain}_ci95_low": low, f"{gain}_ci95_high": high}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _picture_row(edited: Edited) -> PictureRow:
+    cells = edited.cells()
+    return PictureRow(edited.caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
+
+
+def _sheet(step: int, table: Sequence[PictureRow], summary: dict[str, Any]) -> np.ndarray:
+    columns = [name for name in TABLE_COLUMNS if name in table[0].pictures]
+    title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
+    title += report.gain_sentences(summary)
+    rows = [SheetRow(row.caption, [row.pictures[name] for name in columns]) for row in table]
+    return contact_sheet(title, [COLUMNS[name] for name in columns], rows)

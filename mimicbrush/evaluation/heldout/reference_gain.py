@@ -1,0 +1,109 @@
+"""From edited pictures to numbers: scores of single pictures, and their summary over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
+from mimicbrush.ops.similarity import psnr_inside, ssim_inside
+
+#: PSNR of equal pictures is infinite, and one such pair would make every mean infinite. 60 dB is an error of
+#: a quarter of a grey level: nothing that is painted comes near it.
+PSNR_CAP_DB = 60.0
+#: The side of SSIM's window.
+SSIM_WINDOW_PX = 11
+
+#: The rows of every table, in order. What they mean: `DEFINITIONS`.
+ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
+
+DEFINITIONS = {
+    "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
+    f"size_px, nothing pasted back, capped at {PSNR_CAP_DB:g} dB (equal pictures), mean over pairs",
+    "ssim": "mean over the masked pixels of the SSIM map (scikit-image, 8-bit luma, Gaussian weights "
+    "sigma 1.5, population covariance), nothing pasted back, mean over pairs; null below a canvas of 11 px",
+    "n": "number of pairs; the top-level n, psnr, ssim and gains are those of the natural set",
+    "gain_over_no_reference_db": "over none: mean over pairs of PSNR with the true reference minus PSNR of the "
+    "unconditional model alone (no reference): same source, same mask, same initial noise",
+    "wrong_against_none_db": "wrong against none: mean over pairs of PSNR with a reference from another source video "
+    "minus PSNR of the unconditional model alone; below zero it is the harm that an unrelated reference does",
+    "reference_gain_db": "reference gain: mean over pairs of PSNR with the true reference minus PSNR with a reference "
+    "from another source video: same source, same mask, same noise; over none minus wrong against none",
+    "ci95": f"{LEVEL:.0%} percentile bootstrap interval, {RESAMPLES} resamples of whole source videos",
+    "natural": "references as mined",
+    "warped": "each reference (right and wrong alike) seen through a seeded homography: rotation up to "
+    "30 deg, scale 0.7 to 1.4, corners moved by up to a fifth of the side; no flip",
+    "model": "the editor with the true reference, the other frame of the pair",
+    "wrong_reference": "the editor with a reference from another source video",
+    "no_reference": "the editor without a reference",
+    "copy_in_place": "no model: the reference's pixels at the same place",
+    "opencv_inpaint": "no model and no reference: the hole filled by cv2.inpaint (Telea, radius 5 px)",
+    "sift_homography": "no model: SIFT matches outside of the hole, a RANSAC homography (trusted above 8 + 0.3 n of n "
+    "matches), the reference warped by it into the hole; cv2.inpaint where that shows nothing, or nothing is trusted",
+    "num_inference_steps": "null: the pipeline's own default",
+    "guidance_scale": "null: the pipeline's own default",
+}
+
+
+class Score(NamedTuple):
+    """Closeness to the target inside the mask: dB, and -1..1 (None where it cannot be computed)."""
+
+    psnr: float
+    ssim: float | None
+
+
+def score(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> Score:
+    """Score one picture: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
+    psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
+    return Score(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
+
+
+class PairScores(NamedTuple):
+    """The scores of one pair in one set, by row name, and the source they belong to."""
+
+    source_hash: str
+    rows: dict[str, Score]
+
+    def gain(self, name: str) -> float:
+        """One of `GAINS`, in dB."""
+        gain = GAINS[name]
+        return self.rows[gain.row].psnr - self.rows[gain.minus].psnr
+
+
+def summarise(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
+    """Means of the rows and of the gains, with intervals over source videos.
+
+    Returns:
+        `n`, `n_sources`, `rows` (name -> psnr, ssim, n; of `ROWS` those that were scored), and each of `GAINS` with
+        its `_ci95` (two bounds).
+    """
+    sources = [item.source_hash for item in scores]
+    summary: dict[str, Any] = {"n": len(scores), "n_sources": len(set(sources))}
+    summary["rows"] = {name: _mean_row([item.rows[name] for item in scores]) for name in ROWS if name in scores[0].rows}
+    for name in GAINS:
+        gains = np.array([item.gain(name) for item in scores])
+        summary[name] = float(gains.mean())
+        summary[f"{name}_ci95"] = list(cluster_interval(gains, sources, seed))
+    return summary
+
+
+def _mean_row(scores: Sequence[Score]) -> dict[str, float | int | None]:
+    ssim = [item.ssim for item in scores if item.ssim is not None]
+    return {
+        "psnr": float(np.mean([item.psnr for item in scores])),
+        "ssim": float(np.mean(ssim)) if ssim else None,
+        "n": len(scores),
+    }
+
+
+def interval_note(n_sources: int) -> str | None:
+    """What must be said about intervals from few sources; None where there are enough."""
+    if n_sources >= MIN_SOURCES:
+        return None
+    return (
+        f"Only {n_sources} source videos: a percentile bootstrap over so few makes the intervals too narrow, so "
+        f"one that is clear of zero shows little. Evaluate on at least {MIN_SOURCES}, better 20 or more."
+    )

@@ -1,0 +1,85 @@
+"""What an evaluation leaves behind: files for programs, and a table and sentences for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.evaluation.heldout.gains import GAINS, verdict
+from mimicbrush.evaluation.heldout.reference_gain import ROWS
+from mimicbrush.evaluation.statistics import MIN_SOURCES
+from mimicbrush.io.atomic import write_aside
+
+_PACKAGES = ("mimicbrush", "torch", "diffusers", "transformers", "numpy", "opencv-python", "scikit-image")
+_ROW_NAMES = {
+    "model": "the model, true reference",
+    "wrong_reference": "the model, wrong reference",
+    "no_reference": "the model, no reference",
+    "copy_in_place": "copy in place (no model)",
+    "opencv_inpaint": "OpenCV inpainting (no model)",
+    "sift_homography": "SIFT and homography (no model)",
+}
+
+
+def versions(more: Sequence[str] = ()) -> dict[str, str | None]:
+    """Name -> version of what a number may depend on; None where a package is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in (*_PACKAGES, *more):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write aside, then rename: a reader never sees half a file. NaN and infinity are errors, not JSON."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
+
+
+def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """One JSON object per line, written aside, then renamed."""
+    text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
+
+
+def summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
+    """What metrics.json says, for a terminal: a table and three sentences per set, and what must be minded."""
+    parts = [f"\n{_table(name, metrics[name])}\n{gain_sentences(metrics[name])}\n" for name in sets]
+    if metrics["note"]:
+        parts.append(f"NOTE: {metrics['note']}\n")
+    return "\n".join(parts)
+
+
+def _table(name: str, values: dict[str, Any]) -> str:
+    meaning = {"natural": "references as mined", "warped": "references through a homography"}[name]
+    lines = [
+        f"{name} set: {meaning}; {values['n']} pairs of {values['n_sources']} source videos",
+        f"  {'in the hole':30}{'PSNR dB':>9}{'SSIM':>8}{'n':>6}",
+    ]
+    for row in ROWS:
+        row_values = values["rows"][row]
+        ssim = "-" if row_values["ssim"] is None else f"{row_values['ssim']:.3f}"
+        lines.append(f"  {_ROW_NAMES[row]:30}{row_values['psnr']:9.2f}{ssim:>8}{row_values['n']:6d}")
+    return "\n".join(lines)
+
+
+def gain_sentences(summary: dict[str, Any]) -> str:
+    """The three figures of one set in the order of `GAINS`, in plain words; with few sources they carry a caution."""
+    n_sources = summary["n_sources"]
+    is_few = n_sources < MIN_SOURCES
+    caution = f", too narrow with only {n_sources} source videos" if is_few else ""
+    lines = []
+    for key, gain in GAINS.items():
+        low, high = summary[f"{key}_ci95"]
+        says = "too few to say." if is_few else verdict(key, low, high)
+        lines.append(
+            f"{gain.name.capitalize()} ({gain.between}) {summary[key]:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}"
+            f"{caution}): {says}"
+        )
+    return "\n".join(lines)

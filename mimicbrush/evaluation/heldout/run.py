@@ -1,0 +1,191 @@
+"""The evaluation: pairs in; numbers, a line per pair, and contact sheets out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mimicbrush.data.pair import Pair
+from mimicbrush.evaluation.editors.pair_editors import Editor
+from mimicbrush.evaluation.heldout import report, showcase
+from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
+from mimicbrush.evaluation.heldout.reference_gain import DEFINITIONS, PairScores, interval_note, summarise
+from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, shown_numbers
+from mimicbrush.evaluation.heldout.scoring import COLUMNS, Edited, edit_batch, edit_with_references, load_sets
+from mimicbrush.io.images import write_picture
+from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
+from mimicbrush.ops.correspondence import LEGEND, Correspondence
+
+METRICS_FILE = "metrics.json"
+PER_PAIR_FILE = "per_pair.jsonl"
+PICTURES_FOLDER = "pictures"
+#: The pairs that are shown, as scripts/infer.py --batch takes them.
+EDITS_FILE = "edits.jsonl"
+SHOWCASE_FILE = "showcase.png"
+SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}
+
+#: What the contact sheets show of each pair.
+_SHOWN_COLUMNS = [name for name in COLUMNS if name not in ("reference_places", "correspondence")]
+
+
+def evaluate(
+    editor: Editor,
+    pairs: Sequence[Pair],
+    size_px: int,
+    options: EvaluationOptions,
+    output: Path | None = None,
+    about: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Measure how well an editor restores the masked part of one frame with the help of the other.
+
+    Args:
+        editor: what is measured.
+        pairs: to evaluate on (see `heldout.select_pairs`); wrong references come from these too.
+        size_px: side of the editor's square canvas.
+        options: how; `split`, `num_inference_steps` and `guidance_scale` are only noted down here: they are
+            the doing of whoever chose the pairs and built the editor.
+        output: folder for metrics, scores per pair, contact sheets and their pictures; None: none written.
+        about: what else is to be noted down, such as where the editor and the pairs came from.
+
+    Returns:
+        What metrics.json holds; its `definitions` say what each number means.
+
+    Raises:
+        DataError: the pairs come from a single source, or cannot be read.
+        InputError: the editor returned something of another shape or type.
+    """
+    plans = plan_samples(pairs, options.max_pairs, options.seed)
+    shown = shown_numbers(len(plans), options.sheet_pairs)
+    scores: dict[str, list[PairScores]] = {name: [] for name in options.sets}
+    records: list[dict[str, Any]] = []
+    pictures: dict[str, list[Edited]] = {name: [] for name in options.sets}
+    with tqdm(total=len(plans), unit="pair", desc="evaluating") as progress:
+        for start in range(0, len(plans), options.batch_size):
+            batch = plans[start : start + options.batch_size]
+            loaded = [load_sets(plan, options.sets, size_px, options.seed) for plan in batch]
+            for count, edited in enumerate(edit_batch(editor, loaded)):
+                scores[edited.set_name].append(edited.scores)
+                records.append(_record(edited))
+                if start + count % len(batch) in shown:
+                    pictures[edited.set_name].append(edited)
+            progress.update(len(batch))
+    summaries = {name: summarise(scores[name], options.seed) for name in options.sets}
+    metrics = _metrics(summaries, size_px, options) | {"about": about or {}}
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        report.write_jsonl(output / PER_PAIR_FILE, records)
+        for name in options.sets:
+            _write_pictures(output, name, pictures[name], metrics[name])
+        report.write_json(output / METRICS_FILE, metrics)
+        _write_showcase(output / SHOWCASE_FILE, editor, plans, size_px, options)
+    return metrics
+
+
+def _record(edited: Edited) -> dict[str, Any]:
+    sample, scores = edited.sample, edited.scores
+    pair = sample.plan.pair
+    return {
+        "set": edited.set_name,
+        "pair_id": pair.pair_id,
+        "source_path": pair.source_path,
+        "source_hash": pair.source_hash,
+        "wrong_pair_id": sample.plan.wrong.pair_id,
+        "masked_ratio": float(sample.mask.sum() / sample.area.sum()),
+        "rows": {row: values._asdict() for row, values in scores.rows.items()},
+        **{gain: scores.gain(gain) for gain in GAINS},
+    }
+
+
+def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: EvaluationOptions) -> dict[str, Any]:
+    """The whole of metrics.json. What was not measured is null."""
+    top = summaries.get("natural")
+    any_set = next(iter(summaries.values()))
+    metrics: dict[str, Any] = {
+        "n": top["n"] if top else None,
+        "n_sources": any_set["n_sources"],
+        "psnr": top["rows"]["model"]["psnr"] if top else None,
+        "ssim": top["rows"]["model"]["ssim"] if top else None,
+    }
+    for gain in GAINS:
+        metrics[gain] = top[gain] if top else None
+        metrics[f"{gain}_ci95"] = top[f"{gain}_ci95"] if top else None
+    return metrics | {
+        "note": interval_note(any_set["n_sources"]),
+        "split": options.split,
+        "seed": options.seed,
+        "max_pairs": options.max_pairs,
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "size_px": size_px,
+        "natural": top,
+        "warped": summaries.get("warped"),
+        "definitions": DEFINITIONS,
+        "versions": report.versions(),
+    }
+
+
+def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summary: dict[str, Any]) -> None:
+    """The contact sheet of one set, and its pictures one by one at the model's own size."""
+    folder = output / PICTURES_FOLDER / name
+    (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
+    if not shown:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, edits = [], []
+    for number, edited in enumerate(shown):
+        pictures, cells = edited.pictures(), edited.cells()
+        clip = re.sub(r"\W+", "_", Path(edited.sample.plan.pair.source_path).stem)[:60]
+        names = {column: f"{number:02d}_{clip}_{column}.png" for column in pictures}
+        for column, picture in pictures.items():
+            write_picture(Image.fromarray(picture), folder / names[column])
+        edits.append(
+            {
+                "source": names["target"],
+                "mask": names["mask"],
+                "reference": names["reference"],
+                "output": f"{number:02d}_{clip}_edited.png",
+            }
+        )
+        rows.append(SheetRow(edited.caption(), [cells[column] for column in _SHOWN_COLUMNS]))
+    report.write_jsonl(folder / EDITS_FILE, edits)
+    title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
+    title += report.gain_sentences(summary)
+    sheet = contact_sheet(title, [COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
+    write_picture(Image.fromarray(sheet), output / SHEET_FILES[name])
+
+
+def _write_showcase(
+    path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
+) -> None:
+    """A few of the pairs, large, with holes over what moved: chosen by the pairs alone, and edited once more."""
+    path.unlink(missing_ok=True)  # of an earlier run
+    chosen = showcase.choose_rows(plans) if "natural" in options.sets and options.sheet_pairs else []
+    if not chosen:
+        return
+    samples = [showcase.load_row(plan, hole, size_px, options.seed) for plan, hole in chosen]
+    results: list[np.ndarray] = []
+    found: list[Correspondence] = []
+    for start in range(0, len(samples), options.batch_size):
+        edited, places = edit_with_references(editor, samples[start : start + options.batch_size])
+        results += edited
+        found += places or []
+    rows = []
+    for number, (sample, (_, hole)) in enumerate(zip(samples, chosen, strict=True)):
+        caption = (
+            f"{sample.plan.pair.source_path}   what the hole covers moved by {hole.moved_ratio:.0%} of the long side"
+        )
+        rows.append(showcase.cut_row(caption, sample, results[number], found[number] if found else None))
+    title = (
+        f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"
+        "they were chosen by how they moved, not by their results. Nothing is pasted back."
+    )
+    if found:
+        title += f"\n{LEGEND}"
+    write_picture(Image.fromarray(showcase.showcase_sheet(title, showcase.COLUMNS, rows)), path)

@@ -1,0 +1,153 @@
+"""From a mined pair to what an editor is given: all of it a function of the pair and the seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mimicbrush.data.pair import Pair
+from mimicbrush.errors import DataError
+from mimicbrush.evaluation.heldout.options import SetName
+from mimicbrush.evaluation.heldout.selection import numbers_by_source, spread_numbers
+from mimicbrush.ops import canvas, counter_rng, geometry, masks
+
+#: The homographies of the warped set: *ours*, strong enough that copying in place does not pay. No flip: a
+#: mirrored reference asks for another picture, not for the same one seen from elsewhere.
+WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=0.5)
+_MASK_DRAWS = 1000
+# What a random number is for; part of its key, so that the uses are independent.
+_FOR_MASK, _FOR_NOISE, _FOR_WARP, _FOR_WRONG = range(4)
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """A pair, and the pair of another source whose reference plays the wrong one."""
+
+    pair: Pair
+    wrong: Pair
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """What an editor is given for one pair, at the editor's canvas size S.
+
+    Attributes:
+        plan: where the pictures come from.
+        source: (S, S, 3) uint8 RGB, letterboxed, unmasked: it is also the target.
+        reference: (S, S, 3) uint8, the other frame of the pair.
+        wrong_reference: (S, S, 3) uint8, a frame of another source, through the same geometry.
+        mask: (S, S) uint8, 1 = repaint; never on the letterbox's padding.
+        area: (S, S) uint8, 1 where the canvas shows the picture, 0 on the padding.
+        reference_area: (S, S) uint8, the same of the reference.
+        noise_seed: of the sampler's noise, the same for every reference.
+    """
+
+    plan: SamplePlan
+    source: np.ndarray
+    reference: np.ndarray
+    wrong_reference: np.ndarray
+    mask: np.ndarray
+    area: np.ndarray
+    reference_area: np.ndarray
+    noise_seed: int
+
+
+def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> list[SamplePlan]:
+    """Choose pairs, and for each a wrong reference: the other sources take turns, the pair is drawn by hash.
+
+    Args:
+        pairs: all that may be used; wrong references come from these too, chosen or not.
+        max_pairs: see `spread_numbers`.
+        seed: of the draw.
+
+    Raises:
+        DataError: there is only one source, so that no reference can be wrong.
+    """
+    by_source = numbers_by_source(pairs)
+    sources = list(by_source)
+    if len(sources) < 2:
+        raise DataError(
+            f"all {len(pairs)} pairs come from one source, and the reference gain compares with a reference "
+            "from another one; mine at least two clips (or take split=all, where the folder has more)"
+        )
+    plans = []
+    turn = dict.fromkeys(sources, 0)
+    for source, number in spread_numbers(by_source, max_pairs):
+        step = 1 + turn[source] % (len(sources) - 1)
+        turn[source] += 1
+        pair = pairs[number]
+        others = by_source[sources[(sources.index(source) + step) % len(sources)]]
+        wrong = others[counter_rng.mix(pair_key(pair), seed, _FOR_WRONG) % len(others)]
+        plans.append(SamplePlan(pair, pairs[wrong]))
+    return plans
+
+
+def shown_numbers(count: int, at_most: int) -> list[int]:
+    """Which of `count` samples are shown to people: spread evenly, the first included, in order."""
+    return [count * i // min(count, at_most) for i in range(min(count, at_most))]
+
+
+def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) -> EvalSample:
+    """Read and prepare one sample. Source, mask and noise are the same in both sets.
+
+    Raises:
+        DataError: a picture cannot be read, or is too thin to hold a mask on this canvas.
+    """
+    picture = plan.pair.read_a()
+    area = canvas.letterbox_mask(np.full(picture.shape[:2], 255, np.uint8), size_px)
+    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
+    points = geometry.transform_points(plan.pair.a_points, fit)
+    key = pair_key(plan.pair)
+    matrix = None
+    if set_name == "warped":
+        matrix = geometry.random_matrix(WARP, size_px, counter_rng.generator(key, seed, _FOR_WARP), flip=False)
+    reference = plan.pair.read_b()
+    return EvalSample(
+        plan=plan,
+        source=canvas.letterbox(picture, size_px, canvas.IMAGE_FILL),
+        reference=_on_canvas(reference, matrix, size_px),
+        wrong_reference=_on_canvas(plan.wrong.read_b(), matrix, size_px),
+        mask=_draw_mask(points, area, plan.pair, seed),
+        area=area,
+        reference_area=_area_on_canvas(reference, matrix, size_px),
+        noise_seed=counter_rng.mix(key, seed, _FOR_NOISE),
+    )
+
+
+def pair_key(pair: Pair) -> int:
+    """A 64-bit number for a pair, the same in every run and on every machine."""
+    return int.from_bytes(hashlib.sha256(pair.pair_id.encode()).digest()[:8], "big")
+
+
+def _on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+    if matrix is None:
+        return canvas.letterbox(picture, size_px, canvas.IMAGE_FILL)
+    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
+    return geometry.warp(picture, matrix @ fit, size_px, canvas.IMAGE_FILL)
+
+
+def _area_on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+    """(S, S) uint8, 1 where `_on_canvas` shows the picture alone."""
+    whole = np.full(picture.shape[:2], 255, np.uint8)
+    if matrix is None:
+        return canvas.letterbox_mask(whole, size_px)
+    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
+    return (geometry.warp(whole, matrix @ fit, size_px, canvas.MASK_FILL) == 255).astype(np.uint8)
+
+
+def _draw_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) -> np.ndarray:
+    """A training mask without the padding, drawn again in the rare case that all or nothing is left of it.
+
+    The padding is left out because no user repaints it, and white is no achievement.
+    """
+    for draw in range(_MASK_DRAWS):
+        rng = counter_rng.generator(pair_key(pair), seed, _FOR_MASK, draw)
+        mask = masks.sift_grid_mask(points, len(area), rng) * area
+        if mask.any() and (mask != area).any():
+            return mask
+    raise DataError(
+        f"pair {pair.pair_id} covers {int(area.sum())} px of the {len(area)} px canvas: too thin for a mask"
+    )

@@ -1,0 +1,203 @@
+"""One batch of pairs, edited in every way and scored; and the pictures of it that a person looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.evaluation.editors import baselines
+from mimicbrush.evaluation.editors.pair_editors import CorrespondenceEditor, Editor
+from mimicbrush.evaluation.heldout.options import SetName
+from mimicbrush.evaluation.heldout.reference_gain import PairScores, score
+from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_sample
+from mimicbrush.ops import canvas
+from mimicbrush.ops.correspondence import Correspondence, paint_correspondence
+from mimicbrush.ops.crops import Box
+from mimicbrush.ops.masks import mask_box
+from mimicbrush.ops.plot import mark_hole
+
+Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
+
+#: Headings of the columns of contact sheets, by what `Edited.pictures` calls them.
+COLUMNS = {
+    "source": "source\n(hole in stripes)",
+    "mask": "mask\n(white = repaint)",
+    "reference": "reference",
+    "model": "result",
+    "target": "target",
+    "wrong": "wrong\nreference",
+    "wrong_reference": "its result",
+    "no_reference": "result without\nreference",
+    "copy_in_place": "copy in place\n(no model)",
+    "opencv_inpaint": "OpenCV inpainting\n(no model)",
+    "sift_homography": "SIFT, homography\n(no model)",
+    "reference_places": "places of\nthe reference",
+    "correspondence": "where the hole\ncame from",
+}
+
+#: Height of the pictures that show a correspondence: its marks are of one size, whatever the canvas is.
+_CORRESPONDENCE_PX = 256
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What came out for one pair in one set.
+
+    Attributes:
+        set_name: `natural` or `warped`.
+        sample: what the editor was given.
+        results: by row name.
+        scores: of the results.
+        correspondence: of the true reference, where it was asked for and the editor can tell.
+    """
+
+    set_name: SetName
+    sample: EvalSample
+    results: Results
+    scores: PairScores
+    correspondence: Correspondence | None = None
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """All pictures, by the names of `COLUMNS`: (H, W, 3) or (H, W) uint8."""
+        sample = self.sample
+        pictures = {
+            "source": mark_hole(sample.source, sample.mask),
+            "mask": sample.mask * np.uint8(255),
+            "reference": sample.reference,
+            "target": sample.source,
+            "wrong": sample.wrong_reference,
+            **self.results,
+        }
+        if self.correspondence is not None:
+            source, mask, reference = (
+                Image.fromarray(pixels) for pixels in (sample.source, pictures["mask"], sample.reference)
+            )
+            places, painted = paint_correspondence(source, mask, reference, self.correspondence, _CORRESPONDENCE_PX)
+            pictures |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
+        return pictures
+
+    def cells(self) -> dict[str, np.ndarray]:
+        """`pictures` as sheets show them: without the padding of their canvases, so that all lie in a cell alike."""
+        source, reference, wrong = area_boxes(self.sample, self.set_name)
+        boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
+        cells = {}
+        for name, picture in self.pictures().items():
+            scale = len(picture) / len(self.sample.mask)
+            x0, y0, x1, y1 = (round(side * scale) for side in boxes.get(name, source))
+            cells[name] = picture[y0:y1, x0:x1]
+        return cells
+
+    def caption(self) -> str:
+        """Where the pair comes from, and its three scores."""
+        psnr = {row: values.psnr for row, values in self.scores.rows.items()}
+        return (
+            f"{self.sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
+            f"reference {psnr['wrong_reference']:.1f} dB, without {psnr['no_reference']:.1f} dB"
+        )
+
+
+def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
+    """Where source, reference and wrong reference lie on their canvases.
+
+    A warped reference has no edges of its own: it is the whole canvas.
+    """
+    size_px, plan = len(sample.mask), sample.plan
+    whole = (0, 0, size_px, size_px)
+    of_pair, of_wrong = (
+        mask_box(canvas.letterbox_mask(np.full(pair.size_px, 255, np.uint8), size_px))
+        for pair in (plan.pair, plan.wrong)
+    )
+    return (of_pair, of_pair, of_wrong) if set_name == "natural" else (of_pair, whole, whole)
+
+
+def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
+    """One pair as it is in each set, see `load_sample`."""
+    return {name: load_sample(plan, name, size_px, seed) for name in sets}
+
+
+def edit_batch(
+    editor: Editor,
+    batch: Sequence[Mapping[SetName, EvalSample]],
+    with_baselines: bool = True,
+    with_correspondence: bool = False,
+) -> Iterator[Edited]:
+    """Edit a few pairs in every way, set by set; what needs no reference is the same in all and done once.
+
+    Args:
+        editor: what is measured.
+        batch: one or more pairs, each as it is in each of the same sets.
+        with_baselines: also fill the holes in the ways that need no model.
+        with_correspondence: ask the editor where the holes came from, if it can tell.
+
+    Raises:
+        InputError: the editor returned something of another shape or type.
+    """
+    without: list[np.ndarray] | None = None
+    for name in batch[0]:
+        samples = [sets[name] for sets in batch]
+        found: Sequence[Correspondence] | None = None
+        references = [sample.reference for sample in samples]
+        if with_correspondence:
+            model, found = edit_with_references(editor, samples)
+        else:
+            model = _edit(editor, samples, references)
+        wrong = _edit(editor, samples, [sample.wrong_reference for sample in samples])
+        without = _edit(editor, samples, None) if without is None else without
+        for number, sample in enumerate(samples):
+            results = {"model": model[number], "wrong_reference": wrong[number], "no_reference": without[number]}
+            if with_baselines:
+                results |= {
+                    "copy_in_place": baselines.copy_in_place(sample.source, sample.mask, sample.reference),
+                    "opencv_inpaint": baselines.opencv_inpaint(sample.source, sample.mask, sample.area),
+                    "sift_homography": baselines.sift_homography(
+                        sample.source, sample.mask, sample.reference, sample.area, sample.reference_area
+                    ),
+                }
+            rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}
+            scores = PairScores(sample.plan.pair.source_hash, rows)
+            yield Edited(name, sample, results, scores, found[number] if found else None)
+
+
+def edit_with_references(
+    editor: Editor, samples: Sequence[EvalSample]
+) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
+    """Edit samples with their references, and, if the editor can tell, say where the holes came from.
+
+    Returns:
+        (S, S, 3) uint8 each, and a correspondence each, on the canvas; None: it cannot tell.
+    """
+    references = [sample.reference for sample in samples]
+    if isinstance(editor, CorrespondenceEditor):
+        return _edit_with_correspondences(editor, samples, references)
+    return _edit(editor, samples, references), None
+
+
+def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    sources, masks, seeds = _given(samples)
+    return _checked(editor(sources, masks, None if references is None else np.stack(references), seeds), sources)
+
+
+def _edit_with_correspondences(
+    editor: CorrespondenceEditor, samples: Sequence[EvalSample], references: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
+    sources, masks, seeds = _given(samples)
+    result, found = editor.edit_with_correspondences(sources, masks, np.stack(references), seeds)
+    return _checked(result, sources), found
+
+
+def _given(samples: Sequence[EvalSample]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    sources, masks = (np.stack([getattr(sample, name) for sample in samples]) for name in ("source", "mask"))
+    return sources, masks, [sample.noise_seed for sample in samples]
+
+
+def _checked(result: np.ndarray, sources: np.ndarray) -> list[np.ndarray]:
+    if result.shape != sources.shape or result.dtype != np.uint8:
+        raise InputError(
+            f"the editor returned {result.shape} {result.dtype} for sources of {sources.shape} uint8; "
+            "both must be of one shape and type"
+        )
+    return list(result)

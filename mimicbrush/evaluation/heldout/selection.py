@@ -1,0 +1,224 @@
+"""Which pairs to evaluate on, so that nothing is measured on what was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from mimicbrush.data.manifest import PairTable, source_key, split_pairs
+from mimicbrush.data.pair import Pair
+from mimicbrush.errors import DataError
+from mimicbrush.evaluation.heldout.options import EvaluationSplit
+
+#: Written by the trainer into each pipeline folder.
+TRAINING_DATA_FILE = "training_data.json"
+#: Hex digits of a source hash that this file keeps.
+HASH_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model was trained on.
+
+    Attributes:
+        heldout_ratio: part of the source videos that was held out, 0..1.
+        source_hashes: the first `HASH_DIGITS` hex digits of every source trained on.
+    """
+
+    heldout_ratio: float
+    source_hashes: frozenset[str]
+
+    def has_seen(self, pair: Pair) -> bool:
+        """Whether the pair's source was trained on."""
+        return pair.source_hash[:HASH_DIGITS] in self.source_hashes
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pairs to evaluate on, and what a person should know about the choice."""
+
+    pairs: list[Pair]
+    messages: list[str]
+
+
+def read_training_data(pipeline_folder: Path) -> TrainingData | None:
+    """What a pipeline folder says about its training, or None where it says nothing.
+
+    Raises:
+        DataError: the file is there but cannot be read.
+    """
+    path = pipeline_folder / TRAINING_DATA_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        return TrainingData(float(values["heldout_ratio"]), frozenset(map(str, values["source_hashes"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r}); expected heldout_ratio and source_hashes. "
+            "Without it nobody knows what was trained on: save the pipeline again, or evaluate with split=all"
+        ) from error
+
+
+def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: TrainingData | None) -> Selection:
+    """Choose the pairs to evaluate on.
+
+    With split `heldout`, a folder of which nothing was trained on is used whole; of any other folder only the
+    sources are used that the trainer holds out by their hash.
+
+    Args:
+        pairs: all pairs of a mined folder.
+        split: `heldout` or `all`.
+        training: what the model was trained on; None: not known.
+
+    Raises:
+        DataError: no pair is left, because none is held out, or all that are were trained on all the same.
+    """
+    kept, messages = _of_one_kind(pairs)
+    if split == "all":
+        seen = len({pair.source_hash for pair in kept if training and training.has_seen(pair)})
+        if seen:
+            messages.append(f"split=all: {seen} of these sources were trained on, so this is no held-out result.")
+        return Selection(kept, messages)
+    if training and not any(training.has_seen(pair) for pair in kept):
+        messages.append("No source of this folder was trained on: all of its pairs are used.")
+        return Selection(kept, messages)
+    if not training:
+        messages.append(
+            f"The pipeline has no {TRAINING_DATA_FILE}, so what it was trained on is not known: "
+            "only the sources that our trainer would hold out are used (split=all uses all)."
+        )
+    heldout = split_pairs(kept, "heldout", training.heldout_ratio) if training else split_pairs(kept, "heldout")
+    if not heldout:
+        sources = len({pair.source_hash for pair in kept})
+        raise DataError(
+            f"none of the {sources} sources is held out, so there is nothing to evaluate on; "
+            "take split=all to use every pair (trained on or not), or another folder of mined pairs"
+        )
+    unseen, note = _unseen(heldout, training)
+    return Selection(unseen, [*messages, *note])
+
+
+def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+    videos = [pair for pair in pairs if pair.kind == "video"]
+    if videos:
+        return videos, []
+    if not pairs:
+        raise DataError("the folder holds no pairs; mine videos first: python scripts/mine_pairs.py")
+    message = (
+        "There are no pairs from videos, so pairs from single images are used: source and reference are the "
+        "same picture, copying in place is perfect, and only the warped set says something."
+    )
+    return list(pairs), [message]
+
+
+def _unseen(heldout: Sequence[Pair], training: TrainingData | None) -> tuple[list[Pair], list[str]]:
+    """Held-out pairs that were never trained on: weights may have begun with others, a folder may have lost sources."""
+    unseen = [pair for pair in heldout if not (training and training.has_seen(pair))]
+    seen = sorted({pair.source_path for pair in heldout if training and training.has_seen(pair)})
+    if not seen:
+        return unseen, []
+    named = f"{len(seen)} of the sources that are held out now were trained on before ({', '.join(seen[:3])}): "
+    why = "the weights that this model began with had seen them, or the folder has changed since"
+    if not unseen:
+        raise DataError(f"{named}{why}. None is left to evaluate on; take another folder, or split=all")
+    return unseen, [f"{named}{why}. They are left out."]
+
+
+def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:
+    """At most `max_pairs` pairs, see `spread_numbers`."""
+    return [pairs[number] for _, number in spread_numbers(numbers_by_source(pairs), max_pairs)]
+
+
+def numbers_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    """Source hash, in order -> the numbers of its pairs; of a table no pair is made into an object."""
+    if isinstance(pairs, PairTable | JoinedPairs):
+        hashes = pairs.column("source_hash").tolist()
+    else:
+        hashes = [pair.source_hash for pair in pairs]
+    numbers: dict[str, list[int]] = {source: [] for source in sorted(set(hashes))}
+    for number, source in enumerate(hashes):
+        numbers[source].append(number)
+    return numbers
+
+
+def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None) -> list[tuple[str, int]]:
+    """Choose at most `max_pairs`, as evenly over the sources as their numbers allow, and within each.
+
+    Args:
+        by_source: see `numbers_by_source`.
+        max_pairs: None for all.
+
+    Returns:
+        (source, number), ordered by source, then by number; the same for every call.
+    """
+    quota = dict.fromkeys(by_source, 0)
+    available = sum(map(len, by_source.values()))
+    left = available if max_pairs is None else min(max_pairs, available)
+    while left:
+        for source, numbers in by_source.items():
+            if left and quota[source] < len(numbers):
+                quota[source] += 1
+                left -= 1
+    return [
+        (source, numbers[len(numbers) * (2 * i + 1) // (2 * quota[source])])
+        for source, numbers in by_source.items()
+        for i in range(quota[source])
+    ]
+
+
+class JoinedPairs(Sequence[Pair]):
+    """Pairs of several tables, one after the other.
+
+    Args:
+        tables: each of another mined folder.
+    """
+
+    def __init__(self, tables: Sequence[PairTable]) -> None:
+        self._tables = list(tables)
+        self._starts = np.cumsum([0, *(len(table) for table in tables)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Pair]: ...
+    def __getitem__(self, number: int | slice) -> Pair | list[Pair]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._tables[which][number - int(self._starts[which])]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all tables, see `PairTable.column`."""
+        return np.concatenate([table.column(name) for table in self._tables])
+
+
+def heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[JoinedPairs, list[str]]:
+    """The video pairs that the trainer holds out of the folders it trains on.
+
+    Args:
+        tables: all pairs of each of the folders.
+        training: what is trained on.
+
+    Returns:
+        The pairs, and what a person should know about the choice. A source that is held out in one folder and
+        trained on in another is left out.
+    """
+    found, twice = [], set[str]()
+    keys = np.array([source_key(digits) for digits in training.source_hashes], np.uint64)
+    for table in tables:
+        heldout = split_pairs(table.where(table.column("kind") == "video"), "heldout", training.heldout_ratio)
+        seen = np.isin(heldout.column("source_key"), keys)
+        twice |= set(heldout.where(seen).column("source_path"))
+        found.append(heldout.where(~seen))
+    note = f"{len(twice)} sources are held out in one folder and trained on in another: they are not evaluated on"
+    return JoinedPairs(found), [note] if twice else []

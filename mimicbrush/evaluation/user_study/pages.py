@@ -1,0 +1,208 @@
+"""A blind user study as in the paper (Sec. 4): raters rank results without knowing whose they are.
+
+The page for the raters holds all pictures and no name; which letter is whose lies in a key that they do not get.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+from PIL import Image
+
+from mimicbrush.errors import DataError, InputError, MimicBrushError
+from mimicbrush.evaluation.benchmark.layout import TRACKS, Case, Fault, read_benchmark
+from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.ops import counter_rng
+
+#: What is asked, and how it is put to the raters. The first is the best: rank 1.
+QUESTIONS = {
+    "fidelity": "Which one shows best, in the marked region, what the reference shows there?",
+    "harmony": "Which one fits best into its surroundings?",
+    "quality": "Which one is the best picture, sharp and without faults?",
+}
+KEY_FORMAT, ANSWERS_FORMAT = "mimicbrush user study key 1", "mimicbrush user study answers 1"
+RATERS_FOLDER, PAGE_NAME, KEY_NAME = "for_raters", "study.html", "key.json"
+RESULTS_FOLDER = "results"
+LETTERS = "ABCDEFGH"
+_HOLE = np.array([232, 46, 106], np.float64)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of `make_study`.
+
+    Attributes:
+        study: its identity, which answers must name.
+        editors: whose results are compared.
+        cases: how many cases are asked about.
+        faults: cases that cannot be asked about, and why.
+    """
+
+    study: str
+    editors: tuple[str, ...]
+    cases: int
+    faults: list[Fault]
+
+
+def find_editors(evaluation: Path) -> list[str]:
+    """The editors of which an evaluation holds results, by name.
+
+    Raises:
+        InputError: fewer than two, or more than there are letters.
+    """
+    results = evaluation / RESULTS_FOLDER
+    names = sorted(path.name for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
+    names = [name for name in names if any((results / name / track.folder).is_dir() for track in TRACKS.values())]
+    if len(names) < 2:
+        raise InputError(
+            f"{results}: expected the results of at least two editors, as EDITOR/{TRACKS['part_inter'].folder}/"
+            f"001_result.png; found {names or 'none'}; make them with scripts/evaluate.py"
+        )
+    return names
+
+
+def make_study(
+    evaluation: Path,
+    benchmark: Path,
+    output: Path,
+    *,
+    editors: Sequence[str] = (),
+    max_cases: int = 30,
+    seed: int = 0,
+    long_side_px: int = 512,
+    pasted_back: bool = True,
+) -> Made:
+    """Write the page for the raters, and the key.
+
+    Args:
+        evaluation: holds results/EDITOR/TRACK/NNN_result.png.
+        benchmark: what was edited.
+        output: gets for_raters/study.html and key.json; an older one is replaced.
+        editors: whose results to compare; empty: all.
+        max_cases: at most so many, the tracks in turn.
+        seed: of the choice and of the letters.
+        long_side_px: pictures are shown at most this large.
+        pasted_back: put the source's own pixels back outside of the mask, as the pipeline does when it edits.
+
+    Raises:
+        InputError: folders that cannot be used, unknown editors.
+        DataError: no case has results of all.
+    """
+    known = find_editors(evaluation)
+    names = list(editors) or known
+    unknown = sorted(set(names) - set(known))
+    if unknown or len(set(names)) != len(names) or not 2 <= len(names) <= len(LETTERS):
+        raise InputError(
+            f"editors {names}: expected 2 to {len(LETTERS)} different ones of {known}"
+            + (f"; unknown: {unknown}" if unknown else "")
+        )
+    read = read_benchmark(benchmark)
+    usable, faults = [], list(read.faults)
+    for case in read.cases:
+        fault = _first_fault(case, evaluation, names)
+        if fault:
+            faults.append(fault)
+        else:
+            usable.append(case)
+    if not usable:
+        reasons = "; ".join(f"{fault.path}: {fault.reason}" for fault in faults[:3])
+        raise DataError(f"no case has a result of each of {names} ({reasons}); complete them with scripts/evaluate.py")
+    chosen = _spread(usable, max_cases, seed)
+    questions, key = [], {}
+    for number, case in enumerate(chosen, 1):
+        order = [names[n] for n in counter_rng.generator(seed, number).permutation(len(names))]
+        identity = f"q{number:03d}"
+        letters = dict(zip(LETTERS, order, strict=False))
+        questions.append({"id": identity} | _pictures(case, evaluation, letters, long_side_px, pasted_back))
+        key[identity] = {"track": case.track.name, "case": case.number, "letters": letters}
+    study = hashlib.sha256(json.dumps([questions, key], sort_keys=True).encode()).hexdigest()[:16]
+    page = _page(study, questions, len(names))
+    about = {"format": KEY_FORMAT, "study": study, "editors": names, "pasted_back": pasted_back, "seed": seed}
+
+    def write(folder: Path) -> None:
+        (folder / RATERS_FOLDER).mkdir(parents=True)
+        (folder / RATERS_FOLDER / PAGE_NAME).write_text(page, encoding="utf-8", newline="\n")
+        (folder / KEY_NAME).write_text(json.dumps({**about, "cases": key}, indent=1) + "\n", encoding="utf-8")
+
+    if output.is_dir() and any(output.iterdir()) and not (output / KEY_NAME).is_file():
+        raise InputError(f"--output {output} holds something that is no study; name another folder")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(output, write)
+    return Made(study, tuple(names), len(chosen), faults)
+
+
+def _first_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> Fault | None:
+    size = read_picture(case.source, "RGB").size
+    for editor in editors:
+        path = _result(case, evaluation, editor)
+        try:
+            found = read_picture(path, "RGB").size
+        except MimicBrushError as error:
+            return Fault(path, str(error).removeprefix(f"{path}: "))
+        if found != size:
+            return Fault(path, f"{found[0]} x {found[1]} px, its source {size[0]} x {size[1]} px")
+    return None
+
+
+def _result(case: Case, evaluation: Path, editor: str) -> Path:
+    return evaluation / RESULTS_FOLDER / editor / case.result_path
+
+
+def _spread(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
+    """At most so many, the tracks in turn, each in an order of its own; then mixed."""
+    rng = counter_rng.generator(seed, len(cases))
+    queues = [[case for case in cases if case.track.name == track] for track in TRACKS]
+    queues = [[queue[n] for n in rng.permutation(len(queue))] for queue in queues]
+    turns = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)][:most]
+    return [turns[n] for n in rng.permutation(len(turns))]
+
+
+def _pictures(
+    case: Case, evaluation: Path, letters: dict[str, str], long_side_px: int, pasted_back: bool
+) -> dict[str, Any]:
+    from mimicbrush.ops.canvas import paste_back  # torch comes along, and scoring does without
+
+    source, mask = np.asarray(read_picture(case.source, "RGB")), np.asarray(read_picture(case.mask, "L"))
+    # What is in the hole is not shown: of an inner-ID case it is the ground truth.
+    hole = np.where(mask[..., None] > MASK_THRESHOLD, _HOLE, source).astype(np.uint8)
+    results = {}
+    for letter, editor in letters.items():
+        result = np.asarray(read_picture(_result(case, evaluation, editor), "RGB"))
+        if pasted_back:
+            result = paste_back(result, source, mask).round().astype(np.uint8)
+        results[letter] = _jpeg(result, long_side_px)
+    reference = np.asarray(read_picture(case.reference, "RGB"))
+    return {"source": _jpeg(hole, long_side_px), "reference": _jpeg(reference, long_side_px), "results": results}
+
+
+def _jpeg(image: np.ndarray, long_side_px: int) -> str:
+    """A data address of a picture; nothing of its file comes along."""
+    scale = long_side_px / max(image.shape[:2])
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=92)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _page(study: str, questions: Sequence[dict[str, Any]], options: int) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mimicbrush", "evaluation/user_study"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    data = {"study": study, "format": ANSWERS_FORMAT, "asked": QUESTIONS, "cases": list(questions)}
+    return environment.get_template("user_study.html.jinja").render(data=data, options=options, cases=len(questions))

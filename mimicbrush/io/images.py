@@ -1,0 +1,211 @@
+"""Images from files and into files: EXIF, transparency, 16 bits, damage."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.atomic import write_aside
+
+#: A mask value above this (of 255) means "repaint" (released code).
+MASK_THRESHOLD = 128
+#: A picture of more pixels is refused before it is decoded: at 4 bytes each, this many already take 1.6 GB.
+MAX_PIXELS = 400_000_000
+
+#: What Pillow's decoders raise on damaged files (found by damaging some).
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error
+)  # fmt: skip
+_PILLOWS_SETTINGS = threading.RLock()
+_log = logging.getLogger(__name__)
+
+
+def read_picture(path: Path, mode: str) -> Image.Image:
+    """Open a picture whole, and bring it into shape with `upright`.
+
+    Of a file with several pictures (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
+    of, such as damaged EXIF data, is logged as a warning.
+
+    Args:
+        path: any format that Pillow reads.
+        mode: "RGB" for pictures, "L" for masks.
+
+    Raises:
+        InputError: absent, no picture, damaged, or of more than `MAX_PIXELS`.
+    """
+    _check_file(path)
+    try:
+        with _own_settings() as notes:
+            picture, frames = _decode(path, mode)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: too large for the memory of this machine") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not a picture that can be read whole (no known picture format)") from error
+    except _DAMAGED as error:
+        raise InputError(f"{path}: not a picture that can be read whole ({error})") from error
+    for note in dict.fromkeys(str(note.message).strip() for note in notes):
+        _log.warning("%s: %s", path, note)
+    if frames > 1:
+        _log.warning("%s: holds %d pictures; the first is used", path, frames)
+    return picture
+
+
+def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
+    """The picture, and how many of them the file holds."""
+    with Image.open(path) as image:
+        # Cameras append previews to a JPEG, which is then an MPO: its first picture is the one that is meant.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        image.load()
+        return upright(image, mode), frames
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder, not a picture")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: no plain file (a pipe or a device)")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: not a picture that can be read whole (the file is empty, 0 bytes)")
+
+
+@contextmanager
+def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
+    """Pillow's limit, which is global, as `MAX_PIXELS` and an error; other warnings are collected.
+
+    Everything is put back for whoever else uses Pillow.
+    """
+    with _PILLOWS_SETTINGS, warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            yield notes
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
+
+
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """A picture as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+
+    * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
+      Python warning, and so is a maximum of 12 bits. Floats are 0..1 where all of them are, otherwise 0..255.
+    * Pictures ("RGB") with transparency are put on white.
+    * Of a mask ("L") the brightness counts. With transparency, what is not opaque is not painted: it lies on
+      black; and where all that is opaque has one colour, whatever colour, the transparency alone is the mask.
+
+    Raises:
+        InputError: numbers outside these ranges, a mode that Pillow cannot convert, or a mask that looks like a
+            picture with a hole erased into it.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        if mode == "L":
+            return _painted(layers)
+        # Without a palette's or a chunk's own note of what is transparent: it has been seen to.
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
+    return image.convert(mode)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of floats or of 16 or 32 bits -> "L"; Pillow's own conversion would clip at 255, not scale."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    top = 1 if image.mode == "F" and high <= 1 else 255 if image.mode == "F" else 65535
+    if not (low >= 0 and high <= top):  # so that NaN is refused, too
+        expected = "0..1 or 0..255" if image.mode == "F" else "0..65535"
+        raise InputError(f"its values run from {low} to {high}; those of mode {image.mode!r} must lie in {expected}")
+    if image.mode == "F":
+        return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    if high <= 255:
+        if high > 0:
+            note = f"none of its values of mode {image.mode!r} is above {high}: taken as 0..255, not as 0..65535"
+            warnings.warn(note, stacklevel=3)
+        return Image.fromarray(values.astype(np.uint8))
+    if high <= 4095:
+        note = f"it is dark: its values of mode {image.mode!r} reach {high} of 65535; scale them if they are of 12 bits"
+        warnings.warn(note, stacklevel=3)
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def brightest_stored(path: Path) -> float | None:
+    """The largest value of a picture file that `upright` scales to 8 bit; None: it does not scale this one.
+
+    Args:
+        path: of a picture that `read_picture` could read.
+    """
+    with _own_settings(), Image.open(path) as image:
+        if not (image.mode.startswith("I") or image.mode == "F"):
+            return None
+        return float(np.asarray(image).max())
+
+
+def _painted(layers: Image.Image) -> Image.Image:
+    """The mask that an RGBA picture shows, see `upright`."""
+    alpha = np.asarray(layers.getchannel("A"))
+    if alpha.min() == alpha.max():
+        return layers.convert("L")
+    opaque = np.asarray(layers)[alpha > MASK_THRESHOLD][:, :3]
+    if len(opaque) and (opaque == opaque[0]).all():
+        return Image.fromarray(alpha)
+    if _is_photograph(opaque):
+        raise InputError(
+            "what is opaque in this mask is neither of one colour nor black and white: it looks like a picture with a "
+            "hole; a mask must be white where to repaint, or an otherwise empty layer with the shape painted in one "
+            "colour"
+        )
+    return Image.alpha_composite(Image.new("RGBA", layers.size, "black"), layers).convert("L")
+
+
+def _is_photograph(pixels: np.ndarray) -> bool:
+    """Whether more than a tenth of the pixels (N, 3) uint8 are coloured, or mid-tones as no painted mask has them."""
+    darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
+    is_coloured = brightest - darkest > 32
+    is_mid_tone = (darkest >= 64) & (brightest <= 192)
+    return float((is_coloured | is_mid_tone).mean()) > 0.1 if len(pixels) else False
+
+
+def check_writable(path: Path) -> None:
+    """Whether `write_picture` will take this path; to be asked before the picture is made.
+
+    Raises:
+        InputError: the folder is missing, or no picture format that can be written goes by this suffix.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder; name a file")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"{path}: unknown picture format {path.suffix!r}; use for instance .png")
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its suffix (see `write_aside`).
+
+    Raises:
+        InputError: see `check_writable`; or the disk refuses it, or the format this picture.
+    """
+    check_writable(path)
+    picture_format = Image.registered_extensions()[path.suffix.lower()]
+    try:
+        write_aside(path, lambda aside: image.save(aside, format=picture_format))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error

@@ -1,0 +1,121 @@
+"""Where shards are mined: processes of this machine, or a Ray cluster. Both run `mine_shard`: the same bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.mining.options import check_number
+from mimicbrush.mining.shards import ShardJob, mine_shard
+from mimicbrush.mining.worker_pool import IsolatedReaders
+
+ENGINES = ("local", "ray")
+#: Shards handed to Ray per core of the cluster, so that no core waits and the queue stays short.
+_SHARDS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What mining may use; nothing of it changes what is mined.
+
+    Attributes:
+        engine: one of `ENGINES`.
+        workers: processes that read files: of this machine, or the cores that a Ray of our own gets.
+        timeout_s: for one file.
+        memory_gib: for one worker; 0 for no limit.
+        ray_address: of a running cluster ("auto": the one this machine belongs to); "" starts one here.
+    """
+
+    engine: str = "local"
+    workers: int = 2
+    timeout_s: float = 1800.0
+    memory_gib: float = 8.0
+    ray_address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise InputError(f"engine={self.engine}: there is no such engine; known are {', '.join(ENGINES)}")
+        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
+            raise InputError("engine=ray, but Ray is not installed: pip install 'mimicbrush[ray]', or use engine=local")
+        check_number("workers", self.workers, whole=True)
+        for name in ("timeout_s", "memory_gib"):
+            check_number(name, getattr(self, name))
+        if self.workers < 1 or self.timeout_s <= 0 or self.memory_gib < 0:
+            raise InputError(
+                f"workers={self.workers} must be at least 1, timeout_s={self.timeout_s:g} above 0, and "
+                f"memory_gib={self.memory_gib:g} not below 0"
+            )
+
+
+def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
+    """Mine shards, and yield each with whether there was anything to do, as they end.
+
+    Raises:
+        DataError: see `mine_shard`; shards that have ended stay.
+    """
+    return (_run_local if resources.engine == "local" else _run_ray)(jobs, resources)
+
+
+def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
+    """A thread per worker waits for the files of its shard, which the pool's processes read."""
+    with IsolatedReaders(resources.workers, resources.timeout_s, resources.memory_gib) as readers:
+        threads = ThreadPoolExecutor(resources.workers)
+        try:
+            futures = {threads.submit(mine_shard, job, readers): job for job in jobs}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            # A thread that waits for a file ends when the pool is stopped: its file "fails in a way not foreseen".
+            for future in futures:
+                future.cancel()
+            readers.stop()
+            threads.shutdown()
+
+
+def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
+    """A Ray task per shard; each Ray worker keeps one disposable reader process."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if resources.ray_address:
+            ray.init(address=resources.ray_address, **quiet)
+        else:  # of our own: for this machine only
+            ray.init(num_cpus=resources.workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    # A worker or a node that dies is the cluster's business: the shard is simply mined again.
+    remote = ray.remote(num_cpus=1, max_retries=-1)(_mine_on_ray)
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        waiting: dict[Any, ShardJob] = {}
+        ahead = iter(jobs)
+        while True:
+            for job in ahead:
+                waiting[remote.remote(job, resources.timeout_s, resources.memory_gib)] = job
+                if len(waiting) >= _SHARDS_AHEAD * cores:
+                    break
+            if not waiting:
+                return
+            for reference in ray.wait(list(waiting), num_returns=1)[0]:
+                try:
+                    was_mined = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause if isinstance(error.cause, DataError) else error from error
+                yield waiting.pop(reference), was_mined
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _mine_on_ray(job: ShardJob, timeout_s: float, memory_gib: float) -> bool:
+    return mine_shard(job, _reader_of_this_process(timeout_s, memory_gib))
+
+
+@lru_cache(maxsize=1)
+def _reader_of_this_process(timeout_s: float, memory_gib: float) -> IsolatedReaders:
+    return IsolatedReaders(1, timeout_s, memory_gib)

@@ -1,0 +1,298 @@
+"""Which two frames of a video make a pair.
+
+One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen
+pairs as JPEGs. The length of the clip need not be known: chosen pairs are kept one per stretch of time, and
+when there are too many stretches, neighbours merge and the stretch doubles.
+
+Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers. The hash
+is known before anything is computed, so a pair that could not win is neither compared nor matched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from mimicbrush.mining.jpeg import encode_jpeg, stored_size
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.report.audit import Refused, thumbnail
+from mimicbrush.mining.video.pyav_reader import VideoFrame
+from mimicbrush.mining.video.shots import Shots
+from mimicbrush.ops.counter_rng import mix
+from mimicbrush.ops.keypoints import Features, match_features, sift_features
+from mimicbrush.ops.similarity import sharpness, ssim_luma, ssim_thumbnail
+
+_SSIM_WINDOW_PX = 11
+#: Frame times are rounded to ticks of the container, so the grid of candidates needs some play.
+_TIME_PLAY_S = 1e-3
+
+
+class Candidate:
+    """A frame that may become half of a pair; what is costly is computed at most once, and only if needed.
+
+    Args:
+        number, time_s: of the frame.
+        image: (H, W, 3) uint8 RGB as it will be stored.
+        options: how it is stored and matched.
+    """
+
+    def __init__(self, number: int, time_s: float, image: np.ndarray, options: MiningOptions) -> None:
+        self.number = number
+        self.time_s = time_s
+        self.image = image
+        self._options = options
+        self.thumbnail = ssim_thumbnail(image)
+
+    @cached_property
+    def sharpness(self) -> float:
+        """See `mimicbrush.ops.similarity.sharpness`."""
+        return sharpness(self.image)
+
+    @cached_property
+    def features(self) -> Features:
+        """SIFT features, found in a reduced picture, in stored pixels."""
+        reduced = stored_size(self.image, self._options.match_side_px)
+        ratio = np.array(self.image.shape[1::-1]) / reduced.shape[1::-1]
+        found = sift_features(reduced)
+        return Features(((found.points + 0.5) * ratio - 0.5).astype(np.float32), found.descriptors)
+
+    @cached_property
+    def jpeg(self) -> bytes:
+        """The picture as it goes into the shard."""
+        return encode_jpeg(self.image, self._options.jpeg_quality)
+
+
+@dataclass(frozen=True)
+class ChosenPair:
+    """A pair as it is stored: two JPEGs of one size and (K, 2) float32 points in their pixels."""
+
+    a_frame: int
+    b_frame: int
+    a_time_s: float
+    b_time_s: float
+    a_jpeg: bytes
+    b_jpeg: bytes
+    a_points: np.ndarray
+    b_points: np.ndarray
+    ssim: float
+    width_px: int
+    height_px: int
+
+
+@dataclass
+class Stopwatch:
+    """Where the time of one clip went.
+
+    Attributes:
+        seconds: step -> seconds.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Count the time of a block to a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.perf_counter() - start
+
+    def each(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """The frames, with the wait for each counted as decoding."""
+        iterator = iter(frames)
+        while True:
+            with self.timed("decode"):
+                frame = next(iterator, None)
+            if frame is None:
+                return
+            yield frame
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a clip gave.
+
+    Attributes:
+        pairs: in order of time.
+        reason: a key of `reasons.REJECTED` where there are no pairs, else "".
+        detail: what was tried, for a person to read.
+        refused: examples of what was tried in vain.
+        num_frames: of the clip.
+        num_compared: pairs whose SSIM was computed.
+        seconds: step -> seconds; the only part that another run of the same clip does not give again.
+    """
+
+    pairs: list[ChosenPair]
+    reason: str
+    detail: str
+    refused: list[Refused]
+    num_frames: int
+    num_compared: int
+    seconds: dict[str, float]
+
+
+def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Selection:
+    """Choose up to `pairs_per_clip` pairs, spread over the clip; the same frames give the same pairs.
+
+    Raises:
+        UntrustedFileError: what the reader raises, at any time; nothing of the clip is then used.
+    """
+    watch = Stopwatch()
+    search = _Search(options, watch)
+    shots = Shots(options.cut_ratio, options.min_cut)
+    waiting: deque[Candidate] = deque()  # until it is known which shot they belong to
+    num_frames, next_s, end_s = 0, 0.0, 0.0
+    for frame in watch.each(frames):
+        num_frames += 1
+        end_s = frame.time_s
+        with watch.timed("shots"):
+            shots.add(frame.to_thumbnail())
+        if frame.time_s >= next_s - _TIME_PLAY_S:
+            steps = int((frame.time_s + _TIME_PLAY_S) / options.candidate_interval_s)
+            next_s = (steps + 1) * options.candidate_interval_s
+            with watch.timed("decode"):
+                image = stored_size(frame.to_rgb(), options.max_side_px)
+            waiting.append(Candidate(frame.number, frame.time_s, image, options))
+        while waiting and waiting[0].number < shots.num_settled:
+            search.consider(waiting.popleft(), shots)
+    for candidate in waiting:
+        search.consider(candidate, shots)
+    if num_frames < options.min_frames:
+        detail = f"{num_frames} frames, fewer than min_frames={options.min_frames}"
+        return Selection([], "too_short", detail, [], num_frames, len(search.ssims), dict(watch.seconds))
+    return search.result(num_frames, end_s)
+
+
+class _Search:
+    """The pairs chosen so far: at most one per stretch of time, of at most twice as many as are wanted."""
+
+    def __init__(self, options: MiningOptions, watch: Stopwatch) -> None:
+        self.options = options
+        self.watch = watch
+        self.stretch_s = options.candidate_interval_s
+        self.window: deque[tuple[int, Candidate]] = deque()  # (shot, candidate) within reach
+        self.slots: dict[int, tuple[int, ChosenPair]] = {}
+        self.tried: Counter[str] = Counter()
+        self.examples: dict[str, tuple[int, Refused]] = {}  # reason -> the one of lowest rank
+        self.ssims: list[float] = []
+
+    def consider(self, candidate: Candidate, shots: Shots) -> None:
+        """Offer a candidate with every earlier one in reach."""
+        shot = shots.of(candidate.number)
+        while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:
+            self.window.popleft()
+        fault = self._fault(candidate, [earlier for of, earlier in self.window if of == shot])
+        if fault:
+            self._refuse(fault, candidate)
+            return
+        for earlier_shot, earlier in self.window:
+            if candidate.time_s - earlier.time_s < self.options.min_gap_s - _TIME_PLAY_S:
+                continue
+            if earlier_shot != shot:
+                self._refuse("across_cut", earlier, candidate)
+            else:
+                self._offer(earlier, candidate)
+        self.window.append((shot, candidate))
+
+    def _fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
+        """Why a frame cannot be half of any pair; "" if it can."""
+        if min(candidate.thumbnail.shape) < _SSIM_WINDOW_PX:
+            return "too_small"
+        if candidate.thumbnail.std() < self.options.min_contrast:
+            return "flat"
+        with self.watch.timed("sharpness"):
+            usual = float(np.median([each.sharpness for each in neighbours])) if neighbours else 0.0
+            least = max(self.options.min_sharpness, self.options.min_sharpness_ratio * usual)
+            return "blurred" if candidate.sharpness < least else ""
+
+    def _offer(self, a: Candidate, b: Candidate) -> None:
+        """Take this pair if it is admissible and its rank beats that of its stretch."""
+        rank = mix(a.number, b.number)
+        slot = int((a.time_s + _TIME_PLAY_S) / self.stretch_s)
+        if slot in self.slots and self.slots[slot][0] <= rank:
+            return
+        pair = self._admit(a, b)
+        if pair is None:
+            return
+        self.slots[slot] = rank, pair
+        while len(self.slots) > 2 * self.options.pairs_per_clip:
+            self._merge()
+
+    def _admit(self, a: Candidate, b: Candidate) -> ChosenPair | None:
+        with self.watch.timed("ssim"):
+            ssim = ssim_luma(a.thumbnail, b.thumbnail)
+        self.ssims.append(ssim)
+        if not self.options.min_ssim <= ssim <= self.options.max_ssim:
+            self._refuse("too_similar" if ssim > self.options.max_ssim else "too_different", a, b, ssim)
+            return None
+        with self.watch.timed("sift"):
+            a_points, b_points = match_features(a.features, b.features)
+        if len(a_points) < self.options.min_matches:
+            self._refuse("few_matches", a, b, ssim, len(a_points))
+            return None
+        height, width = a.image.shape[:2]
+        with self.watch.timed("jpeg"):
+            a_jpeg, b_jpeg = a.jpeg, b.jpeg
+        return ChosenPair(
+            a_frame=a.number,
+            b_frame=b.number,
+            a_time_s=a.time_s,
+            b_time_s=b.time_s,
+            a_jpeg=a_jpeg,
+            b_jpeg=b_jpeg,
+            a_points=a_points,
+            b_points=b_points,
+            ssim=ssim,
+            width_px=width,
+            height_px=height,
+        )
+
+    def _refuse(
+        self, reason: str, a: Candidate, b: Candidate | None = None, ssim: float = float("nan"), num_matches: int = -1
+    ) -> None:
+        """Count it, and keep one example of each reason: the one whose hash is lowest."""
+        self.tried[reason] += 1
+        b_frame = -1 if b is None else b.number
+        rank = mix(a.number, b_frame)
+        if reason in self.examples and self.examples[reason][0] <= rank:
+            return
+        picture = thumbnail(a.image) if b is None else np.hstack([thumbnail(a.image), thumbnail(b.image)])
+        self.examples[reason] = rank, Refused(reason, a.number, b_frame, ssim, num_matches, picture)
+
+    def _merge(self) -> None:
+        self.stretch_s *= 2
+        merged: dict[int, tuple[int, ChosenPair]] = {}
+        for slot, entry in sorted(self.slots.items(), key=lambda item: item[1][0]):
+            merged.setdefault(slot // 2, entry)
+        self.slots = merged
+
+    def result(self, num_frames: int, end_s: float) -> Selection:
+        """The chosen pairs, thinned evenly to the number wanted, or why there are none."""
+        pairs = [self.slots[slot][1] for slot in sorted(self.slots)]
+        wanted = self.options.pairs_per_clip
+        if len(pairs) > wanted:
+            pairs = [pairs[i * len(pairs) // wanted] for i in range(wanted)]
+        reason, detail = ("", self._tried()) if pairs else self._why_none(num_frames, end_s)
+        by_count = sorted(self.examples.values(), key=lambda entry: (-self.tried[entry[1].reason], entry[1].reason))
+        refused = [example for _, example in by_count[: self.options.refused_per_clip]]
+        return Selection(pairs, reason, detail, refused, num_frames, len(self.ssims), dict(self.watch.seconds))
+
+    def _why_none(self, num_frames: int, end_s: float) -> tuple[str, str]:
+        if not self.tried:
+            gaps = f"{self.options.min_gap_s:g}..{self.options.max_gap_s:g} s"
+            return "too_short", f"{num_frames} frames in {end_s:.2f} s: none are {gaps} apart"
+        return max(sorted(self.tried), key=lambda word: self.tried[word]), self._tried()
+
+    def _tried(self) -> str:
+        if not self.tried:
+            return ""
+        counts = ", ".join(f"{word} {count}" for word, count in sorted(self.tried.items()))
+        span = f"; SSIM {min(self.ssims):.3f}..{max(self.ssims):.3f}" if self.ssims else ""
+        return f"refused: {counts}{span}"

@@ -1,0 +1,216 @@
+"""The numbers of the report, by columns: eleven million rows never become objects."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mimicbrush.data.manifest import INDEX_NAME, PairTable
+from mimicbrush.data.pair import Pair
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.plan import Plan
+from mimicbrush.mining.shards import ShardPaths
+from mimicbrush.ops.counter_rng import generator, mix
+from mimicbrush.ops.geometry import letterbox_matrix, transform_points
+from mimicbrush.ops.masks import sift_grid_mask
+
+#: So many pairs are looked into one by one: for masks, and for how far matches moved.
+SAMPLED_PAIRS = 2000
+#: The grids of the paper's mask, each as often as the others.
+_GRIDS = range(3, 11)
+_CANVAS_PX = 256
+_PERCENTILES = (5, 25, 50, 75, 95)
+#: Bands that training might narrow to.
+_BANDS = ((0.0, 1.0), (0.1, 0.95), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9), (0.4, 0.8), (0.5, 0.8), (0.6, 0.9))
+
+
+@dataclass(frozen=True)
+class Band:
+    """How many video pairs have an SSIM of `low`..`high`, both included."""
+
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class MaskFigures:
+    """Of sampled video pairs, (N,) each.
+
+    Attributes:
+        hidden: share of the picture that the mask hides.
+        matched: share of the hidden cells of the picture that hold a match.
+        moved: how far the matched points moved, median over a pair's points, over the diagonal of the picture.
+    """
+
+    hidden: np.ndarray
+    matched: np.ndarray
+    moved: np.ndarray
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What the shards say of their time, summed over all processes.
+
+    Attributes:
+        videos: that were planned in the shards that say so.
+        frames: decoded.
+        video_bytes: of these videos.
+        seconds: step -> seconds.
+    """
+
+    videos: int
+    frames: int
+    video_bytes: int
+    seconds: dict[str, float]
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.seconds.values())
+
+
+def row_keys(source_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """A hash per pair that depends on nothing but the pair, (N,) uint64: the lowest are the sample."""
+    with np.errstate(over="ignore"):
+        mixed = source_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(32))
+
+
+def spread(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of at most `count` rows: the lowest key of each group, then the second lowest of each, and so on.
+
+    Args:
+        groups: (N,) of what; rows of one group are alike.
+        keys: (N,) of `row_keys`.
+        count: how many.
+    """
+    if len(groups) == 0:
+        return np.zeros(0, np.int64)
+    order = np.lexsort((keys, groups))
+    ordered = groups[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    chosen: np.ndarray = order[np.lexsort((keys[order], turn))][:count]
+    return chosen
+
+
+def percentiles(values: np.ndarray) -> dict[int, float]:
+    """Percentile -> value of (N,) numbers; empty where there are none."""
+    if not len(values):
+        return {}
+    return dict(zip(_PERCENTILES, np.percentile(values.astype(np.float64), _PERCENTILES).tolist(), strict=True))
+
+
+def bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]:
+    """Video pairs that are left in narrower bands than the one that was mined; that one comes first."""
+    narrower = [band for band in _BANDS if mined[0] <= band[0] and band[1] <= mined[1]]
+    return [Band(low, high, int(((ssims >= low) & (ssims <= high)).sum())) for low, high in (mined, *narrower)]
+
+
+def mask_figures(pairs: PairTable) -> MaskFigures:
+    """What the paper's mask hides of sampled video pairs; seeds and grids are fixed by the pair."""
+    keys = row_keys(pairs.column("source_key"), pairs.column("a_frame"))
+    sample = [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
+    shares = [mask_shares(pair) for pair in sample]
+    moved = [moved_ratio(pair) for pair in sample]
+    table = np.array(shares, np.float64).reshape(-1, 2)
+    return MaskFigures(table[:, 0], table[:, 1], np.array(moved, np.float64))
+
+
+def grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
+    """The paper's mask for the first picture, letterboxed to `_CANVAS_PX`, and its grid: (S, S) uint8, N."""
+    seed = mix(int(pair.source_hash[:15] or "0", 16), int(pair.pair_id.rpartition("-")[2] or 0))
+    n = _GRIDS[seed % len(_GRIDS)]
+    height, width = pair.size_px
+    points = transform_points(pair.a_points, letterbox_matrix(width, height, _CANVAS_PX))
+    return sift_grid_mask(points, _CANVAS_PX, generator(seed), cells=(n, n)), n
+
+
+def picture_box(size_px: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the canvas of `grid_mask` that a picture of (height, width) fills."""
+    scale = _CANVAS_PX / max(size_px)
+    starts = [round((_CANVAS_PX - side * scale) / 2) for side in size_px]
+    return slice(starts[0], _CANVAS_PX - starts[0]), slice(starts[1], _CANVAS_PX - starts[1])
+
+
+def mask_shares(pair: Pair) -> tuple[float, float]:
+    """Share of the picture that is hidden, and share of the hidden cells that hold a match (0 where none is)."""
+    mask, n = grid_mask(pair)
+    rows, columns = picture_box(pair.size_px)
+    height, width = pair.size_px
+    points = transform_points(pair.a_points, letterbox_matrix(width, height, _CANVAS_PX))
+    has_match = np.zeros((n, n), bool)
+    cells = np.floor((points + 0.5) * n / _CANVAS_PX).astype(int).clip(0, n - 1)
+    has_match[cells[:, 1], cells[:, 0]] = True
+    centres = ((np.arange(n) + 0.5) * _CANVAS_PX / n).astype(int)
+    inside_rows = (centres >= rows.start) & (centres < rows.stop)
+    inside_columns = (centres >= columns.start) & (centres < columns.stop)
+    hidden = (mask[np.ix_(centres, centres)] > 0) & inside_rows[:, None] & inside_columns[None]
+    matched = float((hidden & has_match).sum() / hidden.sum()) if hidden.any() else 0.0
+    return float(mask[rows, columns].mean()), matched
+
+
+def moved_ratio(pair: Pair) -> float:
+    """How far a pair's matched points moved: the median over the diagonal of the picture; 0 without points."""
+    if not len(pair.a_points):
+        return 0.0
+    distances = np.linalg.norm(pair.b_points.astype(np.float64) - pair.a_points, axis=1)
+    return float(np.median(distances) / np.hypot(*pair.size_px))
+
+
+def changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
+    """(name, value, default) of the options that are not the defaults."""
+    defaults = asdict(MiningOptions())
+    options = plan.options if plan is not None else {}
+    return [(name, value, defaults.get(name)) for name, value in options.items() if value != defaults.get(name)]
+
+
+def bytes_on_disk(root: Path) -> dict[str, int]:
+    """What of a mined folder -> bytes: the parts that come of mining, not the report."""
+    sizes = {
+        name: sum(path.stat().st_size for path in sorted((root / name).glob("*")) if path.is_file())
+        for name in ("shards", "manifest", "audit")
+    }
+    index = root / INDEX_NAME
+    return sizes | {INDEX_NAME: index.stat().st_size if index.is_file() else 0}
+
+
+def throughput(root: Path, plan: Plan | None) -> Throughput:
+    """Sum timing/*.json; a file that cannot be read counts as absent."""
+    seconds: dict[str, float] = defaultdict(float)
+    videos = frames = video_bytes = 0
+    for number, items in enumerate(plan.shards if plan is not None else []):
+        try:
+            timing = json.loads(ShardPaths.of(root, number).timing.read_text(encoding="utf-8"))
+            steps = {str(step): float(duration) for step, duration in timing["seconds"].items()}
+            frames += int(timing["num_frames"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        for step, duration in steps.items():
+            seconds[step] += duration
+        videos += sum(item.kind == "video" for item in items)
+        video_bytes += sum(max(item.size, 0) for item in items if item.kind == "video")
+    return Throughput(videos, frames, video_bytes, dict(seconds))
+
+
+def licences(rows: pa.Table) -> list[tuple[str, int, int]]:
+    """(licence, files, pairs) by the columns licence, source_path and status; the most files first."""
+    files = Counter[str]()
+    for entry in rows.group_by(["licence", "source_path"]).aggregate([])["licence"].value_counts().to_pylist():
+        files[entry["values"]] = entry["counts"]
+    of_pairs = rows.filter(pc.equal(rows["status"], "pair"))["licence"].value_counts().to_pylist()
+    pairs = {entry["values"]: entry["counts"] for entry in of_pairs}
+    return sorted(
+        ((name, count, pairs.get(name, 0)) for name, count in files.items()), key=lambda entry: (-entry[1], entry[0])
+    )

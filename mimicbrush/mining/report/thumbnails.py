@@ -1,0 +1,189 @@
+"""The pictures of the report: kept pairs, refused pairs and photographs, each as a data URI of bounded size."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mimicbrush.data.manifest import PairTable, manifest_parts
+from mimicbrush.data.pair import Pair, decode_jpeg
+from mimicbrush.errors import DataError
+from mimicbrush.mining.jpeg import encode_jpeg, stored_size
+from mimicbrush.mining.report.statistics import grid_mask, moved_ratio, picture_box, row_keys, spread
+from mimicbrush.ops.plot import colour_segments, match_panel, tint
+
+KEPT_PAIRS, REFUSED, PHOTOGRAPHS = 12, 24, 6
+_PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 640, 420
+_JPEG_QUALITY = 78
+_MASK_COLOUR = (236, 64, 122)
+_SEGMENTS_SHOWN = 12
+#: A thumbnail of the audit has at most some 20 KB; what is larger was not written by the miner.
+_MAX_THUMBNAIL_BYTES = 40_000
+
+
+@dataclass(frozen=True)
+class Image:
+    """A JPEG inside the page.
+
+    Attributes:
+        uri: "data:image/jpeg;base64,...".
+        width_px, height_px: of the picture.
+        alt: what is to be seen, for those who do not see it.
+    """
+
+    uri: str
+    width_px: int
+    height_px: int
+    alt: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pictures with its words.
+
+    Attributes:
+        images: side by side; none where they could not be read, and `note` says why.
+        title, note: the two lines below.
+        tag: a word on a badge; "" for none.
+    """
+
+    images: tuple[Image, ...]
+    title: str
+    note: str
+    tag: str = ""
+
+
+def kept_pairs(pairs: PairTable) -> list[Picture]:
+    """Video pairs, spread over the clips, with their matches drawn and the paper's mask laid over the first frame."""
+    keys = row_keys(pairs.column("source_key"), pairs.column("a_frame"))
+    chosen = spread(pairs.column("source_key"), keys, KEPT_PAIRS)
+    gaps = pairs.column("b_time_s") - pairs.column("a_time_s")
+    return [_kept_pair(pairs[int(number)], float(gaps[number])) for number in chosen]
+
+
+def _kept_pair(pair: Pair, gap_s: float) -> Picture:
+    note = f"SSIM {pair.ssim:.2f}, {len(pair.a_points)} matches, {gap_s:.1f} s apart, moved {moved_ratio(pair):.1%}"
+    try:
+        a, b = pair.read_a(), pair.read_b()
+    except DataError as error:
+        return _unreadable(pair.source_path, error)
+    mask = _on_picture(pair)
+    masked = tint(a, cv2.resize(mask, a.shape[1::-1], interpolation=cv2.INTER_NEAREST), _MASK_COLOUR)
+    panel = match_panel(a, b, pair.a_points, pair.b_points, _PANEL_HEIGHT_PX)
+    panel = stored_size(panel, _PANEL_WIDTH_PX)
+    masked = stored_size(masked, max(1, round(masked.shape[1] * panel.shape[0] / masked.shape[0])))
+    lines = min(60, len(pair.a_points))
+    images = (
+        _image(masked, f"A frame of {pair.source_path} with a grid mask over it"),
+        _image(panel, f"This frame and a later one, with lines between {lines} of their matches"),
+    )
+    return Picture(images, pair.source_path, note)
+
+
+def _on_picture(pair: Pair) -> np.ndarray:
+    rows, columns = picture_box(pair.size_px)
+    return np.ascontiguousarray(grid_mask(pair)[0][rows, columns])
+
+
+def photographs(pairs: PairTable) -> list[Picture]:
+    """Photographs with their largest segments in colours."""
+    keys = row_keys(pairs.column("source_key"), pairs.column("a_frame"))
+    chosen = spread(pairs.column("source_key"), keys, PHOTOGRAPHS)
+    return [_photograph(pairs[int(number)]) for number in chosen]
+
+
+def _photograph(pair: Pair) -> Picture:
+    count = min(_SEGMENTS_SHOWN, len(pair.segments))
+    try:
+        image = stored_size(pair.read_a(), _PHOTOGRAPH_PX)
+        segments = [
+            cv2.resize(pair.read_segment(number), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            for number in range(count)
+        ]
+    except DataError as error:
+        return _unreadable(pair.source_path, error)
+    ratios = pair.segment_ratios
+    note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the picture"
+    alt = f"The photograph {pair.source_path} with {count} segments in colours"
+    return Picture((_image(colour_segments(image, segments), alt),), pair.source_path, note)
+
+
+def refused_pairs(root: Path) -> list[Picture]:
+    """Examples of what was tried and refused, spread over the reasons; the thumbnails of the audit."""
+    parts = [root / "audit" / part.name for part in manifest_parts(root)]
+    tables = [(part, table) for part in parts if (table := _audit_words(part)) is not None and len(table)]
+    if not tables:
+        return []
+    words = pa.concat_tables([table for _, table in tables])
+    part_of = np.repeat(np.arange(len(tables)), [len(table) for _, table in tables])
+    row_of = np.concatenate([np.arange(len(table)) for _, table in tables])
+    frames = words["a_frame"].to_numpy() * 2**20 + words["b_frame"].to_numpy()
+    names = words["source_path"].combine_chunks().dictionary_encode()
+    of_name = np.array([hash_of(name) for name in names.dictionary.to_pylist()], np.uint64)
+    keys = row_keys(of_name[names.indices.to_numpy()], frames)
+    reasons = words["reason"].combine_chunks().dictionary_encode().indices.to_numpy()
+    pictures = []
+    for number in spread(reasons, keys, REFUSED):
+        values = {name: words[name][int(number)].as_py() for name in words.column_names}
+        data = _audit_picture(tables[part_of[number]][0], int(row_of[number]))
+        pictures.append(_refused_picture(values, data))
+    return sorted(pictures, key=lambda picture: (picture.tag, picture.title))
+
+
+def hash_of(text: str) -> int:
+    """64 bits of a text, the same in every process."""
+    value = 0xCBF29CE484222325  # FNV-1a
+    for byte in text.encode("utf-8", "backslashreplace"):
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def _audit_words(part: Path) -> pa.Table | None:
+    try:
+        return pq.read_table(part, columns=["source_path", "reason", "a_frame", "b_frame", "ssim", "num_matches"])
+    except (pa.ArrowException, OSError):  # no pictures, then; `pairs.py verify` says what is wrong with it
+        return None
+
+
+def _audit_picture(part: Path, row: int) -> bytes:
+    try:
+        data: bytes = pq.read_table(part, columns=["picture"])["picture"][row].as_py()
+    except (pa.ArrowException, OSError):
+        return b""
+    return data
+
+
+def _refused_picture(values: dict[str, object], data: bytes) -> Picture:
+    single = values["b_frame"] == -1
+    facts = [f"frame {values['a_frame']}" if single else f"frames {values['a_frame']} and {values['b_frame']}"]
+    if values["ssim"] == values["ssim"]:  # else NaN: not computed
+        facts.append(f"SSIM {values['ssim']:.2f}")
+    if values["num_matches"] != -1:
+        facts.append(f"{values['num_matches']} matches")
+    title, tag = str(values["source_path"]), str(values["reason"])
+    alt = f"{'A frame' if single else 'Two frames'} of {title}, refused as {tag}"
+    try:
+        if len(data) > _MAX_THUMBNAIL_BYTES:
+            raise ValueError(f"{len(data)} bytes")
+        height, width = decode_jpeg(data).shape[:2]
+    except (OSError, ValueError, SyntaxError) as error:
+        return Picture((), title, f"the thumbnail cannot be read: {error}", tag)
+    return Picture((Image(_uri(data), width, height, alt),), title, ", ".join(facts), tag)
+
+
+def _unreadable(title: str, error: DataError) -> Picture:
+    return Picture((), title, str(error))
+
+
+def _image(pixels: np.ndarray, alt: str) -> Image:
+    return Image(_uri(encode_jpeg(pixels, _JPEG_QUALITY)), pixels.shape[1], pixels.shape[0], alt)
+
+
+def _uri(data: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()

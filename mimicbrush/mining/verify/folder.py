@@ -1,0 +1,209 @@
+"""Read a whole mined folder again, and name everything that is not as its manifest says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, index_fault, mined_input, read_rows
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.mining.plan import Plan, read_plan
+from mimicbrush.mining.shards import ShardPaths, fingerprint
+from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, summarise
+from mimicbrush.mining.verify.shard import Fault, ShardCheck, ShardVerdict, verify_shard
+
+_FOLDERS = ("shards", "manifest", "audit", "markers", "timing")
+_MARKER = re.compile(r"shard-(\d{6,})\.json")
+_MINE_AGAIN = "Give the mining command again"
+
+
+@dataclass
+class Verdict:
+    """What was read, and all that is wrong.
+
+    Attributes:
+        shards: with a marker.
+        pairs, pictures: that were read.
+        bytes_read: of them, and of the shards' files.
+        faults: in the order of the shards, then of the whole folder.
+    """
+
+    shards: int = 0
+    pairs: int = 0
+    pictures: int = 0
+    bytes_read: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+
+def verify(root: Path, *, input_root: Path | None = None, workers: int = 1, progress: bool = True) -> Verdict:
+    """Read everything of a mined folder again: hashes, pictures, segments, counts, index. Nothing is changed.
+
+    Args:
+        root: the mined folder.
+        input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
+        workers: processes that read shards.
+        progress: whether to draw a progress bar on stderr.
+
+    Raises:
+        InputError: this is no mined folder.
+        DataError: a worker process was ended from outside.
+    """
+    if not root.is_dir() or not any((root / name).is_dir() for name in ("manifest", "markers")):
+        raise InputError(f"{root} is no mined folder (no manifest/ and no markers/); name what mine_pairs.py wrote")
+    if workers < 1:
+        raise InputError(f"workers={workers}: must be at least 1")
+    verdict = Verdict()
+    plan = _plan(root, verdict.faults)
+    finished = _finished(root)
+    verdict.shards = len(finished)
+    checks = _checks(root, input_root, plan, finished, verdict.faults)
+    shards: list[tuple[int, ShardVerdict]] = []
+    with tqdm(total=len(checks), unit="shard", desc="verifying", disable=not progress) as bar:
+        for number, result in _read(checks, workers):
+            shards.append((number, result))
+            bar.update()
+    for _, result in sorted(shards, key=lambda entry: entry[0]):
+        verdict.faults += result.faults
+        verdict.pairs += result.pairs
+        verdict.pictures += result.pictures
+        verdict.bytes_read += result.bytes_read
+    verdict.faults += _strangers(root, finished)
+    verdict.faults += _unfinished(root, plan, finished)
+    verdict.faults += _whole_folder(root, plan, bool(verdict.faults))
+    return verdict
+
+
+def _plan(root: Path, faults: list[Fault]) -> Plan | None:
+    try:
+        plan = read_plan(root / PLAN_NAME)
+    except DataError as error:
+        faults.append(Fault(PLAN_NAME, "", str(error), "the plan of the mined folder", "Mine into a new output"))
+        return None
+    if plan is None:
+        faults.append(Fault(PLAN_NAME, "", "it is not there", "the plan of the mined folder", "Mine into a new output"))
+    return plan
+
+
+def _finished(root: Path) -> list[int]:
+    found = (_MARKER.fullmatch(path.name) for path in (root / "markers").glob("shard-*.json"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _checks(
+    root: Path, input_root: Path | None, plan: Plan | None, finished: list[int], faults: list[Fault]
+) -> list[ShardCheck]:
+    if plan is not None:
+        input_root = input_root or mined_input(root)
+        kinds = {item.kind for shard in plan.shards for item in shard}
+        in_place = bool(kinds & {"image", "archive"}) and not plan.options.get("copy_images")
+        if in_place and (input_root is None or not input_root.is_dir()):
+            found = f"the folder that was mined is not there ({input_root})"
+            remedy = "Name it: --input-root FOLDER; photographs in place were not checked"
+            faults.append(Fault(PLAN_NAME, "", found, "the folder of the photographs that stay in place", remedy))
+            input_root = None
+    checks = []
+    for number in finished:
+        items = tuple(plan.shards[number]) if plan is not None and number < len(plan.shards) else None
+        expected = fingerprint(plan, items) if plan is not None and items is not None else None
+        checks.append(ShardCheck(root, input_root, number, items, expected))
+    return checks
+
+
+def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardVerdict]]:
+    if workers == 1 or len(checks) < 2:
+        for check in checks:
+            yield check.number, verify_shard(check)
+        return
+    with ProcessPoolExecutor(min(workers, len(checks)), mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(verify_shard, check): check.number for check in checks}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that was reading a shard was ended from outside (is there enough memory?); use --workers 1"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _strangers(root: Path, finished: list[int]) -> Iterator[Fault]:
+    """Files that belong to no finished shard."""
+    known = {path for number in finished for path in vars(ShardPaths.of(root, number)).values()}
+    known |= {root / name for name in (PLAN_NAME, INDEX_NAME, SUMMARY_NAME, REPORT_NAME)}
+    known |= {root / name for name in _FOLDERS}
+    for path in _entries(root):
+        if path in known:
+            continue
+        name = path.relative_to(root).as_posix()
+        if path.parent == root / "manifest" and path.suffix == ".parquet":
+            marker = f"markers/{path.stem.replace('part-', 'shard-')}.json"
+            yield Fault(name, "", f"a part without a marker ({marker})", "a finished shard", _MINE_AGAIN)
+        elif path.name.endswith(".tmp"):
+            yield Fault(name, "", "left behind by a run that was stopped", "nothing", f"{_MINE_AGAIN}, or delete it")
+        else:
+            yield Fault(name, "", "it belongs to no finished shard", "nothing of that name", "Move it elsewhere")
+
+
+def _entries(root: Path) -> Iterable[Path]:
+    folders = [root, *(root / name for name in _FOLDERS if (root / name).is_dir())]
+    return sorted(path for folder in folders for path in folder.iterdir())
+
+
+def _unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iterator[Fault]:
+    if plan is None:
+        return
+    numbers = set(finished)
+    for number, items in enumerate(plan.shards):
+        if number not in numbers:
+            name = ShardPaths.of(root, number).marker.relative_to(root).as_posix()
+            inputs = ", ".join(item.path for item in items[:4]) + (", ..." if len(items) > 4 else "")
+            yield Fault(name, "", f"no marker: {len(items)} inputs have no rows ({inputs})", "a marker", _MINE_AGAIN)
+    for number in sorted(numbers - set(range(len(plan.shards)))):
+        name = ShardPaths.of(root, number).marker.relative_to(root).as_posix()
+        yield Fault(name, "", "a shard that is not planned", f"{len(plan.shards)} shards", "Move its files elsewhere")
+
+
+def _whole_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[Fault]:
+    """What no shard can know: ids, sums, the index, the summary."""
+    try:
+        rows = read_rows(root, ["pair_id", "status"])
+        counts = pc.value_counts(rows.filter(pc.equal(rows["status"], "pair"))["pair_id"])
+        for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
+            found = f"{entry['counts']} rows of this id"
+            yield Fault("manifest/", entry["values"], found, "one", "Mine into a new output")
+        yield from _summary(root, plan)
+        fault = index_fault(root)
+    except DataError as error:
+        if not faulty:  # else the shard that it is about has been named
+            yield Fault("manifest/", "", str(error), "parts that can be read", _MINE_AGAIN)
+        return
+    if fault:
+        remedy = f"Delete it, and give the mining command again: {INDEX_NAME} is made of the parts"
+        yield Fault(INDEX_NAME, "", fault, "all pairs of manifest/, in order", remedy)
+
+
+def _summary(root: Path, plan: Plan | None) -> Iterator[Fault]:
+    path = root / SUMMARY_NAME
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        ignored = told["ignored"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Fault(SUMMARY_NAME, "", f"cannot be read ({error})", "the counts of manifest/", _MINE_AGAIN)
+        return
+    expected = asdict(summarise(root, ignored, plan.options if plan is not None else told.get("options", {})))
+    for key, value in expected.items():
+        if told.get(key) != value:
+            yield Fault(SUMMARY_NAME, "", f"{key}: {told.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
+    if expected["inputs"] != expected["accepted"] + expected["rejected"] + expected["quarantined"]:
+        sums = " + ".join(f"{expected[key]} {key}" for key in ("accepted", "rejected", "quarantined"))
+        yield Fault("manifest/", "", sums, f"{expected['inputs']} inputs", "Mine into a new output")

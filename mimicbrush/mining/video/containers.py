@@ -1,0 +1,134 @@
+"""Damage that decoders overlook but the file formats themselves forbid.
+
+A file cut short, and blocks of zeros where a disc or a transfer lost data, are the commonest damage; FFmpeg
+reads the rest of the one and conceals the other. Both contradict the sizes and byte rules of the formats.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.video.matroska import matroska_fault
+
+_EBML_MAGIC = b"\x1a\x45\xdf\xa3"
+_SEGMENT_ID = b"\x18\x53\x80\x67"
+#: Byte triples that may not occur inside a NAL unit (ITU-T H.264 Sec. 7.4.1, H.265 Sec. 7.4.2).
+_FORBIDDEN = (b"\x00\x00\x00", b"\x00\x00\x01", b"\x00\x00\x02")
+#: Codecs whose packets hold arithmetic-coded data, where so many zeros in a row are no chance.
+_DENSE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
+_ZEROS = bytes(24)
+#: Some encoders end a stream with an end-of-stream unit behind a start code, inside the last NAL unit.
+_END_OF_STREAM_BYTES = 6
+
+
+def check_whole(path: Path) -> None:
+    """Raise where a container of known format declares more bytes than the file has, or contradicts itself.
+
+    Raises:
+        UntrustedFileError: "missing_packets"; "damaged" (Matroska); "empty" for zero bytes; "unreadable";
+            "not_a_file" for a pipe, which would be waited for.
+    """
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UntrustedFileError("not_a_file", "a folder, pipe, socket or device")
+        size = state.st_size
+        with path.open("rb") as file:
+            head = file.read(12)
+            if not head:
+                raise UntrustedFileError("empty", "zero bytes")
+            declared = _declared_size(file, head, size)
+        fault = matroska_fault(path) if head[:4] == _EBML_MAGIC and declared <= size else ""
+    except OSError as error:
+        raise UntrustedFileError("unreadable", str(error)) from error
+    if declared > size:
+        raise UntrustedFileError("missing_packets", f"the file declares {declared} bytes and has {size}")
+    if fault:
+        raise UntrustedFileError("damaged", f"Matroska: {fault}")
+
+
+def _declared_size(file: BinaryIO, head: bytes, size: int) -> int:
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return _iso_boxes_end(file, size)
+    if head[:4] == b"RIFF":
+        return 8 + int.from_bytes(head[4:8], "little")
+    if head[:4] == _EBML_MAGIC:
+        return _matroska_end(file)
+    return 0
+
+
+def _iso_boxes_end(file: BinaryIO, size: int) -> int:
+    """Where the last top-level box of an MP4 or QuickTime file ends."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8:  # 0: up to the end of the file; else bytes after the last box, which nothing refers to
+            return position
+        position += length
+    return position
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    """Where the first Segment ends; 0 where it is of unknown size (a live recording)."""
+    file.seek(4)
+    header_length = _ebml_size(file)
+    if header_length is None:
+        return 0
+    file.seek(header_length, 1)
+    if file.read(4) != _SEGMENT_ID:
+        return 0
+    length = _ebml_size(file)
+    return 0 if length is None else file.tell() + length
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    """A variable-length size (RFC 8794 Sec. 4), None where it is unknown."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    num_bytes = 9 - first[0].bit_length()
+    value = first[0] & ((1 << (8 - num_bytes)) - 1)
+    value = int.from_bytes(bytes([value]) + file.read(num_bytes - 1), "big")
+    return None if value == (1 << 7 * num_bytes) - 1 else value
+
+
+def packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes], str]:
+    """A check for packets: runs of zeros in dense data, and the byte rules of H.264 and HEVC in MP4 and Matroska.
+
+    Returns:
+        A function of a packet's bytes: "" where nothing is wrong with them, else what is. For other codecs it
+        always gives "".
+    """
+    position = {"h264": 4, "hevc": 21}.get(codec)
+    if position is not None and extradata and len(extradata) > position and extradata[0] == 1:
+        length_bytes = (extradata[position] & 3) + 1
+        return lambda data: _nal_fault(data, length_bytes)
+    if codec in _DENSE_CODECS:
+        return _zeros_fault
+    return lambda _: ""
+
+
+def _zeros_fault(data: bytes) -> str:
+    # At the end they may be padding.
+    return "a run of zeros" if _ZEROS in data.rstrip(b"\0") else ""
+
+
+def _nal_fault(data: bytes, length_bytes: int) -> str:
+    position = 0
+    while position < len(data):
+        start = position + length_bytes
+        position = start + int.from_bytes(data[position:start], "big")
+        if start >= len(data) or position > len(data) or position == start:
+            return "the lengths of its NAL units do not add up"
+        for triple in _FORBIDDEN:
+            if data.find(triple, start, position - _END_OF_STREAM_BYTES) >= 0:
+                return f"a NAL unit contains the forbidden bytes {triple.hex(' ')}"
+    return ""

@@ -1,0 +1,232 @@
+"""Strict reading of videos: every frame is right, or the file is refused with a reason.
+
+Decoders conceal damage: they repeat, invent or drop frames and report success. A pair made of an invented
+frame teaches nonsense, so a file with one detected fault gives no pair at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import av
+import cv2
+import numpy as np
+
+from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.video.containers import check_whole
+from mimicbrush.mining.video.decoders import second_decoder, strict_decoder
+from mimicbrush.mining.video.stream_checks import Limits, StreamChecks
+
+#: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
+FORMATS = "mov,matroska,avi"
+#: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
+_QUARTER_DEGREES = 90
+#: (height, width) in px of the pictures that cuts are told by.
+THUMBNAIL_SIZE = (36, 64)
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """One decoded frame; the conversion to RGB happens on demand, since most frames are only passed over.
+
+    Attributes:
+        number: in order of showing, from 0.
+        time_s: since the first frame.
+        to_rgb: gives (H, W, 3) uint8, upright, of square pixels; to be called before the next frame is asked for.
+        to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to tell cuts by; likewise.
+    """
+
+    number: int
+    time_s: float
+    to_rgb: Callable[[], np.ndarray]
+    to_thumbnail: Callable[[], np.ndarray]
+
+
+class FrameReader(Protocol):
+    """Reads a video once, in order, strictly. It is pickled, to be sent to workers."""
+
+    @property
+    def name(self) -> str:
+        """Library and version, as stored in the manifest."""
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        """All frames of the best video stream.
+
+        Raises:
+            UntrustedFileError: at any time until the iterator's end; what was yielded before is then void.
+            MemoryError: there was not enough, which says nothing about the file.
+        """
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the pictures of a stream are to be shown.
+
+    Attributes:
+        width_px: as decoded.
+        height_px: as decoded.
+        quarter_turns: counter-clockwise, 0..3, as the rotation metadata of phones asks.
+        pixel_aspect: width of a pixel over its height.
+    """
+
+    width_px: int
+    height_px: int
+    quarter_turns: int
+    pixel_aspect: Fraction
+
+    @property
+    def square_size(self) -> tuple[int, int]:
+        """(width, height) with square pixels, not yet turned: the side that is too short is stretched."""
+        aspect = self.pixel_aspect
+        if aspect >= 1:
+            return round(self.width_px * aspect), self.height_px
+        return self.width_px, round(self.height_px / aspect)
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height), upright, with square pixels."""
+        width, height = self.square_size
+        return (height, width) if self.quarter_turns % 2 else (width, height)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a strict pass over a clip found.
+
+    Attributes:
+        times_s: of each frame since the first.
+        shape: of every frame.
+        stream: number of the video stream in its file.
+    """
+
+    times_s: list[float]
+    shape: Shape
+    stream: int
+
+
+class _Decoded(NamedTuple):
+    """A checked frame as FFmpeg holds it."""
+
+    frame: av.VideoFrame
+    time_s: float
+    shape: Shape
+    stream: int
+
+
+@dataclass(frozen=True)
+class PyAVReader:
+    """The default reader: FFmpeg through PyAV, with all its fault detection turned into errors.
+
+    Attributes:
+        max_pixels: of one frame, width times height, also after pixels were made square.
+        max_duration_s: of the stream.
+        tail_tolerance_s: how much earlier than declared a stream may end where no frame count is stored.
+        decode_twice: whether to decode HEVC in two ways and compare, see `SecondDecoder`.
+    """
+
+    max_pixels: int = 35_389_440
+    max_duration_s: float = 14_400.0
+    tail_tolerance_s: float = 0.25
+    decode_twice: bool = True
+
+    @property
+    def name(self) -> str:
+        """See `FrameReader`."""
+        return f"pyav {av.__version__}"
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        """See `FrameReader`."""
+        for number, decoded in enumerate(self._decoded(path)):
+            views = partial(_upright_rgb, decoded.frame, decoded.shape), partial(_thumbnail, decoded.frame)
+            yield VideoFrame(number, decoded.time_s, *views)
+
+    def scan(self, path: Path) -> Scan:
+        """Decode and check the whole clip, and keep no picture.
+
+        Raises:
+            UntrustedFileError, MemoryError: as `frames` does.
+        """
+        times_s: list[float] = []
+        decoded = None
+        for decoded in self._decoded(path):
+            times_s.append(decoded.time_s)
+        assert decoded is not None, "a clip without frames is refused"
+        return Scan(times_s, decoded.shape, decoded.stream)
+
+    def _decoded(self, path: Path) -> Iterator[_Decoded]:
+        # Edit lists may cut what is shown; without them every stored packet comes, and can be counted.
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "ignore_editlist": "1"}
+        check_whole(path)
+        try:
+            with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
+                yield from self._stream_frames(container)
+        except MemoryError:
+            raise  # FFmpeg's own is one, too; it accuses the machine, not the file
+        except av.error.FFmpegError as error:
+            raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
+        except (UnicodeError, OverflowError) as error:
+            raise UntrustedFileError("damaged", f"senseless header: {error}") from error
+
+    def _stream_frames(self, container: av.container.InputContainer) -> Iterator[_Decoded]:
+        stream = container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
+        limits = Limits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
+        decoder = strict_decoder(stream)
+        second = second_decoder(stream) if self.decode_twice else None
+        checks = StreamChecks(stream, limits)
+        shape = None
+        for packet in container.demux(stream):
+            checks.packet(packet)
+            given = packet if packet.size else None  # the empty one at the end flushes the decoder
+            frames = decoder.decode(given)
+            if second is not None:
+                second.check(given, frames)
+            for frame in frames:
+                time_s = checks.frame(frame)
+                if shape is None:
+                    shape = _shape(stream, frame if decoder is stream.codec_context else _own_frame(stream, packet))
+                    limits.check_size(*shape.square_size)
+                yield _Decoded(frame, time_s, shape, stream.index)
+        checks.end(container)
+
+
+def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
+    """The first frame by the stream's own decoder, which alone knows the container's rotation."""
+    frames = stream.decode(packet)
+    if not frames:
+        raise UntrustedFileError("damaged", "two decoders disagree about the first frame")
+    return frames[0]
+
+
+def _shape(stream: av.VideoStream, frame: av.VideoFrame) -> Shape:
+    quarter_turns = round(frame.rotation / _QUARTER_DEGREES) % 4
+    return Shape(frame.width, frame.height, quarter_turns, stream.sample_aspect_ratio or Fraction(1))
+
+
+def _upright_rgb(frame: av.VideoFrame, shape: Shape) -> np.ndarray:
+    return turned(squared(frame.to_ndarray(format="rgb24", threads=1), shape.square_size), shape.quarter_turns)
+
+
+def _thumbnail(frame: av.VideoFrame) -> np.ndarray:
+    height, width = THUMBNAIL_SIZE
+    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1)
+    return small.to_ndarray()
+
+
+def squared(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 stretched to `size` = (width, height), or itself where it has that size."""
+    if rgb.shape[1::-1] == size:
+        return rgb
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)
+
+
+def turned(rgb: np.ndarray, quarter_turns: int) -> np.ndarray:
+    """(H, W, 3) turned counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(rgb, quarter_turns))

@@ -1,0 +1,186 @@
+"""Readers by name. decord and torchcodec decode behind a strict pass of `PyAVReader` over the same file.
+
+Both conceal damage as FFmpeg does unless it is told otherwise, which neither can be told, and decord opens
+playlists. So the file is scanned first, decoding included: a scan of the packets alone lets through what only
+a decoder notices. What they return must then agree with the scan in number, times and size of the frames.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mimicbrush.errors import InputError
+from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.video.pyav_reader import THUMBNAIL_SIZE, FrameReader, PyAVReader, Scan, VideoFrame, squared
+
+#: decord keeps times in float32, which resolves 1 ms at four hours.
+_TIME_TOLERANCE_S = 2e-3
+
+
+@dataclass(frozen=True)
+class DecordReader:
+    """decord behind a scan. Its memory grows with every clip: use it in workers that are replaced.
+
+    Attributes:
+        scanner: reads the file first; its limits hold.
+    """
+
+    scanner: PyAVReader = field(default_factory=PyAVReader)
+
+    @property
+    def name(self) -> str:
+        """See `FrameReader`."""
+        return f"decord {importlib.metadata.version('decord')} behind {self.scanner.name}"
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        """See `FrameReader`."""
+        decord = _package("decord")
+        scan = self.scanner.scan(path)
+        try:
+            video = decord.VideoReader(str(path.absolute()), num_threads=1)
+        except decord.DECORDError as error:  # its FFmpeg is old: AV1, for one, is unknown to it
+            raise UntrustedFileError("no_video", f"decord cannot open it: {_first_line(error)}") from error
+        try:
+            _check_times(scan, video.get_frame_timestamp(range(len(video)))[:, 0])
+            for number, time_s in enumerate(scan.times_s):
+                yield _frame(number, time_s, video.next().asnumpy(), scan)
+        except decord.DECORDError as error:
+            raise _failure("decord", error) from error
+        except StopIteration as error:
+            raise UntrustedFileError("missing_frames", f"decord gave fewer than {len(scan.times_s)} frames") from error
+
+
+@dataclass(frozen=True)
+class TorchCodecReader:
+    """torchcodec behind a scan.
+
+    Attributes:
+        scanner: reads the file first; its limits hold.
+    """
+
+    scanner: PyAVReader = field(default_factory=PyAVReader)
+
+    @property
+    def name(self) -> str:
+        """See `FrameReader`."""
+        return f"torchcodec {importlib.metadata.version('torchcodec')} behind {self.scanner.name}"
+
+    def frames(self, path: Path) -> Iterator[VideoFrame]:
+        """See `FrameReader`."""
+        decoders = _package("torchcodec.decoders")
+        scan = self.scanner.scan(path)
+        try:
+            video = decoders.VideoDecoder(
+                path.absolute(), stream_index=scan.stream, dimension_order="NHWC", num_ffmpeg_threads=1
+            )
+            if len(video) != len(scan.times_s):
+                raise _wrong_number(scan, len(video))
+            start_s = video.metadata.begin_stream_seconds
+            for number, time_s in enumerate(scan.times_s):
+                frame = video.get_frame_at(number)
+                if abs(frame.pts_seconds - start_s - time_s) > _TIME_TOLERANCE_S:
+                    raise _wrong_time(number, frame.pts_seconds - start_s, time_s)
+                yield _frame(number, time_s, frame.data.numpy(), scan)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _failure("torchcodec", error) from error
+
+
+#: name -> class, for `reader_named`.
+_READERS: dict[str, Any] = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchCodecReader}
+_INSTALL = {
+    "decord": "pip install decord (wheels exist for x86-64 Linux and Windows only)",
+    "torchcodec": "pip install 'mimicbrush[torchcodec]', and FFmpeg's shared libraries (apt-get install ffmpeg)",
+}
+
+
+def reader_named(
+    name: str,
+    *,
+    max_pixels: int = PyAVReader.max_pixels,
+    max_duration_s: float = PyAVReader.max_duration_s,
+) -> FrameReader:
+    """A reader by the name of its library.
+
+    Args:
+        name: pyav, decord or torchcodec.
+        max_pixels: see `PyAVReader`.
+        max_duration_s: see `PyAVReader`.
+
+    Raises:
+        InputError: an unknown name, or a library that cannot be loaded.
+    """
+    if name not in _READERS:
+        raise InputError(f"reader={name!r} is not known; choose one of {', '.join(_READERS)}")
+    scanner = PyAVReader(max_pixels=max_pixels, max_duration_s=max_duration_s)
+    if name == "pyav":
+        return scanner
+    _package("torchcodec.decoders" if name == "torchcodec" else name)
+    reader: FrameReader = _READERS[name](scanner)
+    return reader
+
+
+def _package(module: str) -> ModuleType:
+    """Import an optional package, which is slow: not before it is needed."""
+    package = module.split(".")[0]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError, OSError) as error:  # torchcodec: RuntimeError without FFmpeg's libraries
+        raise InputError(
+            f"reader={package!r} cannot be used: {_first_line(error)}. Choose reader=pyav, or: {_INSTALL[package]}"
+        ) from error
+
+
+def _failure(library: str, error: Exception) -> Exception:
+    """What an error of a library means: a fault of the file, unless it speaks of memory."""
+    if "allocate memory" in str(error).lower():
+        return MemoryError(str(error))
+    return UntrustedFileError("damaged", f"{library}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """The rest is a stack trace of the library's own."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _check_times(scan: Scan, times_s: np.ndarray) -> None:
+    """Raise unless (N,) times agree with those of the scan."""
+    if len(times_s) != len(scan.times_s):
+        raise _wrong_number(scan, len(times_s))
+    difference = np.abs(times_s - times_s[0] - scan.times_s)
+    worst = int(difference.argmax())
+    if not difference[worst] <= _TIME_TOLERANCE_S:
+        raise _wrong_time(worst, float(times_s[worst] - times_s[0]), scan.times_s[worst])
+
+
+def _wrong_number(scan: Scan, number: int) -> UntrustedFileError:
+    return UntrustedFileError("missing_frames", f"{number} frames, the scan found {len(scan.times_s)}")
+
+
+def _wrong_time(number: int, time_s: float, expected_s: float) -> UntrustedFileError:
+    detail = f"frame {number} is at {time_s:.3f} s, the scan found it at {expected_s:.3f} s"
+    return UntrustedFileError("bad_timestamps", detail)
+
+
+def _frame(number: int, time_s: float, rgb: np.ndarray, scan: Scan) -> VideoFrame:
+    thumbnail = partial(cv2.resize, rgb, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
+    return VideoFrame(number, time_s, partial(_shown, rgb, scan), thumbnail)
+
+
+def _shown(rgb: np.ndarray, scan: Scan) -> np.ndarray:
+    """Both libraries turn pictures upright; square pixels are left to us."""
+    shape = scan.shape
+    stored = (shape.width_px, shape.height_px)
+    expected = stored[::-1] if shape.quarter_turns % 2 else stored
+    if rgb.shape[1::-1] != expected:
+        raise UntrustedFileError("size_changes", f"{rgb.shape[1::-1]} px, the scan found {expected}")
+    return squared(rgb, shape.shown_size)

@@ -1,0 +1,117 @@
+"""What must hold of the packets and frames of one video stream, whatever decodes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import av
+
+from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.video.containers import packet_check
+
+#: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.
+_CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `PyAVReader`."""
+
+    max_pixels: int
+    max_duration_s: float
+    tail_tolerance_s: float
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse pictures above the limit."""
+        if width * height > self.max_pixels:
+            raise UntrustedFileError("too_large", f"{width} x {height} px, more than {self.max_pixels} pixels")
+
+
+class StreamChecks:
+    """Lives as long as one pass over one stream."""
+
+    def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
+        self.stream = stream
+        self.limits = limits
+        self.packet_fault = packet_check(stream.codec_context.name, stream.codec_context.extradata)
+        self.num_packets = 0
+        self.num_frames = 0
+        self.first_pts = 0
+        self.last_pts = 0
+        self.end_pts = 0
+        self.size: tuple[int, int] | None = None
+
+    def packet(self, packet: av.Packet) -> None:
+        """Count a packet and look at its flag (the empty one at the end only flushes the decoder)."""
+        if packet.size == 0:
+            return
+        self.num_packets += 1
+        if packet.is_corrupt:
+            raise UntrustedFileError("damaged", f"packet {self.num_packets - 1} is flagged as corrupt")
+        fault = self.packet_fault(bytes(packet))
+        if fault:
+            raise UntrustedFileError("damaged", f"packet {self.num_packets - 1}: {fault}")
+
+    def frame(self, frame: av.VideoFrame) -> float:
+        """Check a frame against the ones before it; its time in seconds since the first."""
+        number = self.num_frames
+        if frame.is_corrupt:
+            raise UntrustedFileError("damaged", f"frame {number} is flagged as corrupt")
+        # AVI stores no presentation times, only the order of decoding.
+        pts = frame.pts if frame.pts is not None else frame.dts
+        if pts is None:
+            raise UntrustedFileError("bad_timestamps", f"frame {number} has no time")
+        if number and pts <= self.last_pts:
+            raise UntrustedFileError(
+                "bad_timestamps", f"frame {number} is at tick {pts}, the one before at {self.last_pts}"
+            )
+        if self.size is None:
+            self.first_pts = pts
+        elif self.size != (frame.width, frame.height):
+            raise UntrustedFileError(
+                "size_changes", f"frame {number} is {frame.width} x {frame.height} px, not {self.size}"
+            )
+        self.size = frame.width, frame.height
+        self.limits.check_size(frame.width, frame.height)
+        self.last_pts = pts
+        self.end_pts = pts + (frame.duration or 0)
+        self.num_frames += 1
+        time_s = float((pts - self.first_pts) * self.stream.time_base)
+        if time_s > self.limits.max_duration_s:
+            raise UntrustedFileError("too_long", f"more than {self.limits.max_duration_s:g} s")
+        return time_s
+
+    def end(self, container: av.container.InputContainer) -> None:
+        """After the last frame: is all there that the container and the packets promised?"""
+        if self.num_packets == 0 or self.num_frames == 0:
+            raise UntrustedFileError("no_video", "the video stream has no frame")
+        declared = self.stream.frames
+        if declared and declared != self.num_packets:
+            raise UntrustedFileError("missing_packets", f"{self.num_packets} packets, the index counts {declared}")
+        hidden = self.stream.codec_context.name in _CODECS_WITH_HIDDEN_FRAMES
+        if self.num_frames != self.num_packets and not hidden:
+            raise UntrustedFileError("missing_frames", f"{self.num_frames} frames from {self.num_packets} packets")
+        if not declared:
+            self._check_tail(container)
+
+    def _check_tail(self, container: av.container.InputContainer) -> None:
+        declared_s = _declared_duration_s(self.stream, container)
+        if declared_s is None:
+            return
+        end_s = float(self.end_pts * self.stream.time_base)
+        if end_s < declared_s - self.limits.tail_tolerance_s:
+            raise UntrustedFileError("missing_packets", f"the video ends at {end_s:.2f} s of {declared_s:.2f} s")
+
+
+def _declared_duration_s(stream: av.VideoStream, container: av.container.InputContainer) -> float | None:
+    """How long the stream says it is: by its DURATION tag (Matroska), else by the container of only it."""
+    tag = stream.metadata.get("DURATION", "")
+    parts = tag.split(":")
+    if len(parts) == 3:
+        try:
+            return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
+        except ValueError:
+            pass  # a free text field; the container's duration is asked instead
+    if container.duration is None or len(container.streams) > 1:
+        return None
+    return container.duration / av.time_base

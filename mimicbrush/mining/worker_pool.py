@@ -1,0 +1,159 @@
+"""Every file is read in a process that may die: with a time limit, a memory limit, and another try.
+
+A decoder can crash, hang, or eat the machine on a file that someone damaged; that must cost this file and no
+other. A worker that is killed from outside must not even cost this one: so the file gets another worker first.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import threading
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+from pebble import ProcessExpired, ProcessPool
+
+from mimicbrush.errors import DataError
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.plan import Item
+from mimicbrush.mining.video.pyav_reader import FrameReader
+from mimicbrush.mining.worker import Outcome, mine_item, refused_source
+
+#: A file that ended this many workers is taken to be the cause.
+_ATTEMPTS = 5
+_POLL_S = 0.2
+_BROKEN_POOLS = 20
+
+
+class IsolatedReaders:
+    """A pool of worker processes; used by several threads at once.
+
+    Args:
+        workers: processes.
+        timeout_s: for one file.
+        memory_gib: for one worker, on Linux; 0 for no limit.
+    """
+
+    def __init__(self, workers: int, timeout_s: float, memory_gib: float) -> None:
+        self._workers, self._timeout_s, self._memory_gib = workers, timeout_s, memory_gib
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._num_broken = 0
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._workers,
+            context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self._memory_gib,),
+        )
+
+    def __enter__(self) -> IsolatedReaders:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the workers, whatever they are doing; who waits for an outcome gets a DataError."""
+        self._stopped.set()
+        with self._lock:  # no other thread may be replacing it
+            self._pool.stop()
+            self._pool.join()
+
+    def submit(
+        self, root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path
+    ) -> PendingOutcome:
+        """Have an input mined (see `mine_item`); the arguments are pickled."""
+        return PendingOutcome(self, (root, item, reader, options, spool_path))
+
+    def _schedule(self, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> Future[Outcome]:
+        with self._lock:
+            if self._stopped.is_set():
+                raise DataError("stopped before the end")
+            if not self._pool.active:
+                self._replace_pool()
+            future: Future[Outcome] = self._pool.schedule(mine_item, args=arguments, timeout=self._timeout_s)
+        return future
+
+    def _replace_pool(self) -> None:
+        """Pebble gives up on a pool whose workers die before they have a file: ended from outside, or never begun."""
+        self._num_broken += 1
+        if self._num_broken > _BROKEN_POOLS:
+            raise DataError(
+                f"{_BROKEN_POOLS} times in a row, worker processes ended before they had read any file; do they get "
+                f"the memory they need (memory_gib={self._memory_gib:g})? Finished shards stay"
+            )
+        self._pool.stop()
+        self._pool.join()
+        self._pool = self._new_pool()
+
+    def _worked(self) -> None:
+        self._num_broken = 0
+
+
+class PendingOutcome:
+    """What an input will give."""
+
+    def __init__(
+        self, readers: IsolatedReaders, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]
+    ) -> None:
+        self._readers, self._arguments = readers, arguments
+        self._future = readers._schedule(arguments)
+
+    def result(self) -> Outcome:
+        """Wait for it. A worker that dies or hangs is a reason; a fault of ours ends the run.
+
+        Raises:
+            DataError: mining failed in a way that is not foreseen; names the file.
+        """
+        item = self._arguments[1]
+        attempt = 1
+        while True:
+            failure = self._failure()
+            if failure is None:
+                self._readers._worked()
+                return self._future.result()
+            if isinstance(failure, FutureTimeoutError):
+                detail = f"more than timeout_s={self._readers._timeout_s:g}"
+                return Outcome([refused_source(item, "timeout", detail)])
+            if isinstance(failure, BrokenProcessPool):  # no fault of this file
+                self._future = self._readers._schedule(self._arguments)
+                continue
+            if not isinstance(failure, ProcessExpired):
+                raise DataError(
+                    f"{item.path}: mining this file failed in a way that is not foreseen ({type(failure).__name__}: "
+                    f"{str(failure).strip()}). Mend the cause if it lies on this machine (a full disk, say); else move "
+                    "the file out of the input and report the fault. Then give the same command again: finished "
+                    "shards stay"
+                ) from failure
+            if attempt == _ATTEMPTS:
+                detail = f"exit code {failure.exitcode}, {_ATTEMPTS} times"
+                return Outcome([refused_source(item, "worker_died", detail)])
+            self._future = self._readers._schedule(self._arguments)
+            attempt += 1
+
+    def _failure(self) -> BaseException | None:
+        """Wait for the worker; a pool that is stopped leaves its futures open."""
+        while True:
+            try:
+                return self._future.exception(timeout=_POLL_S)
+            except FutureTimeoutError:
+                if not self._future.done() and self._readers._stopped.is_set():
+                    raise DataError("stopped before the end") from None
+
+
+def _start_worker(memory_gib: float) -> None:
+    """Called once in each worker: the pool fills the cores, so the libraries must not."""
+    cv2.setNumThreads(1)
+    if memory_gib and sys.platform == "linux":
+        # Private memory only: libraries reserve address space that they never touch.
+        limit = int(memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -1,0 +1,342 @@
+"""The seven networks of a MimicBrush, made from numbers (toy size) or from pretrained weights (full size).
+
+Toy and full size are the same classes with other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel
+from mimicbrush.models.patch_autoencoder import PatchAutoencoder
+from mimicbrush.models.pretrained.check import check_networks
+from mimicbrush.models.pretrained.requirements import examine
+from mimicbrush.models.projectors import DepthProjector, ImageProjector
+from mimicbrush.models.token_encoders import TOKEN_ENCODERS
+from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
+
+LATENT_CHANNELS = 4
+#: Noisy latent 4, mask 1, masked-source latent 4, depth latent 4, in this order (paper Sec. 3.2).
+STEM_CHANNELS = 3 * LATENT_CHANNELS + 1
+
+
+@dataclass
+class Parts:
+    """All networks. Trained: both U-Nets and both projectors. Frozen: the other three.
+
+    There is no reference U-Net where patch tokens take its place (`ModelOptions.reference_encoder`).
+    """
+
+    vae: AutoencoderKL | PatchAutoencoder
+    unet: UNet2DConditionModel
+    reference_unet: ReferenceUNet | None
+    image_encoder: PreTrainedModel
+    image_projector: ImageProjector
+    depth_estimator: DepthAnythingForDepthEstimation
+    depth_projector: DepthProjector
+
+
+def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
+    """All parts at toy size with random weights: for tests and to try a training run.
+
+    The picture is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
+    encoders: fixed random features of the picture, of the right type and shape. With `ToyModel.encoders` all three are
+    trained ones, and only what is to be trained is random.
+
+    Args:
+        options: the sizes.
+        seed: of the weights.
+
+    Raises:
+        InputError: there are no such encoders, or they do not fit the size.
+    """
+    levels = len(options.block_out_channels)
+    trained = read_encoders(Path(options.encoders)) if options.encoders else None
+    reduction = 2 ** (len(trained.vae.config.block_out_channels) - 1) if trained else 2
+    if options.size_px % (step := reduction * 2 ** (levels - 1)):
+        raise InputError(f"model.size_px must be a multiple of {step} with model.encoders={options.encoders}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=options.size_px // reduction,
+            in_channels=STEM_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            block_out_channels=tuple(options.block_out_channels),
+            down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
+            up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (levels - 1)),
+            layers_per_block=options.layers_per_block,
+            attention_head_dim=options.attention_heads,
+            cross_attention_dim=options.context_width,
+            norm_num_groups=8,
+        )
+        # Where a U-Net reads the reference, image tokens of CLIP do so beside it.
+        tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
+        image_encoder = TOKEN_ENCODERS[tokens_of].toy()
+        depth_estimator = small_depth_estimator()
+        reference_unet = None
+        if options.reference_encoder == "unet":
+            reference_unet = REFERENCE_UNETS[options.reference_sharing].from_config(
+                {**unet.config, "in_channels": LATENT_CHANNELS}
+            )
+        if reference_unet is not None and options.shared_start:
+            begin_alike(unet, reference_unet)
+        if trained and tokens_of != "clip":
+            raise InputError(f"model.reference_encoder={tokens_of}: among the small encoders is only a CLIP")
+        if trained:
+            image_encoder = trained.image_encoder
+        depth_channels = (16, 32) if reduction == 2 else tuple(8 * 2**level for level in range(reduction.bit_length()))
+        return Parts(
+            vae=trained.vae if trained else PatchAutoencoder(),
+            unet=unet,
+            reference_unet=reference_unet,
+            image_encoder=image_encoder.eval(),
+            # By name: diffusers takes what is given by position for a default, and its from_config forgets it.
+            image_projector=ImageProjector(
+                image_width=image_encoder.config.hidden_size, context_width=options.context_width
+            ),
+            depth_estimator=trained.depth_estimator if trained else depth_estimator.eval(),
+            depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=depth_channels),
+        )
+
+
+def begin_alike(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> None:
+    """Give the reference U-Net the imitative one's weights; of its stem those of the noisy latent."""
+    weights = unet.state_dict()
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
+    reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
+
+
+class SmallEncoders(NamedTuple):
+    """The frozen networks of the small model."""
+
+    vae: PatchAutoencoder
+    image_encoder: CLIPVisionModelWithProjection
+    depth_estimator: DepthAnythingForDepthEstimation
+
+
+#: Class of each, by the name of its folder.
+SMALL_ENCODERS = {
+    "vae": PatchAutoencoder,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "depth_estimator": DepthAnythingForDepthEstimation,
+}
+
+
+def read_encoders(folder: Path) -> SmallEncoders:
+    """The frozen networks that scripts/train_small_encoders.py leaves in a folder.
+
+    Raises:
+        InputError: one is absent.
+    """
+    absent = [name for name in SMALL_ENCODERS if not (folder / name / "config.json").is_file()]
+    if absent:
+        raise InputError(
+            f"model.encoders={folder} lacks {', '.join(absent)}; scripts/train_small_encoders.py makes such a folder"
+        )
+    return SmallEncoders(
+        *(kind.from_pretrained(folder / name, use_safetensors=True).eval() for name, kind in SMALL_ENCODERS.items())
+    )
+
+
+def small_depth_estimator(
+    image_px: int = 28, patch_px: int = 14, initializer_range: float = 0.15
+) -> DepthAnythingForDepthEstimation:
+    """A Depth Anything with random weights that sees pictures of `image_px` in patches of `patch_px`.
+
+    With transformers' usual `initializer_range`, 0.02, an untrained map would be all but zero.
+    """
+    depth_estimator = DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(
+            backbone_config=Dinov2Config(
+                image_size=image_px,
+                patch_size=patch_px,
+                hidden_size=32,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                out_features=["stage1", "stage2", "stage3", "stage4"],
+                reshape_hidden_states=False,
+            ),
+            patch_size=patch_px,
+            reassemble_hidden_size=32,
+            neck_hidden_sizes=[8, 16, 16, 16],
+            fusion_hidden_size=16,
+            head_hidden_size=8,
+            initializer_range=initializer_range,
+        )
+    )
+    # The last layer ends in a ReLU: with the usual bias of 0 some seeds see no depth anywhere.
+    torch.nn.init.ones_(depth_estimator.head.conv3.bias)
+    return depth_estimator
+
+
+def random_parts(
+    *,
+    size_px: int = 512,
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+    reference_encoder: str = "unet",
+) -> Parts:
+    """The architecture of the released model with random weights: to count, and to measure speed and memory.
+
+    Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
+    with them; all shapes that the U-Nets see stay: latents an eighth of the picture, 257 image tokens.
+
+    Args:
+        size_px: side of the canvas, a multiple of 64.
+        block_out_channels: of both U-Nets, four levels.
+        reference_encoder: see `ModelOptions`; "unet", "clip" or "dinov2".
+
+    Raises:
+        InputError: another encoder, whose full size is not known here.
+    """
+    if reference_encoder not in ("unet", "clip", "dinov2"):
+        raise InputError(f"random_parts knows the full size of unet, clip and dinov2, not of {reference_encoder}")
+    share = block_out_channels[0] / 320
+
+    def scaled(width: int, step: int) -> int:
+        return max(1, round(width * share / step)) * step
+
+    depth_width = scaled(768, 64)
+    image_encoder: PreTrainedModel
+    if reference_encoder == "dinov2":
+        token_width = scaled(1024, 64)
+        heads = token_width // 64
+        image_encoder = Dinov2Model(
+            Dinov2Config(
+                hidden_size=token_width, num_hidden_layers=24, num_attention_heads=heads, image_size=518, patch_size=14
+            )
+        )
+    else:
+        token_width = scaled(1280, 80)
+        image_encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=token_width,
+                intermediate_size=4 * token_width,
+                projection_dim=1024,
+                num_hidden_layers=32,
+                num_attention_heads=token_width // 80,
+                image_size=224,
+                patch_size=14,
+                hidden_act="gelu",
+            )
+        )
+    unet = UNet2DConditionModel(
+        sample_size=size_px // 8,
+        in_channels=STEM_CHANNELS,
+        block_out_channels=block_out_channels,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    stages = [f"stage{number}" for number in (9, 10, 11, 12)]
+    return Parts(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=tuple(scaled(width, 32) for width in (128, 256, 512, 512)),
+            layers_per_block=2,
+            sample_size=size_px,
+        ),
+        unet=unet,
+        reference_unet=(
+            ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
+            if reference_encoder == "unet"
+            else None
+        ),
+        image_encoder=image_encoder.eval(),
+        image_projector=ImageProjector(image_width=token_width, context_width=768),
+        depth_estimator=DepthAnythingForDepthEstimation(
+            DepthAnythingConfig(
+                backbone_config=Dinov2Config(
+                    image_size=518,
+                    patch_size=14,
+                    hidden_size=depth_width,
+                    num_hidden_layers=12,
+                    num_attention_heads=depth_width // 64,
+                    out_features=stages,
+                    reshape_hidden_states=False,
+                ),
+                patch_size=14,
+                reassemble_hidden_size=depth_width,
+                neck_hidden_sizes=[scaled(width, 8) for width in (96, 192, 384, 768)],
+                fusion_hidden_size=scaled(128, 8),
+                head_hidden_size=32,
+            )
+        ).eval(),
+        depth_projector=DepthProjector(),
+    )
+
+
+def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
+    """All parts at full size, from the starting weights of paper Sec. 3.2, in float32.
+
+    Args:
+        options: where the weights are.
+        seed: of the two projectors, which have none.
+
+    Raises:
+        WeightsError: weights are absent, damaged or others than they should be; the message names all of them, their
+            options and how to get them. Pickles are not opened.
+    """
+    networks = examine(options)
+    check_networks(networks)
+    folders = {part: network.folder for part, network in networks.items()}
+    try:
+        inpainting = UNet2DConditionModel.from_pretrained(folders["unet"], use_safetensors=True)
+        vae = AutoencoderKL.from_pretrained(folders["vae"], use_safetensors=True)
+        reference_unet = None
+        if options.reference_encoder == "unet":
+            stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], use_safetensors=True)
+            reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
+        tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
+        kind, stored = TOKEN_ENCODERS[tokens_of], networks[REFERENCE_ENCODERS[tokens_of].weights[-1]]
+        with _no_word_of_unused_weights():  # a whole CLIP has a text encoder
+            image_encoder = kind.model_class.from_pretrained(
+                stored.folder, config=kind.read_config(stored.config), dtype=torch.float32, use_safetensors=True
+            )
+        depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(
+            folders["depth_estimator"], dtype=torch.float32, use_safetensors=True
+        )
+    except OSError as error:
+        raise WeightsError(f"starting weights cannot be loaded; only .safetensors are: {error}") from error
+    unet = widen_conv_in(inpainting, STEM_CHANNELS)
+    unet.register_to_config(sample_size=options.size_px // 2 ** (len(vae.config.block_out_channels) - 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Parts(
+            vae=vae,
+            unet=unet,
+            reference_unet=reference_unet,
+            image_encoder=image_encoder,
+            image_projector=ImageProjector(
+                image_width=image_encoder.config.hidden_size, context_width=unet.config.cross_attention_dim
+            ),
+            depth_estimator=depth_estimator,
+            depth_projector=DepthProjector(depth_channels=options.depth_channels),
+        )
+
+
+@contextmanager
+def _no_word_of_unused_weights() -> Iterator[None]:
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,121 @@
+"""Whether starting weights are those of the networks that their configs describe."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+from torch import nn
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.models.patch_autoencoder import PatchAutoencoder
+from mimicbrush.models.pretrained.files import DamagedFileError, StoredNetwork
+from mimicbrush.models.pretrained.stored_weights import (
+    POSITION_IDS,
+    check_fit,
+    hub_name,
+    present_vae_names,
+    vision_half,
+)
+from mimicbrush.models.projectors import DepthProjector, ImageProjector
+from mimicbrush.models.token_encoders import TOKEN_ENCODERS
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+
+#: Option of `PretrainedModel` -> the class that reads its weights.
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "reference_unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "image_encoder": "CLIPVisionModelWithProjection",
+    "dinov2": "Dinov2Model",
+    "depth_estimator": "DepthAnythingForDepthEstimation",
+}
+
+# How each class is built of its config.json.
+_DIFFUSERS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (UNet2DConditionModel, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL, PatchAutoencoder,
+                 ImageProjector, DepthProjector)
+}  # fmt: skip
+_DEPTH = DepthAnythingForDepthEstimation.__name__
+
+
+def check_networks(networks: Mapping[str, StoredNetwork]) -> None:
+    """Whether each network of `PretrainedModel` has the weights that its config asks for, see `check_weights`."""
+    for part, network in networks.items():
+        check_weights(part, CLASSES[part], network)
+
+
+def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
+    """Whether a network has the weights, by names and shapes, that its config asks for.
+
+    The libraries would fill in random numbers for weights that are missing.
+
+    Args:
+        part: what the errors call it.
+        class_name: of the network.
+        network: what is stored of it.
+
+    Raises:
+        WeightsError: names the part, its folder, and the first ten tensors that do not fit; or the class is unknown.
+    """
+    with torch.device("meta"):
+        expected = {hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
+        given = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
+    if class_name == "CLIPVisionModelWithProjection":
+        given = vision_half(given)
+        given.pop(POSITION_IDS, None)
+    elif class_name == "AutoencoderKL":
+        given = present_vae_names(given)
+    check_fit(f"{part} in {network.folder}", {hub_name(key): tensor for key, tensor in given.items()}, expected)
+
+
+def _build(class_name: str, network: StoredNetwork) -> nn.Module:
+    token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
+    if class_name not in (known := (*_DIFFUSERS, *token_encoders, _DEPTH)):
+        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(known)}")
+    try:
+        built: nn.Module
+        if class_name in _DIFFUSERS:
+            built = _DIFFUSERS[class_name].from_config(network.config)
+        elif class_name == _DEPTH:
+            built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
+        else:
+            kind = token_encoders[class_name]
+            built = kind.model_class(kind.read_config(network.config))
+        return built
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{network.folder / 'config.json'} describes no {class_name} ({error!r})") from error
+
+
+def check_every_byte(network: StoredNetwork) -> None:
+    """Read the weights whole: they must be finite, and, in the hub's cache, have the hash that the hub told.
+
+    Raises:
+        DamagedFileError: names the file, and the tensor.
+    """
+    for file in network.files:
+        told = _hash_of_hub(file)
+        if told is not None:
+            with file.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != told:
+                raise DamagedFileError(file, f"its SHA-256 is {found}, the hub said {told}")
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 (no mapping)
+                tensor = opened.get_tensor(key)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise DamagedFileError(file, f"{key} holds infinite numbers, or none at all")
+
+
+def _hash_of_hub(file: Path) -> str | None:
+    """In the hub's cache, files are links to others that are named by their hashes."""
+    name = file.resolve().name
+    return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else None

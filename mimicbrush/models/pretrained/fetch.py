@@ -1,0 +1,70 @@
+"""All starting weights: fetched where they are not at hand, checked, and told of part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.models.options import PretrainedModel
+from mimicbrush.models.pretrained.check import CLASSES, check_every_byte, check_weights
+from mimicbrush.models.pretrained.files import DamagedFileError
+from mimicbrush.models.pretrained.requirements import PartReport, add_together, look_at
+from mimicbrush.models.pretrained.weights import fetch, locate
+
+
+def provide_weights(
+    options: PretrainedModel, *, fetching: bool, deep: bool, say: Callable[[str], None] = print
+) -> list[PartReport]:
+    """Look at all starting weights, and fetch what is absent or damaged.
+
+    Args:
+        options: name them.
+        fetching: False only looks at what is on this machine.
+        deep: also read every byte, see `check_every_byte`.
+        say: is told what is being fetched.
+
+    Returns:
+        One report a part; those of parts that cannot be used have a problem.
+    """
+    reports = []
+    for part in options.weight_options():
+        name = getattr(options, part)
+        report, tried = _examined(part, name, deep), list[Path | None]()
+        while fetching and not Path(name).is_dir() and _may_be_mended(report) and _damaged(report) not in tried:
+            tried.append(_damaged(report))
+            say(f"fetching {report.named}" + (f" again: {report.problem}" if tried[-1] else ""))
+            try:
+                fetch(part, name, damaged=tried[-1])
+            except WeightsError as error:
+                report.problem = error
+                break
+            report = _examined(part, name, deep)
+        reports.append(report)
+    add_together(reports)
+    return reports
+
+
+def _examined(part: str, name: str, deep: bool) -> PartReport:
+    folder = locate(part, name)
+    if folder is None:
+        absent = WeightsError("neither a folder nor (wholly) in the local Hugging Face cache")
+        return PartReport(part, f"model.{part}={name}", problem=absent)
+    report = look_at(part, name, folder)
+    try:
+        if report.problem is None and report.network is not None:
+            check_weights(part, CLASSES[part], report.network)
+            if deep:
+                check_every_byte(report.network)
+    except WeightsError as error:
+        report.problem = error
+    return report
+
+
+def _may_be_mended(report: PartReport) -> bool:
+    """Whether fetching may help: files are absent or damaged, rather than those of another network."""
+    return report.network is None or _damaged(report) is not None
+
+
+def _damaged(report: PartReport) -> Path | None:
+    return report.problem.file if isinstance(report.problem, DamagedFileError) else None

@@ -1,0 +1,186 @@
+"""What starting weights must be, so that the method can begin from them. No heavy import here: see `weight_files`.
+
+Some facts make the method, such as the nine channels that become thirteen: other weights are an error. Sizes, such
+as the width of the context, only have to fit together; where they are not the paper's, that is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.models.options import PretrainedModel
+from mimicbrush.models.pretrained.files import StoredNetwork, read_network
+from mimicbrush.models.pretrained.weights import HOW_TO_FETCH, LAYOUTS, find_weights
+
+#: Levels of both U-Nets and of the VAE: a latent is an eighth of the picture, and the depth projector makes such ones.
+_LEVELS = 4
+#: Of the VAE that SD-1.5 was trained with; the VAEs of its successors are of the same shape and have other scales.
+_SCALING_FACTOR = 0.18215
+
+#: Part -> key of its config -> what it must be, and what a config means that does not state it.
+_FACTS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "unet": {
+        "_class_name": ("UNet2DConditionModel", None),
+        "in_channels": (9, 4),  # noisy latent 4, mask 1, masked source 4: widened to 13 for the depth latent
+        "out_channels": (4, 4),
+    },
+    "reference_unet": {
+        "_class_name": ("UNet2DConditionModel", None),
+        "in_channels": (4, 4),  # a clean latent
+        "out_channels": (4, 4),
+    },
+    "vae": {
+        "_class_name": ("AutoencoderKL", None),
+        "latent_channels": (4, 4),
+        "scaling_factor": (_SCALING_FACTOR, _SCALING_FACTOR),
+    },
+    "image_encoder": {"num_channels": (3, 3)},
+    "dinov2": {"model_type": ("dinov2", None), "num_channels": (3, 3)},
+    "depth_estimator": {
+        "model_type": ("depth_anything", None),
+        "depth_estimation_type": ("relative", "relative"),  # the others are trained to tell metres
+    },
+}
+
+#: Part -> key of its config -> the paper's choice (Sec. 3.2 and 4.1; SD-1.5, ViT-H/14, ViT-B/14).
+_SIZES: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
+    "reference_unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
+    "vae": {"block_out_channels": [128, 256, 512, 512]},
+    "image_encoder": {"hidden_size": 1280, "image_size": 224, "patch_size": 14},
+    "dinov2": {"hidden_size": 1024, "image_size": 518, "patch_size": 14},
+    "depth_estimator": {"reassemble_hidden_size": 768},
+}
+
+#: Keys of their configs in which the two U-Nets must agree: features of one enter the layers of the other.
+_SHARED = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "cross_attention_dim")
+
+
+@dataclass
+class PartReport:
+    """What is known of the starting weights of one part.
+
+    Attributes:
+        part: which.
+        named: the option that says where it is, and its value.
+        network: what its folder holds, if that could be read.
+        problem: what is wrong; None: nothing that was looked for.
+        notes: what a person should know all the same.
+    """
+
+    part: str
+    named: str
+    network: StoredNetwork | None = None
+    problem: WeightsError | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at(part: str, name: str, folder: Any) -> PartReport:
+    """A part by its files' heads and its config.
+
+    Args:
+        part, name: an option of `PretrainedModel` and its value.
+        folder: of its network, see `weights.locate`.
+    """
+    report = PartReport(part, f"model.{part}={name}")
+    try:
+        report.network = read_network(folder, LAYOUTS[part].stem)
+        check_facts(part, report.network.config)
+        whole = sum(tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL" for tensor in _learnt(report.network))
+        if whole:
+            raise WeightsError(f"{folder} holds {whole} tensors of whole numbers, expected weights")
+    except WeightsError as error:
+        report.problem = error
+    else:
+        report.notes = other_sizes(part, report.network.config)
+    return report
+
+
+def _learnt(network: StoredNetwork) -> list[Any]:
+    # Older versions of transformers kept the numbers of the positions with the weights.
+    return [tensor for key, tensor in network.tensors.items() if not key.endswith("position_ids")]
+
+
+def check_facts(part: str, config: Mapping[str, Any]) -> None:
+    """Whether a network is of the kind that the method begins from.
+
+    Raises:
+        WeightsError: names what the config says and what it should say.
+    """
+    said = _of_vision(config) if part == "image_encoder" else dict(config)
+    if part == "image_encoder":
+        kind = config.get("model_type")
+        if kind not in ("clip", "clip_vision_model"):
+            raise WeightsError(f"its config says model_type={kind!r}, expected a CLIP, whole or its image encoder")
+    for key, (expected, unsaid) in _FACTS[part].items():
+        value = said.get(key, unsaid)
+        if value != expected:
+            raise WeightsError(f"its config says {key}={value!r}, expected {expected!r}")
+    blocks = said.get("block_out_channels", [0] * _LEVELS)
+    if len(blocks) != _LEVELS:
+        raise WeightsError(f"its config says block_out_channels={blocks}, expected {_LEVELS} levels")
+
+
+def other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
+    """Where a network has other sizes than the paper's."""
+    said = _of_vision(config) if part == "image_encoder" else config
+    return [
+        f"{key}={said[key]} (paper: {expected})"
+        for key, expected in _SIZES[part].items()
+        if key in said and said[key] != expected
+    ]
+
+
+def check_together(networks: Mapping[str, StoredNetwork]) -> None:
+    """Whether the networks fit each other.
+
+    Raises:
+        WeightsError: names the two, and what differs.
+    """
+    if "reference_unet" not in networks:
+        return
+    unet, reference = networks["unet"].config, networks["reference_unet"].config
+    differing = [
+        f"{key} is {unet.get(key)} there, {reference.get(key)} here"
+        for key in _SHARED
+        if unet.get(key) != reference.get(key)
+    ]
+    if differing:
+        raise WeightsError(f"it does not fit model.unet ({'; '.join(differing)})")
+
+
+def examine(options: PretrainedModel) -> dict[str, StoredNetwork]:
+    """All starting weights on this machine, by what shows without loading them.
+
+    Raises:
+        WeightsError: names every part that is absent, damaged or not what it should be, its option and its place.
+    """
+    reports = [look_at(part, getattr(options, part), folder) for part, folder in find_weights(options).items()]
+    add_together(reports)
+    raise_problems(reports)
+    return {report.part: report.network for report in reports if report.network is not None}
+
+
+def add_together(reports: list[PartReport]) -> None:
+    """Put what `check_together` finds into the reports, if each of them is good by itself."""
+    if all(report.problem is None for report in reports):
+        by_part = {report.part: report for report in reports}
+        try:
+            check_together({part: report.network for part, report in by_part.items() if report.network is not None})
+        except WeightsError as error:
+            by_part["reference_unet"].problem = error
+
+
+def raise_problems(reports: list[PartReport]) -> None:
+    """Raise WeightsError where there are problems; names all of them."""
+    wrong = [f"  {r.named}: {r.problem}" for r in reports if r.problem is not None]
+    if wrong:
+        raise WeightsError("starting weights cannot be used:\n" + "\n".join(wrong) + f"\n  {HOW_TO_FETCH}")
+
+
+def _of_vision(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a whole CLIP the half that sees."""
+    return dict(config.get("vision_config", config))

@@ -1,0 +1,194 @@
+"""A pipeline folder, or a checkpoint of a run, -> a ``mimicbrush.bin`` that the released code loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from transformers import CLIPVisionModelWithProjection
+
+from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.models.components import STEM_CHANNELS
+from mimicbrush.models.options import RELEASED_CONVENTIONS
+from mimicbrush.models.pretrained.stored_weights import Weights, check_fit, clip_config
+from mimicbrush.models.projectors import DepthProjector, ImageProjector
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet
+from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
+from mimicbrush.pipelines.conversion.untrusted_files import (
+    config_of,
+    read_json,
+    read_state_dict,
+    weights_of,
+)
+
+# What the trainer calls the files of a checkpoint (training/state.py).
+_CHECKPOINT_WEIGHTS, _CHECKPOINT_AVERAGE = "weights.safetensors", "ema.safetensors"
+
+
+def export_released(
+    pipeline: Path, output: Path, *, checkpoint: Path | None = None, average: bool = True, force: bool = False
+) -> list[str]:
+    """Write a file with the released names, for the released code and what was built on it.
+
+    Args:
+        pipeline: a pipeline folder.
+        output: the file; it gets its name when it is whole.
+        checkpoint: a checkpoint folder of a run, whose weights replace those of the trained networks.
+        average: take the checkpoint's averaged (EMA) weights, which is what the run's own pipeline holds, too.
+        force: replace an older file.
+
+    Returns:
+        Warnings: what the released code would do differently from this pipeline.
+
+    Raises:
+        InputError: `output` is there already, or `pipeline` is no pipeline folder.
+        WeightsError: weights are absent, do not fit, or are such that the released code has no place for them.
+    """
+    if output.exists() and not force:
+        raise InputError(f"{output} exists; name another --output, or overwrite it with --force")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise InputError(f"{output} must be a file in a folder that exists")
+    index = pipeline_index(pipeline)
+    if not index.get("reference_unet", [None])[0]:
+        raise WeightsError(f"{pipeline} has no reference U-Net; the released code cannot do without one")
+    networks = _networks(pipeline)
+    weights = {part: read_state_dict(weights_of(pipeline / component)) for part, component in PARTS.items()}
+    if checkpoint is not None:
+        weights |= checkpoint_weights(checkpoint, networks, average=average)
+    _check_shares_hidden_states(index, weights["referencenet"])
+    released: dict[str, Weights] = {}
+    for part, network in networks.items():
+        expected = network.state_dict()
+        check_fit(part, weights[part], expected)
+        released[part] = {key: weights[part][key] for key in expected}  # in the order that people know
+    released["image_encoder"] = with_position_ids(released["image_encoder"])
+    _check_stem(released)
+
+    def write(aside: Path) -> None:
+        # As an open file: PyTorch would write the hidden name into the archive.
+        with aside.open("wb") as file:
+            torch.save(released, file)
+
+    write_aside(output, write)
+    return differences(pipeline, released)
+
+
+def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, average: bool) -> dict[str, Weights]:
+    """The trained parts that a checkpoint of a run holds; parts that were frozen are not among them.
+
+    Args:
+        checkpoint: its folder (``run_dir/checkpoints/step-...``).
+        networks: by part, on the meta device; they know the names of the parameters.
+        average: the averaged weights, or those of the last step.
+
+    Raises:
+        WeightsError: no whole checkpoint of such networks, or no average in it.
+    """
+    file = checkpoint / (_CHECKPOINT_AVERAGE if average else _CHECKPOINT_WEIGHTS)
+    if not (checkpoint / _CHECKPOINT_WEIGHTS).is_file():
+        raise WeightsError(f"{checkpoint} is no checkpoint of a run (it has no {_CHECKPOINT_WEIGHTS})")
+    if not file.is_file():
+        raise WeightsError(f"{checkpoint} holds no averaged weights (train.ema_decay=0); use --raw for the others")
+    joined = read_state_dict([file])
+    if any(".lora_" in key for key in joined):
+        raise WeightsError(
+            f"{file} holds adapters (lora) and not the weights beside them; export the run's pipeline instead, in "
+            "which they are merged: --pipeline RUN/pipeline"
+        )
+    found: dict[str, Weights] = {}
+    for part, component in PARTS.items():
+        weights = {
+            key.removeprefix(f"{component}."): tensor
+            for key, tensor in joined.items()
+            if key.startswith(f"{component}.")
+        }
+        if weights:
+            check_fit(f"{part} of {checkpoint}", weights, networks[part].state_dict())
+            found[part] = weights
+    return found
+
+
+def differences(pipeline: Path, released: dict[str, Weights]) -> list[str]:
+    """What the released code, which has its choices wired in, would do differently with these weights."""
+    index = pipeline_index(pipeline)
+    warnings = [
+        f"these weights were trained for {name}={index.get(name)!r}; the released code has {value!r} wired in, "
+        "and will not paint as well with them"
+        for name, value in RELEASED_CONVENTIONS.items()
+        if index.get(name) != value
+    ]
+    scheduler, wired = read_json(pipeline / "scheduler" / "scheduler_config.json"), dict(noise_scheduler().config)
+    warnings += [
+        f"the scheduler's {name} is {scheduler.get(name)!r}; the released code has {wired[name]!r} wired in"
+        for name in ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+        if scheduler.get(name) != wired[name]
+    ]
+    with torch.device("meta"):
+        sizes = {"image_proj": ImageProjector(), "depth_guider": DepthProjector()}
+    for part, module in sizes.items():
+        for key, tensor in module.state_dict().items():
+            if key not in released[part] or released[part][key].shape != tensor.shape:
+                warnings.append(
+                    f"{part} has other sizes than the released code builds ({key}: {_shape(released[part].get(key))}, "
+                    f"there {_shape(tensor)}); it must be told them"
+                )
+                break
+    vae = index.get("vae", [None, None])[1]
+    if vae != "AutoencoderKL":
+        warnings.append(
+            f"the autoencoder is a {vae}; the released code takes an AutoencoderKL, which is not in the file"
+        )
+    return warnings
+
+
+def pipeline_index(pipeline: Path) -> dict[str, Any]:
+    """The model_index.json of a pipeline folder of ours.
+
+    Raises:
+        InputError: it is none.
+    """
+    file = pipeline / "model_index.json"
+    index = read_json(file) if file.is_file() else {}
+    if index.get("_class_name") != "MimicBrushPipeline":
+        raise InputError(f"{pipeline} is no MimicBrush pipeline folder")
+    return index
+
+
+def _networks(pipeline: Path) -> dict[str, nn.Module]:
+    """Part -> the network that the released code would build, on the meta device."""
+    configs = {part: config_of(pipeline / component) for part, component in PARTS.items()}
+    with torch.device("meta"):
+        return {
+            "unet": UNet2DConditionModel.from_config(configs["unet"]),
+            "referencenet": ReferenceUNet.from_config(configs["referencenet"]),
+            "image_proj": ImageProjector.from_config(configs["image_proj"]),
+            "depth_guider": DepthProjector.from_config(configs["depth_guider"]),
+            "image_encoder": CLIPVisionModelWithProjection(clip_config(configs["image_encoder"])),
+        }
+
+
+def _check_shares_hidden_states(index: dict[str, Any], weights: Weights) -> None:
+    kind, expected = index.get("reference_unet", [None, None])[1], REFERENCE_UNETS["hidden_states"].__name__
+    if kind != expected:
+        raise WeightsError(
+            f"referencenet does not fit the released code: it is a {kind} with {len(weights)} keys, which does not "
+            f"share hidden states as a {expected} does"
+        )
+
+
+def _check_stem(released: dict[str, Weights]) -> None:
+    for part, expected in (("unet", STEM_CHANNELS), ("depth_guider", 1)):
+        given = released[part]["conv_in.weight"].shape[1]
+        if given != expected:
+            raise WeightsError(
+                f"{part} does not fit the released code:\n  conv_in.weight takes {given} channels, expected {expected}"
+            )
+
+
+def _shape(tensor: torch.Tensor | None) -> object:
+    return "absent" if tensor is None else tuple(tensor.shape)

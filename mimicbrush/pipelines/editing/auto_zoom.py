@@ -1,0 +1,96 @@
+"""Auto-zoom: edit, see which part of the reference was looked at, and edit again with that part alone.
+
+The paper's stated failure (limitations) is a region that is small in the reference, or one of several candidates; its
+advice is to crop the reference. This does so from the attention of a first pass. It costs a second edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from mimicbrush.errors import InputError
+from mimicbrush.pipelines.editing.reference_part import ReferencePart, looked_at
+from mimicbrush.pipelines.image_inputs import rgb, whole
+from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
+
+if TYPE_CHECKING:
+    from mimicbrush.ops.crops import Box
+    from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.image_inputs import Picture
+
+
+def edit_zoomed(
+    pipeline: MimicBrushPipeline,
+    source: Picture,
+    mask: Picture,
+    reference: Picture,
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    keep_shape: bool = False,
+    crop: Literal["full", "auto"] = "full",
+    reference_crop: Box | None = None,
+    paste_back: bool = True,
+    return_correspondence: bool = False,
+) -> tuple[MimicBrushPipelineOutput, list[ReferencePart | None]]:
+    """Edit one picture once for each seed, each with a closer look of its own.
+
+    Args:
+        pipeline: with a reference U-Net.
+        source, mask, reference: one of each, as the pipeline takes them.
+        seeds: one for each result; both passes draw the same noise.
+        reference_crop: look only within this part.
+        num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence: as the pipeline takes
+            them.
+
+    Returns:
+        The results, those of ``pipeline(..., reference_crop=part.box)``; and the parts. None: there was none worth a
+        closer look, and the first pass is the result.
+
+    Raises:
+        InputError: the pipeline has no reference U-Net, whose attention is looked at; or see the pipeline.
+    """
+    check_can_zoom(pipeline.reference_unet is not None)
+    images: list[Any] = []
+    correspondences, parts = [], []
+    for seed in seeds:
+
+        def edit(part: Box | None, tells: bool, seed: int = seed) -> MimicBrushPipelineOutput:
+            output = pipeline(
+                source,
+                mask,
+                reference,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                keep_shape=keep_shape,
+                crop=crop,
+                reference_crop=part,
+                generator=seeded(seed),
+                paste_back=paste_back,
+                return_correspondence=tells,
+            )
+            return cast("MimicBrushPipelineOutput", output)
+
+        output = edit(reference_crop, True)
+        assert output.correspondences is not None
+        part = looked_at(output.correspondences[0], reference_crop or whole(rgb(reference)))
+        if part is not None:
+            output = edit(part.box, return_correspondence)
+        images.append(output.images[0])
+        correspondences += output.correspondences or []
+        parts.append(part)
+    result = MimicBrushPipelineOutput(images=images, correspondences=correspondences if return_correspondence else None)
+    return result, parts
+
+
+def check_can_zoom(has_reference_unet: bool) -> None:
+    """Whether a pipeline can tell what it looked at.
+
+    Raises:
+        InputError: it was trained without a reference U-Net.
+    """
+    if not has_reference_unet:
+        raise InputError("auto-zoom needs a pipeline with a reference U-Net; this one was trained without")

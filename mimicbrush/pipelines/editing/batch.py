@@ -1,0 +1,161 @@
+"""Many edits, one after the other: what is finished is skipped, what fails is put down. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.images import check_writable, write_picture
+from mimicbrush.pipelines.editing.inputs import EditInputs
+from mimicbrush.pipelines.editing.requests import Edit, numbered
+
+#: What to do where an edit needs more memory than there is.
+NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller picture, or on a GPU --dtype float16"
+# PyTorch tells it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
+_TOLD_BY_TORCH = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
+
+
+class BatchEditor(Protocol):
+    """Reads pictures and edits them."""
+
+    def read(self, edit: Edit) -> EditInputs:
+        """The pictures of an edit; an InputError, or too little memory, is the edit's failure."""
+        ...
+
+    def load(self) -> object:
+        """Load the model unless it is loaded; an error ends the batch, for every edit would meet it."""
+        ...
+
+    def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
+        """One result per seed; an InputError, or too little memory, is the edit's failure; else the batch ends."""
+        ...
+
+
+@dataclass
+class Tally:
+    """What became of a batch.
+
+    Attributes:
+        done, skipped: edits that were done now, and before.
+        failures: edits that failed, with the reason.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failures: list[tuple[Edit, str]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Edits that were looked at."""
+        return self.done + self.skipped + len(self.failures)
+
+    def __str__(self) -> str:
+        failed = len(self.failures)
+        return f"{self.total} edits = {self.done} done + {self.skipped} skipped + {failed} failed"
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Make an InputError, which says what to do, of too little memory: the machine's or the GPU's."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(NO_MEMORY) from error
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError" or _TOLD_BY_TORCH.search(str(error)):
+            raise InputError(NO_MEMORY) from error
+        raise
+
+
+def prepare_outputs(edits: Sequence[Edit]) -> None:
+    """Make the folders of all outputs.
+
+    Raises:
+        InputError: one cannot be made, or an output is no picture that can be written.
+    """
+    for edit in edits:
+        folder = edit.output.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {folder} cannot be made ({error})") from error
+        check_writable(edit.output)
+
+
+def edit_next(edit: Edit, editor: BatchEditor, tally: Tally, num_images: int = 1, force: bool = False) -> None:
+    """Do what is still to be done of an edit, write each result, and count it.
+
+    Args:
+        edit: the edit.
+        editor: reads and edits.
+        tally: counts.
+        num_images: results wanted; image i has the edit's seed + i, so those that are missing can be made alone.
+        force: edit again what is finished.
+
+    Raises:
+        InputError: an output cannot be written, or the model cannot be loaded.
+    """
+    outputs = {edit.seed + number: path for number, path in enumerate(numbered(edit.output, num_images))}
+    todo = {seed: path for seed, path in outputs.items() if force or not path.exists()}
+    if not todo:
+        tally.skipped += 1
+        return
+    try:
+        with memory_told():
+            inputs = editor.read(edit)
+    except InputError as error:
+        tally.failures.append((edit, str(error)))
+        return
+    editor.load()
+    try:
+        with memory_told():
+            results = editor.edit(edit, inputs, list(todo))
+    except InputError as error:
+        tally.failures.append((edit, str(error)))
+        return
+    try:
+        for path, result in zip(todo.values(), results, strict=True):
+            write_picture(result, path)
+    except MemoryError:
+        tally.failures.append((edit, NO_MEMORY))
+        return
+    tally.done += 1
+
+
+def check_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
+    """Whether a contact sheet, which a batch makes anew each time, has a name of its own.
+
+    Raises:
+        InputError: it is a picture that the batch reads or writes.
+    """
+    for edit in edits:
+        for path in (edit.source, edit.mask, edit.reference, *numbered(edit.output, num_images)):
+            if path.resolve() == sheet.resolve():
+                raise InputError(f"--contact-sheet {sheet} is one of the batch's own pictures; choose another name")
+
+
+def check_new(paths: Sequence[Path], force: bool) -> None:
+    """Whether files may be written: none is there yet (or may be replaced), and none is named twice.
+
+    Args:
+        paths: pictures, or ``.npz``.
+        force: replace files that are there.
+
+    Raises:
+        InputError: names all that are there, or the first that cannot be written.
+    """
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        verb = "exists" if len(there) == 1 else "exist"
+        raise InputError(f"{', '.join(there)} {verb}; choose another name, or overwrite with --force")
+    for path in paths:
+        check_writable(path if path.suffix != ".npz" else path.with_suffix(".png"))
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"two outputs have the same name: {', '.join(map(str, paths))}")

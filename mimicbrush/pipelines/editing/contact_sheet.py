@@ -1,0 +1,53 @@
+"""A contact sheet of edits, from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet, fit_cell
+from mimicbrush.ops.plot import mark_hole
+from mimicbrush.pipelines.editing.inputs import EditInputs
+from mimicbrush.pipelines.editing.requests import Edit, numbered
+
+CELL_PX = 256
+
+
+def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_images: int = 1) -> np.ndarray:
+    """One row per edit: source with its hole, mask, reference and the results that are there.
+
+    Args:
+        edits: what was asked for; cells of what cannot be read stay empty.
+        read: gives the pictures of an edit, as they were edited.
+        num_images: results of each.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    results = ["result"] if num_images == 1 else [f"result {number}" for number in range(num_images)]
+    rows = [_row(edit, read, num_images) for edit in edits]
+    return contact_sheet(
+        "1 edit" if len(edits) == 1 else f"{len(edits)} edits", ["source", "mask", "reference", *results], rows, CELL_PX
+    )
+
+
+def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> SheetRow:
+    cells: list[np.ndarray | None]
+    try:
+        inputs = read(edit)
+    except InputError:
+        cells = [None] * 3  # whoever edits tells what is wrong with them
+    else:
+        source, mask, reference = (np.asarray(image) for image in (inputs.source, inputs.mask, inputs.reference))
+        cells = [mark_hole(source, mask > MASK_THRESHOLD), mask, reference]
+    for path in numbered(edit.output, num_images):
+        try:
+            cells.append(np.asarray(read_picture(path, "RGB")))
+        except InputError:
+            cells.append(None)  # not there, or damaged
+    caption = f"{edit.source.name} -> {edit.output.name}   seed {edit.seed}{'   shape kept' if edit.keep_shape else ''}"
+    # Small at once: a hundred large pictures would not fit into memory.
+    return SheetRow(caption, [None if cell is None else fit_cell(cell, CELL_PX) for cell in cells])

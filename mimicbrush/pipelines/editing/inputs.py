@@ -1,0 +1,116 @@
+"""The pictures of one edit, read and checked as far as that goes without a model. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored, read_picture
+from mimicbrush.ops.crops import crop
+from mimicbrush.pipelines.editing.requests import Edit
+
+#: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
+ASPECT_TOLERANCE = 0.01
+#: A mask that covers more than this may be meant the other way round: an object of a quarter of the picture, inverted.
+SUSPICIOUS_COVER = 0.75
+#: A mask of which more than this is neither black nor white, even a soft one, may be a photograph in the wrong place.
+SUSPICIOUS_GREY = 0.25
+_BLACK = 32
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EditInputs:
+    """Pictures that fit together: "RGB", "L" of the source's size, "RGB"."""
+
+    source: Image.Image
+    mask: Image.Image
+    reference: Image.Image
+
+
+def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool = False) -> EditInputs:
+    """Read and check the pictures of an edit.
+
+    Args:
+        edit: names them.
+        resize_mask: bring a mask of another size, but of the same shape, to the source's size.
+        allow_full_mask: take a mask that leaves nothing of the source.
+
+    Raises:
+        InputError: a picture cannot be read, or they do not fit together; names the file.
+    """
+    source, mask = read_picture(edit.source, "RGB"), read_picture(edit.mask, "L")
+    reference = read_picture(edit.reference, "RGB")
+    if mask.size != source.size:
+        mask = fit_mask(mask, edit.mask, source.size, edit.source, resize_mask)
+    check_cover(mask, edit.mask, allow_full_mask)
+    if edit.reference_crop is not None:
+        crop(np.asarray(reference), edit.reference_crop, f"reference {edit.reference}")
+    return EditInputs(source, mask, reference)
+
+
+def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:
+    """A mask of another size than its source, brought to that size by nearest neighbour if that is wanted.
+
+    Args:
+        mask: "L".
+        path: of the mask, for the error.
+        size: of the source, (width, height) px.
+        source_path: for the error.
+        resize: False: any other size is an error.
+
+    Raises:
+        InputError: not wanted, or the shapes differ by more than `ASPECT_TOLERANCE`.
+    """
+    sizes = f"{path} is {mask.width} x {mask.height} px but {source_path} is {size[0]} x {size[1]} px"
+    stretch = mask.width * size[1] / (mask.height * size[0])
+    if abs(stretch - 1) <= ASPECT_TOLERANCE:
+        if resize:
+            return mask.resize(size, Image.Resampling.NEAREST)
+        raise InputError(f"{sizes}; a mask must have its source's size (--resize-mask brings it to that size)")
+    turned = mask.size == size[::-1]
+    hint = "; is it turned? A source counts as it is seen, turned as its EXIF data says" if turned else ""
+    shape = f", or at least its shape within {ASPECT_TOLERANCE:.0%} for --resize-mask"
+    raise InputError(f"{sizes}; a mask must have its source's size{shape}{hint}")
+
+
+def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
+    """Whether a mask has something to repaint and something to keep; warns of one that looks inverted, or no mask.
+
+    Args:
+        mask: "L".
+        path: its file, for the error.
+        allow_full: a mask that leaves nothing of the source is meant.
+
+    Raises:
+        InputError: it is empty, or full and that is not allowed.
+    """
+    values = np.asarray(mask)
+    covered = float((values > MASK_THRESHOLD).mean())
+    if covered == 0:
+        stored = brightest_stored(path)
+        as_stored = "" if stored is None else f", stored as {stored:g}"
+        raise InputError(
+            f"{path}: the mask is empty: nothing in it is above {MASK_THRESHOLD} of 255 (its brightest value is "
+            f"{values.max()}{as_stored}), so there is nothing to repaint; white means repaint"
+        )
+    if covered == 1 and not allow_full:
+        raise InputError(
+            f"{path}: the mask is full: nothing of the source is left to see; white means repaint: is it inverted? "
+            "(--allow-full-mask repaints all of it)"
+        )
+    grey = float(((values > _BLACK) & (values < 255 - _BLACK)).mean())
+    if grey > SUSPICIOUS_GREY:
+        _log.warning(
+            "%s: %.0f %% of it is neither black nor white, as in a photograph: is it the mask? "
+            "(a command line names REF SRC MASK)",
+            path,
+            grey * 100,
+        )
+    if covered > SUSPICIOUS_COVER and not allow_full:
+        _log.warning("%s: %.1f %% of it is to be repainted; white means repaint: is it inverted?", path, covered * 100)

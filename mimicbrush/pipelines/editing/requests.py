@@ -1,0 +1,206 @@
+"""Which edits a folder or a list asks for, and where each result goes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.atomic import path_inside
+from mimicbrush.ops.crops import Box
+
+#: Seeds lie below this, as in the evaluation.
+SEED_LIMIT = 2**63
+#: Folder of the benchmark's texture tracks, whose edits keep the source's shape (released layout).
+TEXTURE_FOLDER = "TextureTrans"
+_REQUIRED = ("source", "mask", "reference")
+_KEYS = (*_REQUIRED, "output", "seed", "keep_shape", "reference_crop")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit that is asked for.
+
+    Attributes:
+        source, mask, reference: files, not looked at yet.
+        output: the file to write; with several images per edit see `numbered`.
+        seed: of the first image's noise; the others follow by one.
+        keep_shape: texture transfer by depth.
+        reference_crop: the part of the reference to imitate, in its pixels as it is seen; None: all of it.
+    """
+
+    source: Path
+    mask: Path
+    reference: Path
+    output: Path
+    seed: int = 1
+    keep_shape: bool = False
+    reference_crop: Box | None = None
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """The file itself, or with several images name_0.png, name_1.png, ..."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(count)]
+
+
+def collect_edits(
+    batch: Path, output_dir: Path, seed: int = 1, keep_shape: bool | None = None, num_images: int = 1
+) -> list[Edit]:
+    """The edits of a folder in the benchmark's layout, or of a JSON-lines list.
+
+    Args:
+        batch: a folder (see `folder_edits`) or a file (see `listed_edits`).
+        output_dir: where the results go.
+        seed: for edits that name none.
+        keep_shape: for edits that do not say; None: on for the benchmark's texture tracks, otherwise off.
+        num_images: results of each edit, see `numbered`.
+
+    Raises:
+        InputError: there is nothing to do, the list is wrong, or two edits have the same output.
+    """
+    if batch.is_dir():
+        edits = folder_edits(batch, output_dir, seed, keep_shape)
+    elif batch.is_file():
+        edits = listed_edits(batch, output_dir, seed, bool(keep_shape))
+    else:
+        raise InputError(f"{batch}: no such folder or list")
+    _check_outputs(edits, num_images)
+    return edits
+
+
+def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | None) -> list[Edit]:
+    """The edits of a folder and its subfolders in the layout of the released benchmark (paper Sec. 3.4).
+
+    ``NNN_source.png``, ``NNN_source_mask.png`` and ``NNN_reference.png`` give ``NNN_result.png``, in a subfolder of
+    the same name. A mask or reference that is missing is found out when its turn comes.
+
+    Raises:
+        InputError: no source in it.
+    """
+    sources = sorted(folder.rglob("*_source.png"))
+    if not sources:
+        raise InputError(
+            f"{folder} holds no NNN_source.png (beside NNN_source_mask.png and NNN_reference.png); "
+            "files of other names can be named in a list, LIST.jsonl"
+        )
+    edits = []
+    for source in sources:
+        number = source.name.removesuffix("_source.png")
+        is_texture = TEXTURE_FOLDER in source.resolve().parent.parts
+        edits.append(
+            Edit(
+                source=source,
+                mask=source.with_name(f"{number}_source_mask.png"),
+                reference=source.with_name(f"{number}_reference.png"),
+                output=output_dir / source.relative_to(folder).with_name(f"{number}_result.png"),
+                seed=seed,
+                keep_shape=is_texture if keep_shape is None else keep_shape,
+            )
+        )
+    return edits
+
+
+def listed_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
+    """The edits of a JSON-lines list: one object a line; empty lines do not count.
+
+    Keys: source, mask, reference (paths relative to the list, inside its folder); optional are output (relative to
+    `output_dir`, inside it; default: the source's name with ``_edited.png``), seed, keep_shape and reference_crop
+    ([x0, y0, x1, y1]).
+
+    Raises:
+        InputError: names the line and what is wrong with it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a list, one JSON object a line ({error})") from error
+    edits = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            edits.append(_listed(line, path.parent, output_dir, seed, keep_shape))
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+    if not edits:
+        raise InputError(f"{path} lists no edits")
+    return edits
+
+
+def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool) -> Edit:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"expected an object {{...}}, got {line.strip()[:40]}")
+    if unknown := [key for key in values if key not in _KEYS]:
+        raise InputError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
+    if missing := [key for key in _REQUIRED if key not in values]:
+        raise InputError(f"{missing[0]!r} is missing; needed: {', '.join(_REQUIRED)}")
+    source, mask, reference = (path_inside(root, _text(values, key)) for key in _REQUIRED)
+    output = _text(values, "output") if "output" in values else f"{source.stem}_edited.png"
+    return Edit(
+        source=source,
+        mask=mask,
+        reference=reference,
+        output=path_inside(output_dir, output),
+        seed=checked_seed(values.get("seed", seed)),
+        keep_shape=_flag(values.get("keep_shape", keep_shape)),
+        reference_crop=checked_box(values["reference_crop"]) if "reference_crop" in values else None,
+    )
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    value = values[key]
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{key!r} must be a path, got {value!r}")
+    return value
+
+
+def checked_seed(value: Any) -> int:
+    """A seed, of a list or of the command line.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < SEED_LIMIT:
+        raise InputError(f"'seed' must be a whole number from 0 to 2**63 - 1, got {value!r}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"'keep_shape' must be true or false, got {value!r}")
+    return value
+
+
+def checked_box(value: Any) -> Box:
+    """A box, of a list or of the command line; whether it lies in its picture is not known yet.
+
+    Raises:
+        InputError: it is none.
+    """
+    whole = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
+    if not whole or len(value) != 4:
+        raise InputError(f"'reference_crop' must be four whole numbers x0, y0, x1, y1 (pixels), got {value!r}")
+    x0, y0, x1, y1 = value
+    return x0, y0, x1, y1
+
+
+def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
+    """No output twice, and none that is a picture to read: it would count as finished, or be lost."""
+    inputs = {path.resolve() for edit in edits for path in (edit.source, edit.mask, edit.reference)}
+    seen: set[Path] = set()
+    for output in (output for edit in edits for output in numbered(edit.output, num_images)):
+        resolved = output.resolve()
+        if resolved in seen:
+            raise InputError(f"{output} would be the output of two edits; name another for one of them")
+        if resolved in inputs:
+            raise InputError(f"{output} would be an output, but is one of the pictures to read")
+        seen.add(resolved)

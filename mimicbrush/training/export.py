@@ -1,0 +1,112 @@
+"""Weights of a run -> a pipeline that edits, at any time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from mimicbrush.io.atomic import replace_folder, with_usual_permissions
+from mimicbrush.models.components import Parts
+from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.loading import quiet_libraries
+from mimicbrush.training.lora import choose_trained, merge_adapters
+from mimicbrush.training.objective import FrozenEncoders, Trainee
+from mimicbrush.training.options import TrainOptions
+
+#: Name in `Trainee` -> weight, one at a time.
+Weights = Iterable[tuple[str, torch.Tensor]]
+
+
+class Publisher:
+    """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
+
+    Args:
+        trainee: the trained networks, before they are sharded; only their shapes are looked at.
+        parts: all networks; the frozen ones are saved as they are.
+        model, train: options of the run.
+        training_data: what is told of the data beside the pipeline, for whoever evaluates it.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        parts: Parts,
+        model: ModelOptions,
+        train: TrainOptions,
+        training_data: dict[str, Any],
+    ) -> None:
+        self.parts, self.model, self.train, self.training_data = parts, model, train, training_data
+        self.made_of: dict[str, tuple[Any, Any]] = {
+            name: (type(module), module.config) for name, module in trainee.named_children()
+        }
+
+    def pipeline(
+        self,
+        weights: Weights,
+        *,
+        encoders: FrozenEncoders | None = None,
+        adapters: Path | None = None,
+    ) -> MimicBrushPipeline:
+        """A pipeline with copies of these weights, adapters merged.
+
+        Args:
+            weights: name in `Trainee` -> tensor, all of them.
+            encoders: frozen networks to share, whose device and type the copies get; None: those of `parts`, and copies
+                in float32 on the CPU.
+            adapters: a folder to write adapters into, where there are any.
+        """
+        device = torch.device("cpu") if encoders is None else encoders.vae.device
+        with torch.device("meta"):
+            modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
+            choose_trained(modules, self.train)
+        for name, module in modules.items():
+            modules[name] = module.to_empty(device=device)
+        for name, tensor in weights:
+            part, _, rest = name.partition(".")
+            modules[part].get_parameter(rest).data.copy_(tensor)
+        merge_adapters(modules, adapters)
+        frozen: dict[str, nn.Module] = {}
+        if encoders is not None:
+            frozen = {name: getattr(encoders, name) for name in ("vae", "image_encoder", "depth_estimator")}
+            dtype = encoders.vae.dtype
+            modules = {name: module if module.dtype == dtype else module.to(dtype) for name, module in modules.items()}
+        model, train = self.model, self.train
+        return MimicBrushPipeline(
+            **{**vars(self.parts), **frozen, **modules},
+            scheduler=noise_scheduler(train.prediction_type, train.default_timestep_spacing),
+            reference_blend=model.reference_blend,
+            reference_timestep=model.reference_timestep,
+            depth_convention=model.depth_convention,
+            no_depth_convention=model.no_depth_convention,
+            letterbox_order=model.letterbox_order,
+            default_num_inference_steps=train.default_num_inference_steps,
+            default_guidance_scale=train.default_guidance_scale,
+        )
+
+    def export(self, weights: Weights, folder: Path, *, half: bool = False) -> None:
+        """Save such a pipeline, perhaps in half precision. Every process must call it; the main one writes."""
+        quiet_libraries()
+        if not PartialState().is_main_process:
+            for _ in weights:  # sharded tensors are put together by all
+                pass
+            return
+
+        def write(aside: Path) -> None:
+            pipeline = self.pipeline(weights, adapters=aside / "adapters")
+            if half:  # network by network: the pipeline itself would warn that it is of no use on a CPU
+                for network in pipeline.components.values():
+                    if isinstance(network, nn.Module):
+                        network.half()
+            pipeline.save_pretrained(aside)
+            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
+            with_usual_permissions(aside)
+
+        replace_folder(folder, write)

@@ -1,0 +1,216 @@
+"""What a run tells while it goes on: sums on the device, times on the clock, one dictionary per logged step."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mimicbrush.training.checkpoints import read_state
+from mimicbrush.training.objective import NUM_BANDS, Loss
+
+#: Adds up a tensor over all processes.
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Meters:
+    """Sums since the last log. Nothing here waits for the device before `read`.
+
+    Args:
+        device: where the losses are.
+        passes: micro-batches per step and process.
+        num_timesteps: of the noise schedule, for the names of the bands.
+        flop_per_sample: of a training step over its samples; None: not known.
+        peak_flop_per_s: of one device at this precision; None: not known.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        passes: int,
+        num_timesteps: int,
+        flop_per_sample: float | None = None,
+        peak_flop_per_s: float | None = None,
+    ) -> None:
+        self.device, self.passes, self.num_timesteps = device, passes, num_timesteps
+        self.flop_per_sample, self.peak_flop_per_s = flop_per_sample, peak_flop_per_s
+        # Of the step that is under way, and of the finished ones since the last log, with their number last.
+        self._step = torch.zeros(1 + 4 + 2 * NUM_BANDS + 4, device=device)
+        self._sums = torch.zeros(len(self._step) + 1, device=device)
+        self._waited_s = 0.0
+        self._since, self._num_steps = time.monotonic(), 0
+
+    def add(self, loss: Loss) -> None:
+        """Take note of a micro-batch."""
+        total = loss.total.detach()[None] / self.passes
+        self._step += torch.cat([total, loss.parts, loss.bands.flatten(), loss.correspondence])
+
+    def end_step(self, is_good: torch.Tensor) -> None:
+        """The micro-batches of a step are done; what a skipped step measured is left out.
+
+        Args:
+            is_good: () bool on the device.
+        """
+        ended = torch.cat([self._step, torch.ones_like(self._step[:1])])
+        self._sums += torch.where(is_good, ended, 0)
+        self._step.zero_()
+        self._num_steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - start
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self._since += seconds
+
+    def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
+        """Name -> figure since the last call, the same on all processes but for times; then start over.
+
+        What no sample measured (a band of timesteps, everything where all steps were skipped) is None.
+        """
+        sums = reduce(self._sums).tolist()
+        loss, parts, bands, correspondence, good = sums[0], sums[1:5], sums[5:-5], sums[-5:-1], sums[-1]
+        now = time.monotonic()
+        elapsed_s = max(now - self._since, 1e-9)
+        samples_per_s = self._num_steps * samples_per_step / elapsed_s
+        width = self.num_timesteps // NUM_BANDS
+        values: dict[str, float | None] = {
+            "loss": _ratio(loss, good),
+            "loss_inside": _ratio(parts[0], parts[1]),
+            "loss_outside": _ratio(parts[2], parts[3]),
+            **{
+                f"loss_t{band * width:03d}_{(band + 1) * width - 1:03d}": _ratio(bands[band], bands[NUM_BANDS + band])
+                for band in range(NUM_BANDS)
+            },
+            "samples_per_s": samples_per_s,
+            "data_wait_ratio": self._waited_s / elapsed_s,
+        }
+        if correspondence[1]:
+            values["loss_correspondence"] = _ratio(correspondence[0], correspondence[1])
+            values["matches_found_ratio"] = _ratio(correspondence[2], correspondence[3])
+        if self.flop_per_sample is not None:
+            flop_per_s = samples_per_s / num_processes * self.flop_per_sample
+            values["tflop_per_s_and_device"] = flop_per_s / 1e12
+            if self.peak_flop_per_s is not None:
+                values["share_of_peak"] = flop_per_s / self.peak_flop_per_s
+        if self.device.type == "cuda":
+            values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._sums.zero_()
+        self._waited_s, self._since, self._num_steps = 0.0, now, 0
+        return values
+
+
+def gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Norms of the gradients before they are clipped, () on the device: of all, and of each trained network."""
+    norms: dict[str, torch.Tensor] = {}
+    for part, _ in model.named_children():
+        gradients = [p.grad for name, p in parameters.items() if name.startswith(f"{part}.") and p.grad is not None]
+        if gradients:
+            norms[f"gradient_norm_{part}"] = nn.utils.get_total_norm(gradients)
+    total = torch.stack(list(norms.values())).square().sum().sqrt()
+    return {"gradient_norm": total, **norms}
+
+
+def finite_or_none(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What JSON can hold."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """What a tracker can show."""
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return total / count if count else None
+
+
+def start_tracker(
+    accelerator: Accelerator,
+    name: str,
+    run_name: str,
+    run_dir: Path,
+    config: dict[str, Any],
+    resume_from: Path | None,
+) -> None:
+    """Start what `Accelerator.log` logs to.
+
+    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later.
+
+    Args:
+        accelerator: made with this tracker.
+        name: "none", "wandb" or "tensorboard".
+        run_name: what the run is called there.
+        run_dir: for what stays here.
+        config: option -> value.
+        resume_from: the checkpoint that the run goes on from.
+    """
+    if name == "none":
+        return
+    state: dict[str, Any] = {"tracker": {}} if resume_from is None else read_state(resume_from)
+    wandb: dict[str, Any] = {"name": run_name, "dir": str(run_dir)}
+    if name == "wandb":
+        if "WANDB_MODE" not in os.environ and not _has_key():
+            wandb["mode"] = "offline"
+            accelerator.print("note: wandb has no key (wandb login), so it logs offline; `wandb sync` uploads it later")
+        if state["tracker"].get("wandb"):
+            wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
+    accelerator.init_trackers(
+        "mimicbrush",
+        config=config,
+        # What was logged beyond the checkpoint will be logged again.
+        init_kwargs={"wandb": wandb, "tensorboard": {"purge_step": state["step"] + 1 if "step" in state else None}},
+    )
+
+
+def log_pictures(
+    accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
+) -> None:
+    """Show a table of pictures: to wandb as one, to tensorboard column by column.
+
+    Args:
+        accelerator: with its trackers.
+        name: of the table.
+        rows: a caption, and pictures (H, W) or (H, W, 3) uint8 by column, the same columns in all; none shows nothing.
+        step: of the run.
+    """
+    if not rows:
+        return
+    columns = list(rows[0][1])
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            import wandb
+
+            data = [[caption, *[wandb.Image(pictures[column]) for column in columns]] for caption, pictures in rows]
+            tracker.log_table(name, columns=["pair", *columns], data=data, step=step)
+        elif tracker.name == "tensorboard":
+            stacked = {
+                f"{name}/{column}": np.stack([np.atleast_3d(pictures[column]) for _, pictures in rows])
+                for column in columns
+            }
+            tracker.log_images(stacked, step=step, dataformats="NHWC")
+
+
+def tracker_ids(accelerator: Accelerator) -> dict[str, str]:
+    """What a checkpoint must keep for the tracker to go on with the same run; on the main process."""
+    return {tracker.name: str(tracker.tracker.id) for tracker in accelerator.trackers if tracker.name == "wandb"}
+
+
+def _has_key() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)

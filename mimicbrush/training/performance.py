@@ -1,0 +1,87 @@
+"""What makes a step faster or smaller without changing what is learnt, and how much a step is."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mimicbrush.models.low_precision import use_half_norms
+from mimicbrush.training.noise import Draws
+from mimicbrush.training.objective import FrozenEncoders, Trainee
+from mimicbrush.training.options import TrainOptions
+from mimicbrush.types import TrainBatch
+
+
+def apply_speedups(trainee: nn.Module, options: TrainOptions, channels_last: bool) -> None:
+    """Prepare the trained networks, before they are wrapped or sharded.
+
+    Args:
+        trainee: holds the U-Nets.
+        options: says what is asked for.
+        channels_last: the order of memory that convolutions in half precision are fastest in on a GPU; FSDP has no
+            place for it.
+    """
+    unets = [part for part in trainee.children() if isinstance(part, UNet2DConditionModel)]
+    for unet in unets:
+        if options.attention_backend is not None:
+            unet.set_attention_backend(options.attention_backend)
+        if options.low_precision_norms:
+            use_half_norms(unet)
+        if options.activation_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if options.compile:
+            unet.compile_repeated_blocks(fullgraph=True)
+    if channels_last:
+        trainee.to(memory_format=torch.channels_last)
+
+
+#: Dense half-precision FLOP per second by the makers' data sheets, without sparsity: part of the name -> rate.
+PEAK_FLOP_PER_S = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A6000": 155e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "A10": 125e12,
+    "V100": 125e12,
+}
+
+
+def peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | None:
+    """What the device could do at best in half precision; None where that is not known, or nobody asked for it."""
+    if device.type != "cuda" or mixed_precision == "no":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
+
+
+def training_flop(trainee: Trainee, encoders: FrozenEncoders) -> float:
+    """FLOP of training on one sample: what is frozen forward, what is trained forward and, at twice that, backward.
+
+    Counted on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped, nothing
+    is computed twice, and frozen weights count as if they were trained.
+    """
+    size_px, side = trainee.size_px, trainee.unet.config.sample_size
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
+        picture, mask, number = torch.empty(1, 3, size_px, size_px), torch.empty(1, 1, size_px, size_px), torch.ones(1)
+        batch = TrainBatch(picture, picture, mask, number.long(), number.long())
+        latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
+        keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+        draws = Draws(number.long(), latents, latents.expand(3, -1, -1, -1, -1), keep, keep, rows, rows)
+        counted = copy.copy(encoders)  # whose constants, real ones, are not wanted here
+        counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
+        counted.encode(batch, draws)
+        with FlopCounterMode(display=False) as frozen:
+            conditions = counted.encode(batch, draws)
+        with FlopCounterMode(display=False) as trained, torch.no_grad():
+            trainee(latents, draws.timestep, conditions, keep)
+    return float(frozen.get_total_flops() + 3 * trained.get_total_flops())

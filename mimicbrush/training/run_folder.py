@@ -1,0 +1,88 @@
+"""Whether a run is complete: what it leaves behind last. Imports nothing heavy, so that a sweep can skip at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.errors import CheckpointError
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.training.checkpoints import differences, list_checkpoints
+
+FINISHED_FILE = "finished.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended.
+
+    Attributes:
+        steps: that it has.
+        seconds: spent in the last of its starts.
+        figures: the last that were logged in it.
+        identity: what a run must agree on to be the same one, see `assembly.run_identity`.
+    """
+
+    steps: int
+    seconds: float
+    figures: dict[str, float | None]
+    identity: dict[str, Any]
+
+
+def write_finished(run_dir: Path, finished: Finished) -> None:
+    """Mark a run as complete; everything else must be there already."""
+    text = json.dumps(asdict(finished), indent=1, allow_nan=False) + "\n"
+    write_aside(run_dir / FINISHED_FILE, lambda aside: aside.write_text(text))
+
+
+def read_finished(run_dir: Path) -> Finished | None:
+    """How a run ended; None where it has not.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = run_dir / FINISHED_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Finished(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it, and the run goes on where it stands") from error
+
+
+def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> Finished | None:
+    """How a run ended that has nothing left to do; None where there is something, and nothing speaks against it.
+
+    Args:
+        run_dir: of the run.
+        identity: of the run that is to be there.
+        max_steps: that it is to have.
+        resume: `train.resume`.
+
+    Raises:
+        CheckpointError: another run is complete there, or this one, which is not to go on, or cannot.
+    """
+    finished = read_finished(run_dir)
+    if finished is None:
+        return None
+    differing = differences(finished.identity, identity)
+    if differing:
+        raise CheckpointError(
+            f"{run_dir} holds another run, which is complete ({'; '.join(differing)}); use the same options, or start "
+            "in another folder (run_dir=..., of a sweep hydra.sweep.dir=...)"
+        )
+    if not list_checkpoints(run_dir / "checkpoints"):
+        if resume == "never":
+            raise CheckpointError(
+                f"{run_dir} already holds this run, complete with {finished.steps} steps; start in another folder "
+                "(run_dir=..., of a sweep hydra.sweep.dir=...)"
+            )
+        if finished.steps < max_steps:
+            raise CheckpointError(
+                f"{run_dir} holds this run, complete with {finished.steps} steps, and no checkpoint to go on from to "
+                f"train.max_steps={max_steps}; start in another run_dir"
+            )
+    return finished if resume == "latest" and finished.steps >= max_steps else None
