@@ -271,7 +271,7 @@ def test_pillows_limit_is_ours_only_while_we_read(tmp_path: Path, monkeypatch: p
     assert read_picture(tmp_path / "a.png", "L").size == (100, 100)
     assert Image.MAX_IMAGE_PIXELS == 10
     for limit in (9_999, 100):  # Pillow would warn of the first and refuse the second
-        monkeypatch.setattr(images, "MAX_PIXELS", limit)
+        monkeypatch.setattr("mimicbrush.io.images.MAX_PIXELS", limit)
         for filters in ("error", "ignore"):
             with warnings.catch_warnings():
                 warnings.simplefilter(filters)
