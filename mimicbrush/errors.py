@@ -24,7 +24,7 @@ class CheckpointError(MimicBrushError):
     """A checkpoint that is incomplete, or that belongs to another run."""
 
 
-def run_plainly(main: Callable[[], None]) -> None:
+def cli_main(main: Callable[[], None]) -> None:
     """Run a script's main function: an error that the user can mend is printed plainly, status 2; Ctrl-C is 130."""
     try:
         main()

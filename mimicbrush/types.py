@@ -45,7 +45,7 @@ class ReferenceStates:
             several steps); of a cross-attention layer those of the context, for all B rows.
         keep: (R,) bool, or None for all. Rows that are False read themselves alone, as if no reference
             had been given (classifier-free guidance, paper Sec. 4.1).
-        blend: how much the reference's attention counts, see `ReadReference`; None is the layer's own.
+        blend: how much the reference's attention counts, see `ReferenceReadProcessor`; None is the layer's own.
         record: is told of every reference attention, in inference; None for nobody.
         attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mimicbrush.errors import InputError, MimicBrushError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, cli_main
 
 SCRIPTS = Path(__file__).parent
 ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
@@ -78,8 +78,8 @@ def main() -> None:
     from mimicbrush.evaluation import ablations
     from mimicbrush.io.atomic import write_aside
 
-    effects = ablations.compare(evaluations)
-    text = ablations.table(effects, ABSENT)
+    effects = ablations.compare_rows(evaluations)
+    text = ablations.ablation_table(effects, ABSENT)
     values = {
         row: {name: {key: asdict(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()
@@ -110,4 +110,4 @@ def run(script: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, model_folder, shipped_size_px
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
@@ -63,20 +63,22 @@ def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
     import uvicorn
 
     from mimicbrush.app.editing_page import build_app
-    from mimicbrush.app.editing_service import EditingPage
+    from mimicbrush.app.editing_service import EditingService
     from mimicbrush.app.examples import examples
-    from mimicbrush.app.session_files import Limits, Visits
+    from mimicbrush.app.session_files import SessionFiles, VisitorLimits
     from mimicbrush.pipelines.folder import find_pipeline
-    from mimicbrush.pipelines.loading import load_pipeline, on_device
+    from mimicbrush.pipelines.loading import load_pipeline, move_to_device
 
-    pipeline = on_device(load_pipeline(find_pipeline(str(folder)), getattr(torch, arguments.dtype)), arguments.device)
+    pipeline = move_to_device(
+        load_pipeline(find_pipeline(str(folder)), getattr(torch, arguments.dtype)), arguments.device
+    )
     pipeline.set_progress_bar_config(disable=True)
     is_small = folder == SHIPPED_MODEL
     about = SMALL.format(size_px=shipped_size_px()) if is_small else f"The model: {arguments.model}."
-    visits = Visits(temporary / "visits", Limits(upload_bytes=arguments.max_upload_mib * 2**20))
+    visits = SessionFiles(temporary / "visits", VisitorLimits(upload_bytes=arguments.max_upload_mib * 2**20))
     is_local = arguments.host in ("127.0.0.1", "localhost")
     app = build_app(
-        EditingPage(pipeline, about, visits, examples()), ("127.0.0.1", "localhost") if is_local else ("*",)
+        EditingService(pipeline, about, visits, examples()), ("127.0.0.1", "localhost") if is_local else ("*",)
     )
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,4 +101,4 @@ def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

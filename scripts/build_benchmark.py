@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 MANIFEST = Path(__file__).parents[1] / "data_manifests" / "dreambooth_inner_id.jsonl"
 
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

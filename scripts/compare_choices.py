@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 #: option -> its two values; each is an option of the pipeline.
 CHOICES = {
@@ -42,14 +42,14 @@ def main() -> None:
     from mimicbrush.io.images import read_picture
     from mimicbrush.ops.canvas import MASK_THRESHOLD
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.pipelines.loading import load_pipeline, seeded
+    from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
     source, reference = read_picture(arguments.source, "RGB"), read_picture(arguments.reference, "RGB")
     mask = read_picture(arguments.mask, "L")
     hole = np.asarray(mask) > MASK_THRESHOLD
     pipe = load_pipeline(arguments.model)
     side = pipe.unet.config.sample_size
-    start = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=seeded(arguments.seed))
+    start = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=seeded_generator(arguments.seed))
 
     def edited(keep_shape: bool, **choice: object) -> np.ndarray:
         options = {name: pipe.config[name] for name in pipe.config if name.startswith("default_") or name in CHOICES}
@@ -62,7 +62,7 @@ def main() -> None:
             num_inference_steps=arguments.steps,
             keep_shape=keep_shape,
             latents=start,  # whatever else is drawn
-            generator=seeded(arguments.seed),
+            generator=seeded_generator(arguments.seed),
         )
         return np.asarray(result.images[0], float)[hole]
 
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 
 if TYPE_CHECKING:
     from damaged.read import Reading
@@ -57,9 +57,9 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> list[Reading]:
     from damaged.make import make_damaged, make_undamaged
     from damaged.read import READERS, read_all, write_truth
 
-    from mimicbrush.mining.video.readers import reader_named
+    from mimicbrush.mining.video.readers import open_reader
 
-    ours = reader_named(arguments.reader)
+    ours = open_reader(arguments.reader)
     folders = [workspace / name for name in ("undamaged", "damaged", "truth")]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,4 +110,4 @@ def table(readings: list[Reading]) -> str:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

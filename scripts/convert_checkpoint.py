@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -117,9 +117,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 
     parts = inspection.inspect_weights(arguments.path)
     if arguments.json:
-        print(json.dumps(inspection.as_json(parts, keys=arguments.keys), indent=1))
+        print(json.dumps(inspection.parts_as_json(parts, keys=arguments.keys), indent=1))
     else:
-        print(inspection.describe(parts, keys=arguments.keys))
+        print(inspection.describe_parts(parts, keys=arguments.keys))
 
 
 def diff(arguments: argparse.Namespace) -> None:
@@ -134,7 +134,11 @@ def diff(arguments: argparse.Namespace) -> None:
         vae=arguments.vae,
         depth=arguments.depth,
     )
-    print(json.dumps(comparison.as_json(changes), indent=1) if arguments.json else comparison.describe(changes))
+    print(
+        json.dumps(comparison.changes_as_json(changes), indent=1)
+        if arguments.json
+        else comparison.describe_changes(changes)
+    )
 
 
 def check_paths(arguments: argparse.Namespace) -> None:
@@ -157,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.errors import InputError, MimicBrushError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, cli_main
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
 
 SCRIPTS = Path(__file__).parent
@@ -194,10 +194,10 @@ def write_edits(folder: Path) -> Path:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.heldout.showcase import farthest_moved
+    from mimicbrush.evaluation.heldout.showcase import find_farthest_moved
     from mimicbrush.io.images import write_picture
 
-    chosen = farthest_moved(read_manifest(folder / "pairs" / "heldout"))
+    chosen = find_farthest_moved(read_manifest(folder / "pairs" / "heldout"))
     chosen.sort(key=lambda row: row[0].source_path)
     edits, lines = folder / "edits", []
     edits.mkdir()
@@ -333,4 +333,4 @@ def _indented(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

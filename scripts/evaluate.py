@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mimicbrush.errors import InputError, MimicBrushError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, cli_main
 
 NEEDED = {
     "editor": "a pipeline folder, such as runs/NAME/pipeline, or proof; on a benchmark one or more, as editor=[a,b]",
@@ -27,7 +27,7 @@ FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    run_plainly(lambda: run(config))
+    cli_main(lambda: run(config))
 
 
 def run(config: DictConfig) -> None:
@@ -82,25 +82,25 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     editor_folder = model_folder(editor_name)
     editors.check_pipeline_folder(editor_folder)
     training = selection.read_training_data(editor_folder)
-    selection = selection.select_pairs(read_manifest(pairs_folder), options.split, training)
+    selection = selection.select_heldout_pairs(read_manifest(pairs_folder), options.split, training)
     for message in selection.messages:
         print(message)
 
     # 2. The model.
     import torch
 
-    from mimicbrush.pipelines.loading import load_pipeline, on_device
+    from mimicbrush.pipelines.loading import load_pipeline, move_to_device
 
-    pipeline = on_device(load_pipeline(editor_folder, torch.float32), device)
+    pipeline = move_to_device(load_pipeline(editor_folder, torch.float32), device)
     pipeline.set_progress_bar_config(disable=True)
     editor = editors.PipelineEditor(pipeline, options.num_inference_steps, options.guidance_scale)
 
-    from mimicbrush.evaluation.heldout.run import EDITS_FILE, PICTURES_FOLDER, evaluate
+    from mimicbrush.evaluation.heldout.run import EDITS_FILE, PICTURES_FOLDER, evaluate_heldout
 
     # 3. The numbers.
     about = {"editor": str(editor_folder), "pairs": str(pairs_folder), "selection": " ".join(selection.messages)}
-    metrics = evaluate(editor, selection.pairs, pipeline.size_px, options, output, about)
-    print(report.summary(metrics, options.sets))
+    metrics = evaluate_heldout(editor, selection.pairs, pipeline.size_px, options, output, about)
+    print(report.terminal_summary(metrics, options.sets))
     print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
     edits = output / PICTURES_FOLDER / options.sets[0] / EDITS_FILE
     if edits.is_file():
@@ -119,13 +119,13 @@ def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, A
     for name in names:
         check_editor(name)
 
-    from mimicbrush.evaluation.benchmark.run import METRICS_FILE, REPORT_FILE, TABLE_FILE, evaluate_benchmark
+    from mimicbrush.evaluation.benchmark.run import BENCHMARK_METRICS_FILE, REPORT_FILE, TABLE_FILE, evaluate_benchmark
 
     found = evaluate_benchmark(root, options, output)
     print(f"\n{found.table}\n{found.tally}")
     for line in found.troubles:
         print(f"MISSING {line}", file=sys.stderr)
-    print("\n".join(f"wrote {output / name}" for name in (REPORT_FILE, TABLE_FILE, METRICS_FILE)))
+    print("\n".join(f"wrote {output / name}" for name in (REPORT_FILE, TABLE_FILE, BENCHMARK_METRICS_FILE)))
     if found.lost:
         raise MimicBrushError(f"{', '.join(found.lost)}: not one case could be scored (see above)")
 

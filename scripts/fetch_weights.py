@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 if TYPE_CHECKING:
     from mimicbrush.models.pretrained.requirements import PartReport
@@ -77,4 +77,4 @@ def in_bytes(count: float) -> str:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

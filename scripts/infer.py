@@ -16,17 +16,24 @@ from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io.images import write_picture
-from mimicbrush.pipelines.editing.batch import Tally, check_apart, check_new, edit_next, memory_told, prepare_outputs
+from mimicbrush.pipelines.editing.batch import (
+    BatchCounts,
+    check_new,
+    check_sheet_apart,
+    convert_memory_errors,
+    edit_next,
+    prepare_outputs,
+)
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import (
     TEXTURE_FOLDER,
     Edit,
-    checked_box,
-    checked_seed,
+    check_box,
+    check_seed,
     collect_edits,
-    numbered,
+    number_outputs,
 )
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, model_folder, shipped_size_px
 
@@ -156,14 +163,14 @@ def _finite(text: str) -> float:
 
 def _seed(text: str) -> int:
     try:
-        return checked_seed(_whole(text))
+        return check_seed(_whole(text))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _box(text: str) -> Box:
     try:
-        return checked_box([_whole(side) for side in text.split(",")])
+        return check_box([_whole(side) for side in text.split(",")])
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -197,7 +204,7 @@ class Editor:
         import torch
 
         from mimicbrush.pipelines.folder import find_pipeline
-        from mimicbrush.pipelines.loading import load_pipeline, on_device
+        from mimicbrush.pipelines.loading import load_pipeline, move_to_device
 
         folder = find_pipeline(self.arguments.model)
         dtype = self.arguments.dtype
@@ -206,7 +213,7 @@ class Editor:
             # released code runs in it, SD-1.5's values fit its range, and it rounds eight times finer.
             on_gpu = self.arguments.device != "cpu" and torch.cuda.is_available()
             dtype = "float16" if on_gpu else "float32"
-        pipeline = on_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
+        pipeline = move_to_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
         if self.arguments.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
@@ -247,9 +254,9 @@ class Editor:
 
             result, self.parts = edit_zoomed(self.pipeline, *pictures, seeds, **options)
             return result
-        from mimicbrush.pipelines.loading import seeded
+        from mimicbrush.pipelines.loading import seeded_generator
 
-        generators = [seeded(seed) for seed in seeds]  # one each: every image can be repeated alone
+        generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
         output = self.pipeline(*pictures, num_images_per_prompt=len(seeds), generator=generators, **options)
         return cast("MimicBrushPipelineOutput", output)
 
@@ -279,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         edit_batch(arguments, editor)
         return
     try:
-        with memory_told():
+        with convert_memory_errors():
             edit_one(arguments, editor)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -297,8 +304,8 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
         reference_crop=arguments.reference_crop,
     )
     # 1. All that can go wrong before the model is loaded.
-    outputs = numbered(edit.output, arguments.num_images)
-    maps = numbered(arguments.save_correspondence, len(outputs)) if arguments.save_correspondence else []
+    outputs = number_outputs(edit.output, arguments.num_images)
+    maps = number_outputs(arguments.save_correspondence, len(outputs)) if arguments.save_correspondence else []
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
     check_new([*outputs, *maps, *(path.with_suffix(".npz") for path in maps), *sheets], arguments.force)
     inputs = editor.read(edit)
@@ -314,11 +321,11 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
     for path, part in zip(outputs, editor.parts, strict=False):
         print(f"{path}: {_told(part)}")
     if maps:
-        from mimicbrush.ops.correspondence import draw_correspondence
+        from mimicbrush.ops.correspondence import plot_correspondence
 
         for found, path in zip(result.correspondences or [], maps, strict=True):
             found.save(path.with_suffix(".npz"))
-            write_picture(draw_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
+            write_picture(plot_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
             print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor)
@@ -340,7 +347,7 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
     prepare_outputs(edits)
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
     for path in sheets:
-        check_apart(path, edits, arguments.num_images)
+        check_sheet_apart(path, edits, arguments.num_images)
     check_new(sheets, force=True)  # an older sheet may go: the new one shows the same results
     kept = sum(edit.keep_shape for edit in edits)
     if arguments.keep_shape is None and arguments.batch.is_dir() and kept:
@@ -349,7 +356,7 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
     # 2. One after the other; each result is written as soon as it is there.
     from tqdm import tqdm
 
-    tally = Tally()
+    tally = BatchCounts()
     try:
         for edit in tqdm(edits, unit="edit", disable=None):
             edit_next(edit, editor, tally, arguments.num_images, arguments.force)
@@ -365,7 +372,7 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
         raise SystemExit(1)
 
 
-def report(tally: Tally, wanted: int) -> None:
+def report(tally: BatchCounts, wanted: int) -> None:
     if tally.total == wanted:
         print(tally)
     else:
@@ -382,4 +389,4 @@ def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

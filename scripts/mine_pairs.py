@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 
 if TYPE_CHECKING:
-    from mimicbrush.mining.run import Mined
+    from mimicbrush.mining.run import MiningResult
 
 #: Options of how it runs, which go into `Resources`.
 RESOURCES = ("engine", "workers", "timeout_s", "memory_gib", "ray_address")
@@ -21,7 +21,7 @@ EXAMPLE = "python scripts/mine_pairs.py input=../shared/data/videos output=runs/
 
 @hydra.main(config_path="../configs", config_name="mine", version_base="1.3")
 def main(config: DictConfig) -> None:
-    run_plainly(lambda: run(config))
+    cli_main(lambda: run(config))
 
 
 def run(config: DictConfig) -> None:
@@ -32,7 +32,7 @@ def run(config: DictConfig) -> None:
     # Slow to import, and not needed for --help and --cfg.
     from mimicbrush.mining.executors import Resources
     from mimicbrush.mining.options import MiningOptions
-    from mimicbrush.mining.run import ArrayTask, mine
+    from mimicbrush.mining.run import ArrayTask, mine_folder
 
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
@@ -41,7 +41,7 @@ def run(config: DictConfig) -> None:
     task, progress = ArrayTask(**values.pop("task")), values.pop("progress")
     resources = Resources(**{key: values.pop(key) for key in RESOURCES})
     try:
-        mined = mine(
+        mined = mine_folder(
             inputs,
             output,
             MiningOptions(**values),
@@ -56,7 +56,7 @@ def run(config: DictConfig) -> None:
     print(report(mined, output))
 
 
-def report(mined: Mined, output: Path) -> str:
+def report(mined: MiningResult, output: Path) -> str:
     """What a person wants to know at the end, with sums that can be checked and the next step."""
     summary = mined.summary
     if summary is None:

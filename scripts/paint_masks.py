@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

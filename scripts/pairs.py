@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 
 
 def main() -> None:
@@ -34,17 +34,17 @@ def main() -> None:
     exporting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     arguments = parser.parse_args()
     if arguments.command == "verify":
-        sys.exit(verify(arguments))
+        sys.exit(verify_folder(arguments))
     if arguments.command == "export":
         export(arguments)
     else:
         report(arguments)
 
 
-def verify(arguments: argparse.Namespace) -> int:
-    from mimicbrush.mining.verify.folder import verify
+def verify_folder(arguments: argparse.Namespace) -> int:
+    from mimicbrush.mining.verify.folder import verify_folder
 
-    found = verify(
+    found = verify_folder(
         arguments.folder,
         input_root=arguments.input_root,
         workers=arguments.workers,
@@ -84,11 +84,11 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from mimicbrush.mining.report.page import write_report
+    from mimicbrush.mining.report.page import write_mining_report
 
-    write_report(arguments.folder, input_root=arguments.input_root)
+    write_mining_report(arguments.folder, input_root=arguments.input_root)
     print(f"look at {arguments.folder / 'report.html'}")
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

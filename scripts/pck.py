@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, model_folder
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def main() -> None:
     from mimicbrush.evaluation.heldout.reference_gain import interval_note
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
     from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
-    from mimicbrush.evaluation.keypoint_transfer.picture import draw_transfers
+    from mimicbrush.evaluation.keypoint_transfer.picture import plot_transfers
     from mimicbrush.io.atomic import write_aside
     from mimicbrush.io.images import write_picture
     from mimicbrush.pipelines.loading import load_pipeline
@@ -85,7 +85,7 @@ def main() -> None:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")
     data = read_data(arguments, folder, pipeline)
     tasks = data.tasks
-    before = methods.untrained(pipeline, arguments.seed)
+    before = methods.make_untrained(pipeline, arguments.seed)
     before.set_progress_bar_config(disable=True)
 
     # 1. The attention: both of its tasks from the same edits.
@@ -103,17 +103,17 @@ def main() -> None:
 
     # 2. What it is compared with.
     others, absent = feature_methods(arguments, pipeline, before)
-    others |= {"same place": methods.same_place, "chance": methods.Chance(arguments.seed)}
-    places |= pck.carry(others, tasks)
+    others |= {"same place": methods.keep_place, "chance": methods.RandomPlaces(arguments.seed)}
+    places |= pck.carry_keypoints(others, tasks)
 
     # 3. Tables.
-    results = pck.measure(places, tasks, arguments.seed)
+    results = pck.measure_pck(places, tasks, arguments.seed)
     sets = pck.measure_sets(places, tasks, arguments.seed)
     layers = pck.measure_layers(found, tasks, arguments.seed)
-    table = pck.markdown(results, absent)
+    table = pck.pck_markdown(results, absent)
     if sets:
-        table += f"\n{pck.markdown_of_sets(sets)}"
-    by_layer = pck.markdown_of_layers(layers)
+        table += f"\n{pck.sets_markdown(sets)}"
+    by_layer = pck.layers_markdown(layers)
     card = {
         "model": str(folder),
         "data": str(data.root),
@@ -136,7 +136,7 @@ def main() -> None:
         "attention_steps": ATTENTION_STEPS,
         "definition": "correct within alpha of the longer side of the canvas (SPair: of the object's box), mean over "
         "pictures, 95 % bootstrap over sources",
-        "versions": report.versions(),
+        "versions": report.package_versions(),
     }
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
@@ -144,7 +144,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     report.write_json(arguments.output / "pck.json", values)
     write_aside(arguments.output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}"))
-    picture = draw_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
+    picture = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
     write_picture(picture, arguments.output / "transfers.png")
     print(f"\n{table}\n{by_layer}")
     print(f"{card['points']} keypoints in {len(tasks)} pictures of {card['sources']} sources")
@@ -197,7 +197,7 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
 
     from mimicbrush.data.manifest import read_manifest
 
-    selection = selection.select_pairs(read_manifest(arguments.pairs), "heldout", training)
+    selection = selection.select_heldout_pairs(read_manifest(arguments.pairs), "heldout", training)
     for message in selection.messages:
         print(message)
     tasks, empty = warped_tasks(selection.pairs, size_px, most, seed)
@@ -241,4 +241,4 @@ def read_dinov2(folder: Path):  # type: ignore[no-untyped-def]  # the class is i
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

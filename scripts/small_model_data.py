@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from mimicbrush.errors import InputError, MimicBrushError, run_plainly
+from mimicbrush.errors import InputError, MimicBrushError, cli_main
 from mimicbrush.io.atomic import write_aside
 
 SCRIPTS = Path(__file__).parent
@@ -67,7 +67,7 @@ def main() -> None:
 
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
     photographs = [name for folder in arguments.photographs for name in small_model_data.photographs_in(folder)]
-    small_model_data.check_apart(
+    small_model_data.check_train_heldout_apart(
         photographs, small_model_data.photographs_in(arguments.heldout) if arguments.heldout else []
     )
     keep_options(arguments)
@@ -153,4 +153,4 @@ def copy_clips(videos: Iterable[Path], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

@@ -22,7 +22,7 @@ from measurements.samples import samples
 from measurements.training import dropped_references
 from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
 
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

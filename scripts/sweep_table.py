@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from mimicbrush.assembly.sweep_table import print_table
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 
 def main() -> None:
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from mimicbrush import assembly
 from mimicbrush.assembly import sweeps
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = ("experiment", "ablation", "model", "data", "data/augmentation", "train", "eval")
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         sweeps.train_job(config)
     else:
-        run_plainly(lambda: sys.exit(assembly.train(config, Path(config.run_dir))))
+        cli_main(lambda: sys.exit(assembly.train(config, Path(config.run_dir))))
 
 
 def show_help() -> None:

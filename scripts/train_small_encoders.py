@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 
 if TYPE_CHECKING:
     import torch
@@ -75,16 +75,16 @@ def main() -> None:
 
 def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of the two views of training samples, with the strong augmentation."""
-    from mimicbrush.data.batch import collate
+    from mimicbrush.data.batch import collate_samples
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.options import DataOptions
-    from mimicbrush.data.pair_sources import load_sources
+    from mimicbrush.data.pair_sources import load_pair_sources
 
     options = DataOptions(root=str(data / "pairs" / "train"), heldout_ratio=0.0)
-    dataset = PairDataset(load_sources(options), SIZE_PX, options, seed=seed)
+    dataset = PairDataset(load_pair_sources(options), SIZE_PX, options, seed=seed)
     first = 0
     while True:
-        batch = collate([dataset[number] for number in range(first, first + batch_size)])  # type: ignore[misc]
+        batch = collate_samples([dataset[number] for number in range(first, first + batch_size)])  # type: ignore[misc]
         yield batch.source, batch.reference  # type: ignore[union-attr]
         first += batch_size
 
@@ -98,7 +98,7 @@ def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Ten
     from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
     from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
     from mimicbrush.ops.counter_rng import generator
-    from mimicbrush.ops.geometry import GeometryRanges, letterbox_matrix, random_matrix, warp
+    from mimicbrush.ops.geometry import GeometryRanges, letterbox_matrix, random_matrix, warp_to_canvas
     from mimicbrush.synthetic.clips import render_with_depth
     from mimicbrush.synthetic.small_model_data import training_clips
 
@@ -113,10 +113,10 @@ def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Ten
             fit = letterbox_matrix(frame.shape[1], frame.shape[0], SIZE_PX)
             matrix = random_matrix(GeometryRanges(projective_intensity=0.0), SIZE_PX, rng) @ fit
             jittered = apply_jitter(frame, random_jitter(JitterRanges(), rng).matrix(frame.mean(axis=(0, 1))))
-            pictures.append(warp(jittered, matrix, SIZE_PX, IMAGE_FILL))
-            maps.append(warp((depth * 255).round().astype(np.uint8), matrix, SIZE_PX, 0))
+            pictures.append(warp_to_canvas(jittered, matrix, SIZE_PX, IMAGE_FILL))
+            maps.append(warp_to_canvas((depth * 255).round().astype(np.uint8), matrix, SIZE_PX, 0))
         yield to_tensor(np.stack(pictures)), torch.from_numpy(np.stack(maps))[:, None].float() / 255
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

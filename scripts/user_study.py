@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mimicbrush.errors import InputError, run_plainly
+from mimicbrush.errors import InputError, cli_main
 
 
 def main() -> None:
@@ -80,4 +80,4 @@ def score(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_plainly(main)
+    cli_main(main)

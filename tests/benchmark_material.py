@@ -13,7 +13,7 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.evaluation.benchmark.layout import TRACKS, TrackName
-from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, Built, build_benchmark
+from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, BuildResult, build_benchmark
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE
 from mimicbrush.io.images import read_picture
 
@@ -60,7 +60,7 @@ def facts(root: Path, track: TrackName) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def build(tmp_path: Path, **options: Any) -> Built:
+def build(tmp_path: Path, **options: Any) -> BuildResult:
     return build_benchmark(tmp_path / "benchmark", BuildOptions(**options))
 
 

@@ -15,7 +15,7 @@ import skimage
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mimicbrush.data.schema import SCHEMA, pack_points, row
+from mimicbrush.data.schema import SCHEMA, manifest_row, pack_points
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
@@ -56,7 +56,7 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
             a_offset, a_length = keep(jpeg(photo[ay : ay + size_px, ax : ax + size_px]))
             b_offset, b_length = keep(jpeg(photo[by : by + size_px, bx : bx + size_px]))
             rows.append(
-                row(
+                manifest_row(
                     status="pair",
                     kind="video",
                     source_path=f"{name}.mp4",
@@ -84,7 +84,7 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
                 json.dumps({"annotations": [{"segmentation": segment}]}).encode()
             )
             rows.append(
-                row(
+                manifest_row(
                     status="pair",
                     kind="image",
                     source_path=name,

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from mimicbrush.app.editing_service import AROUND_THE_MASK, WHOLE_PICTURE, Asked, EditingPage
+from mimicbrush.app.editing_service import AROUND_THE_MASK, WHOLE_PICTURE, EditingService, EditRequest
 from mimicbrush.errors import InputError, MimicBrushError
 
 COOKIE = "mimicbrush_visitor"
@@ -34,7 +34,7 @@ _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/grad
 _MAX_REQUEST_BYTES = 64 * 1024
 
 
-def build_app(page: EditingPage, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
+def build_app(page: EditingService, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
     """The page as an application for uvicorn.
 
     Args:
@@ -117,7 +117,7 @@ def _visitor(request: Request | gr.Request) -> str:
     return visitor
 
 
-def _blocks(page: EditingPage) -> gr.Blocks:
+def _blocks(page: EditingService) -> gr.Blocks:
     pipeline, limits = page.pipeline, page.limits
     html = (files("mimicbrush.app") / "static" / "editing.html").read_text()
     parts = dict(zip(("source", "reference", "result"), html.split("<!-- next -->"), strict=True))
@@ -130,7 +130,7 @@ def _blocks(page: EditingPage) -> gr.Blocks:
     def run(text: str, steps: float, guidance: float, seed: float, count: float, keep_shape: bool, crop: str,
             request: gr.Request, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008  # fmt: skip
         try:
-            asked = Asked.read(
+            asked = EditRequest.read(
                 text, limits, steps=steps, guidance=guidance, seed=seed, count=count, keep_shape=keep_shape, crop=crop
             )
             found = page.edit(_visitor(request), asked, lambda done, of: progress((done, of), desc="painting"))

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from mimicbrush.app.mask_painter import FORMATS, check_kind
-from mimicbrush.app.session_files import Limits, Visits
+from mimicbrush.app.mask_painter import PAINTABLE_FORMATS, check_kind
+from mimicbrush.app.session_files import SessionFiles, VisitorLimits
 from mimicbrush.errors import InputError
 from mimicbrush.io.images import read_picture, write_picture
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.editing.requests import Edit, checked_box, checked_seed
+from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
@@ -45,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EditRequest:
     """An edit as the page asks for it."""
 
     job: str
@@ -62,9 +62,9 @@ class Asked:
 
     @classmethod
     def read(
-        cls, text: str, limits: Limits, *, steps: float, guidance: float, seed: float, count: float,
+        cls, text: str, limits: VisitorLimits, *, steps: float, guidance: float, seed: float, count: float,
         keep_shape: bool, crop: str,
-    ) -> Asked:  # fmt: skip
+    ) -> EditRequest:  # fmt: skip
         """Of what the browser sent.
 
         Args:
@@ -99,10 +99,10 @@ class Asked:
             source=source,
             mask=mask,
             reference=reference,
-            reference_crop=None if box is None else checked_box(box),
+            reference_crop=None if box is None else check_box(box),
             steps=steps,
             guidance=guidance,
-            seed=checked_seed(seed),
+            seed=check_seed(seed),
             count=count,
             keep_shape=keep_shape,
             crop="auto" if crop == AROUND_THE_MASK else "full",
@@ -110,7 +110,7 @@ class Asked:
 
 
 @dataclass
-class EditingPage:
+class EditingService:
     """What the page does; `editing_app.build_app` shows it.
 
     Args:
@@ -122,7 +122,7 @@ class EditingPage:
 
     pipeline: MimicBrushPipeline
     about: str
-    visits: Visits
+    visits: SessionFiles
     examples: Sequence[Example] = ()
     _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
     _cancelling: threading.Lock = field(default_factory=threading.Lock)
@@ -130,7 +130,7 @@ class EditingPage:
     _decoding: threading.Lock = field(default_factory=threading.Lock)  # a picture takes up to a gigabyte meanwhile
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> VisitorLimits:
         """Of the visits."""
         return self.visits.limits
 
@@ -150,7 +150,7 @@ class EditingPage:
             except InputError as error:
                 raise InputError(str(error).replace(str(path), "this file")) from error
 
-        return self.visits.keep(visitor, FORMATS[kind], write)
+        return self.visits.keep(visitor, PAINTABLE_FORMATS[kind], write)
 
     def read(self, visitor: str, token: str) -> bytes:
         """A file as it lies there.
@@ -187,7 +187,7 @@ class EditingPage:
             for key in {*mine[:-_MAX_CANCELLED_OF_ONE], *list(self._cancelled)[:-_MAX_CANCELLED]}:
                 del self._cancelled[key]
 
-    def edit(self, visitor: str, asked: Asked, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
+    def edit(self, visitor: str, asked: EditRequest, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
         """Edit, one result after the other.
 
         Args:
@@ -214,7 +214,7 @@ class EditingPage:
         size = {"width": inputs.source.width, "height": inputs.source.height}
         return {"results": found, "source": asked.source, "reference": asked.reference, **size}
 
-    def _read(self, visitor: str, asked: Asked) -> EditInputs:
+    def _read(self, visitor: str, asked: EditRequest) -> EditInputs:
         paths = {name: self.visits.find(visitor, getattr(asked, name)) for name in ("source", "mask", "reference")}
         edit = Edit(
             **paths, output=Path("none.png"), seed=asked.seed, keep_shape=asked.keep_shape,
@@ -231,12 +231,12 @@ class EditingPage:
     def _edit_once(
         self,
         inputs: EditInputs,
-        asked: Asked,
+        asked: EditRequest,
         number: int,
         progress: Callable[[int, int], None],
         is_cancelled: Callable[[], bool],
     ) -> tuple[Image.Image, dict[str, Any] | None]:
-        from mimicbrush.pipelines.loading import seeded
+        from mimicbrush.pipelines.loading import seeded_generator
 
         def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
             progress(number * asked.steps + step + 1, asked.count * asked.steps)
@@ -253,7 +253,7 @@ class EditingPage:
             keep_shape=asked.keep_shape,
             crop=asked.crop,
             reference_crop=asked.reference_crop,
-            generator=seeded(asked.seed + number),
+            generator=seeded_generator(asked.seed + number),
             return_correspondence=self.pipeline.reference_unet is not None,
             callback_on_step_end=on_step,
         )

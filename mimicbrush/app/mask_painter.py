@@ -26,8 +26,8 @@ from mimicbrush.io.atomic import path_inside, write_aside
 from mimicbrush.io.images import MASK_THRESHOLD, read_picture, write_picture
 
 #: Formats that are taken, and the suffix under which an upload is kept.
-FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
-SUFFIXES = frozenset({*FORMATS.values(), ".jpeg", ".tiff"})
+PAINTABLE_FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+SUFFIXES = frozenset({*PAINTABLE_FORMATS.values(), ".jpeg", ".tiff"})
 #: Folder in the output that holds what was uploaded.
 UPLOADS = "uploads"
 MAX_UPLOAD_BYTES = 64 * 2**20
@@ -180,7 +180,7 @@ class MaskStore:
         Raises:
             InputError: no picture of a known format, damaged, or too large.
         """
-        suffix = FORMATS[check_kind(io.BytesIO(data), name)]
+        suffix = PAINTABLE_FORMATS[check_kind(io.BytesIO(data), name)]
         stem = re.sub(r"[^A-Za-z0-9-]+", "_", PurePosixPath(name.replace("\\", "/")).stem).strip("_")[:80] or "picture"
         if stem.endswith("_mask"):  # the mask of another upload is called so
             stem += "_picture"
@@ -222,16 +222,16 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
     """The format of a picture, from its first bytes; no pixel is decoded.
 
     Raises:
-        InputError: none of `FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
+        InputError: none of `PAINTABLE_FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
     """
     most = MAX_PAINTED_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(file, formats=list(FORMATS)) as opened:
+        with Image.open(file, formats=list(PAINTABLE_FORMATS)) as opened:
             pixels, kind = opened.width * opened.height, str(opened.format)
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name}: no picture of a format that is taken ({', '.join(FORMATS)})") from error
+        raise InputError(f"{name}: no picture of a format that is taken ({', '.join(PAINTABLE_FORMATS)})") from error
     if pixels > most:
         raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")
     return kind

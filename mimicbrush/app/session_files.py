@@ -16,7 +16,7 @@ _TOKEN_BYTES = 18
 
 
 @dataclass(frozen=True)
-class Limits:
+class VisitorLimits:
     """What a visitor may ask for.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Kept:
     size_bytes: int
 
 
-class Visits:
+class SessionFiles:
     """Files of visitors, in a folder that holds nothing else.
 
     Args:
@@ -56,7 +56,7 @@ class Visits:
         clock: seconds that only grow; other ones in tests.
     """
 
-    def __init__(self, folder: Path, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, limits: VisitorLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder, self.limits, self._clock = folder, limits, clock
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()

@@ -1,34 +1,34 @@
 """Config -> objects. The only room that knows hydra and omegaconf."""
 
 from mimicbrush.assembly.build import (
+    build_components,
     build_evaluation,
-    build_parts,
     evaluated_pairs,
-    read_sources,
-    source_keys,
+    origin_keys,
+    read_pair_sources,
 )
 from mimicbrush.assembly.config import (
     TrainConfig,
-    check_known,
+    apply_pipeline_conventions,
+    check_option_names,
     register_schemas,
     run_identity,
-    with_conventions_of_pipeline,
 )
 from mimicbrush.assembly.prerequisites import provide_weights
 from mimicbrush.assembly.training_run import export_run, train
 
 __all__ = [
     "TrainConfig",
+    "apply_pipeline_conventions",
+    "build_components",
     "build_evaluation",
-    "build_parts",
-    "check_known",
+    "check_option_names",
     "evaluated_pairs",
     "export_run",
+    "origin_keys",
     "provide_weights",
-    "read_sources",
+    "read_pair_sources",
     "register_schemas",
     "run_identity",
-    "source_keys",
     "train",
-    "with_conventions_of_pipeline",
 ]

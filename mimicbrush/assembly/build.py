@@ -20,59 +20,59 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from mimicbrush.data.batch import UndrawnBatch
+    from mimicbrush.data.batch import DecodedBatch
     from mimicbrush.data.pair import Pair
-    from mimicbrush.data.pair_sources import Source
+    from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.evaluation.heldout.during_training import HeldOutResult
-    from mimicbrush.models.components import Parts
+    from mimicbrush.models.components import Components
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.training.objective import Trainee
+    from mimicbrush.training.objective import MimicBrushModel
     from mimicbrush.types import TrainBatch
 
 
-def read_sources(options: DataOptions) -> tuple[list[Source], list[str]]:
+def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]]:
     """The sources to train on, without the pairs held out, and what there is to say about them."""
-    from mimicbrush.data.pair_sources import load_sources
+    from mimicbrush.data.pair_sources import load_pair_sources
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sources = load_sources(options)
+        sources = load_pair_sources(options)
     return sources, [str(warning.message) for warning in caught]
 
 
-def source_keys(sources: Sequence[Source]) -> list[int]:
+def origin_keys(sources: Sequence[PairSource]) -> list[int]:
     """The first 64 bits of the hashes of all source files, sorted, each once."""
-    keys = [source.pairs.column("source_key") for source in sources]
+    keys = [source.pairs.column("origin_key") for source in sources]
     return [int(key) for key in np.unique(np.concatenate(keys))]
 
 
-def seen_sources(options: TrainConfig, sources: Sequence[Source]) -> list[str]:
+def seen_origins(options: TrainConfig, sources: Sequence[PairSource]) -> list[str]:
     """Hashes of the source files that the weights have seen in the end, in this run or before it."""
     from mimicbrush.evaluation.heldout.selection import read_training_data
     from mimicbrush.pipelines.folder import find_pipeline
 
-    seen = {f"{key:016x}" for key in source_keys(sources)}
+    seen = {f"{key:016x}" for key in origin_keys(sources)}
     if isinstance(options.model, PipelineModel):
         before = read_training_data(find_pipeline(options.model.path, fetch=False))
         seen |= before.source_hashes if before else frozenset()
     return sorted(seen)
 
 
-def build_parts(options: ModelOptions, seed: int) -> Parts:
+def build_components(options: ModelOptions, seed: int) -> Components:
     """All networks, with starting weights."""
-    from mimicbrush.models.components import pretrained_parts, toy_parts
+    from mimicbrush.models.components import pretrained_components, toy_components
 
     if isinstance(options, ToyModel):
-        return toy_parts(options, seed=seed)
+        return toy_components(options, seed=seed)
     if isinstance(options, PipelineModel):
         from mimicbrush.pipelines.folder import find_pipeline
-        from mimicbrush.pipelines.loading import pipeline_parts
+        from mimicbrush.pipelines.loading import load_components
 
-        return pipeline_parts(find_pipeline(options.path, fetch=False), options.size_px)
-    return pretrained_parts(cast(PretrainedModel, options), seed=seed)
+        return load_components(find_pipeline(options.path, fetch=False), options.size_px)
+    return pretrained_components(cast(PretrainedModel, options), seed=seed)
 
 
-def build_trainee(parts: Parts, model: ModelOptions, train: TrainOptions) -> Trainee:
+def build_model(parts: Components, model: ModelOptions, train: TrainOptions) -> MimicBrushModel:
     """The networks that are trained, as one.
 
     Args:
@@ -84,12 +84,12 @@ def build_trainee(parts: Parts, model: ModelOptions, train: TrainOptions) -> Tra
         InputError: the correspondence loss is asked for, and no layer reads a reference on a grid fine enough.
     """
     if train.correspondence_weight:
-        from mimicbrush.training.correspondence import check_can_be_taught
+        from mimicbrush.training.correspondence import check_reading_layers
 
-        check_can_be_taught(parts.unet if parts.reference_unet is not None else None)
-    from mimicbrush.training.objective import Trainee
+        check_reading_layers(parts.unet if parts.reference_unet is not None else None)
+    from mimicbrush.training.objective import MimicBrushModel
 
-    return Trainee(
+    return MimicBrushModel(
         parts.unet,
         parts.reference_unet,
         parts.image_projector,
@@ -102,8 +102,8 @@ def build_trainee(parts: Parts, model: ModelOptions, train: TrainOptions) -> Tra
 
 
 def build_loader(
-    sources: Sequence[Source], options: TrainConfig, accelerator: Accelerator
-) -> Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]:
+    sources: Sequence[PairSource], options: TrainConfig, accelerator: Accelerator
+) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch]]:
     """(first step, last step) -> this rank's micro-batches."""
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.loader import load_batches
@@ -118,7 +118,7 @@ def build_loader(
         unrelated_ratio=options.train.unrelated_reference_ratio,
     )
 
-    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | UndrawnBatch]:
+    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | DecodedBatch]:
         batches = RankBatches(
             first_step,
             last_step,
@@ -134,7 +134,7 @@ def build_loader(
 
 
 def build_evaluation(
-    options: TrainConfig, sources: Sequence[Source], run_dir: Path, accelerator: Accelerator, first_step: int = 0
+    options: TrainConfig, sources: Sequence[PairSource], run_dir: Path, accelerator: Accelerator, first_step: int = 0
 ) -> Callable[[MimicBrushPipeline, int], HeldOutResult] | None:
     """(pipeline with the weights at a step, step) -> what it does on pairs that are not trained on.
 
@@ -159,7 +159,7 @@ def build_evaluation(
     from accelerate.utils import gather_object
 
     from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
-    from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, alone
+    from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, gather_alone
 
     pairs, notes = evaluated_pairs(options, sources)
     for note in notes:
@@ -173,7 +173,7 @@ def build_evaluation(
         run_dir / "heldout",
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        gather=gather_object if accelerator.num_processes > 1 else alone,
+        gather=gather_object if accelerator.num_processes > 1 else gather_alone,
         first_step=first_step,
     )
 
@@ -188,15 +188,15 @@ def build_evaluation(
     return evaluate
 
 
-def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Sequence[Pair], list[str]]:
+def evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
     """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.heldout.selection import TrainingData, heldout_pairs, select_pairs
+    from mimicbrush.evaluation.heldout.selection import TrainingData, find_heldout_pairs, select_heldout_pairs
 
-    training = TrainingData(options.data.heldout_ratio, frozenset(seen_sources(options, sources)))
+    training = TrainingData(options.data.heldout_ratio, frozenset(seen_origins(options, sources)))
     if options.eval.pairs is not None:
         try:
-            selection = select_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
+            selection = select_heldout_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
         except DataError as error:
             raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
         if len({pair.source_hash for pair in selection.pairs}) < 2:
@@ -206,7 +206,7 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[Source]) -> tuple[Se
     named = [(source.root, source.input_root) for source in options.data.sources.values()]
     roots = dict(named or [(options.data.root, options.data.input_root)])
     tables = [read_manifest(Path(root), Path(inputs) if inputs else None) for root, inputs in roots.items()]
-    pairs, notes = heldout_pairs(tables, training)
+    pairs, notes = find_heldout_pairs(tables, training)
     count = len(set(pairs.column("source_hash")))
     if count < 2:
         notes.append(

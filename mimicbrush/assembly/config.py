@@ -24,7 +24,7 @@ from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedMod
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from mimicbrush.data.pair_sources import Source
+    from mimicbrush.data.pair_sources import PairSource
 
 
 @dataclass
@@ -58,7 +58,7 @@ def register_schemas() -> None:
     store.store(group="eval", name="schema", node=DuringTrainingOptions)
 
 
-def check_known(config: DictConfig) -> None:
+def check_option_names(config: DictConfig) -> None:
     """Refuse options that do not exist: Hydra lets ``+train.max_step=20`` pass, and nothing would read it.
 
     Raises:
@@ -82,7 +82,7 @@ def _unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     return lines
 
 
-def with_conventions_of_pipeline(config: DictConfig) -> tuple[DictConfig, list[str]]:
+def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str]]:
     """Fill in what ``model=pipeline`` leaves open: what the pipeline was made for.
 
     Returns:
@@ -146,7 +146,7 @@ FREE_TO_CHANGE = (
 )
 
 
-def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any]:
+def run_identity(config: DictConfig, sources: Sequence[PairSource]) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
     bound = set()
     if not config.train.lr_scheduler.startswith("constant"):
@@ -157,7 +157,7 @@ def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any
         bound.add("train.batch_size")
     chosen = {
         key: value
-        for key, value in flattened(config).items()
+        for key, value in flatten_config(config).items()
         if key in bound or not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
     }
     pairs = [f"{source.name} {len(source.pairs)} ({source.pairs.digest()[:16]})" for source in sources]
@@ -165,16 +165,16 @@ def run_identity(config: DictConfig, sources: Sequence[Source]) -> dict[str, Any
 
 
 def _fingerprint_of(config: DictConfig) -> str:
-    return fingerprint(stored_files(cast(ModelOptions, OmegaConf.to_object(config.model))))
+    return fingerprint(list_weight_files(cast(ModelOptions, OmegaConf.to_object(config.model))))
 
 
-def stored_files(model: ModelOptions) -> list[Path]:
+def list_weight_files(model: ModelOptions) -> list[Path]:
     """The files of all starting weights; none where they are drawn."""
-    from mimicbrush.models.pretrained.requirements import examine
+    from mimicbrush.models.pretrained.requirements import inspect_starting_weights
     from mimicbrush.pipelines.folder import find_pipeline, read_networks
 
     if isinstance(model, PretrainedModel):
-        return [file for network in examine(model).values() for file in network.files]
+        return [file for network in inspect_starting_weights(model).values() for file in network.files]
     if isinstance(model, PipelineModel):
         networks = read_networks(find_pipeline(model.path, fetch=False))
         return [file for _, network in networks.values() for file in network.files]
@@ -183,12 +183,12 @@ def stored_files(model: ModelOptions) -> list[Path]:
     return []
 
 
-def flattened(config: DictConfig) -> dict[str, Any]:
+def flatten_config(config: DictConfig) -> dict[str, Any]:
     """A config as option -> value, with dots in the names; lists as text, as trackers want it."""
     flat: dict[str, Any] = {}
     for key, value in config.items_ex(resolve=True):
         if isinstance(value, DictConfig):
-            flat |= {f"{key!s}.{name}": inner for name, inner in flattened(value).items()}
+            flat |= {f"{key!s}.{name}": inner for name, inner in flatten_config(value).items()}
         else:
             flat[str(key)] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from mimicbrush.assembly.config import check_known, register_schemas
+from mimicbrush.assembly.config import check_option_names, register_schemas
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import PipelineModel, PretrainedModel
-from mimicbrush.models.pretrained.requirements import examine
+from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 
 if TYPE_CHECKING:
     from mimicbrush.models.pretrained.requirements import PartReport
@@ -36,7 +36,7 @@ def check_prerequisites(config: DictConfig) -> None:
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel):
         try:
-            examine(model)
+            inspect_starting_weights(model)
         except WeightsError as error:
             missing.append(str(error))
     if config.train.tracker in ("wandb", "tensorboard") and importlib.util.find_spec(config.train.tracker) is None:
@@ -92,7 +92,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
     Raises:
         InputError: the options are no good, or a pipeline cannot be had.
     """
-    from mimicbrush.models.pretrained.fetch import provide_weights
+    from mimicbrush.models.pretrained.fetch import check_or_fetch_weights
 
     register_schemas()
     try:
@@ -100,13 +100,13 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
             config = compose("train", list(overrides))
     except HydraException as error:
         raise InputError(f"these options cannot be used: {error}") from error
-    check_known(config)
+    check_option_names(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
         from mimicbrush.pipelines.folder import find_pipeline
-        from mimicbrush.pipelines.loading import look_at_networks
+        from mimicbrush.pipelines.loading import inspect_pipeline_networks
 
         if not config.model.path:
             raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
-        return look_at_networks(find_pipeline(config.model.path, fetch=fetching), deep)
+        return inspect_pipeline_networks(find_pipeline(config.model.path, fetch=fetching), deep)
     model = OmegaConf.to_object(config.model)
-    return provide_weights(model, fetching=fetching, deep=deep) if isinstance(model, PretrainedModel) else []
+    return check_or_fetch_weights(model, fetching=fetching, deep=deep) if isinstance(model, PretrainedModel) else []

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, cast
 from omegaconf import DictConfig, OmegaConf
 
 from mimicbrush.assembly.build import (
+    build_components,
     build_evaluation,
     build_loader,
-    build_parts,
-    build_trainee,
+    build_model,
     half_precision,
     make_accelerator,
     on_main_process,
-    read_sources,
-    seen_sources,
-    source_keys,
+    origin_keys,
+    read_pair_sources,
+    seen_origins,
 )
 from mimicbrush.assembly.config import (
     TrainConfig,
-    check_known,
-    flattened,
+    apply_pipeline_conventions,
+    check_option_names,
+    flatten_config,
+    list_weight_files,
     run_identity,
-    stored_files,
-    with_conventions_of_pipeline,
 )
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
@@ -38,7 +38,7 @@ from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedMod
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from mimicbrush.training.export import Weights
+    from mimicbrush.training.export import ExportWeights
 
 
 #: What a run leaves in its folder for whoever exports it.
@@ -57,15 +57,15 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         The exit status: 0, or that of a process which a signal ended.
     """
     # 1. What can be checked before anything heavy is loaded.
-    check_known(config)
-    config, changed = with_conventions_of_pipeline(config)
+    check_option_names(config)
+    config, changed = apply_pipeline_conventions(config)
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
     from mimicbrush.training import checkpoints
-    from mimicbrush.training.run_folder import FINISHED_FILE, Finished, find_finished, write_finished
+    from mimicbrush.training.run_folder import FINISHED_FILE, FinishedRun, find_finished, write_finished
 
-    sources, notes = read_sources(options.data)
+    sources, notes = read_pair_sources(options.data)
     notes += changed
     identity = run_identity(config, sources)
     finished = find_finished(run_dir, identity, options.train.max_steps, options.train.resume)
@@ -80,16 +80,15 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     import torch
     from accelerate.utils import DistributedType, set_seed
 
-    from mimicbrush.evaluation.heldout.during_training import LOG_FILE, in_short
+    from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
     from mimicbrush.models.schedule import noise_scheduler
-    from mimicbrush.training.export import Publisher
+    from mimicbrush.training import trainer
+    from mimicbrush.training.export import PipelineExporter
     from mimicbrush.training.guards import EXIT_STATUS, BadSamples
-    from mimicbrush.training.lora import choose_trained
-    from mimicbrush.training.metrics import Meters, finite_or_none, log_pictures, start_tracker
+    from mimicbrush.training.lora import freeze_and_adapt
+    from mimicbrush.training.metrics import TrainingMetrics, finite_or_none, log_image_table, start_tracker
     from mimicbrush.training.objective import FrozenEncoders
     from mimicbrush.training.performance import apply_speedups, peak_flop_per_s, training_flop
-    from mimicbrush.training.trainer import Outside
-    from mimicbrush.training.trainer import train as run_training
 
     # 2. Where it goes on.
     accelerator = make_accelerator(options.train, run_dir)
@@ -101,13 +100,13 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
     set_seed(options.seed)
-    parts = build_parts(options.model, options.seed)
+    parts = build_components(options.model, options.seed)
     frozen = FrozenEncoders(parts, options.model)
-    trainee = build_trainee(parts, options.model, options.train)
-    choose_trained(dict(trainee.named_children()), options.train)
+    trainee = build_model(parts, options.model, options.train)
+    freeze_and_adapt(dict(trainee.named_children()), options.train)
     set_seed(options.seed, device_specific=True)  # of dropout, on each process its own
-    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_sources(options, sources)}
-    publisher = Publisher(trainee, parts, options.model, options.train, training_data)
+    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_origins(options, sources)}
+    publisher = PipelineExporter(trainee, parts, options.model, options.train, training_data)
     # Counted while all are on the CPU; it takes seconds, and tells nothing of a CPU.
     flop = training_flop(trainee, frozen) if accelerator.device.type == "cuda" else None
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -121,24 +120,24 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
         (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
         (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
-    start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flattened(as_run), found)
+    start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(as_run), found)
 
     # 4. The evaluation on the way.
     first_step = 0 if found is None else checkpoints.read_state(found)["step"]
-    outside = Outside(publisher.export, evaluate_every=options.eval.every_steps)
+    outside = trainer.TrainingHooks(publisher.export, evaluate_every=options.eval.every_steps)
     # That of the step from which the run goes on is made again: its checkpoint was written before it.
     is_again = outside.is_due(first_step, options.train.max_steps)
     evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step - is_again)
 
-    def evaluate_weights(weights: Weights, step: int) -> dict[str, float]:
+    def evaluate_weights(weights: ExportWeights, step: int) -> dict[str, float]:
         assert evaluate is not None
         result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
-        accelerator.print(f"{in_short(step, result.figures)}; pictures in {run_dir / 'heldout'}")
-        log_pictures(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
+        accelerator.print(f"{summarise_in_one_line(step, result.figures)}; pictures in {run_dir / 'heldout'}")
+        log_image_table(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
         return result.figures
 
     if evaluate is None:
-        outside = Outside(publisher.export)
+        outside = trainer.TrainingHooks(publisher.export)
     else:
         # Of what the main process has just cut to the steps before: all must agree on which weights are the best.
         lines = on_main_process(accelerator, lambda: read_steps(run_dir / "heldout" / LOG_FILE))
@@ -151,18 +150,18 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     for note in notes:
         accelerator.print(f"note: {note}")
     accelerator.print(
-        f"{sum(len(source.pairs) for source in sources)} pairs of {len(source_keys(sources))} source files to train on "
+        f"{sum(len(source.pairs) for source in sources)} pairs of {len(origin_keys(sources))} source files to train on "
         f"(data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
         f"{accelerator.num_processes} process(es) on {accelerator.device}, {passes} pass(es) a step"
     )
-    outcome = run_training(
+    outcome = trainer.train(
         trainee=trainee,
         encoders=encoders,
         noise_scheduler=noise_scheduler(options.train.prediction_type),
         loader=build_loader(sources, options, accelerator),
         outside=outside,
         options=options.train,
-        meters=Meters(
+        meters=TrainingMetrics(
             accelerator.device,
             passes,
             noise_scheduler().config.num_train_timesteps,
@@ -188,7 +187,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         )
         return EXIT_STATUS[outcome.signal]
     if accelerator.is_main_process and outcome.step >= options.train.max_steps:
-        write_finished(run_dir, Finished(outcome.step, outcome.seconds, finite_or_none(outcome.figures), identity))
+        write_finished(run_dir, FinishedRun(outcome.step, outcome.seconds, finite_or_none(outcome.figures), identity))
     accelerator.print(
         f"{outcome.step} of {options.train.max_steps} steps done"
         + (" before; train.max_steps=MORE goes on" if outcome.step == first_step else "")
@@ -227,25 +226,25 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     if checkpoint == "latest":
         found = checkpoints.find_checkpoint(run_dir / "checkpoints", "latest")
     else:
-        found = checkpoints.checked(Path(checkpoint))
+        found = checkpoints.check_named_checkpoint(Path(checkpoint))
     if found is None:
         raise CheckpointError(f"{run_dir} has no checkpoint yet")
 
-    from mimicbrush.training.export import Publisher
-    from mimicbrush.training.lora import choose_trained
+    from mimicbrush.training.export import PipelineExporter
+    from mimicbrush.training.lora import freeze_and_adapt
     from mimicbrush.training.state import saved_weights
 
     config = OmegaConf.load(run_dir / CONFIG_FILE)
     model = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
     train = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
-    there, now = checkpoints.read_state(found)["identity"]["starting weights"], fingerprint(stored_files(model))
+    there, now = checkpoints.read_state(found)["identity"]["starting weights"], fingerprint(list_weight_files(model))
     if there != now:  # what was frozen, or adapted, is not in the checkpoint
         raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
-    parts = build_parts(model, config.seed)
-    trainee = build_trainee(parts, model, train)
+    parts = build_components(model, config.seed)
+    trainee = build_model(parts, model, train)
     training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
-    publisher = Publisher(trainee, parts, model, train, training_data)
-    choose_trained(dict(trainee.named_children()), train)
+    publisher = PipelineExporter(trainee, parts, model, train, training_data)
+    freeze_and_adapt(dict(trainee.named_children()), train)
     publisher.export(saved_weights(found, trainee, average=average), output, half=half)
     return found
 

@@ -9,17 +9,17 @@ from typing import cast
 import numpy as np
 import torch
 
-from mimicbrush.data.dataset import Sample, UndrawnSample
-from mimicbrush.data.transforms import MatchedPoints, View
+from mimicbrush.data.dataset import DecodedSample, Sample
+from mimicbrush.data.transforms import ImageView, MatchedPoints
 from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
-from mimicbrush.ops.warp_batch import draw
+from mimicbrush.ops.warp_batch import warp_images
 from mimicbrush.types import Matches, TrainBatch
 
 _TENSORS = ("pictures", "sizes", "to_picture", "colours", "mask", "key", "index")
 
 
 @dataclass
-class UndrawnBatch:
+class DecodedBatch:
     """Samples for one step, decoded only; `to` draws them. B samples have 2 B pictures: all sources, then references.
 
     Attributes:
@@ -46,12 +46,12 @@ class UndrawnBatch:
         there = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         mask = there.pop("mask")
         key, index = there.pop("key"), there.pop("index")
-        drawn = draw(**there, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
+        drawn = warp_images(**there, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
         source, reference = drawn.chunk(2)
         matches = self.matches and self.matches.to(device)
         return TrainBatch(source, reference, mask.float(), key, index, self.faults, matches)
 
-    def pin_memory(self) -> UndrawnBatch:
+    def pin_memory(self) -> DecodedBatch:
         """The same batch in page-locked memory: torch's DataLoader looks for this method."""
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
@@ -60,16 +60,16 @@ class UndrawnBatch:
         return len(self.key)
 
 
-def collate(samples: Sequence[Sample] | Sequence[UndrawnSample]) -> TrainBatch | UndrawnBatch:
+def collate_samples(samples: Sequence[Sample] | Sequence[DecodedSample]) -> TrainBatch | DecodedBatch:
     """Samples, all of one sort -> one batch."""
     key = torch.tensor([sample.key for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
     faults = tuple(fault for sample in samples for fault in sample.faults)
-    if isinstance(samples[0], UndrawnSample):
-        undrawn = [sample.views for sample in cast(Sequence[UndrawnSample], samples)]
+    if isinstance(samples[0], DecodedSample):
+        undrawn = [sample.views for sample in cast(Sequence[DecodedSample], samples)]
         views = [each.source for each in undrawn] + [each.reference for each in undrawn]
         mask = torch.from_numpy(np.stack([each.mask for each in undrawn])[:, None])
-        return UndrawnBatch(*_stacked(views), mask, key, index, faults, _padded([each.matches for each in undrawn]))
+        return DecodedBatch(*_stacked(views), mask, key, index, faults, _padded([each.matches for each in undrawn]))
     drawn = cast(Sequence[Sample], samples)
     return TrainBatch(
         source=to_tensor(np.stack([sample.source for sample in drawn])),
@@ -96,8 +96,8 @@ def _padded(matches: Sequence[MatchedPoints | None]) -> Matches | None:
     return Matches(torch.from_numpy(xy[0]), torch.from_numpy(xy[1]), torch.from_numpy(is_match))
 
 
-def _stacked(views: Sequence[View]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures, sizes, matrices and colours of `UndrawnBatch`."""
+def _stacked(views: Sequence[ImageView]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures, sizes, matrices and colours of `DecodedBatch`."""
     sizes = np.array([view.pixels.shape[:2] for view in views])
     pictures = np.zeros((len(views), *sizes.max(axis=0), 3), np.uint8)
     for picture, view, (height, width) in zip(pictures, views, sizes, strict=True):

@@ -14,7 +14,7 @@ from mimicbrush.errors import InputError
 MaskFunction = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
-def own_mask_function(name: str) -> MaskFunction:
+def find_mask_function(name: str) -> MaskFunction:
     """The function that a name stands for.
 
     Args:
@@ -38,13 +38,13 @@ def own_mask_function(name: str) -> MaskFunction:
     return function
 
 
-def draw_own_mask(name: str, points: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
+def sample_custom_mask(name: str, points: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
     """What a user's function draws, (S, S) uint8.
 
     Raises:
-        InputError: see `own_mask_function`; or it is no mask with something to repaint and something to keep.
+        InputError: see `find_mask_function`; or it is no mask with something to repaint and something to keep.
     """
-    mask = np.asarray(own_mask_function(name)(points, size_px, rng))
+    mask = np.asarray(find_mask_function(name)(points, size_px, rng))
     if mask.shape != (size_px, size_px) or mask.dtype not in (np.uint8, bool) or mask.max() > 1:
         values = f" with values to {mask.max()}" if mask.size else ""
         raise InputError(

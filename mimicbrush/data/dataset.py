@@ -1,4 +1,4 @@
-"""Sources -> samples, map-style over *global sample numbers* (see `Mixture`)."""
+"""Sources -> samples, map-style over *global sample numbers* (see `PairMixture`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair import Pair
-from mimicbrush.data.pair_sources import Source
-from mimicbrush.data.sampler import Mixture
-from mimicbrush.data.transforms import MatchedPoints, ViewMaker, Views
+from mimicbrush.data.pair_sources import PairSource
+from mimicbrush.data.sampler import PairMixture
+from mimicbrush.data.transforms import MatchedPoints, SampleTransform, SampleViews
 from mimicbrush.errors import DataError
 from mimicbrush.ops.counter_rng import generator, mix
 
@@ -38,23 +38,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class UndrawnSample:
+class DecodedSample:
     """The same before source and reference are drawn."""
 
-    views: Views
+    views: SampleViews
     key: int
     index: int
     faults: tuple[str, ...] = ()
 
 
-class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
+class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
     """Samples by global number: ``dataset[n]`` is the same picture on any rank, in any worker, after any restart.
 
     A pair that cannot be read is replaced by another one of the same source, chosen by a hash of (seed, number,
     attempt): so that, too, is the same everywhere. What was wrong travels in the sample's `faults`.
 
     Args:
-        sources: what to train on, see `sources.load_sources`.
+        sources: what to train on, see `sources.load_pair_sources`.
         size_px: side of the square canvas.
         options: augmentation and masks; with ``augment_on="device"`` samples come undrawn.
         seed: of everything random.
@@ -69,7 +69,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[PairSource],
         size_px: int,
         options: DataOptions,
         *,
@@ -79,10 +79,12 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
         unrelated_ratio: float = 0.0,
     ) -> None:
         self.sources, self.size_px, self.seed, self.length = list(sources), size_px, seed, length
-        self.mixture = Mixture([len(source.pairs) for source in sources], [source.weight for source in sources], seed)
-        self.make = ViewMaker(size_px, options, num_matches)
+        self.mixture = PairMixture(
+            [len(source.pairs) for source in sources], [source.weight for source in sources], seed
+        )
+        self.make = SampleTransform(size_px, options, num_matches)
         self.unrelated_ratio = unrelated_ratio
-        if unrelated_ratio and len({int(key) for source in sources for key in source.pairs.column("source_key")}) < 2:
+        if unrelated_ratio and len({int(key) for source in sources for key in source.pairs.column("origin_key")}) < 2:
             raise DataError(
                 f"train.unrelated_reference_ratio={unrelated_ratio} takes references of other source files, and all "
                 "pairs come from one; mine more files, or leave it at 0"
@@ -94,7 +96,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, number: int) -> Sample | UndrawnSample:
+    def __getitem__(self, number: int) -> Sample | DecodedSample:
         source_number, item = self.mixture.locate(number)
         source = self.sources[source_number]
         key = mix(self.seed, number)
@@ -111,7 +113,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
                 faults.append(f"sample {number}: {error}")
                 continue
             if not self.draws_here:
-                return UndrawnSample(views, key, number, tuple(faults))
+                return DecodedSample(views, key, number, tuple(faults))
             source_px, reference_px = (view.draw(self.size_px) for view in (views.source, views.reference))
             return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
         raise DataError(
@@ -119,7 +121,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | UndrawnSample]):
             f"The last: {faults[-1]}"
         )
 
-    def _perhaps_unrelated(self, views: Views, pair: Pair, rng: np.random.Generator) -> Views:
+    def _perhaps_unrelated(self, views: SampleViews, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """The views, or with `unrelated_ratio` those with the reference of another source file and without matches.
 
         Where nearly all pairs come from one file, a pair of another one may not be met; then the sample stays as it is.

@@ -9,7 +9,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from mimicbrush.data.batch import UndrawnBatch, collate
+from mimicbrush.data.batch import DecodedBatch, collate_samples
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.sampler import RankBatches
 from mimicbrush.types import TrainBatch
@@ -17,7 +17,7 @@ from mimicbrush.types import TrainBatch
 
 def load_batches(
     dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
-) -> DataLoader[TrainBatch | UndrawnBatch]:
+) -> DataLoader[TrainBatch | DecodedBatch]:
     """The batches of one rank, in order.
 
     It stays outside `accelerator.prepare`: the sampler already gives each rank its own samples, and
@@ -34,7 +34,7 @@ def load_batches(
         cast(Any, dataset),
         batch_sampler=cast(Any, batches),
         num_workers=num_workers,
-        collate_fn=cast(Any, collate),
+        collate_fn=cast(Any, collate_samples),
         worker_init_fn=_prepare_worker,
         multiprocessing_context="spawn" if num_workers else None,
         pin_memory=pin_memory,

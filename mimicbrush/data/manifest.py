@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mimicbrush.data.pair import Pair, Span
-from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, row, unpack_points
+from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, unpack_points
 from mimicbrush.errors import DataError
 
 INDEX_NAME = "index.arrow"
@@ -38,7 +38,7 @@ class PairTable(Sequence[Pair]):
     """Pairs in a fixed order (by shard, then as mined), made into objects when they are asked for.
 
     Args:
-        table: the columns of `_INDEX_COLUMNS` and `source_key`, a row per pair.
+        table: the columns of `_INDEX_COLUMNS` and `origin_key`, a row per pair.
         root: the mined folder.
         input_root: what was mined: photographs lie there. None where it is not known.
         rows: which rows of the table, in which order; None for all.
@@ -82,7 +82,7 @@ class PairTable(Sequence[Pair]):
         return self._with_rows(self._rows[chosen])
 
     def column(self, name: str) -> np.ndarray:
-        """A column of numbers or texts, (len,); `source_key` is the hash of the source as uint64."""
+        """A column of numbers or texts, (len,); `origin_key` is the hash of the source as uint64."""
         values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
         return values
 
@@ -167,11 +167,11 @@ def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     names = list(SCHEMA.names if columns is None else columns)
     needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
-    parts = [_read_part(part, needed) for part in manifest_parts(root)]
+    parts = [_read_part(part, needed) for part in list_manifest_parts(root)]
     return pa.concat_tables(_without_duplicates(parts)).select(names)
 
 
-def manifest_parts(root: Path) -> list[Path]:
+def list_manifest_parts(root: Path) -> list[Path]:
     """The Parquet parts of a mined folder, in order; only those of finished shards, where markers tell.
 
     Raises:
@@ -224,7 +224,7 @@ def _without_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
         said = {"status": "rejected", "reason": "duplicate", "detail": f"the same bytes as {first_path[number]}"}
         of_path.setdefault(values["source_path"], (number, values | said))
     places = np.array([number for number, _ in of_path.values()])
-    rejected = pa.Table.from_pylist([row(**values) for _, values in of_path.values()], SCHEMA)
+    rejected = pa.Table.from_pylist([manifest_row(**values) for _, values in of_path.values()], SCHEMA)
     single, start = [], 0
     for part in parts:
         low, high = np.searchsorted(places, (start, start + len(part)))
@@ -251,8 +251,8 @@ def write_index(root: Path, path: Path) -> None:
 def _index_table(root: Path) -> pa.Table:
     rows = read_rows(root, [*_INDEX_COLUMNS, "status"])
     table = rows.filter(pc.equal(rows["status"], "pair")).select(_INDEX_COLUMNS)
-    keys = [source_key(text) for text in table["source_hash"].to_pylist()]
-    table = table.append_column("source_key", pa.array(keys, pa.uint64()))
+    keys = [origin_key(text) for text in table["source_hash"].to_pylist()]
+    table = table.append_column("origin_key", pa.array(keys, pa.uint64()))
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
@@ -269,7 +269,7 @@ def index_is_current(root: Path) -> bool:
     return metadata.get(_STAMP_KEY, b"") == _parts_stamp(root).encode()
 
 
-def index_fault(root: Path) -> str:
+def find_index_fault(root: Path) -> str:
     """What is wrong with the index of a mined folder, by comparing all of it with the parts; "" for nothing.
 
     Raises:
@@ -301,7 +301,7 @@ def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 def _parts_stamp(root: Path) -> str:
     """SHA-256 over what the markers say of all parts: whether an index is of these parts."""
     stamp = hashlib.sha256()
-    for part in manifest_parts(root):
+    for part in list_manifest_parts(root):
         marker = _marker_of(root, part)
         stamp.update(f"{part.name} {part.stat().st_size}\n".encode())
         stamp.update(marker.read_bytes() if marker.is_file() else b"")
@@ -318,7 +318,7 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
     Raises:
         DataError: no manifest there, or another schema version.
     """
-    input_root = input_root or mined_input(root)
+    input_root = input_root or find_mined_input(root)
     if index_is_current(root):
         return _mapped(root / INDEX_NAME, root, input_root)
     return PairTable(_index_table(root), root, input_root)
@@ -328,7 +328,7 @@ def _mapped(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | 
     return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
 
 
-def mined_input(root: Path) -> Path | None:
+def find_mined_input(root: Path) -> Path | None:
     """The folder that was mined; the plan names it relative to the mined folder, so that both can move together.
 
     Raises:
@@ -357,9 +357,9 @@ def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1)
     if split == "all":
         return pairs
     if isinstance(pairs, PairTable):
-        keys, kinds = pairs.column("source_key"), pairs.column("kind")
+        keys, kinds = pairs.column("origin_key"), pairs.column("kind")
         return pairs.where(_is_heldout(keys, kinds, heldout_ratio) == (split == "heldout"))
-    keys = np.array([source_key(pair.source_hash) for pair in pairs], np.uint64)
+    keys = np.array([origin_key(pair.source_hash) for pair in pairs], np.uint64)
     is_heldout = _is_heldout(keys, np.array([pair.kind for pair in pairs]), heldout_ratio)
     return [pair for pair, heldout in zip(pairs, is_heldout, strict=True) if heldout == (split == "heldout")]
 
@@ -375,6 +375,6 @@ def _is_heldout(keys: np.ndarray, kinds: np.ndarray, heldout_ratio: float) -> np
     return heldout
 
 
-def source_key(source_hash: str) -> int:
+def origin_key(source_hash: str) -> int:
     """The first 16 hex digits of a source's hash, as a number of 64 bits."""
     return int(source_hash[:16], 16)

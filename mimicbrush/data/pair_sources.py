@@ -12,7 +12,7 @@ from mimicbrush.errors import DataError
 
 
 @dataclass(frozen=True)
-class Source:
+class PairSource:
     """Pairs of one kind, and how often they are drawn.
 
     Attributes:
@@ -26,14 +26,14 @@ class Source:
     weight: float
 
 
-def load_sources(options: DataOptions) -> list[Source]:
+def load_pair_sources(options: DataOptions) -> list[PairSource]:
     """The sources to train on, without the pairs that are held out and those outside of the SSIM band.
 
     Raises:
         DataError: a folder is not mined, or a source has no pair left.
     """
     if not options.sources:
-        return sources_by_kind(_training_pairs(options.root, options.input_root, options), options)
+        return split_by_kind(_training_pairs(options.root, options.input_root, options), options)
     found = []
     for name, source in options.sources.items():
         pairs = _training_pairs(source.root, source.input_root, options)
@@ -43,11 +43,11 @@ def load_sources(options: DataOptions) -> list[Source]:
                 f"data.sources.{name}: of {len(pairs)} pairs in {source.root} (without those held out) none is of kind "
                 f"{source.kind} with SSIM in {options.min_ssim}..{options.max_ssim} (data.min_ssim, data.max_ssim)"
             )
-        found.append(Source(name, chosen, source.weight))
+        found.append(PairSource(name, chosen, source.weight))
     return found
 
 
-def sources_by_kind(pairs: PairTable, options: DataOptions) -> list[Source]:
+def split_by_kind(pairs: PairTable, options: DataOptions) -> list[PairSource]:
     """One table -> a source of its videos and one of its images, weighted by `data.video_ratio`.
 
     A kind that is wanted and absent is left out with a warning.
@@ -58,7 +58,7 @@ def sources_by_kind(pairs: PairTable, options: DataOptions) -> list[Source]:
     shares = {"video": options.video_ratio, "image": 1 - options.video_ratio}
     wanted = {kind: share for kind, share in shares.items() if share > 0}
     tables = {kind: _chosen(pairs, kind, options) for kind in wanted}
-    found = [Source(kind, tables[kind], wanted[kind]) for kind in wanted if len(tables[kind])]
+    found = [PairSource(kind, tables[kind], wanted[kind]) for kind in wanted if len(tables[kind])]
     if not found:
         raise DataError(
             f"no pair to train on: {len(pairs)} were given, none is of a wanted kind {list(wanted)} with "

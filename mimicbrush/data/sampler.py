@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mimicbrush.errors import DataError
-from mimicbrush.ops.counter_rng import mix, permuted
+from mimicbrush.ops.counter_rng import mix, permute_position
 
 
 @dataclass(frozen=True)
-class Mixture:
+class PairMixture:
     """Sample number -> (source, item), without state.
 
     Of the first n samples, the first source gives ``floor(weight * n)``: the mixture holds for every prefix,
@@ -45,7 +45,7 @@ class Mixture:
                 break
             ordinal, rest = ordinal - before, rest - weight
         epoch, position = divmod(ordinal, self.lengths[source])
-        return source, permuted(position, self.lengths[source], mix(self.seed, source, epoch))
+        return source, permute_position(position, self.lengths[source], mix(self.seed, source, epoch))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ SCHEMA = pa.schema(
 )
 
 
-def row(**values: Any) -> dict[str, Any]:
+def manifest_row(**values: Any) -> dict[str, Any]:
     """A full manifest row: neutral values for all columns that are not named; unknown names are errors."""
     unknown = set(values) - set(SCHEMA.names)
     if unknown:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mimicbrush.data.custom_masks import draw_own_mask, own_mask_function
+from mimicbrush.data.custom_masks import find_mask_function, sample_custom_mask
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair import Pair, Span
 from mimicbrush.errors import DataError
@@ -18,14 +18,14 @@ from mimicbrush.ops import masks
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_FILL
 from mimicbrush.ops.color_jitter import Jitter, apply_jitter, random_jitter
 from mimicbrush.ops.geometry import (
-    inside,
+    is_inside,
     letterbox_matrix,
     random_matrix,
     reduce_to_fit,
     resize_matrix,
     shrink_factor,
     transform_points,
-    warp,
+    warp_to_canvas,
 )
 from mimicbrush.ops.keypoints import orb_points
 
@@ -36,7 +36,7 @@ _NO_POINTS = np.zeros((0, 2), np.float32)
 
 
 @dataclass(frozen=True)
-class View:
+class ImageView:
     """One picture, and how it is to be drawn.
 
     Attributes:
@@ -51,7 +51,7 @@ class View:
 
     def draw(self, size_px: int) -> np.ndarray:
         """The picture on its canvas: (S, S, 3) uint8, white around it."""
-        return warp(apply_jitter(self.pixels, self.colour), self.matrix, size_px, IMAGE_FILL)
+        return warp_to_canvas(apply_jitter(self.pixels, self.colour), self.matrix, size_px, IMAGE_FILL)
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ class MatchedPoints:
 
 
 @dataclass(frozen=True)
-class Views:
+class SampleViews:
     """A sample that is not drawn yet; the mask, (S, S) uint8, already is. Matches where they were asked for."""
 
-    source: View
-    reference: View
+    source: ImageView
+    reference: ImageView
     mask: np.ndarray
     matches: MatchedPoints | None = None
 
 
-class ViewMaker:
+class SampleTransform:
     """Decides and reads.
 
     Args:
@@ -99,9 +99,9 @@ class ViewMaker:
         self.size_px, self.options, self.num_matches = size_px, options, num_matches
         for strategy in (options.mask.strategy, options.mask.image_strategy):
             if ":" in strategy:
-                own_mask_function(strategy)  # told before anything is read
+                find_mask_function(strategy)  # told before anything is read
 
-    def __call__(self, pair: Pair, rng: np.random.Generator) -> Views:
+    def __call__(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """A function of the pair and of what the generator gives.
 
         Raises:
@@ -109,7 +109,7 @@ class ViewMaker:
         """
         return self._of_video(pair, rng) if pair.kind == "video" else self._of_image(pair, rng)
 
-    def read_reference(self, pair: Pair, rng: np.random.Generator) -> View:
+    def read_reference(self, pair: Pair, rng: np.random.Generator) -> ImageView:
         """One picture of a pair as the reference of another, through random geometry and colours.
 
         Raises:
@@ -119,7 +119,7 @@ class ViewMaker:
         matrix = self._matrix(pair, rng, self._shared_flip(rng))
         return self._read(pair, span, matrix, random_jitter(self.options.jitter, rng))
 
-    def _of_video(self, pair: Pair, rng: np.random.Generator) -> Views:
+    def _of_video(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """Two frames, either one as the source."""
         first = (pair.a_span, pair.a_points)
         second = (pair.b_span or pair.a_span, pair.b_points)
@@ -132,11 +132,11 @@ class ViewMaker:
         reference = self._read(pair, second[0], reference_matrix, reference_jitter)
         points, places = transform_points(first[1], source_matrix), transform_points(second[1], reference_matrix)
         # A match counts only where the augmented reference still shows it.
-        seen = inside(places, self.size_px)
+        seen = is_inside(places, self.size_px)
         mask = self._mask(self.options.mask.strategy, points[seen], source, rng)
-        return Views(source, reference, mask, self._matches(points, places, rng))
+        return SampleViews(source, reference, mask, self._matches(points, places, rng))
 
-    def _of_image(self, pair: Pair, rng: np.random.Generator) -> Views:
+    def _of_image(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """Two augmentations of one picture (paper Sec. 3.3)."""
         flip = self._shared_flip(rng)
         reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
@@ -150,7 +150,7 @@ class ViewMaker:
             matrix = self._matrix(pair, rng, flip)
             source = self._read(pair, pair.a_span, matrix, source_jitter)
             mask = self._mask(strategy, _NO_POINTS, source, rng)
-        return Views(source, reference, mask, self._matches_of_image(pair, matrix, reference_matrix, rng))
+        return SampleViews(source, reference, mask, self._matches_of_image(pair, matrix, reference_matrix, rng))
 
     def _matches_of_image(
         self, pair: Pair, source_matrix: np.ndarray, reference_matrix: np.ndarray, rng: np.random.Generator
@@ -169,7 +169,7 @@ class ViewMaker:
         """At most `num_matches` of (K, 2) places on both canvases, of those that lie on them."""
         if not self.num_matches:
             return None
-        usable = np.flatnonzero(inside(source, self.size_px) & inside(reference, self.size_px))
+        usable = np.flatnonzero(is_inside(source, self.size_px) & is_inside(reference, self.size_px))
         chosen = rng.permutation(usable)[: self.num_matches]
         return MatchedPoints(source[chosen], reference[chosen], self.num_matches)
 
@@ -183,7 +183,7 @@ class ViewMaker:
         drawn = random_matrix(self.options.geometry, self.size_px, rng, flip)
         return drawn @ letterbox_matrix(width, height, self.size_px)
 
-    def _read(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> View:
+    def _read(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> ImageView:
         """Decode a picture no larger than its matrix, from stored pixels to the canvas, needs it."""
         height, width = pair.size_px
         shrink = shrink_factor(matrix, width, height)
@@ -196,9 +196,9 @@ class ViewMaker:
                 f"{expected}; mine {pair.source_path} again"
             )
         pixels, matrix = reduce_to_fit(pixels, matrix @ resize_matrix(reduction, reduction))
-        return View(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]))
+        return ImageView(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]))
 
-    def _mask(self, strategy: str, points: np.ndarray, source: View, rng: np.random.Generator) -> np.ndarray:
+    def _mask(self, strategy: str, points: np.ndarray, source: ImageView, rng: np.random.Generator) -> np.ndarray:
         """A mask that needs no segments; `points` are matches on the canvas."""
         options = self.options.mask
         if strategy == "box":
@@ -217,7 +217,7 @@ class ViewMaker:
                 others=options.others,
             )
         if ":" in strategy:
-            return draw_own_mask(strategy, points[inside(points, self.size_px)], self.size_px, rng)
+            return sample_custom_mask(strategy, points[is_inside(points, self.size_px)], self.size_px, rng)
         return masks.sift_grid_mask(
             points, self.size_px, rng, cells=options.cells, matched=options.matched, unmatched=options.unmatched
         )
@@ -239,9 +239,9 @@ class ViewMaker:
             count = min(int(rng.integers(options.count[0], options.count[1] + 1)), len(usable))
             chosen = [int(number) for number in rng.choice(usable, count, replace=False)]
             read |= {number: pair.read_segment(number) for number in chosen if number not in read}
-            whole = masks.united([read[number] for number in chosen])
-            mask = (warp(whole * 255, matrix, self.size_px, MASK_FILL) > 127).astype(np.uint8)
-            mask = masks.dilated(mask, round(rng.uniform(*options.dilation) * self.size_px))
+            whole = masks.unite_masks([read[number] for number in chosen])
+            mask = (warp_to_canvas(whole * 255, matrix, self.size_px, MASK_FILL) > 127).astype(np.uint8)
+            mask = masks.dilate_mask(mask, round(rng.uniform(*options.dilation) * self.size_px))
             if options.mask_ratio[0] <= mask.mean() <= options.mask_ratio[1] and mask.any() and not mask.all():
                 return matrix, mask
         unmatched = self.options.mask.unmatched

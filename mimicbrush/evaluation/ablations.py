@@ -24,7 +24,7 @@ SETS = ("natural", "warped")
 
 
 @dataclass(frozen=True)
-class Effect:
+class AblationEffect:
     """One measure of one row, on one set of pairs.
 
     Attributes:
@@ -65,7 +65,9 @@ def read_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def compare(evaluations: Mapping[str, Sequence[Path]], seed: int = 0) -> dict[str, dict[str, dict[str, Effect]]]:
+def compare_rows(
+    evaluations: Mapping[str, Sequence[Path]], seed: int = 0
+) -> dict[str, dict[str, dict[str, AblationEffect]]]:
     """Row -> set -> measure -> effect; a measure that one of the runs does not tell is left out.
 
     Args:
@@ -101,7 +103,7 @@ def compare(evaluations: Mapping[str, Sequence[Path]], seed: int = 0) -> dict[st
 
 def _effect(
     runs: Mapping[str, Sequence[dict[str, dict[str, dict[str, float]]]]], row: str, name: str, measure: str, seed: int
-) -> Effect:
+) -> AblationEffect:
     pairs = sorted(runs[FULL][0][name])
 
     def values(of: str) -> np.ndarray:
@@ -110,7 +112,7 @@ def _effect(
     mine = values(row)
     by_seed = [float(value) for value in np.nanmean(mine, axis=1)]
     if row == FULL:
-        return Effect(float(np.mean(by_seed)), by_seed, None, None, "")
+        return AblationEffect(float(np.mean(by_seed)), by_seed, None, None, "")
     differences = values(FULL) - mine  # (seeds, pairs)
     change = differences.mean(axis=0)
     known = np.isfinite(change)
@@ -119,14 +121,14 @@ def _effect(
     )
     signs = set(np.sign(np.nanmean(differences, axis=1)))
     verdict = "seen" if low > 0 and signs == {1} else "opposite" if high < 0 and signs == {-1} else "not seen"
-    return Effect(float(np.mean(by_seed)), by_seed, float(change[known].mean()), (low, high), verdict)
+    return AblationEffect(float(np.mean(by_seed)), by_seed, float(change[known].mean()), (low, high), verdict)
 
 
-def table(effects: Mapping[str, Mapping[str, Mapping[str, Effect]]], absent: Mapping[str, str]) -> str:
+def ablation_table(effects: Mapping[str, Mapping[str, Mapping[str, AblationEffect]]], absent: Mapping[str, str]) -> str:
     """The comparison as Markdown, a table for each set of pairs.
 
     Args:
-        effects: of `compare`.
+        effects: of `compare_rows`.
         absent: row -> why it was not run.
     """
     parts = []
@@ -154,7 +156,7 @@ def table(effects: Mapping[str, Mapping[str, Mapping[str, Effect]]], absent: Map
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(effect: Effect | None, digits: int) -> str:
+def _cell(effect: AblationEffect | None, digits: int) -> str:
     if effect is None:
         return "n/a"
     if effect.change is None or effect.interval is None:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
-    """Open a picture whole, and bring it into shape with `upright`.
+    """Open a picture whole, and bring it into shape with `normalise_mode`.
 
     Of a file with several pictures (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
     of, such as damaged EXIF data, is logged as a warning.
@@ -70,7 +70,7 @@ def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
         # Cameras append previews to a JPEG, which is then an MPO: its first picture is the one that is meant.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
-        return upright(image, mode), frames
+        return normalise_mode(image, mode), frames
 
 
 def _check_file(path: Path) -> None:
@@ -100,7 +100,7 @@ def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
             Image.MAX_IMAGE_PIXELS = theirs
 
 
-def upright(image: Image.Image, mode: str) -> Image.Image:
+def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
     """A picture as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
 
     * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
@@ -146,8 +146,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def brightest_stored(path: Path) -> float | None:
-    """The largest value of a picture file that `upright` scales to 8 bit; None: it does not scale this one.
+def brightest_stored_value(path: Path) -> float | None:
+    """The largest value of a picture file that `normalise_mode` scales to 8 bit; None: it does not scale this one.
 
     Args:
         path: of a picture that `read_picture` could read.
@@ -159,7 +159,7 @@ def brightest_stored(path: Path) -> float | None:
 
 
 def _painted(layers: Image.Image) -> Image.Image:
-    """The mask that an RGBA picture shows, see `upright`."""
+    """The mask that an RGBA picture shows, see `normalise_mode`."""
     alpha = np.asarray(layers.getchannel("A"))
     if alpha.min() == alpha.max():
         return layers.convert("L")

@@ -12,7 +12,7 @@ from typing import Any
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.options import check_number
 from mimicbrush.mining.shards import ShardJob, mine_shard
-from mimicbrush.mining.worker_pool import IsolatedReaders
+from mimicbrush.mining.worker_pool import WorkerPool
 
 ENGINES = ("local", "ray")
 #: Shards handed to Ray per core of the cluster, so that no core waits and the queue stays short.
@@ -63,7 +63,7 @@ def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tupl
 
 def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
     """A thread per worker waits for the files of its shard, which the pool's processes read."""
-    with IsolatedReaders(resources.workers, resources.timeout_s, resources.memory_gib) as readers:
+    with WorkerPool(resources.workers, resources.timeout_s, resources.memory_gib) as readers:
         threads = ThreadPoolExecutor(resources.workers)
         try:
             futures = {threads.submit(mine_shard, job, readers): job for job in jobs}
@@ -117,5 +117,5 @@ def _mine_on_ray(job: ShardJob, timeout_s: float, memory_gib: float) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _reader_of_this_process(timeout_s: float, memory_gib: float) -> IsolatedReaders:
-    return IsolatedReaders(1, timeout_s, memory_gib)
+def _reader_of_this_process(timeout_s: float, memory_gib: float) -> WorkerPool:
+    return WorkerPool(1, timeout_s, memory_gib)

@@ -23,7 +23,7 @@ from mimicbrush.mining.jpeg import encode_jpeg, stored_size
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.report.audit import Refused, thumbnail
 from mimicbrush.mining.video.pyav_reader import VideoFrame
-from mimicbrush.mining.video.shots import Shots
+from mimicbrush.mining.video.shots import ShotDetector
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
 from mimicbrush.ops.similarity import sharpness, ssim_luma, ssim_thumbnail
@@ -146,7 +146,7 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
     """
     watch = Stopwatch()
     search = _Search(options, watch)
-    shots = Shots(options.cut_ratio, options.min_cut)
+    shots = ShotDetector(options.cut_ratio, options.min_cut)
     waiting: deque[Candidate] = deque()  # until it is known which shot they belong to
     num_frames, next_s, end_s = 0, 0.0, 0.0
     for frame in watch.each(frames):
@@ -183,7 +183,7 @@ class _Search:
         self.examples: dict[str, tuple[int, Refused]] = {}  # reason -> the one of lowest rank
         self.ssims: list[float] = []
 
-    def consider(self, candidate: Candidate, shots: Shots) -> None:
+    def consider(self, candidate: Candidate, shots: ShotDetector) -> None:
         """Offer a candidate with every earlier one in reach."""
         shot = shots.of(candidate.number)
         while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:

@@ -17,11 +17,11 @@ from mimicbrush.mining.executors import Resources, run_shards
 from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions, check_number
 from mimicbrush.mining.plan import Item, Plan
-from mimicbrush.mining.report.page import write_report
-from mimicbrush.mining.shards import ShardJob, fingerprint
-from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise
+from mimicbrush.mining.report.page import write_mining_report
+from mimicbrush.mining.shards import ShardJob, shard_fingerprint
+from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.pyav_reader import FrameReader
-from mimicbrush.mining.video.readers import reader_named
+from mimicbrush.mining.video.readers import open_reader
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ArrayTask:
 
 
 @dataclass(frozen=True)
-class Mined:
+class MiningResult:
     """What a run leaves behind.
 
     Attributes:
@@ -61,7 +61,7 @@ class Mined:
     notes: list[str]
 
 
-def mine(
+def mine_folder(
     inputs: Path,
     output: Path,
     options: MiningOptions | None = None,
@@ -71,7 +71,7 @@ def mine(
     input_root: Path | None = None,
     reader: FrameReader | None = None,
     progress: bool = True,
-) -> Mined:
+) -> MiningResult:
     """Mine all videos, photographs with segments, and tars of these, of a folder or a list.
 
     A shard that is done is not touched, so a run that was stopped is simply started again. Several processes may
@@ -93,9 +93,7 @@ def mine(
             way that is not foreseen; it is named, and the shards that are finished stay.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
-    reader = reader or reader_named(
-        options.reader, max_pixels=options.max_pixels, max_duration_s=options.max_duration_s
-    )
+    reader = reader or open_reader(options.reader, max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
     root, output = _check_folders(inputs, output, input_root)
@@ -107,13 +105,13 @@ def mine(
             leftover.unlink(missing_ok=True)
     _write_if_new(output / PLAN_NAME, plan.to_json())
     jobs = [
-        ShardJob(number, tuple(shard), root, output, options, reader, fingerprint(plan, shard))
+        ShardJob(number, tuple(shard), root, output, options, reader, shard_fingerprint(plan, shard))
         for number, shard in enumerate(plan.shards)
     ]
     shards_mined = _run(jobs[task.index :: task.count], resources, progress)
     done = [job for job in jobs if job.paths.marker.is_file()]
     summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-    return Mined(summary, len(done), len(jobs), shards_mined, notes)
+    return MiningResult(summary, len(done), len(jobs), shards_mined, notes)
 
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:
@@ -162,9 +160,9 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
         ignored = ignored + Counter(_marker(job)["ignored"])
     if not index_is_current(output):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
-    summary = summarise(output, ignored, plan.options)
+    summary = summarise_manifest(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())
-    write_report(output)
+    write_mining_report(output)
     return summary
 
 

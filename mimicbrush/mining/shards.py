@@ -31,8 +31,8 @@ from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
 from mimicbrush.mining.video.pyav_reader import FrameReader
-from mimicbrush.mining.worker import Outcome, Source, refused_source
-from mimicbrush.mining.worker_pool import IsolatedReaders
+from mimicbrush.mining.worker import ItemOutcome, MinedFile, refuse_file
+from mimicbrush.mining.worker_pool import WorkerPool
 
 _HASH_CHARACTERS = 16
 
@@ -74,7 +74,7 @@ class ShardJob:
         root, output: the input folder and the mined folder.
         options: what makes a pair.
         reader: for videos.
-        fingerprint: see `fingerprint`.
+        fingerprint: see `shard_fingerprint`.
     """
 
     number: int
@@ -91,7 +91,7 @@ class ShardJob:
         return ShardPaths.of(self.output, self.number)
 
 
-def fingerprint(plan: Plan, items: Sequence[Item]) -> str:
+def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
     """SHA-256 over all that decides a shard's content, as far as it is known beforehand."""
     content = {
         "schema": SCHEMA_VERSION,
@@ -119,7 +119,7 @@ def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> d
     return marker if whole else None
 
 
-def mine_shard(job: ShardJob, readers: IsolatedReaders) -> bool:
+def mine_shard(job: ShardJob, readers: WorkerPool) -> bool:
     """Mine one shard, unless it is done.
 
     Args:
@@ -162,7 +162,7 @@ def _remove_leftovers(job: ShardJob) -> None:
     job.paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
 
 
-def _write(job: ShardJob, readers: IsolatedReaders, spool_folder: Path) -> None:
+def _write(job: ShardJob, readers: WorkerPool, spool_folder: Path) -> None:
     start = time.perf_counter()
     pending = [
         None
@@ -171,12 +171,12 @@ def _write(job: ShardJob, readers: IsolatedReaders, spool_folder: Path) -> None:
         for number, item in enumerate(job.items)
     ]
     rows: list[dict[str, Any]] = []
-    outcomes: list[Outcome] = []
+    outcomes: list[ItemOutcome] = []
 
     def write_tar(path: Path) -> None:
         with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, (item, waiting) in enumerate(zip(job.items, pending, strict=True)):
-                refusal = Outcome([refused_source(item, item.reason, item.detail)])
+                refusal = ItemOutcome([refuse_file(item, item.reason, item.detail)])
                 outcome = refusal if waiting is None else waiting.result()
                 outcomes.append(outcome)
                 spool_path = spool_folder / f"{number}.bin"
@@ -224,7 +224,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
-def _store(source: Source, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
+def _store(source: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
     """Name a source's pairs, and copy what is to be stored from the spool file into the tar."""
     rows = []
     for number, values in enumerate(source.rows):

@@ -64,7 +64,7 @@ def count_values(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()})
 
 
-def summarise(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
+def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
     """Count the manifest of a mined folder."""
     columns = ["status", "reason", "kind", "source_path", "ssim"]
     table = read_rows(output, columns)

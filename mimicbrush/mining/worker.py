@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import PIL
 
-from mimicbrush.data.schema import pack_points, row
+from mimicbrush.data.schema import manifest_row, pack_points
 from mimicbrush.mining import segmented_images
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import ChosenPair, select_pairs
@@ -27,7 +27,7 @@ IMAGE_DECODER = f"pillow {PIL.__version__}"
 
 
 @dataclass
-class Source:
+class MinedFile:
     """One file of the counts: a video, or a photograph with its segments.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source:
 
 
 @dataclass
-class Outcome:
+class ItemOutcome:
     """What one input gave: one source, or many where it is an archive.
 
     Attributes:
@@ -50,15 +50,15 @@ class Outcome:
         num_frames: decoded.
     """
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[MinedFile] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     num_frames: int = 0
 
 
-def refused_source(
+def refuse_file(
     item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = ""
-) -> Source:
+) -> MinedFile:
     """A source that cannot be trusted, as its one manifest row.
 
     Args:
@@ -70,7 +70,7 @@ def refused_source(
     """
     source_path = path or item.path
     values = _common(item, source_path, kind or item.row_kind, source_hash)
-    return Source(source_path, [row(status="quarantined", reason=reason, detail=detail, **values)])
+    return MinedFile(source_path, [manifest_row(status="quarantined", reason=reason, detail=detail, **values)])
 
 
 def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[s
     }
 
 
-def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path) -> Outcome:
+def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path) -> ItemOutcome:
     """Mine one input.
 
     Args:
@@ -100,12 +100,12 @@ def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOption
             if item.kind == "archive":
                 return _mine_archive(path, item, options, spool)
             if item.kind == "image":
-                return Outcome([_mine_loose_image(path, item, options, spool)])
+                return ItemOutcome([_mine_loose_image(path, item, options, spool)])
             return _mine_video(path, item, reader, options, spool)
         except UntrustedFileError as error:
-            return Outcome([refused_source(item, error.reason, error.detail)])
+            return ItemOutcome([refuse_file(item, error.reason, error.detail)])
         except MemoryError:
-            return Outcome([refused_source(item, "out_of_memory", "MemoryError")])
+            return ItemOutcome([refuse_file(item, "out_of_memory", "MemoryError")])
 
 
 def _check_size(paths: Sequence[Path], planned: int) -> None:
@@ -118,21 +118,21 @@ def _check_size(paths: Sequence[Path], planned: int) -> None:
         raise UntrustedFileError("changed", f"{size} bytes, {planned} when the run was planned")
 
 
-def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> Outcome:
+def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     source_hash = _hash_file(path, options.max_file_bytes)
     _check_hash(source_hash, item)
     common = _common(item, item.path, "video", source_hash) | {"decoder": reader.name}
     try:
         selection = select_pairs(reader.frames(path), options)
     except UntrustedFileError as error:
-        values = row(status="quarantined", reason=error.reason, detail=error.detail, **common)
-        return Outcome([Source(item.path, [values])])
+        values = manifest_row(status="quarantined", reason=error.reason, detail=error.detail, **common)
+        return ItemOutcome([MinedFile(item.path, [values])])
     if selection.pairs:
-        rows = [row(status="pair", **_pair_values(pair, spool), **common) for pair in selection.pairs]
+        rows = [manifest_row(status="pair", **_pair_values(pair, spool), **common) for pair in selection.pairs]
     else:
-        rows = [row(status="rejected", reason=selection.reason, detail=selection.detail, **common)]
+        rows = [manifest_row(status="rejected", reason=selection.reason, detail=selection.detail, **common)]
     audit = [refused.to_row(item.path) for refused in selection.refused]
-    return Outcome([Source(item.path, rows, audit)], seconds=selection.seconds, num_frames=selection.num_frames)
+    return ItemOutcome([MinedFile(item.path, rows, audit)], seconds=selection.seconds, num_frames=selection.num_frames)
 
 
 def _pair_values(pair: ChosenPair, spool: BinaryIO) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class _Photograph:
     annotation_at: tuple[str, int]
 
 
-def _mine_loose_image(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> Source:
+def _mine_loose_image(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> MinedFile:
     photograph = _Photograph(
         _read_small(path, options.max_image_bytes),
         _read_small(path.with_suffix(".json"), options.max_image_bytes),
@@ -178,19 +178,19 @@ def _mine_loose_image(path: Path, item: Item, options: MiningOptions, spool: Bin
     return _mine_image(item.path, item, photograph, options, spool)
 
 
-def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningOptions, spool: BinaryIO) -> Source:
+def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningOptions, spool: BinaryIO) -> MinedFile:
     source_hash = hashlib.sha256(photograph.jpeg).hexdigest()
     try:
         image = segmented_images.read_segmented_image(photograph.jpeg, photograph.annotation, options)
     except UntrustedFileError as error:
-        return refused_source(item, error.reason, error.detail, path=name, kind="image", source_hash=source_hash)
+        return refuse_file(item, error.reason, error.detail, path=name, kind="image", source_hash=source_hash)
     common = _common(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
     if not image.segments:
-        return Source(name, [row(status="rejected", reason="no_segment", detail=image.detail, **common)])
+        return MinedFile(name, [manifest_row(status="rejected", reason="no_segment", detail=image.detail, **common)])
     (file, a_offset), (annotation_file, annotation_offset) = photograph.jpeg_at, photograph.annotation_at
     if options.copy_images:
         a_offset, annotation_offset = _append(spool, photograph.jpeg), _append(spool, photograph.annotation)
-    values = row(
+    values = manifest_row(
         status="pair",
         store="mined" if options.copy_images else "input",
         file=file,
@@ -207,15 +207,15 @@ def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningO
         detail=image.detail,
         **common,
     )
-    return Source(name, [values])
+    return MinedFile(name, [values])
 
 
-def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> Outcome:
+def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     """All photographs of a tar. A fault of the tar voids all of it, a fault of a photograph only that."""
     if item.sha256:
         with path.open("rb") as file:
             _check_hash(hashlib.file_digest(file, "sha256").hexdigest(), item)
-    outcome = Outcome()
+    outcome = ItemOutcome()
     with segmented_images.open_archive(path) as archive:
         members, others = segmented_images.list_archive(archive)
         outcome.ignored = Counter(suffix_of(other) for other in others)
@@ -225,7 +225,7 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
                 name.encode("utf-8")
             except UnicodeEncodeError:
                 shown = name.encode("utf-8", "backslashreplace").decode()
-                outcome.sources.append(refused_source(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
+                outcome.sources.append(refuse_file(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
                 continue
             try:
                 photograph = _Photograph(
@@ -237,7 +237,7 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
             except UntrustedFileError as error:
                 if error.reason == "bad_archive":
                     raise
-                outcome.sources.append(refused_source(item, error.reason, error.detail, path=name, kind="image"))
+                outcome.sources.append(refuse_file(item, error.reason, error.detail, path=name, kind="image"))
                 continue
             outcome.sources.append(_mine_image(name, item, photograph, options, spool))
     return outcome

@@ -23,7 +23,7 @@ from mimicbrush.errors import DataError
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.video.pyav_reader import FrameReader
-from mimicbrush.mining.worker import Outcome, mine_item, refused_source
+from mimicbrush.mining.worker import ItemOutcome, mine_item, refuse_file
 
 #: A file that ended this many workers is taken to be the cause.
 _ATTEMPTS = 5
@@ -31,7 +31,7 @@ _POLL_S = 0.2
 _BROKEN_POOLS = 20
 
 
-class IsolatedReaders:
+class WorkerPool:
     """A pool of worker processes; used by several threads at once.
 
     Args:
@@ -55,7 +55,7 @@ class IsolatedReaders:
             initargs=(self._memory_gib,),
         )
 
-    def __enter__(self) -> IsolatedReaders:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -74,13 +74,13 @@ class IsolatedReaders:
         """Have an input mined (see `mine_item`); the arguments are pickled."""
         return PendingOutcome(self, (root, item, reader, options, spool_path))
 
-    def _schedule(self, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> Future[Outcome]:
+    def _schedule(self, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> Future[ItemOutcome]:
         with self._lock:
             if self._stopped.is_set():
                 raise DataError("stopped before the end")
             if not self._pool.active:
                 self._replace_pool()
-            future: Future[Outcome] = self._pool.schedule(mine_item, args=arguments, timeout=self._timeout_s)
+            future: Future[ItemOutcome] = self._pool.schedule(mine_item, args=arguments, timeout=self._timeout_s)
         return future
 
     def _replace_pool(self) -> None:
@@ -102,13 +102,11 @@ class IsolatedReaders:
 class PendingOutcome:
     """What an input will give."""
 
-    def __init__(
-        self, readers: IsolatedReaders, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]
-    ) -> None:
+    def __init__(self, readers: WorkerPool, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> None:
         self._readers, self._arguments = readers, arguments
         self._future = readers._schedule(arguments)
 
-    def result(self) -> Outcome:
+    def result(self) -> ItemOutcome:
         """Wait for it. A worker that dies or hangs is a reason; a fault of ours ends the run.
 
         Raises:
@@ -123,7 +121,7 @@ class PendingOutcome:
                 return self._future.result()
             if isinstance(failure, FutureTimeoutError):
                 detail = f"more than timeout_s={self._readers._timeout_s:g}"
-                return Outcome([refused_source(item, "timeout", detail)])
+                return ItemOutcome([refuse_file(item, "timeout", detail)])
             if isinstance(failure, BrokenProcessPool):  # no fault of this file
                 self._future = self._readers._schedule(self._arguments)
                 continue
@@ -136,7 +134,7 @@ class PendingOutcome:
                 ) from failure
             if attempt == _ATTEMPTS:
                 detail = f"exit code {failure.exitcode}, {_ATTEMPTS} times"
-                return Outcome([refused_source(item, "worker_died", detail)])
+                return ItemOutcome([refuse_file(item, "worker_died", detail)])
             self._future = self._readers._schedule(self._arguments)
             attempt += 1
 

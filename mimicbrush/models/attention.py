@@ -1,6 +1,6 @@
 """Attention for diffusers' `Attention` layers, through diffusers' own extension point.
 
-Two ways to attend: `PlainAttention` goes through diffusers' attention back ends, as its newer models do
+Two ways to attend: `PlainAttentionProcessor` goes through diffusers' attention back ends, as its newer models do
 (`unet.set_attention_backend(...)`); `attend_with_lse` also returns the log-sum-exp, with which two attentions of
 the same queries can be merged exactly instead of computed again over the concatenation.
 """
@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from mimicbrush.types import ReferenceStates
 
 
-class PlainAttention:
+class PlainAttentionProcessor:
     """Self- or cross-attention without regard to the reference's features.
 
     It *names* `reference_states`, because diffusers drops, with a warning, the keyword arguments that a

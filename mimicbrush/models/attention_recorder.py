@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mimicbrush.errors import InputError
 
 
-class CorrespondenceRecord:
+class CorrespondenceRecorder:
     """Adds up where the reference attention of the hole's tokens goes.
 
     Every head, layer and step counts alike, by what it really paid: the blend times the probability in the softmax

@@ -28,7 +28,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.check import check_networks
-from mimicbrush.models.pretrained.requirements import examine
+from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.token_encoders import TOKEN_ENCODERS
 from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
@@ -39,7 +39,7 @@ STEM_CHANNELS = 3 * LATENT_CHANNELS + 1
 
 
 @dataclass
-class Parts:
+class Components:
     """All networks. Trained: both U-Nets and both projectors. Frozen: the other three.
 
     There is no reference U-Net where patch tokens take its place (`ModelOptions.reference_encoder`).
@@ -54,7 +54,7 @@ class Parts:
     depth_projector: DepthProjector
 
 
-def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
+def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
     """All parts at toy size with random weights: for tests and to try a training run.
 
     The picture is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
@@ -97,13 +97,13 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
         if reference_unet is not None and options.shared_start:
-            begin_alike(unet, reference_unet)
+            init_reference_from_unet(unet, reference_unet)
         if trained and tokens_of != "clip":
             raise InputError(f"model.reference_encoder={tokens_of}: among the small encoders is only a CLIP")
         if trained:
             image_encoder = trained.image_encoder
         depth_channels = (16, 32) if reduction == 2 else tuple(8 * 2**level for level in range(reduction.bit_length()))
-        return Parts(
+        return Components(
             vae=trained.vae if trained else PatchAutoencoder(),
             unet=unet,
             reference_unet=reference_unet,
@@ -117,7 +117,7 @@ def toy_parts(options: ToyModel, *, seed: int = 0) -> Parts:
         )
 
 
-def begin_alike(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> None:
+def init_reference_from_unet(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> None:
     """Give the reference U-Net the imitative one's weights; of its stem those of the noisy latent."""
     weights = unet.state_dict()
     weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
@@ -187,12 +187,12 @@ def small_depth_estimator(
     return depth_estimator
 
 
-def random_parts(
+def random_components(
     *,
     size_px: int = 512,
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
     reference_encoder: str = "unet",
-) -> Parts:
+) -> Components:
     """The architecture of the released model with random weights: to count, and to measure speed and memory.
 
     Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
@@ -207,7 +207,7 @@ def random_parts(
         InputError: another encoder, whose full size is not known here.
     """
     if reference_encoder not in ("unet", "clip", "dinov2"):
-        raise InputError(f"random_parts knows the full size of unet, clip and dinov2, not of {reference_encoder}")
+        raise InputError(f"random_components knows the full size of unet, clip and dinov2, not of {reference_encoder}")
     share = block_out_channels[0] / 320
 
     def scaled(width: int, step: int) -> int:
@@ -245,7 +245,7 @@ def random_parts(
         attention_head_dim=8,
     )
     stages = [f"stage{number}" for number in (9, 10, 11, 12)]
-    return Parts(
+    return Components(
         vae=AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -283,7 +283,7 @@ def random_parts(
     )
 
 
-def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
+def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Components:
     """All parts at full size, from the starting weights of paper Sec. 3.2, in float32.
 
     Args:
@@ -294,7 +294,7 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
         WeightsError: weights are absent, damaged or others than they should be; the message names all of them, their
             options and how to get them. Pickles are not opened.
     """
-    networks = examine(options)
+    networks = inspect_starting_weights(options)
     check_networks(networks)
     folders = {part: network.folder for part, network in networks.items()}
     try:
@@ -319,7 +319,7 @@ def pretrained_parts(options: PretrainedModel, *, seed: int = 0) -> Parts:
     unet.register_to_config(sample_size=options.size_px // 2 ** (len(vae.config.block_out_channels) - 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Parts(
+        return Components(
             vae=vae,
             unet=unet,
             reference_unet=reference_unet,

@@ -15,7 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
-from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD, kind_of
+from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD, token_encoder_kind
 from mimicbrush.ops.pillow_resize import resize_like_pillow
 
 
@@ -64,24 +64,24 @@ def encode_image_tokens(
 
 def encoder_pixels(image_encoder: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
     """Square pixels (B, 3, S, S) in [-1, 1] -> what the encoder takes: (B, 3, s, s), resized and normalised."""
-    kind = kind_of(image_encoder)
+    kind = token_encoder_kind(image_encoder)
     size = kind.image_px(image_encoder.config)
     resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), size).float() / 255
-    return normalise(resized, kind.mean, kind.std)
+    return normalise_pixels(resized, kind.mean, kind.std)
 
 
 def encode_no_image_tokens(
     image_encoder: PreTrainedModel, batch: int, device: torch.device, patches_only: bool = False
 ) -> torch.Tensor:
     """Image tokens (B, N, C) of "no reference": an all-zero *normalised* pixel tensor (released code)."""
-    size = kind_of(image_encoder).image_px(image_encoder.config)
+    size = token_encoder_kind(image_encoder).image_px(image_encoder.config)
     zeros = torch.zeros(1, 3, size, size, device=device)
     return _image_tokens(image_encoder, zeros, patches_only).expand(batch, -1, -1)
 
 
 @apply_forward_hook  # the parts of a model are called here, not the model: offloading must hear of it
 def _image_tokens(image_encoder: PreTrainedModel, normalised: torch.Tensor, patches_only: bool) -> torch.Tensor:
-    kind = kind_of(image_encoder)
+    kind = token_encoder_kind(image_encoder)
     tokens = kind.tokens(image_encoder, normalised.to(image_encoder.dtype))
     return tokens[:, kind.class_tokens :] if patches_only else tokens
 
@@ -100,14 +100,14 @@ def estimate_depth(
         pictures = ((pixels + 1) * 127.5).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
         resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in pictures])
         values = torch.from_numpy(resized).to(pixels.device, torch.float32).permute(0, 3, 1, 2)
-        normalised = normalise(values, IMAGENET_MEAN, IMAGENET_STD) / 255
+        normalised = normalise_pixels(values, IMAGENET_MEAN, IMAGENET_STD) / 255
     else:
         unit = F.interpolate((pixels.float() + 1) / 2, (size, size), mode="bicubic")
-        normalised = normalise(unit, IMAGENET_MEAN, IMAGENET_STD)
+        normalised = normalise_pixels(unit, IMAGENET_MEAN, IMAGENET_STD)
     return depth_estimator(normalised.to(depth_estimator.dtype)).predicted_depth[:, None]
 
 
-def no_depth(
+def make_no_depth_map(
     depth_estimator: DepthAnythingForDepthEstimation, batch: int, convention: str, device: torch.device
 ) -> torch.Tensor:
     """The depth map of "no depth", (B, 1, any, any).
@@ -122,7 +122,7 @@ def no_depth(
     return depth_estimator(zeros).predicted_depth[:, None].expand(batch, -1, -1, -1)
 
 
-def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalise_pixels(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Channel by channel: (B, 3, H, W), less the mean, over the standard deviation."""
     # Filled in where the pixels are: a copy from the CPU would wait for all that a GPU has to do before it.
     means, stds = (torch.cat([pixels.new_full((1, 1, 1), value) for value in values]) for values in (mean, std))

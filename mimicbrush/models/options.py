@@ -141,7 +141,7 @@ class PipelineModel(ModelOptions):
     """From the weights of a pipeline: the released ones, or those that a run of our own left behind.
 
     The defaults here are no values: an option that keeps one becomes what the pipeline was made for, before an object
-    is made of it (`assembly.with_conventions_of_pipeline`).
+    is made of it (`assembly.apply_pipeline_conventions`).
 
     Attributes:
         path: its folder, or "released" for the released weights.

@@ -8,7 +8,7 @@ The reference U-Net writes the normalised hidden states that enter its self-atte
     noise = unet(stem, t, context, cross_attention_kwargs={"reference_states": states}).sample
 
 The released code shares these hidden states and projects them with the imitative U-Net's own ``to_k`` and
-``to_v``. Paper Sec. 3.2 shares the reference's own keys and values: `WriteReference(keys_values=True)`.
+``to_v``. Paper Sec. 3.2 shares the reference's own keys and values: `ReferenceWriteProcessor(keys_values=True)`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from diffusers.models.attention_processor import Attention
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.attention import PlainAttention, attend_with_lse, join_heads, project, split_heads
+from mimicbrush.models.attention import PlainAttentionProcessor, attend_with_lse, join_heads, project, split_heads
 from mimicbrush.types import ReferenceStates
 
 if TYPE_CHECKING:
     from mimicbrush.types import KeysValues
 
 
-class WriteReference(PlainAttention):
+class ReferenceWriteProcessor(PlainAttentionProcessor):
     """Self-attention of the reference U-Net: note what is to be shared, then attend as usual.
 
     Args:
@@ -62,7 +62,7 @@ class WriteReference(PlainAttention):
         return super().__call__(attn, hidden_states)
 
 
-class ReadReference(PlainAttention):
+class ReferenceReadProcessor(PlainAttentionProcessor):
     """Self-attention of the imitative U-Net over [own tokens ; reference tokens].
 
     ``out = (1 - blend) * attn(q; own) + blend * attn(q; [own ; reference])``. The paper's softmax over both
@@ -173,36 +173,36 @@ def reference_paths(unet: UNet2DConditionModel) -> list[str]:
     return sorted(chosen, key=lambda path: path.startswith("up_blocks."))  # stable: mid before up
 
 
-def install_readers(unet: UNet2DConditionModel, blend: float) -> None:
+def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
     """Let the mid and up self-attention of the imitative U-Net read references.
 
     Processors that are in place already stay, with the back end that was chosen for them.
 
     Args:
         unet: the imitative U-Net.
-        blend: see `ReadReference`; where `ReferenceStates.blend` says nothing else.
+        blend: see `ReferenceReadProcessor`; where `ReferenceStates.blend` says nothing else.
     """
     reading, found = set(reference_paths(unet)), unet.attn_processors
     processors: dict[str, Any] = {}
     for path in attention_paths(unet):
         name = f"{path}.processor"
-        kind = ReadReference if path in reading else PlainAttention
+        kind = ReferenceReadProcessor if path in reading else PlainAttentionProcessor
         processors[name] = found[name] if type(found[name]) is kind else kind(path)
-        if isinstance(processors[name], ReadReference):
+        if isinstance(processors[name], ReferenceReadProcessor):
             processors[name].blend = blend
     unet.set_attn_processor(processors)
 
 
-def install_writers(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
+def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
     """Let the mid and up self-attention of the reference U-Net write what is to be shared."""
     writing = reference_paths(unet)
     if not writing:
         raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
     unet.set_attn_processor(
         {
-            f"{path}.processor": WriteReference(path, path == writing[-1], keys_values)
+            f"{path}.processor": ReferenceWriteProcessor(path, path == writing[-1], keys_values)
             if path in writing
-            else PlainAttention(path)
+            else PlainAttentionProcessor(path)
             for path in attention_paths(unet)
         }
     )
@@ -214,7 +214,7 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2D
     Raises:
         WeightsError: others took their place, which would leave the reference out in silence.
     """
-    for model, kind in ((unet, ReadReference), (reference_unet, WriteReference)):
+    for model, kind in ((unet, ReferenceReadProcessor), (reference_unet, ReferenceWriteProcessor)):
         processors = model.attn_processors
         for path in reference_paths(model):
             found = processors[f"{path}.processor"]

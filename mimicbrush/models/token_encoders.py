@@ -98,7 +98,7 @@ TOKEN_ENCODERS: dict[str, TokenEncoder] = {
 }
 
 
-def name_of(encoder: PreTrainedModel) -> str:
+def token_encoder_name(encoder: PreTrainedModel) -> str:
     """The name of an encoder of image tokens in `TOKEN_ENCODERS`, also of a compiled one.
 
     Raises:
@@ -107,6 +107,6 @@ def name_of(encoder: PreTrainedModel) -> str:
     return encoder_without_unet(type(getattr(encoder, "_orig_mod", encoder)).__name__)
 
 
-def kind_of(encoder: PreTrainedModel) -> TokenEncoder:
-    """What is known of an encoder of image tokens; raises as `name_of` does."""
-    return TOKEN_ENCODERS[name_of(encoder)]
+def token_encoder_kind(encoder: PreTrainedModel) -> TokenEncoder:
+    """What is known of an encoder of image tokens; raises as `token_encoder_name` does."""
+    return TOKEN_ENCODERS[token_encoder_name(encoder)]

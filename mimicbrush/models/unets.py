@@ -10,7 +10,7 @@ from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401
 from torch import nn
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.reference_attention import install_writers, reference_paths
+from mimicbrush.models.reference_attention import reference_paths, set_reference_write_processors
 
 
 class ReferenceUNet(UNet2DConditionModel):
@@ -26,7 +26,7 @@ class ReferenceUNet(UNet2DConditionModel):
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        install_writers(self, self._shares_keys_values)
+        set_reference_write_processors(self, self._shares_keys_values)
         last = self.get_submodule(reference_paths(self)[-1].removesuffix(".transformer_blocks.0.attn1"))
         if last is not self.up_blocks[-1].attentions[-1]:
             raise WeightsError(

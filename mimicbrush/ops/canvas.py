@@ -91,7 +91,7 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def blank(source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def blank_mask(source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Set the hole to black: (B, 3, H, W) in [-1, 1] and (B, 1, H, W) -> (B, 3, H, W) with -1 where mask is 1.
 
     Differs from SD inpainting, whose hole is grey (0); this is 0 of 0..255 (released code).

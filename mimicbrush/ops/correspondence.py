@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial import cKDTree
 
 from mimicbrush.io.atomic import write_aside
-from mimicbrush.io.images import MASK_THRESHOLD, upright
+from mimicbrush.io.images import MASK_THRESHOLD, normalise_mode
 from mimicbrush.ops.crops import Placement
 from mimicbrush.ops.plot import mark_hole
 
 #: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
 
-#: Of `draw_correspondence`: height of the titles.
+#: Of `plot_correspondence`: height of the titles.
 TITLE_PX = 24
 #: The focus from which a place is sure: its mark's line is whole, its colour not faded.
 SURE_FOCUS = 0.3
@@ -118,7 +118,7 @@ class Correspondence:
         return cls(**arrays)
 
 
-def draw_correspondence(
+def plot_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> Image.Image:
     """Source and reference side by side, with lines from places of the hole to the places that they looked at most.
@@ -132,19 +132,19 @@ def draw_correspondence(
         correspondence: of this edit.
         height_px: of the pictures; titles and legend come on top and below.
     """
-    left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
-    right, reference_scale = _scaled(np.asarray(upright(reference, "RGB")), height_px)
+    left, source_scale = _scaled(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
+    right, reference_scale = _scaled(np.asarray(normalise_mode(reference, "RGB")), height_px)
     left = mark_hole(left, _scaled_hole(mask, height_px) > MASK_THRESHOLD)
     start = left.shape[1] + _BETWEEN_PX
     picture = np.concatenate([left, np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8), right], axis=1)
-    marks = choose_marks(
+    marks = choose_place_pairs(
         correspondence.source_xy * source_scale,
         correspondence.reference_xy * reference_scale,
         correspondence.focus,
         (left.shape[1], height_px),
         (right.shape[1], height_px),
     )
-    picture = join_marks(picture, marks, (0, 0), (start, 0))
+    picture = plot_place_pairs(picture, marks, (0, 0), (start, 0))
 
     legend = _wrapped(_legend(marks), max(picture.shape[1], _LEAST_WIDTH_PX) - 8)
     size = max(picture.shape[1], _LEAST_WIDTH_PX), TITLE_PX + height_px + 8 + _LINE_PX * len(legend)
@@ -161,7 +161,7 @@ def draw_correspondence(
     return sheet
 
 
-def _legend(marks: Sequence[Mark]) -> str:
+def _legend(marks: Sequence[PlacePair]) -> str:
     if not marks:
         return "No line: no place in the hole looked at a place that lies in the reference."
     return f"{_JOINS}." if all(mark.is_sure for mark in marks) else LEGEND
@@ -180,7 +180,7 @@ def _wrapped(text: str, width_px: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlacePair:
     """Two places that belong together, in pixels of their two pictures, far enough from the edges to hold a number.
 
     Attributes:
@@ -192,20 +192,20 @@ class Mark:
     reference: tuple[float, float]
     is_sure: bool
 
-    def moved(self, source: tuple[float, float], reference: tuple[float, float]) -> Mark:
+    def moved(self, source: tuple[float, float], reference: tuple[float, float]) -> PlacePair:
         """With both ends moved by (x, y)."""
         (x, y), (u, v) = self.source, self.reference
-        return Mark((x + source[0], y + source[1]), (u + reference[0], v + reference[1]), self.is_sure)
+        return PlacePair((x + source[0], y + source[1]), (u + reference[0], v + reference[1]), self.is_sure)
 
 
-def choose_marks(
+def choose_place_pairs(
     sources: np.ndarray,
     references: np.ndarray,
     focus: np.ndarray,
     source_size: tuple[int, int],
     reference_size: tuple[int, int],
     most: int = MARKS,
-) -> list[Mark]:
+) -> list[PlacePair]:
     """A few places of the hole, spread over it, none of whose ends lies near another's.
 
     Sure ones come first; unsure ones only fill up to `UNSURE_MARKS`. Places whose reference end lies off the picture,
@@ -238,7 +238,7 @@ def choose_marks(
             chosen.append(int(free[number]))
     places = [[(float(x), float(y)) for x, y in ends[which, chosen]] for which in (0, 1)]
     sures = (focus[chosen] >= SURE_FOCUS).tolist()
-    return [Mark(source, place, sure) for source, place, sure in zip(*places, sures, strict=True)]
+    return [PlacePair(source, place, sure) for source, place, sure in zip(*places, sures, strict=True)]
 
 
 def _away_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -247,14 +247,14 @@ def _away_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.clip(points, least, np.array(size) - 1 - least)
 
 
-def join_marks(
-    picture: np.ndarray, marks: Sequence[Mark], source_at: tuple[int, int], reference_at: tuple[int, int]
+def plot_place_pairs(
+    picture: np.ndarray, marks: Sequence[PlacePair], source_at: tuple[int, int], reference_at: tuple[int, int]
 ) -> np.ndarray:
     """Draw marks into two pictures that lie side by side: lines first, so that no number lies under one.
 
     Args:
         picture: (H, W, 3) uint8, that holds source and reference.
-        marks: see `choose_marks`.
+        marks: see `choose_place_pairs`.
         source_at, reference_at: x and y of their upper left corners in it.
 
     Returns:
@@ -279,7 +279,7 @@ def join_marks(
     return np.asarray(image)
 
 
-def _dashes(mark: Mark) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _dashes(mark: PlacePair) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """The pieces of a mark's line, in sixteenths of a pixel: the whole of it, or dashes."""
     start, end = np.array(mark.source), np.array(mark.reference)
     if mark.is_sure:
@@ -296,12 +296,12 @@ def _sixteenths(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
     return x, y
 
 
-def paint_correspondence(
+def tint_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> tuple[Image.Image, Image.Image]:
     """Two pictures for a grid: the reference under colours, and the hole in the colours it came from.
 
-    The marks of `draw_correspondence`, as numbers alone, join both. Where a token's attention is spread over the whole
+    The marks of `plot_correspondence`, as numbers alone, join both. Where a token's attention is spread over the whole
     reference (a low `Correspondence.focus`), its place means little, and its colour is faded.
 
     Args:
@@ -310,8 +310,8 @@ def paint_correspondence(
         height_px: of both.
     """
     # 1. Scaled first: what follows is cheap, however large the pictures are.
-    left, source_scale = _scaled(np.asarray(upright(source, "RGB")), height_px)  # (height_px, w, 3)
-    right, reference_scale = _scaled(np.asarray(upright(reference, "RGB")), height_px)
+    left, source_scale = _scaled(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
+    right, reference_scale = _scaled(np.asarray(normalise_mode(reference, "RGB")), height_px)
     covered = _scaled_hole(mask, height_px)
     hole = covered[..., None] / np.float32(255)  # (height_px, w, 1), 0..1
 
@@ -332,7 +332,9 @@ def paint_correspondence(
     )
 
     # 3. The numbers.
-    marks = choose_marks(tokens, places, correspondence.focus, (left.shape[1], height_px), (right.shape[1], height_px))
+    marks = choose_place_pairs(
+        tokens, places, correspondence.focus, (left.shape[1], height_px), (right.shape[1], height_px)
+    )
     font = ImageFont.load_default(_FONT_PX)
     for image, ends in ((came, [mark.source for mark in marks]), (places_of, [mark.reference for mark in marks])):
         draw = ImageDraw.Draw(image)
@@ -343,7 +345,7 @@ def paint_correspondence(
 
 def _scaled_hole(mask: Image.Image, height_px: int) -> np.ndarray:
     """(height_px, w) uint8: how much of each pixel is repainted, 0..255."""
-    is_hole = np.asarray(upright(mask, "L")) > MASK_THRESHOLD
+    is_hole = np.asarray(normalise_mode(mask, "L")) > MASK_THRESHOLD
     return _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)[0]
 
 

@@ -26,7 +26,7 @@ def generator(*keys: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=mix(*keys)))
 
 
-def permuted(position: int, length: int, key: int) -> int:
+def permute_position(position: int, length: int, key: int) -> int:
     """Where `position` lands in a random permutation of `length` items, without storing the permutation.
 
     A four-round Feistel network on the next even number of bits, walked until it falls below `length`

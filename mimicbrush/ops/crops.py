@@ -29,25 +29,25 @@ def square_around(mask: np.ndarray, size_px: int) -> Box:
     x0, y0, x1, y1 = mask_box(mask)
     hole = max(x1 - x0, y1 - y0)
     side = max(hole * 3 // 2, hole + 24, size_px)
-    left, right = centred(x0, x1, side, width)
-    top, bottom = centred(y0, y1, side, height)
+    left, right = centre_interval(x0, x1, side, width)
+    top, bottom = centre_interval(y0, y1, side, height)
     return left, top, right, bottom
 
 
-def centred(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
+def centre_interval(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
     """A stretch of this length around another, moved and cut to lie within 0..limit."""
     side = min(side, limit)
     start = min(max(0, (low + high - side) // 2), limit - side)
     return start, start + side
 
 
-def grown(box: Box, by_px: int, width: int, height: int) -> Box:
+def grow_box(box: Box, by_px: int, width: int, height: int) -> Box:
     """A box with a margin on every side, as far as the picture goes."""
     x0, y0, x1, y1 = box
     return max(0, x0 - by_px), max(0, y0 - by_px), min(width, x1 + by_px), min(height, y1 + by_px)
 
 
-def crop(picture: np.ndarray, box: Box, name: str) -> np.ndarray:
+def crop_box(picture: np.ndarray, box: Box, name: str) -> np.ndarray:
     """Cut a box out of a picture (H, W[, C]).
 
     Args:

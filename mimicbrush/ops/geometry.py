@@ -80,12 +80,12 @@ def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return cv2.perspectiveTransform(points.reshape(-1, 1, 2).astype(np.float64), matrix)[:, 0].astype(np.float32)
 
 
-def inside(points: np.ndarray, size_px: int) -> np.ndarray:
+def is_inside(points: np.ndarray, size_px: int) -> np.ndarray:
     """(K,) bool: which (x, y) lie on a square canvas of this side."""
     return np.all((points > -0.5) & (points < size_px - 0.5), axis=1)
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.ndarray:
+def warp_to_canvas(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.ndarray:
     """Draw a picture on a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
 
     Where the matrix shrinks by two or more, the picture is first reduced (`reduce_to_fit`).

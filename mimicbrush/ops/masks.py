@@ -33,7 +33,7 @@ def sift_grid_mask(
         (S, S) uint8. Where all or none of the cells came out masked, one random cell is turned.
     """
     n = _draw_cells(cells, rng)
-    has_match = points_per_cell(points, size_px, n) > 0
+    has_match = count_points_per_cell(points, size_px, n) > 0
     return _grid_mask(np.where(has_match, matched, unmatched), size_px, rng)
 
 
@@ -73,7 +73,7 @@ def fullest_grid_mask(
         (S, S) uint8; see `sift_grid_mask`.
     """
     n = _draw_cells(cells, rng)
-    counts = points_per_cell(points, size_px, n).ravel()
+    counts = count_points_per_cell(points, size_px, n).ravel()
     ranked = np.lexsort((rng.random(n * n), -counts))
     probabilities = np.full(n * n, others)
     probabilities[ranked[:num_fullest]] = fullest
@@ -118,12 +118,12 @@ def box_mask(
     return mask
 
 
-def united(masks: Sequence[np.ndarray]) -> np.ndarray:
+def unite_masks(masks: Sequence[np.ndarray]) -> np.ndarray:
     """The union of one or more (H, W) masks of 0 and 1: (H, W) uint8."""
     return np.maximum.reduce(list(masks))
 
 
-def dilated(mask: np.ndarray, radius_px: int) -> np.ndarray:
+def dilate_mask(mask: np.ndarray, radius_px: int) -> np.ndarray:
     """Grow a mask of 0 and 1 by a disc: (H, W) uint8; 0 px leaves it as it is."""
     if radius_px < 1:
         return mask
@@ -133,7 +133,7 @@ def dilated(mask: np.ndarray, radius_px: int) -> np.ndarray:
     return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
 
 
-def points_per_cell(points: np.ndarray, size_px: int, n: int) -> np.ndarray:
+def count_points_per_cell(points: np.ndarray, size_px: int, n: int) -> np.ndarray:
     """How many of (K, 2) points (x, y) lie in each cell of an n x n grid over the canvas: (n, n) int, row first."""
     column, row = np.floor((points.T + 0.5) * n / size_px).astype(int)
     on_canvas = (column >= 0) & (column < n) & (row >= 0) & (row < n)

@@ -124,8 +124,8 @@ def _ssim_of_overlap(one: np.ndarray, two: np.ndarray, dx: int, dy: int) -> floa
     return ssim_luma(np.ascontiguousarray(one[rows, columns]), np.ascontiguousarray(two[moved_rows, moved_columns]))
 
 
-def signature(image: np.ndarray) -> np.ndarray:
-    """A picture in few numbers, to be compared with those of many others by `agreement`.
+def phase_signature(image: np.ndarray) -> np.ndarray:
+    """A picture in few numbers, to be compared with those of many others by `signature_agreement`.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
@@ -139,7 +139,7 @@ def signature(image: np.ndarray) -> np.ndarray:
     return np.asarray(spectrum / (np.abs(spectrum) + 1e-3), np.complex64)
 
 
-def agreement(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+def signature_agreement(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The highest phase correlation of one signature with each of n others, over all shifts.
 
     Near duplicates have more than `LIKELY_AGREEMENT`. The converse does not hold: `highest_ssim` decides. A mirrored

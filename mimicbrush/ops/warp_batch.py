@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 
-def draw(
+def warp_images(
     pictures: torch.Tensor,
     sizes: torch.Tensor,
     to_picture: torch.Tensor,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class ConstantsOfWeights:
+class WeightDependentCache:
     """Remembers values by name, and forgets one as soon as any parameter it was made of is not what it was.
 
     A parameter counts as changed when it is another object, on another device, of another type, or was written to

@@ -15,32 +15,32 @@ from mimicbrush.models.encoders import (
     encode_latents,
     encode_no_image_tokens,
     estimate_depth,
-    no_depth,
+    make_no_depth_map,
 )
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.reference_attention import project_context, project_references
-from mimicbrush.models.token_encoders import name_of
+from mimicbrush.models.token_encoders import token_encoder_name
 from mimicbrush.models.unets import KeyValueReferenceUNet
-from mimicbrush.ops.canvas import IMAGE_FILL, blank, letterbox, letterbox_mask, to_tensor
-from mimicbrush.ops.crops import Box, Placement, crop
-from mimicbrush.pipelines.cache import ConstantsOfWeights
-from mimicbrush.pipelines.hub import PublishedPipeline
-from mimicbrush.pipelines.image_inputs import Picture, as_list, boxes_of, rgb
+from mimicbrush.ops.canvas import IMAGE_FILL, blank_mask, letterbox, letterbox_mask, to_tensor
+from mimicbrush.ops.crops import Box, Placement, crop_box
+from mimicbrush.pipelines.cache import WeightDependentCache
+from mimicbrush.pipelines.hub import HubPipeline
+from mimicbrush.pipelines.image_inputs import ImageInput, list_boxes, list_images, to_rgb_array
 from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
 from mimicbrush.types import ReferenceStates
 
 Generator = torch.Generator | list[torch.Generator] | None
 
 
-class ConditionedPipeline(PublishedPipeline):
+class ConditionedPipeline(HubPipeline):
     """The steps of `MimicBrushPipeline` up to the denoising, each of which can be called by itself."""
 
-    _constants: ConstantsOfWeights
+    _constants: WeightDependentCache
 
     def options(self) -> ModelOptions:
         """What this pipeline does where paper and released code differ."""
         shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
-        tokens_of = name_of(self.image_encoder)
+        tokens_of = token_encoder_name(self.image_encoder)
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,
@@ -66,7 +66,7 @@ class ConditionedPipeline(PublishedPipeline):
     @torch.no_grad()
     def prepare_reference(
         self,
-        reference: Picture | Sequence[Picture],
+        reference: ImageInput | Sequence[ImageInput],
         *,
         reference_crop: Box | list[Box] | None = None,
         generator: Generator = None,
@@ -83,11 +83,11 @@ class ConditionedPipeline(PublishedPipeline):
                 too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
         """
-        pictures = [rgb(picture) for picture in as_list(reference)]
+        pictures = [to_rgb_array(picture) for picture in list_images(reference)]
         if not pictures or (isinstance(generator, list) and len(generator) % len(pictures)):
             draws = len(generator) if isinstance(generator, list) else 1
             raise InputError(f"{len(pictures)} references cannot serve {draws} results; give one, or one per source")
-        placements = [Placement(box, self.size_px) for box in boxes_of(pictures, reference_crop)]
+        placements = [Placement(box, self.size_px) for box in list_boxes(pictures, reference_crop)]
         prepared = self.encode_references(self._canvas(pictures, placements), placements, generator)
         if self.reference_unet is None:
             return prepared
@@ -120,7 +120,7 @@ class ConditionedPipeline(PublishedPipeline):
         generator: Generator,
     ) -> torch.Tensor:
         """The nine channels beside the noisy latent: mask 1, masked source 4, depth 4 -> (B or B n, 9, h, w)."""
-        hole = encode_latents(self.vae, blank(source, mask), self._posterior_noise(len(source), generator))
+        hole = encode_latents(self.vae, blank_mask(source, mask), self._posterior_noise(len(source), generator))
         times = len(hole) // len(source)  # several draws, where each result has a generator of its own
         small_mask = torch.nn.functional.interpolate(mask, size=hole.shape[-2:])  # nearest, as in SD inpainting
         if depth_map is not None:
@@ -145,7 +145,7 @@ class ConditionedPipeline(PublishedPipeline):
             self.depth_estimator,
             self.depth_projector,
             lambda: self._project_depth(
-                no_depth(self.depth_estimator, 1, self.config.no_depth_convention, self._execution_device)
+                make_no_depth_map(self.depth_estimator, 1, self.config.no_depth_convention, self._execution_device)
             ),
         )
 
@@ -215,14 +215,14 @@ class ConditionedPipeline(PublishedPipeline):
     def _canvas(self, pictures: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         order = self.config.letterbox_order
         squares = [
-            letterbox(crop(picture, placement.box, "picture"), self.size_px, IMAGE_FILL, order)
+            letterbox(crop_box(picture, placement.box, "picture"), self.size_px, IMAGE_FILL, order)
             for picture, placement in zip(pictures, placements, strict=True)
         ]
         return to_tensor(np.stack(squares)).to(self._execution_device)
 
     def _mask_canvas(self, masks: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         holes = [
-            letterbox_mask(crop(mask, placement.box, "mask"), self.size_px, self.config.letterbox_order)
+            letterbox_mask(crop_box(mask, placement.box, "mask"), self.size_px, self.config.letterbox_order)
             for mask, placement in zip(masks, placements, strict=True)
         ]
         for number, hole in enumerate(holes):

@@ -78,7 +78,7 @@ def _check_safe(name: str, value: bool | None) -> None:
         )
 
 
-class PublishedPipeline(DiffusionPipeline):
+class HubPipeline(DiffusionPipeline):
     """diffusers' loading, saving and uploading: safetensors only, and with our card instead of a general one."""
 
     @classmethod

@@ -10,7 +10,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.components import Parts
+from mimicbrush.models.components import Components
 from mimicbrush.models.pretrained.check import check_every_byte, check_weights
 from mimicbrush.models.pretrained.requirements import PartReport
 from mimicbrush.models.schedule import noise_scheduler
@@ -42,7 +42,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
         raise InputError(f"{folder} cannot be loaded: {error}") from error
 
 
-def pipeline_parts(folder: Path, size_px: int) -> Parts:
+def load_components(folder: Path, size_px: int) -> Components:
     """The networks of a pipeline folder in float32, to train on from them.
 
     Args:
@@ -60,13 +60,13 @@ def pipeline_parts(folder: Path, size_px: int) -> Parts:
         found, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
         if found != expected:
             raise InputError(f"{folder} was made for a noise schedule with {key}={found}, training has {expected}")
-    parts = Parts(**{each.name: getattr(pipeline, each.name) for each in fields(Parts)})
+    parts = Components(**{each.name: getattr(pipeline, each.name) for each in fields(Components)})
     parts.unet.register_to_config(sample_size=size_px // pipeline.vae_scale_factor)
     return parts
 
 
-def look_at_networks(folder: Path, deep: bool) -> list[PartReport]:
-    """What is known of the networks of a pipeline folder, see `models.weight_fetching.provide_weights`.
+def inspect_pipeline_networks(folder: Path, deep: bool) -> list[PartReport]:
+    """What is known of the networks of a pipeline folder, see `models.weight_fetching.check_or_fetch_weights`.
 
     Raises:
         InputError, WeightsError: see `conventions.read_networks`.
@@ -84,7 +84,7 @@ def look_at_networks(folder: Path, deep: bool) -> list[PartReport]:
     return reports
 
 
-def on_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
+def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
     """Move a pipeline to "cpu", "cuda" or "auto" (whatever is there).
 
     Raises:
@@ -100,6 +100,6 @@ def on_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
     return pipeline if pipeline.device.type == target else pipeline.to(target)
 
 
-def seeded(seed: int) -> torch.Generator:
+def seeded_generator(seed: int) -> torch.Generator:
     """A generator on the CPU: the same noise for every kind of device."""
     return torch.Generator().manual_seed(seed)

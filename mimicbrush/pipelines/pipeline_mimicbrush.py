@@ -14,23 +14,30 @@ from PIL import Image
 from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.errors import InputError, MimicBrushError
-from mimicbrush.models.attention_recorder import CorrespondenceRecord
+from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.models.encoders import decode_latents
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import (
     check_references_are_read,
-    install_readers,
     project_context,
+    set_reference_processors,
 )
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
 from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.crops import Box, Placement, grown, square_around
+from mimicbrush.ops.crops import Box, Placement, grow_box, square_around
 from mimicbrush.ops.masks import mask_box
-from mimicbrush.pipelines.cache import ConstantsOfWeights
+from mimicbrush.pipelines.cache import WeightDependentCache
 from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
-from mimicbrush.pipelines.image_inputs import Picture, as_list, check_masks, grey, rgb, whole
+from mimicbrush.pipelines.image_inputs import (
+    ImageInput,
+    check_masks,
+    full_box,
+    list_images,
+    to_mask_array,
+    to_rgb_array,
+)
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
 from mimicbrush.types import AttentionRecord, ReferenceStates
@@ -112,8 +119,8 @@ class MimicBrushPipeline(ConditionedPipeline):
         self.options()  # checks what was chosen
         if posterior not in ("sample", "mean"):
             raise InputError(f"posterior must be sample or mean, got {posterior!r}")
-        install_readers(unet, reference_blend)
-        self._constants = ConstantsOfWeights()
+        set_reference_processors(unet, reference_blend)
+        self._constants = WeightDependentCache()
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, default_guidance_scale
 
     @property
@@ -162,9 +169,9 @@ class MimicBrushPipeline(ConditionedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        source: Picture | Sequence[Picture],
-        mask: Picture | Sequence[Picture],
-        reference: Picture | Sequence[Picture] | PreparedReference | None = None,
+        source: ImageInput | Sequence[ImageInput],
+        mask: ImageInput | Sequence[ImageInput],
+        reference: ImageInput | Sequence[ImageInput] | PreparedReference | None = None,
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -269,7 +276,7 @@ class MimicBrushPipeline(ConditionedPipeline):
             stem_rest = torch.cat([stem_rest] * 2)
         context_at_hand = project_context(self.unet, context)
         hole = torch.nn.functional.interpolate(mask_px, size=shape[-2:]).repeat_interleave(num_images_per_prompt, 0)
-        record = CorrespondenceRecord(hole) if return_correspondence else None
+        record = CorrespondenceRecorder(hole) if return_correspondence else None
 
         # 5. Denoise.
         self.scheduler.set_timesteps(steps, device=device)
@@ -309,8 +316,8 @@ class MimicBrushPipeline(ConditionedPipeline):
 
     def check_inputs(
         self,
-        source: Picture | Sequence[Picture],
-        mask: Picture | Sequence[Picture],
+        source: ImageInput | Sequence[ImageInput],
+        mask: ImageInput | Sequence[ImageInput],
         num_images_per_prompt: int,
         num_inference_steps: int,
         generator: Generator,
@@ -319,7 +326,10 @@ class MimicBrushPipeline(ConditionedPipeline):
         """Sources and masks as lists of arrays, (H, W, 3) and (H, W) uint8; errors say what does not fit."""
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
-        sources, masks = [rgb(picture) for picture in as_list(source)], [grey(picture) for picture in as_list(mask)]
+        sources, masks = (
+            [to_rgb_array(picture) for picture in list_images(source)],
+            [to_mask_array(picture) for picture in list_images(mask)],
+        )
         check_masks(sources, masks)
         if num_inference_steps < 1 or num_images_per_prompt < 1:
             raise InputError(
@@ -341,7 +351,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         if how not in ("full", "auto"):
             raise InputError(f"crop must be full or auto, got {how!r}")
         boxes = [
-            square_around(mask > _BLENDED, self.size_px) if how == "auto" else whole(source)
+            square_around(mask > _BLENDED, self.size_px) if how == "auto" else full_box(source)
             for source, mask in zip(sources, masks, strict=True)
         ]
         return [Placement(box, self.size_px) for box in boxes]
@@ -404,7 +414,7 @@ class MimicBrushPipeline(ConditionedPipeline):
             result = crop_back(square, y1 - y0, x1 - x0)
             mask = mask[y0:y1, x0:x1]
             # Only where the paste-back changes anything: a large picture in floats takes much memory.
-            x2, y2, x3, y3 = grown(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
+            x2, y2, x3, y3 = grow_box(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
             part = slice(y0 + y2, y0 + y3), slice(x0 + x2, x0 + x3)
             pasted = paste_back(result[y2:y3, x2:x3], source[part], mask[y2:y3, x2:x3])
             composite = source / np.float32(255) if output_type == "np" else source.copy()
@@ -418,7 +428,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
 
     def _correspondences(
-        self, record: CorrespondenceRecord, sources: list[Placement], references: list[Placement]
+        self, record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement]
     ) -> list[Correspondence]:
         found = record.attention()
         return [

@@ -44,7 +44,7 @@ def photographs_in(folder: Path) -> list[str]:
     return [str(path) for path in named if path.name[0] != "." and path.is_file()]
 
 
-def check_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
+def check_train_heldout_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
     """Whether nothing that is tested with is trained on, and each photograph has a name of its own.
 
     Args:

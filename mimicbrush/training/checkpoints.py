@@ -130,7 +130,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
     return _named(folder, resume, existing)
 
 
-def checked(checkpoint: Path) -> Path:
+def check_named_checkpoint(checkpoint: Path) -> Path:
     """A checkpoint that somebody named.
 
     Raises:
@@ -157,7 +157,7 @@ def _named(folder: Path, resume: str, existing: list[Path]) -> Path:
             f"train.resume={resume}: {folder} holds other checkpoints ({', '.join(later or [existing[-1].name])}), "
             "which the new ones would mix with; name another run_dir, or move them away"
         )
-    return checked(path)
+    return check_named_checkpoint(path)
 
 
 def find_damage(checkpoint: Path, deep: bool = True) -> str | None:
@@ -206,7 +206,7 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
         CheckpointError: the run differs; the message names all differences. Or see `read_state`.
     """
     found = read_state(checkpoint)["identity"]
-    differing = differences(found, expected)
+    differing = find_identity_differences(found, expected)
     if differing:
         raise CheckpointError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}); "
@@ -225,7 +225,7 @@ ADDED_LATER: dict[str, Any] = {
 }
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+def find_identity_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """What two runs do not agree on, for people."""
     before = {**ADDED_LATER, **found}
     return [

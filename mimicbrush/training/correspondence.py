@@ -47,7 +47,7 @@ class CorrespondenceLoss(NamedTuple):
     found: torch.Tensor
 
 
-def check_can_be_taught(unet: UNet2DConditionModel | None) -> None:
+def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
     """Whether some layer reads a reference on a grid of `MIN_SIDE` or more tokens along a side.
 
     Args:

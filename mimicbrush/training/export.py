@@ -12,20 +12,20 @@ from accelerate import PartialState
 from torch import nn
 
 from mimicbrush.io.atomic import replace_folder, with_usual_permissions
-from mimicbrush.models.components import Parts
+from mimicbrush.models.components import Components
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.loading import quiet_libraries
-from mimicbrush.training.lora import choose_trained, merge_adapters
-from mimicbrush.training.objective import FrozenEncoders, Trainee
+from mimicbrush.training.lora import freeze_and_adapt, merge_adapters
+from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
 
-#: Name in `Trainee` -> weight, one at a time.
-Weights = Iterable[tuple[str, torch.Tensor]]
+#: Name in `MimicBrushModel` -> weight, one at a time.
+ExportWeights = Iterable[tuple[str, torch.Tensor]]
 
 
-class Publisher:
+class PipelineExporter:
     """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
 
     Args:
@@ -37,8 +37,8 @@ class Publisher:
 
     def __init__(
         self,
-        trainee: Trainee,
-        parts: Parts,
+        trainee: MimicBrushModel,
+        parts: Components,
         model: ModelOptions,
         train: TrainOptions,
         training_data: dict[str, Any],
@@ -50,7 +50,7 @@ class Publisher:
 
     def pipeline(
         self,
-        weights: Weights,
+        weights: ExportWeights,
         *,
         encoders: FrozenEncoders | None = None,
         adapters: Path | None = None,
@@ -58,7 +58,7 @@ class Publisher:
         """A pipeline with copies of these weights, adapters merged.
 
         Args:
-            weights: name in `Trainee` -> tensor, all of them.
+            weights: name in `MimicBrushModel` -> tensor, all of them.
             encoders: frozen networks to share, whose device and type the copies get; None: those of `parts`, and copies
                 in float32 on the CPU.
             adapters: a folder to write adapters into, where there are any.
@@ -66,7 +66,7 @@ class Publisher:
         device = torch.device("cpu") if encoders is None else encoders.vae.device
         with torch.device("meta"):
             modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
-            choose_trained(modules, self.train)
+            freeze_and_adapt(modules, self.train)
         for name, module in modules.items():
             modules[name] = module.to_empty(device=device)
         for name, tensor in weights:
@@ -91,7 +91,7 @@ class Publisher:
             default_guidance_scale=train.default_guidance_scale,
         )
 
-    def export(self, weights: Weights, folder: Path, *, half: bool = False) -> None:
+    def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
         """Save such a pipeline, perhaps in half precision. Every process must call it; the main one writes."""
         quiet_libraries()
         if not PartialState().is_main_process:

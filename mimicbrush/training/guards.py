@@ -24,7 +24,7 @@ if hasattr(signal, "SIGUSR1"):
     EXIT_STATUS[signal.SIGUSR1] = 143
 
 
-class Later:
+class AsyncScalars:
     """A few numbers that are on their way from the device: reading them waits for what made them, and no longer.
 
     Args:

@@ -14,7 +14,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.training.options import TRAINED_PARTS, TrainOptions
 
 
-def choose_trained(parts: Mapping[str, nn.Module], options: TrainOptions) -> None:
+def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> None:
     """Freeze what is not trained, and give adapters to what is trained by them.
 
     Adapters start as zero, so that nothing changes before the first step.

@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from mimicbrush.training.checkpoints import read_state
-from mimicbrush.training.objective import NUM_BANDS, Loss
+from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
 
 #: Adds up a tensor over all processes.
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Meters:
+class TrainingMetrics:
     """Sums since the last log. Nothing here waits for the device before `read`.
 
     Args:
@@ -49,7 +49,7 @@ class Meters:
         self._waited_s = 0.0
         self._since, self._num_steps = time.monotonic(), 0
 
-    def add(self, loss: Loss) -> None:
+    def add(self, loss: TrainingLoss) -> None:
         """Take note of a micro-batch."""
         total = loss.total.detach()[None] / self.passes
         self._step += torch.cat([total, loss.parts, loss.bands.flatten(), loss.correspondence])
@@ -130,7 +130,7 @@ def finite_or_none(values: Mapping[str, float | None]) -> dict[str, float | None
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
-def known(values: Mapping[str, float | None]) -> dict[str, float]:
+def finite_only(values: Mapping[str, float | None]) -> dict[str, float]:
     """What a tracker can show."""
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
@@ -177,7 +177,7 @@ def start_tracker(
     )
 
 
-def log_pictures(
+def log_image_table(
     accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
 ) -> None:
     """Show a table of pictures: to wandb as one, to tensorboard column by column.

@@ -17,7 +17,7 @@ _DECISIONS, _NOISE, _POSTERIORS = 1, 2, 3
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseSample:
     """What was drawn for a batch.
 
     Attributes:
@@ -48,7 +48,7 @@ class Draws:
         depth_drop_ratio: float,
         reference_drop: str = "random",
         noise_device: torch.device | None = None,
-    ) -> Draws:
+    ) -> NoiseSample:
         """Draw for a batch. The keys lie on the CPU: those on a GPU would make it wait.
 
         Args:
@@ -90,12 +90,12 @@ class Draws:
             depth_rows=keep_depth.nonzero()[:, 0],
         )
 
-    def to(self, device: torch.device) -> Draws:
+    def to(self, device: torch.device) -> NoiseSample:
         """The same draws on another device; a GPU copies them from pinned memory, without anyone waiting."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         if device.type == "cuda":
             held = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in held.items()}
-        return Draws(**{name: tensor.to(device, non_blocking=True) for name, tensor in held.items()})
+        return NoiseSample(**{name: tensor.to(device, non_blocking=True) for name, tensor in held.items()})
 
 
 #: Of splitmix64 (Steele et al. 2014), as int64, which wraps around.

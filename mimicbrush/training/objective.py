@@ -13,21 +13,21 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import nn
 
-from mimicbrush.models.components import Parts
+from mimicbrush.models.components import Components
 from mimicbrush.models.encoders import (
     encode_image_tokens,
     encode_latents,
     encode_no_image_tokens,
     estimate_depth,
-    no_depth,
+    make_no_depth_map,
 )
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import install_readers
+from mimicbrush.models.reference_attention import set_reference_processors
 from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.ops.canvas import blank
+from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence import CorrespondenceLoss, correspondence_loss
-from mimicbrush.training.noise import Draws
+from mimicbrush.training.noise import NoiseSample
 from mimicbrush.types import Matches, ReferenceStates, TrainBatch
 
 #: The loss is also told for so many equal bands of timesteps: small ones are easy and always were.
@@ -58,7 +58,7 @@ class Conditions:
 class FrozenEncoders:
     """VAE, CLIP encoder and depth estimator, without gradients."""
 
-    def __init__(self, parts: Parts, options: ModelOptions) -> None:
+    def __init__(self, parts: Components, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
         self.patches_only = options.reference_encoder != "unet"
@@ -81,9 +81,9 @@ class FrozenEncoders:
         return moved
 
     @torch.no_grad()
-    def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
+    def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
         """Pixels -> `Conditions`, float32, with the drops applied. What is dropped is not computed."""
-        three = torch.cat([batch.source, blank(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        three = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
         latents = encode_latents(self.vae, three, draws.posteriors.flatten(0, 1)).float()
         source, hole, reference = latents.chunk(3)
 
@@ -107,7 +107,7 @@ class FrozenEncoders:
         """(1, N, C) tokens and (1, 1, any, any) map of "no reference" and "no depth": constants, computed once."""
         if self._nothing is None or self._nothing[0].device != device:
             tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
-            depth_map = no_depth(self.depth_estimator, 1, self.no_depth_convention, device)
+            depth_map = make_no_depth_map(self.depth_estimator, 1, self.no_depth_convention, device)
             self._nothing = tokens.float(), depth_map.float()
         return self._nothing
 
@@ -139,7 +139,7 @@ class Prediction(NamedTuple):
     correspondence: CorrespondenceLoss | None = None
 
 
-class Trainee(nn.Module):
+class MimicBrushModel(nn.Module):
     """The trained networks as one module with one forward: what DDP, EMA and checkpoints see."""
 
     def __init__(
@@ -159,7 +159,7 @@ class Trainee(nn.Module):
         self.image_projector, self.depth_projector = image_projector, depth_projector
         self.size_px, self.reference_timestep = size_px, reference_timestep
         self.correspondence_heads = correspondence_heads
-        install_readers(unet, reference_blend)
+        set_reference_processors(unet, reference_blend)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter that is trained, always in the same order."""
@@ -198,7 +198,7 @@ class Trainee(nn.Module):
 
 
 @dataclass(frozen=True)
-class Loss:
+class TrainingLoss:
     """The mean squared error, and what it is made of.
 
     Attributes:
@@ -220,15 +220,15 @@ def denoising_loss(
     trainee: nn.Module,
     noise_scheduler: DDIMScheduler,
     conditions: Conditions,
-    draws: Draws,
+    draws: NoiseSample,
     min_snr_gamma: float | None = None,
     matches: Matches | None = None,
     correspondence_weight: float = 0.0,
-) -> Loss:
+) -> TrainingLoss:
     """Noise the source latents, predict the noise (or v), compare.
 
     Args:
-        trainee: a `Trainee`, as it is or wrapped.
+        trainee: a `MimicBrushModel`, as it is or wrapped.
         noise_scheduler: says how much noise a timestep has, and what is predicted.
         conditions, draws: of the batch.
         min_snr_gamma: see `TrainOptions`; it weighs what is trained on, the parts of the loss are told as they are.
@@ -260,4 +260,4 @@ def denoising_loss(
         total = total + correspondence_weight * per_sample.mean()
         sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
         supervised = torch.cat([sums, correspondence.found])
-    return Loss(total=total, parts=torch.stack(parts), bands=bands, correspondence=supervised)
+    return TrainingLoss(total=total, parts=torch.stack(parts), bands=bands, correspondence=supervised)

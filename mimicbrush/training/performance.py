@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimicbrush.models.low_precision import use_half_norms
-from mimicbrush.training.noise import Draws
-from mimicbrush.training.objective import FrozenEncoders, Trainee
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import TrainBatch
 
@@ -64,7 +64,7 @@ def peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | None:
     return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
-def training_flop(trainee: Trainee, encoders: FrozenEncoders) -> float:
+def training_flop(trainee: MimicBrushModel, encoders: FrozenEncoders) -> float:
     """FLOP of training on one sample: what is frozen forward, what is trained forward and, at twice that, backward.
 
     Counted on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped, nothing
@@ -76,7 +76,7 @@ def training_flop(trainee: Trainee, encoders: FrozenEncoders) -> float:
         batch = TrainBatch(picture, picture, mask, number.long(), number.long())
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
-        draws = Draws(number.long(), latents, latents.expand(3, -1, -1, -1, -1), keep, keep, rows, rows)
+        draws = NoiseSample(number.long(), latents, latents.expand(3, -1, -1, -1, -1), keep, keep, rows, rows)
         counted = copy.copy(encoders)  # whose constants, real ones, are not wanted here
         counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
         counted.encode(batch, draws)

@@ -10,13 +10,13 @@ from typing import Any
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.io.atomic import write_aside
-from mimicbrush.training.checkpoints import differences, list_checkpoints
+from mimicbrush.training.checkpoints import find_identity_differences, list_checkpoints
 
 FINISHED_FILE = "finished.json"
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """How a run ended.
 
     Attributes:
@@ -32,13 +32,13 @@ class Finished:
     identity: dict[str, Any]
 
 
-def write_finished(run_dir: Path, finished: Finished) -> None:
+def write_finished(run_dir: Path, finished: FinishedRun) -> None:
     """Mark a run as complete; everything else must be there already."""
     text = json.dumps(asdict(finished), indent=1, allow_nan=False) + "\n"
     write_aside(run_dir / FINISHED_FILE, lambda aside: aside.write_text(text))
 
 
-def read_finished(run_dir: Path) -> Finished | None:
+def read_finished(run_dir: Path) -> FinishedRun | None:
     """How a run ended; None where it has not.
 
     Raises:
@@ -48,12 +48,12 @@ def read_finished(run_dir: Path) -> Finished | None:
     if not path.is_file():
         return None
     try:
-        return Finished(**json.loads(path.read_text()))
+        return FinishedRun(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and the run goes on where it stands") from error
 
 
-def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> Finished | None:
+def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
     """How a run ended that has nothing left to do; None where there is something, and nothing speaks against it.
 
     Args:
@@ -68,7 +68,7 @@ def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, re
     finished = read_finished(run_dir)
     if finished is None:
         return None
-    differing = differences(finished.identity, identity)
+    differing = find_identity_differences(finished.identity, identity)
     if differing:
         raise CheckpointError(
             f"{run_dir} holds another run, which is complete ({'; '.join(differing)}); use the same options, or start "

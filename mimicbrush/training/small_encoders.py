@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mimicbrush.models.components import LATENT_CHANNELS, small_depth_estimator
-from mimicbrush.models.encoders import encoder_pixels, normalise
+from mimicbrush.models.encoders import encoder_pixels, normalise_pixels
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD
 
@@ -106,7 +106,7 @@ def train_depth_estimator(depths: Depths, schedule: Schedule, seed: int) -> nn.M
         pixels, depth = next(depths)
         size = estimator.config.backbone_config.image_size
         unit = F.interpolate((pixels + 1) / 2, (size, size), mode="bicubic")
-        found = estimator(normalise(unit, IMAGENET_MEAN, IMAGENET_STD)).predicted_depth[:, None]
+        found = estimator(normalise_pixels(unit, IMAGENET_MEAN, IMAGENET_STD)).predicted_depth[:, None]
         known = F.interpolate(depth, found.shape[-2:], mode="area")
         return (_standard(found) - _standard(known)).abs().mean()
 

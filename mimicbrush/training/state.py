@@ -58,7 +58,7 @@ class TrainingState:
         if self.average is not None:
             averaged = dict(zip(self.parameters, self.average.shadow_params, strict=True))
         for name, parameter in model.named_parameters():
-            yield name, whole(averaged.get(name, parameter.detach()))
+            yield name, gather_full_tensor(averaged.get(name, parameter.detach()))
 
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Everything as tensors on the CPU and as JSON; copies, so that the training may go on at once.
@@ -155,12 +155,12 @@ def saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Itera
 
 
 def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, keeps: bool) -> None:
-    put_together = whole(tensor)  # on all processes, also where nothing is kept: they gather together
+    put_together = gather_full_tensor(tensor)  # on all processes, also where nothing is kept: they gather together
     if keeps:
         group[name] = put_together.to("cpu", copy=True)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that may be sharded, put together; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -21,24 +21,24 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
-from mimicbrush.data.batch import UndrawnBatch
+from mimicbrush.data.batch import DecodedBatch
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.training.checkpoints import CheckpointSaver
-from mimicbrush.training.export import Weights
-from mimicbrush.training.guards import BadSamples, Later, StopRequests
-from mimicbrush.training.metrics import Meters, finite_or_none, gradient_norms, known, tracker_ids
-from mimicbrush.training.noise import Draws
-from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.export import ExportWeights
+from mimicbrush.training.guards import AsyncScalars, BadSamples, StopRequests
+from mimicbrush.training.metrics import TrainingMetrics, finite_only, finite_or_none, gradient_norms, tracker_ids
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.state import TrainingState, whole
+from mimicbrush.training.state import TrainingState, gather_full_tensor
 from mimicbrush.types import TrainBatch
 
 #: (first step, last step) -> the micro-batches of these steps, for this rank.
-Loader = Callable[[int, int], Iterable[TrainBatch | UndrawnBatch]]
+Loader = Callable[[int, int], Iterable[TrainBatch | DecodedBatch]]
 
 
 @dataclass(frozen=True)
-class Outside:
+class TrainingHooks:
     """What the loop asks for but does not know, handed in by assembly. Every process calls all of it.
 
     Weights are all of the trainee's, the trained ones averaged; every process must take all of them.
@@ -52,8 +52,8 @@ class Outside:
         best: the largest value before.
     """
 
-    export_pipeline: Callable[[Weights, Path], None]
-    evaluate: Callable[[Weights, int], dict[str, float]] | None = None
+    export_pipeline: Callable[[ExportWeights, Path], None]
+    evaluate: Callable[[ExportWeights, int], dict[str, float]] | None = None
     evaluate_every: int = 0
     measure: str = "heldout/gain_over_no_reference_db"
     best: float = -math.inf
@@ -65,7 +65,7 @@ class Outside:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """How a run ended.
 
     Attributes:
@@ -82,19 +82,19 @@ class Outcome:
 
 
 def train(
-    trainee: Trainee,
+    trainee: MimicBrushModel,
     encoders: FrozenEncoders,
     noise_scheduler: DDIMScheduler,
     loader: Loader,
-    outside: Outside,
+    outside: TrainingHooks,
     options: TrainOptions,
-    meters: Meters,
+    meters: TrainingMetrics,
     bad_samples: BadSamples,
     accelerator: Accelerator,
     run_dir: Path,
     identity: dict[str, Any],
     resume_from: Path | None = None,
-) -> Outcome:
+) -> TrainingResult:
     """Train until `max_steps`, `max_minutes` or a signal, resume if asked to, and leave a pipeline folder.
 
     Args:
@@ -178,7 +178,7 @@ def train(
     latent_side = trainee.unet.config.sample_size
     latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
     num_timesteps = noise_scheduler.config.num_train_timesteps
-    verdict: Later | None = None  # on the step before: was it skipped, did a signal come, is the time over
+    verdict: AsyncScalars | None = None  # on the step before: was it skipped, did a signal come, is the time over
     ended_by, is_late = 0, bool(stop.ask(device)[1] > 0)
 
     def settle() -> None:
@@ -211,7 +211,7 @@ def train(
                     batch = next(batches)
                 faults += batch.faults
                 with accelerator.accumulate(model):
-                    draws = Draws.for_keys(
+                    draws = NoiseSample.for_keys(
                         batch.key,
                         latent_shape,
                         num_timesteps=num_timesteps,
@@ -248,8 +248,8 @@ def train(
             adam.__dict__.update(grad_scale=None, found_inf=is_bad.float())  # as torch.amp.GradScaler does it
             optimizer.step()
             optimizer.zero_grad()
-            meters.end_step(~whole(is_bad))
-            verdict = Later(torch.cat([whole(is_bad).float().view(1), stop.ask(device)]))
+            meters.end_step(~gather_full_tensor(is_bad))
+            verdict = AsyncScalars(torch.cat([gather_full_tensor(is_bad).float().view(1), stop.ask(device)]))
             state.step += 1
             progress.update()
             if device.type != "cuda":
@@ -261,7 +261,7 @@ def train(
                 settle()
                 figures = meters.read(options.total_batch_size, accelerator.num_processes, _summing(accelerator))
                 all_faults = gather_object(faults)
-                figures |= {name: float(whole(norm)) for name, norm in norms.items()}
+                figures |= {name: float(gather_full_tensor(norm)) for name, norm in norms.items()}
                 figures |= {
                     "learning_rate": schedule.get_last_lr()[0],
                     "bad_samples": len(all_faults),
@@ -271,7 +271,7 @@ def train(
                 if log is not None:
                     say_if_refused(partial(log.append, {"step": state.step, **finite_or_none(figures)}))
                     say_if_refused(partial(bad_samples.write, all_faults))
-                accelerator.log(known(figures), step=state.step)
+                accelerator.log(finite_only(figures), step=state.step)
                 progress.set_postfix(_in_short(figures))
                 bad_samples.count(all_faults, (state.step - logged_step) * options.total_batch_size)
                 faults.clear()
@@ -295,11 +295,15 @@ def train(
         if not ended_by:
             outside.export_pipeline(state.weights(trainee), run_dir / "pipeline")
         accelerator.wait_for_everyone()
-    return Outcome(state.step, {**figures, **heldout}, time.monotonic() - started, ended_by)
+    return TrainingResult(state.step, {**figures, **heldout}, time.monotonic() - started, ended_by)
 
 
 def _evaluate(
-    outside: Outside, state: TrainingState, trainee: Trainee, accelerator: Accelerator, meters: Meters
+    outside: TrainingHooks,
+    state: TrainingState,
+    trainee: MimicBrushModel,
+    accelerator: Accelerator,
+    meters: TrainingMetrics,
 ) -> dict[str, float]:
     """Measure the averaged weights on held-out pairs."""
     assert outside.evaluate is not None
@@ -312,9 +316,9 @@ def _evaluate(
 
 
 def _export_best(
-    outside: Outside,
+    outside: TrainingHooks,
     state: TrainingState,
-    trainee: Trainee,
+    trainee: MimicBrushModel,
     accelerator: Accelerator,
     run_dir: Path,
     found: dict[str, float],

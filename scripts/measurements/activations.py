@@ -37,7 +37,7 @@ class MemorySetting:
     Attributes:
         peer: those of `peers.common_training` instead of ours.
         options: of ours, those of `TrainOptions` that are about speed; of the peer, `activation_checkpointing`.
-        size_px, block_out_channels: see `random_parts`.
+        size_px, block_out_channels: see `random_components`.
     """
 
     peer: bool = False
@@ -49,16 +49,16 @@ class MemorySetting:
         """The networks, without memory."""
         from peers.common_training import CommonTrainee
 
-        from mimicbrush.models.components import random_parts
-        from mimicbrush.training.objective import Trainee
+        from mimicbrush.models.components import random_components
+        from mimicbrush.training.objective import MimicBrushModel
         from mimicbrush.training.options import TrainOptions
         from mimicbrush.training.performance import apply_speedups
 
         with torch.device("meta"):
-            parts = random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels)
+            parts = random_components(size_px=self.size_px, block_out_channels=self.block_out_channels)
         if self.peer:
             return CommonTrainee(parts, self.size_px, self.options.get("activation_checkpointing", False)).train()
-        trainee = Trainee(
+        trainee = MimicBrushModel(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
         apply_speedups(trainee, TrainOptions(**self.options), channels_last=False)

@@ -30,11 +30,11 @@ def read_block_sides(side: int, width: int, device: str = "cpu") -> tuple[Side, 
     from diffusers.models.attention_processor import Attention
     from peers.released_algorithm import ThreeAttentions
 
-    from mimicbrush.models.reference_attention import ReadReference
+    from mimicbrush.models.reference_attention import ReferenceReadProcessor
     from mimicbrush.types import ReferenceStates
 
     torch.manual_seed(0)
-    ours, peer = ReadReference("layer", blend=0.5), ThreeAttentions("layer")
+    ours, peer = ReferenceReadProcessor("layer", blend=0.5), ThreeAttentions("layer")
     with torch.device(device):
         layer = Attention(width, heads=8, dim_head=width // 8).eval()
         own, feature = torch.randn(2, side * side, width), torch.randn(1, side * side, width)
@@ -74,12 +74,12 @@ class EditSetting:
         import torch
         from peers.released_algorithm import ReleasedAlgorithm
 
-        from mimicbrush.models.components import random_parts
+        from mimicbrush.models.components import random_components
         from mimicbrush.ops.canvas import to_tensor
 
         torch.manual_seed(0)
         with torch.device(self.device):
-            parts = vars(random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels))
+            parts = vars(random_components(size_px=self.size_px, block_out_channels=self.block_out_channels))
         dtype = getattr(torch, self.dtype)
         pipe = _released_conventions(
             {name: torch.nn.Module.to(part, dtype) for name, part in parts.items()}, reference_timestep
@@ -151,13 +151,13 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     import torch
     from peers.released_algorithm import ReleasedAlgorithm
 
-    from mimicbrush.models.components import random_parts
+    from mimicbrush.models.components import random_components
     from mimicbrush.models.encoders import decode_latents
     from mimicbrush.models.reference_attention import project_context
     from mimicbrush.types import ReferenceStates
 
     with torch.device("meta"):
-        pipe = _released_conventions(vars(random_parts()), "current")
+        pipe = _released_conventions(vars(random_components()), "current")
         pixels, mask = torch.empty(1, 3, pipe.size_px, pipe.size_px), torch.empty(1, 1, pipe.size_px, pipe.size_px)
         latents = torch.empty(1, 4, pipe.size_px // 8, pipe.size_px // 8)
     timestep = torch.tensor(1)

@@ -165,7 +165,7 @@ def scaling(clips: Path, folder: Path) -> Iterator[tuple[int, float]]:
     """(workers, seconds) of mining the same clips with one and with two workers; the same bytes are asserted."""
     from mimicbrush.mining.executors import Resources
     from mimicbrush.mining.options import MiningOptions
-    from mimicbrush.mining.run import mine
+    from mimicbrush.mining.run import mine_folder
 
     for clip in list(clips.iterdir()):  # an even number of shards
         shutil.copy(clip, clip.with_stem(clip.stem + "-again"))
@@ -173,7 +173,9 @@ def scaling(clips: Path, folder: Path) -> Iterator[tuple[int, float]]:
     for workers in (1, 2):
         output = folder / f"mined{workers}"
         start = time.perf_counter()
-        mine(clips, output, MiningOptions(inputs_per_shard=1), resources=Resources(workers=workers), progress=False)
+        mine_folder(
+            clips, output, MiningOptions(inputs_per_shard=1), resources=Resources(workers=workers), progress=False
+        )
         yield workers, time.perf_counter() - start
         shards.append([path.read_bytes() for path in sorted((output / "shards").iterdir())])
     assert shards[0] == shards[1], "other bytes with two workers"

@@ -18,7 +18,7 @@ from measurements.harness import Case, Side
 if TYPE_CHECKING:
     from mimicbrush.data.options import DataOptions
     from mimicbrush.data.pair import Pair
-    from mimicbrush.data.transforms import ViewMaker, Views
+    from mimicbrush.data.transforms import SampleTransform, SampleViews
 
 ROOT = Path(__file__).parents[2]
 #: Clips of 1280 x 720 px; where they are absent, clips of the same size are rendered.
@@ -60,9 +60,9 @@ def mined_folder(clips: Path, output: Path) -> Path:
     """Mine with the defaults."""
     from mimicbrush.mining.executors import Resources
     from mimicbrush.mining.options import MiningOptions
-    from mimicbrush.mining.run import mine
+    from mimicbrush.mining.run import mine_folder
 
-    mine(clips, output, MiningOptions(), resources=Resources(workers=os.cpu_count() or 1), progress=False)
+    mine_folder(clips, output, MiningOptions(), resources=Resources(workers=os.cpu_count() or 1), progress=False)
     return output
 
 
@@ -92,10 +92,10 @@ def side(mined: Path, size_px: int, items: int, frames: Frames | None = None) ->
     """
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.options import DataOptions
-    from mimicbrush.data.pair_sources import load_sources
+    from mimicbrush.data.pair_sources import load_pair_sources
 
     options = DataOptions(root=str(mined), video_ratio=1.0, heldout_ratio=0.0)
-    dataset = PairDataset(load_sources(options), size_px, options, seed=0)
+    dataset = PairDataset(load_pair_sources(options), size_px, options, seed=0)
     if frames is not None:
         dataset.make = online_view_maker(size_px, options, frames)
 
@@ -106,12 +106,12 @@ def side(mined: Path, size_px: int, items: int, frames: Frames | None = None) ->
     return make
 
 
-def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> ViewMaker:
+def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> SampleTransform:
     """Finds the matches of a pair anew for every sample, as the miner does, and goes on as ours does."""
     import cv2
 
     from mimicbrush.data.pair import Pair
-    from mimicbrush.data.transforms import ViewMaker
+    from mimicbrush.data.transforms import SampleTransform
 
     @dataclass(frozen=True)
     class Held(Pair):
@@ -127,8 +127,8 @@ def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> Vie
             height, width = (-(-length // reduce) for length in self.size_px)
             return cv2.resize(self.pictures[span], (width, height), interpolation=cv2.INTER_AREA)
 
-    class Online(ViewMaker):
-        def __call__(self, pair: Pair, rng: np.random.Generator) -> Views:
+    class Online(SampleTransform):
+        def __call__(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
             a, b = frames(pair)
             values = {each.name: getattr(pair, each.name) for each in fields(pair)}
             values["a_points"], values["b_points"] = online_matches(a, b)
@@ -203,13 +203,13 @@ def with_matches_of_the_jpegs(mined: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mimicbrush.data.manifest import INDEX_NAME, manifest_parts, read_manifest, write_index
+    from mimicbrush.data.manifest import INDEX_NAME, list_manifest_parts, read_manifest, write_index
     from mimicbrush.data.schema import pack_points
 
     copy = mined.with_name(mined.name + "-rematched")
     shutil.copytree(mined, copy)
     found = {pair.pair_id: online_matches(*frames_of_jpegs(pair)) for pair in read_manifest(mined)}
-    for part in manifest_parts(copy):
+    for part in list_manifest_parts(copy):
         table = pq.read_table(part)
         ids = table["pair_id"].to_pylist()
         for number, name in enumerate(("a_points", "b_points")):

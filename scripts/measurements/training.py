@@ -16,12 +16,12 @@ def dropped_references() -> list[Case]:
     import torch.nn.functional as F
     from diffusers.models.attention_processor import Attention
 
-    from mimicbrush.models.reference_attention import ReadReference
+    from mimicbrush.models.reference_attention import ReferenceReadProcessor
     from mimicbrush.types import ReferenceStates
 
     torch.manual_seed(0)
     batch, tokens, width, heads = 4, 1024, 128, 8
-    layer = Attention(width, heads=heads, dim_head=width // heads, processor=ReadReference("layer", blend=1.0))
+    layer = Attention(width, heads=heads, dim_head=width // heads, processor=ReferenceReadProcessor("layer", blend=1.0))
     own, feature = torch.randn(2, batch, tokens, width).unbind(0)
     keep = torch.tensor([True, False, True, True])
     states = ReferenceStates({"layer": feature}, keep=keep)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
     from peers.common_training import CommonTraining
 
-    from mimicbrush.models.components import Parts
-    from mimicbrush.training.noise import Draws
-    from mimicbrush.training.objective import Conditions, FrozenEncoders, Trainee
+    from mimicbrush.models.components import Components
+    from mimicbrush.training.noise import NoiseSample
+    from mimicbrush.training.objective import Conditions, FrozenEncoders, MimicBrushModel
     from mimicbrush.types import TrainBatch
 
 LEARNING_RATE, MAX_GRAD_NORM, EMA_DECAY = 1e-5, 1.0, 0.9999
@@ -27,7 +27,7 @@ FULL_SIZE_PX, FULL_WIDTHS = 512, (320, 640, 1280, 1280)
 class OurTraining:
     """A step as `training.loop.train` makes it, without loader, logs and checkpoints."""
 
-    def __init__(self, trainee: Trainee, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
+    def __init__(self, trainee: MimicBrushModel, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
         import torch
         from diffusers.training_utils import EMAModel
 
@@ -41,11 +41,11 @@ class OurTraining:
             self.adam = torch.optim.Adam(self.trained.values(), lr=LEARNING_RATE, fused=True)
             self.average = EMAModel(self.trained.values(), decay=EMA_DECAY, foreach=True)
 
-    def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
+    def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
         """Pixels -> conditions."""
         return self.encoders.encode(batch, draws)
 
-    def loss_and_gradients(self, batch: TrainBatch, draws: Draws) -> torch.Tensor:
+    def loss_and_gradients(self, batch: TrainBatch, draws: NoiseSample) -> torch.Tensor:
         """() loss; the gradients are where the optimizer looks for them."""
         import torch
 
@@ -58,7 +58,7 @@ class OurTraining:
         loss.backward()
         return loss.detach()
 
-    def step(self, batch: TrainBatch, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, batch: TrainBatch, draws: NoiseSample) -> tuple[torch.Tensor, torch.Tensor]:
         """A step: loss, and the norm of the gradients."""
         from torch import nn
 
@@ -80,7 +80,7 @@ class StepSetting:
     """A training step on random weights and pictures, ours and the peer's. Built twice, it is the same.
 
     Attributes:
-        size_px, block_out_channels: of the model, see `random_parts`.
+        size_px, block_out_channels: of the model, see `random_components`.
         batch_size: samples. One of eight has no reference, every other one no depth map (paper: 10 % and 50 %).
         device: "meta" to count only.
         half: mixed precision and encoders in bfloat16.
@@ -94,11 +94,11 @@ class StepSetting:
     half: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def inputs(self) -> tuple[TrainBatch, Draws]:
+    def inputs(self) -> tuple[TrainBatch, NoiseSample]:
         """Batch and draws on the CPU, as the loader gives them."""
         import torch
 
-        from mimicbrush.training.noise import Draws
+        from mimicbrush.training.noise import NoiseSample
         from mimicbrush.types import TrainBatch
 
         numbers = torch.Generator().manual_seed(0)
@@ -107,7 +107,7 @@ class StepSetting:
         mask = (torch.rand(self.batch_size, 1, *shape[-2:], generator=numbers) > 0.5).float()
         keys = torch.arange(self.batch_size)
         side = self.size_px // 8
-        draws = Draws.for_keys(
+        draws = NoiseSample.for_keys(
             keys, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.0, depth_drop_ratio=0.0
         )
         keep_reference, keep_depth = keys % 8 != 1, keys % 2 == 0
@@ -120,15 +120,15 @@ class StepSetting:
         )
         return TrainBatch(*pictures, mask, keys, keys), draws
 
-    def networks(self) -> Parts:
+    def networks(self) -> Components:
         """All parts, on the device, the frozen ones in the type that they run in."""
         import torch
 
-        from mimicbrush.models.components import random_parts
+        from mimicbrush.models.components import random_components
 
         torch.manual_seed(0)
         with torch.device(self.device):
-            parts = random_parts(size_px=self.size_px, block_out_channels=self.block_out_channels)
+            parts = random_components(size_px=self.size_px, block_out_channels=self.block_out_channels)
         for part in (parts.vae, parts.image_encoder, parts.depth_estimator):
             torch.nn.Module.to(part, self.autocast or torch.float32).requires_grad_(False).eval()
         return parts
@@ -145,12 +145,12 @@ class StepSetting:
         import torch
 
         from mimicbrush.models.options import ModelOptions
-        from mimicbrush.training.objective import FrozenEncoders, Trainee
+        from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
         from mimicbrush.training.options import TrainOptions
         from mimicbrush.training.performance import apply_speedups
 
         parts, device = self.networks(), torch.device(self.device)
-        trainee = Trainee(
+        trainee = MimicBrushModel(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
         apply_speedups(trainee, TrainOptions(**self.options), channels_last=device.type == "cuda")

@@ -26,14 +26,14 @@ from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from mimicbrush.models.attention import PlainAttention
-from mimicbrush.models.components import Parts
+from mimicbrush.models.attention import PlainAttentionProcessor
+from mimicbrush.models.components import Components
 from mimicbrush.models.encoders import encode_latents, estimate_depth
 from mimicbrush.models.reference_attention import attention_paths, reference_paths
 from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.ops.canvas import blank
+from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.ops.pillow_resize import resize_like_pillow
-from mimicbrush.training.noise import Draws
+from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import Conditions, Prediction
 from mimicbrush.types import TrainBatch
 
@@ -80,7 +80,7 @@ class CommonTrainee(nn.Module):
         activation_checkpointing: of both U-Nets.
     """
 
-    def __init__(self, parts: Parts, size_px: int, activation_checkpointing: bool = True) -> None:
+    def __init__(self, parts: Components, size_px: int, activation_checkpointing: bool = True) -> None:
         super().__init__()
         assert parts.reference_unet is not None
         self.unet: UNet2DConditionModel = parts.unet
@@ -90,7 +90,7 @@ class CommonTrainee(nn.Module):
         reading = reference_paths(self.unet)
         self.unet.set_attn_processor(
             {
-                f"{path}.processor": ReadBank(path) if path in reading else PlainAttention(path)
+                f"{path}.processor": ReadBank(path) if path in reading else PlainAttentionProcessor(path)
                 for path in attention_paths(self.unet)
             }
         )
@@ -133,7 +133,7 @@ class CommonTraining:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: Components,
         size_px: int,
         noise_scheduler: DDIMScheduler,
         *,
@@ -151,9 +151,9 @@ class CommonTraining:
             self.average = EMAModel(self.trainee.parameters(), decay=ema_decay)
 
     @torch.no_grad()
-    def encode(self, batch: TrainBatch, draws: Draws) -> Conditions:
+    def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
         """Pixels -> conditions, with drops by all-zero pixels and an all-zero depth map."""
-        pictures = (batch.source, blank(batch.source, batch.mask), batch.reference)
+        pictures = (batch.source, blank_mask(batch.source, batch.mask), batch.reference)
         source, hole, reference = (
             encode_latents(self.vae, pixels, noise).float()
             for pixels, noise in zip(pictures, draws.posteriors, strict=True)
@@ -172,7 +172,7 @@ class CommonTraining:
     def _image_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.image_encoder(pixels.to(self.image_encoder.dtype), output_hidden_states=True).hidden_states[-2]
 
-    def loss_and_gradients(self, batch: TrainBatch, draws: Draws) -> torch.Tensor:
+    def loss_and_gradients(self, batch: TrainBatch, draws: NoiseSample) -> torch.Tensor:
         """() loss; the gradients are where the optimizer looks for them."""
         conditions = self.encode(batch, draws)
         device = batch.source.device.type
@@ -183,7 +183,7 @@ class CommonTraining:
         loss.backward()
         return loss.detach()
 
-    def step(self, batch: TrainBatch, draws: Draws) -> tuple[float, torch.Tensor]:
+    def step(self, batch: TrainBatch, draws: NoiseSample) -> tuple[float, torch.Tensor]:
         """A step: loss, and the norm of the gradients."""
         assert self.optimizer is not None
         loss = self.loss_and_gradients(batch, draws)

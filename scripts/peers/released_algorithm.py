@@ -16,8 +16,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 
-from mimicbrush.models.attention import PlainAttention
-from mimicbrush.models.encoders import estimate_depth, no_depth
+from mimicbrush.models.attention import PlainAttentionProcessor
+from mimicbrush.models.encoders import estimate_depth, make_no_depth_map
 from mimicbrush.models.reference_attention import attention_paths, reference_paths
 from mimicbrush.ops.canvas import to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -73,7 +73,7 @@ class ReleasedAlgorithm:
         reading = reference_paths(self.unet)
         self.unet.set_attn_processor(
             {
-                f"{path}.processor": ThreeAttentions(path) if path in reading else PlainAttention(path)
+                f"{path}.processor": ThreeAttentions(path) if path in reading else PlainAttentionProcessor(path)
                 for path in attention_paths(self.unet)
             }
         )
@@ -129,7 +129,7 @@ class ReleasedAlgorithm:
         if keep_shape:
             depth = estimate_depth(pipe.depth_estimator, source, pipe.config.depth_convention)
         else:
-            depth = no_depth(pipe.depth_estimator, 1, pipe.config.no_depth_convention, source.device)
+            depth = make_no_depth_map(pipe.depth_estimator, 1, pipe.config.no_depth_convention, source.device)
         return {
             "context": context,  # (2, N, D)
             "depth": pipe.depth_projector(depth, pipe.size_px).repeat(2, 1, 1, 1),

@@ -22,9 +22,9 @@ from browser import page_of
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.app.editing_service import Asked, EditingPage
-from mimicbrush.app.session_files import Limits, Visits
-from mimicbrush.assembly import build_parts
+from mimicbrush.app.editing_service import EditingService, EditRequest
+from mimicbrush.app.session_files import SessionFiles, VisitorLimits
+from mimicbrush.assembly import build_components
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
@@ -41,7 +41,7 @@ def server(smallest: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The page over a toy, in a process that sees gradio; its address."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not here (the extra `dev` has it)")
     folder = tmp_path_factory.mktemp("served") / "pipeline"
-    pipeline = MimicBrushPipeline(**vars(build_parts(smallest, 0)), scheduler=noise_scheduler())
+    pipeline = MimicBrushPipeline(**vars(build_components(smallest, 0)), scheduler=noise_scheduler())
     pipeline.register_to_config(default_num_inference_steps=3, default_guidance_scale=2.0)
     pipeline.save_pretrained(folder)
     command = [sys.executable, "scripts/app.py", "--model", str(folder), "--port", "0", "--max-upload-mib", "2"]
@@ -277,7 +277,7 @@ def test_other_sites_and_other_names_are_refused(server: str) -> None:
 
 
 def test_a_flood_of_cancels_leaves_those_of_others(tmp_path: Path) -> None:
-    page = EditingPage(None, "", Visits(tmp_path / "visits", Limits()))  # type: ignore[arg-type]  # nothing is edited
+    page = EditingService(None, "", SessionFiles(tmp_path / "visits", VisitorLimits()))  # type: ignore[arg-type]  # nothing is edited
     page.cancel("ann", "mine")
     for number in range(3000):
         page.cancel("bob", str(number))
@@ -305,4 +305,4 @@ CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": Fal
 )
 def test_what_the_browser_sends_is_checked(text: str, changed: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Asked.read(text, Limits(), **{**CHOICES, **changed})  # type: ignore[arg-type]
+        EditRequest.read(text, VisitorLimits(), **{**CHOICES, **changed})  # type: ignore[arg-type]

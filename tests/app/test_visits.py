@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicbrush.app.session_files import Limits, Visits
+from mimicbrush.app.session_files import SessionFiles, VisitorLimits
 from mimicbrush.errors import InputError
 
 
@@ -24,7 +24,7 @@ def written(data: bytes) -> Callable[[Path], None]:
 
 
 def test_a_file_is_for_its_visitor_alone(tmp_path: Path) -> None:
-    visits = Visits(tmp_path / "visits", Limits())
+    visits = SessionFiles(tmp_path / "visits", VisitorLimits())
     token = visits.keep("ann", ".png", written(b"a"))
     assert visits.find("ann", token).read_bytes() == b"a"
     for visitor, asked in (("bob", token), ("ann", token[:-1]), ("ann", "../" + token), ("", token)):
@@ -36,7 +36,7 @@ def test_a_file_is_for_its_visitor_alone(tmp_path: Path) -> None:
 
 def test_files_go_when_they_are_old_or_too_many(tmp_path: Path) -> None:
     clock = Clock()
-    visits = Visits(tmp_path / "visits", Limits(files=2, age_s=10), clock)
+    visits = SessionFiles(tmp_path / "visits", VisitorLimits(files=2, age_s=10), clock)
     first, second, third = (visits.keep("ann", ".png", written(b"a")) for _ in range(3))
     with pytest.raises(InputError):
         visits.find("ann", first)
@@ -49,7 +49,7 @@ def test_files_go_when_they_are_old_or_too_many(tmp_path: Path) -> None:
 
 
 def test_what_is_used_outlasts_what_is_not(tmp_path: Path) -> None:
-    visits = Visits(tmp_path / "visits", Limits(files=3))
+    visits = SessionFiles(tmp_path / "visits", VisitorLimits(files=3))
     source, unused = (visits.keep("ann", ".png", written(b"a")) for _ in range(2))
     for _ in range(5):
         visits.find("ann", source)
@@ -60,7 +60,7 @@ def test_what_is_used_outlasts_what_is_not(tmp_path: Path) -> None:
 
 
 def test_what_has_no_room_or_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    visits = Visits(tmp_path / "visits", Limits(total_bytes=10))
+    visits = SessionFiles(tmp_path / "visits", VisitorLimits(total_bytes=10))
     visits.keep("ann", ".png", written(b"12345678"))
 
     def fail(path: Path) -> None:

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from toy_data import jpeg, photograph, write_mined_folder
 
-from mimicbrush.data.batch import collate
+from mimicbrush.data.batch import collate_samples
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import PairTable, read_manifest, split_pairs
 from mimicbrush.data.options import DataOptions, MaskOptions
 from mimicbrush.data.pair import Pair, decode_jpeg
-from mimicbrush.data.pair_sources import Source, sources_by_kind
-from mimicbrush.data.schema import row
+from mimicbrush.data.pair_sources import PairSource, split_by_kind
+from mimicbrush.data.schema import manifest_row
 from mimicbrush.errors import DataError
 from mimicbrush.ops.canvas import letterbox
 from mimicbrush.ops.color_jitter import JitterRanges
@@ -33,12 +33,12 @@ def pairs(mined: Path) -> PairTable:
 
 
 def dataset_of(pairs: PairTable, size_px: int, options: DataOptions, seed: int = 0) -> PairDataset:
-    return PairDataset(sources_by_kind(pairs, options), size_px, options, seed=seed)
+    return PairDataset(split_by_kind(pairs, options), size_px, options, seed=seed)
 
 
 def test_batches_are_as_documented(pairs: PairTable) -> None:
     dataset = dataset_of(pairs, 32, DataOptions(), seed=1)
-    batch = collate([dataset[n] for n in range(20)])
+    batch = collate_samples([dataset[n] for n in range(20)])
     assert batch.source.shape == batch.reference.shape == (20, 3, 32, 32)
     assert batch.mask.shape == (20, 1, 32, 32) and set(batch.mask.unique().tolist()) == {0.0, 1.0}
     assert batch.source.min() >= -1 and batch.source.max() <= 1
@@ -70,7 +70,7 @@ def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, hei
                 points, points, 0.5, None, (-1, -1), np.zeros(0, int), np.zeros(0))  # fmt: skip
     mask = MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0)
     options = DataOptions(video_ratio=1.0, jitter=JitterRanges(0, 0, 0, 0), mask=mask)
-    dataset = PairDataset([Source("v", [pair], 1.0)], 64, options, seed=0)
+    dataset = PairDataset([PairSource("v", [pair], 1.0)], 64, options, seed=0)
     assert dataset.make(pair, np.random.default_rng(0)).source.pixels.shape[1] < width / 2
     found = []
     for n in range(40):
@@ -147,7 +147,7 @@ def test_manifests_that_cannot_be_trusted(tmp_path: Path, pairs: PairTable) -> N
     with pytest.raises(DataError, match="outside"):
         read_manifest(root)[0]
     with pytest.raises(KeyError, match="not in the manifest schema"):
-        row(misspelt=1)
+        manifest_row(misspelt=1)
 
 
 def test_splits_are_disjoint_complete_and_by_source(pairs: PairTable) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from toy_data import write_mined_folder
 
-from mimicbrush.data.batch import UndrawnBatch
+from mimicbrush.data.batch import DecodedBatch
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.loader import load_batches
 from mimicbrush.data.manifest import INDEX_NAME, read_manifest, write_index
 from mimicbrush.data.options import DataOptions
-from mimicbrush.data.pair_sources import load_sources
+from mimicbrush.data.pair_sources import load_pair_sources
 from mimicbrush.data.sampler import RankBatches
 from mimicbrush.errors import DataError
 from mimicbrush.types import TrainBatch
@@ -31,7 +31,7 @@ _TENSORS = ("source", "reference", "mask", "key", "index")
 
 def dataset_in(root: Path, size_px: int = 32, seed: int = 1, **choices: Any) -> PairDataset:
     options = DataOptions(root=str(root), heldout_ratio=0.0, **choices)
-    return PairDataset(load_sources(options), size_px, options, seed=seed)
+    return PairDataset(load_pair_sources(options), size_px, options, seed=seed)
 
 
 def rows(batches: Iterable[TrainBatch]) -> list[tuple[bytes, ...]]:
@@ -160,7 +160,7 @@ def test_drawing_on_the_device_gives_the_same_samples(mined: Path, workers: int)
     batches = RankBatches(0, 2, TOTAL)
     here = list(load_batches(dataset_in(mined, 64), batches, num_workers=0))
     undrawn = list(load_batches(dataset_in(mined, 64, augment_on="device"), batches, num_workers=workers))
-    assert all(isinstance(batch, UndrawnBatch) and batch.pictures.dtype == torch.uint8 for batch in undrawn)
+    assert all(isinstance(batch, DecodedBatch) and batch.pictures.dtype == torch.uint8 for batch in undrawn)
     for cpu, device in zip(here, (batch.to(torch.device("cpu")) for batch in undrawn), strict=True):
         assert isinstance(device, TrainBatch)
         for name in ("mask", "key", "index"):

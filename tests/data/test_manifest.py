@@ -15,7 +15,7 @@ from toy_data import write_mined_folder
 from mimicbrush.data.manifest import (
     INDEX_NAME,
     PairTable,
-    index_fault,
+    find_index_fault,
     index_is_current,
     read_manifest,
     read_rows,
@@ -23,7 +23,7 @@ from mimicbrush.data.manifest import (
     write_index,
 )
 from mimicbrush.data.pair import Pair, decode_jpeg
-from mimicbrush.data.schema import MAX_POINT_SIDE_PX, SCHEMA, pack_points, row, unpack_points
+from mimicbrush.data.schema import MAX_POINT_SIDE_PX, SCHEMA, manifest_row, pack_points, unpack_points
 from mimicbrush.errors import DataError
 
 
@@ -80,13 +80,13 @@ def test_a_damaged_index_is_said_or_passed_over_wherever_the_bit_is(root: Path) 
     damaged = bytearray(whole)
     damaged[-footer] ^= 0x80  # where the footer's tables begin
     index.write_bytes(damaged)
-    assert index_fault(root) == "it is damaged, or was made of other parts"
+    assert find_index_fault(root) == "it is damaged, or was made of other parts"
     assert read_manifest(root).digest() == expected
     for place in range(1, footer, 7):
         damaged = bytearray(whole)
         damaged[-place] ^= 0xFF
         index.write_bytes(damaged)
-        if not index_fault(root):
+        if not find_index_fault(root):
             assert read_manifest(root).digest() == expected
 
 
@@ -119,11 +119,11 @@ def test_parts_without_their_marker_do_not_count(root: Path) -> None:
 def test_the_second_file_of_one_content_is_one_duplicate(cuts: list[int], tmp_path: Path) -> None:
     def pair(path: str, source_hash: str, number: int) -> dict[str, object]:
         common = {"status": "pair", "kind": "video", "store": "mined", "file": "shards/x.tar", "ssim": 0.5}
-        return row(source_path=path, source_hash=source_hash, pair_id=f"{source_hash[:16]}-{number}", **common)
+        return manifest_row(source_path=path, source_hash=source_hash, pair_id=f"{source_hash[:16]}-{number}", **common)
 
     one, two = "1" * 64, "2" * 64
     rows = [pair("a", one, 0), pair("a", one, 1), pair("b", two, 0), pair("c", one, 0), pair("c", one, 1)]
-    rows += [row(status="quarantined", reason="empty", source_path=path) for path in "de"]
+    rows += [manifest_row(status="quarantined", reason="empty", source_path=path) for path in "de"]
     (tmp_path / "manifest").mkdir()
     for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
         part = pa.Table.from_pylist(rows[start:stop], SCHEMA)

@@ -14,9 +14,9 @@ from PIL import Image
 from mimicbrush.ops.similarity import (
     LIKELY_AGREEMENT,
     NEAR_DUPLICATE_SSIM,
-    agreement,
     highest_ssim,
-    signature,
+    phase_signature,
+    signature_agreement,
 )
 
 FOLDER = Path(__file__).parents[2] / "data_manifests"
@@ -114,8 +114,8 @@ def test_the_duplicates_that_the_dataset_itself_names_are_found(pictures: Path, 
     """One is shifted, the other mirrored, so plain SSIM would find neither."""
     assert pictures_ssim(pictures / a, pictures / b) > NEAR_DUPLICATE_SSIM
     one, two = (np.asarray(Image.open(pictures / name).convert("RGB")) for name in (a, b))
-    others = np.stack([signature(image) for image in (two, two[:, ::-1])])
-    assert agreement(signature(one), others).max() > 1.5 * LIKELY_AGREEMENT
+    others = np.stack([phase_signature(image) for image in (two, two[:, ::-1])])
+    assert signature_agreement(phase_signature(one), others).max() > 1.5 * LIKELY_AGREEMENT
 
 
 def test_no_pair_is_a_near_duplicate(pairs: list[dict[str, Any]], pictures: Path) -> None:

@@ -9,7 +9,7 @@ from toy_data import write_mined_folder
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.data.options import DataOptions, SourceOptions
-from mimicbrush.data.pair_sources import load_sources, sources_by_kind
+from mimicbrush.data.pair_sources import load_pair_sources, split_by_kind
 from mimicbrush.errors import DataError, InputError
 
 
@@ -25,7 +25,7 @@ def test_any_number_of_sources_keep_their_weights(mined: Path, other: Path) -> N
         "more": SourceOptions(str(other), "video", 5),
     }
     options = DataOptions(sources=named, heldout_ratio=0.0)
-    sources = load_sources(options)
+    sources = load_pair_sources(options)
     assert [(each.name, len(each.pairs), each.weight) for each in sources] == [
         ("clips", 12, 2), ("photographs", 4, 1), ("more", 8, 5)]  # fmt: skip
     dataset = PairDataset(sources, 16, options, seed=0)
@@ -37,7 +37,7 @@ def test_the_simple_form_is_two_sources(mined: Path) -> None:
     simple = DataOptions(root=str(mined), video_ratio=0.75)
     named = {"v": SourceOptions(str(mined), "video", 0.75), "i": SourceOptions(str(mined), "image", 0.25)}
     one, two = (
-        PairDataset(load_sources(options), 16, options, seed=3) for options in (simple, DataOptions(sources=named))
+        PairDataset(load_pair_sources(options), 16, options, seed=3) for options in (simple, DataOptions(sources=named))
     )
     for number in range(8):
         assert one[number].source.tobytes() == two[number].source.tobytes()
@@ -45,10 +45,10 @@ def test_the_simple_form_is_two_sources(mined: Path) -> None:
 
 def test_heldout_sources_and_other_ssim_stay_out(mined: Path) -> None:
     everything = DataOptions(root=str(mined), heldout_ratio=0.0)
-    assert sum(len(source.pairs) for source in load_sources(everything)) == 16
-    assert sum(len(source.pairs) for source in load_sources(DataOptions(root=str(mined)))) == 8
+    assert sum(len(source.pairs) for source in load_pair_sources(everything)) == 16
+    assert sum(len(source.pairs) for source in load_pair_sources(DataOptions(root=str(mined)))) == 8
     with pytest.warns(UserWarning, match="no video pairs: all samples come from image"):
-        (images,) = load_sources(DataOptions(root=str(mined), max_ssim=0.4))
+        (images,) = load_pair_sources(DataOptions(root=str(mined), max_ssim=0.4))
     assert images.name == "image"  # SSIM is of videos; theirs is 0.5
 
 
@@ -56,15 +56,15 @@ def test_one_kind_absent_is_said(mined: Path) -> None:
     pairs = read_manifest(mined)
     videos = pairs.where(pairs.column("kind") == "video")
     with pytest.warns(UserWarning, match="no image pairs: all samples come from video"):
-        (source,) = sources_by_kind(videos, DataOptions())
+        (source,) = split_by_kind(videos, DataOptions())
     assert source.name == "video"
     with pytest.raises(DataError, match="no pair to train on: 0 were given"):
-        sources_by_kind(pairs[:0], DataOptions())
+        split_by_kind(pairs[:0], DataOptions())
 
 
 def test_a_source_without_pairs_is_named(other: Path) -> None:
     with pytest.raises(DataError, match=r"data\.sources\.sa1b: of \d pairs in .* none is of kind image"):
-        load_sources(DataOptions(sources={"sa1b": SourceOptions(str(other), "image")}))
+        load_pair_sources(DataOptions(sources={"sa1b": SourceOptions(str(other), "image")}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from mimicbrush.data.manifest import PairTable, read_manifest
 from mimicbrush.data.options import IMAGE_STRATEGIES, VIDEO_STRATEGIES, DataOptions, MaskOptions, SegmentOptions
 from mimicbrush.data.pair import Pair
-from mimicbrush.data.transforms import ViewMaker
+from mimicbrush.data.transforms import SampleTransform
 from mimicbrush.errors import InputError
 from mimicbrush.ops.geometry import GeometryRanges
 
@@ -28,7 +28,7 @@ def of_kind(pairs: PairTable, kind: str) -> Pair:
 
 
 def masks_of(pair: Pair, mask: MaskOptions, count: int, geometry: GeometryRanges | None = None) -> list[np.ndarray]:
-    make = ViewMaker(64, DataOptions(mask=mask, geometry=geometry or GeometryRanges()))
+    make = SampleTransform(64, DataOptions(mask=mask, geometry=geometry or GeometryRanges()))
     return [make(pair, np.random.default_rng(seed)).mask for seed in range(count)]
 
 
@@ -47,7 +47,7 @@ def test_every_strategy_masks_photographs_neither_wholly_nor_not_at_all(pairs: P
 def test_the_strategy_changes_the_mask_alone(pairs: PairTable) -> None:
     pair = of_kind(pairs, "video")
     made = [
-        ViewMaker(64, DataOptions(mask=MaskOptions(strategy=strategy)))(pair, np.random.default_rng(0))
+        SampleTransform(64, DataOptions(mask=MaskOptions(strategy=strategy)))(pair, np.random.default_rng(0))
         for strategy in VIDEO_STRATEGIES
     ]
     assert all(np.array_equal(views.source.matrix, made[0].source.matrix) for views in made)

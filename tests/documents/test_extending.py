@@ -15,14 +15,14 @@ from toy_data import photograph
 from toy_run import forget_accelerate, metrics, train, train_with
 from transformers import SiglipVisionModel
 
-from mimicbrush.data.custom_masks import draw_own_mask
+from mimicbrush.data.custom_masks import sample_custom_mask
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.data.options import DataOptions, MaskOptions
-from mimicbrush.data.transforms import ViewMaker
+from mimicbrush.data.transforms import SampleTransform
 from mimicbrush.errors import InputError
 from mimicbrush.models import options as model_options
 from mimicbrush.models import token_encoders
-from mimicbrush.pipelines.loading import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "EXTENDING.md"
 MASKS, ENCODER = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
@@ -49,7 +49,7 @@ def stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_masks_of_the_function_are_trained_on(mined: Path, tmp_path: Path, stripes: str) -> None:
     options = DataOptions(mask=MaskOptions(strategy=stripes, image_strategy=stripes))
-    maker = ViewMaker(32, options)
+    maker = SampleTransform(32, options)
     for pair in read_manifest(mined):
         masks = [maker(pair, np.random.default_rng(seed)).mask for seed in range(5)]
         for mask in masks:
@@ -77,7 +77,7 @@ def test_a_function_that_gives_no_mask_is_told(
     (tmp_path / "stripes.py").write_text(f"import numpy as np\ndef f(points, size_px, rng):\n    {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
-        draw_own_mask("stripes:f", np.zeros((0, 2)), 16, np.random.default_rng(0))
+        sample_custom_mask("stripes:f", np.zeros((0, 2)), 16, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_a_function_that_gives_no_mask_is_told(
 )
 def test_a_function_that_is_not_there_is_told_before_a_pair_is_read(name: str, message: str, stripes: str) -> None:
     with pytest.raises(InputError, match=message):
-        ViewMaker(32, DataOptions(mask=MaskOptions(strategy=name)))
+        SampleTransform(32, DataOptions(mask=MaskOptions(strategy=name)))
 
 
 def test_what_the_module_itself_lacks_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stripes.py").write_text("import absent_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"No module named 'absent_package'$"):
-        ViewMaker(32, DataOptions(mask=MaskOptions(strategy="stripes:f")))
+        SampleTransform(32, DataOptions(mask=MaskOptions(strategy="stripes:f")))
 
 
 def test_another_encoder_reads_the_reference(mined: Path, tmp_path: Path) -> None:
@@ -114,7 +114,9 @@ def test_another_encoder_reads_the_reference(mined: Path, tmp_path: Path) -> Non
 
     def latents(name: str) -> torch.Tensor:
         reference = Image.fromarray(photograph(name)[:100, :100])
-        return pipe(source, mask, reference, num_inference_steps=2, generator=seeded(0), output_type="latent").images
+        return pipe(
+            source, mask, reference, num_inference_steps=2, generator=seeded_generator(0), output_type="latent"
+        ).images
 
     assert not torch.allclose(latents("chelsea.png"), latents("astronaut.png"), atol=1e-4)
     # And is trained on.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from toy_data import jpeg
 
-from mimicbrush.data.schema import SCHEMA, pack_points, row
+from mimicbrush.data.schema import SCHEMA, manifest_row, pack_points
 from mimicbrush.synthetic.clips import ClipSpec, render_frames
 
 BACKGROUNDS = ("coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
@@ -43,7 +43,7 @@ def write_rendered_pairs(root: Path, pairs_per_clip: int = 2) -> Path:
                 "height_px": 120,
                 "ssim": 0.5,
             }
-            rows.append(row(**pair, **values, a_points=points, b_points=points))
+            rows.append(manifest_row(**pair, **values, a_points=points, b_points=points))
     (root / "shards" / "one.tar").write_bytes(store)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), root / "manifest" / "one.parquet")
     return root

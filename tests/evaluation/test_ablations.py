@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.ablations import compare, table
+from mimicbrush.evaluation.ablations import ablation_table, compare_rows
 
 SOURCES, PAIRS = 12, 3
 
@@ -44,7 +44,7 @@ def evaluations(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 def test_directions_are_told_by_the_interval_of_the_paired_difference(evaluations: dict[str, list[Path]]) -> None:
-    effects = compare(evaluations)
+    effects = compare_rows(evaluations)
     verdicts = {row: effects[row]["natural"]["psnr"].verdict for row in effects}
     assert verdicts == {"full": "", "grid_025": "seen", "grid_075": "opposite", "grid_050": "not seen"}
     worse = effects["grid_025"]["warped"]["psnr"]
@@ -63,12 +63,12 @@ def test_a_direction_that_the_seeds_disagree_on_is_not_seen(tmp_path: Path) -> N
         row: [write_evaluation(tmp_path / f"{row}{seed}", lead, 0.05, seed) for seed, lead in enumerate(of_row)]
         for row, of_row in leads.items()
     }
-    effect = compare(folders)["grid_025"]["natural"]["psnr"]
+    effect = compare_rows(folders)["grid_025"]["natural"]["psnr"]
     assert effect.interval is not None and effect.interval[0] > 0 and effect.verdict == "not seen"
 
 
 def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path]]) -> None:
-    text = table(compare(evaluations), {"reference_clip": "no weights"})
+    text = ablation_table(compare_rows(evaluations), {"reference_clip": "no weights"})
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "| n/a | n/a | n/a | n/a | n/a | +0.76 | no weights" in rows["reference encoder: CLIP"]
     assert rows["mask: grid 0.25"].endswith("| +0.44 | seen |")
@@ -77,18 +77,20 @@ def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path
 
 
 def test_what_an_earlier_version_did_not_tell_reads_na(evaluations: dict[str, list[Path]]) -> None:
-    rows = [line.split("|") for line in table(compare(evaluations), {}).splitlines() if "grid 0.25 " in line]
+    rows = [
+        line.split("|") for line in ablation_table(compare_rows(evaluations), {}).splitlines() if "grid 0.25 " in line
+    ]
     assert [line[5].strip() for line in rows] == ["n/a", "n/a"]  # wrong against none, in both sets
     assert all("[" in line[4] and "[" in line[6] for line in rows)
 
 
 def test_what_does_not_compare_is_refused(evaluations: dict[str, list[Path]], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no row 'full'"):
-        compare({"grid_025": evaluations["grid_025"]})
+        compare_rows({"grid_025": evaluations["grid_025"]})
     with pytest.raises(DataError, match="1 seeds and full has 2"):
-        compare({"full": evaluations["full"], "grid_025": evaluations["grid_025"][:1]})
+        compare_rows({"full": evaluations["full"], "grid_025": evaluations["grid_025"][:1]})
     other = [write_evaluation(tmp_path / f"other{seed}", 0, 0.1, seed, sources=3) for seed in range(2)]
     with pytest.raises(DataError, match="other pairs"):
-        compare({"full": evaluations["full"], "single_box": other})
+        compare_rows({"full": evaluations["full"], "single_box": other})
     with pytest.raises(DataError, match="was not evaluated"):
-        compare({"full": [tmp_path / "nothing"]})
+        compare_rows({"full": [tmp_path / "nothing"]})

@@ -15,8 +15,8 @@ from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, A
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS, AttentionAtTokens
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.models.attention import attend_with_lse
-from mimicbrush.models.attention_recorder import CorrespondenceRecord
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.attention_recorder import CorrespondenceRecorder
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.reference_attention import reference_paths
 from mimicbrush.models.schedule import noise_scheduler
@@ -26,7 +26,7 @@ from mimicbrush.pipelines import MimicBrushPipeline
 LAYERS = {"mid": (2, 3), "up.0": (4, 2), "up.1": (8, 2)}
 
 
-def attend(*records: AttentionAtTokens | CorrespondenceRecord, steps: int = 4, louder: str = "") -> None:
+def attend(*records: AttentionAtTokens | CorrespondenceRecorder, steps: int = 4, louder: str = "") -> None:
     """Random attention of `LAYERS`, noted in every record; one layer's scores can be a hundred times as large."""
     rng = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -41,7 +41,7 @@ def attend(*records: AttentionAtTokens | CorrespondenceRecord, steps: int = 4, l
 def test_all_layers_and_steps_together_are_what_the_record_of_a_hole_says() -> None:
     mask = torch.zeros(1, 1, 8, 8)
     mask[0, 0, 1:4, 2:7] = 1
-    whole = CorrespondenceRecord(mask)
+    whole = CorrespondenceRecorder(mask)
     tokens = torch.tensor([1 * 8 + 2, 3 * 8 + 6, 2 * 8 + 5])
     ours = AttentionAtTokens(tokens, 8, 4)
     attend(whole, ours)
@@ -97,7 +97,7 @@ def test_what_it_cannot_note_is_refused() -> None:
 
 @pytest.fixture
 def pipeline(smallest: ToyModel) -> MimicBrushPipeline:
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler())
+    pipe = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -124,12 +124,12 @@ def test_planted_attention_is_found_in_holes_and_where_it_is_seen(
     found = AttentionTransfer(pipeline, scores=scores)(task)
     assert set(found.sides.values()) == {4, 8}
     for places in (found.in_holes, found.at_seen_tokens):
-        assert pck.correct(places, task, 0.1).all()  # 1.6 px
+        assert pck.find_correct(places, task, 0.1).all()  # 1.6 px
     for (path, _), places in found.by_layer.items():  # tokens of 4 px, in places at the edge, say less
-        assert pck.correct(places, task, 0.3 if path and found.sides[path] == 4 else 0.1).all()
+        assert pck.find_correct(places, task, 0.3 if path and found.sides[path] == 4 else 0.1).all()
     layers = pck.measure_layers([found, found], [task, task], seed=0)
     assert [layer["path"] for layer in layers] == [*reference_paths(pipeline.unet), None]
-    assert "| all layers |  | 100.0 | 100.0 | 100.0 | 100.0 [100.0, 100.0] |" in pck.markdown_of_layers(layers)
+    assert "| all layers |  | 100.0 | 100.0 | 100.0 | 100.0 [100.0, 100.0] |" in pck.layers_markdown(layers)
 
 
 def test_one_layer_that_looks_elsewhere_is_told_from_the_others(pipeline: MimicBrushPipeline) -> None:
@@ -140,7 +140,7 @@ def test_one_layer_that_looks_elsewhere_is_told_from_the_others(pipeline: MimicB
     task = task_of((8, 0))
     task = replace(task, reference_xy=task.source_xy)
     found = AttentionTransfer(pipeline)(task)
-    right = {path: pck.correct(found.by_layer[path, None], task, 0.2).mean() for path in (*others, last)}
+    right = {path: pck.find_correct(found.by_layer[path, None], task, 0.2).mean() for path in (*others, last)}
     assert right == {**dict.fromkeys(others, 1.0), last: 0.0}
 
 
@@ -159,7 +159,7 @@ def test_steps_are_told_apart_by_when_they_come(pipeline: MimicBrushPipeline) ->
     task = task_of((0, 0))
     found = AttentionTransfer(pipeline)(task)
     early, late = (
-        pck.correct(found.by_layer[path, THIRDS.index(name)], task, 0.1).mean() for name in ("early", "late")
+        pck.find_correct(found.by_layer[path, THIRDS.index(name)], task, 0.1).mean() for name in ("early", "late")
     )
     assert early == 1 and late < 0.1
 
@@ -183,4 +183,4 @@ def test_reciprocal_leaves_the_peaks_of_a_symmetric_map(pipeline: MimicBrushPipe
     task = task_of((0, 0))
     alone, both = (AttentionTransfer(pipeline, reciprocal=flag)(task) for flag in (False, True))
     np.testing.assert_allclose(both.in_holes, alone.in_holes, atol=0.5)
-    assert pck.correct(both.at_seen_tokens, task, 0.1).all()
+    assert pck.find_correct(both.at_seen_tokens, task, 0.1).all()

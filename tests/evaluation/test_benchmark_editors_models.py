@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from toy_editors import write_paint_by_example, write_stable_diffusion
 
-from mimicbrush.assembly import build_parts
+from mimicbrush.assembly import build_components
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
 from mimicbrush.evaluation.editors.mimicbrush import PipelineCaseEditor
-from mimicbrush.evaluation.editors.reference_only import reading_unet
+from mimicbrush.evaluation.editors.reference_only import make_reference_unet
 from mimicbrush.evaluation.editors.registry import CaseEditor, CaseInputs, open_editor
 from mimicbrush.io.images import read_picture
 from mimicbrush.models.options import ToyModel
@@ -27,7 +27,7 @@ from mimicbrush.ops.canvas import crop_back
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing import auto_zoom
 from mimicbrush.pipelines.editing.reference_part import ReferencePart
-from mimicbrush.pipelines.loading import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
 FAST = {"device": "cpu", "num_inference_steps": 2}
 
@@ -35,7 +35,7 @@ FAST = {"device": "cpu", "num_inference_steps": 2}
 @pytest.fixture(scope="module")
 def pipeline_folder(smallest: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "pipeline"
-    MimicBrushPipeline(**vars(build_parts(smallest, 0)), scheduler=noise_scheduler()).save_pretrained(folder)
+    MimicBrushPipeline(**vars(build_components(smallest, 0)), scheduler=noise_scheduler()).save_pretrained(folder)
     return folder
 
 
@@ -95,12 +95,12 @@ def test_a_pipeline_folder_edits_as_the_pipeline_itself(pipeline_folder: Path, c
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "guidance_scale": 2.0, "keep_shape": True}
     pictures = (given.source, given.mask, given.reference)
-    square = pipeline(*pictures, generator=seeded(3), paste_back=False, return_correspondence=True, **options)
+    square = pipeline(*pictures, generator=seeded_generator(3), paste_back=False, return_correspondence=True, **options)
     result = editor(case, given)
     assert np.array_equal(np.asarray(result.image), crop_back(np.asarray(square.images[0]), 40, 60))
     assert result.correspondence is not None
     assert np.array_equal(result.correspondence.reference_xy, square.correspondences[0].reference_xy)
-    pasted = np.asarray(pipeline(*pictures, generator=seeded(3), **options).images[0])
+    pasted = np.asarray(pipeline(*pictures, generator=seeded_generator(3), **options).images[0])
     inner = slice(19, 23), slice(21, 33)  # more than ten pixels from the edge of the hole
     assert np.array_equal(pasted[inner], np.asarray(result.image)[inner])
     assert not np.array_equal(pasted, np.asarray(result.image))  # nothing is pasted back
@@ -144,7 +144,7 @@ def test_a_pipeline_may_see_the_box_alone_or_look_twice(
     pipeline_folder: Path, case: Case, given: CaseInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = ReferencePart((10, 5, 60, 45), 1.0, 1)  # random weights look everywhere
-    monkeypatch.setattr(auto_zoom, "looked_at", lambda found, area: part)
+    monkeypatch.setattr(auto_zoom, "find_attended_part", lambda found, area: part)
     whole, boxed, zoomed = (open_editor(f"{look}{pipeline_folder}", **FAST) for look in ("", "boxed:", "auto_zoom:"))
     assert isinstance(whole, PipelineCaseEditor)
     assert [editor.about["reference"] for editor in (whole, boxed)] == ["whole", "boxed"]
@@ -161,7 +161,9 @@ def test_a_pipeline_may_see_the_box_alone_or_look_twice(
 def test_reference_only_that_does_not_look_is_the_pipeline_without_a_reference(
     guidance_scale: float, smallest: ToyModel, case: Case, given: CaseInputs, tmp_path: Path
 ) -> None:
-    pipeline = MimicBrushPipeline(**vars(build_parts(smallest, 0)), scheduler=noise_scheduler(), reference_blend=0.0)
+    pipeline = MimicBrushPipeline(
+        **vars(build_components(smallest, 0)), scheduler=noise_scheduler(), reference_blend=0.0
+    )
     pipeline.save_pretrained(tmp_path / "pipeline")
     editor = open_editor(f"reference_only:{tmp_path / 'pipeline'}", guidance_scale=guidance_scale, **FAST)
     pipeline.set_progress_bar_config(disable=True)
@@ -171,7 +173,7 @@ def test_reference_only_that_does_not_look_is_the_pipeline_without_a_reference(
         given.mask,
         num_inference_steps=2,
         keep_shape=True,
-        latents=torch.randn((1, 4, side, side), generator=seeded(given.seed)),
+        latents=torch.randn((1, 4, side, side), generator=seeded_generator(given.seed)),
         paste_back=False,
     ).images[0]
     difference = crop_back(np.asarray(square), 40, 60).astype(int) - np.asarray(editor(case, given).image)
@@ -194,7 +196,7 @@ def test_steps_must_be_some(pipeline_folder: Path) -> None:
 
 def test_the_reading_unet_has_the_painting_ones_weights(pipeline_folder: Path) -> None:
     unet = load_pipeline(pipeline_folder).unet
-    reading = reading_unet(unet)
+    reading = make_reference_unet(unet)
     assert reading.config.in_channels == 4
     painting = unet.state_dict()
     for key, weight in reading.state_dict().items():

@@ -14,8 +14,13 @@ from PIL import Image
 
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark_builder.inter_id import same_part
-from mimicbrush.evaluation.benchmark_builder.part_boxes import PART_SIDE_RATIO, best_boxes, look_at, matched_boxes
+from mimicbrush.evaluation.benchmark_builder.inter_id import is_same_part
+from mimicbrush.evaluation.benchmark_builder.part_boxes import (
+    PART_SIDE_RATIO,
+    best_boxes,
+    extract_match_features,
+    matched_boxes,
+)
 
 
 def test_a_picture_that_was_trained_on_is_refused_and_both_are_named(pictures: Path, tmp_path: Path) -> None:
@@ -91,7 +96,7 @@ def test_the_best_box_is_where_the_moving_matches_are() -> None:
 def test_a_part_is_found_again_in_a_turned_picture() -> None:
     image = view("astronaut.png", 0, 330)
     turned = np.ascontiguousarray(np.rot90(image, 2))
-    own, other = matched_boxes(look_at(image), look_at(turned)) or pytest.fail("no box")
+    own, other = matched_boxes(extract_match_features(image), extract_match_features(turned)) or pytest.fail("no box")
     middle, partner = np.add(own[:2], own[2:]) / 2, np.add(other[:2], other[2:]) / 2
     np.testing.assert_allclose(middle, 1 - partner, atol=0.1)
 
@@ -108,4 +113,4 @@ def test_a_part_is_found_again_in_a_turned_picture() -> None:
     ],
 )
 def test_which_parts_are_the_same(one: str, other: str, expected: bool) -> None:
-    assert same_part(one, other) is same_part(other, one) is expected
+    assert is_same_part(one, other) is is_same_part(other, one) is expected

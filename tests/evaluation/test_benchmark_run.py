@@ -160,7 +160,7 @@ def test_subjects_stand_on_white_squares() -> None:
     picture = np.full((40, 60, 3), 7, np.uint8)
     mask = np.zeros((40, 60), np.uint8)
     mask[10:20, 5:35] = 1
-    square = metrics.subject(picture, mask)
+    square = metrics.cut_subject(picture, mask)
     assert square.shape == (30, 30, 3)
     assert (square[10:20] == 7).all()
     assert (square[:10] == 255).all() and (square[20:] == 255).all()
@@ -334,7 +334,7 @@ def test_reading_names_cases_of_which_anything_is_missing(bench: Path) -> None:
         (bench / "PartComp" / "WithinInstance" / f"00{1 + len(part) % 3}_{part}.png").unlink()
     found = read_benchmark(bench)
     assert len(found.cases) + len(found.faults) == 5
-    assert table.tally(found, []).startswith("5 cases = ")
+    assert table.count_outcomes(found, []).startswith("5 cases = ")
 
 
 def test_options_are_checked() -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicbrush.assembly import build_parts
+from mimicbrush.assembly import build_components
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError, WeightsError
 from mimicbrush.evaluation.editors.pair_editors import Editor, PipelineEditor
 from mimicbrush.evaluation.heldout.during_training import LOG_FILE, TABLE_COLUMNS, HeldOutEvaluation, HeldOutResult
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions, EvaluationOptions
-from mimicbrush.evaluation.heldout.run import evaluate
+from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -65,7 +65,7 @@ def without_time(result: HeldOutResult) -> dict[str, float]:
 
 def test_the_figures_are_those_of_an_evaluation(rendered: list[Pair], tmp_path: Path) -> None:
     options = replace(OPTIONS, sets=("natural", "warped"), max_pairs=6)
-    expected = evaluate(mixing, rendered, SIZE, options)
+    expected = evaluate_heldout(mixing, rendered, SIZE, options)
     figures = HeldOutEvaluation(rendered, SIZE, options, tmp_path)(mixing, 5).figures
     for prefix, name in (("heldout/", "natural"), ("heldout_warped/", "warped")):
         natural = expected[name]
@@ -164,7 +164,7 @@ def test_pairs_that_cannot_be_read_are_left_out_and_named(rendered: list[Pair], 
 
 @pytest.fixture(scope="module")
 def editor(smallest: ToyModel) -> Editor:
-    pipeline = MimicBrushPipeline(**vars(build_parts(smallest, 0)), scheduler=noise_scheduler())
+    pipeline = MimicBrushPipeline(**vars(build_components(smallest, 0)), scheduler=noise_scheduler())
     pipeline.set_progress_bar_config(disable=True)
     return PipelineEditor(pipeline, num_inference_steps=2, guidance_scale=2.0)
 
@@ -178,7 +178,7 @@ def test_a_pipeline_tells_where_the_hole_came_from(
     assert [set(row.pictures) for row in result.table] == [set(TABLE_COLUMNS)] * 3
     places = result.table[0].pictures["correspondence"]
     assert places.shape == (192, 256, 3) and places.dtype == np.uint8  # without the padding of the canvas
-    expected = evaluate(editor, rendered, size, options)
+    expected = evaluate_heldout(editor, rendered, size, options)
     # Batches are others, so that single levels may differ by rounding.
     assert result.figures["heldout/psnr"] == pytest.approx(expected["psnr"], abs=0.02)
     assert result.figures["heldout/reference_gain_db"] == pytest.approx(expected["reference_gain_db"], abs=0.02)

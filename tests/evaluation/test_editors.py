@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimicbrush.assembly import build_parts
+from mimicbrush.assembly import build_components
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors.pair_editors import PipelineEditor, check_pipeline_folder
 from mimicbrush.models.options import ToyModel
@@ -15,7 +15,7 @@ from mimicbrush.pipelines import MimicBrushPipeline
 
 @pytest.fixture(scope="module")
 def editor(smallest: ToyModel) -> PipelineEditor:
-    parts = vars(build_parts(smallest, 0))
+    parts = vars(build_components(smallest, 0))
     pipeline = MimicBrushPipeline(**parts, scheduler=noise_scheduler())
     pipeline.set_progress_bar_config(disable=True)
     return PipelineEditor(pipeline, num_inference_steps=2, guidance_scale=2.0)

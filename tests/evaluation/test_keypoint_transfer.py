@@ -20,9 +20,9 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.keypoint_transfer import methods, pck
 from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import AttentionAtTokens
-from mimicbrush.evaluation.keypoint_transfer.picture import RIGHT, WRONG, draw_transfers
+from mimicbrush.evaluation.keypoint_transfer.picture import RIGHT, WRONG, plot_transfers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, spair_tasks, warped_tasks
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def pipeline() -> MimicBrushPipeline:
-    toy = MimicBrushPipeline(**vars(toy_parts(ToyModel(size_px=32), seed=1)), scheduler=noise_scheduler())
+    toy = MimicBrushPipeline(**vars(toy_components(ToyModel(size_px=32), seed=1)), scheduler=noise_scheduler())
     toy.set_progress_bar_config(disable=True)
     return toy
 
@@ -46,21 +46,21 @@ def test_percentages_are_those_of_a_case_counted_by_hand() -> None:
     truth = np.array([[10.0, 10.0], [50, 50], [90, 90], [20, 80]])
     task = task_of(truth, truth)
     found = truth + np.array([[4.9, 0], [0, 5.1], [9, 9], [30, 0]])  # 4.9, 5.1, 12.7 and 30 px away
-    assert [int(pck.correct(found, task, alpha).sum()) for alpha in pck.ALPHAS] == [1, 2, 3]
-    places = pck.carry({"mine": lambda _: found, "oracle": lambda each: each.reference_xy}, [task, task])
-    results = pck.measure(places, [task, task], seed=0)
+    assert [int(pck.find_correct(found, task, alpha).sum()) for alpha in pck.ALPHAS] == [1, 2, 3]
+    places = pck.carry_keypoints({"mine": lambda _: found, "oracle": lambda each: each.reference_xy}, [task, task])
+    results = pck.measure_pck(places, [task, task], seed=0)
     assert results["mine"]["0.1"]["per_point"] == 50
     assert results["oracle"]["0.05"] == {"per_point": 100, "per_picture": 100, "ci95": [100, 100]}
-    assert "| mine | 25.0 [25.0, 25.0] | 50.0" in pck.markdown(results, {"x": "no weights"})
+    assert "| mine | 25.0 [25.0, 25.0] | 50.0" in pck.pck_markdown(results, {"x": "no weights"})
     with pytest.raises(DataError, match="finite"):
-        pck.correct(found * np.nan, task, 0.1)
+        pck.find_correct(found * np.nan, task, 0.1)
 
 
 def test_chance_is_what_geometry_says() -> None:
     """A disc of radius alpha about a point in the middle."""
     points = np.full((20_000, 2), 50.0)
-    method, task = methods.Chance(0), task_of(points, points)
-    hits = pck.correct(method(task), task, 0.2)
+    method, task = methods.RandomPlaces(0), task_of(points, points)
+    hits = pck.find_correct(method(task), task, 0.2)
     assert 100 * hits.mean() == pytest.approx(100 * np.pi * 0.2**2, abs=1)
     assert not np.array_equal(method(task), method(task))  # other places in every picture
 
@@ -77,7 +77,7 @@ def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
         ]
         greys = [patch.reshape(-1, 3).mean(axis=1) for patch in patches]
         alike.append(np.corrcoef(*greys)[0, 1])
-        assert (methods.same_place(task) == task.source_xy).all()
+        assert (methods.keep_place(task) == task.source_xy).all()
     assert np.mean(alike) > 0.8  # other colours, but what is bright stays bright
 
 
@@ -90,10 +90,10 @@ def test_features_of_any_network_find_a_picture_in_itself(pipeline: MimicBrushPi
     ).eval()
     for method in (
         methods.FeatureTransfer(pipeline),
-        methods.FeatureTransfer(methods.untrained(pipeline, 3)),
+        methods.FeatureTransfer(methods.make_untrained(pipeline, 3)),
         methods.FeatureTransfer(pipeline, dinov2=dinov2),
     ):
-        assert pck.correct(method(same), same, 0.1).mean() > 0.8  # plain areas look alike
+        assert pck.find_correct(method(same), same, 0.1).mean() > 0.8  # plain areas look alike
 
 
 def test_attention_gives_a_place_for_every_keypoint(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
@@ -143,8 +143,8 @@ def test_sets_are_measured_apart() -> None:
         "strong": (2, 4),
     }
     assert sets["strong"]["results"]["row"]["0.1"]["per_picture"] == 50
-    assert pck.markdown_of_sets(sets).splitlines()[0] == "| PCK@0.1 | weak (1) | strong (2) |"
-    assert "| row | 100.0 [100.0, 100.0] | 50.0 " in pck.markdown_of_sets(sets)
+    assert pck.sets_markdown(sets).splitlines()[0] == "| PCK@0.1 | weak (1) | strong (2) |"
+    assert "| row | 100.0 [100.0, 100.0] | 50.0 " in pck.sets_markdown(sets)
     assert pck.measure_sets(places, [task_of(truth, truth)] * 3, seed=0) == {}
 
 
@@ -153,7 +153,7 @@ def test_a_picture_shows_what_was_found_and_what_was_not() -> None:
     task = task_of(points, points)
 
     def count(found: np.ndarray) -> dict[str, int]:
-        pixels = np.asarray(draw_transfers([task] * 9, [found] * 9, "a test", most=2)).reshape(-1, 3)
+        pixels = np.asarray(plot_transfers([task] * 9, [found] * 9, "a test", most=2)).reshape(-1, 3)
         return {
             name: int((pixels == colour).all(axis=1).sum()) for name, colour in (("right", RIGHT), ("wrong", WRONG))
         }
@@ -161,18 +161,18 @@ def test_a_picture_shows_what_was_found_and_what_was_not() -> None:
     right, wrong = count(points), count(points + 40)
     assert right["right"] > 20 * right["wrong"] > 0  # the legend has a dot of either
     assert wrong["wrong"] > 20 * wrong["right"] > 0
-    few, many = (draw_transfers([task] * n, [points] * n, "a test", most=6) for n in (1, 9))
+    few, many = (plot_transfers([task] * n, [points] * n, "a test", most=6) for n in (1, 9))
     assert few.width == many.width > 800 and many.height > 5 * (few.height - 60)
 
 
 def test_without_shared_hidden_states_there_are_no_features() -> None:
-    parts = toy_parts(ToyModel(size_px=32, reference_sharing="keys_values"))
+    parts = toy_components(ToyModel(size_px=32, reference_sharing="keys_values"))
     with pytest.raises(methods.NoFeaturesError, match="hidden states"):
         methods.FeatureTransfer(MimicBrushPipeline(**vars(parts), scheduler=noise_scheduler()))
 
 
 def test_untrained_networks_are_others_of_the_same_make(pipeline: MimicBrushPipeline) -> None:
-    fresh = methods.untrained(pipeline, 5)
+    fresh = methods.make_untrained(pipeline, 5)
     assert {**fresh.unet.config, "_name_or_path": ""} == {**pipeline.unet.config, "_name_or_path": ""}
     assert not torch.equal(fresh.unet.conv_in.weight, pipeline.unet.conv_in.weight)
     assert torch.equal(fresh.unet.conv_in.weight[:, :4], fresh.reference_unet.conv_in.weight)  # they begin alike
@@ -251,7 +251,7 @@ def test_the_script_measures_a_pipeline_and_draws(
 def test_the_script_measures_photographs_and_homographies(
     tmp_path: Path, smallest: ToyModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler())
+    small = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler())
     small.save_pretrained(tmp_path / "pipeline")
     (tmp_path / "photographs").mkdir()
     for name in ("chelsea.png", "coffee.png"):

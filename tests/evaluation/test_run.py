@@ -18,17 +18,17 @@ from mimicbrush.evaluation.editors import baselines
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
 from mimicbrush.evaluation.heldout.reference_gain import (
-    DEFINITIONS,
+    GAIN_DEFINITIONS,
     PSNR_CAP_DB,
     ROWS,
+    HoleScore,
     PairScores,
-    Score,
     interval_note,
-    score,
-    summarise,
+    score_hole,
+    summarise_pairs,
 )
-from mimicbrush.evaluation.heldout.report import gain_sentences, summary
-from mimicbrush.evaluation.heldout.run import evaluate
+from mimicbrush.evaluation.heldout.report import gain_sentences, terminal_summary
+from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import ASIDE_PATTERN
 from mimicbrush.ops.canvas import letterbox, letterbox_mask
@@ -65,18 +65,18 @@ def test_psnr_is_that_of_scikit_image_on_the_masked_pixels() -> None:
 
 def test_equal_pictures_get_the_cap_and_tiny_canvases_no_ssim() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert score(picture, picture, np.ones((8, 8))) == (PSNR_CAP_DB, None)
+    assert score_hole(picture, picture, np.ones((8, 8))) == (PSNR_CAP_DB, None)
 
 
 def test_an_editor_that_returns_the_target_gets_the_cap(rendered: list[Pair]) -> None:
-    metrics = evaluate(perfect, rendered, SIZE, OPTIONS)
+    metrics = evaluate_heldout(perfect, rendered, SIZE, OPTIONS)
     assert metrics["psnr"] == PSNR_CAP_DB
     assert metrics["ssim"] == pytest.approx(1.0)
     assert metrics["n"] == 8
 
 
 def test_an_editor_that_ignores_the_reference_gains_exactly_nothing(rendered: list[Pair]) -> None:
-    metrics = evaluate(deaf, rendered, SIZE, OPTIONS)
+    metrics = evaluate_heldout(deaf, rendered, SIZE, OPTIONS)
     for values in (metrics, metrics["natural"], metrics["warped"]):
         assert values["reference_gain_db"] == 0.0
         assert values["reference_gain_db_ci95"] == [0.0, 0.0]
@@ -84,7 +84,7 @@ def test_an_editor_that_ignores_the_reference_gains_exactly_nothing(rendered: li
 
 
 def test_an_editor_that_imitates_gains_and_the_interval_is_clear_of_zero(rendered: list[Pair]) -> None:
-    natural = evaluate(copying, rendered, SIZE, OPTIONS)["natural"]
+    natural = evaluate_heldout(copying, rendered, SIZE, OPTIONS)["natural"]
     low, high = natural["reference_gain_db_ci95"]
     assert 3.0 < low < natural["reference_gain_db"] < high
     rows = natural["rows"]
@@ -102,16 +102,20 @@ def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to
     scores = []
     for number in range(2 * MIN_SOURCES):
         true, wrong, none = (level + 0.1 * rng.standard_normal() for level in (12.0, 9.0, 12.5))
-        rows = {"model": Score(true, 0.5), "wrong_reference": Score(wrong, 0.5), "no_reference": Score(none, 0.5)}
+        rows = {
+            "model": HoleScore(true, 0.5),
+            "wrong_reference": HoleScore(wrong, 0.5),
+            "no_reference": HoleScore(none, 0.5),
+        }
         scores.append(PairScores(f"video {number}", rows))
-    first, second, third = gain_sentences(summarise(scores, seed=0)).split("\n")
+    first, second, third = gain_sentences(summarise_pairs(scores, seed=0)).split("\n")
     assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
     assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
     assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
 
 
 def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -> None:
-    metrics = evaluate(copying, rendered, SIZE, OPTIONS)
+    metrics = evaluate_heldout(copying, rendered, SIZE, OPTIONS)
     natural, warped = (metrics[name]["rows"] for name in ("natural", "warped"))
     assert warped["copy_in_place"]["psnr"] < natural["copy_in_place"]["psnr"] - 3
     assert warped["copy_in_place"]["psnr"] < warped["opencv_inpaint"]["psnr"]
@@ -119,19 +123,19 @@ def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -
 
 
 def test_batch_size_and_repetition_change_nothing(rendered: list[Pair]) -> None:
-    first = evaluate(deaf, rendered, SIZE, OPTIONS)
-    assert evaluate(deaf, rendered, SIZE, OPTIONS) == first
-    assert evaluate(deaf, rendered, SIZE, replace(OPTIONS, batch_size=8)) == first
-    assert evaluate(deaf, rendered, SIZE, replace(OPTIONS, seed=1)) != first
+    first = evaluate_heldout(deaf, rendered, SIZE, OPTIONS)
+    assert evaluate_heldout(deaf, rendered, SIZE, OPTIONS) == first
+    assert evaluate_heldout(deaf, rendered, SIZE, replace(OPTIONS, batch_size=8)) == first
+    assert evaluate_heldout(deaf, rendered, SIZE, replace(OPTIONS, seed=1)) != first
 
 
 def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     options = replace(OPTIONS, sheet_pairs=2)
-    metrics = evaluate(copying, rendered, SIZE, options, tmp_path / "out", {"editor": "copying"})
+    metrics = evaluate_heldout(copying, rendered, SIZE, options, tmp_path / "out", {"editor": "copying"})
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written == metrics
     assert written["about"] == {"editor": "copying"}
-    assert set(ROWS) == set(written["natural"]["rows"]) <= set(DEFINITIONS)
+    assert set(ROWS) == set(written["natural"]["rows"]) <= set(GAIN_DEFINITIONS)
     lines = [json.loads(line) for line in (tmp_path / "out" / "per_pair.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(rendered)
     natural = [line for line in lines if line["set"] == "natural"]
@@ -152,7 +156,7 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:
-    metrics = evaluate(deaf, rendered, SIZE, replace(OPTIONS, sets=("warped",), max_pairs=2))
+    metrics = evaluate_heldout(deaf, rendered, SIZE, replace(OPTIONS, sets=("warped",), max_pairs=2))
     for key in ("n", "psnr", "ssim", "reference_gain_db", "reference_gain_db_ci95", "natural"):
         assert metrics[key] is None
     assert metrics["warped"]["n"] == 2
@@ -160,7 +164,7 @@ def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:
 
 
 def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair]) -> None:
-    metrics = evaluate(copying, rendered, SIZE, OPTIONS)
+    metrics = evaluate_heldout(copying, rendered, SIZE, OPTIONS)
     few = metrics["natural"]
     assert few["n_sources"] == metrics["n_sources"] == 4 < MIN_SOURCES == 10
     low, high = few["gain_over_no_reference_db_ci95"]
@@ -169,7 +173,7 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
         assert "too narrow with only 4 source videos)" in line
     assert f"({bounds}, too narrow" in gain_sentences(few)
     assert "too narrow" in metrics["note"]
-    assert metrics["note"] in summary(metrics, OPTIONS.sets)
+    assert metrics["note"] in terminal_summary(metrics, OPTIONS.sets)
     assert f"({bounds}): " in gain_sentences(few | {"n_sources": MIN_SOURCES})
     assert "too narrow" in gain_sentences(few | {"n_sources": MIN_SOURCES - 1})
     assert interval_note(MIN_SOURCES) is None
@@ -177,7 +181,7 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
 
 def test_an_editor_with_results_of_another_size_is_an_error(rendered: list[Pair]) -> None:
     with pytest.raises(InputError, match="the editor returned"):
-        evaluate(lambda sources, masks, references, seeds: sources[:, ::2], rendered, SIZE, OPTIONS)
+        evaluate_heldout(lambda sources, masks, references, seeds: sources[:, ::2], rendered, SIZE, OPTIONS)
 
 
 def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:

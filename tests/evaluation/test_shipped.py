@@ -13,12 +13,12 @@ from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
 from mimicbrush.evaluation.heldout.samples import WARP
 from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
-from mimicbrush.evaluation.keypoint_transfer.methods import same_place
-from mimicbrush.evaluation.keypoint_transfer.pck import correct
+from mimicbrush.evaluation.keypoint_transfer.methods import keep_place
+from mimicbrush.evaluation.keypoint_transfer.pck import find_correct
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox
 from mimicbrush.ops.counter_rng import generator
-from mimicbrush.ops.geometry import inside, random_matrix, transform_points, warp
+from mimicbrush.ops.geometry import is_inside, random_matrix, transform_points, warp_to_canvas
 from mimicbrush.pipelines.loading import load_pipeline
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, model_folder, shipped_size_px
 from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
@@ -77,12 +77,12 @@ def test_its_attention_finds_the_place_in_a_hole(editor: PipelineEditor) -> None
         frame = letterbox(next(iter(render_frames(spec))), size, IMAGE_FILL)
         matrix = random_matrix(WARP, size, generator(number), flip=False)
         there = transform_points(keypoint_grid(size), matrix)
-        shown = inside(there, size)
-        reference = warp(frame, matrix, size, IMAGE_FILL)
+        shown = is_inside(there, size)
+        reference = warp_to_canvas(frame, matrix, size, IMAGE_FILL)
         tasks.append(TransferTask(frame, reference, keypoint_grid(size)[shown], there[shown], size, str(number)))
     attention = AttentionTransfer(editor.pipeline)
     found, same = (
-        np.mean(np.concatenate([correct(method(task), task, 0.1) for task in tasks]))
-        for method in (lambda task: attention(task).in_holes, same_place)
+        np.mean(np.concatenate([find_correct(method(task), task, 0.1) for task in tasks]))
+        for method in (lambda task: attention(task).in_holes, keep_place)
     )
     assert found > 0.4 and found > same + 0.1

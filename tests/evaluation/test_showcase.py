@@ -11,14 +11,14 @@ from PIL import Image
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
-from mimicbrush.evaluation.heldout.run import evaluate
+from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples
 from mimicbrush.evaluation.heldout.scoring import edit_batch, load_sets
 from mimicbrush.evaluation.heldout.showcase import (
-    COLUMNS,
+    SHOWCASE_COLUMNS,
     ShowcaseRow,
     choose_rows,
-    farthest_moved,
+    find_farthest_moved,
     hole_over_what_moved,
     showcase_sheet,
 )
@@ -86,16 +86,16 @@ def test_rows_are_the_pairs_that_moved_farthest_one_of_each_source(rendered: lis
     for _ in range(5):
         random.Random(0).shuffle(plans)
         assert [plan.pair.pair_id for plan, _ in choose_rows(plans)] == expected
-    assert len(farthest_moved(pairs)) == 4
+    assert len(find_farthest_moved(pairs)) == 4
 
 
 def test_what_an_editor_makes_of_them_does_not_choose_the_rows(rendered: list[Pair], tmp_path: Path) -> None:
     pairs = [moved(pair, 10 + 7 * number, seed=number) for number, pair in enumerate(rendered)]
     sheets = []
     for name, editor in (("good", untouched), ("bad", negative)):
-        evaluate(editor, pairs, SIZE, EvaluationOptions(sets=("natural",), sheet_pairs=1), tmp_path / name)
+        evaluate_heldout(editor, pairs, SIZE, EvaluationOptions(sets=("natural",), sheet_pairs=1), tmp_path / name)
         sheets.append(np.asarray(Image.open(tmp_path / name / "showcase.png")))
-    width = sheets[0].shape[1] // len(COLUMNS)
+    width = sheets[0].shape[1] // len(SHOWCASE_COLUMNS)
     difference = np.abs(sheets[0].astype(int) - sheets[1]).max(axis=(0, 2))
     assert difference[: 2 * width].max() == 0  # sources and references
     assert difference[2 * width : 3 * width].max() > 50
@@ -106,7 +106,7 @@ def test_where_no_pictures_of_the_natural_set_are_asked_for_there_is_none(
     rendered: list[Pair], tmp_path: Path, options: EvaluationOptions
 ) -> None:
     (tmp_path / "showcase.png").write_bytes(b"of an earlier run")
-    evaluate(untouched, [moved(pair, 30) for pair in rendered[::2]], SIZE, options, tmp_path)
+    evaluate_heldout(untouched, [moved(pair, 30) for pair in rendered[::2]], SIZE, options, tmp_path)
     assert not (tmp_path / "showcase.png").exists()
 
 
@@ -134,11 +134,11 @@ def test_a_line_joins_the_places_in_both_cells() -> None:
     one = np.ones(1, np.float32)
     found = Correspondence(np.array([[40.0, 30.0]]), np.array([[20.0, 60.0]]), one, one, 5.0, 5.0)
     rows = [ShowcaseRow("", source, mask, reference, [source, source], each) for each in (None, found)]
-    plain, joined = (showcase_sheet("title", COLUMNS, [row], 200) for row in rows)
+    plain, joined = (showcase_sheet("title", SHOWCASE_COLUMNS, [row], 200) for row in rows)
     assert (plain == HOLE_RIM).all(axis=2).sum() > 400
     changed = (plain != joined).any(axis=2)
     for column, (shape, point) in enumerate([((60, 80), (40, 30)), ((80, 40), (20, 60))]):
-        left, top = cell_corner("title", COLUMNS, 0, column, 200)
+        left, top = cell_corner("title", SHOWCASE_COLUMNS, 0, column, 200)
         x, y, width, _ = cell_fit(shape, 200)
         at = np.round(np.array(point) * width / shape[1] + (left + x, top + y)).astype(int)
         assert changed[at[1] - 8 : at[1] + 9, at[0] - 8 : at[0] + 9].mean() > 0.7

@@ -81,18 +81,18 @@ def test_a_photograph_on_both_sides_and_namesakes_are_refused(tmp_path: Path) ->
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8), (colour,) * 3).save(tmp_path / folder / "00.png")
     mine, theirs, others = (str(tmp_path / folder / "00.png") for folder in ("mine", "theirs", "others"))
-    small_model_data.check_apart([mine], [theirs, others])
+    small_model_data.check_train_heldout_apart([mine], [theirs, others])
     copied = tmp_path / "theirs" / "01.png"
     copied.write_bytes(Path(mine).read_bytes())
     with pytest.raises(InputError, match="tested with, too"):
-        small_model_data.check_apart([mine], [theirs, str(copied)])
+        small_model_data.check_train_heldout_apart([mine], [theirs, str(copied)])
     coffee = tmp_path / "mine" / "morning.png"
     coffee.write_bytes((Path(skimage.__file__).parent / "data" / "coffee.png").read_bytes())
-    small_model_data.check_apart([str(coffee)], [theirs])
+    small_model_data.check_train_heldout_apart([str(coffee)], [theirs])
     with pytest.raises(InputError, match="tested with, too"):
-        small_model_data.check_apart([str(coffee)], [])
+        small_model_data.check_train_heldout_apart([str(coffee)], [])
     with pytest.raises(InputError, match="rename one of them"):
-        small_model_data.check_apart([mine, others], [])
+        small_model_data.check_train_heldout_apart([mine, others], [])
 
 
 def test_a_folder_that_was_begun_with_other_options_is_refused(tmp_path: Path) -> None:

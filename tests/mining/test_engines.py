@@ -20,9 +20,9 @@ from mimicbrush.mining import shards
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
-from mimicbrush.mining.run import mine
+from mimicbrush.mining.run import mine_folder
 from mimicbrush.mining.video.pyav_reader import PyAVReader, VideoFrame
-from mimicbrush.mining.worker_pool import IsolatedReaders
+from mimicbrush.mining.worker_pool import WorkerPool
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)
@@ -47,8 +47,8 @@ class DiesOnce(PyAVReader):
 
 def test_a_worker_that_is_killed_from_outside_costs_nothing(tmp_path: Path) -> None:
     write_clips(tmp_path / "in", 2)
-    mine(tmp_path / "in", tmp_path / "killed", OPTIONS, progress=False, reader=DiesOnce())
-    mine(tmp_path / "in", tmp_path / "straight", OPTIONS, progress=False)
+    mine_folder(tmp_path / "in", tmp_path / "killed", OPTIONS, progress=False, reader=DiesOnce())
+    mine_folder(tmp_path / "in", tmp_path / "straight", OPTIONS, progress=False)
     assert len(list((tmp_path / "in").glob("*.tried"))) == 2
     parts = {name for name in tree(tmp_path / "straight") if name.startswith(("manifest", "shards", "audit"))}
     assert {name: tree(tmp_path / "killed")[name] for name in parts} == {
@@ -69,7 +69,7 @@ class Greedy(PyAVReader):
 def test_a_file_that_needs_too_much_memory_costs_itself(tmp_path: Path) -> None:
     write_clips(tmp_path / "in", 3)
     resources = Resources(workers=1, memory_gib=1.5)
-    mine(tmp_path / "in", tmp_path / "out", OPTIONS, resources=resources, progress=False, reader=Greedy())
+    mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, resources=resources, progress=False, reader=Greedy())
     assert reasons(tmp_path / "out") == {"clip0.mp4": "", "clip1.mp4": "out_of_memory", "clip2.mp4": ""}
 
 
@@ -84,11 +84,11 @@ def test_a_full_disk_is_said_and_what_was_done_stays(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(shards, "write_aside", full)
     with pytest.raises(DataError, match=r"shard 1 cannot be written .* the disk is full\. Finished shards stay"):
-        mine(tmp_path / "in", tmp_path / "out", OPTIONS, resources=Resources(workers=1), progress=False)
+        mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, resources=Resources(workers=1), progress=False)
     assert [path.name for path in (tmp_path / "out/markers").iterdir()] == ["shard-000000.json"]
     assert not list((tmp_path / "out").rglob("*.tmp"))
     monkeypatch.setattr(shards, "write_aside", whole)
-    summary = mine(tmp_path / "in", tmp_path / "out", OPTIONS, progress=False).summary
+    summary = mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, progress=False).summary
     assert summary is not None and summary.accepted == 2
 
 
@@ -165,7 +165,7 @@ def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> bool:
 def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path: Path) -> None:
     """A pool that lost all its workers while no file was with them is given up by its library."""
     write_clips(tmp_path / "in", 2)
-    with IsolatedReaders(1, 60.0, 0.0) as readers:
+    with WorkerPool(1, 60.0, 0.0) as readers:
         items = [Item(f"clip{n}.mp4", "video", (tmp_path / f"in/clip{n}.mp4").stat().st_size) for n in range(2)]
         for number, item in enumerate(items):
             pending = readers.submit(tmp_path / "in", item, PyAVReader(), OPTIONS, tmp_path / f"{number}.bin")

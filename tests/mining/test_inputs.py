@@ -16,7 +16,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.input_list import read_input_list
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.run import ArrayTask, mine
+from mimicbrush.mining.run import ArrayTask, mine_folder
 
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)
 ONE_WORKER = Resources(workers=1, timeout_s=60)
@@ -25,7 +25,7 @@ ONE_WORKER = Resources(workers=1, timeout_s=60)
 def run(
     inputs: Path, output: Path, options: MiningOptions = OPTIONS, input_root: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    mine(inputs, output, options, resources=ONE_WORKER, progress=False, input_root=input_root)
+    mine_folder(inputs, output, options, resources=ONE_WORKER, progress=False, input_root=input_root)
     return {row["source_path"]: row for row in read_rows(output).to_pylist()}
 
 
@@ -52,7 +52,7 @@ def test_a_list_says_what_is_known_and_each_entry_is_counted(tmp_path: Path, vid
         "absent.mp4,,,,\n"
         "notes.txt,,,,\n"
     )
-    mined = mine(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
+    mined = mine_folder(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
     assert mined.notes == ["columns of list.csv that are not used: title"]
     assert mined.summary is not None and mined.summary.inputs == 5
     rows = {row["source_path"]: row for row in read_rows(tmp_path / "out").to_pylist()}
@@ -65,7 +65,7 @@ def test_a_list_says_what_is_known_and_each_entry_is_counted(tmp_path: Path, vid
     }
     listed.write_text(listed.read_text().replace("CC0", "CC BY"))
     with pytest.raises(InputError, match=r"'clip0\.mp4' has another size, hash, licence or URL"):
-        mine(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
+        mine_folder(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
 
 
 def test_csv_and_parquet_lists_are_the_same_and_may_lie_elsewhere(tmp_path: Path, videos: Path) -> None:
@@ -135,7 +135,7 @@ def test_copied_photographs_need_no_input(tmp_path: Path) -> None:
 
 def test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes(tmp_path: Path, videos: Path) -> None:
     tasks = [
-        mine(videos, tmp_path / "array", OPTIONS, resources=ONE_WORKER, progress=False, task=ArrayTask(index, 2))
+        mine_folder(videos, tmp_path / "array", OPTIONS, resources=ONE_WORKER, progress=False, task=ArrayTask(index, 2))
         for index in (1, 0)
     ]
     assert [(task.shards_mined, task.shards_done, task.shards) for task in tasks] == [(1, 1, 3), (2, 3, 3)]

@@ -31,7 +31,7 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
-from mimicbrush.mining.run import mine
+from mimicbrush.mining.run import mine_folder
 from mimicbrush.mining.summary import Summary
 from mimicbrush.mining.video.pyav_reader import PyAVReader, VideoFrame
 from mimicbrush.mining.worker import mine_item
@@ -41,7 +41,7 @@ ONE_WORKER = Resources(workers=1, timeout_s=60)
 
 
 def run(input_dir: Path, output_dir: Path, options: MiningOptions = OPTIONS) -> Summary:
-    summary = mine(input_dir, output_dir, options, resources=ONE_WORKER, progress=False).summary
+    summary = mine_folder(input_dir, output_dir, options, resources=ONE_WORKER, progress=False).summary
     assert summary is not None
     return summary
 
@@ -231,7 +231,9 @@ def test_a_worker_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
     options = MiningOptions(pairs_per_clip=1)
     output = tmp_path / "out"
     resources = Resources(timeout_s=4.0)
-    summary = mine(tmp_path / "in", output, options, resources=resources, progress=False, reader=DeadlyReader()).summary
+    summary = mine_folder(
+        tmp_path / "in", output, options, resources=resources, progress=False, reader=DeadlyReader()
+    ).summary
     assert summary is not None
     assert reasons_by_path(output) == {
         "clip0.mp4": "",
@@ -257,7 +259,7 @@ def test_a_fault_in_a_worker_names_the_file_and_the_run_goes_on_without_it(tmp_p
     output, reader = tmp_path / "out", FaultyReader()
     for _ in range(2):
         with pytest.raises(DataError, match=r"clip1\.mp4: .*\(error: OpenCV.*same command again") as caught:
-            mine(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader)
+            mine_folder(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader)
         assert isinstance(caught.value.__cause__, cv2.error)
         # On a busy machine the worker may be done with the third before the fault of the second is heard of.
         markers = {path.name for path in (output / "markers").iterdir()} - {"shard-000002.json"}
@@ -266,7 +268,7 @@ def test_a_fault_in_a_worker_names_the_file_and_the_run_goes_on_without_it(tmp_p
     litter = output / "manifest/.part-000001.parquet.1.tmp"  # as a killed run would leave it
     litter.write_text("")
     (tmp_path / "in/clip1.mp4").rename(tmp_path / "clip1.mp4")
-    summary = mine(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader).summary
+    summary = mine_folder(tmp_path / "in", output, OPTIONS, resources=ONE_WORKER, progress=False, reader=reader).summary
     assert summary is not None
     assert (summary.accepted, summary.reasons) == (2, {"unreadable": 1})
     assert (output / "markers/shard-000000.json").stat().st_mtime_ns == finished

@@ -16,7 +16,7 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.run import ArrayTask
-from mimicbrush.mining.verify.folder import verify
+from mimicbrush.mining.verify.folder import verify_folder
 
 ROOT = Path(__file__).parents[2]
 Mine = Callable[..., subprocess.CompletedProcess[str]]
@@ -97,7 +97,7 @@ def test_the_real_clips(tmp_path: Path, mine_pairs: Mine, shared: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["inputs"], summary["accepted"], summary["reasons"]) == (9, 8, {"too_short": 1})
-    assert verify(tmp_path / "out", workers=2, progress=False).faults == []
+    assert verify_folder(tmp_path / "out", workers=2, progress=False).faults == []
 
 
 def test_the_broken_clip_gives_a_reason_and_no_pair(tmp_path: Path, mine_pairs: Mine, shared: Path) -> None:

@@ -18,17 +18,17 @@ from mimicbrush.errors import InputError
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.video.matroska import matroska_fault
 from mimicbrush.mining.video.pyav_reader import PyAVReader
-from mimicbrush.mining.video.readers import DecordReader, TorchCodecReader, reader_named
+from mimicbrush.mining.video.readers import DecordReader, TorchCodecReader, open_reader
 
 #: Reads clips with both readers and prints a line per clip: the numbers of frames, the largest differences.
 COMPARE = """
 import sys
 from pathlib import Path
 import numpy as np
-from mimicbrush.mining.video.readers import reader_named
+from mimicbrush.mining.video.readers import open_reader
 other, *paths = sys.argv[1:]
 for path in paths:
-    pairs = zip(*(reader_named(name).frames(Path(path)) for name in ("pyav", other)), strict=True)
+    pairs = zip(*(open_reader(name).frames(Path(path)) for name in ("pyav", other)), strict=True)
     worst = [0.0, 0]
     for number, (a, b) in enumerate(pairs, 1):
         worst[0] = max(worst[0], abs(a.time_s - b.time_s))
@@ -40,20 +40,20 @@ for path in paths:
 REFUSE = """
 import sys
 from pathlib import Path
-from mimicbrush.mining.video.readers import reader_named
+from mimicbrush.mining.video.readers import open_reader
 from mimicbrush.mining.reasons import UntrustedFileError
 for path in sys.argv[2:]:
     try:
-        print(sum(1 for _ in reader_named(sys.argv[1]).frames(Path(path))))
+        print(sum(1 for _ in open_reader(sys.argv[1]).frames(Path(path))))
     except UntrustedFileError as error:
         print(error.reason)
 """
 
 
 def test_the_default_is_named_and_takes_limits() -> None:
-    assert reader_named("pyav") == PyAVReader()
-    assert reader_named("pyav", max_pixels=5, max_duration_s=2.0) == PyAVReader(5, 2.0)
-    assert reader_named("pyav").name == f"pyav {av.__version__}"
+    assert open_reader("pyav") == PyAVReader()
+    assert open_reader("pyav", max_pixels=5, max_duration_s=2.0) == PyAVReader(5, 2.0)
+    assert open_reader("pyav").name == f"pyav {av.__version__}"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_default_is_named_and_takes_limits() -> None:
 )
 def test_what_is_unknown_or_absent_is_an_error_that_helps(name: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(InputError) as error:
-        reader_named(name)
+        open_reader(name)
     assert all(part in str(error.value) for part in parts)
 
 

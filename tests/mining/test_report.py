@@ -21,9 +21,9 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.report import statistics
-from mimicbrush.mining.report.page import report_html, write_report
-from mimicbrush.mining.report.plots import Histogram, Mark, histogram_svg
-from mimicbrush.mining.run import mine
+from mimicbrush.mining.report.page import report_html, write_mining_report
+from mimicbrush.mining.report.plots import Histogram, HistogramMark, histogram_svg
+from mimicbrush.mining.run import mine_folder
 from mimicbrush.ops.geometry import letterbox_matrix, transform_points
 
 VOID = {"meta", "img", "br", "link"}
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer = csv.writer(file)
         writer.writerow(["path", "licence", "url"])
         writer.writerows([name, "<b>CC</b>" if name.startswith("clip") else "", ""] for name in names)
-    mine(
+    mine_folder(
         folder / "in/list.csv",
         folder / "out",
         MiningOptions(pairs_per_clip=3, jpeg_quality=90, inputs_per_shard=4),
@@ -100,8 +100,8 @@ def page(html: str) -> Page:
 def test_the_run_writes_it_and_the_same_folder_gives_the_same_page(folder: Path, html: str) -> None:
     assert report_html(folder / "out") == html
     before = (folder / "out/report.html").stat()
-    write_report(folder / "out")
-    mine(
+    write_mining_report(folder / "out")
+    mine_folder(
         folder / "in/list.csv",
         folder / "out",
         MiningOptions(pairs_per_clip=3, jpeg_quality=90, inputs_per_shard=4),
@@ -159,7 +159,7 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
     out = folder / "out"
     sizes = [path.stat().st_size for name in ("shards", "manifest", "audit") for path in (out / name).iterdir()]
     total = sum(sizes) + (out / "index.arrow").stat().st_size
-    assert sum(statistics.bytes_on_disk(out).values()) == total
+    assert sum(statistics.measure_disk_bytes(out).values()) == total
     pairs = len(read_manifest(out))
     assert f"per pair {total / pairs / 1000:.3g} kB" in page.text.replace("\xa0", " ")
     timings = [json.loads(path.read_text()) for path in (out / "timing").iterdir()]
@@ -246,7 +246,7 @@ def test_a_picture_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path:
 def test_a_folder_without_pairs_and_one_without_a_plan(tmp_path: Path, mined: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.mp4").write_text("text")
-    mine(tmp_path / "in", tmp_path / "out", resources=Resources(workers=1), progress=False)
+    mine_folder(tmp_path / "in", tmp_path / "out", resources=Resources(workers=1), progress=False)
     page = Page((tmp_path / "out/report.html").read_text())
     assert "1 inputs = 0 accepted + 0 rejected + 1 quarantined" in page.text
     assert "Kept pairs" not in page.text
@@ -258,18 +258,20 @@ def test_the_sample_is_spread_and_does_not_hang_on_the_order() -> None:
     groups = rng.integers(0, 50, 5000)
     keys = statistics.row_keys(groups.astype(np.uint64), np.arange(5000))
     assert len(np.unique(keys)) == 5000
-    chosen = statistics.spread(groups, keys, 50)
+    chosen = statistics.spread_rows(groups, keys, 50)
     assert len(np.unique(groups[chosen])) == 50
     order = rng.permutation(5000)
-    assert set(order[statistics.spread(groups[order], keys[order], 60)]) == set(statistics.spread(groups, keys, 60))
-    assert len(statistics.spread(groups[:0], keys[:0], 60)) == 0
+    assert set(order[statistics.spread_rows(groups[order], keys[order], 60)]) == set(
+        statistics.spread_rows(groups, keys, 60)
+    )
+    assert len(statistics.spread_rows(groups[:0], keys[:0], 60)) == 0
 
 
 def test_a_histogram_draws_every_bin_and_escapes_its_words() -> None:
     values = np.array([-1, 0.05, 0.05, 0.5, 2])
     histogram = Histogram.of(values, 0, 1, bins=10)
     assert histogram.counts == (3, 0, 0, 0, 0, 1, 0, 0, 0, 1)
-    svg = Page(str(histogram_svg(histogram, '"<&>', " <s>", [Mark(0.5, "<m>")], (0.2, 0.8))))
+    svg = Page(str(histogram_svg(histogram, '"<&>', " <s>", [HistogramMark(0.5, "<m>")], (0.2, 0.8))))
     bars = [float(attributes["height"]) for tag, attributes in svg.tags if attributes.get("class") == "bar"]
     assert len(bars) == 3
     assert bars[0] == pytest.approx(3 * bars[1], abs=0.1)

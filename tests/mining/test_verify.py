@@ -19,8 +19,8 @@ from mimicbrush.data.schema import SCHEMA
 from mimicbrush.errors import InputError
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.run import mine
-from mimicbrush.mining.verify.folder import verify
+from mimicbrush.mining.run import mine_folder
+from mimicbrush.mining.verify.folder import verify_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tar(folder / "in/sa.tar", files)
     (folder / "in/broken.mp4").write_text("text")
     options = MiningOptions(pairs_per_clip=2, inputs_per_shard=2)
-    mine(folder / "in", folder / "out", options, resources=Resources(workers=1), progress=False)
+    mine_folder(folder / "in", folder / "out", options, resources=Resources(workers=1), progress=False)
     return folder
 
 
@@ -47,7 +47,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def faults(folder: Path) -> list[str]:
-    return [str(fault) for fault in verify(folder / "out", progress=False).faults]
+    return [str(fault) for fault in verify_folder(folder / "out", progress=False).faults]
 
 
 def flip(path: Path, position: int) -> None:
@@ -57,7 +57,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def test_a_folder_as_it_was_mined_passes(folder: Path) -> None:
-    verdict = verify(folder / "out", progress=False)
+    verdict = verify_folder(folder / "out", progress=False)
     assert verdict.faults == []
     assert verdict.shards == 4
     assert verdict.pairs == len(read_manifest(folder / "out")) + 2  # the shards hold the twin's two pairs, too
@@ -66,7 +66,7 @@ def test_a_folder_as_it_was_mined_passes(folder: Path) -> None:
 
 def test_two_processes_find_the_same(folder: Path) -> None:
     flip(folder / "out/shards/shard-000001.tar", 700)
-    one, two = (verify(folder / "out", workers=workers, progress=False) for workers in (1, 2))
+    one, two = (verify_folder(folder / "out", workers=workers, progress=False) for workers in (1, 2))
     assert one == two
     assert one.faults
 
@@ -123,9 +123,9 @@ def test_an_input_that_is_gone_or_somewhere_else(folder: Path) -> None:
     (folder / "in").rename(folder / "moved")
     (fault,) = faults(folder)
     assert "--input-root" in fault
-    assert verify(folder / "out", input_root=folder / "moved", progress=False).faults == []
+    assert verify_folder(folder / "out", input_root=folder / "moved", progress=False).faults == []
     (folder / "moved/loose.jpg").unlink()
-    found = verify(folder / "out", input_root=folder / "moved", progress=False).faults
+    found = verify_folder(folder / "out", input_root=folder / "moved", progress=False).faults
     assert [fault.file for fault in found] == ["loose.jpg"]
 
 
@@ -220,7 +220,7 @@ def _write_part(root: Path, rows: list[dict[str, object]]) -> None:
 
 def test_what_is_no_mined_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no mined folder"):
-        verify(tmp_path, progress=False)
+        verify_folder(tmp_path, progress=False)
 
 
 def test_the_commands(folder: Path, script_environment: Callable[[], dict[str, str]]) -> None:

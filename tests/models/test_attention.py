@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from mimicbrush.models.attention import PlainAttention, attend_with_lse
-from mimicbrush.models.reference_attention import ReadReference
+from mimicbrush.models.attention import PlainAttentionProcessor, attend_with_lse
+from mimicbrush.models.reference_attention import ReferenceReadProcessor
 from mimicbrush.types import ReferenceStates
 
 
@@ -27,7 +27,7 @@ def test_the_log_sum_exp_and_the_attention_written_out(dtype: torch.dtype, off: 
 def test_merged_equals_concatenated(blend: float, keep: list[bool] | None, rows: int) -> None:
     """What inference computes is what training computes, for every blend, and for rows that have no reference."""
     torch.manual_seed(0)
-    layer = Attention(24, heads=3, dim_head=8, processor=ReadReference("layer", blend))
+    layer = Attention(24, heads=3, dim_head=8, processor=ReferenceReadProcessor("layer", blend))
     own, feature = torch.randn(3, 40, 24), torch.randn(rows, 30 if keep is None else 40, 24)
     states = ReferenceStates({"layer": feature}, keep=None if keep is None else torch.tensor(keep * rows))
     trained = layer(own, reference_states=states)
@@ -39,7 +39,7 @@ def test_merged_equals_concatenated(blend: float, keep: list[bool] | None, rows:
 
 def test_keys_and_values_at_hand_are_those_that_would_be_projected() -> None:
     torch.manual_seed(0)
-    layer = Attention(24, cross_attention_dim=10, heads=3, dim_head=8, processor=PlainAttention("layer"))
+    layer = Attention(24, cross_attention_dim=10, heads=3, dim_head=8, processor=PlainAttentionProcessor("layer"))
     hidden, context = torch.randn(2, 40, 24), torch.randn(2, 5, 10)
     key, value = (projection(context).unflatten(-1, (3, 8)) for projection in (layer.to_k, layer.to_v))
     at_hand = ReferenceStates(projected={"layer": (key, value)})
@@ -54,7 +54,7 @@ def test_keys_and_values_at_hand_are_those_that_would_be_projected() -> None:
 
 def test_an_attention_mask_is_heeded() -> None:
     torch.manual_seed(0)
-    layer = Attention(24, cross_attention_dim=10, heads=3, dim_head=8, processor=PlainAttention("layer"))
+    layer = Attention(24, cross_attention_dim=10, heads=3, dim_head=8, processor=PlainAttentionProcessor("layer"))
     hidden, context = torch.randn(2, 40, 24), torch.randn(2, 5, 10)
     mask = torch.zeros(2, 1, 5)
     mask[..., 3:] = -torch.inf

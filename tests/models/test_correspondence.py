@@ -13,12 +13,12 @@ from planted_attention import plant
 from toy_data import photograph
 
 from mimicbrush.models.attention import attend_with_lse
-from mimicbrush.models.attention_recorder import CorrespondenceRecord
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.attention_recorder import CorrespondenceRecorder
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.reference_attention import reference_paths
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.ops.correspondence import TITLE_PX, Correspondence, draw_correspondence
+from mimicbrush.ops.correspondence import TITLE_PX, Correspondence, plot_correspondence
 from mimicbrush.pipelines import MimicBrushPipeline
 
 
@@ -27,7 +27,7 @@ def test_the_record_sums_the_softmax_over_both() -> None:
     side, heads, width = 4, 2, 8
     mask = torch.zeros(1, 1, side, side)
     mask[0, 0, 1, 1:3] = 1
-    record = CorrespondenceRecord(mask)
+    record = CorrespondenceRecorder(mask)
     expected = torch.zeros(2, side * side)
     for _ in range(3):  # layers or steps
         query, own, key = torch.randn(3, 1, side * side, heads, width).unbind(0)
@@ -43,7 +43,7 @@ def test_the_record_sums_the_softmax_over_both() -> None:
 def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
     mask = torch.zeros(1, 1, 4, 4)
     mask[0, 0, 0, 0] = 1
-    record = CorrespondenceRecord(mask)
+    record = CorrespondenceRecorder(mask)
     # One head, two tokens a side: the first token attends to the last reference token alone.
     query = torch.zeros(1, 4, 1, 1)
     key = torch.zeros(1, 4, 1, 1)
@@ -61,7 +61,7 @@ def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
 @pytest.mark.parametrize("shift", [(0, 0), (2, -2), (-2, 2)])
 def test_planted_projections_are_found_in_pixels(smallest: ToyModel, shift: tuple[int, int]) -> None:
     """Every reading layer is made to look for the token that lies `shift` (rows, columns) away in the reference."""
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), reference_blend=0.5)
+    pipe = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler(), reference_blend=0.5)
     pipe.set_progress_bar_config(disable=True)
     for path in reference_paths(pipe.unet):
         plant(pipe, path, shift)
@@ -98,7 +98,7 @@ def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
     source, mask = Image.new("RGB", (600, 400), "grey"), Image.new("L", (600, 400), 0)
     mask.paste(255, (100, 100, 500, 300))
     places = replace(found, source_xy=found.source_xy * 10, reference_xy=found.reference_xy * 10)
-    picture = draw_correspondence(source, mask, Image.new("RGB", (800, 800), "white"), places, height_px=400)
+    picture = plot_correspondence(source, mask, Image.new("RGB", (800, 800), "white"), places, height_px=400)
     assert picture.width == 600 + 28 + 400 and picture.height > TITLE_PX + 400
     panel = np.asarray(picture)[TITLE_PX : TITLE_PX + 400, :600]
     assert (panel[:70] == 128).all() and (panel[330:] == 128).all()  # lines and marks aside, nothing else is painted

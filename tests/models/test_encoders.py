@@ -10,8 +10,14 @@ from toy_data import PHOTOGRAPHS, photograph
 from transformers import CLIPImageProcessorPil
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.components import toy_parts
-from mimicbrush.models.encoders import decode_latents, encode_image_tokens, encode_latents, estimate_depth, no_depth
+from mimicbrush.models.components import toy_components
+from mimicbrush.models.encoders import (
+    decode_latents,
+    encode_image_tokens,
+    encode_latents,
+    estimate_depth,
+    make_no_depth_map,
+)
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.weights import find_weights
@@ -38,7 +44,7 @@ def test_patch_latents_have_about_unit_variance() -> None:
 
 
 def test_image_tokens_are_those_of_the_clip_processor(smallest: ToyModel) -> None:
-    parts = toy_parts(smallest)
+    parts = toy_components(smallest)
     square = letterbox(photograph("chelsea.png"), 64, 255)
     size = parts.image_encoder.config.image_size
     processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
@@ -51,11 +57,11 @@ def test_image_tokens_are_those_of_the_clip_processor(smallest: ToyModel) -> Non
 
 
 def test_depth_conventions_differ_and_have_the_right_shapes(smallest: ToyModel) -> None:
-    estimator = toy_parts(smallest).depth_estimator
+    estimator = toy_components(smallest).depth_estimator
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         standard, released = (estimate_depth(estimator, pixels, c) for c in ("standard", "released"))
-        zero_map, zero_input = (no_depth(estimator, 2, c, pixels.device) for c in ("zero_map", "zero_input"))
+        zero_map, zero_input = (make_no_depth_map(estimator, 2, c, pixels.device) for c in ("zero_map", "zero_input"))
     assert standard.shape == released.shape == zero_map.shape == zero_input.shape
     assert not torch.equal(standard, released)
     assert not zero_map.any()

@@ -11,14 +11,14 @@ import torch
 from toy_data import photograph
 
 from mimicbrush.errors import InputError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ModelOptions, ToyModel
-from mimicbrush.models.reference_attention import install_readers, reference_paths
+from mimicbrush.models.reference_attention import reference_paths, set_reference_processors
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
 from mimicbrush.ops.canvas import letterbox, letterbox_mask
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 from mimicbrush.types import ReferenceStates
 
 #: option -> (default, the other choice).
@@ -35,7 +35,7 @@ CHOICES = {
 
 def pipeline(options: ToyModel) -> MimicBrushPipeline:
     named = {name: getattr(options, name) for name in (*RELEASED_CONVENTIONS, "letterbox_order")}
-    pipe = MimicBrushPipeline(**vars(toy_parts(options)), scheduler=noise_scheduler(), **named)
+    pipe = MimicBrushPipeline(**vars(toy_components(options)), scheduler=noise_scheduler(), **named)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -44,7 +44,12 @@ def edited(pipe: MimicBrushPipeline, keep_shape: bool) -> torch.Tensor:
     source, reference = photograph("coffee.png")[:90, :121], photograph("chelsea.png")
     mask = np.zeros(source.shape[:2], np.uint8)
     mask[30:60, 40:80] = 255
-    options = {"num_inference_steps": 3, "output_type": "latent", "keep_shape": keep_shape, "generator": seeded(0)}
+    options = {
+        "num_inference_steps": 3,
+        "output_type": "latent",
+        "keep_shape": keep_shape,
+        "generator": seeded_generator(0),
+    }
     return pipe(source, mask, reference, **options).images
 
 
@@ -79,12 +84,14 @@ def test_a_choice_that_there_is_not(name: str) -> None:
 
 
 def test_shared_keys_and_values_are_the_references_own(smallest: ToyModel) -> None:
-    parts = toy_parts(replace(smallest, reference_sharing="keys_values"))
+    parts = toy_components(replace(smallest, reference_sharing="keys_values"))
     assert type(parts.reference_unet) is KeyValueReferenceUNet
     path = reference_paths(parts.unet)[-1]
     # The pruned tail holds the two projections that are shared, and nothing else of the last attention.
-    lacking = set(toy_parts(smallest).unet.state_dict()) - set(parts.reference_unet.state_dict())
-    without = set(toy_parts(smallest).unet.state_dict()) - set(toy_parts(smallest).reference_unet.state_dict())
+    lacking = set(toy_components(smallest).unet.state_dict()) - set(parts.reference_unet.state_dict())
+    without = set(toy_components(smallest).unet.state_dict()) - set(
+        toy_components(smallest).reference_unet.state_dict()
+    )
     assert without - lacking == {f"{path}.to_k.weight", f"{path}.to_v.weight"}
     assert isinstance(parts.reference_unet, ReferenceUNet)
 
@@ -98,7 +105,7 @@ def test_shared_keys_and_values_are_the_references_own(smallest: ToyModel) -> No
     latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
     with torch.no_grad():
         parts.reference_unet(latents, 3, context, cross_attention_kwargs={"reference_states": states})
-        install_readers(parts.unet, 1.0)
+        set_reference_processors(parts.unet, 1.0)
         layer = parts.unet.get_submodule(path)
         own = torch.randn(1, 64, layer.query_dim)
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from starting_weights import REPOSITORIES, model_of, weights_file, write_repositories
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.components import pretrained_parts, random_parts
+from mimicbrush.models.components import pretrained_components, random_components
 from mimicbrush.models.options import PretrainedModel
-from mimicbrush.models.pretrained.fetch import provide_weights
-from mimicbrush.models.pretrained.requirements import examine
-from mimicbrush.models.pretrained.stored_weights import hub_name
+from mimicbrush.models.pretrained.fetch import check_or_fetch_weights
+from mimicbrush.models.pretrained.requirements import inspect_starting_weights
+from mimicbrush.models.pretrained.stored_weights import depth_hub_name
 from mimicbrush.models.pretrained.weights import LAYOUTS
 
 
@@ -42,7 +42,7 @@ def own(hub: Path, tmp_path: Path) -> Path:
 
 
 def problems(options: PretrainedModel, *, deep: bool = False) -> dict[str, str]:
-    reports = provide_weights(options, fetching=False, deep=deep)
+    reports = check_or_fetch_weights(options, fetching=False, deep=deep)
     return {report.part: str(report.problem) for report in reports if report.problem is not None}
 
 
@@ -55,7 +55,7 @@ def state(root: Path, part: str) -> dict[str, torch.Tensor]:
 def test_parts_hold_what_the_files_hold(hub: Path) -> None:
     options = model_of(hub)
     assert problems(options, deep=True) == {}
-    parts = pretrained_parts(options)
+    parts = pretrained_components(options)
     unet = state(hub, "unet")
     wide = parts.unet.state_dict()
     assert torch.equal(wide["conv_in.weight"][:, :9], unet.pop("conv_in.weight"))
@@ -77,7 +77,7 @@ def test_parts_hold_what_the_files_hold(hub: Path) -> None:
 def test_dinov2_takes_the_place_of_clip(hub: Path) -> None:
     options = model_of(hub, reference_encoder="dinov2", image_encoder="nobody/nothing", reference_unet="nobody/nothing")
     assert problems(options) == {}
-    parts = pretrained_parts(options)
+    parts = pretrained_components(options)
     stored = state(hub, "dinov2")
     assert torch.equal(parts.image_encoder.layernorm.weight, stored["layernorm.weight"])
     assert sum(p.numel() for p in parts.image_encoder.parameters()) == sum(value.numel() for value in stored.values())
@@ -89,7 +89,7 @@ def test_weights_in_half_precision_are_trained_in_full(own: Path) -> None:
             if "fp16" not in file.name and "open" not in file.name:
                 half = {key: v.half() if v.is_floating_point() else v for key, v in load_file(file).items()}
                 save_file(half, file, metadata={"format": "pt"})
-    parts = pretrained_parts(model_of(own))
+    parts = pretrained_components(model_of(own))
     assert {module.dtype for module in vars(parts).values()} == {torch.float32}
 
 
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named_with_its_place(
 def test_the_libraries_fill_in_nothing(own: Path) -> None:
     tensors("image_encoder", lambda weights: weights.pop("vision_model.post_layernorm.bias"))(own)
     with pytest.raises(WeightsError, match=r"vision_model\.post_layernorm\.bias is missing") as caught:
-        pretrained_parts(model_of(own))
+        pretrained_components(model_of(own))
     assert f"image_encoder in {own / REPOSITORIES['image_encoder']}" in str(caught.value)
 
 
@@ -181,7 +181,7 @@ def test_all_problems_are_told_at_once_with_their_options(own: Path) -> None:
     content("vae", lambda data: data[:-1])(own)
     config("unet", in_channels=13)(own)
     with pytest.raises(WeightsError) as caught:
-        examine(model_of(own))
+        inspect_starting_weights(model_of(own))
     message = str(caught.value)
     for part in ("vae", "unet"):
         assert f"model.{part}={own / REPOSITORIES[part]}: " in message
@@ -191,11 +191,11 @@ def test_all_problems_are_told_at_once_with_their_options(own: Path) -> None:
 def test_the_two_unets_must_fit_each_other(own: Path) -> None:
     config("reference_unet", cross_attention_dim=32)(own)
     with pytest.raises(WeightsError, match=r"does not fit model\.unet \(cross_attention_dim is 16 there, 32 here\)"):
-        examine(model_of(own))
+        inspect_starting_weights(model_of(own))
 
 
 def test_other_sizes_than_the_papers_are_noted(hub: Path) -> None:
-    notes = {report.part: report.notes for report in provide_weights(model_of(hub), fetching=False, deep=False)}
+    notes = {report.part: report.notes for report in check_or_fetch_weights(model_of(hub), fetching=False, deep=False)}
     assert "cross_attention_dim=16 (paper: 768)" in notes["unet"]
     assert "hidden_size=32 (paper: 1280)" in notes["image_encoder"]
 
@@ -212,7 +212,7 @@ def test_looking_at_files_imports_nothing_heavy() -> None:
 @pytest.mark.slow
 def test_at_full_size_a_look_takes_seconds_and_says_nothing(tmp_path: Path) -> None:
     with torch.device("meta"):
-        parts = random_parts()
+        parts = random_components()
         unets = {name: UNet2DConditionModel(in_channels=channels, cross_attention_dim=768) for name, channels in
                  (("unet", 9), ("reference_unet", 4))}  # fmt: skip
     whole = {**unets, "vae": parts.vae, "image_encoder": parts.image_encoder, "depth_estimator": parts.depth_estimator}
@@ -222,7 +222,7 @@ def test_at_full_size_a_look_takes_seconds_and_says_nothing(tmp_path: Path) -> N
         save_config(folder)
         _write_head_alone(folder / f"{LAYOUTS[name].stem}.safetensors", network)
     start = time.monotonic()
-    reports = provide_weights(
+    reports = check_or_fetch_weights(
         PretrainedModel(**{name: str(tmp_path / name) for name in whole}), fetching=False, deep=False
     )
     assert time.monotonic() - start < 20
@@ -235,7 +235,7 @@ def _write_head_alone(file: Path, network: torch.nn.Module) -> None:
     head, end = {}, 0
     for key, tensor in network.state_dict().items():
         offsets = [end, end := end + 4 * tensor.numel()]
-        head[hub_name(key)] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        head[depth_hub_name(key)] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(head).encode()
     with file.open("wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)

@@ -7,10 +7,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import install_writers
+from mimicbrush.models.reference_attention import set_reference_write_processors
 from mimicbrush.models.unets import ReferenceUNet, widen_conv_in
 from mimicbrush.types import ReferenceStates
 
@@ -60,7 +60,7 @@ def test_projectors_have_the_released_keys() -> None:
 def test_pruned_and_whole_unets_write_the_same() -> None:
     whole = small_unet()
     pruned = ReferenceUNet.from_unet(whole)
-    install_writers(whole)
+    set_reference_write_processors(whole)
     sample, context = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 8)
     written = []
     for unet in (whole, pruned):
@@ -92,12 +92,12 @@ def test_widening_leaves_the_output_whatever_the_new_channels_hold() -> None:
 
 
 def test_toy_parts_are_made_alike_from_one_seed(smallest: ToyModel) -> None:
-    one, same, other = (toy_parts(smallest, seed=seed).unet.conv_in.weight for seed in (0, 0, 1))
+    one, same, other = (toy_components(smallest, seed=seed).unet.conv_in.weight for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 def test_small_unets_can_begin_alike() -> None:
-    apart, alike = (toy_parts(ToyModel(size_px=16, shared_start=shared), seed=2) for shared in (False, True))
+    apart, alike = (toy_components(ToyModel(size_px=16, shared_start=shared), seed=2) for shared in (False, True))
     for parts, expected in ((apart, False), (alike, True)):
         assert parts.reference_unet is not None
         theirs = parts.unet.state_dict()

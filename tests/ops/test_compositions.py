@@ -12,7 +12,7 @@ from kornia.geometry import get_perspective_transform, get_rotation_matrix2d, tr
 
 from mimicbrush.ops import geometry
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
-from mimicbrush.ops.warp_batch import draw
+from mimicbrush.ops.warp_batch import warp_images
 
 RANGES = geometry.GeometryRanges(rotation_deg=45, scale=(0.8, 1.6), projective_intensity=0.5)
 CANVAS_PX = 64
@@ -94,11 +94,11 @@ def test_pictures_and_masks(compositions: list[Composition]) -> None:
         picture = smooth_picture(each.width, each.height, rng)
         # None is reduced first, which kornia would not do.
         assert geometry.shrink_factor(each.matrix, each.width, each.height) < 2
-        drawn = geometry.warp(picture, each.matrix, CANVAS_PX, 255)
+        drawn = geometry.warp_to_canvas(picture, each.matrix, CANVAS_PX, 255)
         assert np.abs(drawn - warped_by_kornia(picture, each.steps, 255)).max() < 0.75, seed  # rounding, and play
         blocks = rng.integers(0, 2, (each.height // 9 + 1, each.width // 9 + 1), np.uint8).repeat(9, 0).repeat(9, 1)
         mask = blocks[: each.height, : each.width] * np.uint8(255)
-        ours = geometry.warp(mask, each.matrix, CANVAS_PX, 0) > 127
+        ours = geometry.warp_to_canvas(mask, each.matrix, CANVAS_PX, 0) > 127
         theirs = warped_by_kornia(mask, each.steps, 0)
         undecided = np.abs(theirs - 127.5) < 1
         assert np.array_equal(ours[~undecided], (theirs > 127.5)[~undecided]) and undecided.mean() < 0.05, seed
@@ -111,7 +111,7 @@ def test_batches_drawn_by_torch_equal_single_pictures_drawn_by_opencv(compositio
         pictures = [smooth_picture(each.width, each.height, rng) for each in chunk]
         colours = [random_jitter(JitterRanges(), rng).matrix(cv2.mean(picture)[:3]) for picture in pictures]
         expected = [
-            geometry.warp(apply_jitter(picture, colour), each.matrix, CANVAS_PX, 255)
+            geometry.warp_to_canvas(apply_jitter(picture, colour), each.matrix, CANVAS_PX, 255)
             for each, picture, colour in zip(chunk, pictures, colours, strict=True)
         ]
         sizes = np.array([picture.shape[:2] for picture in pictures])
@@ -120,7 +120,7 @@ def test_batches_drawn_by_torch_equal_single_pictures_drawn_by_opencv(compositio
             place[: picture.shape[0], : picture.shape[1]] = picture
         matrices = np.stack([np.linalg.inv(each.matrix) for each in chunk]).astype(np.float32)
         arrays = (batch, sizes, matrices, np.stack(colours).astype(np.float32))
-        drawn = draw(*map(torch.from_numpy, arrays), size_px=CANVAS_PX, fill=255)
+        drawn = warp_images(*map(torch.from_numpy, arrays), size_px=CANVAS_PX, fill=255)
         difference = np.abs(drawn.permute(0, 2, 3, 1).numpy() - np.stack(expected))
         assert difference.max() <= 2 and difference.mean() < 0.05
 
@@ -130,6 +130,6 @@ def test_masks_drawn_by_torch_are_black_outside() -> None:
     matrix = geometry.letterbox_matrix(30, 20, 30)
     to_picture, unchanged = np.linalg.inv(matrix)[None].astype(np.float32), np.eye(1, 2, dtype=np.float32)[None]
     arrays = map(torch.from_numpy, (mask, np.array([[20, 30]]), to_picture, unchanged))
-    drawn = draw(*arrays, size_px=30, fill=0)[0, 0].numpy()
-    np.testing.assert_array_equal(drawn, geometry.warp(mask[0, :, :, 0], matrix, 30, 0))
+    drawn = warp_images(*arrays, size_px=30, fill=0)[0, 0].numpy()
+    np.testing.assert_array_equal(drawn, geometry.warp_to_canvas(mask[0, :, :, 0], matrix, 30, 0))
     assert set(drawn[:5].ravel()) == {0.0} and set(drawn[5:25].ravel()) == {255.0}

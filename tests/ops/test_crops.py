@@ -5,7 +5,7 @@ import pytest
 
 from mimicbrush.errors import InputError
 from mimicbrush.ops.canvas import crop_back, letterbox
-from mimicbrush.ops.crops import Placement, crop, square_around
+from mimicbrush.ops.crops import Placement, crop_box, square_around
 from mimicbrush.ops.masks import mask_box
 
 
@@ -31,10 +31,10 @@ def test_a_square_holds_the_hole_and_lies_in_the_picture(size_px: int) -> None:
 
 def test_a_box_must_lie_in_its_picture() -> None:
     picture = np.zeros((10, 20, 3), np.uint8)
-    assert crop(picture, (5, 0, 20, 10), "reference").shape == (10, 15, 3)
+    assert crop_box(picture, (5, 0, 20, 10), "reference").shape == (10, 15, 3)
     for box in ((0, 0, 21, 10), (5, 5, 5, 8), (-1, 0, 4, 4), (6, 2, 4, 8)):
         with pytest.raises(InputError, match="no box within the reference, which is 20 x 10 px"):
-            crop(picture, box, "reference")
+            crop_box(picture, box, "reference")
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (90, 60), (64, 64)])

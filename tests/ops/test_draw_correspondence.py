@@ -17,10 +17,10 @@ from mimicbrush.ops.correspondence import (
     TITLE_PX,
     UNSURE_MARKS,
     Correspondence,
-    choose_marks,
-    draw_correspondence,
-    join_marks,
-    paint_correspondence,
+    choose_place_pairs,
+    plot_correspondence,
+    plot_place_pairs,
+    tint_correspondence,
 )
 
 
@@ -44,7 +44,7 @@ def test_a_large_picture_is_drawn_as_it_would_be_at_the_panels_size() -> None:
     grid, mask = grid_and_mask()
     large = Image.fromarray(small.repeat(8, axis=0).repeat(8, axis=1))
     large_mask = mask.resize(large.size, Image.Resampling.NEAREST)
-    for draw in (draw_correspondence, paint_correspondence):
+    for draw in (plot_correspondence, tint_correspondence):
         expected = draw(
             Image.fromarray(small), mask, Image.fromarray(small), found_in(grid.astype(np.float32), 20), 400
         )
@@ -63,7 +63,7 @@ def test_a_token_has_the_colour_of_the_place_it_looked_at() -> None:
     picture = cv2.resize(rng.integers(0, 256, (10, 15, 3)).astype(np.uint8), (600, 400))
     grid, mask = grid_and_mask()
     image = Image.fromarray(picture)
-    places, came = map(np.asarray, paint_correspondence(image, mask, image, found_in(grid.astype(np.float32), 20), 400))
+    places, came = map(np.asarray, tint_correspondence(image, mask, image, found_in(grid.astype(np.float32), 20), 400))
     assert np.array_equal(came[:90], picture[:90])  # outside of the hole nothing is painted
     pairs = zip(grid, grid[::-1], strict=True)
     marked = sum(np.abs(came[y, x].astype(int) - places[v, u]).max() > 2 for (x, y), (u, v) in pairs)
@@ -75,7 +75,7 @@ def test_spread_attention_is_faded() -> None:
     mask = Image.new("L", (80, 40))
     mask.paste(255, (10, 10, 70, 30))
     black = Image.new("RGB", (80, 40))
-    _, picture = paint_correspondence(black, mask, black, found_in(grid, 20, focus=0.0), 40)
+    _, picture = tint_correspondence(black, mask, black, found_in(grid, 20, focus=0.0), 40)
     hole = np.asarray(picture)[12:28, 12:68].reshape(-1, 3)
     assert (hole == 128).all(axis=1).mean() > 0.4  # grey, but for the marks
 
@@ -88,7 +88,7 @@ def test_no_mark_lies_over_another(seed: int) -> None:
     count, spread = int(rng.integers(1, 300)), rng.choice([0.02, 0.3, 1.2])
     places = [np.array(size) * (0.5 + spread * rng.uniform(-0.5, 0.5, (count, 2))) for size in sizes]
     focus = rng.uniform(0, 2 * SURE_FOCUS, count)
-    marks = choose_marks(*places, focus, *sizes)
+    marks = choose_place_pairs(*places, focus, *sizes)
     assert 1 <= len(marks) <= MARKS
     for name, (width, height) in zip(("source", "reference"), sizes, strict=True):
         ends = np.array([getattr(mark, name) for mark in marks])
@@ -104,8 +104,8 @@ def test_the_numbers_are_seen_whole() -> None:
     """Each disc has its colour all around its number: what is drawn later lies beside it."""
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 300, (200, 2))
-    marks = choose_marks(points, points[::-1], np.ones(200), (300, 300), (300, 300))
-    drawn = join_marks(np.zeros((300, 620, 3), np.uint8), marks, (0, 0), (320, 0))
+    marks = choose_place_pairs(points, points[::-1], np.ones(200), (300, 300), (300, 300))
+    drawn = plot_place_pairs(np.zeros((300, 620, 3), np.uint8), marks, (0, 0), (320, 0))
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (MARK_PX - 3)
     seen = []
@@ -120,7 +120,9 @@ def test_the_numbers_are_seen_whole() -> None:
 
 def test_places_off_the_reference_are_left_out() -> None:
     inside = np.full((3, 2), 50.0) + np.arange(3)[:, None] * 40
-    marks = choose_marks(inside, inside + np.array([[0, 0], [500, 0], [0, -300]]), np.ones(3), (200, 200), (200, 200))
+    marks = choose_place_pairs(
+        inside, inside + np.array([[0, 0], [500, 0], [0, -300]]), np.ones(3), (200, 200), (200, 200)
+    )
     assert [mark.source for mark in marks] == [(50.0, 50.0)]
 
 
@@ -129,8 +131,8 @@ def test_unsure_lines_are_thin() -> None:
     black = np.zeros((200, 420, 3), np.uint8)
     painted = []
     for focus in (SURE_FOCUS, SURE_FOCUS - 0.01):
-        (mark,) = choose_marks(points, points, np.array([focus]), (200, 200), (200, 200))
-        painted.append(int(join_marks(black, [mark], (0, 0), (220, 0))[:, 60:200].any(axis=2).sum()))
+        (mark,) = choose_place_pairs(points, points, np.array([focus]), (200, 200), (200, 200))
+        painted.append(int(plot_place_pairs(black, [mark], (0, 0), (220, 0))[:, 60:200].any(axis=2).sum()))
     assert 0 < painted[1] < painted[0] / 3
 
 
@@ -139,7 +141,7 @@ def test_the_legend_is_never_cut(width: int, height: int) -> None:
     font = ImageFont.load_default(correspondence._LEGEND_PX)
     picture, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
     found = found_in(np.array([[width / 2, height / 2]], np.float32), 8, focus=0.1)
-    drawn = draw_correspondence(picture, mask, picture, found, 200)
+    drawn = plot_correspondence(picture, mask, picture, found, 200)
     lines = correspondence._wrapped(LEGEND, drawn.width - 8)
     assert " ".join(lines) == LEGEND
     assert max(font.getlength(line) for line in lines) <= drawn.width - 8

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside
-from mimicbrush.io.images import brightest_stored, check_writable, read_picture, upright, write_picture
+from mimicbrush.io.images import brightest_stored_value, check_writable, normalise_mode, read_picture, write_picture
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -113,19 +113,19 @@ def test_deep_pictures_whose_values_are_not_deep(
     Image.fromarray(stored).save(path)
     assert np.array_equal(np.asarray(read_picture(path, "L")), stored)
     assert len(caplog.messages) == 1 and "none of its values" in caplog.text and "taken as 0..255" in caplog.text
-    assert str(path) in caplog.text and brightest_stored(path) == 255
+    assert str(path) in caplog.text and brightest_stored_value(path) == 255
 
     caplog.clear()
     stored = _ramp(dtype, 4095)  # 12 bits
     Image.fromarray(stored).save(path)
     assert np.array_equal(np.asarray(read_picture(path, "L")), stored >> 8)
-    assert "it is dark" in caplog.text and brightest_stored(path) == 4095
+    assert "it is dark" in caplog.text and brightest_stored_value(path) == 4095
 
     caplog.clear()
     Image.fromarray(_ramp(dtype, 4096)).save(path)
     assert read_picture(path, "L").getextrema() == (0, 16) and not caplog.messages
     Image.new("L", (4, 4), 9).save(path)
-    assert brightest_stored(path) is None
+    assert brightest_stored_value(path) is None
 
 
 def test_16_bit_colour(tmp_path: Path) -> None:
@@ -150,10 +150,12 @@ def _transparent(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_pictures_with_transparency_are_put_on_white(mode: str) -> None:
-    got = upright(_transparent(mode), "RGB")
+    got = normalise_mode(_transparent(mode), "RGB")
     assert got.mode == "RGB" and got.getpixel((6, 1)) == (255, 255, 255)
     assert got.getpixel((1, 1)) == _transparent(mode).convert("RGB").getpixel((1, 1))
-    assert upright(got, "RGB").tobytes() == got.tobytes()  # again changes nothing: scripts and pipeline both do it
+    assert (
+        normalise_mode(got, "RGB").tobytes() == got.tobytes()
+    )  # again changes nothing: scripts and pipeline both do it
 
 
 def test_a_palette_with_transparency(tmp_path: Path) -> None:
@@ -173,8 +175,8 @@ def test_other_modes(mode: str) -> None:
     for value in ("black", "white"):
         image = Image.new("RGB", (4, 2), value).convert(mode)
         grey = 255 if value == "white" else 0
-        assert upright(image, "RGB").getpixel((0, 0)) == (grey,) * 3
-        assert upright(image, "L").getpixel((0, 0)) == grey
+        assert normalise_mode(image, "RGB").getpixel((0, 0)) == (grey,) * 3
+        assert normalise_mode(image, "L").getpixel((0, 0)) == grey
 
 
 def _mask(painted: tuple[int, ...], rest: tuple[int, ...]) -> Image.Image:
@@ -196,14 +198,14 @@ def _mask(painted: tuple[int, ...], rest: tuple[int, ...]) -> Image.Image:
     ],
 )
 def test_masks_with_transparency(mask: Image.Image, left: int, right: int) -> None:
-    got = upright(mask, "L")
+    got = normalise_mode(mask, "L")
     assert got.mode == "L" and (got.getpixel((1, 1)), got.getpixel((6, 1))) == (left, right)
 
 
 def test_what_is_clear_in_a_mask_of_several_colours_is_not_painted() -> None:
     mask = _mask((255, 255, 255, 255), (0, 0, 0, 255))
     mask.paste((255, 255, 255, 0), (0, 2, 8, 4))
-    got = upright(mask, "L")
+    got = normalise_mode(mask, "L")
     assert [got.getpixel(at) for at in ((1, 1), (6, 1), (1, 3), (6, 3))] == [255, 0, 0, 0]
 
 
@@ -224,7 +226,7 @@ def test_a_picture_with_a_hole_is_no_mask(tmp_path: Path) -> None:
     painted = painted.filter(ImageFilter.GaussianBlur(1))
     alpha_layer = Image.new("L", painted.size, 255)
     alpha_layer.paste(0, (0, 0, 5, 40))
-    assert np.array_equal(upright(Image.merge("LA", (painted, alpha_layer)), "L"), painted)
+    assert np.array_equal(normalise_mode(Image.merge("LA", (painted, alpha_layer)), "L"), painted)
 
 
 def test_exif_turns_every_mode(tmp_path: Path) -> None:

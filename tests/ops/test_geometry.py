@@ -7,12 +7,12 @@ import pytest
 from mimicbrush.ops.canvas import letterbox
 from mimicbrush.ops.geometry import (
     GeometryRanges,
-    inside,
+    is_inside,
     letterbox_matrix,
     random_matrix,
     resize_matrix,
     transform_points,
-    warp,
+    warp_to_canvas,
 )
 
 
@@ -31,15 +31,15 @@ def test_points_go_where_the_pixels_go(seed: int) -> None:
     blob = (255 * np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * 4.0**2))).astype(np.uint8)
     matrix = random_matrix(GeometryRanges(), size, rng) @ letterbox_matrix(width, height, size)
     expected = transform_points(point[None], matrix)[0]
-    assert inside(expected[None], size)[0]
-    assert np.linalg.norm(_centroid(warp(blob, matrix, size, fill=0)) - expected) < 0.35
+    assert is_inside(expected[None], size)[0]
+    assert np.linalg.norm(_centroid(warp_to_canvas(blob, matrix, size, fill=0)) - expected) < 0.35
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (256, 128), (128, 256), (512, 512)])
 def test_letterbox_matrix_agrees_with_letterbox(width: int, height: int) -> None:
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), np.uint8), (0, 0), 4)
-    warped = warp(image, letterbox_matrix(width, height, 128), 128, fill=255)
+    warped = warp_to_canvas(image, letterbox_matrix(width, height, 128), 128, fill=255)
     difference = np.abs(warped.astype(int) - letterbox(image, 128, 255))
     assert np.median(difference) <= 1 and np.mean(difference) < 1.5
 
@@ -47,7 +47,7 @@ def test_letterbox_matrix_agrees_with_letterbox(width: int, height: int) -> None
 def test_shrinking_warp_does_not_alias() -> None:
     stripes = np.zeros((512, 512), np.uint8)
     stripes[:, ::2] = 255  # bilinear sampling alone would keep black or white
-    small = warp(stripes, resize_matrix(1 / 8, 1 / 8), 64, fill=0)
+    small = warp_to_canvas(stripes, resize_matrix(1 / 8, 1 / 8), 64, fill=0)
     assert np.all(np.abs(small[4:-4, 4:-4].astype(int) - 128) <= 4)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mimicbrush.ops.canvas import blank, crop_back, letterbox, letterbox_mask, paste_back, to_tensor, to_uint8
+from mimicbrush.ops.canvas import blank_mask, crop_back, letterbox, letterbox_mask, paste_back, to_tensor, to_uint8
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 40), (100, 30)])
@@ -32,7 +32,7 @@ def test_pixels_outside_the_soft_mask_are_the_sources_own() -> None:
 def test_blank_is_black_in_the_hole_and_nothing_elsewhere() -> None:
     source, mask = torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, 1, 8, 8)
     mask[:, :, :4] = 1
-    hole = blank(source, mask)
+    hole = blank_mask(source, mask)
     assert torch.all(hole[:, :, :4] == -1) and torch.equal(hole[:, :, 4:], source[:, :, 4:])
 
 

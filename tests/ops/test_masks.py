@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mimicbrush.ops.masks import box_mask, dilated, fullest_grid_mask, mask_box, random_grid_mask, sift_grid_mask
+from mimicbrush.ops.masks import box_mask, dilate_mask, fullest_grid_mask, mask_box, random_grid_mask, sift_grid_mask
 
 
 def test_matched_cells_are_masked_three_times_in_four_and_others_half_of_the_time() -> None:
@@ -87,6 +87,6 @@ def test_dilation_grows_by_the_radius() -> None:
     mask[20, 20] = 1
     y, x = np.mgrid[:41, :41]
     distance = np.hypot(x - 20, y - 20)
-    grown = dilated(mask, 6)
+    grown = dilate_mask(mask, 6)
     assert grown[distance <= 5].all() and not grown[distance > 7].any() and grown[20, 26] == 1
-    assert dilated(mask, 0) is mask
+    assert dilate_mask(mask, 0) is mask

@@ -12,9 +12,9 @@ from toy_data import PHOTOGRAPHS, photograph
 from mimicbrush.ops.similarity import (
     LIKELY_AGREEMENT,
     NEAR_DUPLICATE_SSIM,
-    agreement,
     highest_ssim,
-    signature,
+    phase_signature,
+    signature_agreement,
 )
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -31,16 +31,16 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_a_changed_copy_is_found_by_both(name: str, change: str) -> None:
     image = photograph(name)
     changed = CHANGES[change](image)
-    views = np.stack([signature(view) for view in (changed, changed[:, ::-1])])
+    views = np.stack([phase_signature(view) for view in (changed, changed[:, ::-1])])
     assert highest_ssim(image, changed) > NEAR_DUPLICATE_SSIM
-    assert agreement(signature(image), views).max() > LIKELY_AGREEMENT
+    assert signature_agreement(phase_signature(image), views).max() > LIKELY_AGREEMENT
 
 
 def test_other_photographs_are_not() -> None:
     images = [photograph(name) for name in PHOTOGRAPHS]
-    signatures = np.stack([signature(image) for image in images])
+    signatures = np.stack([phase_signature(image) for image in images])
     for number, image in enumerate(images):
-        agreements = agreement(signatures[number], signatures)
+        agreements = signature_agreement(signatures[number], signatures)
         assert agreements[number] == pytest.approx(1, abs=0.02)
         for other in range(number):
             assert agreements[other] < LIKELY_AGREEMENT
@@ -49,4 +49,4 @@ def test_other_photographs_are_not() -> None:
 
 def test_a_picture_of_one_colour_agrees_with_nothing() -> None:
     flat = np.full((40, 50, 3), 90, np.uint8)
-    assert agreement(signature(flat), signature(photograph("coffee.png"))[None]) == 0
+    assert signature_agreement(phase_signature(flat), phase_signature(photograph("coffee.png"))[None]) == 0

@@ -3,24 +3,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimicbrush.ops.counter_rng import generator, mix, permuted
+from mimicbrush.ops.counter_rng import generator, mix, permute_position
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 1000])
 def test_permuted_is_a_bijection_for_every_key(length: int) -> None:
     for key in range(5):
-        assert sorted(permuted(i, length, key) for i in range(length)) == list(range(length))
+        assert sorted(permute_position(i, length, key) for i in range(length)) == list(range(length))
 
 
 def test_permuted_differs_between_keys_and_from_the_identity() -> None:
-    orders = {tuple(permuted(i, 100, key) for i in range(100)) for key in range(20)}
+    orders = {tuple(permute_position(i, 100, key) for i in range(100)) for key in range(20)}
     assert len(orders) == 20
     assert tuple(range(100)) not in orders
 
 
 def test_permuted_refuses_positions_outside() -> None:
     with pytest.raises(ValueError, match=r"outside 0\.\.9"):
-        permuted(10, 10, 0)
+        permute_position(10, 10, 0)
 
 
 def test_mix_has_no_collision_among_neighbours_and_fits_int64() -> None:

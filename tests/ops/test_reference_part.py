@@ -7,7 +7,7 @@ import pytest
 
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Box
-from mimicbrush.pipelines.editing.reference_part import ReferencePart, looked_at
+from mimicbrush.pipelines.editing.reference_part import ReferencePart, find_attended_part
 
 AREA: Box = (0, 0, 640, 480)
 TOKEN_PX = 20.0
@@ -30,7 +30,7 @@ def attention(*places: tuple[Box, float], tokens: int = 400) -> Correspondence:
 
 
 def part_of(found: Correspondence, area: Box = AREA) -> ReferencePart:
-    part = looked_at(found, area)
+    part = find_attended_part(found, area)
     assert part is not None
     return part
 
@@ -71,7 +71,7 @@ def test_what_one_token_saw_is_no_smaller_than_a_quarter(x: int, y: int) -> None
     ],
 )
 def test_where_there_is_nothing_to_zoom_into(found: Correspondence) -> None:
-    assert looked_at(found, AREA) is None
+    assert find_attended_part(found, AREA) is None
 
 
 def test_it_stays_within_the_crop_that_was_given() -> None:

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ToyModel
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
@@ -84,7 +84,7 @@ class GoldenPipeline:
             reference_unet=reference_unet,
             image_encoder=_load(clip, clip_weights).eval(),
             image_projector=_load(ImageProjector(narrow, wide), projector),
-            depth_estimator=toy_parts(ToyModel()).depth_estimator,  # not in the file, and not asked
+            depth_estimator=toy_components(ToyModel()).depth_estimator,  # not in the file, and not asked
             depth_projector=_load(DepthProjector(guider["conv_in.weight"].shape[1], block_channels=channels), guider),
             scheduler=noise_scheduler(),
             **{**RELEASED_CONVENTIONS, "posterior": "mean", **options},

@@ -9,7 +9,7 @@ from peers.released_algorithm import ReleasedAlgorithm
 from released_golden import GoldenPipeline, golden_path
 from toy_data import photograph
 
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import RELEASED_CONVENTIONS, ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tensor
@@ -40,7 +40,7 @@ def test_the_oracle_reproduces_the_golden_file() -> None:
 @pytest.mark.parametrize("reference_timestep", ["current", "zero"])
 def test_ours_equals_the_released_algorithm(smallest: ToyModel, reference_timestep: str, keep_shape: bool) -> None:
     options = {**RELEASED_CONVENTIONS, "reference_timestep": reference_timestep}
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), **options)
+    pipe = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler(), **options)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.size_px
     source, reference = (letterbox(photograph(name), size, IMAGE_FILL) for name in ("coffee.png", "chelsea.png"))

@@ -9,7 +9,7 @@ import torch
 from released_golden import GoldenPipeline, golden_path
 
 from mimicbrush.models.encoders import encode_image_tokens, encode_no_image_tokens
-from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, blank, letterbox, to_tensor, to_uint8
+from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, blank_mask, letterbox, to_tensor, to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
 
 TOLERANCE = 1e-4
@@ -73,7 +73,7 @@ def test_the_hole_is_blanked_alike(golden: GoldenPipeline) -> None:
     edit, collage = golden.edit(), golden.tensors["in/collage"]
     source = to_tensor(edit["source"][None])
     hole = torch.from_numpy(edit["mask"] > MASK_THRESHOLD)[None, None].float()
-    assert (torch.from_numpy(to_uint8(blank(source, hole)))[0].int() - collage.int()).abs().max() <= 1
+    assert (torch.from_numpy(to_uint8(blank_mask(source, hole)))[0].int() - collage.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("part", ["unet", "reference_unet", "vae", "image_encoder", "image_projector"])

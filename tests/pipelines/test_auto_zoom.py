@@ -15,7 +15,7 @@ from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing import auto_zoom
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import ReferencePart
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.loading import seeded_generator
 
 STEPS = {"num_inference_steps": 2}
 
@@ -31,7 +31,7 @@ def edit() -> Edit:
 
 
 def plain(pipe: MimicBrushPipeline, edit: Edit, seed: int, **options: object) -> Image.Image:
-    return pipe(**edit, **STEPS, generator=seeded(seed), **options).images[0]
+    return pipe(**edit, **STEPS, generator=seeded_generator(seed), **options).images[0]
 
 
 def where_the_first_token_looked(found: Correspondence, area: Box) -> ReferencePart:
@@ -43,12 +43,12 @@ def where_the_first_token_looked(found: Correspondence, area: Box) -> ReferenceP
 def test_each_seed_has_a_closer_look_of_its_own(
     pipe: MimicBrushPipeline, edit: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto_zoom, "looked_at", where_the_first_token_looked)
+    monkeypatch.setattr(auto_zoom, "find_attended_part", where_the_first_token_looked)
     area = (10, 20, 90, 80)
     output, parts = edit_zoomed(pipe, **edit, seeds=[3, 4], reference_crop=area, return_correspondence=True, **STEPS)
     assert output.correspondences is not None and len(output.correspondences) == 2
     for seed, image, part in zip([3, 4], output.images, parts, strict=True):
-        first = pipe(**edit, **STEPS, generator=seeded(seed), reference_crop=area, return_correspondence=True)
+        first = pipe(**edit, **STEPS, generator=seeded_generator(seed), reference_crop=area, return_correspondence=True)
         assert part == where_the_first_token_looked(first.correspondences[0], area)
         assert part is not None and isinstance(image, Image.Image)
         assert np.array_equal(image, plain(pipe, edit, seed, reference_crop=part.box))
@@ -58,7 +58,7 @@ def test_each_seed_has_a_closer_look_of_its_own(
 def test_without_a_part_the_first_pass_is_the_result(
     pipe: MimicBrushPipeline, edit: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto_zoom, "looked_at", lambda found, area: None)
+    monkeypatch.setattr(auto_zoom, "find_attended_part", lambda found, area: None)
     output, parts = edit_zoomed(pipe, **edit, seeds=[1], **STEPS)
     assert parts == [None] and output.correspondences is None
     assert np.array_equal(output.images[0], plain(pipe, edit, 1))

@@ -23,7 +23,7 @@ from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines.conversion.comparison import compare_part, compare_with_stock
 from mimicbrush.pipelines.conversion.export_released import export_released
 from mimicbrush.pipelines.conversion.import_released import import_released
-from mimicbrush.pipelines.conversion.key_maps import cast
+from mimicbrush.pipelines.conversion.key_maps import cast_weights
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
 from mimicbrush.pipelines.loading import load_pipeline
 
@@ -118,8 +118,8 @@ def test_the_pipeline_does_as_the_released_code(pipeline: Path, released: Releas
 
 def test_dtype_casts_what_is_floating(released: ReleasedFiles) -> None:
     weights = torch.load(released.checkpoint, weights_only=True)["image_encoder"]
-    assert cast(weights, None) is weights
-    kinds = {key: tensor.dtype for key, tensor in cast(weights, torch.bfloat16).items()}
+    assert cast_weights(weights, None) is weights
+    kinds = {key: tensor.dtype for key, tensor in cast_weights(weights, torch.bfloat16).items()}
     assert kinds.pop(POSITION_IDS) == torch.int64 and set(kinds.values()) == {torch.bfloat16}
 
 

@@ -12,8 +12,8 @@ from original_depth_anything import OriginalDepthAnything
 from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.components import random_parts
-from mimicbrush.models.pretrained.stored_weights import hub_name
+from mimicbrush.models.components import random_components
+from mimicbrush.models.pretrained.stored_weights import depth_hub_name
 from mimicbrush.pipelines.conversion.depth_anything import (
     depth_estimator,
     hub_weights,
@@ -54,7 +54,7 @@ def test_every_weight_lands_where_it_counts(original: OriginalDepthAnything) -> 
     original = copy.deepcopy(original).double()
     pixels = torch.randn(1, 3, SIDE * 14, SIDE * 14, dtype=torch.double)
     converted = depth_estimator({key: tensor.clone() for key, tensor in original.state_dict().items()}, Path("unused"))
-    in_memory = {hub_name(key): tensor for key, tensor in converted.state_dict().items()}
+    in_memory = {depth_hub_name(key): tensor for key, tensor in converted.state_dict().items()}
     plain, idle = original(pixels), []
     for name, parts in original_names(5):
         weight = original.get_parameter(name)
@@ -76,8 +76,8 @@ def test_every_weight_lands_where_it_counts(original: OriginalDepthAnything) -> 
 
 def test_at_full_size_the_names_are_those_of_the_hub() -> None:
     with torch.device("meta"):
-        built = random_parts().depth_estimator
-    hub = {hub_name(key): tensor for key, tensor in built.state_dict().items()}
+        built = random_components().depth_estimator
+    hub = {depth_hub_name(key): tensor for key, tensor in built.state_dict().items()}
     names = dict(original_names(12))
     parts = [part for one in names.values() for part in one]
     assert sorted(parts) == sorted(hub) and len(names) == len(hub) - 4 * 12  # one for three, weights and biases

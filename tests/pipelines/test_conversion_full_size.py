@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.components import Parts, random_parts
+from mimicbrush.models.components import Components, random_components
 from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
-from mimicbrush.pipelines.conversion.comparison import dead_keys
-from mimicbrush.pipelines.conversion.import_released import filled_networks
+from mimicbrush.pipelines.conversion.comparison import find_dead_keys
+from mimicbrush.pipelines.conversion.import_released import build_filled_networks
 from mimicbrush.pipelines.conversion.key_maps import PARTS, split_parts
 
 # As the hub's config.json of Stable Diffusion 1.5 says it.
@@ -33,12 +33,12 @@ CLIP = {
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def parts() -> Components:
     with torch.device("meta"):
-        return random_parts()
+        return random_components()
 
 
-def test_every_released_key_has_its_place(parts: Parts) -> None:
+def test_every_released_key_has_its_place(parts: Components) -> None:
     with torch.device("meta"):
         contents = {
             (part, key): tensor
@@ -56,7 +56,7 @@ def test_every_released_key_has_its_place(parts: Parts) -> None:
         "vae": dict(parts.vae.config),
         "image_encoder": CLIP,
     }
-    networks = filled_networks(sizes, {**released, "vae": parts.vae.state_dict()})
+    networks = build_filled_networks(sizes, {**released, "vae": parts.vae.state_dict()})
     for name, network in networks.items():
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
         assert shapes == {key: tensor.shape for key, tensor in getattr(parts, name).state_dict().items()}
@@ -66,11 +66,11 @@ def test_every_released_key_has_its_place(parts: Parts) -> None:
     whole = {**released, "vae": parts.vae.state_dict()}
     whole["referencenet"] = {**released["referencenet"], "conv_out.bias": torch.zeros(4)}
     with pytest.raises(WeightsError, match=r"referencenet does not fit:\n  conv_out\.bias is unexpected"):
-        filled_networks(sizes, whole)
+        build_filled_networks(sizes, whole)
     whole["referencenet"] = released["referencenet"]
     whole["image_encoder"] = {**released["image_encoder"], POSITION_IDS: torch.arange(256)[None]}
     with pytest.raises(WeightsError, match=r"position_ids has shape \(1, 256\), expected \(1, 257\)"):
-        filled_networks(sizes, whole)
+        build_filled_networks(sizes, whole)
 
 
 def test_the_excused_keys_are_the_24_of_the_dead_tail() -> None:
@@ -82,5 +82,5 @@ def test_the_excused_keys_are_the_24_of_the_dead_tail() -> None:
         f"{block}.ff.net.0.proj", f"{block}.ff.net.2", f"{block}.norm2", f"{block}.norm3",
     ):  # fmt: skip
         expected += [f"{layer}.weight", f"{layer}.bias"]
-    assert sorted(dead_keys(SD15)) == sorted(expected) and len(expected) == 24
-    assert len(dead_keys(SD15, "keys_values")) == 22
+    assert sorted(find_dead_keys(SD15)) == sorted(expected) and len(expected) == 24
+    assert len(find_dead_keys(SD15, "keys_values")) == 22

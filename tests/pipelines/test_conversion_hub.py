@@ -19,7 +19,7 @@ from released_snapshot import COMMITS, as_hub_cache, write_snapshot
 from mimicbrush import assembly
 from mimicbrush.errors import WeightsError
 from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
-from mimicbrush.pipelines.loading import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_two_at_once_convert_once_and_the_result_edits(
 
     pipe = load_pipeline(folder)
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 2, "keep_shape": True, "generator": seeded(0)}
+    options = {"num_inference_steps": 2, "keep_shape": True, "generator": seeded_generator(0)}
     result = np.asarray(pipe(source, mask, reference, **options).images[0])
     assert result.shape == source.shape
     assert np.array_equal(result[42:], source[42:]) and not np.array_equal(result[15:25, 25:35], source[15:25, 25:35])

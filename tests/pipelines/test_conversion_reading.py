@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, check_fit, present_vae_names
+from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, check_fit, rename_vae_attention
 from mimicbrush.pipelines.conversion.inspection import inspect_weights
 from mimicbrush.pipelines.conversion.key_maps import (
     split_parts,
@@ -201,10 +201,10 @@ def test_old_names_of_the_autoencoder() -> None:
         f"{attention}.{name}.weight": torch.zeros(1) for name in ("query", "key", "value", "proj_attn", "group_norm")
     }
     names = ("to_q", "to_k", "to_v", "to_out.0", "group_norm")
-    assert list(present_vae_names(old)) == [f"{attention}.{name}.weight" for name in names]
-    assert list(present_vae_names(present_vae_names(old))) == list(present_vae_names(old))
+    assert list(rename_vae_attention(old)) == [f"{attention}.{name}.weight" for name in names]
+    assert list(rename_vae_attention(rename_vae_attention(old))) == list(rename_vae_attention(old))
     with pytest.raises(WeightsError, match="there twice"):
-        present_vae_names({**old, f"{attention}.to_q.weight": torch.zeros(1)})
+        rename_vae_attention({**old, f"{attention}.to_q.weight": torch.zeros(1)})
 
 
 def test_a_file_that_is_no_weights_is_not_taken_for_its_neighbour(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from toy_edit import an_edit, build, latents_of
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.loading import seeded_generator
 
 #: With and without the reference U-Net at every step, and with everything that is there to be called.
 WAYS = [
@@ -84,7 +84,9 @@ def test_no_network_is_called_behind_the_back_of_its_hook(smallest: ToyModel, wa
     assert all(map(on_meta, networks(pipe).values()))
     assert torch.equal(picture_of(pipe), expected)
     assert torch.equal(latents_of(pipe), without_depth)
-    prepared = pipe.prepare_reference(an_edit()["reference"], generator=(generator := seeded(0)), num_inference_steps=2)
+    prepared = pipe.prepare_reference(
+        an_edit()["reference"], generator=(generator := seeded_generator(0)), num_inference_steps=2
+    )
     reused = latents_of(pipe, {**an_edit(), "reference": prepared}, generator=generator)
     assert torch.equal(reused, without_depth)
 
@@ -196,7 +198,11 @@ def test_channels_last_gives_the_same_numbers(smallest: ToyModel, way: dict[str,
 
 def test_slicing_and_tiling_of_the_autoencoder_change_nothing(smallest: ToyModel) -> None:
     pipe = build(smallest)
-    options = {"num_images_per_prompt": 2, "generator": None, "latents": torch.randn(2, 4, 8, 8, generator=seeded(0))}
+    options = {
+        "num_images_per_prompt": 2,
+        "generator": None,
+        "latents": torch.randn(2, 4, 8, 8, generator=seeded_generator(0)),
+    }
     pipe.register_to_config(posterior="mean")
     expected = picture_of(pipe, **options)
     pipe.vae.enable_slicing()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimicbrush.errors import InputError
-from mimicbrush.pipelines.editing.requests import Edit, collect_edits, numbered
+from mimicbrush.pipelines.editing.requests import Edit, collect_edits, number_outputs
 
 LINE = {"source": "s.png", "mask": "m.png", "reference": "r.png"}
 
@@ -97,5 +97,5 @@ def test_the_benchmarks_layout(tmp_path: Path) -> None:
 
 
 def test_numbers_of_several_images() -> None:
-    assert numbered(Path("a/b.png"), 1) == [Path("a/b.png")]
-    assert numbered(Path("a/b.c.png"), 2) == [Path("a/b.c_0.png"), Path("a/b.c_1.png")]
+    assert number_outputs(Path("a/b.png"), 1) == [Path("a/b.png")]
+    assert number_outputs(Path("a/b.c.png"), 2) == [Path("a/b.c_0.png"), Path("a/b.c_1.png")]

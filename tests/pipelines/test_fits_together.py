@@ -10,11 +10,11 @@ import torch
 from toy_data import photograph
 
 from mimicbrush.errors import InputError, MimicBrushError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.loading import seeded_generator
 
 SOURCES = [photograph("coffee.png")[:90, :120], photograph("astronaut.png")[:100, :80]]
 REFERENCES = [photograph("chelsea.png")[:200, :160], photograph("rocket.jpg")[:120, :200]]
@@ -28,13 +28,13 @@ def masks() -> list[np.ndarray]:
 
 @pytest.fixture
 def pipe(smallest: ToyModel) -> MimicBrushPipeline:
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), reference_blend=0.5)
+    pipe = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler(), reference_blend=0.5)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def latents_of(pipe: MimicBrushPipeline, **options: Any) -> torch.Tensor:
-    given = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded(0)}
+    given = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded_generator(0)}
     return pipe(SOURCES[0], masks()[0], REFERENCES[0], **{**given, **options}).images
 
 
@@ -42,7 +42,7 @@ def latents_of(pipe: MimicBrushPipeline, **options: Any) -> torch.Tensor:
 @pytest.mark.parametrize("listed", [False, True])
 def test_references_are_one_for_all_or_one_each(pipe: MimicBrushPipeline, count: int, listed: bool) -> None:
     sources, regions = SOURCES * 2, masks() * 2
-    generator = [seeded(i) for i in range(4)] if listed else seeded(0)
+    generator = [seeded_generator(i) for i in range(4)] if listed else seeded_generator(0)
     options = {"generator": generator, "num_inference_steps": 1, "output_type": "latent"}
     references = (REFERENCES * 2)[:count]
     if count == 4:
@@ -55,13 +55,15 @@ def test_references_are_one_for_all_or_one_each(pipe: MimicBrushPipeline, count:
 def test_correspondences_of_a_batch_are_those_of_single_edits(pipe: MimicBrushPipeline) -> None:
     options = {"num_inference_steps": 2, "return_correspondence": True, "crop": "auto"}
     crops = [(20, 10, 150, 190), (0, 0, 100, 90)]
-    generators = [seeded(i) for i in range(4)]
+    generators = [seeded_generator(i) for i in range(4)]
     both = pipe(
         SOURCES, masks(), REFERENCES, **options, num_images_per_prompt=2, generator=generators, reference_crop=crops
     )
     for row, found in enumerate(both.correspondences):
         edit = {"source": SOURCES[row // 2], "mask": masks()[row // 2], "reference": REFERENCES[row // 2]}
-        alone = pipe(**edit, **options, generator=seeded(row), reference_crop=crops[row // 2]).correspondences[0]
+        alone = pipe(
+            **edit, **options, generator=seeded_generator(row), reference_crop=crops[row // 2]
+        ).correspondences[0]
         np.testing.assert_allclose(found.source_xy, alone.source_xy)
         np.testing.assert_allclose(found.reference_xy, alone.reference_xy, atol=1e-2)
         np.testing.assert_allclose(found.share, alone.share, atol=1e-4)
@@ -108,7 +110,7 @@ def test_a_hole_that_no_latent_sees(pipe: MimicBrushPipeline) -> None:
 
 def test_a_boolean_mask(pipe: MimicBrushPipeline) -> None:
     expected = latents_of(pipe)
-    options = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded(0)}
+    options = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded_generator(0)}
     assert torch.equal(pipe(SOURCES[0], masks()[0] > 0, REFERENCES[0], **options).images, expected)
 
 

@@ -15,7 +15,7 @@ from toy_edit import an_edit, build, edits, latents_of
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.loading import seeded_generator
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,7 +31,7 @@ def pipe(smallest: ToyModel) -> MimicBrushPipeline:
 def test_each_row_of_a_batch_is_what_a_call_of_its_own_gives(
     pipe: MimicBrushPipeline, size: int, guidance: float
 ) -> None:
-    generators = [seeded(row) for row in range(size)]
+    generators = [seeded_generator(row) for row in range(size)]
     batch = latents_of(pipe, edits(size), generator=generators, guidance_scale=guidance)
     assert batch.shape == (size, 4, 8, 8)
     for row in range(size):
@@ -44,20 +44,22 @@ def test_each_row_of_a_batch_is_what_a_call_of_its_own_gives(
 def test_images_per_prompt_lie_side_by_side_and_equal_single_calls(
     pipe: MimicBrushPipeline, size: int, each: int
 ) -> None:
-    generators = [seeded(row) for row in range(size * each)]
+    generators = [seeded_generator(row) for row in range(size * each)]
     latents = latents_of(pipe, edits(size), generator=generators, num_images_per_prompt=each)
     assert latents.shape == (size * each, 4, 8, 8)
     for row in range(size * each):
         alone = latents_of(pipe, an_edit(row // each), seed=row)
         torch.testing.assert_close(latents[row : row + 1], alone, atol=2e-5, rtol=1e-4)
-    pictures = pipe(**edits(size), num_inference_steps=1, num_images_per_prompt=each, generator=seeded(0)).images
+    pictures = pipe(
+        **edits(size), num_inference_steps=1, num_images_per_prompt=each, generator=seeded_generator(0)
+    ).images
     assert [picture.size for picture in pictures] == [(60, 40)] * each + [(40, 60)] * each * (size - 1)
 
 
 def test_a_tuple_holds_what_the_output_holds(pipe: MimicBrushPipeline) -> None:
     options = {"num_inference_steps": 2, "output_type": "pt"}
-    output = pipe(**an_edit(), **options, generator=seeded(0))
-    plain = pipe(**an_edit(), **options, generator=seeded(0), return_dict=False)
+    output = pipe(**an_edit(), **options, generator=seeded_generator(0))
+    plain = pipe(**an_edit(), **options, generator=seeded_generator(0), return_dict=False)
     assert isinstance(plain, tuple) and len(plain) == 1
     assert torch.equal(plain[0], output.images) and torch.equal(output[0], output["images"])
 
@@ -65,7 +67,8 @@ def test_a_tuple_holds_what_the_output_holds(pipe: MimicBrushPipeline) -> None:
 def test_every_output_type_shows_the_same_picture(pipe: MimicBrushPipeline) -> None:
     options = {"num_inference_steps": 2, "paste_back": False}
     as_pt, as_np, as_pil = (
-        pipe(**an_edit(), **options, output_type=kind, generator=seeded(0)).images for kind in ("pt", "np", "pil")
+        pipe(**an_edit(), **options, output_type=kind, generator=seeded_generator(0)).images
+        for kind in ("pt", "np", "pil")
     )
     assert as_pt.shape == (1, 3, 16, 16) and as_np.shape == (1, 16, 16, 3) and as_np.dtype == np.float32
     np.testing.assert_array_equal(as_pt.permute(0, 2, 3, 1).numpy(), as_np)
@@ -76,14 +79,14 @@ def test_a_seed_repeats_and_another_one_differs(pipe: MimicBrushPipeline) -> Non
     first = latents_of(pipe, seed=1)
     assert torch.equal(first, latents_of(pipe, seed=1))
     assert not torch.allclose(first, latents_of(pipe, seed=2))
-    going_on = seeded(1)
+    going_on = seeded_generator(1)
     assert torch.equal(first, latents_of(pipe, generator=going_on))
     assert not torch.allclose(first, latents_of(pipe, generator=going_on))  # a generator goes on, as everywhere
 
 
 def test_given_latents_take_the_place_of_drawn_ones(smallest: ToyModel) -> None:
     pipe = build(smallest, posterior="mean")  # nothing else is drawn
-    start = torch.randn(1, 4, 8, 8, generator=seeded(3))
+    start = torch.randn(1, 4, 8, 8, generator=seeded_generator(3))
     assert torch.equal(latents_of(pipe, latents=start.clone()), latents_of(pipe, seed=3))
     assert torch.equal(latents_of(pipe, latents=start), latents_of(pipe, latents=start, seed=4))
 
@@ -200,7 +203,9 @@ def test_schedulers_can_be_swapped(smallest: ToyModel, name: str, reference_time
     assert first.abs().max() < 100  # scaled to unit variance, not left at the scheduler's own noise level
     assert torch.equal(first, latents_of(pipe, num_inference_steps=4))  # also those that draw noise
     # Those that evaluate a step twice read the reference at each evaluation's own timestep.
-    prepared = pipe.prepare_reference(an_edit()["reference"], generator=(generator := seeded(0)), num_inference_steps=4)
+    prepared = pipe.prepare_reference(
+        an_edit()["reference"], generator=(generator := seeded_generator(0)), num_inference_steps=4
+    )
     again = latents_of(pipe, {**an_edit(), "reference": prepared}, num_inference_steps=4, generator=generator)
     torch.testing.assert_close(again, first, atol=1e-5, rtol=1e-4)
 
@@ -209,7 +214,7 @@ def test_solvers_agree_with_ddim_where_steps_are_many(smallest: ToyModel) -> Non
     # They solve one differential equation: what differs is the error of its discretisation. So this shows that
     # noise levels, timesteps and the scaling of the model's input are handed over rightly.
     pipe = build(smallest)
-    start = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    start = torch.randn(1, 4, 8, 8, generator=seeded_generator(0))
 
     def solve(name: str, steps: int) -> torch.Tensor:
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, timestep_spacing="trailing")
@@ -245,7 +250,11 @@ def test_half_precision_is_close_to_float32(
     smallest: ToyModel, dtype: torch.dtype, tolerance: float, reference_timestep: str
 ) -> None:
     pipe = build(smallest, reference_timestep=reference_timestep)
-    options = {"guidance_scale": 3.0, "keep_shape": True, "latents": torch.randn(1, 4, 8, 8, generator=seeded(1))}
+    options = {
+        "guidance_scale": 3.0,
+        "keep_shape": True,
+        "latents": torch.randn(1, 4, 8, 8, generator=seeded_generator(1)),
+    }
     exact = latents_of(pipe, **options)
     half = latents_of(pipe.to(dtype), **options)
     assert half.dtype == dtype

@@ -10,17 +10,17 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.errors import InputError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.canvas import crop_back, paste_back
 from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
-from mimicbrush.pipelines.loading import load_pipeline, on_device, seeded
+from mimicbrush.pipelines.loading import load_pipeline, move_to_device, seeded_generator
 
 
 @pytest.fixture(scope="module")
 def pipe(smallest: ToyModel) -> MimicBrushPipeline:
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler())
+    pipe = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -34,7 +34,7 @@ def edit() -> dict[str, Image.Image]:
 
 
 def run(pipe: MimicBrushPipeline, edit: dict[str, Image.Image], **options: object) -> MimicBrushPipelineOutput:
-    return pipe(**edit, num_inference_steps=2, generator=seeded(0), **options)
+    return pipe(**edit, num_inference_steps=2, generator=seeded_generator(0), **options)
 
 
 def test_only_the_hole_and_its_soft_edge_change(pipe: MimicBrushPipeline, edit: dict[str, Image.Image]) -> None:
@@ -56,8 +56,10 @@ def test_pasting_back_where_it_counts_equals_pasting_all_of_it(
     if soft:
         mask[22:30, 36:90] = 60  # too little to be repainted, enough to be blended
     options = {"crop": crop, "num_inference_steps": 1, "paste_back": False}
-    (square,) = pipe(source, mask, edit["reference"], **options, generator=seeded(0)).images
-    (result,) = pipe(source, mask, edit["reference"], **{**options, "paste_back": True}, generator=seeded(0)).images
+    (square,) = pipe(source, mask, edit["reference"], **options, generator=seeded_generator(0)).images
+    (result,) = pipe(
+        source, mask, edit["reference"], **{**options, "paste_back": True}, generator=seeded_generator(0)
+    ).images
     ((x0, y0, x1, y1),) = (placement.box for placement in pipe.place([source], [mask], crop))
     assert (x1 - x0 == 120) == (crop == "full")
     assert not mask[:y0].any() and not mask[:, :x0].any() and not mask[y1:].any() and not mask[:, x1:].any()
@@ -81,9 +83,13 @@ def test_a_batch_equals_single_edits(pipe: MimicBrushPipeline, edit: dict[str, I
     turned = {name: picture.transpose(Image.Transpose.ROTATE_90) for name, picture in edit.items()}
     options = {"num_inference_steps": 2, "paste_back": False, "output_type": "np"}
     both = pipe(
-        **{name: [edit[name], turned[name]] for name in edit}, generator=[seeded(3), seeded(4)], **options
+        **{name: [edit[name], turned[name]] for name in edit},
+        generator=[seeded_generator(3), seeded_generator(4)],
+        **options,
     ).images
-    alone = [pipe(**one, generator=seeded(seed), **options).images[0] for one, seed in ((edit, 3), (turned, 4))]
+    alone = [
+        pipe(**one, generator=seeded_generator(seed), **options).images[0] for one, seed in ((edit, 3), (turned, 4))
+    ]
     np.testing.assert_allclose(both, np.stack(alone), atol=2e-5)
 
 
@@ -101,7 +107,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(
     pipe: MimicBrushPipeline, edit: dict[str, Image.Image]
 ) -> None:
     # After one step the result is linear in the predicted noise: x(g) = x(no reference) + g (x(1) - x(none)).
-    start = torch.randn(1, 4, 8, 8, generator=seeded(7))
+    start = torch.randn(1, 4, 8, 8, generator=seeded_generator(7))
     options = {"num_inference_steps": 1, "output_type": "latent", "latents": start}
     none = pipe(**{**edit, "reference": None}, **options).images
     one, three = (pipe(**edit, guidance_scale=g, **options).images for g in (1.0, 3.0))
@@ -129,11 +135,13 @@ def test_output_types_and_callback(pipe: MimicBrushPipeline, edit: dict[str, Ima
 def test_how_often_the_reference_is_read(
     smallest: ToyModel, edit: dict[str, Image.Image], timestep: str, batch: int, passes: int
 ) -> None:
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler(), reference_timestep=timestep)
+    pipe = MimicBrushPipeline(
+        **vars(toy_components(smallest)), scheduler=noise_scheduler(), reference_timestep=timestep
+    )
     pipe.set_progress_bar_config(disable=True)
     seen: list[list[float]] = []
     pipe.reference_unet.register_forward_pre_hook(lambda _, args: seen.append(args[1].tolist()))
-    pipe(**edit, num_inference_steps=3, generator=seeded(0), reference_batch_size=batch)
+    pipe(**edit, num_inference_steps=3, generator=seeded_generator(0), reference_batch_size=batch)
     assert len(seen) == passes
     expected = [0.0] if timestep == "zero" else pipe.scheduler.timesteps.tolist()
     assert [t for one in seen for t in one] == expected
@@ -143,7 +151,7 @@ def test_it_saves_and_loads_with_its_conventions(
     tmp_path: Path, smallest: ToyModel, edit: dict[str, Image.Image]
 ) -> None:
     options = {"reference_blend": 0.5, "reference_timestep": "zero", "default_guidance_scale": 2.5}
-    pipe = MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler("v_prediction"), **options)
+    pipe = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler("v_prediction"), **options)
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path / "pipe")
     assert not list((tmp_path / "pipe").rglob("*.bin"))
@@ -163,7 +171,7 @@ def test_what_does_not_fit_is_said(pipe: MimicBrushPipeline, edit: dict[str, Ima
     with pytest.raises(InputError, match="2 sources, 1 masks"):
         run(pipe, {**edit, "source": [edit["source"]] * 2})
     with pytest.raises(InputError, match="2 generators for 1 sources"):
-        pipe(**edit, num_inference_steps=1, generator=[seeded(0), seeded(1)])
+        pipe(**edit, num_inference_steps=1, generator=[seeded_generator(0), seeded_generator(1)])
     with pytest.raises(InputError, match="must be 1 or more, got 0 and 1"):
         pipe(**edit, num_inference_steps=0)
     with pytest.raises(InputError, match=r"\(H, W, 3\) uint8"):
@@ -186,4 +194,4 @@ def test_folders_that_are_no_pipeline(tmp_path: Path, pipe: MimicBrushPipeline) 
     with pytest.raises(InputError, match="lacks unet"):
         load_pipeline(tmp_path / "pipe")
     with pytest.raises(InputError, match="must be auto, cpu or cuda, got 'tpu'"):
-        on_device(pipe, "tpu")
+        move_to_device(pipe, "tpu")

@@ -14,7 +14,7 @@ from toy_edit import an_edit, build, latents_of
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.projectors import ImageProjector
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.loading import seeded_generator
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])
@@ -31,18 +31,18 @@ def test_a_prepared_reference_gives_what_the_picture_gives(
         edit = {**an_edit(turns), "reference": imitated}
         return latents_of(pipe, edit, generator=generator, num_inference_steps=3, **options)
 
-    once = pipe.prepare_reference(reference, generator=seeded(0), num_inference_steps=prepared_steps)
+    once = pipe.prepare_reference(reference, generator=seeded_generator(0), num_inference_steps=prepared_steps)
     for turns, seed, guidance in ((0, 0, 5.0), (1, 1, 2.0), (2, 2, 1.0)):
-        prepared, generator = once, seeded(seed)
+        prepared, generator = once, seeded_generator(seed)
         if posterior == "sample":  # exact where the same generator drew the reference's posterior just before
             prepared = pipe.prepare_reference(reference, generator=generator, num_inference_steps=prepared_steps)
         reused = edit(turns, generator, prepared, guidance_scale=guidance)
-        assert torch.equal(reused, edit(turns, seeded(seed), reference, guidance_scale=guidance))
+        assert torch.equal(reused, edit(turns, seeded_generator(seed), reference, guidance_scale=guidance))
 
 
 def test_a_prepared_reference_is_left_as_it_was(smallest: ToyModel) -> None:
     pipe = build(smallest)
-    prepared = pipe.prepare_reference(an_edit()["reference"], generator=seeded(0), num_inference_steps=2)
+    prepared = pipe.prepare_reference(an_edit()["reference"], generator=seeded_generator(0), num_inference_steps=2)
     before = copy.deepcopy(prepared)
     first, again = (latents_of(pipe, {**an_edit(), "reference": prepared}) for _ in range(2))
     assert torch.equal(first, again)
@@ -178,7 +178,7 @@ def test_one_reference_serves_a_batch_exactly_as_each_of_its_own(smallest: ToyMo
     pipe = build(smallest, posterior="mean")
     pictures = {name: [an_edit(turns)[name] for turns in range(2)] for name in ("source", "mask")}
     prepared = pipe.prepare_reference(an_edit()["reference"])
-    both = latents_of(pipe, {**pictures, "reference": prepared}, generator=[seeded(0), seeded(1)])
+    both = latents_of(pipe, {**pictures, "reference": prepared}, generator=[seeded_generator(0), seeded_generator(1)])
     for row in range(2):
         alone = {"source": pictures["source"][row], "mask": pictures["mask"][row], "reference": prepared}
         np.testing.assert_allclose(both[row], latents_of(pipe, alone, seed=row)[0], atol=2e-5)

@@ -8,18 +8,18 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.loading import seeded_generator
 
 Edit = dict[str, Image.Image]
 
 
 def build(options: ToyModel, **conventions: object) -> MimicBrushPipeline:
     """A quiet pipeline whose autoencoder is diffusers' own: unlike the toy one it has a posterior to draw from."""
-    parts = vars(toy_parts(options))
+    parts = vars(toy_components(options))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts["vae"] = AutoencoderKL(
@@ -56,5 +56,9 @@ def edits(number: int) -> dict[str, list[Image.Image]]:
 
 def latents_of(pipe: MimicBrushPipeline, edit: Edit | None = None, *, seed: int = 0, **options: object) -> torch.Tensor:
     """The latents of an edit in two steps."""
-    settings: dict[str, object] = {"num_inference_steps": 2, "generator": seeded(seed), "output_type": "latent"}
+    settings: dict[str, object] = {
+        "num_inference_steps": 2,
+        "generator": seeded_generator(seed),
+        "output_type": "latent",
+    }
     return pipe(**(an_edit() if edit is None else edit), **{**settings, **options}).images

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.errors import run_plainly
+from mimicbrush.errors import cli_main
 from mimicbrush.io.images import read_picture
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.correspondence import Correspondence
@@ -40,7 +40,7 @@ def array(path: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def toy_pipeline(tmp_path_factory: pytest.TempPathFactory, smallest: ToyModel) -> Path:
     folder = tmp_path_factory.mktemp("infer") / "pipeline"
-    MimicBrushPipeline(**vars(toy_parts(smallest)), scheduler=noise_scheduler()).save_pretrained(folder)
+    MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler()).save_pretrained(folder)
     return folder
 
 
@@ -74,7 +74,7 @@ def infer(main: Callable[[Sequence[str]], None], toy_pipeline: Path, folder: Pat
     def run(*arguments: str) -> int:
         common = ("--model", str(toy_pipeline), "--steps", "2", "--device", "cpu")
         try:
-            run_plainly(lambda: main([*common, *arguments]))
+            cli_main(lambda: main([*common, *arguments]))
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -157,7 +157,7 @@ def test_wrong_usage(
     Image.new("L", (60, 90), 255).save(folder / "full.png")
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(SystemExit) as end:
-        run_plainly(lambda: main(["--model", str(toy_pipeline), *arguments]))
+        cli_main(lambda: main(["--model", str(toy_pipeline), *arguments]))
     assert end.value.code == 2 and message in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
 
@@ -170,7 +170,7 @@ def test_without_a_model_the_choices_are_named(
 ) -> None:
     monkeypatch.setitem(main.__globals__, "is_shipped", lambda: False)  # as in an installation without it
     with pytest.raises(SystemExit):
-        run_plainly(lambda: main(PICTURES))
+        cli_main(lambda: main(PICTURES))
     message = capsys.readouterr().err
     assert "runs/smoke/pipeline" in message and "released" in message
 
@@ -178,14 +178,14 @@ def test_without_a_model_the_choices_are_named(
 def test_without_a_model_the_shipped_one_edits_and_says_so(
     folder: Path, main: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_plainly(lambda: main([*PICTURES, "--steps", "2", "-o", "result.png"]))
+    cli_main(lambda: main([*PICTURES, "--steps", "2", "-o", "result.png"]))
     message = capsys.readouterr().err
     assert "no model was named" in message and "64 px" in message and "released" in message
     source, result = array(folder / "src.jpg"), array(folder / "result.png")
     mask = np.asarray(read_picture(folder / "mask.png", "L")) > 128
     assert result.shape == source.shape
     assert np.abs(result[mask].astype(int) - source[mask]).mean() > 3
-    run_plainly(lambda: main([*PICTURES, "--steps", "2", "--model", "proof", "-o", "named.png"]))
+    cli_main(lambda: main([*PICTURES, "--steps", "2", "--model", "proof", "-o", "named.png"]))
     assert "no model was named" not in capsys.readouterr().err
     assert np.array_equal(array(folder / "named.png"), result)
 

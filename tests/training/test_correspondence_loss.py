@@ -20,20 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import forget_accelerate, metrics, train
 
 from mimicbrush.assembly import TrainConfig, register_schemas
-from mimicbrush.assembly.build import build_loader, make_accelerator, read_sources
-from mimicbrush.data.batch import UndrawnBatch, collate
+from mimicbrush.assembly.build import build_loader, make_accelerator, read_pair_sources
+from mimicbrush.data.batch import DecodedBatch, collate_samples
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.data.options import DataOptions
-from mimicbrush.data.pair_sources import sources_by_kind
+from mimicbrush.data.pair_sources import split_by_kind
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.color_jitter import JitterRanges
-from mimicbrush.training.correspondence import check_can_be_taught, correspondence_loss
-from mimicbrush.training.noise import Draws
-from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.correspondence import check_reading_layers, correspondence_loss
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import Matches, TrainBatch
 
@@ -140,14 +140,14 @@ def test_fsdp_leaves_places_as_they_are() -> None:
 
 def test_who_cannot_be_taught_is_told_before_anything_else(smallest: ToyModel) -> None:
     with pytest.raises(InputError, match=r"this model has none \(model\.reference_encoder\)"):
-        check_can_be_taught(None)
-    check_can_be_taught(toy_parts(smallest).unet)
+        check_reading_layers(None)
+    check_reading_layers(toy_components(smallest).unet)
     tiny = ToyModel(**{**vars(smallest), "size_px": 8})
     with pytest.raises(InputError, match=r"the finest here has 4 x 4; enlarge model\.size_px"):
-        check_can_be_taught(toy_parts(tiny).unet)
+        check_reading_layers(toy_components(tiny).unet)
     for channels in ((16, 16), (16, 16, 16), (16, 32, 32, 32)):
-        unet = toy_parts(ToyModel(**{**vars(smallest), "size_px": 32, "block_out_channels": channels})).unet
-        check_can_be_taught(unet)  # as many tokens as latents, at the finest level
+        unet = toy_components(ToyModel(**{**vars(smallest), "size_px": 32, "block_out_channels": channels})).unet
+        check_reading_layers(unet)  # as many tokens as latents, at the finest level
 
 
 def test_coarse_layers_are_left_out_and_one_must_be_fine_enough() -> None:
@@ -166,7 +166,7 @@ def dataset(
     mined: Path, num_matches: int = 64, unrelated: float = 0.0, video_ratio: float = 0.5, **options: object
 ) -> PairDataset:
     chosen = DataOptions(video_ratio=video_ratio, heldout_ratio=0.0, **options)  # type: ignore[arg-type]
-    sources = sources_by_kind(read_manifest(mined), chosen)
+    sources = split_by_kind(read_manifest(mined), chosen)
     return PairDataset(sources, SIZE, chosen, seed=3, num_matches=num_matches, unrelated_ratio=unrelated)
 
 
@@ -178,8 +178,8 @@ def test_matched_places_show_the_same(mined: Path, augment_on: str, video_ratio:
     samples = dataset(
         mined, video_ratio=video_ratio, share_flips=share_flips, augment_on=augment_on, jitter=JitterRanges(0, 0, 0, 0)
     )
-    batch = collate([samples[number] for number in range(24)])
-    if isinstance(batch, UndrawnBatch):
+    batch = collate_samples([samples[number] for number in range(24)])
+    if isinstance(batch, DecodedBatch):
         batch = batch.to(torch.device("cpu"))
     matches = batch.matches
     assert matches is not None and matches.source_xy.shape == (24, 64, 2)
@@ -214,7 +214,7 @@ def test_nothing_else_about_a_sample_depends_on_its_matches(mined: Path) -> None
         again = matched[number].matches
         assert np.array_equal(again.source_xy, other.matches.source_xy)
         assert len(other.matches.source_xy) <= 8
-    assert collate([plain[number] for number in range(2)]).matches is None
+    assert collate_samples([plain[number] for number in range(2)]).matches is None
 
 
 def test_unrelated_references_come_at_their_rate_from_other_files_and_without_matches(mined: Path) -> None:
@@ -234,15 +234,17 @@ def test_one_source_file_has_nothing_unrelated_and_says_so_at_once(mined: Path) 
     alone = alone.where(alone.column("source_path") == "coffee.png.mp4")
     options = DataOptions(video_ratio=1.0, heldout_ratio=0.0)
     with pytest.raises(DataError, match=r"unrelated_reference_ratio=0\.01 takes references of other source files"):
-        PairDataset(sources_by_kind(alone, options), SIZE, options, seed=0, unrelated_ratio=0.01)
+        PairDataset(split_by_kind(alone, options), SIZE, options, seed=0, unrelated_ratio=0.01)
 
 
 # In a training step
 
 
-def parts_and_batch(options: ToyModel, rows: int = 4) -> tuple[Trainee, FrozenEncoders, TrainBatch, Draws]:
-    parts = toy_parts(options)
-    model = Trainee(
+def parts_and_batch(
+    options: ToyModel, rows: int = 4
+) -> tuple[MimicBrushModel, FrozenEncoders, TrainBatch, NoiseSample]:
+    parts = toy_components(options)
+    model = MimicBrushModel(
         parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=options.size_px
     )
     generator = torch.Generator().manual_seed(0)
@@ -252,7 +254,7 @@ def parts_and_batch(options: ToyModel, rows: int = 4) -> tuple[Trainee, FrozenEn
     matches = Matches(xy[0], xy[1], torch.ones(rows, 6, dtype=torch.bool))
     batch = TrainBatch(source, reference, mask, torch.arange(rows), torch.arange(rows), matches=matches)
     side = options.size_px // 2
-    draws = Draws.for_keys(
+    draws = NoiseSample.for_keys(
         batch.key, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
     )
     return model, FrozenEncoders(parts, options), batch, draws
@@ -316,7 +318,7 @@ def test_it_costs_nothing_where_its_weight_is_zero(smallest: ToyModel, mined: Pa
         options = [cast(TrainConfig, OmegaConf.to_object(compose("train", ["+experiment=smoke", f"data.root={mined}",
                    f"train.correspondence_weight={weight}"]))) for weight in (0, 0.3)]  # fmt: skip
     for each, has_matches in zip(options, (False, True), strict=True):
-        sources, _ = read_sources(each.data)
+        sources, _ = read_pair_sources(each.data)
         loader = build_loader(sources, each, make_accelerator(each.train, mined))
         assert (next(iter(loader(0, 1))).matches is not None) == has_matches
 
@@ -331,7 +333,9 @@ def test_the_same_matches_give_the_same_loss_in_any_split_of_a_batch(smallest: T
     for rows in (slice(0, 2), slice(2, 4)):
         part = TrainBatch(*(getattr(batch, name)[rows] for name in ("source", "reference", "mask", "key", "index")))
         matches = Matches(*(tensor[rows] for tensor in vars(batch.matches).values()))
-        own = Draws.for_keys(part.key, (4, 8, 8), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5)
+        own = NoiseSample.for_keys(
+            part.key, (4, 8, 8), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
+        )
         halves.append(denoising_loss(model, scheduler, encoders.encode(part, own), own, None, matches, 0.5).total)
     torch.testing.assert_close(torch.stack(halves).mean(), whole, atol=1e-6, rtol=1e-5)
 

@@ -5,13 +5,13 @@ import torch
 from scipy import stats
 
 from mimicbrush.ops.counter_rng import mix
-from mimicbrush.training.noise import Draws, counter_normal
+from mimicbrush.training.noise import NoiseSample, counter_normal
 
 SHAPE = (4, 8, 8)
 
 
-def draw(keys: list[int], reference: float = 0.1, depth: float = 0.5) -> Draws:
-    return Draws.for_keys(
+def draw(keys: list[int], reference: float = 0.1, depth: float = 0.5) -> NoiseSample:
+    return NoiseSample.for_keys(
         torch.tensor(keys), SHAPE, num_timesteps=1000, reference_drop_ratio=reference, depth_drop_ratio=depth
     )
 
@@ -47,10 +47,10 @@ def test_the_released_code_drops_the_first_quarter_of_a_batch() -> None:
     drop = {"num_timesteps": 1000, "reference_drop_ratio": 0.1, "depth_drop_ratio": 0.5}
     for count, dropped in ((8, 2), (5, 1), (3, 0)):
         keys = torch.arange(count)
-        released = Draws.for_keys(keys, SHAPE, **drop, reference_drop="first_quarter")
+        released = NoiseSample.for_keys(keys, SHAPE, **drop, reference_drop="first_quarter")
         assert released.keep_reference.tolist() == [False] * dropped + [True] * (count - dropped)
         # Nothing else is drawn differently.
-        random = Draws.for_keys(keys, SHAPE, **drop)
+        random = NoiseSample.for_keys(keys, SHAPE, **drop)
         assert torch.equal(random.keep_depth, released.keep_depth) and torch.equal(random.noise, released.noise)
 
 
@@ -73,13 +73,13 @@ def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> 
 
 def test_where_noise_is_drawn_changes_nothing_else() -> None:
     keys, drop = torch.arange(20), {"num_timesteps": 1000, "reference_drop_ratio": 0.1, "depth_drop_ratio": 0.5}
-    plain = Draws.for_keys(keys, SHAPE, **drop)
-    batched = Draws.for_keys(keys, SHAPE, **drop, noise_device=torch.device("cpu"))
+    plain = NoiseSample.for_keys(keys, SHAPE, **drop)
+    batched = NoiseSample.for_keys(keys, SHAPE, **drop, noise_device=torch.device("cpu"))
     assert batched.noise.shape == plain.noise.shape and batched.posteriors.shape == plain.posteriors.shape
     assert not torch.equal(batched.noise, plain.noise)
     for name in ("timestep", "keep_reference", "keep_depth", "reference_rows", "depth_rows"):
         assert torch.equal(getattr(plain, name), getattr(batched, name))
-    alone = Draws.for_keys(keys[5:6], SHAPE, **drop, noise_device=torch.device("cpu"))
+    alone = NoiseSample.for_keys(keys[5:6], SHAPE, **drop, noise_device=torch.device("cpu"))
     assert torch.equal(alone.noise[0], batched.noise[5]) and torch.equal(
         alone.posteriors[:, 0], batched.posteriors[:, 5]
     )

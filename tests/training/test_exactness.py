@@ -18,7 +18,7 @@ from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.training import performance, trainer
-from mimicbrush.training.checkpoints import ADDED_LATER, checkpoint_path, differences, read_state
+from mimicbrush.training.checkpoints import ADDED_LATER, checkpoint_path, find_identity_differences, read_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,8 +111,8 @@ def test_runs_of_before_an_option_came_are_the_same_run_with_its_default(mined: 
     identity = read_state(checkpoint_path(tmp_path / "checkpoints", 1))["identity"]
     before = {name: value for name, value in identity.items() if name not in ADDED_LATER}
     assert len(identity) - len(before) == len(ADDED_LATER)
-    assert differences(before, identity) == []
-    assert differences(before, identity | {"train.correspondence_weight": 0.3}) == [
+    assert find_identity_differences(before, identity) == []
+    assert find_identity_differences(before, identity | {"train.correspondence_weight": 0.3}) == [
         "train.correspondence_weight: 0.0 there, 0.3 now"
     ]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.training.run_folder import FINISHED_FILE, Finished, find_finished, read_finished, write_finished
+from mimicbrush.training.run_folder import FINISHED_FILE, FinishedRun, find_finished, read_finished, write_finished
 
 IDENTITY = {"seed": 0, "train.learning_rate": 0.1}
-DONE = Finished(20, 1.5, {"loss": 0.5, "loss_inside": None}, IDENTITY)
+DONE = FinishedRun(20, 1.5, {"loss": 0.5, "loss_inside": None}, IDENTITY)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

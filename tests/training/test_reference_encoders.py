@@ -14,15 +14,15 @@ from toy_run import forget_accelerate, metrics, train
 from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.components import random_parts, toy_parts
+from mimicbrush.models.components import random_components, toy_components
 from mimicbrush.models.encoders import encode_image_tokens, encode_no_image_tokens
 from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.conversion.export_released import export_released
 from mimicbrush.pipelines.loading import load_pipeline
-from mimicbrush.training.noise import Draws
-from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.types import TrainBatch
 
 ENCODERS = ("unet", "clip", "dinov2")
@@ -44,34 +44,34 @@ def a_batch(size_px: int, rows: int = 4) -> TrainBatch:
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_every_trained_parameter_learns_and_a_dropped_reference_is_not_seen(smallest: ToyModel, encoder: str) -> None:
     options = replace(smallest, reference_encoder=encoder)
-    parts = toy_parts(options)
+    parts = toy_components(options)
     assert (parts.reference_unet is None) == (encoder != "unet")
     torch.nn.init.normal_(parts.unet.conv_in.weight, std=0.1)
-    model = Trainee(
+    model = MimicBrushModel(
         parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=options.size_px
     )
     encoders = FrozenEncoders(parts, options)
     batch = a_batch(options.size_px)
     drop = {"num_timesteps": 1000, "depth_drop_ratio": 0.0}
-    draws = Draws.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=0.0, **drop)
+    draws = NoiseSample.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=0.0, **drop)
     denoising_loss(model, noise_scheduler(), encoders.encode(batch, draws), draws).total.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert bool(parts.image_projector.projector.weight.grad.abs().sum() > 0)
 
-    def predict(reference: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def predict(reference: torch.Tensor, draws: NoiseSample) -> torch.Tensor:
         conditions = encoders.encode(replace(batch, reference=reference), draws)
         with torch.no_grad():
             return model(draws.noise, draws.timestep, conditions, draws.keep_reference).sample
 
     other = batch.reference.flip(0)
     assert not torch.allclose(predict(batch.reference, draws), predict(other, draws), atol=1e-4)
-    dropped = Draws.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=1.0, **drop)
+    dropped = NoiseSample.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=1.0, **drop)
     torch.testing.assert_close(predict(batch.reference, dropped), predict(other, dropped))
 
 
 def test_patch_tokens_are_those_of_transformers(smallest: ToyModel) -> None:
     pixels = (torch.arange(3 * 32 * 32).view(1, 3, 32, 32) * 7 % 256) / 127.5 - 1
-    dino = toy_parts(replace(smallest, reference_encoder="dinov2")).image_encoder
+    dino = toy_components(replace(smallest, reference_encoder="dinov2")).image_encoder
     assert isinstance(dino, Dinov2Model)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_patch_tokens_are_those_of_transformers(smallest: ToyModel) -> None:
         nothing = dino(torch.zeros(1, 3, 32, 32)).last_hidden_state[:, 1:].expand(2, -1, -1)
         found = encode_no_image_tokens(dino, 2, pixels.device, patches_only=True)
         torch.testing.assert_close(found, nothing)
-        clip = toy_parts(replace(smallest, reference_encoder="clip")).image_encoder
+        clip = toy_components(replace(smallest, reference_encoder="clip")).image_encoder
         whole = encode_image_tokens(clip, pixels)
         assert torch.equal(encode_image_tokens(clip, pixels, patches_only=True), whole[:, 1:])
 
@@ -88,7 +88,7 @@ def test_patch_tokens_are_those_of_transformers(smallest: ToyModel) -> None:
 @pytest.mark.parametrize(("encoder", "width"), [("clip", 1280), ("dinov2", 1024)])
 def test_at_full_size_there_are_256_tokens(encoder: str, width: int) -> None:
     with torch.device("meta"):
-        parts = random_parts(reference_encoder=encoder)
+        parts = random_components(reference_encoder=encoder)
         pixels = torch.empty(1, 3, 224, 224)
         tokens = encode_no_image_tokens(parts.image_encoder, 1, pixels.device, patches_only=True)
     assert tokens.shape == (1, 256, width) and parts.image_projector.projector.weight.shape == (768, width)

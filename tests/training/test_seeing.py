@@ -18,8 +18,8 @@ from toy_run import SMALLEST, forget_accelerate, metrics, train
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.pipelines.loading import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path, read_state
-from mimicbrush.training.export import Publisher
-from mimicbrush.training.metrics import Meters
+from mimicbrush.training.export import PipelineExporter
+from mimicbrush.training.metrics import TrainingMetrics
 
 ROOT = Path(__file__).parents[2]
 EVALUATED = ["eval.every_steps=2", "eval.max_pairs=4", "eval.num_inference_steps=2", "eval.sheet_pairs=2"]
@@ -102,7 +102,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_keeps_the_best_over_none(
 
 
 def test_what_a_gpu_makes_of_its_time() -> None:
-    meters = Meters(torch.device("cpu"), 1, 1000, flop_per_sample=1e12, peak_flop_per_s=1e15)
+    meters = TrainingMetrics(torch.device("cpu"), 1, 1000, flop_per_sample=1e12, peak_flop_per_s=1e15)
     meters.end_step(torch.tensor(True))
     found = meters.read(samples_per_step=8, num_processes=2, reduce=lambda sums: sums)
     assert found["tflop_per_s_and_device"] == pytest.approx(found["samples_per_s"] / 2)
@@ -120,14 +120,14 @@ def test_evaluating_changes_nothing_of_what_is_learnt(mined: Path, tmp_path: Pat
 def test_a_disk_that_refuses_the_best_weights_ends_no_run(
     mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Publisher.export
+    honest = PipelineExporter.export
 
-    def refuse(publisher: Publisher, weights: Any, folder: Path) -> None:
+    def refuse(publisher: PipelineExporter, weights: Any, folder: Path) -> None:
         if folder.name == "best":
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         honest(publisher, weights, folder)
 
-    monkeypatch.setattr(Publisher, "export", refuse)
+    monkeypatch.setattr(PipelineExporter, "export", refuse)
     assert train(mined, tmp_path, "train.max_steps=3", *EVALUATED) == 0
     assert not (tmp_path / "best").exists() and (tmp_path / "pipeline").is_dir()
     found = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mimicbrush.errors import InputError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.encoders import encode_image_tokens, estimate_depth
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
@@ -64,7 +64,7 @@ def test_autoencoder_begins_as_linear_and_becomes_better(folder: Path) -> None:
 
 
 def test_image_encoder_knows_a_scene_again(folder: Path) -> None:
-    encoder = toy_parts(ToyModel(size_px=64, encoders=str(folder))).image_encoder
+    encoder = toy_components(ToyModel(size_px=64, encoders=str(folder))).image_encoder
     first, second = next(scenes(8, 16))
     with torch.no_grad():
         one, other = (F.normalize(encode_image_tokens(encoder, pixels).flatten(1), dim=1) for pixels in (first, second))
@@ -72,7 +72,7 @@ def test_image_encoder_knows_a_scene_again(folder: Path) -> None:
 
 
 def test_depth_estimator_sees_what_is_near(folder: Path) -> None:
-    estimator = toy_parts(ToyModel(size_px=64, encoders=str(folder))).depth_estimator
+    estimator = toy_components(ToyModel(size_px=64, encoders=str(folder))).depth_estimator
     pixels, depth = next(depths())
     with torch.no_grad():
         found = F.interpolate(estimate_depth(estimator, pixels, "standard"), (64, 64))
@@ -81,18 +81,18 @@ def test_depth_estimator_sees_what_is_near(folder: Path) -> None:
 
 
 def test_parts_with_trained_encoders_fit_together(folder: Path) -> None:
-    parts = toy_parts(ToyModel(size_px=64, encoders=str(folder)), seed=3)
+    parts = toy_components(ToyModel(size_px=64, encoders=str(folder)), seed=3)
     assert parts.unet.config.sample_size == 16
     assert parts.depth_projector(torch.zeros(1, 1, 56, 56), 64).shape == (1, 4, 16, 16)
-    other = toy_parts(ToyModel(size_px=64, encoders=str(folder)), seed=4)
+    other = toy_components(ToyModel(size_px=64, encoders=str(folder)), seed=4)
     assert torch.equal(parts.vae.encoder, other.vae.encoder)
     assert not torch.equal(parts.unet.conv_in.weight, other.unet.conv_in.weight)
 
 
 def test_encoders_that_are_absent_or_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks vae, image_encoder, depth_estimator"):
-        toy_parts(ToyModel(size_px=64, encoders=str(tmp_path)))
+        toy_components(ToyModel(size_px=64, encoders=str(tmp_path)))
     with pytest.raises(InputError, match="multiple of 8"):
-        toy_parts(ToyModel(size_px=36, encoders=str(folder)))
+        toy_components(ToyModel(size_px=36, encoders=str(folder)))
     with pytest.raises(InputError, match="only a CLIP"):
-        toy_parts(ToyModel(size_px=64, encoders=str(folder), reference_encoder="dinov2"))
+        toy_components(ToyModel(size_px=64, encoders=str(folder), reference_encoder="dinov2"))

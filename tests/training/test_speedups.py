@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mimicbrush.models.components import Parts, random_parts, toy_parts
+from mimicbrush.models.components import Components, random_components, toy_components
 from mimicbrush.models.low_precision import use_half_norms
 from mimicbrush.models.options import ModelOptions, ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops import pillow_resize
-from mimicbrush.training.noise import Draws
-from mimicbrush.training.objective import FrozenEncoders, Trainee, denoising_loss
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.performance import apply_speedups, peak_flop_per_s, training_flop
 from mimicbrush.types import Matches, TrainBatch
@@ -28,9 +28,11 @@ from mimicbrush.types import Matches, TrainBatch
 CPU = torch.device("cpu")
 
 
-def trainee_of(parts: Parts, size_px: int) -> Trainee:
+def trainee_of(parts: Components, size_px: int) -> MimicBrushModel:
     assert parts.reference_unet is not None
-    return Trainee(parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=size_px)
+    return MimicBrushModel(
+        parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=size_px
+    )
 
 
 def a_batch(size_px: int, rows: int = 4) -> TrainBatch:
@@ -45,8 +47,8 @@ def some_matches(size_px: int, rows: int = 4) -> Matches:
     return Matches(source, reference, torch.tensor([[True] * 4 + [False] * 2]).expand(rows, -1))
 
 
-def draw(batch: TrainBatch, side: int, reference: float = 0.5, depth: float = 0.5) -> Draws:
-    return Draws.for_keys(
+def draw(batch: TrainBatch, side: int, reference: float = 0.5, depth: float = 0.5) -> NoiseSample:
+    return NoiseSample.for_keys(
         batch.key, (4, side, side), num_timesteps=1000, reference_drop_ratio=reference, depth_drop_ratio=depth
     )
 
@@ -55,7 +57,7 @@ class Setting:
     """A toy, a batch, and the loss of both."""
 
     def __init__(self, options: ToyModel) -> None:
-        parts = toy_parts(options)
+        parts = toy_components(options)
         nn.init.normal_(parts.unet.conv_in.weight, std=0.1)
         self.model, self.scheduler = trainee_of(parts, options.size_px), noise_scheduler()
         batch = a_batch(options.size_px)
@@ -64,7 +66,7 @@ class Setting:
         self.matches = some_matches(options.size_px)
 
     def loss_and_gradients(
-        self, model: Trainee, autocast: torch.dtype | None = None
+        self, model: MimicBrushModel, autocast: torch.dtype | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             loss = denoising_loss(model, self.scheduler, self.conditions, self.draws, None, self.matches, 0.3).total
@@ -137,7 +139,7 @@ def test_compiled_blocks_give_the_same_loss_and_gradients(setting: Setting) -> N
 
 
 def test_dropped_rows_are_not_computed_and_kept_ones_are_as_before(smallest: ToyModel) -> None:
-    parts = toy_parts(smallest)
+    parts = toy_components(smallest)
     encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
     whole = encoders.encode(batch, draw(batch, 8, reference=0, depth=0))
     nothing = encoders.encode(batch, draw(batch, 8, reference=1, depth=1))
@@ -171,7 +173,7 @@ class NoQuestions(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [TrainOptions(), TrainOptions(low_precision_norms=True, min_snr_gamma=5.0)])
 def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> None:
-    parts = toy_parts(smallest)
+    parts = toy_components(smallest)
     encoders, scheduler = FrozenEncoders(parts, smallest), noise_scheduler()
     model = trainee_of(parts, smallest.size_px)
     apply_speedups(model, options, channels_last=True)
@@ -199,7 +201,7 @@ class NoCopies(TorchDispatchMode):
 
 def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that there need not be: tensors without content that say they are there."""
-    parts, batch = toy_parts(smallest), a_batch(smallest.size_px)
+    parts, batch = toy_components(smallest), a_batch(smallest.size_px)
     draws = draw(batch, 8)
 
     def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
@@ -212,7 +214,7 @@ def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.Mo
         for part in vars(parts).values():
             part._apply(on_gpu)
         batch = TrainBatch(*(on_gpu(getattr(batch, name)) for name in ("source", "reference", "mask", "key", "index")))
-        draws = Draws(**{name: on_gpu(tensor) for name, tensor in vars(draws).items()})
+        draws = NoiseSample(**{name: on_gpu(tensor) for name, tensor in vars(draws).items()})
         matches = Matches(*map(on_gpu, vars(some_matches(smallest.size_px)).values()))
         scheduler = noise_scheduler()
         scheduler.alphas_cumprod = on_gpu(scheduler.alphas_cumprod)  # which it does by itself at the first step
@@ -244,14 +246,14 @@ def test_the_foreach_average_is_that_of_one_tensor_at_a_time() -> None:
 @pytest.mark.slow
 def test_a_sample_of_the_papers_model_takes_913_tflop() -> None:
     with torch.device("meta"):
-        parts = random_parts()
+        parts = random_components()
     # ../shared/REFERENCE.md, section 7: 3 x (0.908 + 0.779) + 3 x 1.117 + 0.72; CLIP's last layer is not computed here.
     found = training_flop(trainee_of(parts, 512), FrozenEncoders(parts, ModelOptions()))
     assert found == pytest.approx(9.13e12, rel=2e-3)
 
 
 def test_counting_leaves_nothing_behind(smallest: ToyModel) -> None:
-    parts = toy_parts(smallest)
+    parts = toy_components(smallest)
     encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
     before = encoders.encode(batch, draw(batch, 8))
     fresh = FrozenEncoders(parts, smallest)
@@ -262,7 +264,7 @@ def test_counting_leaves_nothing_behind(smallest: ToyModel) -> None:
 
 
 def test_fsdp_and_a_gpu_are_told_apart_by_whoever_calls(smallest: ToyModel) -> None:
-    model = trainee_of(toy_parts(smallest), smallest.size_px)
+    model = trainee_of(toy_components(smallest), smallest.size_px)
     weight = model.unet.conv_in.weight
     apply_speedups(model, TrainOptions(), channels_last=False)
     assert weight.is_contiguous()

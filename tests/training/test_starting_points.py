@@ -22,7 +22,7 @@ from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel
 from mimicbrush.pipelines.folder import read_conventions
-from mimicbrush.pipelines.loading import load_pipeline, seeded
+from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
 CONVENTIONS = {
     "letterbox_order": "pad_then_resize",
@@ -78,7 +78,9 @@ def test_toy_weights_in_the_hubs_layout_train_and_edit(mined: Path, tmp_path: Pa
     source, mask = photograph("coffee.png"), np.ones((400, 600), bool)
     mask[:, :300] = False
     exported.set_progress_bar_config(disable=True)
-    result = exported(source, mask, photograph("chelsea.png"), num_inference_steps=2, generator=seeded(0)).images[0]
+    result = exported(
+        source, mask, photograph("chelsea.png"), num_inference_steps=2, generator=seeded_generator(0)
+    ).images[0]
     assert np.array_equal(np.asarray(result)[:, :250], source[:, :250])
 
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from toy_run import forget_accelerate, metrics, train
 
 from mimicbrush.errors import InputError
-from mimicbrush.models.components import toy_parts
+from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.training.checkpoints import checkpoint_path
-from mimicbrush.training.lora import choose_trained, merge_adapters
-from mimicbrush.training.noise import Draws
-from mimicbrush.training.objective import Conditions, Trainee, denoising_loss
+from mimicbrush.training.lora import freeze_and_adapt, merge_adapters
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import Conditions, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TRAINED_PARTS, TrainOptions
 
 
@@ -29,35 +29,35 @@ def fresh_accelerate() -> Iterator[None]:
     forget_accelerate()
 
 
-def trainee(smallest: ToyModel) -> Trainee:
-    parts = toy_parts(smallest)
+def trainee(smallest: ToyModel) -> MimicBrushModel:
+    parts = toy_components(smallest)
     torch.nn.init.normal_(parts.unet.conv_in.weight[:, 4:], std=0.1)
-    return Trainee(
+    return MimicBrushModel(
         parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=smallest.size_px
     )
 
 
-def batch(smallest: ToyModel, rows: int = 4) -> tuple[Conditions, Draws]:
+def batch(smallest: ToyModel, rows: int = 4) -> tuple[Conditions, NoiseSample]:
     side = smallest.size_px // 2
     generator = torch.Generator().manual_seed(1)
     latents = [torch.randn(rows, 4, side, side, generator=generator) for _ in range(3)]
     mask = (torch.rand(rows, 1, side, side, generator=generator) > 0.5).float()
     tokens = torch.randn(rows, 17, 64, generator=generator)
     depth = torch.rand(rows, 1, 28, 28, generator=generator)
-    draws = Draws.for_keys(
+    draws = NoiseSample.for_keys(
         torch.arange(rows), (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
     )
     return Conditions(*latents, mask, tokens, depth), draws
 
 
-def loss_of(model: Trainee, smallest: ToyModel) -> torch.Tensor:
+def loss_of(model: MimicBrushModel, smallest: ToyModel) -> torch.Tensor:
     return denoising_loss(model, noise_scheduler(), *batch(smallest)).total
 
 
 @pytest.mark.parametrize("frozen", [*[(name,) for name in TRAINED_PARTS], ("unet", "reference_unet")], ids=str)
 def test_only_what_is_trained_gets_gradients(smallest: ToyModel, frozen: tuple[str, ...]) -> None:
     model = trainee(smallest)
-    choose_trained(dict(model.named_children()), TrainOptions(**dict.fromkeys(frozen, "frozen")))
+    freeze_and_adapt(dict(model.named_children()), TrainOptions(**dict.fromkeys(frozen, "frozen")))
     loss_of(model, smallest).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (name.split(".")[0] in frozen), name
@@ -74,7 +74,9 @@ def test_adapters_learn_where_to_look(mined: Path, tmp_path: Path) -> None:
 
 def test_frozen_alone_is_an_error(smallest: ToyModel) -> None:
     with pytest.raises(InputError, match=r"nothing would be trained: train\.unet=frozen train\.reference_unet=frozen"):
-        choose_trained(dict(trainee(smallest).named_children()), TrainOptions(**dict.fromkeys(TRAINED_PARTS, "frozen")))
+        freeze_and_adapt(
+            dict(trainee(smallest).named_children()), TrainOptions(**dict.fromkeys(TRAINED_PARTS, "frozen"))
+        )
 
 
 LORA = TrainOptions(unet="lora", reference_unet="lora", lora_rank=2, image_projector="frozen")
@@ -83,7 +85,7 @@ LORA = TrainOptions(unet="lora", reference_unet="lora", lora_rank=2, image_proje
 def test_adapters_start_as_nothing_and_learn(smallest: ToyModel) -> None:
     plain = trainee(smallest)
     adapted = copy.deepcopy(plain)
-    choose_trained(dict(adapted.named_children()), LORA)
+    freeze_and_adapt(dict(adapted.named_children()), LORA)
     before = loss_of(adapted, smallest)
     assert torch.equal(loss_of(plain, smallest), before)
     before.backward()
@@ -98,7 +100,7 @@ def test_adapters_start_as_nothing_and_learn(smallest: ToyModel) -> None:
 
 def test_merged_adapters_give_what_adapters_gave(smallest: ToyModel, tmp_path: Path) -> None:
     model = trainee(smallest)
-    choose_trained(dict(model.named_children()), LORA)
+    freeze_and_adapt(dict(model.named_children()), LORA)
     with torch.no_grad():
         for parameter in model.trained_parameters().values():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -16,14 +16,14 @@ from typing import Any
 
 from mimicbrush.assembly import training_run
 from mimicbrush.training import trainer
-from mimicbrush.training.noise import Draws
+from mimicbrush.training.noise import NoiseSample
 
 
 def note_inputs(file: Path) -> None:
     """Per sample: its key, its timestep, hashes of its noise and posteriors, whether reference and depth are kept."""
-    honest = Draws.for_keys.__func__
+    honest = NoiseSample.for_keys.__func__
 
-    def noting(cls: type[Draws], keys: Any, *arguments: Any, **options: Any) -> Draws:
+    def noting(cls: type[NoiseSample], keys: Any, *arguments: Any, **options: Any) -> NoiseSample:
         draws = honest(cls, keys, *arguments, **options)
         lines = [
             json.dumps(

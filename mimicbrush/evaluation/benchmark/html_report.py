@@ -14,18 +14,18 @@ from PIL import Image
 
 from mimicbrush.evaluation.benchmark import table
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark, Case
-from mimicbrush.evaluation.benchmark.metrics import METRICS, numbers
+from mimicbrush.evaluation.benchmark.metrics import METRICS, numeric_scores
 from mimicbrush.evaluation.benchmark.run_editor import (
     CaseScores,
     EditorRun,
-    both_ways,
     open_cases,
+    paste_variants,
     read_correspondence,
 )
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.images import read_picture
 from mimicbrush.ops.canvas import MASK_THRESHOLD
-from mimicbrush.ops.correspondence import paint_correspondence
+from mimicbrush.ops.correspondence import tint_correspondence
 from mimicbrush.ops.plot import mark_hole
 
 TEMPLATE = "report.html.jinja"
@@ -34,7 +34,7 @@ _HEIGHT_PX, _QUALITY = 180, 80
 _MOST_BYTES = 24_000_000
 
 
-def write_report(
+def write_benchmark_report(
     path: Path,
     benchmark: Benchmark,
     runs: Sequence[EditorRun],
@@ -60,16 +60,16 @@ def write_report(
         tables=[
             {
                 "heads": ["method", *(heading for heading, _ in METRICS.values())],
-                "title": f"{task}, {table.TITLES[variant]}",
-                "rows": [(name, list(cells.values())) for name, cells in table.rows(summary, task, variant)],
+                "title": f"{task}, {table.TASK_TITLES[variant]}",
+                "rows": [(name, list(cells.values())) for name, cells in table.table_rows(summary, task, variant)],
             }
             for task in table.tasks_of(summary)
-            for variant in table.TITLES
+            for variant in table.TASK_TITLES
         ]
         + [{"heads": table.DIFFERENCE_HEADS, **each} for each in table.difference_rows(differences)],
-        notes=[table.NOT_THE_SAME, *table.cautions(summary)],
-        tally=table.tally(benchmark, runs),
-        troubles=table.troubles(benchmark, runs),
+        notes=[table.NOT_THE_SAME, *table.list_cautions(summary)],
+        tally=table.count_outcomes(benchmark, runs),
+        troubles=table.list_troubles(benchmark, runs),
         tracks=tracks,
         left_out=pictures.left_out,
         card=json.dumps(card, indent=1, ensure_ascii=False),
@@ -82,7 +82,7 @@ def _worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
     """The cases of a track: those that the first editor failed at, then by what it was measured by first."""
 
     def key(scores: CaseScores) -> tuple[float, str]:
-        found = numbers(scores.scores.get("pasted", {}))
+        found = numeric_scores(scores.scores.get("pasted", {}))
         for metric in ("psnr", "dinov2_i", "dino_i", "clip_i"):
             if metric in found:
                 return found[metric], scores.case.number
@@ -107,11 +107,11 @@ def _shown(case: Case, runs: Sequence[EditorRun], pictures: _Pictures) -> dict[s
             cells.append({"title": run.name, "picture": None, "text": f"{scores.outcome}: {scores.reason}"})
             continue
         painted = np.asarray(read_picture(scores.result, "RGB"))
-        pasted = both_ways(painted, np.asarray(source), np.asarray(mask))["pasted"]
+        pasted = paste_variants(painted, np.asarray(source), np.asarray(mask))["pasted"]
         cells.append({"title": run.name, "picture": pictures.add(pasted), "text": _figures(scores)})
         found = read_correspondence(scores)
         if found is not None:
-            places, came = paint_correspondence(source, mask, reference, found, _HEIGHT_PX)
+            places, came = tint_correspondence(source, mask, reference, found, _HEIGHT_PX)
             maps += [
                 {"title": f"{run.name}: places of the reference", "picture": pictures.add(np.asarray(places))},
                 {"title": f"{run.name}: where the hole came from", "picture": pictures.add(np.asarray(came))},
@@ -121,7 +121,8 @@ def _shown(case: Case, runs: Sequence[EditorRun], pictures: _Pictures) -> dict[s
 
 def _figures(scores: CaseScores) -> str:
     return "  ".join(
-        f"{METRICS[key][0]} {value:.{METRICS[key][1]}f}" for key, value in numbers(scores.scores["pasted"]).items()
+        f"{METRICS[key][0]} {value:.{METRICS[key][1]}f}"
+        for key, value in numeric_scores(scores.scores["pasted"]).items()
     )
 
 

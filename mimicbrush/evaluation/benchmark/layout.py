@@ -70,7 +70,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Fault:
+class BenchmarkFault:
     """Something that is missing, damaged or does not fit."""
 
     path: Path
@@ -83,7 +83,7 @@ class Benchmark:
 
     root: Path
     cases: list[Case]
-    faults: list[Fault]
+    faults: list[BenchmarkFault]
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,7 +108,7 @@ def read_benchmark(root: Path) -> Benchmark:
                 if reference_mask.is_file():
                     _check_mask(reference_mask, shown, "reference")
             except MimicBrushError as error:
-                faults.append(Fault(mask, str(error)))
+                faults.append(BenchmarkFault(mask, str(error)))
                 continue
             known = facts.get(number, {})
             cases.append(

@@ -33,7 +33,7 @@ METRICS = {
 }
 WITH_TRUTH = ("ssim", "psnr", "lpips", "efficientnet_lite0")
 
-DEFINITIONS = {
+METRIC_DEFINITIONS = {
     "crop": "SSIM, PSNR, LPIPS, EffNet-Lite0: result and ground truth cropped to the box of the source mask, "
     "background kept; tracks with a ground truth (inner-ID) only",
     "ssim": "scikit-image structural_similarity of 8-bit luma of the crop, Gaussian weights sigma 1.5, population "
@@ -83,7 +83,7 @@ def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | st
     found: dict[str, float | str] = {}
     subjects: tuple[np.ndarray, np.ndarray] | None = None
     if pixels.reference_mask is not None:
-        subjects = subject(pixels.result, pixels.mask), subject(pixels.reference, pixels.reference_mask)
+        subjects = cut_subject(pixels.result, pixels.mask), cut_subject(pixels.reference, pixels.reference_mask)
     for key, encoder in (("dino_i", backbones.dino), ("dinov2_i", backbones.dinov2), ("clip_i", backbones.clip)):
         if encoder is None:
             found[key] = backbones.absent[key]
@@ -120,14 +120,14 @@ def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbone
     return found
 
 
-def subject(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def cut_subject(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A subject without its background, on a square: (H, W, 3), (H, W) -> (S, S, 3) uint8."""
     left, top, right, bottom = mask_box(mask)
     alone = np.where(mask[..., None] > 0, picture, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
-    return on_square(alone)
+    return pad_to_square(alone)
 
 
-def on_square(picture: np.ndarray) -> np.ndarray:
+def pad_to_square(picture: np.ndarray) -> np.ndarray:
     """White around a picture: (H, W, 3) -> (S, S, 3) uint8, S the longer side."""
     side = max(picture.shape[:2])
     square = np.full((side, side, 3), SUBJECT_FILL, np.uint8)
@@ -136,6 +136,6 @@ def on_square(picture: np.ndarray) -> np.ndarray:
     return square
 
 
-def numbers(scores: Mapping[str, float | str]) -> dict[str, float]:
+def numeric_scores(scores: Mapping[str, float | str]) -> dict[str, float]:
     """Those metrics that have a value."""
     return {key: value for key, value in scores.items() if not isinstance(value, str)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from mimicbrush.evaluation.benchmark import table
 from mimicbrush.evaluation.benchmark.backbones import load_backbones
-from mimicbrush.evaluation.benchmark.html_report import write_report
+from mimicbrush.evaluation.benchmark.html_report import write_benchmark_report
 from mimicbrush.evaluation.benchmark.layout import read_benchmark
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run_editor import check_names, run_editor
@@ -17,11 +17,16 @@ from mimicbrush.evaluation.editors.registry import check_editor, open_editor
 from mimicbrush.evaluation.heldout import report
 from mimicbrush.io.atomic import write_aside
 
-METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = "metrics.json", "per_case.jsonl", "table.md", "report.html"
+BENCHMARK_METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = (
+    "metrics.json",
+    "per_case.jsonl",
+    "table.md",
+    "report.html",
+)
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class BenchmarkResult:
     """What a run came to.
 
     Attributes:
@@ -39,7 +44,7 @@ class Evaluated:
     lost: Sequence[str]
 
 
-def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> Evaluated:
+def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> BenchmarkResult:
     """Run editors over a benchmark, one after the other, and measure.
 
     Results that are there already, of the same editor, pictures and seed, are kept: a run that was stopped goes on.
@@ -64,12 +69,14 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> E
         )
         runs.append(run_editor(editor, benchmark, output, backbones, options.seed))
         del editor
-    summary = table.summarise(runs, options.seed)
-    card = table.card(benchmark, options, backbones)
-    differences = table.differences(runs, options.seed)
-    text = "\n".join(part for part in (table.markdown(summary), table.differences_markdown(differences)) if part)
+    summary = table.summarise_scores(runs, options.seed)
+    card = table.metric_card(benchmark, options, backbones)
+    differences = table.paired_differences(runs, options.seed)
+    text = "\n".join(
+        part for part in (table.benchmark_markdown(summary), table.differences_markdown(differences)) if part
+    )
     metrics = {"editors": summary, "differences": differences, "card": card}
-    report.write_json(output / METRICS_FILE, metrics)
+    report.write_json(output / BENCHMARK_METRICS_FILE, metrics)
     report.write_jsonl(
         output / PER_CASE_FILE,
         (
@@ -87,6 +94,8 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> E
         ),
     )
     write_aside(output / TABLE_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
-    write_report(output / REPORT_FILE, benchmark, runs, summary, differences, card, options.shown_cases)
+    write_benchmark_report(output / REPORT_FILE, benchmark, runs, summary, differences, card, options.shown_cases)
     lost = [run.name for run in runs if run.count("failed") and not run.count("scored")]
-    return Evaluated(metrics, text, table.tally(benchmark, runs), table.troubles(benchmark, runs), lost)
+    return BenchmarkResult(
+        metrics, text, table.count_outcomes(benchmark, runs), table.list_troubles(benchmark, runs), lost
+    )

@@ -174,11 +174,11 @@ def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -
             ),
             backbones,
         )
-        for variant, pixels in both_ways(np.asarray(read_picture(result, "RGB")), source, mask).items()
+        for variant, pixels in paste_variants(np.asarray(read_picture(result, "RGB")), source, mask).items()
     }
 
 
-def both_ways(painted: np.ndarray, source: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+def paste_variants(painted: np.ndarray, source: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     """A result pasted back and as painted, by `VARIANTS`: (H, W, 3) uint8 each; the mask is (H, W) in 0..255."""
     return {"pasted": paste_back(painted, source, mask).round().astype(np.uint8), "painted": painted}
 

@@ -12,7 +12,7 @@ import numpy as np
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.efficientnet_lite0 import PACKAGE
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark
-from mimicbrush.evaluation.benchmark.metrics import DEFINITIONS, METRICS, WITH_TRUTH, numbers
+from mimicbrush.evaluation.benchmark.metrics import METRIC_DEFINITIONS, METRICS, WITH_TRUTH, numeric_scores
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run_editor import VARIANTS, EditorRun
 from mimicbrush.evaluation.heldout import report
@@ -21,7 +21,7 @@ from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, clus
 
 #: Task -> its tracks: with a ground truth, and without.
 TASKS = {"part composition": ("part_inner", "part_inter"), "texture transfer": ("texture_inner", "texture_inter")}
-TITLES = {
+TASK_TITLES = {
     "pasted": "pasted back into the source, as people get it",
     "painted": "as painted, nothing pasted back",
 }
@@ -32,7 +32,7 @@ NOT_THE_SAME = (
 )
 
 
-def summarise(runs: Sequence[EditorRun], seed: int) -> dict[str, Any]:
+def summarise_scores(runs: Sequence[EditorRun], seed: int) -> dict[str, Any]:
     """Editor -> track -> outcome counts, and variant -> metric -> mean, interval, n."""
     return {
         run.name: {
@@ -63,9 +63,9 @@ def _track(run: EditorRun, track: str, seed: int) -> dict[str, Any]:
             if (metric in WITH_TRUTH) != TRACKS[track].has_truth:  # type: ignore[index]
                 continue
             found = [
-                (numbers(each.scores[variant])[metric], each.case.group or each.case.number)
+                (numeric_scores(each.scores[variant])[metric], each.case.group or each.case.number)
                 for each in scored
-                if metric in numbers(each.scores[variant])
+                if metric in numeric_scores(each.scores[variant])
             ]
             values[variant][metric] = _mean(found, seed) | {"n_missing": len(of_track) - len(found)}
             if not found and scored:
@@ -85,7 +85,7 @@ def _mean(found: Sequence[tuple[float, str]], seed: int) -> dict[str, Any]:
     }
 
 
-def differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
+def paired_differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
     """What each further editor has more than the first, case by case: a narrower answer than two intervals give.
 
     Returns:
@@ -96,7 +96,7 @@ def differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
     for run in runs[1:]:
         for track, variant in product(TRACKS, VARIANTS):
             scores = [
-                {each.case.number: (numbers(each.scores[variant]), each.case) for each in one.cases
+                {each.case.number: (numeric_scores(each.scores[variant]), each.case) for each in one.cases
                  if each.case.track.name == track and each.outcome == "scored"} for one in (runs[0], run)
             ]  # fmt: skip
             for metric in METRICS:
@@ -114,7 +114,7 @@ def differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
 def difference_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Tables of them, one for each variant that there are any of: a title and rows of (method, other cells)."""
     tables = []
-    for variant, title in TITLES.items():
+    for variant, title in TASK_TITLES.items():
         rows = []
         for each in found:
             if each["variant"] == variant:
@@ -137,7 +137,7 @@ def differences_markdown(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) -> dict[str, Any]:
+def metric_card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) -> dict[str, Any]:
     """What the numbers hang on."""
     return {
         "benchmark": str(benchmark.root),
@@ -150,21 +150,21 @@ def card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) 
         "backbone_options": asdict(options.backbones),
         "not_measured": backbones.absent,
         "ci95": f"{LEVEL:.0%} percentile bootstrap, {RESAMPLES} resamples of whole subjects or videos",
-        "definitions": DEFINITIONS,
-        "versions": report.versions(("torchmetrics", "torchvision", PACKAGE)),
+        "definitions": METRIC_DEFINITIONS,
+        "versions": report.package_versions(("torchmetrics", "torchvision", PACKAGE)),
     }
 
 
-def markdown(summary: dict[str, Any]) -> str:
+def benchmark_markdown(summary: dict[str, Any]) -> str:
     """All tables: each task of which there are cases, pasted back and as painted, the paper's rows below ours."""
     return (
         "\n\n".join(
-            f"### {task}, {TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
+            f"### {task}, {TASK_TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
             for task in tasks_of(summary)
             for variant in VARIANTS
         )
         + f"\n\n{NOT_THE_SAME}\n"
-        + "".join(f"\n{caution}\n" for caution in cautions(summary))
+        + "".join(f"\n{caution}\n" for caution in list_cautions(summary))
     )
 
 
@@ -174,7 +174,7 @@ def tasks_of(summary: dict[str, Any]) -> list[str]:
     return [task for task, tracks in TASKS.items() if there.intersection(tracks)]
 
 
-def cautions(summary: dict[str, Any]) -> list[str]:
+def list_cautions(summary: dict[str, Any]) -> list[str]:
     """One line for each track whose intervals are of too few subjects or videos."""
     found = []
     for track in TRACKS:
@@ -194,7 +194,7 @@ def cautions(summary: dict[str, Any]) -> list[str]:
     return found
 
 
-def rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:
+def table_rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:
     """(method, metric -> cell) of one task: our editors, then the paper's rows."""
     inner, inter = TASKS[task]
     found = []
@@ -225,10 +225,12 @@ def _cell(value: dict[str, Any], metric: str, cases: int) -> str:
 def _lines(summary: dict[str, Any], task: str, variant: str) -> list[str]:
     heads = [heading for heading, _ in METRICS.values()]
     lines = ["| method | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
-    return lines + [f"| {name} | " + " | ".join(cells.values()) + " |" for name, cells in rows(summary, task, variant)]
+    return lines + [
+        f"| {name} | " + " | ".join(cells.values()) + " |" for name, cells in table_rows(summary, task, variant)
+    ]
 
 
-def troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
+def list_troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
     """One line for everything that has no number and should have one."""
     lines = [f"not usable: {fault.path.name}: {fault.reason}" for fault in benchmark.faults]
     for run in runs:
@@ -240,7 +242,7 @@ def troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
     return lines
 
 
-def tally(benchmark: Benchmark, runs: Sequence[EditorRun]) -> str:
+def count_outcomes(benchmark: Benchmark, runs: Sequence[EditorRun]) -> str:
     """Inputs add up: of every editor each case is counted once."""
     lines = [f"{len(benchmark.cases) + len(benchmark.faults)} cases = {len(benchmark.cases)} usable "
              f"+ {len(benchmark.faults)} not usable"]  # fmt: skip

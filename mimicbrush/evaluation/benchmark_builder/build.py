@@ -11,14 +11,19 @@ from typing import Any
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.evaluation.benchmark.layout import ABOUT_NAME, TRACKS, BenchmarkWriter, Fault, TrackName
-from mimicbrush.evaluation.benchmark_builder.contamination import Seen, check_hashes, check_pictures, read_seen
+from mimicbrush.evaluation.benchmark.layout import ABOUT_NAME, TRACKS, BenchmarkFault, BenchmarkWriter, TrackName
+from mimicbrush.evaluation.benchmark_builder.contamination import (
+    TrainingOrigins,
+    check_hashes,
+    check_pictures,
+    read_training_origins,
+)
 from mimicbrush.evaluation.benchmark_builder.inner_id import (
     InnerPair,
-    beside,
     dreambooth_pairs,
     folder_materials,
     folder_pairs,
+    list_siblings,
     mined_pairs,
 )
 from mimicbrush.evaluation.benchmark_builder.inter_id import PAPER_GROUPS, InterPair, inter_pairs, paper_group
@@ -87,7 +92,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What came of it.
 
     Attributes:
@@ -100,7 +105,7 @@ class Built:
 
     cases: dict[TrackName, int]
     groups: dict[str, int]
-    faults: list[Fault]
+    faults: list[BenchmarkFault]
     notes: list[str]
     unmasked: dict[RegionName, int]
 
@@ -121,12 +126,12 @@ class _Gathered:
     inner: dict[str, list[InnerPair]]
     materials: dict[str, Material]
     files: list[tuple[str, str]]
-    faults: list[Fault]
+    faults: list[BenchmarkFault]
     notes: list[str]
     about: list[dict[str, Any]]
 
 
-def build_benchmark(output: Path, options: BuildOptions) -> Built:
+def build_benchmark(output: Path, options: BuildOptions) -> BuildResult:
     """Build a benchmark in the released layout; the same input gives the same bytes.
 
     Args:
@@ -139,7 +144,7 @@ def build_benchmark(output: Path, options: BuildOptions) -> Built:
     """
     _check_apart(output, options)
     masks = MaskFolder(options.masks)
-    seen = [read_seen(folder) for folder in options.against]
+    seen = [read_training_origins(folder) for folder in options.against]
     found = _gather(options, masks, seen)
     check_hashes(found.files, seen)
     proposals = _propose(found, options)
@@ -158,7 +163,7 @@ def build_benchmark(output: Path, options: BuildOptions) -> Built:
             try:
                 number = _write_case(writer, case, options.long_side_px)
             except MimicBrushError as error:
-                faults.append(Fault(case.source.path, f"{case.track}, {case.source.key}: {error}"))
+                faults.append(BenchmarkFault(case.source.path, f"{case.track}, {case.source.key}: {error}"))
                 continue
             cases[case.track] += 1
             if case.track == "part_inter":
@@ -172,7 +177,7 @@ def build_benchmark(output: Path, options: BuildOptions) -> Built:
             raise DataError(_nothing(faults, notes))
         notes += write_licences(writer.folder, files)
         unmasked = _unmasked(found, options.to_paint)
-        built = Built({track: cases[track] for track in TRACKS}, dict(groups), faults, notes, unmasked)
+        built = BuildResult({track: cases[track] for track in TRACKS}, dict(groups), faults, notes, unmasked)
         writer.finish(_about(options, found, built, seen))
     return built
 
@@ -188,10 +193,10 @@ def _check_apart(output: Path, options: BuildOptions) -> None:
         raise InputError(f"--output {output} holds something else, and would be replaced; name another")
 
 
-def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[Seen]) -> _Gathered:
+def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[TrainingOrigins]) -> _Gathered:
     found = _Gathered({}, {}, [], [], [], [])
 
-    def keep(origin: str, folder: Path, pairs: list[InnerPair], faults: list[Fault], **facts: Any) -> None:
+    def keep(origin: str, folder: Path, pairs: list[InnerPair], faults: list[BenchmarkFault], **facts: Any) -> None:
         found.inner.setdefault(origin, []).extend(pairs)
         found.faults.extend(faults)
         found.about.append({"from": origin, "name": folder.resolve().name, "inner_id_pairs": len(pairs), **facts})
@@ -202,7 +207,7 @@ def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[Seen]) -> _
         pairs, faults = dreambooth_pairs(options.dreambooth, options.manifest, masks)
         manifest = {"manifest": options.manifest.name, "manifest_sha256": hash_file(options.manifest)}
         keep("list", options.dreambooth, pairs, faults, **manifest)
-        found.files.extend(beside(each for pair in pairs for each in (pair.source, pair.reference)))
+        found.files.extend(list_siblings(each for pair in pairs for each in (pair.source, pair.reference)))
     if options.pictures:
         materials, faults = folder_materials(options.pictures, masks)
         most = max(options.limit(track) for track in _INNER)
@@ -292,7 +297,9 @@ def _unmasked(found: _Gathered, folder: Path | None) -> dict[RegionName, int]:
     return counts
 
 
-def _about(options: BuildOptions, found: _Gathered, built: Built, seen: Sequence[Seen]) -> dict[str, Any]:
+def _about(
+    options: BuildOptions, found: _Gathered, built: BuildResult, seen: Sequence[TrainingOrigins]
+) -> dict[str, Any]:
     return {
         "made_by": "scripts/build_benchmark.py",
         "differs_from_the_paper": "its benchmark was not published: these are other pictures, pairs and masks",
@@ -316,7 +323,7 @@ def _about(options: BuildOptions, found: _Gathered, built: Built, seen: Sequence
     }
 
 
-def _nothing(faults: Sequence[Fault], notes: Sequence[str]) -> str:
+def _nothing(faults: Sequence[BenchmarkFault], notes: Sequence[str]) -> str:
     reasons = [f"{fault.path}: {fault.reason}" for fault in faults[:5]] + list(notes[:3])
     why = "; ".join(reasons) if reasons else "no two pictures of one subject or class have the masks that a case needs"
     return (

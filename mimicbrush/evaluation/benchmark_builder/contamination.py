@@ -13,10 +13,16 @@ from PIL import Image
 
 from mimicbrush.data.manifest import PairTable, read_manifest, read_rows
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark_builder.part_boxes import reduced
+from mimicbrush.evaluation.benchmark_builder.part_boxes import reduce_for_matching
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE, read_training_data, spread_pairs
 from mimicbrush.ops.keypoints import match_features, sift_features
-from mimicbrush.ops.similarity import LIKELY_AGREEMENT, NEAR_DUPLICATE_SSIM, agreement, highest_ssim, signature
+from mimicbrush.ops.similarity import (
+    LIKELY_AGREEMENT,
+    NEAR_DUPLICATE_SSIM,
+    highest_ssim,
+    phase_signature,
+    signature_agreement,
+)
 
 #: Frames of the training set are first looked at in a part of their size, at least this much: decoding takes the time.
 _GLANCE_SIDE_PX = 64
@@ -35,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingOrigins:
     """What was trained on, as far as a folder tells.
 
     Attributes:
@@ -60,7 +66,7 @@ class Seen:
         }
 
 
-def read_seen(folder: Path) -> Seen:
+def read_training_origins(folder: Path) -> TrainingOrigins:
     """What a folder says that was trained on.
 
     Args:
@@ -73,7 +79,7 @@ def read_seen(folder: Path) -> Seen:
     training = read_training_data(folder)
     if training is not None:
         names = {key: f"source {key}… in {TRAINING_DATA_FILE}" for key in training.source_hashes}
-        return Seen(folder, names, None)
+        return TrainingOrigins(folder, names, None)
     if not (folder / "manifest").is_dir():
         raise InputError(
             f"--against {folder}: expected a pipeline folder with a {TRAINING_DATA_FILE}, or a folder of mined pairs "
@@ -81,10 +87,10 @@ def read_seen(folder: Path) -> Seen:
         )
     rows = read_rows(folder, ["source_hash", "source_path", "status"]).to_pylist()
     names = {row["source_hash"][:HASH_DIGITS]: row["source_path"] for row in rows if row["status"] == "pair"}
-    return Seen(folder, names, read_manifest(folder))
+    return TrainingOrigins(folder, names, read_manifest(folder))
 
 
-def check_hashes(materials: Iterable[tuple[str, str]], seen: Sequence[Seen]) -> None:
+def check_hashes(materials: Iterable[tuple[str, str]], seen: Sequence[TrainingOrigins]) -> None:
     """No file of the benchmark, nor any other of its subjects, is a source of the training set.
 
     Args:
@@ -103,7 +109,7 @@ def check_hashes(materials: Iterable[tuple[str, str]], seen: Sequence[Seen]) -> 
     _refuse(list(dict.fromkeys(leaks)), "was trained on")
 
 
-def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], seen: Sequence[Seen]) -> None:
+def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], seen: Sequence[TrainingOrigins]) -> None:
     """No picture of the benchmark is seen in the training set.
 
     All frames are compared with all pictures as a whole, also mirrored, shifted and of another size. Of one frame for
@@ -120,16 +126,18 @@ def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], se
     tables = [known for known in seen if known.pairs is not None]
     if not tables or not pictures:
         return
-    images = [reduced(np.asarray(read())) for _, read in pictures]
+    images = [reduce_for_matching(np.asarray(read())) for _, read in pictures]
     # Each as it is, and mirrored.
-    signatures = np.stack([signature(view) for image in images for view in (image, image[:, ::-1])])
+    signatures = np.stack([phase_signature(view) for image in images for view in (image, image[:, ::-1])])
     leaks: list[str] = []
     for known in tables:
         assert known.pairs is not None
         for pair in known.pairs:
             reduce = next((each for each in (8, 4, 2) if min(pair.size_px) >= each * _GLANCE_SIDE_PX), 1)
             for span in filter(None, (pair.a_span, pair.b_span)):
-                likely = np.flatnonzero(agreement(signature(pair.read(span, reduce)), signatures) > LIKELY_AGREEMENT)
+                likely = np.flatnonzero(
+                    signature_agreement(phase_signature(pair.read(span, reduce)), signatures) > LIKELY_AGREEMENT
+                )
                 leaks += [
                     f"{pictures[number][0]} looks like {pair.source_path} of {known.folder}"
                     for number in sorted({int(place) // 2 for place in likely})
@@ -141,7 +149,7 @@ def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], se
 
 
 def _shared_pieces(
-    pictures: Sequence[tuple[str, Callable[[], Image.Image]]], images: Sequence[np.ndarray], known: Seen
+    pictures: Sequence[tuple[str, Callable[[], Image.Image]]], images: Sequence[np.ndarray], known: TrainingOrigins
 ) -> list[str]:
     """Which pictures share a piece with frames of a mined folder, by SIFT matches that one motion explains."""
     assert known.pairs is not None

@@ -20,8 +20,8 @@ from PIL import Image
 from mimicbrush.data.manifest import read_manifest, read_rows, split_pairs
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.benchmark.layout import Fault
-from mimicbrush.evaluation.benchmark_builder.contamination import Seen
+from mimicbrush.evaluation.benchmark.layout import BenchmarkFault
+from mimicbrush.evaluation.benchmark_builder.contamination import TrainingOrigins
 from mimicbrush.evaluation.benchmark_builder.materials import (
     BOX_OF_MATCHES,
     HAND_PLACED_BOX,
@@ -37,9 +37,9 @@ from mimicbrush.evaluation.benchmark_builder.materials import (
 )
 from mimicbrush.evaluation.benchmark_builder.part_boxes import (
     MIN_PART_MATCHES,
-    Look,
+    MatchFeatures,
     best_boxes,
-    look_at,
+    extract_match_features,
     matched_boxes,
 )
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, spread_pairs
@@ -47,7 +47,7 @@ from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.io.images import read_picture
 from mimicbrush.ops import counter_rng
-from mimicbrush.ops.similarity import LIKELY_AGREEMENT, NEAR_DUPLICATE_SSIM, agreement, highest_ssim
+from mimicbrush.ops.similarity import LIKELY_AGREEMENT, NEAR_DUPLICATE_SSIM, highest_ssim, signature_agreement
 
 #: Pictures whose features are kept at once; of each about a megabyte.
 _LOOKS = 256
@@ -80,7 +80,7 @@ def dreambooth_root(folder: Path) -> Path:
     )
 
 
-def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[list[InnerPair], list[Fault]]:
+def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[list[InnerPair], list[BenchmarkFault]]:
     """The pairs of a list (data_manifests/DREAMBOOTH.md), with part and subject boxes on the sources.
 
     Args:
@@ -111,7 +111,7 @@ def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[l
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{manifest}, line {number}: {error!r}; see data_manifests/DREAMBOOTH.md") from error
-        fault = next((fault for path in paths.values() if (fault := unreadable(path))), None)
+        fault = next((fault for path in paths.values() if (fault := find_image_fault(path))), None)
         if fault:
             faults.append(fault)
             continue
@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 # ---- any folder of folders
 
 
-def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], list[Fault]]:
+def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], list[BenchmarkFault]]:
     """All pictures of a folder of folders, a folder per subject.
 
     A class is given by lines `subject,class` in prompts_and_classes.txt, as in the DreamBooth dataset; without it,
@@ -166,7 +166,7 @@ def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], l
     for subject in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
         texts = licence_files(subject) or licence_files(folder)
         for path in picture_files(subject):
-            fault = unreadable(path)
+            fault = find_image_fault(path)
             if fault:
                 faults.append(fault)
                 continue
@@ -187,7 +187,9 @@ def read_classes(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "subject_name"}
 
 
-def folder_pairs(materials: Sequence[Material], seed: int, max_pairs: int) -> tuple[list[InnerPair], list[Fault]]:
+def folder_pairs(
+    materials: Sequence[Material], seed: int, max_pairs: int
+) -> tuple[list[InnerPair], list[BenchmarkFault]]:
     """Pairs of pictures of one subject, in a seeded order, the subjects in turn.
 
     Near duplicates are no pair: copying the reference would be the ground truth. A source without a part gets the
@@ -210,25 +212,29 @@ def folder_pairs(materials: Sequence[Material], seed: int, max_pairs: int) -> tu
     ]
 
     @lru_cache(maxsize=_LOOKS)
-    def look(material: Material) -> Look:
-        return look_at(np.asarray(material.read()))
+    def look(material: Material) -> MatchFeatures:
+        return extract_match_features(np.asarray(material.read()))
 
     found: dict[str, InnerPair] = {}  # by the key of the source
-    faults: dict[str, Fault] = {}
+    faults: dict[str, BenchmarkFault] = {}
     for source, reference in (pair for turn in itertools.zip_longest(*queues) for pair in turn if pair):
         counts = {name: sum(name in pair.source.regions for pair in found.values()) for name in REGION_NAMES}
         adds_subject = "subject" in source.regions and counts["subject"] < max_pairs
         if source.key in found or not (counts["part"] < max_pairs or adds_subject):
             continue
         one, other = look(source), look(reference)
-        if agreement(one.signatures[0], other.signatures).max() > LIKELY_AGREEMENT and _are_alike(source, reference):
+        if signature_agreement(one.signatures[0], other.signatures).max() > LIKELY_AGREEMENT and _are_alike(
+            source, reference
+        ):
             continue
         boxes = None if "part" in source.regions else matched_boxes(one, other)
         if boxes:
             source = source.with_region("part", Region(BOX_OF_MATCHES, box=boxes[0]))
             reference = reference.with_region("part", Region(BOX_OF_MATCHES, box=boxes[1]))
         elif "part" not in source.regions:
-            faults[source.key] = Fault(source.path, f"no box with {MIN_PART_MATCHES} SIFT matches to another picture")
+            faults[source.key] = BenchmarkFault(
+                source.path, f"no box with {MIN_PART_MATCHES} SIFT matches to another picture"
+            )
         if source.regions:
             found[source.key] = InnerPair(source, reference)
     without = [fault for key, fault in faults.items() if key not in found or "part" not in found[key].source.regions]
@@ -248,8 +254,8 @@ def _shuffled(pairs: list[tuple[Material, Material]], *keys: int) -> list[tuple[
 
 
 def mined_pairs(
-    folder: Path, masks: MaskFolder, seen: Sequence[Seen], max_pairs: int
-) -> tuple[list[InnerPair], list[Fault], list[str]]:
+    folder: Path, masks: MaskFolder, seen: Sequence[TrainingOrigins], max_pairs: int
+) -> tuple[list[InnerPair], list[BenchmarkFault], list[str]]:
     """Pairs of frames of videos that were not trained on, spread evenly over the videos.
 
     Args:
@@ -286,7 +292,7 @@ def mined_pairs(
             for span in filter(None, (pair.a_span, pair.b_span)):
                 pair.read(span)
         except DataError as error:
-            faults.append(Fault(pair.a_file, str(error)))
+            faults.append(BenchmarkFault(pair.a_file, str(error)))
             continue
         source, reference = (
             masks.given_to(_frame(pair, side, rights.get(pair.source_hash, Rights()))) for side in ("a", "b")
@@ -299,7 +305,9 @@ def mined_pairs(
         if source.regions:
             pairs.append(InnerPair(source, reference))
         else:
-            faults.append(Fault(pair.a_file, f"pair {pair.pair_id}: fewer than {MIN_PART_MATCHES} matches in any box"))
+            faults.append(
+                BenchmarkFault(pair.a_file, f"pair {pair.pair_id}: fewer than {MIN_PART_MATCHES} matches in any box")
+            )
     return pairs, faults, [note]
 
 
@@ -320,12 +328,12 @@ def _rights_of(folder: Path) -> dict[str, Rights]:
 # ---- files
 
 
-def unreadable(path: Path) -> Fault | None:
+def find_image_fault(path: Path) -> BenchmarkFault | None:
     """What is wrong with a picture file, or None."""
     try:
         read_picture(path, "RGB")
     except InputError as error:
-        return Fault(path, str(error).removeprefix(f"{path}: "))
+        return BenchmarkFault(path, str(error).removeprefix(f"{path}: "))
     return None
 
 
@@ -333,7 +341,7 @@ def _picture(path: Path, key: str, subject: str, kind: str, rights: Rights) -> M
     return Material(key, subject, kind, hash_file(path), rights, path, partial(read_picture, path, "RGB"))
 
 
-def beside(materials: Iterable[Material]) -> list[tuple[str, str]]:
+def list_siblings(materials: Iterable[Material]) -> list[tuple[str, str]]:
     """Every picture file beside some, as what to call it and its SHA-256: a leak of any of a subject is a leak."""
     files = [path for folder in sorted({each.path.parent for each in materials}) for path in picture_files(folder)]
     return [(f"{path.parent.name}/{path.name}", hash_file(path)) for path in files]

@@ -64,7 +64,7 @@ def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, ma
         for reference in usable
         if source.kind == reference.kind
         and source.subject != reference.subject
-        and (region != "part" or same_part(source.regions[region].label, reference.regions[region].label))
+        and (region != "part" or is_same_part(source.regions[region].label, reference.regions[region].label))
     ]
     order = counter_rng.generator(seed, len(candidates)).permutation(len(candidates))
     left = [candidates[number] for number in order]
@@ -97,7 +97,7 @@ def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, ma
     return chosen
 
 
-def same_part(one: str, other: str) -> bool:
+def is_same_part(one: str, other: str) -> bool:
     """Whether two labels name the same part, such as "head with both ears" and "face"."""
     words = [frozenset(re.findall(r"[a-z]+", label.lower())) for label in (one, other)]
     return one == other or any(words[0] & part and words[1] & part for part in _SAME_PART)

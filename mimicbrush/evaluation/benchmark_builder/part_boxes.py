@@ -9,7 +9,7 @@ import numpy as np
 
 from mimicbrush.evaluation.benchmark_builder.materials import RatioBox
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
-from mimicbrush.ops.similarity import signature
+from mimicbrush.ops.similarity import phase_signature
 
 #: A part box from matches: its sides over those of the picture (*ours*; the boxes placed by hand have 0.1 to 0.5).
 PART_SIDE_RATIO = 0.35
@@ -22,7 +22,7 @@ _MATCH_LONG_SIDE_PX = 640
 
 
 @dataclass(frozen=True)
-class Look:
+class MatchFeatures:
     """What is needed of a picture to tell what it shares with others.
 
     Attributes:
@@ -36,20 +36,20 @@ class Look:
     signatures: np.ndarray
 
 
-def reduced(image: np.ndarray) -> np.ndarray:
+def reduce_for_matching(image: np.ndarray) -> np.ndarray:
     """A picture at the size at which it is matched: (H, W, 3) uint8, long side 640 px or less."""
     scale = min(1.0, _MATCH_LONG_SIDE_PX / max(image.shape[:2]))
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
 
 
-def look_at(image: np.ndarray) -> Look:
+def extract_match_features(image: np.ndarray) -> MatchFeatures:
     """Look at a picture once, (H, W, 3) uint8 RGB of any size."""
-    small = reduced(image)
-    signatures = np.stack([signature(view) for view in (image, image[:, ::-1])])
-    return Look((small.shape[1], small.shape[0]), sift_features(small), signatures)
+    small = reduce_for_matching(image)
+    signatures = np.stack([phase_signature(view) for view in (image, image[:, ::-1])])
+    return MatchFeatures((small.shape[1], small.shape[0]), sift_features(small), signatures)
 
 
-def matched_boxes(source: Look, reference: Look) -> tuple[RatioBox, RatioBox] | None:
+def matched_boxes(source: MatchFeatures, reference: MatchFeatures) -> tuple[RatioBox, RatioBox] | None:
     """`best_boxes` of the SIFT matches between two pictures."""
     points = match_features(source.features, reference.features)
     return best_boxes(*points, source.size, reference.size)

@@ -22,14 +22,14 @@ from transformers import CLIPImageProcessor
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import back_to_source, computing_dtype, reference_box, stated
+from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, reference_box, resize_to_source
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
 from mimicbrush.evaluation.editors.weights import IP_ADAPTER_FILE, IP_ADAPTER_FOLDER
 from mimicbrush.models.pretrained.files import read_object
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
-from mimicbrush.pipelines.loading import on_device, quiet_libraries, seeded
+from mimicbrush.pipelines.loading import move_to_device, quiet_libraries, seeded_generator
 
-STEPS = 50
+DIFFUSERS_STEPS = 50
 #: What the authors of each run it with.
 PAINT_BY_EXAMPLE_GUIDANCE, IP_ADAPTER_GUIDANCE = 5.0, 7.5
 #: How much the adapter's attention counts; 1.0 is what its authors take where there is no prompt beside the image.
@@ -72,17 +72,17 @@ class DiffusersEditor:
             raise InputError(f"the mask is too thin: nothing is left of it at {self.size_px} px")
         example = self._example(case, inputs.reference)
         square = self._paint(
-            Image.fromarray(source), Image.fromarray(mask * np.uint8(255)), example, seeded(inputs.seed)
+            Image.fromarray(source), Image.fromarray(mask * np.uint8(255)), example, seeded_generator(inputs.seed)
         )
-        return CaseResult(back_to_source(square, inputs.source))
+        return CaseResult(resize_to_source(square, inputs.source))
 
 
-def whole_reference(case: Case, reference: Image.Image) -> Image.Image:
+def use_whole_reference(case: Case, reference: Image.Image) -> Image.Image:
     """All of it."""
     return reference
 
 
-def boxed_reference(case: Case, reference: Image.Image) -> Image.Image:
+def crop_to_reference_box(case: Case, reference: Image.Image) -> Image.Image:
     """The box around the reference's mask; raises as `reference_box` does."""
     return reference.crop(reference_box(case, reference.size))
 
@@ -91,8 +91,8 @@ def open_paint_by_example(
     name: str, folder: Path, with_box: bool, device: str, num_inference_steps: int | None, guidance_scale: float | None
 ) -> CaseEditor:
     """Load Paint-by-Example (Yang et al. 2023), see `editors.open_editor`."""
-    pipeline = _load(lambda: _paint_by_example(folder, computing_dtype(device)), folder, device)
-    steps = num_inference_steps or STEPS
+    pipeline = _load(lambda: _paint_by_example(folder, default_dtype(device)), folder, device)
+    steps = num_inference_steps or DIFFUSERS_STEPS
     guidance = PAINT_BY_EXAMPLE_GUIDANCE if guidance_scale is None else guidance_scale
     side = pipeline.image_encoder.config.image_size
 
@@ -108,7 +108,7 @@ def open_paint_by_example(
         ).images[0]
         return result
 
-    about = stated(
+    about = describe_editor(
         editor="Paint-by-Example (diffusers PaintByExamplePipeline)",
         weights=folder,
         example="the box around the reference's mask" if with_box else "the whole reference",
@@ -119,7 +119,7 @@ def open_paint_by_example(
         scheduler=type(pipeline.scheduler).__name__,
         dtype=pipeline.unet.dtype,
     )
-    return DiffusersEditor(name, pipeline, paint, boxed_reference if with_box else whole_reference, about)
+    return DiffusersEditor(name, pipeline, paint, crop_to_reference_box if with_box else use_whole_reference, about)
 
 
 def _paint_by_example(folder: Path, dtype: torch.dtype) -> PaintByExamplePipeline:
@@ -156,7 +156,7 @@ def open_ip_adapter(
             requires_safety_checker=False,
             local_files_only=True,
             use_safetensors=True,
-            dtype=computing_dtype(device),
+            dtype=default_dtype(device),
         )
         pipeline.load_ip_adapter(
             str(adapter), subfolder=IP_ADAPTER_FOLDER, weight_name=IP_ADAPTER_FILE, local_files_only=True
@@ -165,7 +165,7 @@ def open_ip_adapter(
         return pipeline
 
     pipeline = _load(load, inpainting, device)
-    steps = num_inference_steps or STEPS
+    steps = num_inference_steps or DIFFUSERS_STEPS
     guidance = IP_ADAPTER_GUIDANCE if guidance_scale is None else guidance_scale
 
     def paint(source: Image.Image, mask: Image.Image, example: Image.Image, generator: torch.Generator) -> Image.Image:
@@ -182,7 +182,7 @@ def open_ip_adapter(
         ).images[0]
         return result
 
-    about = stated(
+    about = describe_editor(
         editor="SD-1.5 inpainting with an IP-Adapter (diffusers)",
         weights=inpainting,
         adapter=adapter / IP_ADAPTER_FOLDER / IP_ADAPTER_FILE,
@@ -194,7 +194,7 @@ def open_ip_adapter(
         scheduler=type(pipeline.scheduler).__name__,
         dtype=pipeline.unet.dtype,
     )
-    return DiffusersEditor(name, pipeline, paint, whole_reference, about)
+    return DiffusersEditor(name, pipeline, paint, use_whole_reference, about)
 
 
 def _load(load: Callable[[], Any], folder: Path, device: str) -> Any:
@@ -204,4 +204,4 @@ def _load(load: Callable[[], Any], folder: Path, device: str) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{folder} cannot be loaded; only .safetensors are read: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return on_device(pipeline, device)
+    return move_to_device(pipeline, device)

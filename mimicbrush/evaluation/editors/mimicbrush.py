@@ -12,7 +12,7 @@ from PIL import Image
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.layout import Case
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
-from mimicbrush.evaluation.heldout.report import versions
+from mimicbrush.evaluation.heldout.report import package_versions
 from mimicbrush.io.images import MASK_THRESHOLD, read_picture
 from mimicbrush.ops.canvas import crop_back
 from mimicbrush.ops.crops import Box
@@ -20,27 +20,27 @@ from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import CHOICES
-from mimicbrush.pipelines.loading import load_pipeline, on_device, seeded
+from mimicbrush.pipelines.loading import load_pipeline, move_to_device, seeded_generator
 
 
-def computing_dtype(device: str) -> torch.dtype:
+def default_dtype(device: str) -> torch.dtype:
     """Half precision on a GPU, as scripts/infer.py has it."""
     return torch.float16 if device != "cpu" and torch.cuda.is_available() else torch.float32
 
 
-def stated(**facts: object) -> dict[str, str]:
+def describe_editor(**facts: object) -> dict[str, str]:
     """Facts for the metric card, with the versions of what computed."""
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items() if number is not None)
+    packages = ", ".join(f"{name} {number}" for name, number in package_versions().items() if number is not None)
     return {name: str(value) for name, value in facts.items()} | {"versions": packages}
 
 
-def back_to_source(square: Image.Image, source: Image.Image) -> Image.Image:
+def resize_to_source(square: Image.Image, source: Image.Image) -> Image.Image:
     """The model's square canvas without its padding, at the source's size."""
     return Image.fromarray(np.ascontiguousarray(crop_back(np.asarray(square), source.height, source.width)))
 
 
 #: How a pipeline looks at a reference: at all of it; at the box around its mask; or twice, see `edit_zoomed`.
-Look = Literal["whole", "boxed", "auto_zoom"]
+ReferenceView = Literal["whole", "boxed", "auto_zoom"]
 
 
 def reference_box(case: Case, size: tuple[int, int]) -> Box:
@@ -83,13 +83,13 @@ class PipelineCaseEditor:
         about: dict[str, str],
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        look: Look = "whole",
+        look: ReferenceView = "whole",
     ) -> None:
         config = pipeline.config
         self.name, self.pipeline, self.look = name, pipeline, look
         self.num_inference_steps = num_inference_steps or config.default_num_inference_steps
         self.guidance_scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self.about = stated(
+        self.about = describe_editor(
             editor="MimicBrushPipeline",
             steps=self.num_inference_steps,
             guidance=self.guidance_scale,
@@ -115,9 +115,9 @@ class PipelineCaseEditor:
             output, _ = edit_zoomed(self.pipeline, *pictures, [inputs.seed], **options)
         else:
             box = reference_box(case, inputs.reference.size) if self.look == "boxed" else None
-            output = self.pipeline(*pictures, reference_crop=box, generator=[seeded(inputs.seed)], **options)
+            output = self.pipeline(*pictures, reference_crop=box, generator=[seeded_generator(inputs.seed)], **options)
         return CaseResult(
-            back_to_source(output.images[0], inputs.source), output.correspondences[0] if can_tell else None
+            resize_to_source(output.images[0], inputs.source), output.correspondences[0] if can_tell else None
         )
 
 
@@ -127,9 +127,9 @@ def open_pipeline_editor(
     device: str,
     num_inference_steps: int | None,
     guidance_scale: float | None,
-    look: Look = "whole",
+    look: ReferenceView = "whole",
 ) -> CaseEditor:
     """Load a pipeline folder, see `editors.open_editor`."""
-    pipeline = on_device(load_pipeline(folder, computing_dtype(device)), device)
+    pipeline = move_to_device(load_pipeline(folder, default_dtype(device)), device)
     pipeline.set_progress_bar_config(disable=True)
     return PipelineCaseEditor(name, pipeline, {"weights": str(folder)}, num_inference_steps, guidance_scale, look)

@@ -26,29 +26,29 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import back_to_source, computing_dtype, stated
+from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, resize_to_source
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
-from mimicbrush.models.attention_recorder import CorrespondenceRecord
+from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.models.components import LATENT_CHANNELS
 from mimicbrush.models.encoders import decode_latents, encode_latents
-from mimicbrush.models.reference_attention import install_readers
+from mimicbrush.models.reference_attention import set_reference_processors
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tensor, to_uint8
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
-from mimicbrush.pipelines.loading import load_pipeline, on_device, quiet_libraries, seeded
+from mimicbrush.pipelines.loading import load_pipeline, move_to_device, quiet_libraries, seeded_generator
 from mimicbrush.types import ReferenceStates
 
 #: As for the method itself (paper Sec. 4.1).
-STEPS, GUIDANCE = 50, 5.0
+REFERENCE_ONLY_STEPS, GUIDANCE = 50, 5.0
 
 #: (1, 3, S, S) source in [-1, 1], (1, 1, S, S) mask, whether to keep the shape, seed -> (1, n, h, w) beside the latent.
 MakeStem = Callable[[torch.Tensor, torch.Tensor, bool, int], torch.Tensor]
 
 
-def reading_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
+def make_reference_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
     """A reference U-Net with the weights of one that paints: of its entrance the columns of the noisy latent."""
     reference = ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
     weights = dict(unet.state_dict())
@@ -59,7 +59,7 @@ def reading_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
 
 
 @dataclass(frozen=True)
-class Networks:
+class ReferenceOnlyNetworks:
     """What reference-only attention is made of.
 
     Attributes:
@@ -102,15 +102,15 @@ class ReferenceOnlyEditor:
     def __init__(
         self,
         name: str,
-        networks: Networks,
+        networks: ReferenceOnlyNetworks,
         about: dict[str, str],
-        num_inference_steps: int = STEPS,
+        num_inference_steps: int = REFERENCE_ONLY_STEPS,
         guidance_scale: float = GUIDANCE,
     ) -> None:
         self.name, self.networks = name, networks
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.about = (
-            stated(
+            describe_editor(
                 editor="reference-only attention, nothing trained",
                 steps=num_inference_steps,
                 guidance=guidance_scale,
@@ -133,23 +133,23 @@ class ReferenceOnlyEditor:
         mask_px = torch.from_numpy(mask)[None, None].float().to(device)  # (1, 1, S, S)
         stem = net.make_stem(pixels, mask_px, inputs.keep_shape, inputs.seed)  # (1, 5 or 9, h, w)
         clean = encode_latents(net.vae, reference_px, None).to(net.unet.dtype)  # (1, 4, h, w)
-        record = CorrespondenceRecord(F.interpolate(mask_px, size=stem.shape[-2:]))
+        record = CorrespondenceRecorder(F.interpolate(mask_px, size=stem.shape[-2:]))
         latents = self._denoise(stem, clean, record, inputs.seed)
         square = Image.fromarray(to_uint8(decode_latents(net.vae, latents))[0])
         found = record.attention()
         placements = [Placement((0, 0, *picture.size), net.size_px) for picture in (inputs.source, inputs.reference)]
         tokens, attention = (value.cpu().numpy() for value in found[0])
         return CaseResult(
-            back_to_source(square, inputs.source), Correspondence.from_attention(tokens, attention, *placements)
+            resize_to_source(square, inputs.source), Correspondence.from_attention(tokens, attention, *placements)
         )
 
     def _denoise(
-        self, stem: torch.Tensor, clean: torch.Tensor, record: CorrespondenceRecord, seed: int
+        self, stem: torch.Tensor, clean: torch.Tensor, record: CorrespondenceRecorder, seed: int
     ) -> torch.Tensor:
         net, guided = self.networks, self.guidance_scale > 1
         rows = 2 if guided else 1  # [without reference, with it]
         net.scheduler.set_timesteps(self.num_inference_steps, device=clean.device)
-        start, renoise = seeded(seed), seeded(mix(seed, 1))  # on the CPU: the same on every device
+        start, renoise = seeded_generator(seed), seeded_generator(mix(seed, 1))  # on the CPU: the same on every device
         latents = torch.randn(clean.shape, generator=start).to(clean) * net.scheduler.init_noise_sigma
         context, stems = net.context.expand(rows, -1, -1), stem.expand(rows, -1, -1, -1)
         for timestep in net.scheduler.timesteps:
@@ -175,25 +175,25 @@ class ReferenceOnlyEditor:
         return to_tensor(square[None]).to(self.networks.unet.device)
 
 
-def open_of_pipeline(
+def open_reference_only_of_pipeline(
     name: str, folder: Path, device: str, num_inference_steps: int | None, guidance_scale: float | None
 ) -> CaseEditor:
     """Reference-only attention on the imitative U-Net of a pipeline, see `editors.open_editor`.
 
     Its own reference U-Net and its image tokens are left out; depth is used as in the pipeline.
     """
-    pipeline: Any = on_device(load_pipeline(folder, computing_dtype(device)), device)
+    pipeline: Any = move_to_device(load_pipeline(folder, default_dtype(device)), device)
     with torch.no_grad():
         context = pipeline.no_reference_context()
 
     def make_stem(source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, seed: int) -> torch.Tensor:
-        stem: torch.Tensor = pipeline.prepare_stem(source, mask, keep_shape, None, [seeded(mix(seed, 2))])
+        stem: torch.Tensor = pipeline.prepare_stem(source, mask, keep_shape, None, [seeded_generator(mix(seed, 2))])
         return stem
 
-    networks = Networks(
+    networks = ReferenceOnlyNetworks(
         vae=pipeline.vae,
         unet=pipeline.unet,
-        reference_unet=reading_unet(pipeline.unet).eval(),
+        reference_unet=make_reference_unet(pipeline.unet).eval(),
         scheduler=pipeline.scheduler,
         context=context,
         make_stem=make_stem,
@@ -210,7 +210,7 @@ def open_of_pipeline(
     return ReferenceOnlyEditor(name, networks, about, steps, guidance)
 
 
-def open_of_stable_diffusion(
+def open_reference_only_of_sd(
     name: str,
     inpainting: Path,
     stable_diffusion: Path,
@@ -220,7 +220,7 @@ def open_of_stable_diffusion(
 ) -> CaseEditor:
     """Reference-only attention of SD-1.5 inpainting to SD-1.5, both as they are, see `editors.open_editor`."""
     quiet_libraries()
-    target, half = _device(device), computing_dtype(device)
+    target, half = _device(device), default_dtype(device)
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": half}
     try:
         unet = UNet2DConditionModel.from_pretrained(inpainting, subfolder="unet", **options)
@@ -239,7 +239,7 @@ def open_of_stable_diffusion(
         )
     reference_unet = ReferenceUNet.from_unet(stock).to(target).eval()
     unet, vae, text_encoder = unet.to(target), vae.to(target), text_encoder.to(target)
-    install_readers(unet, 1.0)
+    set_reference_processors(unet, 1.0)
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
     with torch.no_grad():
         context = text_encoder(tokens.to(target)).last_hidden_state  # (1, 77, D)
@@ -249,7 +249,7 @@ def open_of_stable_diffusion(
         hole = encode_latents(vae, source * (1 - mask), None)
         return torch.cat([F.interpolate(mask, size=hole.shape[-2:]).to(hole), hole], dim=1).to(half)
 
-    networks = Networks(vae, unet, reference_unet, noise_scheduler(), context, make_stem)
+    networks = ReferenceOnlyNetworks(vae, unet, reference_unet, noise_scheduler(), context, make_stem)
     about = {
         "weights": f"{inpainting}, read by {stable_diffusion}",
         "depth": "none: the shape is not kept",
@@ -257,7 +257,7 @@ def open_of_stable_diffusion(
         "context": "the empty prompt",
     }
     guidance = GUIDANCE if guidance_scale is None else guidance_scale
-    return ReferenceOnlyEditor(name, networks, about, num_inference_steps or STEPS, guidance)
+    return ReferenceOnlyEditor(name, networks, about, num_inference_steps or REFERENCE_ONLY_STEPS, guidance)
 
 
 def _device(device: str) -> torch.device:

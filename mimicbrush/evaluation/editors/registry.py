@@ -24,7 +24,7 @@ from mimicbrush.io.hashing import fingerprint
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME
 
 if TYPE_CHECKING:
-    from mimicbrush.evaluation.editors.mimicbrush import Look
+    from mimicbrush.evaluation.editors.mimicbrush import ReferenceView
 
 RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
 
@@ -71,7 +71,7 @@ KNOWN = {
 class _Named:
     name: str
     folder: Path | None
-    look: Look = "whole"
+    look: ReferenceView = "whole"
 
 
 def check_editor(text: str) -> None:
@@ -135,9 +135,9 @@ def _open_model(text: str, named: _Named, choices: tuple[str, int | None, float 
         from mimicbrush.evaluation.editors import reference_only
 
         if named.folder is not None and _is_pipeline(named.folder):
-            return reference_only.open_of_pipeline(text, named.folder, *choices)
+            return reference_only.open_reference_only_of_pipeline(text, named.folder, *choices)
         pair = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
-        return reference_only.open_of_stable_diffusion(text, pair[0], pair[1], *choices)
+        return reference_only.open_reference_only_of_sd(text, pair[0], pair[1], *choices)
     if named.name in _PUBLIC:
         from mimicbrush.evaluation.editors import diffusers_editors as editors_of_diffusers
 
@@ -174,7 +174,7 @@ def _parse(text: str) -> _Named:
         named = _parse(folder) if folder else None
         if named is None or named.name not in ("", SHIPPED_NAME, RELEASED) or named.look != "whole":
             raise InputError(f"{text}: after {name}: is to be a pipeline folder, {SHIPPED_NAME} or {RELEASED}")
-        return replace(named, look=cast("Look", name))
+        return replace(named, look=cast("ReferenceView", name))
     takes_folder = name in _PUBLIC or name == RESULTS
     if takes_folder and (folder or not colon):
         return _Named(name, Path(folder).expanduser() if folder else None)

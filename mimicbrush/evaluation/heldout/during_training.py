@@ -17,9 +17,9 @@ from mimicbrush.evaluation.editors.pair_editors import Editor
 from mimicbrush.evaluation.heldout import report
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.heldout.reference_gain import PairScores, summarise
-from mimicbrush.evaluation.heldout.samples import EvalSample, plan_samples, shown_numbers
-from mimicbrush.evaluation.heldout.scoring import COLUMNS, Edited, edit_batch, load_sets
+from mimicbrush.evaluation.heldout.reference_gain import PairScores, summarise_pairs
+from mimicbrush.evaluation.heldout.samples import EvalSample, plan_samples, spread_shown_samples
+from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, load_sets
 from mimicbrush.io.images import write_picture
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
@@ -72,7 +72,7 @@ class _Found(NamedTuple):
     row: PictureRow | None
 
 
-def alone(items: list[Any]) -> list[Any]:
+def gather_alone(items: list[Any]) -> list[Any]:
     """What gathering is for a single process."""
     return items
 
@@ -104,12 +104,12 @@ class HeldOutEvaluation:
         output: Path,
         rank: int = 0,
         world_size: int = 1,
-        gather: Callable[[list[Any]], list[Any]] = alone,
+        gather: Callable[[list[Any]], list[Any]] = gather_alone,
         first_step: int = 0,
     ) -> None:
         self._plans = plan_samples(pairs, options.max_pairs, options.seed)
         self._size_px, self._options, self._output, self._gather = size_px, options, output, gather
-        shown = shown_numbers(len(self._plans), options.sheet_pairs)
+        shown = spread_shown_samples(len(self._plans), options.sheet_pairs)
         rest = sorted(set(range(len(self._plans))) - set(shown))
         # Those that are shown come first, in batches of their own: where the hole came from takes long to tell.
         self._batches = [
@@ -136,7 +136,7 @@ class HeldOutEvaluation:
         start = time.monotonic()
         found, unreadable = self._share(editor)
         scores = {name: [each.scores for each in found if each.set_name == name] for name in self._options.sets}
-        summaries = {name: summarise(scores[name], self._options.seed) for name in self._options.sets}
+        summaries = {name: summarise_pairs(scores[name], self._options.seed) for name in self._options.sets}
         figures: dict[str, float] = {}
         for name, summary in summaries.items():
             figures |= {f"{PREFIXES[name]}{key}": value for key, value in _flat(summary).items()}
@@ -191,7 +191,7 @@ class HeldOutEvaluation:
         return found
 
 
-def in_short(step: int, figures: Mapping[str, float]) -> str:
+def summarise_in_one_line(step: int, figures: Mapping[str, float]) -> str:
     """The headline of one evaluation, of the natural set, on one line."""
     told = []
     for key, gain in GAINS.items():
@@ -217,7 +217,7 @@ def _flat(summary: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _picture_row(edited: Edited) -> PictureRow:
+def _picture_row(edited: EditedPair) -> PictureRow:
     cells = edited.cells()
     return PictureRow(edited.caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
 
@@ -227,4 +227,4 @@ def _sheet(step: int, table: Sequence[PictureRow], summary: dict[str, Any]) -> n
     title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
     title += report.gain_sentences(summary)
     rows = [SheetRow(row.caption, [row.pictures[name] for name in columns]) for row in table]
-    return contact_sheet(title, [COLUMNS[name] for name in columns], rows)
+    return contact_sheet(title, [SHEET_COLUMNS[name] for name in columns], rows)

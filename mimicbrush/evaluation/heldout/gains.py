@@ -57,7 +57,7 @@ GAINS = {
 }
 
 
-def verdict(name: str, low: float, high: float) -> str:
+def describe_gain(name: str, low: float, high: float) -> str:
     """What the interval of one of `GAINS` says, in a sentence."""
     gain = GAINS[name]
     if low > 0:

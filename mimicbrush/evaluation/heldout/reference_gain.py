@@ -17,10 +17,10 @@ PSNR_CAP_DB = 60.0
 #: The side of SSIM's window.
 SSIM_WINDOW_PX = 11
 
-#: The rows of every table, in order. What they mean: `DEFINITIONS`.
+#: The rows of every table, in order. What they mean: `GAIN_DEFINITIONS`.
 ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
 
-DEFINITIONS = {
+GAIN_DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
     f"size_px, nothing pasted back, capped at {PSNR_CAP_DB:g} dB (equal pictures), mean over pairs",
     "ssim": "mean over the masked pixels of the SSIM map (scikit-image, 8-bit luma, Gaussian weights "
@@ -48,24 +48,24 @@ DEFINITIONS = {
 }
 
 
-class Score(NamedTuple):
+class HoleScore(NamedTuple):
     """Closeness to the target inside the mask: dB, and -1..1 (None where it cannot be computed)."""
 
     psnr: float
     ssim: float | None
 
 
-def score(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> Score:
+def score_hole(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> HoleScore:
     """Score one picture: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
     psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
-    return Score(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
+    return HoleScore(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
 
 
 class PairScores(NamedTuple):
     """The scores of one pair in one set, by row name, and the source they belong to."""
 
     source_hash: str
-    rows: dict[str, Score]
+    rows: dict[str, HoleScore]
 
     def gain(self, name: str) -> float:
         """One of `GAINS`, in dB."""
@@ -73,7 +73,7 @@ class PairScores(NamedTuple):
         return self.rows[gain.row].psnr - self.rows[gain.minus].psnr
 
 
-def summarise(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
+def summarise_pairs(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
     """Means of the rows and of the gains, with intervals over source videos.
 
     Returns:
@@ -90,7 +90,7 @@ def summarise(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
     return summary
 
 
-def _mean_row(scores: Sequence[Score]) -> dict[str, float | int | None]:
+def _mean_row(scores: Sequence[HoleScore]) -> dict[str, float | int | None]:
     ssim = [item.ssim for item in scores if item.ssim is not None]
     return {
         "psnr": float(np.mean([item.psnr for item in scores])),

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.evaluation.heldout.gains import GAINS, verdict
+from mimicbrush.evaluation.heldout.gains import GAINS, describe_gain
 from mimicbrush.evaluation.heldout.reference_gain import ROWS
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside
@@ -25,7 +25,7 @@ _ROW_NAMES = {
 }
 
 
-def versions(more: Sequence[str] = ()) -> dict[str, str | None]:
+def package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
     """Name -> version of what a number may depend on; None where a package is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in (*_PACKAGES, *more):
@@ -48,7 +48,7 @@ def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
     write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
-def summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
+def terminal_summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
     """What metrics.json says, for a terminal: a table and three sentences per set, and what must be minded."""
     parts = [f"\n{_table(name, metrics[name])}\n{gain_sentences(metrics[name])}\n" for name in sets]
     if metrics["note"]:
@@ -77,7 +77,7 @@ def gain_sentences(summary: dict[str, Any]) -> str:
     lines = []
     for key, gain in GAINS.items():
         low, high = summary[f"{key}_ci95"]
-        says = "too few to say." if is_few else verdict(key, low, high)
+        says = "too few to say." if is_few else describe_gain(key, low, high)
         lines.append(
             f"{gain.name.capitalize()} ({gain.between}) {summary[key]:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}"
             f"{caution}): {says}"

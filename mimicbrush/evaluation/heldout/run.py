@@ -16,9 +16,9 @@ from mimicbrush.evaluation.editors.pair_editors import Editor
 from mimicbrush.evaluation.heldout import report, showcase
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.heldout.reference_gain import DEFINITIONS, PairScores, interval_note, summarise
-from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, shown_numbers
-from mimicbrush.evaluation.heldout.scoring import COLUMNS, Edited, edit_batch, edit_with_references, load_sets
+from mimicbrush.evaluation.heldout.reference_gain import GAIN_DEFINITIONS, PairScores, interval_note, summarise_pairs
+from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, spread_shown_samples
+from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_with_references, load_sets
 from mimicbrush.io.images import write_picture
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 from mimicbrush.ops.correspondence import LEGEND, Correspondence
@@ -32,10 +32,10 @@ SHOWCASE_FILE = "showcase.png"
 SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}
 
 #: What the contact sheets show of each pair.
-_SHOWN_COLUMNS = [name for name in COLUMNS if name not in ("reference_places", "correspondence")]
+_SHOWN_COLUMNS = [name for name in SHEET_COLUMNS if name not in ("reference_places", "correspondence")]
 
 
-def evaluate(
+def evaluate_heldout(
     editor: Editor,
     pairs: Sequence[Pair],
     size_px: int,
@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         editor: what is measured.
-        pairs: to evaluate on (see `heldout.select_pairs`); wrong references come from these too.
+        pairs: to evaluate on (see `heldout.select_heldout_pairs`); wrong references come from these too.
         size_px: side of the editor's square canvas.
         options: how; `split`, `num_inference_steps` and `guidance_scale` are only noted down here: they are
             the doing of whoever chose the pairs and built the editor.
@@ -62,10 +62,10 @@ def evaluate(
         InputError: the editor returned something of another shape or type.
     """
     plans = plan_samples(pairs, options.max_pairs, options.seed)
-    shown = shown_numbers(len(plans), options.sheet_pairs)
+    shown = spread_shown_samples(len(plans), options.sheet_pairs)
     scores: dict[str, list[PairScores]] = {name: [] for name in options.sets}
     records: list[dict[str, Any]] = []
-    pictures: dict[str, list[Edited]] = {name: [] for name in options.sets}
+    pictures: dict[str, list[EditedPair]] = {name: [] for name in options.sets}
     with tqdm(total=len(plans), unit="pair", desc="evaluating") as progress:
         for start in range(0, len(plans), options.batch_size):
             batch = plans[start : start + options.batch_size]
@@ -76,7 +76,7 @@ def evaluate(
                 if start + count % len(batch) in shown:
                     pictures[edited.set_name].append(edited)
             progress.update(len(batch))
-    summaries = {name: summarise(scores[name], options.seed) for name in options.sets}
+    summaries = {name: summarise_pairs(scores[name], options.seed) for name in options.sets}
     metrics = _metrics(summaries, size_px, options) | {"about": about or {}}
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def evaluate(
     return metrics
 
 
-def _record(edited: Edited) -> dict[str, Any]:
+def _record(edited: EditedPair) -> dict[str, Any]:
     sample, scores = edited.sample, edited.scores
     pair = sample.plan.pair
     return {
@@ -126,12 +126,12 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
         "size_px": size_px,
         "natural": top,
         "warped": summaries.get("warped"),
-        "definitions": DEFINITIONS,
-        "versions": report.versions(),
+        "definitions": GAIN_DEFINITIONS,
+        "versions": report.package_versions(),
     }
 
 
-def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summary: dict[str, Any]) -> None:
+def _write_pictures(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
     """The contact sheet of one set, and its pictures one by one at the model's own size."""
     folder = output / PICTURES_FOLDER / name
     (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
@@ -157,7 +157,7 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[Edited], summar
     report.write_jsonl(folder / EDITS_FILE, edits)
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
     title += report.gain_sentences(summary)
-    sheet = contact_sheet(title, [COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
+    sheet = contact_sheet(title, [SHEET_COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
     write_picture(Image.fromarray(sheet), output / SHEET_FILES[name])
 
 
@@ -188,4 +188,4 @@ def _write_showcase(
     )
     if found:
         title += f"\n{LEGEND}"
-    write_picture(Image.fromarray(showcase.showcase_sheet(title, showcase.COLUMNS, rows)), path)
+    write_picture(Image.fromarray(showcase.showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)

@@ -85,7 +85,7 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
     return plans
 
 
-def shown_numbers(count: int, at_most: int) -> list[int]:
+def spread_shown_samples(count: int, at_most: int) -> list[int]:
     """Which of `count` samples are shown to people: spread evenly, the first included, in order."""
     return [count * i // min(count, at_most) for i in range(min(count, at_most))]
 
@@ -126,7 +126,7 @@ def _on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> 
     if matrix is None:
         return canvas.letterbox(picture, size_px, canvas.IMAGE_FILL)
     fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
-    return geometry.warp(picture, matrix @ fit, size_px, canvas.IMAGE_FILL)
+    return geometry.warp_to_canvas(picture, matrix @ fit, size_px, canvas.IMAGE_FILL)
 
 
 def _area_on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
@@ -135,7 +135,7 @@ def _area_on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int
     if matrix is None:
         return canvas.letterbox_mask(whole, size_px)
     fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
-    return (geometry.warp(whole, matrix @ fit, size_px, canvas.MASK_FILL) == 255).astype(np.uint8)
+    return (geometry.warp_to_canvas(whole, matrix @ fit, size_px, canvas.MASK_FILL) == 255).astype(np.uint8)
 
 
 def _draw_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) -> np.ndarray:

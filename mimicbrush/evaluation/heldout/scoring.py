@@ -12,18 +12,18 @@ from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors import baselines
 from mimicbrush.evaluation.editors.pair_editors import CorrespondenceEditor, Editor
 from mimicbrush.evaluation.heldout.options import SetName
-from mimicbrush.evaluation.heldout.reference_gain import PairScores, score
+from mimicbrush.evaluation.heldout.reference_gain import PairScores, score_hole
 from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_sample
 from mimicbrush.ops import canvas
-from mimicbrush.ops.correspondence import Correspondence, paint_correspondence
+from mimicbrush.ops.correspondence import Correspondence, tint_correspondence
 from mimicbrush.ops.crops import Box
 from mimicbrush.ops.masks import mask_box
 from mimicbrush.ops.plot import mark_hole
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
-#: Headings of the columns of contact sheets, by what `Edited.pictures` calls them.
-COLUMNS = {
+#: Headings of the columns of contact sheets, by what `EditedPair.pictures` calls them.
+SHEET_COLUMNS = {
     "source": "source\n(hole in stripes)",
     "mask": "mask\n(white = repaint)",
     "reference": "reference",
@@ -44,7 +44,7 @@ _CORRESPONDENCE_PX = 256
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditedPair:
     """What came out for one pair in one set.
 
     Attributes:
@@ -62,7 +62,7 @@ class Edited:
     correspondence: Correspondence | None = None
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """All pictures, by the names of `COLUMNS`: (H, W, 3) or (H, W) uint8."""
+        """All pictures, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
         sample = self.sample
         pictures = {
             "source": mark_hole(sample.source, sample.mask),
@@ -76,7 +76,7 @@ class Edited:
             source, mask, reference = (
                 Image.fromarray(pixels) for pixels in (sample.source, pictures["mask"], sample.reference)
             )
-            places, painted = paint_correspondence(source, mask, reference, self.correspondence, _CORRESPONDENCE_PX)
+            places, painted = tint_correspondence(source, mask, reference, self.correspondence, _CORRESPONDENCE_PX)
             pictures |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
         return pictures
 
@@ -124,7 +124,7 @@ def edit_batch(
     batch: Sequence[Mapping[SetName, EvalSample]],
     with_baselines: bool = True,
     with_correspondence: bool = False,
-) -> Iterator[Edited]:
+) -> Iterator[EditedPair]:
     """Edit a few pairs in every way, set by set; what needs no reference is the same in all and done once.
 
     Args:
@@ -157,9 +157,9 @@ def edit_batch(
                         sample.source, sample.mask, sample.reference, sample.area, sample.reference_area
                     ),
                 }
-            rows = {row: score(result, sample.source, sample.mask) for row, result in results.items()}
+            rows = {row: score_hole(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)
-            yield Edited(name, sample, results, scores, found[number] if found else None)
+            yield EditedPair(name, sample, results, scores, found[number] if found else None)
 
 
 def edit_with_references(

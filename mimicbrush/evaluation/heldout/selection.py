@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from mimicbrush.data.manifest import PairTable, source_key, split_pairs
+from mimicbrush.data.manifest import PairTable, origin_key, split_pairs
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout.options import EvaluationSplit
@@ -39,7 +39,7 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class Selection:
+class HeldOutSelection:
     """The pairs to evaluate on, and what a person should know about the choice."""
 
     pairs: list[Pair]
@@ -65,7 +65,9 @@ def read_training_data(pipeline_folder: Path) -> TrainingData | None:
         ) from error
 
 
-def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: TrainingData | None) -> Selection:
+def select_heldout_pairs(
+    pairs: Sequence[Pair], split: EvaluationSplit, training: TrainingData | None
+) -> HeldOutSelection:
     """Choose the pairs to evaluate on.
 
     With split `heldout`, a folder of which nothing was trained on is used whole; of any other folder only the
@@ -84,10 +86,10 @@ def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: Traini
         seen = len({pair.source_hash for pair in kept if training and training.has_seen(pair)})
         if seen:
             messages.append(f"split=all: {seen} of these sources were trained on, so this is no held-out result.")
-        return Selection(kept, messages)
+        return HeldOutSelection(kept, messages)
     if training and not any(training.has_seen(pair) for pair in kept):
         messages.append("No source of this folder was trained on: all of its pairs are used.")
-        return Selection(kept, messages)
+        return HeldOutSelection(kept, messages)
     if not training:
         messages.append(
             f"The pipeline has no {TRAINING_DATA_FILE}, so what it was trained on is not known: "
@@ -101,7 +103,7 @@ def select_pairs(pairs: Sequence[Pair], split: EvaluationSplit, training: Traini
             "take split=all to use every pair (trained on or not), or another folder of mined pairs"
         )
     unseen, note = _unseen(heldout, training)
-    return Selection(unseen, [*messages, *note])
+    return HeldOutSelection(unseen, [*messages, *note])
 
 
 def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
@@ -202,7 +204,7 @@ class JoinedPairs(Sequence[Pair]):
         return np.concatenate([table.column(name) for table in self._tables])
 
 
-def heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[JoinedPairs, list[str]]:
+def find_heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[JoinedPairs, list[str]]:
     """The video pairs that the trainer holds out of the folders it trains on.
 
     Args:
@@ -214,10 +216,10 @@ def heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[
         trained on in another is left out.
     """
     found, twice = [], set[str]()
-    keys = np.array([source_key(digits) for digits in training.source_hashes], np.uint64)
+    keys = np.array([origin_key(digits) for digits in training.source_hashes], np.uint64)
     for table in tables:
         heldout = split_pairs(table.where(table.column("kind") == "video"), "heldout", training.heldout_ratio)
-        seen = np.isin(heldout.column("source_key"), keys)
+        seen = np.isin(heldout.column("origin_key"), keys)
         twice |= set(heldout.where(seen).column("source_path"))
         found.append(heldout.where(~seen))
     note = f"{len(twice)} sources are held out in one folder and trained on in another: they are not evaluated on"

@@ -14,11 +14,11 @@ from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_s
 from mimicbrush.evaluation.heldout.scoring import area_boxes
 from mimicbrush.ops import canvas
 from mimicbrush.ops.contact_sheet import SheetRow, cell_corner, cell_fit, contact_sheet, fit_cell
-from mimicbrush.ops.correspondence import Correspondence, Mark, choose_marks, join_marks
+from mimicbrush.ops.correspondence import Correspondence, PlacePair, choose_place_pairs, plot_place_pairs
 from mimicbrush.ops.plot import mark_hole
 
-CELL_PX, ROWS = 220, 3
-COLUMNS = ("source\n(hole in stripes)", "reference", "result", "target")
+SHOWCASE_CELL_PX, SHOWCASE_ROWS = 220, 3
+SHOWCASE_COLUMNS = ("source\n(hole in stripes)", "reference", "result", "target")
 #: Of a hole: how many neighbouring matches it covers, which part of these must move alike, and how far, over their own
 #: move and over the picture's long side, they may differ for that.
 _GROUP, _AGREEING, _ALIKE, _ALIKE_RATIO = 16, 0.7, 0.25, 0.01
@@ -82,7 +82,7 @@ def hole_over_what_moved(pair: Pair) -> MovedHole | None:
     return MovedHole(mask, float(length[best]) / long_side, float(against[best]) / long_side)
 
 
-def farthest_moved(pairs: Iterable[Pair]) -> list[tuple[Pair, MovedHole]]:
+def find_farthest_moved(pairs: Iterable[Pair]) -> list[tuple[Pair, MovedHole]]:
     """Of each source the pair in which something moved farthest, and its hole; the farthest first."""
     found = [(pair, hole) for pair in pairs if (hole := hole_over_what_moved(pair)) is not None]
     found.sort(key=lambda row: (-row[1].moved_ratio - row[1].against_ratio, row[0].pair_id))
@@ -92,7 +92,7 @@ def farthest_moved(pairs: Iterable[Pair]) -> list[tuple[Pair, MovedHole]]:
     return list(of_source.values())
 
 
-def choose_rows(plans: Sequence[SamplePlan], most: int = ROWS) -> list[tuple[SamplePlan, MovedHole]]:
+def choose_rows(plans: Sequence[SamplePlan], most: int = SHOWCASE_ROWS) -> list[tuple[SamplePlan, MovedHole]]:
     """The pairs in which things moved farthest, each of another source: never by what a model makes of them.
 
     Args:
@@ -100,7 +100,7 @@ def choose_rows(plans: Sequence[SamplePlan], most: int = ROWS) -> list[tuple[Sam
         most: how many at most.
     """
     plan_of = {plan.pair.pair_id: plan for plan in plans}
-    chosen = farthest_moved(plan.pair for plan in plans)[:most]
+    chosen = find_farthest_moved(plan.pair for plan in plans)[:most]
     return [(plan_of[pair.pair_id], hole) for pair, hole in chosen]
 
 
@@ -143,7 +143,7 @@ def cut_row(caption: str, sample: EvalSample, result: np.ndarray, correspondence
 
 
 def showcase_sheet(
-    title: str, columns: Sequence[str], rows: Sequence[ShowcaseRow], cell_px: int = CELL_PX
+    title: str, columns: Sequence[str], rows: Sequence[ShowcaseRow], cell_px: int = SHOWCASE_CELL_PX
 ) -> np.ndarray:
     """Large cells, holes in stripes, and a few lines from each hole to the places of the reference that it looked at.
 
@@ -167,18 +167,18 @@ def showcase_sheet(
     sheet = contact_sheet(title, columns, laid_out, cell_px)
     for number, row in enumerate(rows):
         source_at, reference_at = (cell_corner(title, columns, number, column, cell_px) for column in (0, 1))
-        sheet = join_marks(sheet, _marks(row, cell_px), source_at, reference_at)
+        sheet = plot_place_pairs(sheet, _marks(row, cell_px), source_at, reference_at)
     return sheet
 
 
-def _marks(row: ShowcaseRow, cell_px: int) -> list[Mark]:
+def _marks(row: ShowcaseRow, cell_px: int) -> list[PlacePair]:
     """In pixels of the two cells."""
     found = row.correspondence
     if found is None:
         return []
     left, top, width, height = cell_fit(row.source.shape, cell_px)
     u, v, wide, high = cell_fit(row.reference.shape, cell_px)
-    marks = choose_marks(
+    marks = choose_place_pairs(
         found.source_xy * (width / row.source.shape[1], height / row.source.shape[0]),
         found.reference_xy * (wide / row.reference.shape[1], high / row.reference.shape[0]),
         found.focus,

@@ -78,7 +78,7 @@ class AttentionMaps:
 class AttentionAtTokens:
     """Notes the reference attention of K tokens; an `AttentionRecord` for edits of one source.
 
-    Probabilities are what `CorrespondenceRecord` adds up: blend times the probability in the softmax over
+    Probabilities are what `CorrespondenceRecorder` adds up: blend times the probability in the softmax over
     [own ; reference], of every head.
 
     Scores are q k / sqrt(d) before the softmax, mean over heads (ZeroCo, arXiv 2412.09072). Their size differs between

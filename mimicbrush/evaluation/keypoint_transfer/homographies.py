@@ -18,7 +18,14 @@ from mimicbrush.io.images import read_picture
 from mimicbrush.ops.canvas import IMAGE_FILL
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
 from mimicbrush.ops.counter_rng import generator
-from mimicbrush.ops.geometry import GeometryRanges, inside, letterbox_matrix, random_matrix, resize_matrix, warp
+from mimicbrush.ops.geometry import (
+    GeometryRanges,
+    is_inside,
+    letterbox_matrix,
+    random_matrix,
+    resize_matrix,
+    warp_to_canvas,
+)
 
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".webp")
 
@@ -231,11 +238,11 @@ def _task(
     in_source = _through(np.linalg.inv(onto[0]), source_xy)
     in_reference = _through(between, in_source)
     reference_xy = _through(onto[1], in_reference)
-    shown = _within(in_source, pictures[0]) & _within(in_reference, pictures[1]) & inside(reference_xy, size_px)
+    shown = _within(in_source, pictures[0]) & _within(in_reference, pictures[1]) & is_inside(reference_xy, size_px)
     if not shown.any():
         return None
     source, reference = (
-        warp(picture, matrix, size_px, IMAGE_FILL) for picture, matrix in zip(pictures, onto, strict=True)
+        warp_to_canvas(picture, matrix, size_px, IMAGE_FILL) for picture, matrix in zip(pictures, onto, strict=True)
     )
     return TransferTask(
         source, reference, source_xy[shown], reference_xy[shown], float(size_px), group=group, set_name=set_name

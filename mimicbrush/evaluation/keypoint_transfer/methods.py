@@ -11,7 +11,7 @@ from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
-from mimicbrush.models.components import begin_alike
+from mimicbrush.models.components import init_reference_from_unet
 from mimicbrush.models.encoders import encode_image_tokens, encode_latents
 from mimicbrush.models.unets import KeyValueReferenceUNet
 from mimicbrush.ops.canvas import to_tensor
@@ -25,7 +25,7 @@ FEATURE_TIMESTEP = 261
 _SEED = 0
 
 
-def same_place(task: TransferTask) -> np.ndarray:
+def keep_place(task: TransferTask) -> np.ndarray:
     """No method at all: where they are in the source."""
     return task.source_xy
 
@@ -34,7 +34,7 @@ class NoFeaturesError(InputError):
     """A pipeline without what features are taken from."""
 
 
-class Chance:
+class RandomPlaces:
     """A random place of the canvas for each, other ones in every picture."""
 
     def __init__(self, seed: int) -> None:
@@ -100,7 +100,7 @@ def _grid(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.transpose(1, 2).unflatten(2, (side, side)).float()
 
 
-def untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
+def make_untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
     """The same pipeline before training from scratch: random projectors, and random U-Nets that begin alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,7 +110,7 @@ def untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
             if (part := getattr(pipeline, name)) is not None
         }
     if "reference_unet" in fresh:
-        begin_alike(fresh["unet"], fresh["reference_unet"])
+        init_reference_from_unet(fresh["unet"], fresh["reference_unet"])
     parts = pipeline.components
     choices = {name: value for name, value in pipeline.config.items() if name not in parts and name[0] != "_"}
     return type(pipeline)(**{**parts, **fresh}, **choices)

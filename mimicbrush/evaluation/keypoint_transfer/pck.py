@@ -24,7 +24,7 @@ ALPHA = 0.1
 Places = Mapping[str, Sequence[np.ndarray]]
 
 
-def correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.ndarray:
+def find_correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.ndarray:
     """Which keypoints arrived: (K, 2) float, px of the canvas -> (K,) bool.
 
     Raises:
@@ -35,7 +35,7 @@ def correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.ndarra
     return np.linalg.norm(found_xy - task.reference_xy, axis=1) <= alpha * task.extent_px
 
 
-def carry(methods: Mapping[str, Method], tasks: Sequence[TransferTask]) -> dict[str, list[np.ndarray]]:
+def carry_keypoints(methods: Mapping[str, Method], tasks: Sequence[TransferTask]) -> dict[str, list[np.ndarray]]:
     """Where each method, by the name of its row, carries the keypoints of each task."""
     return {
         name: [method(task) for task in tqdm(tasks, desc=name, unit="picture", disable=None)]
@@ -43,7 +43,7 @@ def carry(methods: Mapping[str, Method], tasks: Sequence[TransferTask]) -> dict[
     }
 
 
-def measure(
+def measure_pck(
     places: Places, tasks: Sequence[TransferTask], seed: int, alphas: Sequence[float] = ALPHAS
 ) -> dict[str, Any]:
     """Row -> alpha -> percentage of all points, mean of the percentages of pictures, and its 95 % interval.
@@ -59,7 +59,7 @@ def measure(
     for name, found in places.items():
         results[name] = {}
         for alpha in alphas:
-            hits = [correct(xy, task, alpha) for xy, task in zip(found, tasks, strict=True)]
+            hits = [find_correct(xy, task, alpha) for xy, task in zip(found, tasks, strict=True)]
             by_picture = np.array([100 * each.mean() for each in hits])
             results[name][str(alpha)] = {
                 "per_point": float(100 * np.concatenate(hits).mean()),
@@ -70,7 +70,7 @@ def measure(
 
 
 def measure_sets(places: Places, tasks: Sequence[TransferTask], seed: int) -> dict[str, Any]:
-    """Name of a set -> its `points`, its `pictures`, and the `results` of `measure`; empty where tasks name none."""
+    """Set name -> its `points`, its `pictures`, and the `results` of `measure_pck`; empty where tasks name none."""
     sets: dict[str, Any] = {}
     for name in dict.fromkeys(task.set_name for task in tasks if task.set_name):
         chosen = [number for number, task in enumerate(tasks) if task.set_name == name]
@@ -79,7 +79,7 @@ def measure_sets(places: Places, tasks: Sequence[TransferTask], seed: int) -> di
         sets[name] = {
             "pictures": len(of_set),
             "points": sum(len(task.source_xy) for task in of_set),
-            "results": measure(some, of_set, seed),
+            "results": measure_pck(some, of_set, seed),
         }
     return sets
 
@@ -89,7 +89,7 @@ def measure_layers(found: Sequence[AttentionPlaces], tasks: Sequence[TransferTas
 
     Returns:
         A dictionary each: `path` and `tokens` along a side of the layer (None: all layers), and for each of `THIRDS`
-        and for `all` the values of `measure`.
+        and for `all` the values of `measure_pck`.
     """
     layers = []
     for path in (*found[0].sides, None):
@@ -97,20 +97,20 @@ def measure_layers(found: Sequence[AttentionPlaces], tasks: Sequence[TransferTas
             name: [each.by_layer[path, third] for each in found]
             for name, third in (*zip(THIRDS, range(len(THIRDS)), strict=True), ("all", None))
         }
-        measured = measure(places, tasks, seed, [ALPHA])
+        measured = measure_pck(places, tasks, seed, [ALPHA])
         side = None if path is None else found[0].sides[path]
         layers.append({"path": path, "tokens": side, **{name: by[str(ALPHA)] for name, by in measured.items()}})
     return layers
 
 
-def markdown(results: Mapping[str, Any], absent: Mapping[str, str]) -> str:
+def pck_markdown(results: Mapping[str, Any], absent: Mapping[str, str]) -> str:
     """The table: percentages per picture with intervals; rows that could not be measured say why."""
     rows = [[name, *(_cell(by_alpha[str(alpha)]) for alpha in ALPHAS)] for name, by_alpha in results.items()]
     rows += [[f"{name}: {why}", *["n/a"] * len(ALPHAS)] for name, why in absent.items()]
     return _table(["method", *(f"PCK@{alpha:g}" for alpha in ALPHAS)], rows)
 
 
-def markdown_of_sets(sets: Mapping[str, Any]) -> str:
+def sets_markdown(sets: Mapping[str, Any]) -> str:
     """PCK at `ALPHA`: a column for each set, with the number of its pictures."""
     first = next(iter(sets.values()))["results"]
     head = [f"PCK@{ALPHA:g}", *(f"{name} ({values['pictures']})" for name, values in sets.items())]
@@ -119,7 +119,7 @@ def markdown_of_sets(sets: Mapping[str, Any]) -> str:
     )
 
 
-def markdown_of_layers(layers: Sequence[Mapping[str, Any]]) -> str:
+def layers_markdown(layers: Sequence[Mapping[str, Any]]) -> str:
     """PCK at `ALPHA` of attention in holes: a row for each layer, a column for each third of the steps."""
     rows = []
     for layer in layers:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mimicbrush.evaluation.keypoint_transfer.pck import ALPHA, correct
+from mimicbrush.evaluation.keypoint_transfer.pck import ALPHA, find_correct
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 
 _SIDE_PX, _GAP_PX, _TITLE_PX, _FONT_PX = 448, 12, 30, 17
@@ -15,7 +15,7 @@ _POINTS = 12
 RIGHT, WRONG, _TRUTH = (20, 170, 80), (225, 50, 40), (255, 255, 255)
 
 
-def draw_transfers(
+def plot_transfers(
     tasks: Sequence[TransferTask], found: Sequence[np.ndarray], title: str, most: int = 6
 ) -> Image.Image:
     """Source and reference side by side, a numbered line for each of some keypoints.
@@ -55,7 +55,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
 def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: int) -> None:
     """Two panels below `top`, with a line of figures above them."""
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    is_right = correct(found, task, ALPHA)
+    is_right = find_correct(found, task, ALPHA)
     counted = f"{int(is_right.sum())} of {len(found)} found"
     draw.text((4, top + _TITLE_PX - 4), "source", "black", font, anchor="ls")
     where = f"reference{f' ({task.set_name})' if task.set_name else ''}: {counted}"

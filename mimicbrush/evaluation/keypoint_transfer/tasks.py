@@ -20,7 +20,7 @@ from mimicbrush.io.images import read_picture
 from mimicbrush.ops.canvas import IMAGE_FILL
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
 from mimicbrush.ops.counter_rng import generator
-from mimicbrush.ops.geometry import inside, letterbox_matrix, random_matrix, transform_points, warp
+from mimicbrush.ops.geometry import is_inside, letterbox_matrix, random_matrix, transform_points, warp_to_canvas
 
 #: Keypoints lie on a grid of so many by so many over the canvas: *ours*; SIFT points would favour what SIFT likes.
 GRID = 12
@@ -70,12 +70,12 @@ def warped_tasks(
         in_picture = transform_points(grid, np.linalg.inv(fit))
         shown = (in_picture >= 0).all(axis=1) & (in_picture <= (width - 1, height - 1)).all(axis=1)
         target = transform_points(grid, matrix)
-        kept = shown & inside(target, size_px)
+        kept = shown & is_inside(target, size_px)
         if kept.any():
             tasks.append(
                 TransferTask(
-                    source=warp(picture, fit, size_px, IMAGE_FILL),
-                    reference=warp(apply_jitter(picture, jitter), matrix @ fit, size_px, IMAGE_FILL),
+                    source=warp_to_canvas(picture, fit, size_px, IMAGE_FILL),
+                    reference=warp_to_canvas(apply_jitter(picture, jitter), matrix @ fit, size_px, IMAGE_FILL),
                     source_xy=grid[kept],
                     reference_xy=target[kept].astype(np.float64),
                     extent_px=float(size_px),
@@ -125,7 +125,9 @@ def _spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
         raise DataError(f"{file}: {source_points.shape} keypoints in one picture, {target_points.shape} in the other")
     shown = [np.asarray(read_picture(path_inside(root / "JPEGImages", name), "RGB")) for name in names]
     fits = [letterbox_matrix(each.shape[1], each.shape[0], size_px) for each in shown]
-    source, reference = (warp(picture, fit, size_px, IMAGE_FILL) for picture, fit in zip(shown, fits, strict=True))
+    source, reference = (
+        warp_to_canvas(picture, fit, size_px, IMAGE_FILL) for picture, fit in zip(shown, fits, strict=True)
+    )
     return TransferTask(
         source=source,
         reference=reference,

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.evaluation.benchmark.layout import TRACKS, Case, Fault, read_benchmark
+from mimicbrush.evaluation.benchmark.layout import TRACKS, BenchmarkFault, Case, read_benchmark
 from mimicbrush.io.atomic import replace_folder
 from mimicbrush.io.images import MASK_THRESHOLD, read_picture
 from mimicbrush.ops import counter_rng
@@ -33,13 +33,13 @@ QUESTIONS = {
 }
 KEY_FORMAT, ANSWERS_FORMAT = "mimicbrush user study key 1", "mimicbrush user study answers 1"
 RATERS_FOLDER, PAGE_NAME, KEY_NAME = "for_raters", "study.html", "key.json"
-RESULTS_FOLDER = "results"
+STUDY_RESULTS_FOLDER = "results"
 LETTERS = "ABCDEFGH"
 _HOLE = np.array([232, 46, 106], np.float64)
 
 
 @dataclass(frozen=True)
-class Made:
+class StudyFiles:
     """What came of `make_study`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Made:
     study: str
     editors: tuple[str, ...]
     cases: int
-    faults: list[Fault]
+    faults: list[BenchmarkFault]
 
 
 def find_editors(evaluation: Path) -> list[str]:
@@ -61,7 +61,7 @@ def find_editors(evaluation: Path) -> list[str]:
     Raises:
         InputError: fewer than two, or more than there are letters.
     """
-    results = evaluation / RESULTS_FOLDER
+    results = evaluation / STUDY_RESULTS_FOLDER
     names = sorted(path.name for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
     names = [name for name in names if any((results / name / track.folder).is_dir() for track in TRACKS.values())]
     if len(names) < 2:
@@ -82,7 +82,7 @@ def make_study(
     seed: int = 0,
     long_side_px: int = 512,
     pasted_back: bool = True,
-) -> Made:
+) -> StudyFiles:
     """Write the page for the raters, and the key.
 
     Args:
@@ -139,24 +139,24 @@ def make_study(
         raise InputError(f"--output {output} holds something that is no study; name another folder")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     replace_folder(output, write)
-    return Made(study, tuple(names), len(chosen), faults)
+    return StudyFiles(study, tuple(names), len(chosen), faults)
 
 
-def _first_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> Fault | None:
+def _first_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> BenchmarkFault | None:
     size = read_picture(case.source, "RGB").size
     for editor in editors:
         path = _result(case, evaluation, editor)
         try:
             found = read_picture(path, "RGB").size
         except MimicBrushError as error:
-            return Fault(path, str(error).removeprefix(f"{path}: "))
+            return BenchmarkFault(path, str(error).removeprefix(f"{path}: "))
         if found != size:
-            return Fault(path, f"{found[0]} x {found[1]} px, its source {size[0]} x {size[1]} px")
+            return BenchmarkFault(path, f"{found[0]} x {found[1]} px, its source {size[0]} x {size[1]} px")
     return None
 
 
 def _result(case: Case, evaluation: Path, editor: str) -> Path:
-    return evaluation / RESULTS_FOLDER / editor / case.result_path
+    return evaluation / STUDY_RESULTS_FOLDER / editor / case.result_path
 
 
 def _spread(cases: Sequence[Case], most: int, seed: int) -> list[Case]:

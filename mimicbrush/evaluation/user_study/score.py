@@ -28,7 +28,7 @@ _CHUNK = 1000
 
 
 @dataclass(frozen=True)
-class Score:
+class RaterScore:
     """One editor in one question.
 
     Attributes:
@@ -55,7 +55,7 @@ class StudyScores:
         incomplete: file -> how many of its rankings are missing or not whole, and do not count.
     """
 
-    scores: dict[str, dict[str, Score]]
+    scores: dict[str, dict[str, RaterScore]]
     raters: int
     cases: int
     incomplete: dict[str, int]
@@ -105,7 +105,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
         missing = int(np.isnan(ranks[row, :, :, 0]).sum())
         if missing:
             incomplete[str(path)] = missing
-    scores: dict[str, dict[str, Score]] = {editor: {} for editor in editors}
+    scores: dict[str, dict[str, RaterScore]] = {editor: {} for editor in editors}
     for number, question in enumerate(QUESTIONS):
         of_question = ranks[:, :, number]  # (raters, cases, editors)
         if np.isnan(of_question).all():
@@ -115,7 +115,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
             counted = values[~np.isnan(values)]
             first = np.where(np.isnan(values), np.nan, values == 1)
             low, high = crossed_interval(first, seed)
-            scores[editor][question] = Score(
+            scores[editor][question] = RaterScore(
                 best=100 * float(np.mean(counted == 1)),
                 interval=(100 * low, 100 * high),
                 mean_rank=float(counted.mean()),

@@ -19,8 +19,8 @@ from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import read_plan
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.report import statistics, thumbnails
-from mimicbrush.mining.report.plots import Histogram, Mark, histogram_svg, share_svg
-from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_values, summarise
+from mimicbrush.mining.report.plots import Histogram, HistogramMark, histogram_svg, share_svg
+from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_values, summarise_manifest
 
 #: Storage and time are told for so many clips.
 MANY_CLIPS = 100_000
@@ -57,7 +57,7 @@ class Figure:
     says: str
 
 
-def write_report(root: Path, *, input_root: Path | None = None) -> None:
+def write_mining_report(root: Path, *, input_root: Path | None = None) -> None:
     """Write report.html into a mined folder, unless it says the same already.
 
     Args:
@@ -80,7 +80,7 @@ def report_html(root: Path, *, input_root: Path | None = None) -> str:
     rows = read_rows(root, ["status", "reason", "detail", "kind", "source_path", "licence", "decoder"])
     kinds = pairs.column("kind")
     videos, photographs = pairs.where(kinds == "video"), pairs.where(kinds == "image")
-    summary = summarise(root, _ignored(root), plan.options if plan is not None else {})
+    summary = summarise_manifest(root, _ignored(root), plan.options if plan is not None else {})
     defaults = asdict(MiningOptions())
     options = defaults | summary.options
     time = statistics.throughput(root, plan)
@@ -105,7 +105,7 @@ def report_html(root: Path, *, input_root: Path | None = None) -> str:
         changed_options=statistics.changed_options(plan),
         options=options,
         figures=_video_figures(videos, options),
-        bands=statistics.bands(videos.column("ssim"), (options["min_ssim"], options["max_ssim"])),
+        bands=statistics.list_ssim_bands(videos.column("ssim"), (options["min_ssim"], options["max_ssim"])),
         num_video_pairs=len(videos),
         kept=thumbnails.kept_pairs(videos),
         refused=thumbnails.refused_pairs(root),
@@ -138,7 +138,7 @@ def _ignored(root: Path) -> dict[str, int]:
 
 def _storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> dict[str, object]:
     """Bytes on disk: of what, of one pair, and for `MANY_CLIPS` clips like these (None without clips)."""
-    disk = statistics.bytes_on_disk(root)
+    disk = statistics.measure_disk_bytes(root)
     is_copy = (pairs.column("store") == "mined") & (pairs.column("kind") == "image")
     copied = int(pairs.column("a_length")[is_copy].sum() + pairs.column("annotation_length")[is_copy].sum())
     clips = len(rows.filter(pc.equal(rows["kind"], "video")).group_by(["source_path"]).aggregate([]))
@@ -231,7 +231,7 @@ def _figure(
     band: tuple[float, float] | None = None,
 ) -> Figure:
     told = statistics.percentiles(values)
-    marks = [Mark(told[which], f"p{which} {style.format(told[which])}{unit}") for which in (5, 50, 95)]
+    marks = [HistogramMark(told[which], f"p{which} {style.format(told[which])}{unit}") for which in (5, 50, 95)]
     words = ", ".join(f"percentile {which}: {style.format(value)}{unit}" for which, value in told.items())
     svg = histogram_svg(Histogram.of(values, *limits), f"Histogram: {title}; {words}", unit, marks, band)
     return Figure(title, svg, says)

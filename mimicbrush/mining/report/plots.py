@@ -33,7 +33,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Mark:
+class HistogramMark:
     """A vertical line at a value, with a short text."""
 
     value: float
@@ -44,7 +44,7 @@ def histogram_svg(
     histogram: Histogram,
     alt: str,
     unit: str = "",
-    marks: Sequence[Mark] = (),
+    marks: Sequence[HistogramMark] = (),
     band: tuple[float, float] | None = None,
 ) -> Markup:
     """Draw a histogram.
@@ -108,7 +108,7 @@ def _axis(histogram: Histogram, unit: str, floor: float, left: float, width: flo
     return parts
 
 
-def _labelled(marks: Sequence[Mark], places: Sequence[float], floor: float) -> list[tuple[Markup, Markup]]:
+def _labelled(marks: Sequence[HistogramMark], places: Sequence[float], floor: float) -> list[tuple[Markup, Markup]]:
     """Lines and their labels, on the upper or the lower of two rows."""
     drawn, ends = [], [-9.0, -9.0, -9.0]
     for mark, place in sorted(zip(marks, places, strict=True), key=lambda entry: entry[1]):

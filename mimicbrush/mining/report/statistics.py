@@ -87,7 +87,7 @@ def row_keys(source_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(32))
 
 
-def spread(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+def spread_rows(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     """Numbers of at most `count` rows: the lowest key of each group, then the second lowest of each, and so on.
 
     Args:
@@ -112,7 +112,7 @@ def percentiles(values: np.ndarray) -> dict[int, float]:
     return dict(zip(_PERCENTILES, np.percentile(values.astype(np.float64), _PERCENTILES).tolist(), strict=True))
 
 
-def bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]:
+def list_ssim_bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]:
     """Video pairs that are left in narrower bands than the one that was mined; that one comes first."""
     narrower = [band for band in _BANDS if mined[0] <= band[0] and band[1] <= mined[1]]
     return [Band(low, high, int(((ssims >= low) & (ssims <= high)).sum())) for low, high in (mined, *narrower)]
@@ -120,7 +120,7 @@ def bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]:
 
 def mask_figures(pairs: PairTable) -> MaskFigures:
     """What the paper's mask hides of sampled video pairs; seeds and grids are fixed by the pair."""
-    keys = row_keys(pairs.column("source_key"), pairs.column("a_frame"))
+    keys = row_keys(pairs.column("origin_key"), pairs.column("a_frame"))
     sample = [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
     shares = [mask_shares(pair) for pair in sample]
     moved = [moved_ratio(pair) for pair in sample]
@@ -176,7 +176,7 @@ def changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
     return [(name, value, defaults.get(name)) for name, value in options.items() if value != defaults.get(name)]
 
 
-def bytes_on_disk(root: Path) -> dict[str, int]:
+def measure_disk_bytes(root: Path) -> dict[str, int]:
     """What of a mined folder -> bytes: the parts that come of mining, not the report."""
     sizes = {
         name: sum(path.stat().st_size for path in sorted((root / name).glob("*")) if path.is_file())

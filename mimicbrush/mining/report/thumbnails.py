@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mimicbrush.data.manifest import PairTable, manifest_parts
+from mimicbrush.data.manifest import PairTable, list_manifest_parts
 from mimicbrush.data.pair import Pair, decode_jpeg
 from mimicbrush.errors import DataError
 from mimicbrush.mining.jpeg import encode_jpeg, stored_size
-from mimicbrush.mining.report.statistics import grid_mask, moved_ratio, picture_box, row_keys, spread
+from mimicbrush.mining.report.statistics import grid_mask, moved_ratio, picture_box, row_keys, spread_rows
 from mimicbrush.ops.plot import colour_segments, match_panel, tint
 
-KEPT_PAIRS, REFUSED, PHOTOGRAPHS = 12, 24, 6
+KEPT_PAIRS, REFUSED_EXAMPLES, PHOTOGRAPHS = 12, 24, 6
 _PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 640, 420
 _JPEG_QUALITY = 78
 _MASK_COLOUR = (236, 64, 122)
@@ -28,7 +28,7 @@ _MAX_THUMBNAIL_BYTES = 40_000
 
 
 @dataclass(frozen=True)
-class Image:
+class EmbeddedImage:
     """A JPEG inside the page.
 
     Attributes:
@@ -44,7 +44,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedImages:
     """Pictures with its words.
 
     Attributes:
@@ -53,21 +53,21 @@ class Picture:
         tag: a word on a badge; "" for none.
     """
 
-    images: tuple[Image, ...]
+    images: tuple[EmbeddedImage, ...]
     title: str
     note: str
     tag: str = ""
 
 
-def kept_pairs(pairs: PairTable) -> list[Picture]:
+def kept_pairs(pairs: PairTable) -> list[CaptionedImages]:
     """Video pairs, spread over the clips, with their matches drawn and the paper's mask laid over the first frame."""
-    keys = row_keys(pairs.column("source_key"), pairs.column("a_frame"))
-    chosen = spread(pairs.column("source_key"), keys, KEPT_PAIRS)
+    keys = row_keys(pairs.column("origin_key"), pairs.column("a_frame"))
+    chosen = spread_rows(pairs.column("origin_key"), keys, KEPT_PAIRS)
     gaps = pairs.column("b_time_s") - pairs.column("a_time_s")
     return [_kept_pair(pairs[int(number)], float(gaps[number])) for number in chosen]
 
 
-def _kept_pair(pair: Pair, gap_s: float) -> Picture:
+def _kept_pair(pair: Pair, gap_s: float) -> CaptionedImages:
     note = f"SSIM {pair.ssim:.2f}, {len(pair.a_points)} matches, {gap_s:.1f} s apart, moved {moved_ratio(pair):.1%}"
     try:
         a, b = pair.read_a(), pair.read_b()
@@ -83,7 +83,7 @@ def _kept_pair(pair: Pair, gap_s: float) -> Picture:
         _image(masked, f"A frame of {pair.source_path} with a grid mask over it"),
         _image(panel, f"This frame and a later one, with lines between {lines} of their matches"),
     )
-    return Picture(images, pair.source_path, note)
+    return CaptionedImages(images, pair.source_path, note)
 
 
 def _on_picture(pair: Pair) -> np.ndarray:
@@ -91,14 +91,14 @@ def _on_picture(pair: Pair) -> np.ndarray:
     return np.ascontiguousarray(grid_mask(pair)[0][rows, columns])
 
 
-def photographs(pairs: PairTable) -> list[Picture]:
+def photographs(pairs: PairTable) -> list[CaptionedImages]:
     """Photographs with their largest segments in colours."""
-    keys = row_keys(pairs.column("source_key"), pairs.column("a_frame"))
-    chosen = spread(pairs.column("source_key"), keys, PHOTOGRAPHS)
+    keys = row_keys(pairs.column("origin_key"), pairs.column("a_frame"))
+    chosen = spread_rows(pairs.column("origin_key"), keys, PHOTOGRAPHS)
     return [_photograph(pairs[int(number)]) for number in chosen]
 
 
-def _photograph(pair: Pair) -> Picture:
+def _photograph(pair: Pair) -> CaptionedImages:
     count = min(_SEGMENTS_SHOWN, len(pair.segments))
     try:
         image = stored_size(pair.read_a(), _PHOTOGRAPH_PX)
@@ -111,12 +111,12 @@ def _photograph(pair: Pair) -> Picture:
     ratios = pair.segment_ratios
     note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the picture"
     alt = f"The photograph {pair.source_path} with {count} segments in colours"
-    return Picture((_image(colour_segments(image, segments), alt),), pair.source_path, note)
+    return CaptionedImages((_image(colour_segments(image, segments), alt),), pair.source_path, note)
 
 
-def refused_pairs(root: Path) -> list[Picture]:
+def refused_pairs(root: Path) -> list[CaptionedImages]:
     """Examples of what was tried and refused, spread over the reasons; the thumbnails of the audit."""
-    parts = [root / "audit" / part.name for part in manifest_parts(root)]
+    parts = [root / "audit" / part.name for part in list_manifest_parts(root)]
     tables = [(part, table) for part in parts if (table := _audit_words(part)) is not None and len(table)]
     if not tables:
         return []
@@ -129,7 +129,7 @@ def refused_pairs(root: Path) -> list[Picture]:
     keys = row_keys(of_name[names.indices.to_numpy()], frames)
     reasons = words["reason"].combine_chunks().dictionary_encode().indices.to_numpy()
     pictures = []
-    for number in spread(reasons, keys, REFUSED):
+    for number in spread_rows(reasons, keys, REFUSED_EXAMPLES):
         values = {name: words[name][int(number)].as_py() for name in words.column_names}
         data = _audit_picture(tables[part_of[number]][0], int(row_of[number]))
         pictures.append(_refused_picture(values, data))
@@ -159,7 +159,7 @@ def _audit_picture(part: Path, row: int) -> bytes:
     return data
 
 
-def _refused_picture(values: dict[str, object], data: bytes) -> Picture:
+def _refused_picture(values: dict[str, object], data: bytes) -> CaptionedImages:
     single = values["b_frame"] == -1
     facts = [f"frame {values['a_frame']}" if single else f"frames {values['a_frame']} and {values['b_frame']}"]
     if values["ssim"] == values["ssim"]:  # else NaN: not computed
@@ -173,16 +173,16 @@ def _refused_picture(values: dict[str, object], data: bytes) -> Picture:
             raise ValueError(f"{len(data)} bytes")
         height, width = decode_jpeg(data).shape[:2]
     except (OSError, ValueError, SyntaxError) as error:
-        return Picture((), title, f"the thumbnail cannot be read: {error}", tag)
-    return Picture((Image(_uri(data), width, height, alt),), title, ", ".join(facts), tag)
+        return CaptionedImages((), title, f"the thumbnail cannot be read: {error}", tag)
+    return CaptionedImages((EmbeddedImage(_uri(data), width, height, alt),), title, ", ".join(facts), tag)
 
 
-def _unreadable(title: str, error: DataError) -> Picture:
-    return Picture((), title, str(error))
+def _unreadable(title: str, error: DataError) -> CaptionedImages:
+    return CaptionedImages((), title, str(error))
 
 
-def _image(pixels: np.ndarray, alt: str) -> Image:
-    return Image(_uri(encode_jpeg(pixels, _JPEG_QUALITY)), pixels.shape[1], pixels.shape[0], alt)
+def _image(pixels: np.ndarray, alt: str) -> EmbeddedImage:
+    return EmbeddedImage(_uri(encode_jpeg(pixels, _JPEG_QUALITY)), pixels.shape[1], pixels.shape[0], alt)
 
 
 def _uri(data: bytes) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, index_fault, mined_input, read_rows
+from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, find_index_fault, find_mined_input, read_rows
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.plan import Plan, read_plan
-from mimicbrush.mining.shards import ShardPaths, fingerprint
-from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, summarise
-from mimicbrush.mining.verify.shard import Fault, ShardCheck, ShardVerdict, verify_shard
+from mimicbrush.mining.shards import ShardPaths, shard_fingerprint
+from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, summarise_manifest
+from mimicbrush.mining.verify.shard import ShardCheck, ShardCheckResult, ShardFault, verify_shard
 
 _FOLDERS = ("shards", "manifest", "audit", "markers", "timing")
 _MARKER = re.compile(r"shard-(\d{6,})\.json")
@@ -27,7 +27,7 @@ _MINE_AGAIN = "Give the mining command again"
 
 
 @dataclass
-class Verdict:
+class FolderCheckResult:
     """What was read, and all that is wrong.
 
     Attributes:
@@ -41,10 +41,12 @@ class Verdict:
     pairs: int = 0
     pictures: int = 0
     bytes_read: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[ShardFault] = field(default_factory=list)
 
 
-def verify(root: Path, *, input_root: Path | None = None, workers: int = 1, progress: bool = True) -> Verdict:
+def verify_folder(
+    root: Path, *, input_root: Path | None = None, workers: int = 1, progress: bool = True
+) -> FolderCheckResult:
     """Read everything of a mined folder again: hashes, pictures, segments, counts, index. Nothing is changed.
 
     Args:
@@ -61,12 +63,12 @@ def verify(root: Path, *, input_root: Path | None = None, workers: int = 1, prog
         raise InputError(f"{root} is no mined folder (no manifest/ and no markers/); name what mine_pairs.py wrote")
     if workers < 1:
         raise InputError(f"workers={workers}: must be at least 1")
-    verdict = Verdict()
+    verdict = FolderCheckResult()
     plan = _plan(root, verdict.faults)
     finished = _finished(root)
     verdict.shards = len(finished)
     checks = _checks(root, input_root, plan, finished, verdict.faults)
-    shards: list[tuple[int, ShardVerdict]] = []
+    shards: list[tuple[int, ShardCheckResult]] = []
     with tqdm(total=len(checks), unit="shard", desc="verifying", disable=not progress) as bar:
         for number, result in _read(checks, workers):
             shards.append((number, result))
@@ -82,14 +84,16 @@ def verify(root: Path, *, input_root: Path | None = None, workers: int = 1, prog
     return verdict
 
 
-def _plan(root: Path, faults: list[Fault]) -> Plan | None:
+def _plan(root: Path, faults: list[ShardFault]) -> Plan | None:
     try:
         plan = read_plan(root / PLAN_NAME)
     except DataError as error:
-        faults.append(Fault(PLAN_NAME, "", str(error), "the plan of the mined folder", "Mine into a new output"))
+        faults.append(ShardFault(PLAN_NAME, "", str(error), "the plan of the mined folder", "Mine into a new output"))
         return None
     if plan is None:
-        faults.append(Fault(PLAN_NAME, "", "it is not there", "the plan of the mined folder", "Mine into a new output"))
+        faults.append(
+            ShardFault(PLAN_NAME, "", "it is not there", "the plan of the mined folder", "Mine into a new output")
+        )
     return plan
 
 
@@ -99,26 +103,26 @@ def _finished(root: Path) -> list[int]:
 
 
 def _checks(
-    root: Path, input_root: Path | None, plan: Plan | None, finished: list[int], faults: list[Fault]
+    root: Path, input_root: Path | None, plan: Plan | None, finished: list[int], faults: list[ShardFault]
 ) -> list[ShardCheck]:
     if plan is not None:
-        input_root = input_root or mined_input(root)
+        input_root = input_root or find_mined_input(root)
         kinds = {item.kind for shard in plan.shards for item in shard}
         in_place = bool(kinds & {"image", "archive"}) and not plan.options.get("copy_images")
         if in_place and (input_root is None or not input_root.is_dir()):
             found = f"the folder that was mined is not there ({input_root})"
             remedy = "Name it: --input-root FOLDER; photographs in place were not checked"
-            faults.append(Fault(PLAN_NAME, "", found, "the folder of the photographs that stay in place", remedy))
+            faults.append(ShardFault(PLAN_NAME, "", found, "the folder of the photographs that stay in place", remedy))
             input_root = None
     checks = []
     for number in finished:
         items = tuple(plan.shards[number]) if plan is not None and number < len(plan.shards) else None
-        expected = fingerprint(plan, items) if plan is not None and items is not None else None
+        expected = shard_fingerprint(plan, items) if plan is not None and items is not None else None
         checks.append(ShardCheck(root, input_root, number, items, expected))
     return checks
 
 
-def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardVerdict]]:
+def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardCheckResult]]:
     if workers == 1 or len(checks) < 2:
         for check in checks:
             yield check.number, verify_shard(check)
@@ -136,7 +140,7 @@ def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardVe
             pool.shutdown(cancel_futures=True)
 
 
-def _strangers(root: Path, finished: list[int]) -> Iterator[Fault]:
+def _strangers(root: Path, finished: list[int]) -> Iterator[ShardFault]:
     """Files that belong to no finished shard."""
     known = {path for number in finished for path in vars(ShardPaths.of(root, number)).values()}
     known |= {root / name for name in (PLAN_NAME, INDEX_NAME, SUMMARY_NAME, REPORT_NAME)}
@@ -147,11 +151,13 @@ def _strangers(root: Path, finished: list[int]) -> Iterator[Fault]:
         name = path.relative_to(root).as_posix()
         if path.parent == root / "manifest" and path.suffix == ".parquet":
             marker = f"markers/{path.stem.replace('part-', 'shard-')}.json"
-            yield Fault(name, "", f"a part without a marker ({marker})", "a finished shard", _MINE_AGAIN)
+            yield ShardFault(name, "", f"a part without a marker ({marker})", "a finished shard", _MINE_AGAIN)
         elif path.name.endswith(".tmp"):
-            yield Fault(name, "", "left behind by a run that was stopped", "nothing", f"{_MINE_AGAIN}, or delete it")
+            yield ShardFault(
+                name, "", "left behind by a run that was stopped", "nothing", f"{_MINE_AGAIN}, or delete it"
+            )
         else:
-            yield Fault(name, "", "it belongs to no finished shard", "nothing of that name", "Move it elsewhere")
+            yield ShardFault(name, "", "it belongs to no finished shard", "nothing of that name", "Move it elsewhere")
 
 
 def _entries(root: Path) -> Iterable[Path]:
@@ -159,7 +165,7 @@ def _entries(root: Path) -> Iterable[Path]:
     return sorted(path for folder in folders for path in folder.iterdir())
 
 
-def _unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iterator[Fault]:
+def _unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iterator[ShardFault]:
     if plan is None:
         return
     numbers = set(finished)
@@ -167,43 +173,47 @@ def _unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iterator[
         if number not in numbers:
             name = ShardPaths.of(root, number).marker.relative_to(root).as_posix()
             inputs = ", ".join(item.path for item in items[:4]) + (", ..." if len(items) > 4 else "")
-            yield Fault(name, "", f"no marker: {len(items)} inputs have no rows ({inputs})", "a marker", _MINE_AGAIN)
+            yield ShardFault(
+                name, "", f"no marker: {len(items)} inputs have no rows ({inputs})", "a marker", _MINE_AGAIN
+            )
     for number in sorted(numbers - set(range(len(plan.shards)))):
         name = ShardPaths.of(root, number).marker.relative_to(root).as_posix()
-        yield Fault(name, "", "a shard that is not planned", f"{len(plan.shards)} shards", "Move its files elsewhere")
+        yield ShardFault(
+            name, "", "a shard that is not planned", f"{len(plan.shards)} shards", "Move its files elsewhere"
+        )
 
 
-def _whole_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[Fault]:
+def _whole_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[ShardFault]:
     """What no shard can know: ids, sums, the index, the summary."""
     try:
         rows = read_rows(root, ["pair_id", "status"])
         counts = pc.value_counts(rows.filter(pc.equal(rows["status"], "pair"))["pair_id"])
         for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
             found = f"{entry['counts']} rows of this id"
-            yield Fault("manifest/", entry["values"], found, "one", "Mine into a new output")
+            yield ShardFault("manifest/", entry["values"], found, "one", "Mine into a new output")
         yield from _summary(root, plan)
-        fault = index_fault(root)
+        fault = find_index_fault(root)
     except DataError as error:
         if not faulty:  # else the shard that it is about has been named
-            yield Fault("manifest/", "", str(error), "parts that can be read", _MINE_AGAIN)
+            yield ShardFault("manifest/", "", str(error), "parts that can be read", _MINE_AGAIN)
         return
     if fault:
         remedy = f"Delete it, and give the mining command again: {INDEX_NAME} is made of the parts"
-        yield Fault(INDEX_NAME, "", fault, "all pairs of manifest/, in order", remedy)
+        yield ShardFault(INDEX_NAME, "", fault, "all pairs of manifest/, in order", remedy)
 
 
-def _summary(root: Path, plan: Plan | None) -> Iterator[Fault]:
+def _summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
     path = root / SUMMARY_NAME
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         ignored = told["ignored"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield Fault(SUMMARY_NAME, "", f"cannot be read ({error})", "the counts of manifest/", _MINE_AGAIN)
+        yield ShardFault(SUMMARY_NAME, "", f"cannot be read ({error})", "the counts of manifest/", _MINE_AGAIN)
         return
-    expected = asdict(summarise(root, ignored, plan.options if plan is not None else told.get("options", {})))
+    expected = asdict(summarise_manifest(root, ignored, plan.options if plan is not None else told.get("options", {})))
     for key, value in expected.items():
         if told.get(key) != value:
-            yield Fault(SUMMARY_NAME, "", f"{key}: {told.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
+            yield ShardFault(SUMMARY_NAME, "", f"{key}: {told.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
     if expected["inputs"] != expected["accepted"] + expected["rejected"] + expected["quarantined"]:
         sums = " + ".join(f"{expected[key]} {key}" for key in ("accepted", "rejected", "quarantined"))
-        yield Fault("manifest/", "", sums, f"{expected['inputs']} inputs", "Mine into a new output")
+        yield ShardFault("manifest/", "", sums, f"{expected['inputs']} inputs", "Mine into a new output")

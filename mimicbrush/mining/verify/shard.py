@@ -29,7 +29,7 @@ _RATIO_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Fault:
+class ShardFault:
     """One thing that is not as it should be.
 
     Attributes:
@@ -72,16 +72,16 @@ class ShardCheck:
 
 
 @dataclass
-class ShardVerdict:
+class ShardCheckResult:
     """What was read, and what is wrong with it."""
 
-    faults: list[Fault]
+    faults: list[ShardFault]
     pairs: int = 0
     pictures: int = 0
     bytes_read: int = 0
 
 
-def verify_shard(check: ShardCheck) -> ShardVerdict:
+def verify_shard(check: ShardCheck) -> ShardCheckResult:
     """Read a shard again; nothing of it is believed, and nothing is changed."""
     return _Reading(check).verdict()
 
@@ -90,7 +90,7 @@ class _Reading:
     def __init__(self, check: ShardCheck) -> None:
         self.check = check
         self.paths = ShardPaths.of(check.root, check.number)
-        self.result = ShardVerdict([])
+        self.result = ShardCheckResult([])
         self.members: dict[Path, dict[int, tuple[str, int]]] = {}  # of each tar, see `_tar_members`
         self.damaged: set[Path] = set()  # by their hashes: Arrow is not given these to read
         self.remedy = f"Delete {self._name(self.paths.marker)} and give the mining command again"
@@ -99,13 +99,13 @@ class _Reading:
         return path.relative_to(self.check.root).as_posix()
 
     def _fault(self, file: str, found: str, expected: str, pair_id: str = "", remedy: str = "") -> None:
-        self.result.faults.append(Fault(file, pair_id, found, expected, remedy or self.remedy))
+        self.result.faults.append(ShardFault(file, pair_id, found, expected, remedy or self.remedy))
 
     def _remedy(self, values: dict[str, Any]) -> str:
         """What to do about a picture; "" for mining its shard again."""
         return "" if values["store"] == "mined" else "Put back the file as it was mined, or mine into a new output"
 
-    def verdict(self) -> ShardVerdict:
+    def verdict(self) -> ShardCheckResult:
         """Everything that is wrong, from the marker inwards."""
         marker = self._marker()
         rows = self._rows(marker)

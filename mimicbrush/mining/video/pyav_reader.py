@@ -20,10 +20,10 @@ import numpy as np
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.video.containers import check_whole
 from mimicbrush.mining.video.decoders import second_decoder, strict_decoder
-from mimicbrush.mining.video.stream_checks import Limits, StreamChecks
+from mimicbrush.mining.video.stream_checks import StreamChecks, StreamLimits
 
 #: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
-FORMATS = "mov,matroska,avi"
+VIDEO_FORMATS = "mov,matroska,avi"
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
 #: (height, width) in px of the pictures that cuts are told by.
@@ -64,7 +64,7 @@ class FrameReader(Protocol):
 
 
 @dataclass(frozen=True)
-class Shape:
+class DisplayShape:
     """How the pictures of a stream are to be shown.
 
     Attributes:
@@ -95,7 +95,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanResult:
     """What a strict pass over a clip found.
 
     Attributes:
@@ -105,7 +105,7 @@ class Scan:
     """
 
     times_s: list[float]
-    shape: Shape
+    shape: DisplayShape
     stream: int
 
 
@@ -114,7 +114,7 @@ class _Decoded(NamedTuple):
 
     frame: av.VideoFrame
     time_s: float
-    shape: Shape
+    shape: DisplayShape
     stream: int
 
 
@@ -145,7 +145,7 @@ class PyAVReader:
             views = partial(_upright_rgb, decoded.frame, decoded.shape), partial(_thumbnail, decoded.frame)
             yield VideoFrame(number, decoded.time_s, *views)
 
-    def scan(self, path: Path) -> Scan:
+    def scan(self, path: Path) -> ScanResult:
         """Decode and check the whole clip, and keep no picture.
 
         Raises:
@@ -156,11 +156,11 @@ class PyAVReader:
         for decoded in self._decoded(path):
             times_s.append(decoded.time_s)
         assert decoded is not None, "a clip without frames is refused"
-        return Scan(times_s, decoded.shape, decoded.stream)
+        return ScanResult(times_s, decoded.shape, decoded.stream)
 
     def _decoded(self, path: Path) -> Iterator[_Decoded]:
         # Edit lists may cut what is shown; without them every stored packet comes, and can be counted.
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "ignore_editlist": "1"}
+        options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file", "ignore_editlist": "1"}
         check_whole(path)
         try:
             with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
@@ -176,7 +176,7 @@ class PyAVReader:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
-        limits = Limits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
+        limits = StreamLimits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
         decoder = strict_decoder(stream)
         second = second_decoder(stream) if self.decode_twice else None
@@ -205,13 +205,15 @@ def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
     return frames[0]
 
 
-def _shape(stream: av.VideoStream, frame: av.VideoFrame) -> Shape:
+def _shape(stream: av.VideoStream, frame: av.VideoFrame) -> DisplayShape:
     quarter_turns = round(frame.rotation / _QUARTER_DEGREES) % 4
-    return Shape(frame.width, frame.height, quarter_turns, stream.sample_aspect_ratio or Fraction(1))
+    return DisplayShape(frame.width, frame.height, quarter_turns, stream.sample_aspect_ratio or Fraction(1))
 
 
-def _upright_rgb(frame: av.VideoFrame, shape: Shape) -> np.ndarray:
-    return turned(squared(frame.to_ndarray(format="rgb24", threads=1), shape.square_size), shape.quarter_turns)
+def _upright_rgb(frame: av.VideoFrame, shape: DisplayShape) -> np.ndarray:
+    return rotate_frame(
+        stretch_to_square_pixels(frame.to_ndarray(format="rgb24", threads=1), shape.square_size), shape.quarter_turns
+    )
 
 
 def _thumbnail(frame: av.VideoFrame) -> np.ndarray:
@@ -220,13 +222,13 @@ def _thumbnail(frame: av.VideoFrame) -> np.ndarray:
     return small.to_ndarray()
 
 
-def squared(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def stretch_to_square_pixels(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 stretched to `size` = (width, height), or itself where it has that size."""
     if rgb.shape[1::-1] == size:
         return rgb
     return cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)
 
 
-def turned(rgb: np.ndarray, quarter_turns: int) -> np.ndarray:
+def rotate_frame(rgb: np.ndarray, quarter_turns: int) -> np.ndarray:
     """(H, W, 3) turned counter-clockwise."""
     return np.ascontiguousarray(np.rot90(rgb, quarter_turns))

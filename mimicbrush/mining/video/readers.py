@@ -21,7 +21,14 @@ import numpy as np
 
 from mimicbrush.errors import InputError
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.pyav_reader import THUMBNAIL_SIZE, FrameReader, PyAVReader, Scan, VideoFrame, squared
+from mimicbrush.mining.video.pyav_reader import (
+    THUMBNAIL_SIZE,
+    FrameReader,
+    PyAVReader,
+    ScanResult,
+    VideoFrame,
+    stretch_to_square_pixels,
+)
 
 #: decord keeps times in float32, which resolves 1 ms at four hours.
 _TIME_TOLERANCE_S = 2e-3
@@ -95,7 +102,7 @@ class TorchCodecReader:
             raise _failure("torchcodec", error) from error
 
 
-#: name -> class, for `reader_named`.
+#: name -> class, for `open_reader`.
 _READERS: dict[str, Any] = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchCodecReader}
 _INSTALL = {
     "decord": "pip install decord (wheels exist for x86-64 Linux and Windows only)",
@@ -103,7 +110,7 @@ _INSTALL = {
 }
 
 
-def reader_named(
+def open_reader(
     name: str,
     *,
     max_pixels: int = PyAVReader.max_pixels,
@@ -152,7 +159,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _check_times(scan: Scan, times_s: np.ndarray) -> None:
+def _check_times(scan: ScanResult, times_s: np.ndarray) -> None:
     """Raise unless (N,) times agree with those of the scan."""
     if len(times_s) != len(scan.times_s):
         raise _wrong_number(scan, len(times_s))
@@ -162,7 +169,7 @@ def _check_times(scan: Scan, times_s: np.ndarray) -> None:
         raise _wrong_time(worst, float(times_s[worst] - times_s[0]), scan.times_s[worst])
 
 
-def _wrong_number(scan: Scan, number: int) -> UntrustedFileError:
+def _wrong_number(scan: ScanResult, number: int) -> UntrustedFileError:
     return UntrustedFileError("missing_frames", f"{number} frames, the scan found {len(scan.times_s)}")
 
 
@@ -171,16 +178,16 @@ def _wrong_time(number: int, time_s: float, expected_s: float) -> UntrustedFileE
     return UntrustedFileError("bad_timestamps", detail)
 
 
-def _frame(number: int, time_s: float, rgb: np.ndarray, scan: Scan) -> VideoFrame:
+def _frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) -> VideoFrame:
     thumbnail = partial(cv2.resize, rgb, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
     return VideoFrame(number, time_s, partial(_shown, rgb, scan), thumbnail)
 
 
-def _shown(rgb: np.ndarray, scan: Scan) -> np.ndarray:
+def _shown(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
     """Both libraries turn pictures upright; square pixels are left to us."""
     shape = scan.shape
     stored = (shape.width_px, shape.height_px)
     expected = stored[::-1] if shape.quarter_turns % 2 else stored
     if rgb.shape[1::-1] != expected:
         raise UntrustedFileError("size_changes", f"{rgb.shape[1::-1]} px, the scan found {expected}")
-    return squared(rgb, shape.shown_size)
+    return stretch_to_square_pixels(rgb, shape.shown_size)

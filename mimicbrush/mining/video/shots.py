@@ -12,7 +12,7 @@ from scenedetect.detectors import AdaptiveDetector
 _ANY_RATE = 25.0
 
 
-class Shots:
+class ShotDetector:
     """Finds cuts while a clip is read once, with PySceneDetect's adaptive detector.
 
     It compares each change with those of its neighbours, so that a camera that moves fast is no cut. What it says of

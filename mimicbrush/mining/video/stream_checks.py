@@ -14,7 +14,7 @@ _CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
 
 
 @dataclass(frozen=True)
-class Limits:
+class StreamLimits:
     """See `PyAVReader`."""
 
     max_pixels: int
@@ -30,7 +30,7 @@ class Limits:
 class StreamChecks:
     """Lives as long as one pass over one stream."""
 
-    def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
+    def __init__(self, stream: av.VideoStream, limits: StreamLimits) -> None:
         self.stream = stream
         self.limits = limits
         self.packet_fault = packet_check(stream.codec_context.name, stream.codec_context.extradata)

@@ -20,9 +20,9 @@ from mimicbrush.models.pretrained.files import DamagedFileError, StoredNetwork
 from mimicbrush.models.pretrained.stored_weights import (
     POSITION_IDS,
     check_fit,
-    hub_name,
-    present_vae_names,
-    vision_half,
+    depth_hub_name,
+    rename_vae_attention,
+    take_vision_half,
 )
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.token_encoders import TOKEN_ENCODERS
@@ -67,14 +67,14 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
         WeightsError: names the part, its folder, and the first ten tensors that do not fit; or the class is unknown.
     """
     with torch.device("meta"):
-        expected = {hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
+        expected = {depth_hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
         given = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
     if class_name == "CLIPVisionModelWithProjection":
-        given = vision_half(given)
+        given = take_vision_half(given)
         given.pop(POSITION_IDS, None)
     elif class_name == "AutoencoderKL":
-        given = present_vae_names(given)
-    check_fit(f"{part} in {network.folder}", {hub_name(key): tensor for key, tensor in given.items()}, expected)
+        given = rename_vae_attention(given)
+    check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in given.items()}, expected)
 
 
 def _build(class_name: str, network: StoredNetwork) -> nn.Module:

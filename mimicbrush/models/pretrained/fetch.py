@@ -9,11 +9,11 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.models.options import PretrainedModel
 from mimicbrush.models.pretrained.check import CLASSES, check_every_byte, check_weights
 from mimicbrush.models.pretrained.files import DamagedFileError
-from mimicbrush.models.pretrained.requirements import PartReport, add_together, look_at
-from mimicbrush.models.pretrained.weights import fetch, locate
+from mimicbrush.models.pretrained.requirements import PartReport, add_together, inspect_part
+from mimicbrush.models.pretrained.weights import fetch_network, locate_weights
 
 
-def provide_weights(
+def check_or_fetch_weights(
     options: PretrainedModel, *, fetching: bool, deep: bool, say: Callable[[str], None] = print
 ) -> list[PartReport]:
     """Look at all starting weights, and fetch what is absent or damaged.
@@ -35,7 +35,7 @@ def provide_weights(
             tried.append(_damaged(report))
             say(f"fetching {report.named}" + (f" again: {report.problem}" if tried[-1] else ""))
             try:
-                fetch(part, name, damaged=tried[-1])
+                fetch_network(part, name, damaged=tried[-1])
             except WeightsError as error:
                 report.problem = error
                 break
@@ -46,11 +46,11 @@ def provide_weights(
 
 
 def _examined(part: str, name: str, deep: bool) -> PartReport:
-    folder = locate(part, name)
+    folder = locate_weights(part, name)
     if folder is None:
         absent = WeightsError("neither a folder nor (wholly) in the local Hugging Face cache")
         return PartReport(part, f"model.{part}={name}", problem=absent)
-    report = look_at(part, name, folder)
+    report = inspect_part(part, name, folder)
     try:
         if report.problem is None and report.network is not None:
             check_weights(part, CLASSES[part], report.network)

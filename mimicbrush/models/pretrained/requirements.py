@@ -78,7 +78,7 @@ class PartReport:
     notes: list[str] = field(default_factory=list)
 
 
-def look_at(part: str, name: str, folder: Any) -> PartReport:
+def inspect_part(part: str, name: str, folder: Any) -> PartReport:
     """A part by its files' heads and its config.
 
     Args:
@@ -95,7 +95,7 @@ def look_at(part: str, name: str, folder: Any) -> PartReport:
     except WeightsError as error:
         report.problem = error
     else:
-        report.notes = other_sizes(part, report.network.config)
+        report.notes = find_other_sizes(part, report.network.config)
     return report
 
 
@@ -124,7 +124,7 @@ def check_facts(part: str, config: Mapping[str, Any]) -> None:
         raise WeightsError(f"its config says block_out_channels={blocks}, expected {_LEVELS} levels")
 
 
-def other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
+def find_other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
     """Where a network has other sizes than the paper's."""
     said = _of_vision(config) if part == "image_encoder" else config
     return [
@@ -152,13 +152,13 @@ def check_together(networks: Mapping[str, StoredNetwork]) -> None:
         raise WeightsError(f"it does not fit model.unet ({'; '.join(differing)})")
 
 
-def examine(options: PretrainedModel) -> dict[str, StoredNetwork]:
+def inspect_starting_weights(options: PretrainedModel) -> dict[str, StoredNetwork]:
     """All starting weights on this machine, by what shows without loading them.
 
     Raises:
         WeightsError: names every part that is absent, damaged or not what it should be, its option and its place.
     """
-    reports = [look_at(part, getattr(options, part), folder) for part, folder in find_weights(options).items()]
+    reports = [inspect_part(part, getattr(options, part), folder) for part, folder in find_weights(options).items()]
     add_together(reports)
     raise_problems(reports)
     return {report.part: report.network for report in reports if report.network is not None}

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig
 from mimicbrush.errors import WeightsError
 
 #: A state dict.
-Weights: TypeAlias = dict[str, torch.Tensor]
+StateDict: TypeAlias = dict[str, torch.Tensor]
 
 #: A buffer that transformers 4.25 kept with the weights, and newer versions do not.
 POSITION_IDS = "vision_model.embeddings.position_ids"
@@ -51,13 +51,13 @@ def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[st
         raise WeightsError(f"{part} does not fit:\n" + "\n".join(shown))
 
 
-def present_vae_names(weights: Weights) -> Weights:
+def rename_vae_attention(weights: StateDict) -> StateDict:
     """VAE weights with the attention's present names, whichever they have.
 
     Raises:
         WeightsError: a key under its old and its present name.
     """
-    renamed: Weights = {}
+    renamed: StateDict = {}
     for key, tensor in weights.items():
         block, _, last = key.rpartition(".")
         before, _, layer = block.rpartition(".")
@@ -68,13 +68,13 @@ def present_vae_names(weights: Weights) -> Weights:
     return renamed
 
 
-def vision_half(weights: Weights) -> Weights:
+def take_vision_half(weights: StateDict) -> StateDict:
     """CLIP's image encoder, also out of a file that holds the text encoder beside it."""
     text = ("text_model.", "text_projection.", "logit_scale")
     return {key: tensor for key, tensor in weights.items() if not key.startswith(text)}
 
 
-def hub_name(name: str) -> str:
+def depth_hub_name(name: str) -> str:
     """A name in memory of a Depth Anything of any transformers version -> its name on the hub.
 
     In some versions of transformers 5, DINOv2's attention has other names in memory than in files.

@@ -11,7 +11,7 @@ from mimicbrush.models.options import PretrainedModel
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightsLayout:
     """How a network lies in a repository or folder.
 
     Attributes:
@@ -36,12 +36,12 @@ class Layout:
 #: By option of `PretrainedModel`. A Stable Diffusion repository holds many networks, each in a folder of its own;
 #: that of sd-vae-ft-mse holds the VAE alone, at its root, and so do those of CLIP, DINOv2 and Depth Anything.
 LAYOUTS = {
-    "unet": Layout("unet", "diffusion_pytorch_model"),
-    "reference_unet": Layout("unet", "diffusion_pytorch_model"),
-    "vae": Layout("vae", "diffusion_pytorch_model"),
-    "image_encoder": Layout("image_encoder", "model"),
-    "dinov2": Layout(None, "model"),
-    "depth_estimator": Layout(None, "model"),
+    "unet": WeightsLayout("unet", "diffusion_pytorch_model"),
+    "reference_unet": WeightsLayout("unet", "diffusion_pytorch_model"),
+    "vae": WeightsLayout("vae", "diffusion_pytorch_model"),
+    "image_encoder": WeightsLayout("image_encoder", "model"),
+    "dinov2": WeightsLayout(None, "model"),
+    "depth_estimator": WeightsLayout(None, "model"),
 }
 
 HOW_TO_FETCH = (
@@ -50,7 +50,7 @@ HOW_TO_FETCH = (
 )
 
 
-def locate(part: str, name: str) -> Path | None:
+def locate_weights(part: str, name: str) -> Path | None:
     """The folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
 
     Args:
@@ -76,7 +76,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
     Raises:
         WeightsError: names every part whose weights are not there, its option and how to get them.
     """
-    found = {part: locate(part, getattr(options, part)) for part in options.weight_options()}
+    found = {part: locate_weights(part, getattr(options, part)) for part in options.weight_options()}
     missing = [f"  model.{part}={getattr(options, part)}" for part, folder in found.items() if folder is None]
     if missing:
         raise WeightsError(
@@ -87,7 +87,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
     return {part: folder for part, folder in found.items() if folder is not None}
 
 
-def fetch(part: str, name: str, damaged: Path | None = None) -> None:
+def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
     """Bring the files of a network into the local Hugging Face cache; files that are there already stay.
 
     Args:

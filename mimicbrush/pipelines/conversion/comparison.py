@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.pretrained.stored_weights import Weights, check_fit, present_vae_names, vision_half
+from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, rename_vae_attention, take_vision_half
 from mimicbrush.models.unets import REFERENCE_UNETS
 from mimicbrush.pipelines.conversion.depth_anything import hub_weights
 from mimicbrush.pipelines.conversion.export_released import pipeline_index
@@ -26,7 +26,7 @@ from mimicbrush.pipelines.conversion.untrusted_files import config_of, join_shar
 EQUAL, EQUAL_IN_HALF, CHANGED, NO_STOCK = "equal", "equal in half precision", "changed", "no stock weights"
 
 #: What people call the parts.
-TITLES = {
+CHANGE_TITLES = {
     "unet": "imitative U-Net",
     "referencenet": "reference U-Net",
     "image_proj": "CLIP projection",
@@ -43,7 +43,7 @@ _FROZEN = {"vae": "vae", "depth": "depth_estimator"}
 
 
 @dataclass(frozen=True)
-class Change:
+class WeightChange:
     """How much some weights differ from their stock.
 
     Attributes:
@@ -73,7 +73,7 @@ class PartChange:
     """A part against its stock.
 
     Attributes:
-        name: as in `TITLES`.
+        name: as in `CHANGE_TITLES`.
         stock: where the stock weights came from; None where there are none.
         total: over the whole part; None without stock.
         blocks: block -> its change.
@@ -83,19 +83,19 @@ class PartChange:
 
     name: str
     stock: Path | None = None
-    total: Change | None = None
-    blocks: dict[str, Change] = field(default_factory=dict)
+    total: WeightChange | None = None
+    blocks: dict[str, WeightChange] = field(default_factory=dict)
     excused: list[str] = field(default_factory=list)
     new_inputs: dict[str, Any] | None = None
 
     @property
     def verdict(self) -> str:
-        """`NO_STOCK`, or that of `Change`."""
+        """`NO_STOCK`, or that of `WeightChange`."""
         return self.total.verdict if self.total is not None else NO_STOCK
 
     def sentence(self) -> str:
         """What it means."""
-        title = f"The {TITLES[self.name]}"
+        title = f"The {CHANGE_TITLES[self.name]}"
         if self.total is None:
             return f"{title} has no stock weights: all of it was learnt."
         if self.verdict == EQUAL:
@@ -176,13 +176,13 @@ def compare_with_stock(
     else:
         parts = split_parts(contents[_CHECKPOINT][0], given)
     stock = {part: join_shards(paths, contents[f"stock {part}"]) for part, paths in stock_files.items()}
-    stock["image_encoder"] = without_position_ids(vision_half(stock["image_encoder"]))
+    stock["image_encoder"] = without_position_ids(take_vision_half(stock["image_encoder"]))
     parts["image_encoder"] = without_position_ids(parts["image_encoder"])
     if vae is not None:
-        stock["vae"] = present_vae_names(stock["vae"])
+        stock["vae"] = rename_vae_attention(stock["vae"])
     if depth is not None:
         stock["depth"], _ = hub_weights(stock["depth"], depth)
-    excused = {"referencenet": dead_keys(config_of(sd15, "unet"), sharing)}
+    excused = {"referencenet": find_dead_keys(config_of(sd15, "unet"), sharing)}
     return [
         compare_part(part, weights, stock[part], stocks[part], excused.get(part, ()))
         if part in stock
@@ -191,7 +191,7 @@ def compare_with_stock(
     ]
 
 
-def compare_part(name: str, new: Weights, stock: Weights, origin: Path, excused: Sequence[str] = ()) -> PartChange:
+def compare_part(name: str, new: StateDict, stock: StateDict, origin: Path, excused: Sequence[str] = ()) -> PartChange:
     """A part against its stock, whose keys must be the same.
 
     Args:
@@ -220,7 +220,7 @@ def compare_part(name: str, new: Weights, stock: Weights, origin: Path, excused:
     )
 
 
-def change_of(new: Weights, stock: Weights, keys: list[str]) -> Change:
+def change_of(new: StateDict, stock: StateDict, keys: list[str]) -> WeightChange:
     """The change of some weights, taken together."""
     moved = size = 0.0
     equal = equal_in_half = rounded = True
@@ -232,7 +232,7 @@ def change_of(new: Weights, stock: Weights, keys: list[str]) -> Change:
         equal_in_half &= torch.equal(now.half(), before.half())
         rounded &= torch.equal(now, before) or torch.equal(now, before.half().double())
     relative = math.sqrt(moved / size) if size else 0.0 if not moved else math.nan
-    return Change(relative, equal, equal_in_half, rounded)
+    return WeightChange(relative, equal, equal_in_half, rounded)
 
 
 def block_of(key: str) -> str:
@@ -244,7 +244,7 @@ def block_of(key: str) -> str:
     return ".".join(words[:-1]) or key
 
 
-def dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> list[str]:
+def find_dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> list[str]:
     """The keys of a stock U-Net that the reference U-Net is known not to have: 24 for SD-1.5.
 
     Args:
@@ -257,7 +257,7 @@ def dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> list[st
     return [key for key in stock.state_dict() if key not in kept]
 
 
-def _split_stem(new: Weights, stock: Weights) -> tuple[Weights, dict[str, Any]]:
+def _split_stem(new: StateDict, stock: StateDict) -> tuple[StateDict, dict[str, Any]]:
     """The imitative U-Net with an entrance as narrow as its stock's, and what the added channels hold."""
     for weights in (new, stock):
         if _STEM not in weights:
@@ -271,7 +271,7 @@ def _split_stem(new: Weights, stock: Weights) -> tuple[Weights, dict[str, Any]]:
     }
 
 
-def describe(changes: list[PartChange]) -> str:
+def describe_changes(changes: list[PartChange]) -> str:
     """All changes as text for people: the blocks of what has changed, and one sentence per part at the end."""
     lines = []
     for part in changes:
@@ -289,12 +289,12 @@ def describe(changes: list[PartChange]) -> str:
     return "\n".join([*lines, "", *[part.sentence() for part in changes]])
 
 
-def as_json(changes: list[PartChange]) -> dict[str, Any]:
+def changes_as_json(changes: list[PartChange]) -> dict[str, Any]:
     """All changes as JSON for programs."""
     return {"parts": [part.as_dict() for part in changes]}
 
 
-def _percent(change: Change | None) -> str:
+def _percent(change: WeightChange | None) -> str:
     if change is None or change.equal:
         return ""
     return f" ({change.relative:.4%})" if math.isfinite(change.relative) else " (from zero)"

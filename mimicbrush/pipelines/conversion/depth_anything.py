@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.pretrained.stored_weights import Weights, check_fit, hub_name
+from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, depth_hub_name
 from mimicbrush.pipelines.conversion.untrusted_files import config_of
 
 # Of every DINOv2; shapes do not tell how many heads there are.
@@ -21,7 +21,7 @@ _HEAD_CHANNELS = 64
 _LAST_BLOCKS = 4
 
 
-def depth_estimator(weights: Weights, given: Path, *, scratch: Path | None = None) -> DepthAnythingForDepthEstimation:
+def depth_estimator(weights: StateDict, given: Path, *, scratch: Path | None = None) -> DepthAnythingForDepthEstimation:
     """The network.
 
     Args:
@@ -48,27 +48,29 @@ def depth_estimator(weights: Weights, given: Path, *, scratch: Path | None = Non
     return model.eval()
 
 
-def hub_weights(weights: Weights, given: Path) -> tuple[Weights, DepthAnythingConfig]:
+def hub_weights(weights: StateDict, given: Path) -> tuple[StateDict, DepthAnythingConfig]:
     """Weights under the hub's names, checked, and the config that belongs to them (see `depth_estimator`)."""
     original = any(key.startswith("pretrained.") for key in weights)
     config = original_config(weights) if original else DepthAnythingConfig.from_dict(config_of(given))
     with torch.device("meta"):
         built = DepthAnythingForDepthEstimation(config)
-    expected = {hub_name(key): tensor for key, tensor in built.state_dict().items()}
+    expected = {depth_hub_name(key): tensor for key, tensor in built.state_dict().items()}
     if original:
         weights = split_original(weights, expected, config.backbone_config.num_hidden_layers)
     else:
-        named: Weights = {}
+        named: StateDict = {}
         for key, tensor in weights.items():
-            if hub_name(key) in named:
-                raise WeightsError(f"depth does not fit:\n  {hub_name(key)} is there twice, under two of its names")
-            named[hub_name(key)] = tensor
+            if depth_hub_name(key) in named:
+                raise WeightsError(
+                    f"depth does not fit:\n  {depth_hub_name(key)} is there twice, under two of its names"
+                )
+            named[depth_hub_name(key)] = tensor
         weights = named
     check_fit("depth", weights, expected)
     return weights, config
 
 
-def original_config(weights: Weights) -> DepthAnythingConfig:
+def original_config(weights: StateDict) -> DepthAnythingConfig:
     """The size of a network, small, base, large or any other, read off the shapes of its original weights.
 
     Raises:
@@ -164,7 +166,7 @@ def original_names(num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield from both(f"depth_head.scratch.{original}", f"head.{hub}")
 
 
-def split_original(original: Weights, hub: Mapping[str, torch.Tensor], num_layers: int) -> Weights:
+def split_original(original: StateDict, hub: Mapping[str, torch.Tensor], num_layers: int) -> StateDict:
     """Weights under their original names -> under the hub's, with query, key and value apart.
 
     Args:

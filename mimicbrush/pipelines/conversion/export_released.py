@@ -14,7 +14,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.models.components import STEM_CHANNELS
 from mimicbrush.models.options import RELEASED_CONVENTIONS
-from mimicbrush.models.pretrained.stored_weights import Weights, check_fit, clip_config
+from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, clip_config
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet
@@ -61,7 +61,7 @@ def export_released(
     if checkpoint is not None:
         weights |= checkpoint_weights(checkpoint, networks, average=average)
     _check_shares_hidden_states(index, weights["referencenet"])
-    released: dict[str, Weights] = {}
+    released: dict[str, StateDict] = {}
     for part, network in networks.items():
         expected = network.state_dict()
         check_fit(part, weights[part], expected)
@@ -75,10 +75,10 @@ def export_released(
             torch.save(released, file)
 
     write_aside(output, write)
-    return differences(pipeline, released)
+    return find_released_differences(pipeline, released)
 
 
-def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, average: bool) -> dict[str, Weights]:
+def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, average: bool) -> dict[str, StateDict]:
     """The trained parts that a checkpoint of a run holds; parts that were frozen are not among them.
 
     Args:
@@ -100,7 +100,7 @@ def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, aver
             f"{file} holds adapters (lora) and not the weights beside them; export the run's pipeline instead, in "
             "which they are merged: --pipeline RUN/pipeline"
         )
-    found: dict[str, Weights] = {}
+    found: dict[str, StateDict] = {}
     for part, component in PARTS.items():
         weights = {
             key.removeprefix(f"{component}."): tensor
@@ -113,7 +113,7 @@ def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, aver
     return found
 
 
-def differences(pipeline: Path, released: dict[str, Weights]) -> list[str]:
+def find_released_differences(pipeline: Path, released: dict[str, StateDict]) -> list[str]:
     """What the released code, which has its choices wired in, would do differently with these weights."""
     index = pipeline_index(pipeline)
     warnings = [
@@ -172,7 +172,7 @@ def _networks(pipeline: Path) -> dict[str, nn.Module]:
         }
 
 
-def _check_shares_hidden_states(index: dict[str, Any], weights: Weights) -> None:
+def _check_shares_hidden_states(index: dict[str, Any], weights: StateDict) -> None:
     kind, expected = index.get("reference_unet", [None, None])[1], REFERENCE_UNETS["hidden_states"].__name__
     if kind != expected:
         raise WeightsError(
@@ -181,7 +181,7 @@ def _check_shares_hidden_states(index: dict[str, Any], weights: Weights) -> None
         )
 
 
-def _check_stem(released: dict[str, Weights]) -> None:
+def _check_stem(released: dict[str, StateDict]) -> None:
     for part, expected in (("unet", STEM_CHANNELS), ("depth_guider", 1)):
         given = released[part]["conv_in.weight"].shape[1]
         if given != expected:

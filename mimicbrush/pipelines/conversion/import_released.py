@@ -13,15 +13,15 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
 from mimicbrush.models.components import LATENT_CHANNELS, STEM_CHANNELS
 from mimicbrush.models.options import RELEASED_CONVENTIONS
-from mimicbrush.models.pretrained.stored_weights import Weights, clip_config, present_vae_names
+from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
 from mimicbrush.pipelines.conversion.key_maps import (
     PARTS,
-    cast,
-    fill,
+    cast_weights,
+    fill_network,
     split_parts,
     without_position_ids,
 )
@@ -73,10 +73,10 @@ def released_pipeline(
     parts = split_parts(contents["checkpoint"][0], files.checkpoint)
     parts["vae"] = join_shards(vae_files, contents["vae"])
     parts["depth"] = join_shards(depth_files, contents["depth"])
-    parts = {name: cast(weights, dtype) for name, weights in parts.items()}
+    parts = {name: cast_weights(weights, dtype) for name, weights in parts.items()}
 
     # 3. The networks. Depth Anything has a way of its own.
-    networks = filled_networks(sizes, parts)
+    networks = build_filled_networks(sizes, parts)
     conventions: dict[str, Any] = {**RELEASED_CONVENTIONS}
     return MimicBrushPipeline(
         **networks,
@@ -86,7 +86,7 @@ def released_pipeline(
     )
 
 
-def filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Weights]) -> dict[str, Any]:
+def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, StateDict]) -> dict[str, Any]:
     """All networks but the depth estimator: component -> network.
 
     Args:
@@ -108,10 +108,10 @@ def filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Weights])
         networks["image_projector"] = ImageProjector(*widths)
     weights = {component: parts[part] for part, component in PARTS.items()}
     weights["image_encoder"] = without_position_ids(weights["image_encoder"])
-    weights["vae"] = present_vae_names(parts["vae"])
+    weights["vae"] = rename_vae_attention(parts["vae"])
     names = {component: part for part, component in PARTS.items()}
     for component, network in networks.items():
-        fill(names.get(component, component), network, weights[component])
+        fill_network(names.get(component, component), network, weights[component])
 
     halvings = [len(networks["depth_projector"].config.block_channels), len(networks["vae"].config.block_out_channels)]
     if halvings[0] != halvings[1]:
@@ -121,7 +121,7 @@ def filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Weights])
     return networks
 
 
-def depth_projector_sizes(weights: Weights) -> tuple[int, int, tuple[int, ...]]:
+def depth_projector_sizes(weights: StateDict) -> tuple[int, int, tuple[int, ...]]:
     """The arguments of `DepthProjector`, read off the shapes of its weights.
 
     Raises:

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.pipelines.conversion.untrusted_files import Entry, check_shards, read_entries, read_json, weights_of
+from mimicbrush.pipelines.conversion.untrusted_files import (
+    TensorEntry,
+    check_shards,
+    read_entries,
+    read_json,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
-class Part:
+class InspectedPart:
     """A network's worth of tensors.
 
     Attributes:
@@ -22,7 +28,7 @@ class Part:
     """
 
     name: str
-    entries: list[Entry]
+    entries: list[TensorEntry]
 
     @property
     def parameters(self) -> int:
@@ -49,7 +55,7 @@ class Part:
         return found
 
 
-def inspect_weights(given: Path) -> list[Part]:
+def inspect_weights(given: Path) -> list[InspectedPart]:
     """The parts of a file, of a network's folder or of a pipeline folder, those without weights left out.
 
     Raises:
@@ -58,29 +64,29 @@ def inspect_weights(given: Path) -> list[Part]:
     if (given / "model_index.json").is_file():
         components = [name for name, value in read_json(given / "model_index.json").items() if isinstance(value, list)]
         return [
-            Part(name, _entries_of(given / name))
+            InspectedPart(name, _entries_of(given / name))
             for name in sorted(components)
             if (given / name / "config.json").is_file()
         ]
     entries = _entries_of(given)
     if not entries:
         raise WeightsError(f"{given} holds no tensors")
-    parts: dict[str, list[Entry]] = {}
+    parts: dict[str, list[TensorEntry]] = {}
     for entry in entries:
         # A plain state dict is one part; of a nested one, each entry at the top is.
         top, *rest = entry.path if len(entry.path) > 1 else (given.stem, *entry.path)
-        parts.setdefault(top, []).append(Entry(tuple(rest), entry.shape, entry.dtype))
-    return [Part(name, found) for name, found in parts.items()]
+        parts.setdefault(top, []).append(TensorEntry(tuple(rest), entry.shape, entry.dtype))
+    return [InspectedPart(name, found) for name, found in parts.items()]
 
 
-def _entries_of(given: Path) -> list[Entry]:
+def _entries_of(given: Path) -> list[TensorEntry]:
     files = weights_of(given)
     entries = [read_entries(file) for file in files]
     check_shards(files, [[entry.path for entry in found] for found in entries])
     return [entry for found in entries for entry in found]
 
 
-def describe(parts: list[Part], *, keys: bool) -> str:
+def describe_parts(parts: list[InspectedPart], *, keys: bool) -> str:
     """Parts as text for people."""
     width = max(len(part.name) for part in parts)
     lines = []
@@ -92,6 +98,6 @@ def describe(parts: list[Part], *, keys: bool) -> str:
     return "\n".join(lines)
 
 
-def as_json(parts: list[Part], *, keys: bool) -> dict[str, Any]:
+def parts_as_json(parts: list[InspectedPart], *, keys: bool) -> dict[str, Any]:
     """Parts as JSON for programs."""
     return {"parts": [part.as_dict(keys=keys) for part in parts]}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, Weights, check_fit
+from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, StateDict, check_fit
 
 #: Parts of ``mimicbrush.bin`` -> components of the pipeline.
 PARTS = {
@@ -24,7 +24,7 @@ _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 _MOST_NAMED = 10
 
 
-def fill(part: str, module: nn.Module, weights: Weights) -> None:
+def fill_network(part: str, module: nn.Module, weights: StateDict) -> None:
     """Put weights into a network that was built on the meta device; they are taken as they are, not copied.
 
     Raises:
@@ -34,14 +34,14 @@ def fill(part: str, module: nn.Module, weights: Weights) -> None:
     module.load_state_dict(weights, assign=True)
 
 
-def cast(weights: Weights, dtype: torch.dtype | None) -> Weights:
+def cast_weights(weights: StateDict, dtype: torch.dtype | None) -> StateDict:
     """Floating-point weights as another type; None leaves them as they are."""
     if dtype is None:
         return weights
     return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
 
 
-def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) -> dict[str, Weights]:
+def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) -> dict[str, StateDict]:
     """A released checkpoint, part by part.
 
     Args:
@@ -51,7 +51,7 @@ def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) 
     Raises:
         WeightsError: other parts than those of `PARTS`.
     """
-    parts: dict[str, Weights] = {}
+    parts: dict[str, StateDict] = {}
     for path, tensor in contents.items():
         name = path[0] if len(path) == 2 else "/".join(path) or "a bare tensor"
         parts.setdefault(name, {})[path[-1] if path else name] = tensor
@@ -67,7 +67,7 @@ def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) 
     return parts
 
 
-def without_position_ids(weights: Weights) -> Weights:
+def without_position_ids(weights: StateDict) -> StateDict:
     """CLIP weights of any transformers version as newer ones keep them.
 
     Raises:
@@ -87,12 +87,12 @@ def without_position_ids(weights: Weights) -> Weights:
     return rest
 
 
-def with_position_ids(weights: Weights) -> Weights:
+def with_position_ids(weights: StateDict) -> StateDict:
     """CLIP weights as transformers 4.25 wants them: the released code loads strictly."""
     return {POSITION_IDS: position_ids(weights), **weights}
 
 
-def position_ids(weights: Weights) -> torch.Tensor:
+def position_ids(weights: StateDict) -> torch.Tensor:
     """What `POSITION_IDS` holds: (1, N) int64."""
     return torch.arange(len(weights[_POSITIONS]))[None]
 

@@ -54,7 +54,7 @@ HUB_FILES = {
 }
 
 
-def how_to_get(name: str) -> str:
+def how_to_fetch_released(name: str) -> str:
     """The command that fetches an input of `ReleasedFiles`."""
     repository, path = LAYOUT[name]
     pattern = path if Path(path).suffix else f"{path}/*"
@@ -84,7 +84,7 @@ def find_released(snapshot: Path | None, base: Path | None, **named: Path | None
         else:
             problem = f"{given}: no such file or folder" if given is not None else f"not given, nor {option}"
             name = field.name.replace("_", "-")
-            missing.append(f"  --{name}: {problem}. Get it: {how_to_get(field.name)}")
+            missing.append(f"  --{name}: {problem}. Get it: {how_to_fetch_released(field.name)}")
     if missing:
         raise InputError(
             "an import needs more:\n" + "\n".join(missing) + "\n  Or fetch all of it, and give --snapshot and --base:\n"

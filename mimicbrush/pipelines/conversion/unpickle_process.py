@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 #: Exit statuses, beside 0. The last line on stderr is then JSON: {"file": ..., "reason": ...}.
-REFUSED, UNREADABLE = 3, 4
+REFUSED_STATUS, UNREADABLE = 3, 4
 WEIGHTS_FILE, LIST_FILE = "weights.safetensors", "tensors.json"
 
 
@@ -25,14 +25,14 @@ def main() -> None:
     what, *arguments = sys.argv[1:]
     for file, folder in zip(arguments[::2], arguments[1::2], strict=True):
         try:
-            convert(Path(file), Path(folder), headers_only=what == "headers")
+            convert_pickle(Path(file), Path(folder), headers_only=what == "headers")
         except pickle.UnpicklingError as error:
-            fail(REFUSED, file, error)
+            fail(REFUSED_STATUS, file, error)
         except Exception as error:  # noqa: BLE001 (whatever a damaged file brings about is passed on as the reason)
             fail(UNREADABLE, file, error)
 
 
-def convert(file: Path, folder: Path, *, headers_only: bool) -> None:
+def convert_pickle(file: Path, folder: Path, *, headers_only: bool) -> None:
     """Write the list of a file's tensors into a folder and, unless only headers are asked for, the tensors."""
     import torch
     from safetensors.torch import save_file

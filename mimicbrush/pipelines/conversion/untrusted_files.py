@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.pretrained.stored_weights import Weights
+from mimicbrush.models.pretrained.stored_weights import StateDict
 from mimicbrush.pipelines.conversion import unpickle_process
 
-#: What a file holds: its tensors by their path of keys (see `Entry`).
+#: What a file holds: its tensors by their path of keys (see `TensorEntry`).
 Content = dict[tuple[str, ...], torch.Tensor]
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
@@ -38,7 +38,7 @@ _SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor in a file.
 
     Attributes:
@@ -58,7 +58,7 @@ def read_files(
     scratch: Path | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Content]:
-    """The tensors of some files, each by its path of keys (see `Entry`).
+    """The tensors of some files, each by its path of keys (see `TensorEntry`).
 
     Args:
         files: safetensors, or pickles.
@@ -94,7 +94,7 @@ def read_groups(groups: Mapping[str, Sequence[Path]], *, scratch: Path | None = 
     return {name: [next(found) for _ in files] for name, files in groups.items()}
 
 
-def read_state_dict(files: Sequence[Path]) -> Weights:
+def read_state_dict(files: Sequence[Path]) -> StateDict:
     """The state dict that a file holds, or several (shards) hold together.
 
     Raises:
@@ -103,13 +103,13 @@ def read_state_dict(files: Sequence[Path]) -> Weights:
     return join_shards(files, read_files(files))
 
 
-def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> Weights:
+def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> StateDict:
     """What `read_files` found in some files, as one state dict.
 
     Raises:
         WeightsError: a file holds something else; or see `check_shards`.
     """
-    joined: Weights = {}
+    joined: StateDict = {}
     for file, content in zip(files, contents, strict=True):
         deep = [path for path in content if len(path) != 1]
         if deep:
@@ -124,7 +124,7 @@ def check_shards(files: Sequence[Path], contents: Sequence[Iterable[tuple[str, .
 
     Args:
         files: see `weights_of`.
-        contents: for each of them its tensors' paths of keys (see `Entry`).
+        contents: for each of them its tensors' paths of keys (see `TensorEntry`).
 
     Raises:
         WeightsError: names the key and the files.
@@ -162,7 +162,7 @@ def shards_of(index: Path) -> dict[str, Path]:
     return {key: index.parent / name for key, name in named.items()}
 
 
-def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[Entry]:
+def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[TensorEntry]:
     """What a file holds, without reading the weights of a safetensors file or copying those of a pickle.
 
     Raises:
@@ -173,7 +173,9 @@ def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[Entry]:
             with safe_open(file, "pt") as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
                 return [
-                    Entry((key,), tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
+                    TensorEntry(
+                        (key,), tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
+                    )
                     for key, part in slices.items()
                 ]
         except (SafetensorError, OSError) as error:
@@ -181,7 +183,7 @@ def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[Entry]:
     with tempfile.TemporaryDirectory(prefix="mimicbrush-") as room:
         folder = _convert([file], Path(room), "headers", timeout_s)[file]
         listed = _listed(folder, file)
-    return [Entry(tuple(path), tuple(shape), dtype) for path, shape, dtype in listed["tensors"]]
+    return [TensorEntry(tuple(path), tuple(shape), dtype) for path, shape, dtype in listed["tensors"]]
 
 
 def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
@@ -261,7 +263,7 @@ def _check_types(files: Sequence[Path]) -> list[Path]:
     return [file for file in files if file.suffix in PICKLES]
 
 
-def _read_safetensors(file: Path, *, named: Path) -> Weights:
+def _read_safetensors(file: Path, *, named: Path) -> StateDict:
     try:
         with safe_open(file, "pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
@@ -296,7 +298,7 @@ def _convert(files: list[Path], room: Path, what: str, timeout_s: float) -> dict
         raise WeightsError(
             f"{', '.join(map(str, files))}: the reading process ended with status {done.returncode}: {end}"
         ) from None
-    if done.returncode == unpickle_process.REFUSED:
+    if done.returncode == unpickle_process.REFUSED_STATUS:
         raise WeightsError(
             f"{file} is refused: it holds more than tensors in dicts and lists ({_short(reason)}). Such a pickle can "
             "run code when it is loaded; nothing in this one was run. Ask for the weights as .safetensors."

@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mimicbrush.errors import InputError
-from mimicbrush.pipelines.editing.reference_part import ReferencePart, looked_at
-from mimicbrush.pipelines.image_inputs import rgb, whole
-from mimicbrush.pipelines.loading import seeded
+from mimicbrush.pipelines.editing.reference_part import ReferencePart, find_attended_part
+from mimicbrush.pipelines.image_inputs import full_box, to_rgb_array
+from mimicbrush.pipelines.loading import seeded_generator
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.pipelines.image_inputs import Picture
+    from mimicbrush.pipelines.image_inputs import ImageInput
 
 
 def edit_zoomed(
     pipeline: MimicBrushPipeline,
-    source: Picture,
-    mask: Picture,
-    reference: Picture,
+    source: ImageInput,
+    mask: ImageInput,
+    reference: ImageInput,
     seeds: Sequence[int],
     *,
     num_inference_steps: int | None = None,
@@ -68,7 +68,7 @@ def edit_zoomed(
                 keep_shape=keep_shape,
                 crop=crop,
                 reference_crop=part,
-                generator=seeded(seed),
+                generator=seeded_generator(seed),
                 paste_back=paste_back,
                 return_correspondence=tells,
             )
@@ -76,7 +76,7 @@ def edit_zoomed(
 
         output = edit(reference_crop, True)
         assert output.correspondences is not None
-        part = looked_at(output.correspondences[0], reference_crop or whole(rgb(reference)))
+        part = find_attended_part(output.correspondences[0], reference_crop or full_box(to_rgb_array(reference)))
         if part is not None:
             output = edit(part.box, return_correspondence)
         images.append(output.images[0])

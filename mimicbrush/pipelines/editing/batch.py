@@ -14,7 +14,7 @@ from PIL import Image
 from mimicbrush.errors import InputError
 from mimicbrush.io.images import check_writable, write_picture
 from mimicbrush.pipelines.editing.inputs import EditInputs
-from mimicbrush.pipelines.editing.requests import Edit, numbered
+from mimicbrush.pipelines.editing.requests import Edit, number_outputs
 
 #: What to do where an edit needs more memory than there is.
 NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller picture, or on a GPU --dtype float16"
@@ -39,7 +39,7 @@ class BatchEditor(Protocol):
 
 
 @dataclass
-class Tally:
+class BatchCounts:
     """What became of a batch.
 
     Attributes:
@@ -62,7 +62,7 @@ class Tally:
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def convert_memory_errors() -> Iterator[None]:
     """Make an InputError, which says what to do, of too little memory: the machine's or the GPU's."""
     try:
         yield
@@ -89,7 +89,7 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
         check_writable(edit.output)
 
 
-def edit_next(edit: Edit, editor: BatchEditor, tally: Tally, num_images: int = 1, force: bool = False) -> None:
+def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: int = 1, force: bool = False) -> None:
     """Do what is still to be done of an edit, write each result, and count it.
 
     Args:
@@ -102,20 +102,20 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: Tally, num_images: int = 1
     Raises:
         InputError: an output cannot be written, or the model cannot be loaded.
     """
-    outputs = {edit.seed + number: path for number, path in enumerate(numbered(edit.output, num_images))}
+    outputs = {edit.seed + number: path for number, path in enumerate(number_outputs(edit.output, num_images))}
     todo = {seed: path for seed, path in outputs.items() if force or not path.exists()}
     if not todo:
         tally.skipped += 1
         return
     try:
-        with memory_told():
+        with convert_memory_errors():
             inputs = editor.read(edit)
     except InputError as error:
         tally.failures.append((edit, str(error)))
         return
     editor.load()
     try:
-        with memory_told():
+        with convert_memory_errors():
             results = editor.edit(edit, inputs, list(todo))
     except InputError as error:
         tally.failures.append((edit, str(error)))
@@ -129,14 +129,14 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: Tally, num_images: int = 1
     tally.done += 1
 
 
-def check_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
+def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
     """Whether a contact sheet, which a batch makes anew each time, has a name of its own.
 
     Raises:
         InputError: it is a picture that the batch reads or writes.
     """
     for edit in edits:
-        for path in (edit.source, edit.mask, edit.reference, *numbered(edit.output, num_images)):
+        for path in (edit.source, edit.mask, edit.reference, *number_outputs(edit.output, num_images)):
             if path.resolve() == sheet.resolve():
                 raise InputError(f"--contact-sheet {sheet} is one of the batch's own pictures; choose another name")
 

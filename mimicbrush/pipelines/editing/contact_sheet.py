@@ -11,9 +11,9 @@ from mimicbrush.io.images import MASK_THRESHOLD, read_picture
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet, fit_cell
 from mimicbrush.ops.plot import mark_hole
 from mimicbrush.pipelines.editing.inputs import EditInputs
-from mimicbrush.pipelines.editing.requests import Edit, numbered
+from mimicbrush.pipelines.editing.requests import Edit, number_outputs
 
-CELL_PX = 256
+EDIT_CELL_PX = 256
 
 
 def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_images: int = 1) -> np.ndarray:
@@ -30,7 +30,10 @@ def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_im
     results = ["result"] if num_images == 1 else [f"result {number}" for number in range(num_images)]
     rows = [_row(edit, read, num_images) for edit in edits]
     return contact_sheet(
-        "1 edit" if len(edits) == 1 else f"{len(edits)} edits", ["source", "mask", "reference", *results], rows, CELL_PX
+        "1 edit" if len(edits) == 1 else f"{len(edits)} edits",
+        ["source", "mask", "reference", *results],
+        rows,
+        EDIT_CELL_PX,
     )
 
 
@@ -43,11 +46,11 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> She
     else:
         source, mask, reference = (np.asarray(image) for image in (inputs.source, inputs.mask, inputs.reference))
         cells = [mark_hole(source, mask > MASK_THRESHOLD), mask, reference]
-    for path in numbered(edit.output, num_images):
+    for path in number_outputs(edit.output, num_images):
         try:
             cells.append(np.asarray(read_picture(path, "RGB")))
         except InputError:
             cells.append(None)  # not there, or damaged
     caption = f"{edit.source.name} -> {edit.output.name}   seed {edit.seed}{'   shape kept' if edit.keep_shape else ''}"
     # Small at once: a hundred large pictures would not fit into memory.
-    return SheetRow(caption, [None if cell is None else fit_cell(cell, CELL_PX) for cell in cells])
+    return SheetRow(caption, [None if cell is None else fit_cell(cell, EDIT_CELL_PX) for cell in cells])

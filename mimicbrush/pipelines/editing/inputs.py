@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored, read_picture
-from mimicbrush.ops.crops import crop
+from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, read_picture
+from mimicbrush.ops.crops import crop_box
 from mimicbrush.pipelines.editing.requests import Edit
 
 #: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
@@ -50,7 +50,7 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
         mask = fit_mask(mask, edit.mask, source.size, edit.source, resize_mask)
     check_cover(mask, edit.mask, allow_full_mask)
     if edit.reference_crop is not None:
-        crop(np.asarray(reference), edit.reference_crop, f"reference {edit.reference}")
+        crop_box(np.asarray(reference), edit.reference_crop, f"reference {edit.reference}")
     return EditInputs(source, mask, reference)
 
 
@@ -93,7 +93,7 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
     values = np.asarray(mask)
     covered = float((values > MASK_THRESHOLD).mean())
     if covered == 0:
-        stored = brightest_stored(path)
+        stored = brightest_stored_value(path)
         as_stored = "" if stored is None else f", stored as {stored:g}"
         raise InputError(
             f"{path}: the mask is empty: nothing in it is above {MASK_THRESHOLD} of 255 (its brightest value is "

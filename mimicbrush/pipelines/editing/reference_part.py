@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.crops import Box, centred
+from mimicbrush.ops.crops import Box, centre_interval
 
 #: All of these are *ours*: the paper only advises to crop the reference by hand. A place is where attention is at least
 #: `place_ratio` of what it is at the peak. The best one must have `least_share` of all; what it measures is widened by
@@ -35,7 +35,7 @@ class ReferencePart:
     places: int
 
 
-def looked_at(found: Correspondence, area: Box) -> ReferencePart | None:
+def find_attended_part(found: Correspondence, area: Box) -> ReferencePart | None:
     """The part of the reference that is worth a closer look.
 
     Each token of the hole counts at the place where its attention peaks, by how much went there. Neighbouring places
@@ -85,4 +85,4 @@ def looked_at(found: Correspondence, area: Box) -> ReferencePart | None:
 
 def _widened(start: float, length: float, least: float, limit: int) -> tuple[int, int]:
     side = math.ceil(max((1 + 2 * CHOICES["margin_ratio"]) * length, least))
-    return centred(math.floor(start), math.ceil(start + length), side, limit)
+    return centre_interval(math.floor(start), math.ceil(start + length), side, limit)

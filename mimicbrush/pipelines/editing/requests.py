@@ -26,7 +26,7 @@ class Edit:
 
     Attributes:
         source, mask, reference: files, not looked at yet.
-        output: the file to write; with several images per edit see `numbered`.
+        output: the file to write; with several images per edit see `number_outputs`.
         seed: of the first image's noise; the others follow by one.
         keep_shape: texture transfer by depth.
         reference_crop: the part of the reference to imitate, in its pixels as it is seen; None: all of it.
@@ -41,7 +41,7 @@ class Edit:
     reference_crop: Box | None = None
 
 
-def numbered(path: Path, count: int) -> list[Path]:
+def number_outputs(path: Path, count: int) -> list[Path]:
     """The file itself, or with several images name_0.png, name_1.png, ..."""
     if count == 1:
         return [path]
@@ -54,11 +54,11 @@ def collect_edits(
     """The edits of a folder in the benchmark's layout, or of a JSON-lines list.
 
     Args:
-        batch: a folder (see `folder_edits`) or a file (see `listed_edits`).
+        batch: a folder (see `folder_edits`) or a file (see `list_edits`).
         output_dir: where the results go.
         seed: for edits that name none.
         keep_shape: for edits that do not say; None: on for the benchmark's texture tracks, otherwise off.
-        num_images: results of each edit, see `numbered`.
+        num_images: results of each edit, see `number_outputs`.
 
     Raises:
         InputError: there is nothing to do, the list is wrong, or two edits have the same output.
@@ -66,7 +66,7 @@ def collect_edits(
     if batch.is_dir():
         edits = folder_edits(batch, output_dir, seed, keep_shape)
     elif batch.is_file():
-        edits = listed_edits(batch, output_dir, seed, bool(keep_shape))
+        edits = list_edits(batch, output_dir, seed, bool(keep_shape))
     else:
         raise InputError(f"{batch}: no such folder or list")
     _check_outputs(edits, num_images)
@@ -105,7 +105,7 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
     return edits
 
 
-def listed_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
+def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
     """The edits of a JSON-lines list: one object a line; empty lines do not count.
 
     Keys: source, mask, reference (paths relative to the list, inside its folder); optional are output (relative to
@@ -150,9 +150,9 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
         mask=mask,
         reference=reference,
         output=path_inside(output_dir, output),
-        seed=checked_seed(values.get("seed", seed)),
+        seed=check_seed(values.get("seed", seed)),
         keep_shape=_flag(values.get("keep_shape", keep_shape)),
-        reference_crop=checked_box(values["reference_crop"]) if "reference_crop" in values else None,
+        reference_crop=check_box(values["reference_crop"]) if "reference_crop" in values else None,
     )
 
 
@@ -163,7 +163,7 @@ def _text(values: dict[str, Any], key: str) -> str:
     return value
 
 
-def checked_seed(value: Any) -> int:
+def check_seed(value: Any) -> int:
     """A seed, of a list or of the command line.
 
     Raises:
@@ -180,7 +180,7 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def checked_box(value: Any) -> Box:
+def check_box(value: Any) -> Box:
     """A box, of a list or of the command line; whether it lies in its picture is not known yet.
 
     Raises:
@@ -197,7 +197,7 @@ def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
     """No output twice, and none that is a picture to read: it would count as finished, or be lost."""
     inputs = {path.resolve() for edit in edits for path in (edit.source, edit.mask, edit.reference)}
     seen: set[Path] = set()
-    for output in (output for edit in edits for output in numbered(edit.output, num_images)):
+    for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
         resolved = output.resolve()
         if resolved in seen:
             raise InputError(f"{output} would be the output of two edits; name another for one of them")
