@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --compile-bytecode --editable '.[$(EXTRAS)]'
 	touch $@
 
-demo: $(STAMP) ## clips -> pairs -> the small model, fine-tuned -> pictures before and after, in a few minutes
+demo: $(STAMP) ## clips -> pairs -> the small model, fine-tuned -> images before and after, in a few minutes
 	$(PYTHON) scripts/demo.py --output demo
 
 app: $(STAMP) ## the editing page, with the small model: http://127.0.0.1:7860

@@ -9,7 +9,7 @@ class MimicBrushError(Exception):
 
 
 class InputError(MimicBrushError, ValueError):
-    """A picture, mask, folder or option that cannot be used as given."""
+    """A image, mask, folder or option that cannot be used as given."""
 
 
 class WeightsError(MimicBrushError):

@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     dtypes = ("float32", "float16", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="on a GPU float16 (default: float32)")
-    parser.add_argument("--max-upload-mib", type=int, default=32, help="of one picture (default: 32)")
+    parser.add_argument("--max-upload-mib", type=int, default=32, help="of one image (default: 32)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments = parser.parse_args()
     if arguments.max_upload_mib < 1:

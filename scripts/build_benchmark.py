@@ -1,4 +1,4 @@
-"""Build a benchmark in the released layout from pictures and videos that no model was trained on.
+"""Build a benchmark in the released layout from images and videos that no model was trained on.
 
 python scripts/build_benchmark.py --dreambooth DIR --output BENCH     inner-ID and inter-ID tracks from the dataset
 python scripts/build_benchmark.py --pictures DIR --output BENCH       the same from any folder with a folder per subject
@@ -28,7 +28,7 @@ def main() -> None:
     add("-o", "--output", type=Path, required=True, metavar="BENCH", help="folder for the benchmark; replaced if there")
     add("--dreambooth", type=Path, metavar="DIR", help="the DreamBooth dataset, or a clone of google/dreambooth")
     add("--manifest", type=Path, default=MANIFEST, metavar="FILE", help=f"its pairs (default: {MANIFEST.name})")
-    add("--pictures", type=Path, metavar="DIR", help="a folder of pictures per subject")
+    add("--pictures", type=Path, metavar="DIR", help="a folder of images per subject")
     add("--pairs", type=Path, action="append", default=[], metavar="MINED", help="mined videos; may be repeated")
     add("--masks", type=Path, metavar="DIR", help="painted or imported masks; they go before boxes")
     add(
@@ -41,8 +41,8 @@ def main() -> None:
     )
     add("--seed", type=int, default=0, help="of every choice (default: 0)")
     add("--most", type=int, metavar="N", help="cases per track and kind of source (default: the paper's 120 and 30)")
-    add("--long-side-px", type=int, default=1024, help="larger pictures are reduced (default: 1024; 0: as they are)")
-    add("--to-paint", type=Path, metavar="DIR", help="write the pictures that lack a mask here, to be painted over")
+    add("--long-side-px", type=int, default=1024, help="larger images are reduced (default: 1024; 0: as they are)")
+    add("--to-paint", type=Path, metavar="DIR", help="write the images that lack a mask here, to be painted over")
     arguments = parser.parse_args()
 
     from mimicbrush.evaluation.benchmark.layout import TRACKS
@@ -50,7 +50,7 @@ def main() -> None:
 
     options = BuildOptions(
         dreambooth=arguments.dreambooth,
-        pictures=arguments.pictures,
+        images=arguments.pictures,
         pairs=tuple(arguments.pairs),
         manifest=arguments.manifest,
         masks=arguments.masks,
@@ -75,7 +75,7 @@ def main() -> None:
         )
     unmasked = " and ".join(f"{n} without a {name} mask" for name, n in built.unmasked.items())
     where = f", written to {arguments.to_paint} to be painted over" if arguments.to_paint else ""
-    print(f"pictures that could give more: {unmasked}{where}")
+    print(f"images that could give more: {unmasked}{where}")
     print(f"{len(built.faults)} things were left out; the benchmark is {arguments.output}")
 
 

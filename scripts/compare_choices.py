@@ -39,13 +39,13 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from mimicbrush.io.images import read_picture
+    from mimicbrush.io.images import read_image
     from mimicbrush.ops.canvas import MASK_THRESHOLD
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
-    source, reference = read_picture(arguments.source, "RGB"), read_picture(arguments.reference, "RGB")
-    mask = read_picture(arguments.mask, "L")
+    source, reference = read_image(arguments.source, "RGB"), read_image(arguments.reference, "RGB")
+    mask = read_image(arguments.mask, "L")
     hole = np.asarray(mask) > MASK_THRESHOLD
     pipe = load_pipeline(arguments.model)
     side = pipe.unet.config.sample_size

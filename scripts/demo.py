@@ -71,7 +71,7 @@ def main() -> None:
         lambda: fine_tune(folder, arguments.seed, arguments.minutes),
     )
     story.step("After: the same edits and the same pairs again", lambda: after(folder, arguments.seed))
-    story.step("Lay out the pictures", lambda: lay_out(folder))
+    story.step("Lay out the images", lambda: lay_out(folder))
     print(f"\n{tell(folder, arguments.seed)}\n\nTime:\n{story.timetable()}")
 
 
@@ -136,7 +136,7 @@ def mine(folder: Path) -> None:
 
 
 def before(folder: Path, seed: int) -> None:
-    """Write the pictures to edit, and see what the small model makes of them as it comes."""
+    """Write the images to edit, and see what the small model makes of them as it comes."""
     edits = write_edits(folder)
     batch = str(edits / "edits.jsonl"), "--output-dir", str(folder / "before")
     command("infer.py", "--batch", *batch, "--model", SHIPPED_NAME)
@@ -149,10 +149,10 @@ def after(folder: Path, seed: int) -> None:
     (folder / "after").mkdir()
     for edit in read_edits(folder):
         name = Path(edit["output"]).stem
-        pictures = (str(folder / "edits" / edit[part]) for part in ("reference", "source", "mask"))
+        images = (str(folder / "edits" / edit[part]) for part in ("reference", "source", "mask"))
         results = folder / "after" / edit["output"], folder / "after" / f"{name}_map.png"
         written = "-o", str(results[0]), "--save-correspondence", str(results[1])
-        command("infer.py", *pictures, "--model", str(pipeline), *written)
+        command("infer.py", *images, "--model", str(pipeline), *written)
     evaluate(override("editor", pipeline).partition("=")[2], folder, "after", seed)
 
 
@@ -186,7 +186,7 @@ def fine_tune(folder: Path, seed: int, minutes: float) -> None:
 
 
 def write_edits(folder: Path) -> Path:
-    """Of the first held-out clips the pair in which something moved farthest, with a hole over it, as picture files.
+    """Of the first held-out clips the pair in which something moved farthest, with a hole over it, as image files.
 
     Returns:
         The folder, with the list that scripts/infer.py --batch takes.
@@ -195,7 +195,7 @@ def write_edits(folder: Path) -> Path:
 
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation.heldout.showcase import find_farthest_moved
-    from mimicbrush.io.images import write_picture
+    from mimicbrush.io.images import write_image
 
     chosen = find_farthest_moved(read_manifest(folder / "pairs" / "heldout"))
     chosen.sort(key=lambda row: row[0].source_path)
@@ -203,10 +203,10 @@ def write_edits(folder: Path) -> Path:
     edits.mkdir()
     for pair, hole in chosen[:EDITS]:
         stem = Path(pair.source_path).stem
-        pictures = {"source": pair.read_a(), "mask": hole.mask, "reference": pair.read_b()}
-        for part, pixels in pictures.items():
-            write_picture(Image.fromarray(pixels), edits / f"{stem}_{part}.png")
-        lines.append({part: f"{stem}_{part}.png" for part in pictures} | {"output": f"{stem}.png"})
+        images = {"source": pair.read_a(), "mask": hole.mask, "reference": pair.read_b()}
+        for part, pixels in images.items():
+            write_image(Image.fromarray(pixels), edits / f"{stem}_{part}.png")
+        lines.append({part: f"{stem}_{part}.png" for part in images} | {"output": f"{stem}.png"})
     (edits / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return edits
 
@@ -223,15 +223,15 @@ def lay_out(folder: Path) -> None:
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation.heldout.pairs_sheet import pairs_sheet
     from mimicbrush.evaluation.heldout.showcase import ShowcaseRow, showcase_sheet
-    from mimicbrush.io.images import write_picture
+    from mimicbrush.io.images import write_image
     from mimicbrush.ops.correspondence import LEGEND, Correspondence
 
     def read(path: Path) -> np.ndarray:
-        with Image.open(path) as picture:
-            return np.asarray(picture)
+        with Image.open(path) as image:
+            return np.asarray(image)
 
     pairs = read_manifest(folder / "pairs" / "train")
-    write_picture(Image.fromarray(pairs_sheet(pairs)), folder / "mined_pairs.png")
+    write_image(Image.fromarray(pairs_sheet(pairs)), folder / "mined_pairs.png")
     rows = []
     for edit in read_edits(folder):
         source, mask, reference = (read(folder / "edits" / edit[part]) for part in ("source", "mask", "reference"))
@@ -244,7 +244,7 @@ def lay_out(folder: Path) -> None:
         f"The small model paints a hole at {canvas_px(folder)} px, which is then enlarged.\n"
         f"{LEGEND}\nThe lines are those of the fine-tuned model."
     )
-    write_picture(Image.fromarray(showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")
+    write_image(Image.fromarray(showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")
 
 
 def canvas_px(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Edit a picture by imitating another: python scripts/infer.py REF.jpg SRC.jpg MASK.png --model DIR.
+"""Edit an image by imitating another: python scripts/infer.py REF.jpg SRC.jpg MASK.png --model DIR.
 
 Many edits: python scripts/infer.py --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/EDITING.md).
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from PIL import Image
 
 from mimicbrush.errors import InputError, cli_main
-from mimicbrush.io.images import write_picture
+from mimicbrush.io.images import write_image
 from mimicbrush.pipelines.editing.batch import (
     BatchCounts,
     check_new,
@@ -56,8 +56,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("reference", type=Path, nargs="?", metavar="REF", help="picture to imitate")
-    parser.add_argument("source", type=Path, nargs="?", metavar="SRC", help="picture to edit")
+    parser.add_argument("reference", type=Path, nargs="?", metavar="REF", help="image to imitate")
+    parser.add_argument("source", type=Path, nargs="?", metavar="SRC", help="image to edit")
     parser.add_argument("mask", type=Path, nargs="?", metavar="MASK", help="of the source's size; white = repaint")
     parser.add_argument(
         "--model",
@@ -122,14 +122,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    pictures = [arguments.reference, arguments.source, arguments.mask]
+    images = [arguments.reference, arguments.source, arguments.mask]
     if arguments.batch is None:
-        if None in pictures:
-            parser.error("three pictures are needed: REF SRC MASK (or --batch)")
+        if None in images:
+            parser.error("three images are needed: REF SRC MASK (or --batch)")
         if arguments.output_dir is not None:
             parser.error("--output-dir is for --batch; a single edit takes -o")
         return
-    if any(picture is not None for picture in pictures):
+    if any(image is not None for image in images):
         parser.error("either REF SRC MASK or --batch, not both")
     if arguments.output_dir is None:
         parser.error("--batch needs --output-dir")
@@ -193,13 +193,13 @@ class Editor:
             raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
 
     def read(self, edit: Edit) -> EditInputs:
-        """The pictures of an edit, checked; needs no model."""
+        """The images of an edit, checked; needs no model."""
         return read_inputs(edit, resize_mask=self.arguments.resize_mask, allow_full_mask=self.arguments.allow_full_mask)
 
     @cached_property
     def pipeline(self) -> MimicBrushPipeline:
         """The pipeline on its device."""
-        if self._is_unnamed:  # said only once it edits, and not before every error of the pictures
+        if self._is_unnamed:  # said only once it edits, and not before every error of the images
             print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
         import torch
 
@@ -248,21 +248,21 @@ class Editor:
             "paste_back": self.arguments.paste_back,
             "return_correspondence": self.arguments.save_correspondence is not None,
         }
-        pictures = inputs.source, inputs.mask, inputs.reference
+        images = inputs.source, inputs.mask, inputs.reference
         if self.arguments.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 
-            result, self.parts = edit_zoomed(self.pipeline, *pictures, seeds, **options)
+            result, self.parts = edit_zoomed(self.pipeline, *images, seeds, **options)
             return result
         from mimicbrush.pipelines.loading import seeded_generator
 
         generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
-        output = self.pipeline(*pictures, num_images_per_prompt=len(seeds), generator=generators, **options)
+        output = self.pipeline(*images, num_images_per_prompt=len(seeds), generator=generators, **options)
         return cast("MimicBrushPipelineOutput", output)
 
 
 class _Once(logging.Filter):
-    """Lets a message through once: a contact sheet reads the pictures again."""
+    """Lets a message through once: a contact sheet reads the images again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
 
     # 3. Write.
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
-        write_picture(image, path)
+        write_image(image, path)
         print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
     for path, part in zip(outputs, editor.parts, strict=False):
         print(f"{path}: {_told(part)}")
@@ -325,7 +325,7 @@ def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
 
         for found, path in zip(result.correspondences or [], maps, strict=True):
             found.save(path.with_suffix(".npz"))
-            write_picture(plot_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
+            write_image(plot_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
             print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor)
@@ -384,7 +384,7 @@ def report(tally: BatchCounts, wanted: int) -> None:
 def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:
     from mimicbrush.pipelines.editing.contact_sheet import edit_sheet
 
-    write_picture(Image.fromarray(edit_sheet(edits, editor.read, editor.arguments.num_images)), path)
+    write_image(Image.fromarray(edit_sheet(edits, editor.read, editor.arguments.num_images)), path)
     print(f"{path}: contact sheet")
 
 

@@ -1,9 +1,9 @@
-"""Paint masks over pictures, in the browser, on this machine.
+"""Paint masks over images, in the browser, on this machine.
 
 python scripts/paint_masks.py PICTURES --output MASKS    the mask of PICTURES/dog/01.jpg becomes MASKS/dog/01.png
-python scripts/paint_masks.py --output MASKS             for pictures that are uploaded in the page
+python scripts/paint_masks.py --output MASKS             for images that are uploaded in the page
 
-A mask has its picture's own size: 255 is to be repainted, 0 is kept. Ctrl-C ends it.
+A mask has its image's own size: 255 is to be repainted, 0 is kept. Ctrl-C ends it.
 On another machine: ssh -L 8765:127.0.0.1:8765 MACHINE, then open the address here.
 """
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("pictures", type=Path, nargs="?", metavar="PICTURES", help="a folder of pictures, of any depth")
+    parser.add_argument("pictures", type=Path, nargs="?", metavar="PICTURES", help="a folder of images, of any depth")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MASKS", help="folder for the masks")
     parser.add_argument("--port", type=int, default=8765, help="0 takes one that is free (default: 8765)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -29,7 +29,7 @@ def main() -> None:
 
     store = MaskStore(arguments.output, arguments.pictures, saved=lambda path: print(f"saved {path}", flush=True))
     with PainterServer(store, arguments.port) as server:
-        print(f"{len(store.names())} pictures; paint at {server.url} (Ctrl-C ends it)", flush=True)
+        print(f"{len(store.names())} images; paint at {server.url} (Ctrl-C ends it)", flush=True)
         if arguments.open:
             import webbrowser
 

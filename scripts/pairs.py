@@ -52,9 +52,7 @@ def verify_folder(arguments: argparse.Namespace) -> int:
     )
     for fault in found.faults:
         print(fault)
-    read = (
-        f"{found.shards} shards, {found.pairs} pairs, {found.pictures} pictures, {found.bytes_read / 1e6:.1f} MB read"
-    )
+    read = f"{found.shards} shards, {found.pairs} pairs, {found.images} images, {found.bytes_read / 1e6:.1f} MB read"
     if found.faults:
         print(f"{read}: {len(found.faults)} things are wrong, named above")
         return 1

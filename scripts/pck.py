@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--spair", type=Path, help="or the folder of SPair-71k")
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|proof", help="pipeline folder (default: proof)")
     parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
-    parser.add_argument("--max-pairs", type=int, default=46, help="pictures at most (default: 46)")
+    parser.add_argument("--max-pairs", type=int, default=46, help="images at most (default: 46)")
     parser.add_argument(
         "--strength", nargs="+", choices=_STRENGTHS, help="of the views of photographs (default: all three)"
     )
@@ -74,9 +74,9 @@ def main() -> None:
     from mimicbrush.evaluation.heldout.reference_gain import interval_note
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
     from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
-    from mimicbrush.evaluation.keypoint_transfer.picture import plot_transfers
+    from mimicbrush.evaluation.keypoint_transfer.transfer_plot import plot_transfers
     from mimicbrush.io.atomic import write_aside
-    from mimicbrush.io.images import write_picture
+    from mimicbrush.io.images import write_image
     from mimicbrush.pipelines.loading import load_pipeline
 
     pipeline = load_pipeline(folder, torch.float32)
@@ -135,7 +135,7 @@ def main() -> None:
         "canvas_px": pipeline.size_px,
         "attention_steps": ATTENTION_STEPS,
         "definition": "correct within alpha of the longer side of the canvas (SPair: of the object's box), mean over "
-        "pictures, 95 % bootstrap over sources",
+        "images, 95 % bootstrap over sources",
         "versions": report.package_versions(),
     }
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
@@ -144,10 +144,10 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     report.write_json(arguments.output / "pck.json", values)
     write_aside(arguments.output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}"))
-    picture = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
-    write_picture(picture, arguments.output / "transfers.png")
+    image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
+    write_image(image, arguments.output / "transfers.png")
     print(f"\n{table}\n{by_layer}")
-    print(f"{card['points']} keypoints in {len(tasks)} pictures of {card['sources']} sources")
+    print(f"{card['points']} keypoints in {len(tasks)} images of {card['sources']} sources")
     for each in data.left_out:
         print(f"left out: {each}")
     if card["note"]:
@@ -164,7 +164,7 @@ _RECIPROCAL = "; the transposed map of the swapped pair is added"
 
 
 class Data(NamedTuple):
-    """Pictures with keypoints, where they come from, and what was left out of them and why."""
+    """Images with keypoints, where they come from, and what was left out of them and why."""
 
     tasks: list[TransferTask]
     root: Path
@@ -173,18 +173,18 @@ class Data(NamedTuple):
 
 
 def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> Data:
-    """The pictures with their keypoints; of mined pairs and photographs only those that were not trained on."""
+    """The images with their keypoints; of mined pairs and photographs only those that were not trained on."""
     from mimicbrush.evaluation.heldout import selection
     from mimicbrush.evaluation.keypoint_transfer import homographies
     from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, spair_tasks, warped_tasks
 
     size_px, most, seed = pipeline.size_px, arguments.max_pairs, arguments.seed
-    grid = f"a grid of {GRID} x {GRID}, where both pictures show it"
+    grid = f"a grid of {GRID} x {GRID}, where both images show it"
     if arguments.spair is not None:
         return Data(spair_tasks(arguments.spair, size_px, most), arguments.spair, "SPair-71k's", [])
     if arguments.homographies is not None:
         tasks, empty = homographies.homography_tasks(arguments.homographies, size_px, most)
-        left_out = [f"{each}: its pictures have no keypoint in common" for each in empty]
+        left_out = [f"{each}: its images have no keypoint in common" for each in empty]
         return Data(tasks, arguments.homographies, grid, left_out)
 
     training = selection.read_training_data(folder)

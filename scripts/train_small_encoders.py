@@ -107,15 +107,15 @@ def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Ten
     for spec in tqdm(training_clips([], RENDERED_CLIPS, seed=1000 + seed).values(), desc="rendering", unit="clip"):
         frames += render_with_depth(replace(spec, fps=3))
     while True:
-        pictures, maps = [], []
+        images, maps = [], []
         for number in rng.integers(len(frames), size=batch_size):
             frame, depth = frames[int(number)]
             fit = letterbox_matrix(frame.shape[1], frame.shape[0], SIZE_PX)
             matrix = random_matrix(GeometryRanges(projective_intensity=0.0), SIZE_PX, rng) @ fit
             jittered = apply_jitter(frame, random_jitter(JitterRanges(), rng).matrix(frame.mean(axis=(0, 1))))
-            pictures.append(warp_to_canvas(jittered, matrix, SIZE_PX, IMAGE_FILL))
+            images.append(warp_to_canvas(jittered, matrix, SIZE_PX, IMAGE_FILL))
             maps.append(warp_to_canvas((depth * 255).round().astype(np.uint8), matrix, SIZE_PX, 0))
-        yield to_tensor(np.stack(pictures)), torch.from_numpy(np.stack(maps))[:, None].float() / 255
+        yield to_tensor(np.stack(images)), torch.from_numpy(np.stack(maps))[:, None].float() / 255
 
 
 if __name__ == "__main__":

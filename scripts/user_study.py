@@ -28,7 +28,7 @@ def main() -> None:
     making.add_argument("--editors", nargs="+", default=[], metavar="NAME", help="whose results (default: all)")
     making.add_argument("--cases", type=int, default=30, help="at most so many (default: 30)")
     making.add_argument("--seed", type=int, default=0, help="of the choice and of the letters (default: 0)")
-    making.add_argument("--long-side-px", type=int, default=512, help="how large pictures are shown (default: 512)")
+    making.add_argument("--long-side-px", type=int, default=512, help="how large images are shown (default: 512)")
     making.add_argument(
         "--as-painted", action="store_true", help="show what the editors painted outside of the mask, too"
     )

@@ -1,4 +1,4 @@
-"""Small pictures, masks and folders to build benchmarks from."""
+"""Small images, masks and folders to build benchmarks from."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from toy_data import photograph
 from mimicbrush.evaluation.benchmark.layout import TRACKS, TrackName
 from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, BuildResult, build_benchmark
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 
 MANIFEST = Path(__file__).parents[1] / "data_manifests/dreambooth_inner_id.jsonl"
 
 
-def picture(path: Path, image: np.ndarray) -> Path:
+def write_photo(path: Path, image: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
     return path
@@ -36,7 +36,7 @@ def view(name: str, number: int, size_px: int = 160) -> np.ndarray:
 
 
 def pixels(path: Path, mode: str = "L") -> np.ndarray:
-    return np.asarray(read_picture(path, mode))
+    return np.asarray(read_image(path, mode))
 
 
 Box = tuple[int, int, int, int]
@@ -64,12 +64,12 @@ def build(tmp_path: Path, **options: Any) -> BuildResult:
     return build_benchmark(tmp_path / "benchmark", BuildOptions(**options))
 
 
-def write_pictures(root: Path) -> Path:
-    """Two subjects of one class and one without, three pictures each; one picture is a near duplicate."""
+def write_images(root: Path) -> Path:
+    """Two subjects of one class and one without, three images each; one image is a near duplicate."""
     for subject, photo in (("tabby", "chelsea.png"), ("woman", "astronaut.png"), ("cup", "coffee.png")):
         for number in range(2):
-            picture(root / subject / f"{number:02d}.png", view(photo, number))
-    picture(root / "cup/02.png", view("coffee.png", 0)[:, ::-1])
+            write_photo(root / subject / f"{number:02d}.png", view(photo, number))
+    write_photo(root / "cup/02.png", view("coffee.png", 0)[:, ::-1])
     (root / "prompts_and_classes.txt").write_text(
         "Classes\n\nsubject_name,class\ntabby,animal\nwoman,animal\n\nPrompts\n\ncup,nonsense\n"
     )
@@ -94,6 +94,6 @@ def write_dreambooth(root: Path, manifest: Path) -> None:
     lines = [line for line in lines if line["subject"] in ("dog2", "dog3", "dog7", "cat", "vase")]
     for number, name in enumerate(sorted({line[side] for line in lines for side in ("source", "reference")})):
         photo = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")[number % 4]
-        picture(root / name, view(photo, number, 160 + number))
+        write_photo(root / name, view(photo, number, 160 + number))
     (root / "dataset/references_and_licenses.txt").write_text("who made what\n")
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -18,10 +18,10 @@ from toy_data import jpeg, photograph
 def moving_camera(num_frames: int = 48, size_px: tuple[int, int] = (96, 64), seed: int = 0) -> list[np.ndarray]:
     """Frames of a slow, smooth move over a photograph; each seed begins elsewhere."""
     width, height = size_px
-    picture = cv2.resize(photograph("astronaut.png"), None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(photograph("astronaut.png"), None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
     left, top = 10 + 11 * (seed % 8), 20 + 7 * seed
     matrices = [np.float32([[1, 0, -left - 0.6 * n], [0, 1, -top - 0.25 * n]]) for n in range(num_frames)]
-    return [cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR) for matrix in matrices]
+    return [cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR) for matrix in matrices]
 
 
 def write_clip(
@@ -59,12 +59,12 @@ def annotation(masks: list[np.ndarray]) -> dict[str, Any]:
 
 def photograph_with_segments(seed: int = 0) -> tuple[bytes, dict[str, Any]]:
     """A JPEG of 96 x 80 px, a box, a speck and a segment that is all of it."""
-    picture = photograph("chelsea.png")[seed : seed + 80, 100:196]
+    image = photograph("chelsea.png")[seed : seed + 80, 100:196]
     masks = np.zeros((3, 80, 96), np.uint8)
     masks[0, 10:50, 20:60] = 1
     masks[1, 0, 0] = 1
     masks[2] = 1
-    return jpeg(picture), annotation(list(masks))
+    return jpeg(image), annotation(list(masks))
 
 
 def write_photograph(folder: Path, name: str, seed: int = 0, content: dict[str, Any] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Depth Anything as its authors built it, under their names, written for the tests from the description alone.
 
 DINOv2's vision transformer (pre-norm, layer scale, one matrix for query, key and value) whose last four blocks'
-outputs, each through the final norm, go into a DPT head. Pictures must have the size of the position embedding.
+outputs, each through the final norm, go into a DPT head. Images must have the size of the position embedding.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _STATIC = {
 }
 #: Gradio's own ways for files: without a limit of how many, and open to everybody who knows a name.
 _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream")
-#: Of what the page asks gradio for; pictures go another way.
+#: Of what the page asks gradio for; images go another way.
 _MAX_REQUEST_BYTES = 64 * 1024
 
 
@@ -144,7 +144,7 @@ def _blocks(page: EditingService) -> gr.Blocks:
     with gr.Blocks(title="MimicBrush", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML('<link rel="stylesheet" href="/page/painter.css"><link rel="stylesheet" href="/page/editing.css">')
         gr.Markdown(
-            f"# Imitate\nPaint over what is to be replaced; give a picture that shows what belongs there. {page.about}"
+            f"# Imitate\nPaint over what is to be replaced; give an image that shows what belongs there. {page.about}"
         )
         with gr.Row():
             with gr.Column():

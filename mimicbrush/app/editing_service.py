@@ -1,4 +1,4 @@
-"""What the editing page does: it takes pictures, checks what is asked for, edits. Knows neither gradio nor HTTP."""
+"""What the editing page does: it takes images, checks what is asked for, edits. Knows neither gradio nor HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from mimicbrush.app.mask_painter import PAINTABLE_FORMATS, check_kind
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import read_picture, write_picture
+from mimicbrush.io.images import read_image, write_image
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from mimicbrush.pipelines import MimicBrushPipeline
 
 
-#: How the picture is repainted, as the page names it.
-WHOLE_PICTURE, AROUND_THE_MASK = "whole picture", "around the mask"
+#: How the image is repainted, as the page names it.
+WHOLE_PICTURE, AROUND_THE_MASK = "whole image", "around the mask"
 _MAX_GUIDANCE = 30
-#: Of the pictures that are sent to be painted over.
+#: Of the images that are sent to be painted over.
 _JPEG_QUALITY = 92
 _MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
 
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures to begin with: "RGB", "L" of its size, "RGB"."""
+    """Images to begin with: "RGB", "L" of its size, "RGB"."""
 
     title: str
     source: Image.Image
@@ -86,7 +86,7 @@ class EditRequest:
             raise InputError(f"this is not what the page sends ({error}); load it again") from error
         if trouble:
             raise InputError(trouble)
-        for given, what in ((source, "a picture to edit"), (reference, "a reference to imitate")):
+        for given, what in ((source, "a image to edit"), (reference, "a reference to imitate")):
             if not given:
                 raise InputError(f"choose {what} first")
         for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
@@ -127,7 +127,7 @@ class EditingService:
     _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
     _cancelling: threading.Lock = field(default_factory=threading.Lock)
     _at_work: threading.Lock = field(default_factory=threading.Lock)
-    _decoding: threading.Lock = field(default_factory=threading.Lock)  # a picture takes up to a gigabyte meanwhile
+    _decoding: threading.Lock = field(default_factory=threading.Lock)  # an image takes up to a gigabyte meanwhile
 
     @property
     def limits(self) -> VisitorLimits:
@@ -135,7 +135,7 @@ class EditingService:
         return self.visits.limits
 
     def upload(self, visitor: str, data: bytes) -> str:
-        """Keep a picture or a mask.
+        """Keep an image or a mask.
 
         Raises:
             InputError: it is none, damaged, or too large.
@@ -146,7 +146,7 @@ class EditingService:
             path.write_bytes(data)
             try:
                 with self._decoding:
-                    read_picture(path, "RGB")
+                    read_image(path, "RGB")
             except InputError as error:
                 raise InputError(str(error).replace(str(path), "this file")) from error
 
@@ -164,7 +164,7 @@ class EditingService:
             raise self.visits.absent() from error
 
     def show(self, visitor: str, token: str) -> bytes:
-        """A picture as it will be read, as JPEG: browsers know neither all formats nor all kinds of turning.
+        """A image as it will be read, as JPEG: browsers know neither all formats nor all kinds of turning.
 
         Raises:
             InputError: it is not here, or another visitor's.
@@ -172,10 +172,10 @@ class EditingService:
         buffer, path = io.BytesIO(), self.visits.find(visitor, token)
         with self._decoding:
             try:
-                picture = read_picture(path, "RGB")
+                image = read_image(path, "RGB")
             except InputError as error:  # it was read when it came: it went meanwhile
                 raise self.visits.absent() from error
-            picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+            image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return buffer.getvalue()
 
     def cancel(self, visitor: str, job: str) -> None:
@@ -191,7 +191,7 @@ class EditingService:
         """Edit, one result after the other.
 
         Args:
-            visitor: whose pictures they are.
+            visitor: whose images they are.
             asked: for what.
             progress: told the steps that are done, of how many.
 
@@ -199,7 +199,7 @@ class EditingService:
             What the page shows: results and where in the reference they come from. None: cancelled.
 
         Raises:
-            InputError: pictures that are not here, or do not fit together.
+            InputError: images that are not here, or do not fit together.
         """
         key = visitor, asked.job
         with self._at_work:  # the pipeline serves one at a time
@@ -209,7 +209,7 @@ class EditingService:
                 image, places = self._edit_once(inputs, asked, number, progress, lambda: key in self._cancelled)
                 if key in self._cancelled:
                     return None
-                token = self.visits.keep(visitor, ".png", partial(write_picture, image))
+                token = self.visits.keep(visitor, ".png", partial(write_image, image))
                 found.append({"token": token, "seed": asked.seed + number, "places": places})
         size = {"width": inputs.source.width, "height": inputs.source.height}
         return {"results": found, "source": asked.source, "reference": asked.reference, **size}

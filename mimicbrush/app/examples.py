@@ -1,4 +1,4 @@
-"""Pictures to begin with on the editing page, rendered of photographs that the scikit-image wheel brings along."""
+"""Images to begin with on the editing page, rendered of photographs that the scikit-image wheel brings along."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from PIL import Image
 from mimicbrush.app.editing_service import Example
 from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
 
-Pictures = tuple[Image.Image, Image.Image, Image.Image]
+Images = tuple[Image.Image, Image.Image, Image.Image]
 _SEED = 77
 #: Frames of a clip that show the same from elsewhere.
 _SOURCE_FRAME, _REFERENCE_FRAME = 0, 24
 
 
 def examples() -> list[Example]:
-    """Three: a part from another view, a texture, and the repair of a detail (paper Fig. 1, generated pictures).
+    """Three: a part from another view, a texture, and the repair of a detail (paper Fig. 1, generated images).
 
     The photographs are none that the shipped model was trained on.
     """
@@ -26,19 +26,19 @@ def examples() -> list[Example]:
         views.append((frames[_SOURCE_FRAME], frames[_REFERENCE_FRAME]))
     (first, first_view), (second, second_view), (third, third_view) = views
     return [
-        Example("A part, as another view shows it", *_pictures(first, _oval(first, 0.22), first_view)),
-        Example("A texture, in the shape that is there", *_pictures(second, _oval(second, 0.3), second_view), True),
-        Example("A detail that came out wrong, repaired", *_pictures(_garbled(third), _oval(third, 0.2), third_view)),
+        Example("A part, as another view shows it", *_images(first, _oval(first, 0.22), first_view)),
+        Example("A texture, in the shape that is there", *_images(second, _oval(second, 0.3), second_view), True),
+        Example("A detail that came out wrong, repaired", *_images(_garbled(third), _oval(third, 0.2), third_view)),
     ]
 
 
-def _pictures(source: np.ndarray, mask: np.ndarray, reference: np.ndarray) -> Pictures:
+def _images(source: np.ndarray, mask: np.ndarray, reference: np.ndarray) -> Images:
     return Image.fromarray(source), Image.fromarray(mask), Image.fromarray(reference)
 
 
-def _oval(picture: np.ndarray, radius: float) -> np.ndarray:
+def _oval(image: np.ndarray, radius: float) -> np.ndarray:
     """A mask in the middle; its radius is a part of the shorter side."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     cv2.ellipse(
         mask, (width // 2, height // 2), (round(radius * height * 1.2), round(radius * height)), 0, 0, 360, 255, -1
@@ -46,11 +46,11 @@ def _oval(picture: np.ndarray, radius: float) -> np.ndarray:
     return mask
 
 
-def _garbled(picture: np.ndarray) -> np.ndarray:
+def _garbled(image: np.ndarray) -> np.ndarray:
     """The middle as a generator might have garbled it: pixels moved about by a few waves."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    inside = cv2.GaussianBlur(_oval(picture, 0.16).astype(np.float32) / 255, (0, 0), 4)
+    inside = cv2.GaussianBlur(_oval(image, 0.16).astype(np.float32) / 255, (0, 0), 4)
     moved_x = x + 14 * inside * np.sin(y / 5) + 9 * inside * np.sin(x / 3)
     moved_y = y + 14 * inside * np.sin(x / 6) + 9 * inside * np.cos(y / 4)
-    return cv2.remap(picture, moved_x, moved_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return cv2.remap(image, moved_x, moved_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)

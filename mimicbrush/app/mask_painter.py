@@ -1,4 +1,4 @@
-"""A page on this machine to paint masks over pictures: which pictures there are, what is taken, what is kept.
+"""A page on this machine to paint masks over images: which images there are, what is taken, what is kept.
 
 Only this machine is served (127.0.0.1). A page of another site that is open in the same browser gets nothing:
 requests must name this host (against DNS rebinding), and what changes something must come from the page itself.
@@ -23,7 +23,7 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside, write_aside
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture, write_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image, write_image
 
 #: Formats that are taken, and the suffix under which an upload is kept.
 PAINTABLE_FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
@@ -52,34 +52,34 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class MaskStore:
-    """Pictures to paint on, and the masks that belong to them.
+    """Images to paint on, and the masks that belong to them.
 
     Attributes:
-        output: gets a mask `a/b.png` for a picture `a/b.jpg`, and `uploads/b_mask.png` beside an upload.
-        pictures: a folder of pictures, at any depth; it is only read. None: uploads alone.
+        output: gets a mask `a/b.png` for an image `a/b.jpg`, and `uploads/b_mask.png` beside an upload.
+        images: a folder of images, at any depth; it is only read. None: uploads alone.
         saved: told the path of each saved mask.
     """
 
     output: Path
-    pictures: Path | None = None
+    images: Path | None = None
     saved: Callable[[Path], None] = field(default=lambda path: None)
 
     def __post_init__(self) -> None:
         """Check the folders, and make the one for the masks.
 
         Raises:
-            InputError: no folder of pictures, pictures that a mask would replace, or two whose masks are one file.
+            InputError: no folder of images, images that a mask would replace, or two whose masks are one file.
         """
-        if self.pictures is not None:
-            if not self.pictures.is_dir():
-                raise InputError(f"{self.pictures}: no such folder; name one that holds pictures")
-            if self.pictures.resolve().is_relative_to(self.output.resolve()):
+        if self.images is not None:
+            if not self.images.is_dir():
+                raise InputError(f"{self.images}: no such folder; name one that holds images")
+            if self.images.resolve().is_relative_to(self.output.resolve()):
                 raise InputError(
-                    f"--output {self.output} holds the pictures themselves, and a mask a.png would replace a picture "
+                    f"--output {self.output} holds the images themselves, and a mask a.png would replace an image "
                     "a.png; name another folder"
                 )
-            if (self.pictures / UPLOADS).is_dir():
-                raise InputError(f"{self.pictures / UPLOADS}: a folder of this name is kept for uploads; rename it")
+            if (self.images / UPLOADS).is_dir():
+                raise InputError(f"{self.images / UPLOADS}: a folder of this name is kept for uploads; rename it")
         try:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -91,68 +91,68 @@ class MaskStore:
                 raise InputError(f"{other} and {name} would share one mask, {self.mask_path(name)}; rename one of them")
 
     def names(self) -> list[str]:
-        """The pictures, as paths with "/" relative to their folder; uploads begin with "uploads/"."""
+        """The images, as paths with "/" relative to their folder; uploads begin with "uploads/"."""
         found = []
-        if self.pictures is not None:
+        if self.images is not None:
             inside = self.output.resolve()
-            paths = (path for path in self.pictures.rglob("*") if not path.resolve().is_relative_to(inside))
-            found += [path.relative_to(self.pictures).as_posix() for path in paths if _is_picture(path)]
+            paths = (path for path in self.images.rglob("*") if not path.resolve().is_relative_to(inside))
+            found += [path.relative_to(self.images).as_posix() for path in paths if _is_image(path)]
         uploads = self.output / UPLOADS
-        found += [f"{UPLOADS}/{path.name}" for path in uploads.glob("*") if _is_picture(path) and not _is_mask(path)]
+        found += [f"{UPLOADS}/{path.name}" for path in uploads.glob("*") if _is_image(path) and not _is_mask(path)]
         return sorted(found)
 
-    def picture_path(self, name: str) -> Path:
-        """Where a picture lies.
+    def image_path(self, name: str) -> Path:
+        """Where an image lies.
 
         Raises:
             InputError: it leads out of the folder, or there is none of this name.
         """
-        root = self.output if _is_upload(name) else self.pictures
+        root = self.output if _is_upload(name) else self.images
         if root is None:
-            raise InputError(f"{name!r}: no folder of pictures was named; upload it")
+            raise InputError(f"{name!r}: no folder of images was named; upload it")
         path = path_inside(root, name)
-        if not _is_picture(path) or (_is_upload(name) and _is_mask(path)):
-            raise InputError(f"{name!r}: there is no such picture")
+        if not _is_image(path) or (_is_upload(name) and _is_mask(path)):
+            raise InputError(f"{name!r}: there is no such image")
         return path
 
     def mask_path(self, name: str) -> Path:
-        """Where the mask of a picture is kept, or will be.
+        """Where the mask of an image is kept, or will be.
 
         Raises:
             InputError: it leads out of the folder.
         """
-        picture = PurePosixPath(name)
-        if not picture.name:
-            raise InputError(f"{name!r}: there is no such picture")
-        mask = picture.with_name(picture.stem + ("_mask.png" if _is_upload(name) else ".png"))
+        image = PurePosixPath(name)
+        if not image.name:
+            raise InputError(f"{name!r}: there is no such image")
+        mask = image.with_name(image.stem + ("_mask.png" if _is_upload(name) else ".png"))
         return path_inside(self.output, str(mask))
 
     def open(self, name: str) -> Image.Image:
-        """A picture, upright, "RGB".
+        """A image, upright, "RGB".
 
         Raises:
             InputError: there is none of this name, it cannot be read, or it has more than `MAX_PAINTED_PIXELS`.
         """
-        path = self.picture_path(name)
+        path = self.image_path(name)
         check_kind(path, name)
-        return read_picture(path, "RGB")
+        return read_image(path, "RGB")
 
     def save_mask(self, name: str, png: bytes) -> Path:
         """Keep a mask: above `MASK_THRESHOLD` becomes 255, the rest 0.
 
         Args:
-            name: of a picture.
-            png: of the picture's own size.
+            name: of an image.
+            png: of the image's own size.
 
         Raises:
-            InputError: no such picture, no PNG, another size, or nothing is painted.
+            InputError: no such image, no PNG, another size, or nothing is painted.
         """
         size = self.open(name).size
         try:
             with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
                 if opened.size != size:
                     raise InputError(
-                        f"the mask is {opened.width} x {opened.height} px, its picture {name} {size[0]} x {size[1]} px"
+                        f"the mask is {opened.width} x {opened.height} px, its image {name} {size[0]} x {size[1]} px"
                     )
                 painted = np.asarray(opened.convert("L")) > MASK_THRESHOLD
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -163,7 +163,7 @@ class MaskStore:
             raise InputError(f"nothing is painted in the mask of {name}; paint what is to be repainted, then save")
         path = self.mask_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(Image.fromarray(painted.astype(np.uint8) * 255), path)
+        write_image(Image.fromarray(painted.astype(np.uint8) * 255), path)
         self.saved(path)
         return path
 
@@ -175,10 +175,10 @@ class MaskStore:
             data: the whole file.
 
         Returns:
-            The name of the picture.
+            The name of the image.
 
         Raises:
-            InputError: no picture of a known format, damaged, or too large.
+            InputError: no image of a known format, damaged, or too large.
         """
         suffix = PAINTABLE_FORMATS[check_kind(io.BytesIO(data), name)]
         stem = re.sub(r"[^A-Za-z0-9-]+", "_", PurePosixPath(name.replace("\\", "/")).stem).strip("_")[:80] or "picture"
@@ -193,12 +193,12 @@ class MaskStore:
             if not any(path.with_suffix(other).exists() for other in SUFFIXES):
                 break
         else:
-            raise InputError(f"{folder} holds too many pictures called {stem}; move some away")
+            raise InputError(f"{folder} holds too many images called {stem}; move some away")
 
         def write(aside: Path) -> None:
             aside.write_bytes(data)
             try:
-                read_picture(aside, "RGB")
+                read_image(aside, "RGB")
             except InputError as error:
                 raise InputError(f"{name}: {str(error).removeprefix(f'{aside}: ')}") from error
 
@@ -210,7 +210,7 @@ def _is_upload(name: str) -> bool:
     return PurePosixPath(name).parts[:1] == (UPLOADS,)
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -219,7 +219,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None) -> str:
-    """The format of a picture, from its first bytes; no pixel is decoded.
+    """The format of an image, from its first bytes; no pixel is decoded.
 
     Raises:
         InputError: none of `PAINTABLE_FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
@@ -231,7 +231,7 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name}: no picture of a format that is taken ({', '.join(PAINTABLE_FORMATS)})") from error
+        raise InputError(f"{name}: no image of a format that is taken ({', '.join(PAINTABLE_FORMATS)})") from error
     if pixels > most:
         raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")
     return kind
@@ -249,7 +249,7 @@ class PainterServer(ThreadingHTTPServer):
     """Serves the page and a store to this machine.
 
     Args:
-        store: pictures and masks.
+        store: images and masks.
         port: 0 takes one that is free.
 
     Raises:
@@ -355,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.FORBIDDEN, "only the page itself may save something here")
         if path == "/api/mask":
             name = self._name()
-            store.picture_path(name)
+            store.image_path(name)
             saved = store.save_mask(name, self._body("image/png"))
             return _json({"saved": saved.relative_to(store.output).as_posix()})
         if path == "/api/upload":
@@ -368,7 +368,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _name(self) -> str:
         names = parse_qs(urlsplit(self.path).query).get("name", [])
         if len(names) != 1:
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, "name one picture: ?name=...")
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, "name one image: ?name=...")
         return names[0]
 
     def _body(self, kind: str) -> bytes:

@@ -21,7 +21,7 @@ class VisitorLimits:
 
     Attributes:
         upload_bytes: of one file.
-        pixels: of one picture; checked before it is decoded.
+        pixels: of one image; checked before it is decoded.
         files: of one visitor; those that were used longest ago go first.
         age_s: how long a file is kept.
         total_bytes: of all files of all visitors.
@@ -81,7 +81,7 @@ class SessionFiles:
             with self._lock:
                 self._forget_old(visitor)
                 if size + sum(kept.size_bytes for kept in self._kept.values()) > self.limits.total_bytes:
-                    raise InputError("there is no room for more pictures now; try again later")
+                    raise InputError("there is no room for more images now; try again later")
                 self._kept[token] = _Kept(visitor, path, self._clock(), size)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ class SessionFiles:
     def absent(self) -> InputError:
         """What is told of a file that is not here, or not for who asks."""
         return InputError(
-            f"this picture is not here (any more: {self.limits.files} of a visitor are kept, for "
+            f"this image is not here (any more: {self.limits.files} of a visitor are kept, for "
             f"{self.limits.age_s / 60:.0f} minutes); choose it again"
         )
 

@@ -132,8 +132,8 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     def evaluate_weights(weights: ExportWeights, step: int) -> dict[str, float]:
         assert evaluate is not None
         result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
-        accelerator.print(f"{summarise_in_one_line(step, result.figures)}; pictures in {run_dir / 'heldout'}")
-        log_image_table(accelerator, "heldout/pictures", [(row.caption, row.pictures) for row in result.table], step)
+        accelerator.print(f"{summarise_in_one_line(step, result.figures)}; images in {run_dir / 'heldout'}")
+        log_image_table(accelerator, "heldout/pictures", [(row.caption, row.images) for row in result.table], step)
         return result.figures
 
     if evaluate is None:

@@ -20,20 +20,20 @@ _TENSORS = ("pictures", "sizes", "to_picture", "colours", "mask", "key", "index"
 
 @dataclass
 class DecodedBatch:
-    """Samples for one step, decoded only; `to` draws them. B samples have 2 B pictures: all sources, then references.
+    """Samples for one step, decoded only; `to` draws them. B samples have 2 B images: all sources, then references.
 
     Attributes:
-        pictures: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
+        images: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
         sizes: (2 B, 2) int64, height and width of each.
-        to_picture: (2 B, 3, 3) float32, from the canvas to the picture's pixels.
+        to_picture: (2 B, 3, 3) float32, from the canvas to the image's pixels.
         colours: (2 B, 3, 4) float32, see `ops.photometric.Jitter.matrix`.
         mask: (B, 1, S, S) uint8, 0 or 1: masks are drawn in the loader, exactly as for `TrainBatch`.
         key, index, faults, matches: as in `TrainBatch`.
     """
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     sizes: torch.Tensor
-    to_picture: torch.Tensor
+    to_image: torch.Tensor
     colours: torch.Tensor
     mask: torch.Tensor
     key: torch.Tensor
@@ -97,13 +97,13 @@ def _padded(matches: Sequence[MatchedPoints | None]) -> Matches | None:
 
 
 def _stacked(views: Sequence[ImageView]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures, sizes, matrices and colours of `DecodedBatch`."""
+    """Images, sizes, matrices and colours of `DecodedBatch`."""
     sizes = np.array([view.pixels.shape[:2] for view in views])
-    pictures = np.zeros((len(views), *sizes.max(axis=0), 3), np.uint8)
-    for picture, view, (height, width) in zip(pictures, views, sizes, strict=True):
-        picture[:height, :width] = view.pixels
-    to_picture = np.stack([np.linalg.inv(view.matrix) for view in views]).astype(np.float32)
+    images = np.zeros((len(views), *sizes.max(axis=0), 3), np.uint8)
+    for image, view, (height, width) in zip(images, views, sizes, strict=True):
+        image[:height, :width] = view.pixels
+    to_image = np.stack([np.linalg.inv(view.matrix) for view in views]).astype(np.float32)
     colours = np.stack([view.colour for view in views]).astype(np.float32)
-    arrays = (pictures, sizes, to_picture, colours)
+    arrays = (images, sizes, to_image, colours)
     first, second, third, fourth = map(torch.from_numpy, arrays)
     return first, second, third, fourth

@@ -48,7 +48,7 @@ class DecodedSample:
 
 
 class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
-    """Samples by global number: ``dataset[n]`` is the same picture on any rank, in any worker, after any restart.
+    """Samples by global number: ``dataset[n]`` is the same image on any rank, in any worker, after any restart.
 
     A pair that cannot be read is replaced by another one of the same source, chosen by a hash of (seed, number,
     attempt): so that, too, is the same everywhere. What was wrong travels in the sample's `faults`.

@@ -23,7 +23,7 @@ class SegmentOptions:
     """How the segments of a photograph become a mask. The paper says "a SAM segment"; the ranges are *ours*.
 
     Attributes:
-        segment_ratio: smallest and largest area of a segment over that of its picture; others are not drawn.
+        segment_ratio: smallest and largest area of a segment over that of its image; others are not drawn.
         count: smallest and largest number of segments that are united.
         dilation: smallest and largest radius by which the mask grows, over the side of the canvas.
         mask_ratio: smallest and largest area of the finished mask over that of the canvas; where it lies outside,

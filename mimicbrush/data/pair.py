@@ -1,4 +1,4 @@
-"""One pair, ready to be read: pictures by offset and length inside a tar or a file of their own."""
+"""One pair, ready to be read: images by offset and length inside a tar or a file of their own."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Pair:
     """One row with status "pair".
 
     Attributes:
-        size_px: (height, width) of the stored pictures.
-        a_file: holds the pictures.
+        size_px: (height, width) of the stored images.
+        a_file: holds the images.
         a_span, b_span: of the two JPEGs in it; a photograph has no second.
-        a_points, b_points: (K, 2) float32 matched keypoints (x, y) in pixels of the stored pictures.
+        a_points, b_points: (K, 2) float32 matched keypoints (x, y) in pixels of the stored images.
         ssim: of the two frames; NaN for photographs.
         annotation_file, annotation_span: the JSON of a photograph's segments.
         segments: (K,) int32 numbers of the annotations that can be masks.
-        segment_ratios: (K,) float32, their areas over that of the picture, largest first.
+        segment_ratios: (K,) float32, their areas over that of the image, largest first.
         a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they are not known.
     """
 
@@ -53,15 +53,15 @@ class Pair:
     b_sha256: str = ""
 
     def read_a(self, reduce: int = 1) -> np.ndarray:
-        """The first picture, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
+        """The first image, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
         return self.read(self.a_span, reduce)
 
     def read_b(self, reduce: int = 1) -> np.ndarray:
-        """The second picture, (H, W, 3) uint8 RGB; for a photograph it is the first again."""
+        """The second image, (H, W, 3) uint8 RGB; for a photograph it is the first again."""
         return self.read(self.b_span or self.a_span, reduce)
 
     def read(self, span: Span, reduce: int = 1) -> np.ndarray:
-        """The picture at a span, (H, W, 3) uint8 RGB.
+        """The image at a span, (H, W, 3) uint8 RGB.
 
         Raises:
             DataError: the file is missing, or what is there is not the JPEG that was mined. Its hash is compared, for
@@ -116,7 +116,7 @@ class Pair:
 
 
 def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
-    """Decode a JPEG strictly: a truncated one is an error, never a half-grey picture.
+    """Decode a JPEG strictly: a truncated one is an error, never a half-grey image.
 
     Args:
         data: the whole file.

@@ -14,7 +14,7 @@ Status = Literal["pair", "rejected", "quarantined"]
 Kind = Literal["video", "image"]
 Store = Literal["mined", "input"]
 
-#: Matched points are stored in these parts of a pixel, counted from the picture's edge; finer than SIFT is sure of.
+#: Matched points are stored in these parts of a pixel, counted from the image's edge; finer than SIFT is sure of.
 POINT_UNITS_PER_PX = 16
 #: The longest side whose points fit 16 bits.
 MAX_POINT_SIDE_PX = 2**16 // POINT_UNITS_PER_PX - 1
@@ -31,8 +31,8 @@ SCHEMA = pa.schema(
         ("url", pa.string()),  # likewise
         ("pair_id", pa.string()),  # unique in the manifest, "" for rows that are no pair
         ("store", pa.string()),  # mined: files lie in the mined folder; input: where they were found
-        ("file", pa.string()),  # that holds the pictures, relative to that folder
-        ("width_px", pa.int32()),  # of the stored pictures
+        ("file", pa.string()),  # that holds the images, relative to that folder
+        ("width_px", pa.int32()),  # of the stored images
         ("height_px", pa.int32()),
         ("a_offset", pa.int64()),  # bytes into the file of the first JPEG; -1 where there is none
         ("a_length", pa.int64()),
@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
         ("annotation_offset", pa.int64()),
         ("annotation_length", pa.int64()),
         ("segments", pa.list_(pa.int32())),  # numbers of the annotations that can be masks, largest first
-        ("segment_ratios", pa.list_(pa.float32())),  # their areas over that of the picture
+        ("segment_ratios", pa.list_(pa.float32())),  # their areas over that of the image
         ("decoder", pa.string()),  # name and version
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
@@ -77,9 +77,9 @@ def manifest_row(**values: Any) -> dict[str, Any]:
 
 
 def pack_points(points: np.ndarray) -> list[int]:
-    """(K, 2) points (x, y) in pixels of a picture, centres at whole numbers -> x0 y0 x1 y1 ... as stored.
+    """(K, 2) points (x, y) in pixels of an image, centres at whole numbers -> x0 y0 x1 y1 ... as stored.
 
-    A stored value is ``round((x + 0.5) * 16)``: the picture's edge is 0, and the error at most 1/32 px.
+    A stored value is ``round((x + 0.5) * 16)``: the image's edge is 0, and the error at most 1/32 px.
     """
     units = np.rint((points.astype(np.float64) + 0.5) * POINT_UNITS_PER_PX)
     if len(units) and not (units.min() >= 0 and units.max() < 2**16):

@@ -1,4 +1,4 @@
-"""A pair -> what a sample is drawn from: two decoded pictures, their geometry and colours, and the mask.
+"""A pair -> what a sample is drawn from: two decoded images, their geometry and colours, and the mask.
 
 All that is random about a sample is decided here. Drawing follows, in the loader's process or on the model's device.
 """
@@ -37,7 +37,7 @@ _NO_POINTS = np.zeros((0, 2), np.float32)
 
 @dataclass(frozen=True)
 class ImageView:
-    """One picture, and how it is to be drawn.
+    """One image, and how it is to be drawn.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, as decoded, no larger than the canvas needs.
@@ -50,7 +50,7 @@ class ImageView:
     colour: np.ndarray
 
     def draw(self, size_px: int) -> np.ndarray:
-        """The picture on its canvas: (S, S, 3) uint8, white around it."""
+        """The image on its canvas: (S, S, 3) uint8, white around it."""
         return warp_to_canvas(apply_jitter(self.pixels, self.colour), self.matrix, size_px, IMAGE_FILL)
 
 
@@ -110,10 +110,10 @@ class SampleTransform:
         return self._of_video(pair, rng) if pair.kind == "video" else self._of_image(pair, rng)
 
     def read_reference(self, pair: Pair, rng: np.random.Generator) -> ImageView:
-        """One picture of a pair as the reference of another, through random geometry and colours.
+        """One image of a pair as the reference of another, through random geometry and colours.
 
         Raises:
-            DataError: the picture cannot be read.
+            DataError: the image cannot be read.
         """
         span = pair.b_span if pair.b_span is not None and rng.random() < 0.5 else pair.a_span
         matrix = self._matrix(pair, rng, self._shared_flip(rng))
@@ -137,7 +137,7 @@ class SampleTransform:
         return SampleViews(source, reference, mask, self._matches(points, places, rng))
 
     def _of_image(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
-        """Two augmentations of one picture (paper Sec. 3.3)."""
+        """Two augmentations of one image (paper Sec. 3.3)."""
         flip = self._shared_flip(rng)
         reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
         reference_matrix = self._matrix(pair, rng, flip)
@@ -178,13 +178,13 @@ class SampleTransform:
         return bool(drawn) if self.options.share_flips else None
 
     def _matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
-        """All geometry of one picture: from *stored* pixels to the canvas."""
+        """All geometry of one image: from *stored* pixels to the canvas."""
         height, width = pair.size_px
         drawn = random_matrix(self.options.geometry, self.size_px, rng, flip)
         return drawn @ letterbox_matrix(width, height, self.size_px)
 
     def _read(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> ImageView:
-        """Decode a picture no larger than its matrix, from stored pixels to the canvas, needs it."""
+        """Decode an image no larger than its matrix, from stored pixels to the canvas, needs it."""
         height, width = pair.size_px
         shrink = shrink_factor(matrix, width, height)
         reduction = next(r for r in (8, 4, 2, 1) if r <= shrink or r == 1)
@@ -192,7 +192,7 @@ class SampleTransform:
         expected = (-(-height // reduction), -(-width // reduction), 3)
         if pixels.shape != expected:
             raise DataError(
-                f"pair {pair.pair_id}: the picture is {pixels.shape} at 1/{reduction} of its size, the manifest says "
+                f"pair {pair.pair_id}: the image is {pixels.shape} at 1/{reduction} of its size, the manifest says "
                 f"{expected}; mine {pair.source_path} again"
             )
         pixels, matrix = reduce_to_fit(pixels, matrix @ resize_matrix(reduction, reduction))
@@ -206,7 +206,7 @@ class SampleTransform:
         if strategy == "random_grid":
             return masks.random_grid_mask(self.size_px, rng, cells=options.cells, probability=options.probability)
         if strategy == "orb_grid":
-            # Only SIFT matches are stored. The keypoints of the picture without its augmentation take 2 ms.
+            # Only SIFT matches are stored. The keypoints of the image without its augmentation take 2 ms.
             return masks.fullest_grid_mask(
                 transform_points(orb_points(source.pixels), source.matrix),
                 self.size_px,

@@ -19,7 +19,7 @@ from mimicbrush.io.atomic import write_aside
 
 #: A mask value above this (of 255) means "repaint" (released code).
 MASK_THRESHOLD = 128
-#: A picture of more pixels is refused before it is decoded: at 4 bytes each, this many already take 1.6 GB.
+#: An image of more pixels is refused before it is decoded: at 4 bytes each, this many already take 1.6 GB.
 MAX_PIXELS = 400_000_000
 
 #: What Pillow's decoders raise on damaged files (found by damaging some).
@@ -30,23 +30,23 @@ _PILLOWS_SETTINGS = threading.RLock()
 _log = logging.getLogger(__name__)
 
 
-def read_picture(path: Path, mode: str) -> Image.Image:
-    """Open a picture whole, and bring it into shape with `normalise_mode`.
+def read_image(path: Path, mode: str) -> Image.Image:
+    """Open an image whole, and bring it into shape with `normalise_mode`.
 
-    Of a file with several pictures (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
+    Of a file with several images (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
     of, such as damaged EXIF data, is logged as a warning.
 
     Args:
         path: any format that Pillow reads.
-        mode: "RGB" for pictures, "L" for masks.
+        mode: "RGB" for images, "L" for masks.
 
     Raises:
-        InputError: absent, no picture, damaged, or of more than `MAX_PIXELS`.
+        InputError: absent, no image, damaged, or of more than `MAX_PIXELS`.
     """
     _check_file(path)
     try:
         with _own_settings() as notes:
-            picture, frames = _decode(path, mode)
+            image, frames = _decode(path, mode)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
     except MemoryError as error:
@@ -54,20 +54,20 @@ def read_picture(path: Path, mode: str) -> Image.Image:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture that can be read whole (no known picture format)") from error
+        raise InputError(f"{path}: not an image that can be read whole (no known image format)") from error
     except _DAMAGED as error:
-        raise InputError(f"{path}: not a picture that can be read whole ({error})") from error
+        raise InputError(f"{path}: not an image that can be read whole ({error})") from error
     for note in dict.fromkeys(str(note.message).strip() for note in notes):
         _log.warning("%s: %s", path, note)
     if frames > 1:
-        _log.warning("%s: holds %d pictures; the first is used", path, frames)
-    return picture
+        _log.warning("%s: holds %d images; the first is used", path, frames)
+    return image
 
 
 def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
-    """The picture, and how many of them the file holds."""
+    """The image, and how many of them the file holds."""
     with Image.open(path) as image:
-        # Cameras append previews to a JPEG, which is then an MPO: its first picture is the one that is meant.
+        # Cameras append previews to a JPEG, which is then an MPO: its first image is the one that is meant.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
         return normalise_mode(image, mode), frames
@@ -75,13 +75,13 @@ def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{path}: this is a folder, not a picture")
+        raise InputError(f"{path}: this is a folder, not an image")
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
         raise InputError(f"{path}: no plain file (a pipe or a device)")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: not a picture that can be read whole (the file is empty, 0 bytes)")
+        raise InputError(f"{path}: not an image that can be read whole (the file is empty, 0 bytes)")
 
 
 @contextmanager
@@ -101,17 +101,17 @@ def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
-    """A picture as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+    """A image as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
 
     * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
       Python warning, and so is a maximum of 12 bits. Floats are 0..1 where all of them are, otherwise 0..255.
-    * Pictures ("RGB") with transparency are put on white.
+    * Images ("RGB") with transparency are put on white.
     * Of a mask ("L") the brightness counts. With transparency, what is not opaque is not painted: it lies on
       black; and where all that is opaque has one colour, whatever colour, the transparency alone is the mask.
 
     Raises:
         InputError: numbers outside these ranges, a mode that Pillow cannot convert, or a mask that looks like a
-            picture with a hole erased into it.
+            image with a hole erased into it.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -126,7 +126,7 @@ def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """A grey picture of floats or of 16 or 32 bits -> "L"; Pillow's own conversion would clip at 255, not scale."""
+    """A grey image of floats or of 16 or 32 bits -> "L"; Pillow's own conversion would clip at 255, not scale."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     top = 1 if image.mode == "F" and high <= 1 else 255 if image.mode == "F" else 65535
@@ -147,10 +147,10 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def brightest_stored_value(path: Path) -> float | None:
-    """The largest value of a picture file that `normalise_mode` scales to 8 bit; None: it does not scale this one.
+    """The largest value of an image file that `normalise_mode` scales to 8 bit; None: it does not scale this one.
 
     Args:
-        path: of a picture that `read_picture` could read.
+        path: of an image that `read_image` could read.
     """
     with _own_settings(), Image.open(path) as image:
         if not (image.mode.startswith("I") or image.mode == "F"):
@@ -159,7 +159,7 @@ def brightest_stored_value(path: Path) -> float | None:
 
 
 def _painted(layers: Image.Image) -> Image.Image:
-    """The mask that an RGBA picture shows, see `normalise_mode`."""
+    """The mask that an RGBA image shows, see `normalise_mode`."""
     alpha = np.asarray(layers.getchannel("A"))
     if alpha.min() == alpha.max():
         return layers.convert("L")
@@ -168,7 +168,7 @@ def _painted(layers: Image.Image) -> Image.Image:
         return Image.fromarray(alpha)
     if _is_photograph(opaque):
         raise InputError(
-            "what is opaque in this mask is neither of one colour nor black and white: it looks like a picture with a "
+            "what is opaque in this mask is neither of one colour nor black and white: it looks like an image with a "
             "hole; a mask must be white where to repaint, or an otherwise empty layer with the shape painted in one "
             "colour"
         )
@@ -184,28 +184,28 @@ def _is_photograph(pixels: np.ndarray) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """Whether `write_picture` will take this path; to be asked before the picture is made.
+    """Whether `write_image` will take this path; to be asked before the image is made.
 
     Raises:
-        InputError: the folder is missing, or no picture format that can be written goes by this suffix.
+        InputError: the folder is missing, or no image format that can be written goes by this suffix.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise InputError(f"{path}: this is a folder; name a file")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InputError(f"{path}: unknown picture format {path.suffix!r}; use for instance .png")
+        raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
 
 
-def write_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture in the format of its suffix (see `write_aside`).
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the format of its suffix (see `write_aside`).
 
     Raises:
-        InputError: see `check_writable`; or the disk refuses it, or the format this picture.
+        InputError: see `check_writable`; or the disk refuses it, or the format this image.
     """
     check_writable(path)
-    picture_format = Image.registered_extensions()[path.suffix.lower()]
+    image_format = Image.registered_extensions()[path.suffix.lower()]
     try:
-        write_aside(path, lambda aside: image.save(aside, format=picture_format))
+        write_aside(path, lambda aside: image.save(aside, format=image_format))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error

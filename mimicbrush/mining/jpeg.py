@@ -7,7 +7,7 @@ import numpy as np
 
 
 def stored_size(image: np.ndarray, max_side_px: int) -> np.ndarray:
-    """The picture with its long side at most `max_side_px`: reduced by INTER_AREA, or itself."""
+    """The image with its long side at most `max_side_px`: reduced by INTER_AREA, or itself."""
     height, width = image.shape[:2]
     scale = max_side_px / max(height, width)
     if scale >= 1:
@@ -20,5 +20,5 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """(H, W, 3) uint8 RGB to the bytes of a JPEG file."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise ValueError(f"OpenCV could not encode a picture of shape {image.shape}")
+        raise ValueError(f"OpenCV could not encode an image of shape {image.shape}")
     return bytes(data)

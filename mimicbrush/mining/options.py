@@ -20,7 +20,7 @@ class MiningOptions:
         min_gap_s, max_gap_s: how far apart in time the two frames of a pair may lie.
         min_frames: a clip of fewer frames is a fragment.
         min_ssim, max_ssim: the band of SSIM (`mimicbrush.ops.similarity.SSIM_DEFINITION`), wide: training narrows it
-            (`data.min_ssim`, `data.max_ssim`). Above it a pair shows a still picture. The lower end is only for
+            (`data.min_ssim`, `data.max_ssim`). Above it a pair shows a still image. The lower end is only for
             noise: across a pan of a camera over fine texture we measured 0.09..0.3.
         cut_ratio, min_cut: a shot ends where a frame differs from the one before `cut_ratio` times as much as its
             neighbours do, and by `min_cut` (PySceneDetect's adaptive detector, 0..255). No pair crosses a cut.

@@ -56,7 +56,7 @@ class Candidate:
 
     @cached_property
     def features(self) -> Features:
-        """SIFT features, found in a reduced picture, in stored pixels."""
+        """SIFT features, found in a reduced image, in stored pixels."""
         reduced = stored_size(self.image, self._options.match_side_px)
         ratio = np.array(self.image.shape[1::-1]) / reduced.shape[1::-1]
         found = sift_features(reduced)
@@ -64,7 +64,7 @@ class Candidate:
 
     @cached_property
     def jpeg(self) -> bytes:
-        """The picture as it goes into the shard."""
+        """The image as it goes into the shard."""
         return encode_jpeg(self.image, self._options.jpeg_quality)
 
 
@@ -263,8 +263,8 @@ class _Search:
         rank = mix(a.number, b_frame)
         if reason in self.examples and self.examples[reason][0] <= rank:
             return
-        picture = thumbnail(a.image) if b is None else np.hstack([thumbnail(a.image), thumbnail(b.image)])
-        self.examples[reason] = rank, Refused(reason, a.number, b_frame, ssim, num_matches, picture)
+        image = thumbnail(a.image) if b is None else np.hstack([thumbnail(a.image), thumbnail(b.image)])
+        self.examples[reason] = rank, Refused(reason, a.number, b_frame, ssim, num_matches, image)
 
     def _merge(self) -> None:
         self.stretch_s *= 2

@@ -1,6 +1,6 @@
 """Photographs with segments in the layout of SA-1B: NAME.jpg beside NAME.json, loose or inside a tar.
 
-They stay where they are: what is kept is where in which file a picture and its segments begin.
+They stay where they are: what is kept is where in which file an image and its segments begin.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def open_archive(path: Path) -> tarfile.TarFile:
 
 
 def list_archive(archive: tarfile.TarFile) -> tuple[list[ArchiveMember], list[str]]:
-    """Read all headers in order, and pair pictures with their segments.
+    """Read all headers in order, and pair images with their segments.
 
     Returns:
         The photographs with segments, as they lie in the tar, and the names of all other files.

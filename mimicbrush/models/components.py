@@ -57,8 +57,8 @@ class Components:
 def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
     """All parts at toy size with random weights: for tests and to try a training run.
 
-    The picture is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
-    encoders: fixed random features of the picture, of the right type and shape. With `ToyModel.encoders` all three are
+    The image is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
+    encoders: fixed random features of the image, of the right type and shape. With `ToyModel.encoders` all three are
     trained ones, and only what is to be trained is random.
 
     Args:
@@ -159,7 +159,7 @@ def read_encoders(folder: Path) -> SmallEncoders:
 def small_depth_estimator(
     image_px: int = 28, patch_px: int = 14, initializer_range: float = 0.15
 ) -> DepthAnythingForDepthEstimation:
-    """A Depth Anything with random weights that sees pictures of `image_px` in patches of `patch_px`.
+    """A Depth Anything with random weights that sees images of `image_px` in patches of `patch_px`.
 
     With transformers' usual `initializer_range`, 0.02, an untrained map would be all but zero.
     """
@@ -196,7 +196,7 @@ def random_components(
     """The architecture of the released model with random weights: to count, and to measure speed and memory.
 
     Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
-    with them; all shapes that the U-Nets see stay: latents an eighth of the picture, 257 image tokens.
+    with them; all shapes that the U-Nets see stay: latents an eighth of the image, 257 image tokens.
 
     Args:
         size_px: side of the canvas, a multiple of 64.

@@ -27,7 +27,7 @@ def encode_latents(
     Args:
         vae: the autoencoder.
         pixels: (B, 3, H, W) in [-1, 1].
-        noise: (n * B, 4, h, w) standard normal to sample the posterior with, n times for each picture in turn, or
+        noise: (n * B, 4, h, w) standard normal to sample the posterior with, n times for each image in turn, or
             None for its mean, once.
     """
     posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
@@ -51,8 +51,8 @@ def encode_image_tokens(
 ) -> torch.Tensor:
     """Square pixels -> image tokens (B, N, C), see `TOKEN_ENCODERS`.
 
-    The picture is resized as the released code's CLIP processor does it, which is why pixels are taken to be those of
-    an 8-bit picture.
+    The image is resized as the released code's CLIP processor does it, which is why pixels are taken to be those of
+    an 8-bit image.
 
     Args:
         image_encoder: a network of one of `TOKEN_ENCODERS`.
@@ -97,8 +97,8 @@ def estimate_depth(
     size = depth_estimator.config.backbone_config.image_size
     if convention == "released":
         # In 8 bit by OpenCV, which overshoots and is cut off at 0 and 255, before anything else.
-        pictures = ((pixels + 1) * 127.5).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
-        resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in pictures])
+        images = ((pixels + 1) * 127.5).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+        resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in images])
         values = torch.from_numpy(resized).to(pixels.device, torch.float32).permute(0, 3, 1, 2)
         normalised = normalise_pixels(values, IMAGENET_MEAN, IMAGENET_STD) / 255
     else:

@@ -1,6 +1,6 @@
 """A small autoencoder behind the interface of diffusers' AutoencoderKL: fixed and linear, or with a learned correction.
 
-A toy VAE with random weights cannot show a picture. The fixed one can, and it has nothing to train or download; the
+A toy VAE with random weights cannot show an image. The fixed one can, and it has nothing to train or download; the
 learned one begins as the fixed one.
 """
 

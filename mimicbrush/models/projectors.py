@@ -52,7 +52,7 @@ class DepthProjector(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(block_channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, depth_map: torch.Tensor, size_px: int) -> torch.Tensor:
-        """(B, 1, any, any) relative inverse depth, resized to the picture's side -> (B, 4, h, w)."""
+        """(B, 1, any, any) relative inverse depth, resized to the image's side -> (B, 4, h, w)."""
         x = F.interpolate(depth_map, (size_px, size_px), mode="bilinear", align_corners=True)
         x = x.expand(-1, self.config.depth_channels, -1, -1)
         x = F.silu(self.conv_in(x))  # (B, 16, H, W)

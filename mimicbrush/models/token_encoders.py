@@ -28,10 +28,10 @@ class TokenEncoder:
         model_class: of transformers.
         read_config: what a config.json holds -> its config.
         mean, std: of the pixels that it was trained with, in 0..1, red, green, blue.
-        image_px: its config -> side of the square picture that it is shown.
+        image_px: its config -> side of the square image that it is shown.
         tokens: the network and normalised pixels (B, 3, s, s) -> tokens (B, N, C).
         class_tokens: how many of the first tokens are of no patch.
-        toy: makes one with random weights, for pictures of 32 px.
+        toy: makes one with random weights, for images of 32 px.
     """
 
     model_class: type[PreTrainedModel]

@@ -1,4 +1,4 @@
-"""Pictures between a file, a square canvas and a tensor: letterbox, blanking, paste-back.
+"""Images between a file, a square canvas and a tensor: letterbox, blanking, paste-back.
 
 The conventions are those of the released benchmark script (ali-vilab/MimicBrush): long side to the model's
 size by bilinear interpolation, centred padding, white for images and black for masks.
@@ -14,7 +14,7 @@ from mimicbrush.io.images import MASK_THRESHOLD as MASK_THRESHOLD
 
 IMAGE_FILL = 255
 MASK_FILL = 0
-#: How far outside of its mask the paste-back changes a picture: ten blurs of 3 x 3 (released code).
+#: How far outside of its mask the paste-back changes an image: ten blurs of 3 x 3 (released code).
 SOFT_EDGE_PX = 10
 
 
@@ -26,7 +26,7 @@ def letterbox(image: np.ndarray, size_px: int, fill: int, order: str = "resize_t
         size_px: side of the square, S.
         fill: grey value of the padding.
         order: "resize_then_pad" scales the long side to S first (released benchmark script), "pad_then_resize" pads
-            to a square first (released demo): the border between picture and padding is then interpolated.
+            to a square first (released demo): the border between image and padding is then interpolated.
     """
     height, width = image.shape[:2]
     if order == "pad_then_resize":

@@ -40,7 +40,7 @@ class Jitter:
         """The jitter as (3, 4) float64: ``[R G B 1]`` in 0..255 -> the new ``[R G B]``, before it is clipped.
 
         Args:
-            mean_rgb: of the picture: contrast turns about its mean luma.
+            mean_rgb: of the image: contrast turns about its mean luma.
         """
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(self.hue_rad), -np.sin(self.hue_rad)], [np.sin(self.hue_rad), np.cos(self.hue_rad)]]

@@ -1,4 +1,4 @@
-"""Contact sheets: what a number means is seen only in pictures."""
+"""Contact sheets: what a number means is seen only in images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A caption, and below it one picture per column, (H, W, 3) or (H, W) uint8; None: left empty."""
+    """A caption, and below it one image per column, (H, W, 3) or (H, W) uint8; None: left empty."""
 
     caption: str
     cells: Sequence[np.ndarray | None]
 
 
 def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[SheetRow], cell_px: int = CELL_PX) -> np.ndarray:
-    """Lay pictures out in a labelled grid.
+    """Lay images out in a labelled grid.
 
     Args:
         title: above everything; newlines allowed.
         columns: one heading per column; newlines allowed.
-        rows: pictures of any size; each is fitted into a square of `cell_px`.
+        rows: images of any size; each is fitted into a square of `cell_px`.
         cell_px: side of a cell.
 
     Returns:
@@ -86,22 +86,22 @@ def cell_corner(title: str, columns: Sequence[str], row: int, column: int, cell_
 
 
 def cell_fit(shape: tuple[int, ...], cell_px: int) -> tuple[int, int, int, int]:
-    """Where `fit_cell` puts a picture of (H, W, ...): left, top, width and height in the cell."""
+    """Where `fit_cell` puts an image of (H, W, ...): left, top, width and height in the cell."""
     scale = cell_px / max(shape[:2])
     height, width = (max(1, round(side * scale)) for side in shape[:2])
     return (cell_px - width) // 2, (cell_px - height) // 2, width, height
 
 
-def fit_cell(picture: np.ndarray, cell_px: int, smooth: bool = False) -> np.ndarray:
-    """Fit a picture into a square on light grey: (H, W[, 3]) uint8 -> (cell_px, cell_px, 3) uint8.
+def fit_cell(image: np.ndarray, cell_px: int, smooth: bool = False) -> np.ndarray:
+    """Fit an image into a square on light grey: (H, W[, 3]) uint8 -> (cell_px, cell_px, 3) uint8.
 
-    Small pictures are enlarged without smoothing, so that single pixels stay visible as such, unless `smooth` is set.
+    Small images are enlarged without smoothing, so that single pixels stay visible as such, unless `smooth` is set.
     """
-    if picture.ndim == 2:
-        picture = np.repeat(picture[..., None], 3, axis=2)
-    scale = cell_px / max(picture.shape[:2])
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    scale = cell_px / max(image.shape[:2])
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale >= 2 and not smooth else cv2.INTER_CUBIC
     cell = np.full((cell_px, cell_px, 3), 236, np.uint8)
-    left, top, width, height = cell_fit(picture.shape, cell_px)
-    cell[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=how)
+    left, top, width, height = cell_fit(image.shape, cell_px)
+    cell[top : top + height, left : left + width] = cv2.resize(image, (width, height), interpolation=how)
     return cell

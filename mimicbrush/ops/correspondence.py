@@ -1,4 +1,4 @@
-"""Which place of the reference filled which place of the hole: as numbers, and as a picture."""
+"""Which place of the reference filled which place of the hole: as numbers, and as an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimicbrush.io.images import MASK_THRESHOLD, normalise_mode
 from mimicbrush.ops.crops import Placement
 from mimicbrush.ops.plot import mark_hole
 
-#: What stands for the reference's corners in the picture: top left, top right, bottom left, bottom right.
+#: What stands for the reference's corners in the image: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
 
 #: Of `plot_correspondence`: height of the titles.
@@ -26,7 +26,7 @@ TITLE_PX = 24
 SURE_FOCUS = 0.3
 #: How many marks at most, and as many as this though they are unsure.
 MARKS, UNSURE_MARKS = 6, 3
-#: Radius of a mark; two of them, in either picture, lie at least `MARKS_APART_PX` apart.
+#: Radius of a mark; two of them, in either image, lie at least `MARKS_APART_PX` apart.
 MARK_PX = 10
 MARKS_APART_PX = 2 * MARK_PX + 3
 #: One for each mark, told apart by the colour-blind, too (Okabe and Ito).
@@ -93,12 +93,12 @@ class Correspondence:
         source_canvas = (np.stack([hole_column, hole_row], axis=1) + 0.5) * token_px
         reference_canvas = (np.stack([column + dx, row + dy], axis=1) + 0.5) * token_px
         return cls(
-            source_xy=source.to_picture(source_canvas).astype(np.float32),
-            reference_xy=reference.to_picture(reference_canvas).astype(np.float32),
+            source_xy=source.to_image(source_canvas).astype(np.float32),
+            reference_xy=reference.to_image(reference_canvas).astype(np.float32),
             share=share.astype(np.float32),
             focus=(mass / np.where(share > 0, share, 1)).astype(np.float32),
-            source_token_px=token_px * source.picture_px_per_canvas_px,
-            reference_token_px=token_px * reference.picture_px_per_canvas_px,
+            source_token_px=token_px * source.image_px_per_canvas_px,
+            reference_token_px=token_px * reference.image_px_per_canvas_px,
         )
 
     def save(self, path: Path) -> None:
@@ -130,13 +130,13 @@ def plot_correspondence(
     Args:
         source, mask, reference: as the pipeline got them.
         correspondence: of this edit.
-        height_px: of the pictures; titles and legend come on top and below.
+        height_px: of the images; titles and legend come on top and below.
     """
     left, source_scale = _scaled(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
     right, reference_scale = _scaled(np.asarray(normalise_mode(reference, "RGB")), height_px)
     left = mark_hole(left, _scaled_hole(mask, height_px) > MASK_THRESHOLD)
     start = left.shape[1] + _BETWEEN_PX
-    picture = np.concatenate([left, np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8), right], axis=1)
+    image = np.concatenate([left, np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8), right], axis=1)
     marks = choose_place_pairs(
         correspondence.source_xy * source_scale,
         correspondence.reference_xy * reference_scale,
@@ -144,12 +144,12 @@ def plot_correspondence(
         (left.shape[1], height_px),
         (right.shape[1], height_px),
     )
-    picture = plot_place_pairs(picture, marks, (0, 0), (start, 0))
+    image = plot_place_pairs(image, marks, (0, 0), (start, 0))
 
-    legend = _wrapped(_legend(marks), max(picture.shape[1], _LEAST_WIDTH_PX) - 8)
-    size = max(picture.shape[1], _LEAST_WIDTH_PX), TITLE_PX + height_px + 8 + _LINE_PX * len(legend)
+    legend = _wrapped(_legend(marks), max(image.shape[1], _LEAST_WIDTH_PX) - 8)
+    size = max(image.shape[1], _LEAST_WIDTH_PX), TITLE_PX + height_px + 8 + _LINE_PX * len(legend)
     sheet = Image.new("RGB", size, "white")
-    sheet.paste(Image.fromarray(picture), (0, TITLE_PX))
+    sheet.paste(Image.fromarray(image), (0, TITLE_PX))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
     titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
     own = next((title for title in titles if font.getlength(title) < start - 8), "")
@@ -181,7 +181,7 @@ def _wrapped(text: str, width_px: int) -> list[str]:
 
 @dataclass(frozen=True)
 class PlacePair:
-    """Two places that belong together, in pixels of their two pictures, far enough from the edges to hold a number.
+    """Two places that belong together, in pixels of their two images, far enough from the edges to hold a number.
 
     Attributes:
         source, reference: (x, y).
@@ -208,17 +208,17 @@ def choose_place_pairs(
 ) -> list[PlacePair]:
     """A few places of the hole, spread over it, none of whose ends lies near another's.
 
-    Sure ones come first; unsure ones only fill up to `UNSURE_MARKS`. Places whose reference end lies off the picture,
+    Sure ones come first; unsure ones only fill up to `UNSURE_MARKS`. Places whose reference end lies off the image,
     on the padding, are left out.
 
     Args:
-        sources, references: (M, 2) x and y of both ends, in pixels of the pictures as they are drawn.
+        sources, references: (M, 2) x and y of both ends, in pixels of the images as they are drawn.
         focus: (M,), see `Correspondence`.
-        source_size, reference_size: (width, height) of these pictures.
+        source_size, reference_size: (width, height) of these images.
         most: how many at most.
 
     Returns:
-        At most `most`; two ends in one picture are `MARKS_APART_PX` apart or more.
+        At most `most`; two ends in one image are `MARKS_APART_PX` apart or more.
     """
     seen = np.all((references >= 0) & (references < reference_size), axis=1)
     ends = np.stack([_away_from_edges(sources, source_size), _away_from_edges(references, reference_size)])
@@ -242,25 +242,25 @@ def choose_place_pairs(
 
 
 def _away_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Moved so far into a picture of (width, height) that a mark lies within it, or to its middle where it is small."""
+    """Moved so far into an image of (width, height) that a mark lies within it, or to its middle where it is small."""
     least = np.minimum(MARK_PX, (np.array(size) - 1) / 2)
     return np.clip(points, least, np.array(size) - 1 - least)
 
 
 def plot_place_pairs(
-    picture: np.ndarray, marks: Sequence[PlacePair], source_at: tuple[int, int], reference_at: tuple[int, int]
+    image: np.ndarray, marks: Sequence[PlacePair], source_at: tuple[int, int], reference_at: tuple[int, int]
 ) -> np.ndarray:
-    """Draw marks into two pictures that lie side by side: lines first, so that no number lies under one.
+    """Draw marks into two images that lie side by side: lines first, so that no number lies under one.
 
     Args:
-        picture: (H, W, 3) uint8, that holds source and reference.
+        image: (H, W, 3) uint8, that holds source and reference.
         marks: see `choose_place_pairs`.
         source_at, reference_at: x and y of their upper left corners in it.
 
     Returns:
         (H, W, 3) uint8.
     """
-    drawn = np.array(picture, order="C")  # a copy
+    drawn = np.array(image, order="C")  # a copy
     moved = [mark.moved(source_at, reference_at) for mark in marks]
     for mark, colour in zip(moved, _MARK_COLOURS, strict=False):
         for start, end in _dashes(mark):
@@ -270,13 +270,13 @@ def plot_place_pairs(
         for centre in map(_sixteenths, (mark.source, mark.reference)):
             cv2.circle(drawn, centre, MARK_PX * 16, (0, 0, 0), -1, cv2.LINE_AA, shift=4)
             cv2.circle(drawn, centre, (MARK_PX - 1) * 16, colour, -1, cv2.LINE_AA, shift=4)
-    image = Image.fromarray(drawn)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT_PX)
+    canvas = Image.fromarray(drawn)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_PX)
     for number, (mark, colour) in enumerate(zip(moved, _MARK_COLOURS, strict=False), start=1):
         ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else "white"
         for place in (mark.source, mark.reference):
             draw.text(place, str(number), ink, font, anchor="mm")
-    return np.asarray(image)
+    return np.asarray(canvas)
 
 
 def _dashes(mark: PlacePair) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -299,7 +299,7 @@ def _sixteenths(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
 def tint_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> tuple[Image.Image, Image.Image]:
-    """Two pictures for a grid: the reference under colours, and the hole in the colours it came from.
+    """Two images for a grid: the reference under colours, and the hole in the colours it came from.
 
     The marks of `plot_correspondence`, as numbers alone, join both. Where a token's attention is spread over the whole
     reference (a low `Correspondence.focus`), its place means little, and its colour is faded.
@@ -309,7 +309,7 @@ def tint_correspondence(
         correspondence: of this edit.
         height_px: of both.
     """
-    # 1. Scaled first: what follows is cheap, however large the pictures are.
+    # 1. Scaled first: what follows is cheap, however large the images are.
     left, source_scale = _scaled(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
     right, reference_scale = _scaled(np.asarray(normalise_mode(reference, "RGB")), height_px)
     covered = _scaled_hole(mask, height_px)
@@ -349,10 +349,10 @@ def _scaled_hole(mask: Image.Image, height_px: int) -> np.ndarray:
     return _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)[0]
 
 
-def _scaled(picture: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, and by what its x and y are to be multiplied."""
-    height, width = picture.shape[:2]
+def _scaled(image: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image, and by what its x and y are to be multiplied."""
+    height, width = image.shape[:2]
     width_px = max(1, round(width * height_px / height))
     how = cv2.INTER_AREA if height_px < height else cv2.INTER_CUBIC
-    small = cv2.resize(picture, (width_px, height_px), interpolation=how)
+    small = cv2.resize(image, (width_px, height_px), interpolation=how)
     return small, np.array([width_px / width, height_px / height])

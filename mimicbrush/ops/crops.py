@@ -1,4 +1,4 @@
-"""Boxes in pictures, and how a picture lies on the model's square canvas.
+"""Boxes in images, and how an image lies on the model's square canvas.
 
 A box is (x0, y0, x1, y1) in pixels, x1 and y1 just outside, as in Pillow.
 """
@@ -16,10 +16,10 @@ Box = tuple[int, int, int, int]
 
 
 def square_around(mask: np.ndarray, size_px: int) -> Box:
-    """A square to edit around a mask, so that a small hole in a large picture is painted at full resolution.
+    """A square to edit around a mask, so that a small hole in a large image is painted at full resolution.
 
     Its side is one and a half times the hole's, at least the model's size (nothing is magnified), and leaves room
-    for the soft edge of the paste-back; then it is moved and cut to lie within the picture.
+    for the soft edge of the paste-back; then it is moved and cut to lie within the image.
 
     Args:
         mask: (H, W), not 0 = repaint; not empty.
@@ -42,38 +42,38 @@ def centre_interval(low: int, high: int, side: int, limit: int) -> tuple[int, in
 
 
 def grow_box(box: Box, by_px: int, width: int, height: int) -> Box:
-    """A box with a margin on every side, as far as the picture goes."""
+    """A box with a margin on every side, as far as the image goes."""
     x0, y0, x1, y1 = box
     return max(0, x0 - by_px), max(0, y0 - by_px), min(width, x1 + by_px), min(height, y1 + by_px)
 
 
-def crop_box(picture: np.ndarray, box: Box, name: str) -> np.ndarray:
-    """Cut a box out of a picture (H, W[, C]).
+def crop_box(image: np.ndarray, box: Box, name: str) -> np.ndarray:
+    """Cut a box out of an image (H, W[, C]).
 
     Args:
-        picture: any picture.
+        image: any image.
         box: must lie within it.
-        name: of the picture, for the error.
+        name: of the image, for the error.
 
     Raises:
-        InputError: the box is empty or does not lie within the picture.
+        InputError: the box is empty or does not lie within the image.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise InputError(
             f"the crop {x0},{y0},{x1},{y1} is no box within the {name}, which is {width} x {height} px; "
             "give X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1"
         )
-    return picture[y0:y1, x0:x1]
+    return image[y0:y1, x0:x1]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a letterboxed picture, or a crop of it, came from.
+    """Where a letterboxed image, or a crop of it, came from.
 
     Attributes:
-        box: the part of the picture that is on the canvas.
+        box: the part of the image that is on the canvas.
         size_px: side of the canvas.
     """
 
@@ -81,13 +81,13 @@ class Placement:
     size_px: int
 
     @property
-    def picture_px_per_canvas_px(self) -> float:
-        """Pixels of the picture per pixel of the canvas."""
+    def image_px_per_canvas_px(self) -> float:
+        """Pixels of the image per pixel of the canvas."""
         x0, y0, x1, y1 = self.box
         return max(x1 - x0, y1 - y0) / self.size_px
 
-    def to_picture(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 2) as x, y in canvas pixels -> in pixels of the whole picture.
+    def to_image(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 2) as x, y in canvas pixels -> in pixels of the whole image.
 
         Undoes `letterbox`; a point on the padding comes to lie outside of the box.
         """
@@ -95,4 +95,4 @@ class Placement:
         width, height = x1 - x0, y1 - y0
         long_side = max(width, height)
         padding = np.array([(long_side - width) // 2, (long_side - height) // 2])
-        return points * self.picture_px_per_canvas_px - padding + np.array([x0, y0])
+        return points * self.image_px_per_canvas_px - padding + np.array([x0, y0])

@@ -1,6 +1,6 @@
 """All geometry of a sample is one 3 x 3 matrix and one warp. Pixel centres are at whole numbers (OpenCV).
 
-A matrix maps (x, y, 1) of the picture to (x, y, 1) of the canvas. Keypoints and masks go through the same
+A matrix maps (x, y, 1) of the image to (x, y, 1) of the canvas. Keypoints and masks go through the same
 matrix as the pixels, so they stay exact under any composition.
 """
 
@@ -86,9 +86,9 @@ def is_inside(points: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def warp_to_canvas(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.ndarray:
-    """Draw a picture on a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
+    """Draw an image on a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
 
-    Where the matrix shrinks by two or more, the picture is first reduced (`reduce_to_fit`).
+    Where the matrix shrinks by two or more, the image is first reduced (`reduce_to_fit`).
     """
     image, matrix = reduce_to_fit(image, matrix)
     return cv2.warpPerspective(
@@ -102,14 +102,14 @@ def warp_to_canvas(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: in
 
 
 def reduce_to_fit(image: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce a picture that the matrix shrinks by two or more: bilinear sampling alone would alias.
+    """Reduce an image that the matrix shrinks by two or more: bilinear sampling alone would alias.
 
     Args:
         image: (H, W[, 3]) uint8.
         matrix: (3, 3), from its pixels to the canvas.
 
     Returns:
-        The picture reduced by area averaging (or itself) and the matrix from its pixels to the same canvas.
+        The image reduced by area averaging (or itself) and the matrix from its pixels to the same canvas.
     """
     shrink = shrink_factor(matrix, image.shape[1], image.shape[0])
     if shrink < 2:
@@ -120,7 +120,7 @@ def reduce_to_fit(image: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np
 
 
 def shrink_factor(matrix: np.ndarray, width: int, height: int) -> float:
-    """How many pixels of the picture fall on one canvas pixel (per side) at the picture's centre."""
+    """How many pixels of the image fall on one canvas pixel (per side) at the image's centre."""
     centre = np.array([[(width - 1) / 2, (height - 1) / 2]])
     probes = centre + np.array([[0, 0], [1, 0], [0, 1]])
     origin, right, down = transform_points(probes, matrix).astype(np.float64)

@@ -1,4 +1,4 @@
-"""SIFT matches between two pictures: the points that say which places of a pair show the same thing.
+"""SIFT matches between two images: the points that say which places of a pair show the same thing.
 
 The grid mask of training prefers cells with a match (paper Sec. 3.3); the paper does not publish its
 matcher. Ours: ratio test, mutual best match, and a geometric check that several motions may share, because
@@ -24,10 +24,10 @@ _NO_POINTS = np.zeros((0, 2), np.float32)
 
 @dataclass(frozen=True)
 class Features:
-    """SIFT features of one picture.
+    """SIFT features of one image.
 
     Attributes:
-        points: (K, 2) float32 (x, y), pixels of the given picture, pixel centres at whole numbers.
+        points: (K, 2) float32 (x, y), pixels of the given image, pixel centres at whole numbers.
         descriptors: (K, 128) float32 holding whole numbers 0..255.
     """
 
@@ -41,7 +41,7 @@ def sift_features(image: np.ndarray, max_keypoints: int = 2000, min_side_px: int
     Args:
         image: (H, W, 3) uint8 RGB.
         max_keypoints: the strongest are kept; time and memory of matching grow with the square.
-        min_side_px: a picture whose long side is smaller is enlarged first, because SIFT leaves out a border
+        min_side_px: an image whose long side is smaller is enlarged first, because SIFT leaves out a border
             of 5 px per scale and finds little in a thumbnail.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -67,10 +67,10 @@ def match_features(
     max_motions: int = 3,
     max_matches: int = 1000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match two pictures' features; the same input gives the same output, on any number of threads.
+    """Match two images' features; the same input gives the same output, on any number of threads.
 
     Args:
-        a: features of the first picture.
+        a: features of the first image.
         b: features of the second.
         max_ratio: Lowe's ratio test: best over second-best distance, in both directions.
         threshold_px: how far a match may lie from the motion that explains it.
@@ -87,24 +87,24 @@ def match_features(
 
 
 def match_keypoints(image_a: np.ndarray, image_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`sift_features` and `match_features` with their defaults, for two (H, W, 3) uint8 RGB pictures."""
+    """`sift_features` and `match_features` with their defaults, for two (H, W, 3) uint8 RGB images."""
     return match_features(sift_features(image_a), sift_features(image_b))
 
 
 def find_homography(a: Features, b: Features, threshold_px: float = 3.0, max_ratio: float = 0.75) -> np.ndarray | None:
-    """The homography that most matches of two pictures agree on, if they are enough to trust it.
+    """The homography that most matches of two images agree on, if they are enough to trust it.
 
     Enough is more than 8 + 0.3 times all mutual matches, the test of Brown and Lowe ("Automatic panoramic image
     stitching using invariant features", 2007, Eq. 11 to 13): chance matches hardly ever pass it.
 
     Args:
-        a: features of the first picture.
+        a: features of the first image.
         b: features of the second.
-        threshold_px: how far from its place in the second picture a match may come to lie.
+        threshold_px: how far from its place in the second image a match may come to lie.
         max_ratio: Lowe's ratio test, see `match_features`.
 
     Returns:
-        (3, 3) float64, from pixels of the first to pixels of the second picture; None: too few agree, or the plane
+        (3, 3) float64, from pixels of the first to pixels of the second image; None: too few agree, or the plane
         would be seen edge on somewhere within the matched points.
     """
     pairs = _mutual_matches(a.descriptors, b.descriptors, max_ratio)
@@ -121,9 +121,9 @@ def find_homography(a: Features, b: Features, threshold_px: float = 3.0, max_rat
 
 
 def orb_points(image: np.ndarray, max_keypoints: int = 200, border_ratio: float = 50 / 512) -> np.ndarray:
-    """ORB keypoints of one picture, which the released data utilities count in the cells of their grid.
+    """ORB keypoints of one image, which the released data utilities count in the cells of their grid.
 
-    Differs from them in that the border that is left out, 50 px there, follows the size of the picture: a small
+    Differs from them in that the border that is left out, 50 px there, follows the size of the image: a small
     one would have no keypoints at all.
 
     Args:
@@ -132,7 +132,7 @@ def orb_points(image: np.ndarray, max_keypoints: int = 200, border_ratio: float 
         border_ratio: width of that border over the shorter side.
 
     Returns:
-        (K, 2) float32 (x, y), pixels of the picture, pixel centres at whole numbers.
+        (K, 2) float32 (x, y), pixels of the image, pixel centres at whole numbers.
     """
     border = round(border_ratio * min(image.shape[:2]))
     orb = cv2.ORB.create(nfeatures=max_keypoints, edgeThreshold=border)

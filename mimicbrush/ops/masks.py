@@ -61,7 +61,7 @@ def fullest_grid_mask(
     them, and in that the cells cover the canvas where N does not divide its side.
 
     Args:
-        points: (K, 2) keypoints (x, y) of the picture, in canvas pixels; those off the canvas do not count.
+        points: (K, 2) keypoints (x, y) of the image, in canvas pixels; those off the canvas do not count.
         size_px: side of the square canvas.
         rng: source of randomness.
         cells: smallest and largest N, drawn uniformly, both included.

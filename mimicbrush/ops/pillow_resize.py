@@ -1,6 +1,6 @@
-"""Pillow's bicubic resize of 8-bit pictures, bit for bit, on whatever device the pixels are.
+"""Pillow's bicubic resize of 8-bit images, bit for bit, on whatever device the pixels are.
 
-The released code hands 8-bit pictures to CLIP's processor, which resizes with Pillow: horizontally, rounded to
+The released code hands 8-bit images to CLIP's processor, which resizes with Pillow: horizontally, rounded to
 8 bit, then vertically, rounded again, with weights of 22 bit. Any other bicubic filter moves the image tokens by
 about 2 %. All sums here are integers below 2 ** 53, so float64 holds them exactly.
 """
@@ -50,7 +50,7 @@ def _weights_on(device: torch.device, old: int, new: int) -> torch.Tensor:
 def _weights(old: int, new: int) -> np.ndarray:
     """(new, old) float64: what each old pixel adds to a new one, in units of 2 ** -22, whole numbers."""
     scale = old / new
-    widened = max(scale, 1.0)  # an antialiasing filter: it spans more old pixels where the picture shrinks
+    widened = max(scale, 1.0)  # an antialiasing filter: it spans more old pixels where the image shrinks
     table = np.zeros((new, old))
     for row in range(new):
         centre = (row + 0.5) * scale

@@ -1,4 +1,4 @@
-"""Matches, masks and segments drawn into pictures, for people to look at."""
+"""Matches, masks and segments drawn into images, for people to look at."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mimicbrush.ops.geometry import resize_matrix, transform_points
 
 _GAP_PX = 6
 
-#: Of a hole: two greys in stripes, of which one differs from any picture, and the rim's colour, which photographs lack.
+#: Of a hole: two greys in stripes, of which one differs from any image, and the rim's colour, which photographs lack.
 HOLE_GREYS, HOLE_RIM = (95, 185), (255, 0, 200)
-#: Stripes and rims over the long side of a picture: as large at any size, when the picture is fitted into a sheet.
+#: Stripes and rims over the long side of an image: as large at any size, when the image is fitted into a sheet.
 _STRIPE_RATIO, _RIM_RATIO = 1 / 24, 1 / 64
 
 
 def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], opacity: float = 0.6) -> np.ndarray:
-    """Lay a colour over part of a picture: (H, W, 3) uint8, (H, W) not 0 where to -> (H, W, 3) uint8.
+    """Lay a colour over part of an image: (H, W, 3) uint8, (H, W) not 0 where to -> (H, W, 3) uint8.
 
     Args:
         image, mask: of one size.
         colour: RGB, 0..255.
-        opacity: 0 leaves the picture as it is, 1 hides it.
+        opacity: 0 leaves the image as it is, 1 hides it.
     """
     mixed = image * (1 - opacity) + np.array(colour) * opacity
     return np.where(mask[..., None] > 0, mixed.round().astype(np.uint8), image)
 
 
 def mark_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture with stripes in place of its hole, seen on dark, light and grey pictures alike.
+    """A image with stripes in place of its hole, seen on dark, light and grey images alike.
 
     Nothing outside of the hole is hidden: its rim lies within it.
 
@@ -46,7 +46,7 @@ def mark_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     y, x = np.mgrid[: hole.shape[0], : hole.shape[1]]
     light = (x + y) // max(1, round(long_side * _STRIPE_RATIO)) % 2
     stripes = np.array(HOLE_GREYS, np.uint8)[light][..., None]
-    # What lies beyond the picture counts as the hole's inside: no rim runs along the picture's edge.
+    # What lies beyond the image counts as the hole's inside: no rim runs along the image's edge.
     rim_px = max(1, round(long_side * _RIM_RATIO))
     inner = cv2.erode(hole, np.ones((3, 3), np.uint8), iterations=rim_px, borderType=cv2.BORDER_REPLICATE)
     marked = np.where(hole[..., None] > 0, stripes, image)
@@ -55,7 +55,7 @@ def mark_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def colour_segments(image: np.ndarray, segments: Sequence[np.ndarray]) -> np.ndarray:
-    """A picture with each segment in a colour of its own: (H, W, 3) uint8 and (H, W) masks -> (H, W, 3) uint8."""
+    """A image with each segment in a colour of its own: (H, W, 3) uint8 and (H, W) masks -> (H, W, 3) uint8."""
     for number, segment in enumerate(segments):
         # Steps by the golden ratio: neighbours in the list never look alike.
         image = tint(image, segment, _rainbow(number * 0.618 % 1, 170), 0.5)
@@ -72,7 +72,7 @@ def match_panel(
     height_px: int = 220,
     lines: int = 60,
 ) -> np.ndarray:
-    """Two pictures side by side, with lines between their matched keypoints.
+    """Two images side by side, with lines between their matched keypoints.
 
     Args:
         a, b: (H, W, 3) uint8, of any size.
@@ -81,18 +81,18 @@ def match_panel(
         lines: at most so many are drawn, taken evenly, or nothing could be told apart.
 
     Returns:
-        (height_px, W', 3) uint8. The colour of a line runs with its height in the first picture.
+        (height_px, W', 3) uint8. The colour of a line runs with its height in the first image.
     """
-    pictures, points = [], []
-    for picture, found in ((a, a_points), (b, b_points)):
-        scale = height_px / picture.shape[0]
-        size = (round(picture.shape[1] * scale), height_px)
+    images, points = [], []
+    for image, found in ((a, a_points), (b, b_points)):
+        scale = height_px / image.shape[0]
+        size = (round(image.shape[1] * scale), height_px)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        pictures.append(cv2.resize(picture, size, interpolation=how))
-        points.append(transform_points(found, resize_matrix(size[0] / picture.shape[1], scale)))
+        images.append(cv2.resize(image, size, interpolation=how))
+        points.append(transform_points(found, resize_matrix(size[0] / image.shape[1], scale)))
     gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
-    panel = np.hstack([pictures[0], gap, pictures[1]])
-    shift = np.array([pictures[0].shape[1] + _GAP_PX, 0])
+    panel = np.hstack([images[0], gap, images[1]])
+    shift = np.array([images[0].shape[1] + _GAP_PX, 0])
     # Eight times finer than pixels, as OpenCV's fixed-point drawing allows.
     ends = np.stack([points[0], points[1] + shift], axis=1) * 8
     for i in np.unique(np.linspace(0, len(ends) - 1, min(lines, len(ends))).astype(int)):

@@ -18,7 +18,7 @@ class AnnotationError(ValueError):
 
 
 class SegmentError(ValueError):
-    """Run lengths that do not fit the picture."""
+    """Run lengths that do not fit the image."""
 
 
 def read_annotation(annotation: bytes) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def read_annotation(annotation: bytes) -> list[dict[str, Any]]:
 
 
 def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
-    """The run lengths (background first), checked to tile a picture of this size exactly.
+    """The run lengths (background first), checked to tile an image of this size exactly.
 
     Raises:
         SegmentError: they do not.
@@ -61,7 +61,7 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
 
 
 def decode_segment(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """A segment as a picture: (height, width) uint8, 0 or 1.
+    """A segment as an image: (height, width) uint8, 0 or 1.
 
     Raises:
         SegmentError: its run lengths do not fit.

@@ -1,4 +1,4 @@
-"""How alike two pictures are."""
+"""How alike two images are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSIM_LONG_SIDE_PX = 256
 
 
 def ssim_thumbnail(image: np.ndarray) -> np.ndarray:
-    """The picture that SSIM is computed on: (H, W, 3) uint8 RGB -> (h, w) uint8 luma, long side 256 px or less."""
+    """The image that SSIM is computed on: (H, W, 3) uint8 RGB -> (h, w) uint8 luma, long side 256 px or less."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = SSIM_LONG_SIDE_PX / max(grey.shape)
     if scale >= 1:
@@ -68,10 +68,10 @@ _SHARPNESS_LONG_SIDE_PX = 512
 
 
 def sharpness(image: np.ndarray) -> float:
-    """How much of a picture's contrast is fine detail, in the direction that has the least of it.
+    """How much of an image's contrast is fine detail, in the direction that has the least of it.
 
     A camera that swings, or a thing that passes, blurs along its path only; so the least of four directions tells.
-    Measured at the size that training uses: a large picture may be soft and still serve. Photographs and sharp
+    Measured at the size that training uses: a large image may be soft and still serve. Photographs and sharp
     frames have 0.003 to 0.5; blurred over 16 px, less than a twentieth of what they had.
 
     Args:
@@ -89,7 +89,7 @@ def sharpness(image: np.ndarray) -> float:
     return detail / max(float(luma.var()), 1.0)
 
 
-#: Of all pairs of pictures of one DreamBooth subject, the two known duplicates reach 0.995 and more; the next are
+#: Of all pairs of images of one DreamBooth subject, the two known duplicates reach 0.995 and more; the next are
 #: drawings on white with 0.88, photographs on white with 0.83.
 NEAR_DUPLICATE_SSIM = 0.9
 _SIDE_PX = 32
@@ -99,7 +99,7 @@ LIKELY_AGREEMENT = 0.35
 
 
 def highest_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """The highest SSIM of two pictures as they are or one mirrored, in place or shifted (phase correlation).
+    """The highest SSIM of two images as they are or one mirrored, in place or shifted (phase correlation).
 
     Args:
         a, b: (H, W, 3) uint8 RGB, of any sizes: both are squeezed to a square first.
@@ -125,7 +125,7 @@ def _ssim_of_overlap(one: np.ndarray, two: np.ndarray, dx: int, dy: int) -> floa
 
 
 def phase_signature(image: np.ndarray) -> np.ndarray:
-    """A picture in few numbers, to be compared with those of many others by `signature_agreement`.
+    """A image in few numbers, to be compared with those of many others by `signature_agreement`.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
@@ -143,13 +143,13 @@ def signature_agreement(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The highest phase correlation of one signature with each of n others, over all shifts.
 
     Near duplicates have more than `LIKELY_AGREEMENT`. The converse does not hold: `highest_ssim` decides. A mirrored
-    picture has another signature.
+    image has another signature.
 
     Args:
         one: (32, 17) complex.
         others: (n, 32, 17) complex.
 
     Returns:
-        (n,) float, 1 for the same picture.
+        (n,) float, 1 for the same image.
     """
     return np.asarray(np.fft.irfft2(one * np.conj(others), s=(_SIDE_PX, _SIDE_PX)).max(axis=(1, 2)))

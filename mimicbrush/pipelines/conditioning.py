@@ -76,19 +76,19 @@ class ConditionedPipeline(HubPipeline):
         """Make references ready for many edits; `PreparedReference` says when reusing them is exact.
 
         Args:
-            reference: R pictures.
+            reference: R images.
             reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list.
             generator: draws from the VAE's posterior; a list draws len(list) / R times for each.
             num_inference_steps: with ``reference_timestep="current"``: hold the features for this number of steps,
                 too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
         """
-        pictures = [to_rgb_array(picture) for picture in list_images(reference)]
-        if not pictures or (isinstance(generator, list) and len(generator) % len(pictures)):
+        images = [to_rgb_array(image) for image in list_images(reference)]
+        if not images or (isinstance(generator, list) and len(generator) % len(images)):
             draws = len(generator) if isinstance(generator, list) else 1
-            raise InputError(f"{len(pictures)} references cannot serve {draws} results; give one, or one per source")
-        placements = [Placement(box, self.size_px) for box in list_boxes(pictures, reference_crop)]
-        prepared = self.encode_references(self._canvas(pictures, placements), placements, generator)
+            raise InputError(f"{len(images)} references cannot serve {draws} results; give one, or one per source")
+        placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
+        prepared = self.encode_references(self._canvas(images, placements), placements, generator)
         if self.reference_unet is None:
             return prepared
         if self.config.reference_timestep == "zero":
@@ -212,11 +212,11 @@ class ConditionedPipeline(HubPipeline):
         read_by = (options.reference_encoder, options.reference_sharing, options.reference_timestep)
         return (options.size_px, *read_by, options.letterbox_order, self.unet.dtype, self._execution_device)
 
-    def _canvas(self, pictures: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+    def _canvas(self, images: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         order = self.config.letterbox_order
         squares = [
-            letterbox(crop_box(picture, placement.box, "picture"), self.size_px, IMAGE_FILL, order)
-            for picture, placement in zip(pictures, placements, strict=True)
+            letterbox(crop_box(image, placement.box, "picture"), self.size_px, IMAGE_FILL, order)
+            for image, placement in zip(images, placements, strict=True)
         ]
         return to_tensor(np.stack(squares)).to(self._execution_device)
 
@@ -235,11 +235,11 @@ class ConditionedPipeline(HubPipeline):
                 )
         return torch.from_numpy(np.stack(holes))[:, None].float().to(self._execution_device)
 
-    def _posterior_noise(self, pictures: int, generator: Generator) -> torch.Tensor | None:
-        """One draw per picture, or per generator; None for the posterior's mean."""
+    def _posterior_noise(self, images: int, generator: Generator) -> torch.Tensor | None:
+        """One draw per image, or per generator; None for the posterior's mean."""
         if self.config.posterior == "mean":
             return None
-        rows = len(generator) if isinstance(generator, list) else pictures
+        rows = len(generator) if isinstance(generator, list) else images
         shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.vae.dtype)
 

@@ -40,7 +40,7 @@ def write_model_card(folder: Path, options: ModelOptions, config: Mapping[str, o
 
 # A MimicBrush pipeline
 
-Repaints the masked part of a source picture so that it imitates the matching part of a reference picture
+Repaints the masked part of a source image so that it imitates the matching part of a reference image
 ([paper](https://arxiv.org/abs/2406.07547)).
 
 ```python

@@ -1,4 +1,4 @@
-"""Edit a picture by imitating another (paper Sec. 3; inference as in ali-vilab/MimicBrush)."""
+"""Edit an image by imitating another (paper Sec. 3; inference as in ali-vilab/MimicBrush)."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class MimicBrushPipeline(ConditionedPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """A callback that sets `_interrupt` ends the call after this step, with the picture as it is then."""
+        """A callback that sets `_interrupt` ends the call after this step, with the image as it is then."""
         return self._interrupt
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
@@ -192,10 +192,10 @@ class MimicBrushPipeline(ConditionedPipeline):
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> MimicBrushPipelineOutput | tuple[Any, ...]:
-        """Edit one picture or a batch.
+        """Edit one image or a batch.
 
         Args:
-            source: B pictures to edit, any size; PIL (turned as its EXIF says) or (H, W, 3) uint8.
+            source: B images to edit, any size; PIL (turned as its EXIF says) or (H, W, 3) uint8.
             mask: one per source, of the same size; PIL or (H, W) uint8, above 128 = repaint; or (H, W) bool.
             reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
                 None repaints without any reference.
@@ -205,7 +205,7 @@ class MimicBrushPipeline(ConditionedPipeline):
             depth_map: (B, 1, any, any), relative inverse depth on the canvas, instead of an estimated one.
             num_images_per_prompt: results per source, n; one after the other in the output.
             crop: "auto" edits a square around the hole at full resolution (see `ops.crops.square_around`), for small
-                regions in large pictures; "full" the whole picture.
+                regions in large images; "full" the whole image.
             reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list.
             eta: of DDIM; schedulers without it ignore it.
             generator: one for all, or a list of B * n. With a list each result is what a call of its own would give;
@@ -224,7 +224,7 @@ class MimicBrushPipeline(ConditionedPipeline):
             callback_on_step_end_tensor_inputs: names of the tensors that it gets: "latents" is all there is.
 
         Raises:
-            InputError: pictures, masks, references and options that do not fit together.
+            InputError: images, masks, references and options that do not fit together.
             WeightsError: something replaced the attention that reads the reference.
         """
         # 1. What is asked for.
@@ -244,7 +244,7 @@ class MimicBrushPipeline(ConditionedPipeline):
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
 
-        # 2. Pictures onto square canvases.
+        # 2. Images onto square canvases.
         placements = self.place(sources, masks, crop)
         source_px = self._canvas(sources, placements)  # (B, 3, S, S)
         mask_px = self._mask_canvas(masks, placements)  # (B, 1, S, S)
@@ -304,7 +304,7 @@ class MimicBrushPipeline(ConditionedPipeline):
                     latents = changed.pop("latents", latents)
                 progress.update()
 
-        # 6. Back to pictures.
+        # 6. Back to images.
         images = self.decode(latents, sources, masks, placements, paste_back, output_type)
         correspondences = None
         if record is not None and prepared is not None:
@@ -327,8 +327,8 @@ class MimicBrushPipeline(ConditionedPipeline):
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
         sources, masks = (
-            [to_rgb_array(picture) for picture in list_images(source)],
-            [to_mask_array(picture) for picture in list_images(mask)],
+            [to_rgb_array(image) for image in list_images(source)],
+            [to_mask_array(image) for image in list_images(mask)],
         )
         check_masks(sources, masks)
         if num_inference_steps < 1 or num_images_per_prompt < 1:
@@ -390,13 +390,13 @@ class MimicBrushPipeline(ConditionedPipeline):
         paste: bool,
         output_type: str,
     ) -> list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor:
-        """Latents (B n, 4, h, w) -> pictures, pasted back into their sources if asked for."""
+        """Latents (B n, 4, h, w) -> images, pasted back into their sources if asked for."""
         if output_type == "latent":
             return latents
         pixels = decode_latents(self.vae, latents)  # (B n, 3, S, S)
         if not pixels.isfinite().all():
             raise MimicBrushError(
-                f"the result is no picture: numbers overflowed in {self.unet.dtype} (U-Net) or {self.vae.dtype} (VAE); "
+                f"the result is no image: numbers overflowed in {self.unet.dtype} (U-Net) or {self.vae.dtype} (VAE); "
                 "use bfloat16 or float32"
             )
         if output_type == "pt":
@@ -413,7 +413,7 @@ class MimicBrushPipeline(ConditionedPipeline):
             x0, y0, x1, y1 = placement.box
             result = crop_back(square, y1 - y0, x1 - x0)
             mask = mask[y0:y1, x0:x1]
-            # Only where the paste-back changes anything: a large picture in floats takes much memory.
+            # Only where the paste-back changes anything: a large image in floats takes much memory.
             x2, y2, x3, y3 = grow_box(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
             part = slice(y0 + y2, y0 + y3), slice(x0 + x2, x0 + x3)
             pasted = paste_back(result[y2:y3, x2:x3], source[part], mask[y2:y3, x2:x3])

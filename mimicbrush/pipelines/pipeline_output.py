@@ -14,7 +14,7 @@ from mimicbrush.ops.correspondence import Correspondence
 
 @dataclass
 class MimicBrushPipelineOutput(BaseOutput):
-    """Edited pictures.
+    """Edited images.
 
     Attributes:
         images: for each source in turn the images asked for. "pil": at the source's own size; "np":

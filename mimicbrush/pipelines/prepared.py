@@ -36,7 +36,7 @@ class PreparedReference:
     the pipeline's weights, options, device and type stay what they were. Two things to know:
 
     * The VAE's posterior of the reference was drawn once, when it was prepared. So an edit with a generator of seed
-      s equals one with the picture itself only if that same generator was handed to `prepare_reference` just
+      s equals one with the image itself only if that same generator was handed to `prepare_reference` just
       before (or if the pipeline takes the posterior's mean).
     * Features are held for the timesteps in `features`. With ``reference_timestep="zero"`` there is just one, and it
       serves every edit. With "current" those of the number of steps that was named are held; an edit at other
@@ -64,10 +64,10 @@ class PreparedReference:
 
         Args:
             settings: of the pipeline.
-            sources: how many pictures are edited.
+            sources: how many images are edited.
 
         Raises:
-            InputError: it was prepared by a pipeline with other options, or for another number of pictures.
+            InputError: it was prepared by a pipeline with other options, or for another number of images.
         """
         if settings != self.settings:
             raise InputError(

@@ -16,7 +16,7 @@ import skimage
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.ops.counter_rng import generator
 from mimicbrush.synthetic.dead_leaves import dead_leaves
 
@@ -32,7 +32,7 @@ TRAIN_PHOTOGRAPHS = (
 )
 HELDOUT_PHOTOGRAPHS = ("coffee.png", "chelsea.png", "coins.png", "gravel.png", "camera.png", "retina.jpg")
 
-#: Before the seed of a picture of dead leaves, where the name of a photograph may stand.
+#: Before the seed of an image of dead leaves, where the name of a photograph may stand.
 LEAVES = "leaves:"
 _LEAVES_SIZE_PX = (640, 480)
 #: Relative inverse depth of the ground at the upper and the lower edge of a frame, and of things: the one drawn last is
@@ -55,7 +55,7 @@ class ClipSpec:
         fps: frames per second.
         width_px, height_px: of the frames; even, as H.264 with 4:2:0 colour needs.
         thing_sides: smallest and largest side of a thing over the height of a frame.
-        tilt: how far things tilt out of the picture's plane, each by itself: the largest move of a corner over the
+        tilt: how far things tilt out of the image's plane, each by itself: the largest move of a corner over the
             thing's side.
     """
 
@@ -140,7 +140,7 @@ def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
     if name.startswith(LEAVES):
         return dead_leaves(*_LEAVES_SIZE_PX, generator(int(name.removeprefix(LEAVES))))[0]
     if Path(name).name != name:
-        return np.asarray(read_picture(Path(name), "RGB"))
+        return np.asarray(read_image(Path(name), "RGB"))
     path = bundled_photograph(name)
     # Drawn for every photograph, so that the rest of a clip does not depend on whether this one is grey.
     dark, tint = rng.uniform(0, 70, 3), rng.uniform(150, 255, 3)
@@ -248,19 +248,19 @@ class _Thing:
         depth[top:bottom, left:right] += (nearness - depth[top:bottom, left:right]) * alpha[..., 0]
 
     def _drawer(self, place: np.ndarray, number: int, size: tuple[int, int]) -> Callable[..., np.ndarray]:
-        """What draws a picture of the thing's size through (2, 3) `place` and the tilt, moved by some pixels."""
+        """What draws an image of the thing's size through (2, 3) `place` and the tilt, moved by some pixels."""
         tilt_x, tilt_y = self.tilt_x[number], self.tilt_y[number]
         if not (tilt_x or tilt_y):
-            return lambda picture, move, **how: cv2.warpAffine(picture, place + [[0, 0, m] for m in move], size, **how)
+            return lambda image, move, **how: cv2.warpAffine(image, place + [[0, 0, m] for m in move], size, **how)
         last = len(self.alpha) - 1
         unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
         corners = ((unit + 1) / 2 * last).astype(np.float32)
         tilted = unit * (1 + 2 * np.stack([tilt_y * unit[:, 1], tilt_x * unit[:, 0]], axis=1))
         tilt = cv2.getPerspectiveTransform(corners, ((tilted + 1) / 2 * last).astype(np.float32))
 
-        def draw(picture: np.ndarray, move: tuple[int, int], **how: int) -> np.ndarray:
+        def draw(image: np.ndarray, move: tuple[int, int], **how: int) -> np.ndarray:
             moved = np.vstack([place + [[0, 0, m] for m in move], [0, 0, 1]])
-            return cv2.warpPerspective(picture, moved @ tilt, size, **how)
+            return cv2.warpPerspective(image, moved @ tilt, size, **how)
 
         return draw
 

@@ -1,4 +1,4 @@
-"""Dead leaves: pictures of overlapping textured shapes, drawn without end where photographs are few.
+"""Dead leaves: images of overlapping textured shapes, drawn without end where photographs are few.
 
 Their statistics resemble those of photographs (Lee, Mumford and Huang 2001), networks trained on them see well
 (Baradad et al. 2021, "Learning to See by Looking at Noise"), and what hides behind a mask can hardly be guessed from
@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 
 _LEAVES = 160
-#: Radii follow a power law between these, over the picture's shorter side.
+#: Radii follow a power law between these, over the image's shorter side.
 _RADII = (0.05, 0.45)
 _TEXTURE_PX = 96
 
 
 def dead_leaves(width_px: int, height_px: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a picture from the back to the front.
+    """Draw an image from the back to the front.
 
     Returns:
         (H, W, 3) uint8 RGB, and (H, W) int32: the number of the leaf that is seen at each pixel, 0 is the ground.
@@ -26,7 +26,7 @@ def dead_leaves(width_px: int, height_px: int, rng: np.random.Generator) -> tupl
     greys = palette.mean(axis=1, keepdims=True)
     palette = greys + rng.uniform(0.15, 0.9) * (palette - greys)  # few real scenes are as gaudy as random colours
     ground = _texture(palette, rng)
-    picture = cv2.resize(ground, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(ground, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
     labels = np.zeros((height_px, width_px), np.int32)
     short = min(width_px, height_px)
     # Inverse square law of areas; the largest first, or the small ones would all be covered.
@@ -44,10 +44,10 @@ def dead_leaves(width_px: int, height_px: int, rng: np.random.Generator) -> tupl
         alpha = shape[..., None] / np.float32(255)
         side = max(shape.shape)
         texture = cv2.resize(_texture(palette, rng), (side, side), interpolation=cv2.INTER_CUBIC)
-        region = picture[top:bottom, left:right]
+        region = image[top:bottom, left:right]
         region += (texture[: shape.shape[0], : shape.shape[1]] - region) * alpha
         labels[top:bottom, left:right][shape > 127] = number
-    return picture.clip(0, 255).round().astype(np.uint8), labels
+    return image.clip(0, 255).round().astype(np.uint8), labels
 
 
 def _outline(radius: float, rng: np.random.Generator) -> np.ndarray:

@@ -107,19 +107,19 @@ def heldout_clips(folder: Path, seed: int) -> dict[str, ClipSpec]:
 
 
 def write_stills(folder: Path, photographs: Sequence[str], num_leaves: int, crops: int, seed: int) -> Iterator[Path]:
-    """Write NAME.jpg and NAME.json of photographs and leaves with their segments, yielding each picture's path.
+    """Write NAME.jpg and NAME.json of photographs and leaves with their segments, yielding each image's path.
 
     Args:
         folder: is made.
         photographs: files, beside those of `TRAIN_PHOTOGRAPHS`.
-        num_leaves: pictures of leaves, whose segments are the leaves.
+        num_leaves: images of leaves, whose segments are the leaves.
         crops: random crops of each photograph, whose segments are those of a graph-based segmentation.
         seed: of crops and leaves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_leaves):
-        picture, labels = dead_leaves(_STILL_SIDE_PX, _STILL_SIDE_PX, generator(seed, number))
-        yield _write_still(folder / f"leaves_{number:04d}", picture, labels)
+        image, labels = dead_leaves(_STILL_SIDE_PX, _STILL_SIDE_PX, generator(seed, number))
+        yield _write_still(folder / f"leaves_{number:04d}", image, labels)
     for name in [*TRAIN_PHOTOGRAPHS, *photographs]:
         rng = generator(seed, *Path(name).name.encode())
         photograph = read_photograph(name, rng)
@@ -127,12 +127,12 @@ def write_stills(folder: Path, photographs: Sequence[str], num_leaves: int, crop
             side = round(rng.uniform(0.4, 1.0) * min(photograph.shape[:2]))
             top, left = (int(rng.integers(length - side + 1)) for length in photograph.shape[:2])
             crop = photograph[top : top + side, left : left + side]
-            picture = cv2.resize(crop, (_STILL_SIDE_PX, _STILL_SIDE_PX), interpolation=cv2.INTER_AREA)
-            labels = felzenszwalb(picture, scale=_SEGMENT_SCALE, min_size=round(_SEGMENT_MIN_RATIO * picture.size / 3))
-            yield _write_still(folder / f"{Path(name).stem}_{number:02d}", picture, labels)
+            image = cv2.resize(crop, (_STILL_SIDE_PX, _STILL_SIDE_PX), interpolation=cv2.INTER_AREA)
+            labels = felzenszwalb(image, scale=_SEGMENT_SCALE, min_size=round(_SEGMENT_MIN_RATIO * image.size / 3))
+            yield _write_still(folder / f"{Path(name).stem}_{number:02d}", image, labels)
 
 
-def _write_still(stem: Path, picture: np.ndarray, labels: np.ndarray) -> Path:
+def _write_still(stem: Path, image: np.ndarray, labels: np.ndarray) -> Path:
     annotations = []
     for number in np.unique(labels):
         shape = np.asfortranarray(labels == number, np.uint8)
@@ -144,5 +144,5 @@ def _write_still(stem: Path, picture: np.ndarray, labels: np.ndarray) -> Path:
     write_aside(
         stem.with_suffix(".json"), lambda aside: aside.write_text(json.dumps({"image": {}, "annotations": annotations}))
     )
-    write_aside(path, lambda aside: Image.fromarray(picture).save(aside, format="JPEG", quality=_JPEG_QUALITY))
+    write_aside(path, lambda aside: Image.fromarray(image).save(aside, format="JPEG", quality=_JPEG_QUALITY))
     return path

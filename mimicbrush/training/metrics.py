@@ -180,12 +180,12 @@ def start_tracker(
 def log_image_table(
     accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
 ) -> None:
-    """Show a table of pictures: to wandb as one, to tensorboard column by column.
+    """Show a table of images: to wandb as one, to tensorboard column by column.
 
     Args:
         accelerator: with its trackers.
         name: of the table.
-        rows: a caption, and pictures (H, W) or (H, W, 3) uint8 by column, the same columns in all; none shows nothing.
+        rows: a caption, and images (H, W) or (H, W, 3) uint8 by column, the same columns in all; none shows nothing.
         step: of the run.
     """
     if not rows:
@@ -195,11 +195,11 @@ def log_image_table(
         if tracker.name == "wandb":
             import wandb
 
-            data = [[caption, *[wandb.Image(pictures[column]) for column in columns]] for caption, pictures in rows]
+            data = [[caption, *[wandb.Image(images[column]) for column in columns]] for caption, images in rows]
             tracker.log_table(name, columns=["pair", *columns], data=data, step=step)
         elif tracker.name == "tensorboard":
             stacked = {
-                f"{name}/{column}": np.stack([np.atleast_3d(pictures[column]) for _, pictures in rows])
+                f"{name}/{column}": np.stack([np.atleast_3d(images[column]) for _, images in rows])
                 for column in columns
             }
             tracker.log_images(stacked, step=step, dataformats="NHWC")

@@ -72,8 +72,8 @@ def training_flop(trainee: MimicBrushModel, encoders: FrozenEncoders) -> float:
     """
     size_px, side = trainee.size_px, trainee.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
-        picture, mask, number = torch.empty(1, 3, size_px, size_px), torch.empty(1, 1, size_px, size_px), torch.ones(1)
-        batch = TrainBatch(picture, picture, mask, number.long(), number.long())
+        image, mask, number = torch.empty(1, 3, size_px, size_px), torch.empty(1, 1, size_px, size_px), torch.ones(1)
+        batch = TrainBatch(image, image, mask, number.long(), number.long())
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
         draws = NoiseSample(number.long(), latents, latents.expand(3, -1, -1, -1, -1), keep, keep, rows, rows)

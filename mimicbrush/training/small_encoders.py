@@ -3,8 +3,8 @@
 They play the parts of those of the full-size model, and all but the first are of the same classes:
 
 * the **autoencoder**, a `PatchAutoencoder` that reduces by 4, as the VAE of Stable Diffusion does by 8;
-* the **image encoder**, the visual half of a CLIP. It learns to tell which two of many pictures are views of one
-  scene, by CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of a picture and its caption;
+* the **image encoder**, the visual half of a CLIP. It learns to tell which two of many images are views of one
+  scene, by CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of an image and its caption;
 * the **depth estimator**, a Depth Anything. It learns the relative inverse depth of rendered clips, up to scale and
   shift (Ranftl et al. 2020, Sec. 5), which is no more than: a thing is before the ground.
 """
@@ -71,7 +71,7 @@ def train_autoencoder(pairs: Pairs, schedule: Schedule, seed: int) -> PatchAutoe
 
 
 def train_image_encoder(pairs: Pairs, schedule: Schedule, seed: int) -> CLIPVisionModelWithProjection:
-    """An image encoder for pictures of 32 px: 16 patches and a class token, 64 wide."""
+    """An image encoder for images of 32 px: 16 patches and a class token, 64 wide."""
     torch.manual_seed(seed)
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
@@ -98,7 +98,7 @@ def train_image_encoder(pairs: Pairs, schedule: Schedule, seed: int) -> CLIPVisi
 
 
 def train_depth_estimator(depths: Depths, schedule: Schedule, seed: int) -> nn.Module:
-    """A depth estimator for pictures of 56 px."""
+    """A depth estimator for images of 56 px."""
     torch.manual_seed(seed)
     estimator = small_depth_estimator(image_px=56, patch_px=7, initializer_range=0.05)
 

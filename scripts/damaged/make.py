@@ -171,7 +171,7 @@ def _index_span(data: bytes) -> slice:
 
 
 def _media_span(data: bytes) -> slice:
-    """Where the pictures lie: all but the index, roughly."""
+    """Where the images lie: all but the index, roughly."""
     index = _index_span(data)
     return slice(index.stop, len(data)) if index.start < len(data) // 2 else slice(40, index.start)
 
@@ -195,13 +195,13 @@ def _empty(_clip: Path, rng: np.random.Generator) -> _Made:
 
 
 def _wrong_extension(clip: Path, rng: np.random.Generator) -> _Made:
-    """Text, a picture, an archive or a sound under .mp4; or the clip under another container's name."""
+    """Text, an image, an archive or a sound under .mp4; or the clip under another container's name."""
     how = int(rng.integers(6))
     if how == 0:
         return b"This is a line of text.\n" * 400, ".mp4", False
     if how in (1, 2):
-        picture = rng.integers(0, 256, (90, 160, 3), np.uint8)
-        _, data = cv2.imencode(".jpg" if how == 1 else ".png", picture)
+        image = rng.integers(0, 256, (90, 160, 3), np.uint8)
+        _, data = cv2.imencode(".jpg" if how == 1 else ".png", image)
         return bytes(data), ".mp4", False
     if how == 3:
         archive = io.BytesIO()

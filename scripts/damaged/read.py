@@ -159,7 +159,7 @@ def _another(frame: np.ndarray, expected: np.ndarray, number: int, own_db: float
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two uint8 pictures of one shape; 100 where they are equal."""
+    """Of two uint8 images of one shape; 100 where they are equal."""
     error = float(np.mean(np.square(a.astype(np.float32) - b)))
     return 100.0 if error == 0 else 10 * float(np.log10(255**2 / error))
 

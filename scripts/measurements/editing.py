@@ -70,7 +70,7 @@ class EditSetting:
     compiled: bool = False
 
     def sides(self, reference_timestep: str, output: str = "pt") -> tuple[Side, Side]:
-        """Ours and the released algorithm, from equal pictures, noise and weights."""
+        """Ours and the released algorithm, from equal images, noise and weights."""
         import torch
         from peers.released_algorithm import ReleasedAlgorithm
 
@@ -90,18 +90,18 @@ class EditSetting:
                 unet.to(memory_format=torch.channels_last).compile()
 
         size_px, numbers = self.size_px, torch.Generator().manual_seed(0)
-        pictures = torch.randint(0, 256, (2, size_px, size_px, 3), generator=numbers, dtype=torch.uint8).numpy()
+        images = torch.randint(0, 256, (2, size_px, size_px, 3), generator=numbers, dtype=torch.uint8).numpy()
         mask = torch.zeros(size_px, size_px, dtype=torch.uint8)
         mask[size_px // 4 : size_px * 3 // 4, size_px // 4 : size_px * 3 // 4] = 255
         latents = torch.randn(1, 4, size_px // 8, size_px // 8, generator=numbers).to(self.device, dtype)
         source, hole, reference = (
             tensor.to(self.device, dtype)
-            for tensor in (to_tensor(pictures[:1]), (mask > 128)[None, None].float(), to_tensor(pictures[1:]))
+            for tensor in (to_tensor(images[:1]), (mask > 128)[None, None].float(), to_tensor(images[1:]))
         )
         options = {"num_inference_steps": self.steps, "guidance_scale": 5.0, "output_type": output}
 
         def ours() -> torch.Tensor:
-            return pipe(pictures[0], mask.numpy(), pictures[1], latents=latents, **options).images
+            return pipe(images[0], mask.numpy(), images[1], latents=latents, **options).images
 
         def peer() -> torch.Tensor:
             found = released(source, hole, reference, latents, steps=self.steps, guidance_scale=5.0)

@@ -220,7 +220,7 @@ def memory_kept() -> Iterator[None]:
     """Let the C library keep freed memory, as PyTorch keeps that of a GPU, where it is glibc.
 
     By itself it gives large blocks back, and the system clears every page of them anew at the next use: half of the
-    time of a VAE on pictures of 256 px.
+    time of a VAE on images of 256 px.
     """
     is_glibc = platform.libc_ver()[0] == "glibc"
     libc = ctypes.CDLL(None) if is_glibc else None

@@ -68,13 +68,13 @@ def write_clip(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options=options | {"x264-params": "asm=avx2"})
         stream.width, stream.height, stream.pix_fmt = *SIZE_PX, "yuv420p"
-        for image in islice(_pictures(), CLIP_S * FPS):
+        for image in islice(_images(), CLIP_S * FPS):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
 
-def _pictures() -> Iterator[np.ndarray]:
+def _images() -> Iterator[np.ndarray]:
     import av
 
     from mimicbrush.synthetic.clips import ClipSpec, render_frames

@@ -27,7 +27,7 @@ SIZE_PX = 512
 #: Samples that one run of a side makes.
 ITEMS = 16
 
-#: What the pictures of a pair are read with: a, b.
+#: What the images of a pair are read with: a, b.
 Frames = Callable[["Pair"], tuple[np.ndarray, np.ndarray]]
 
 
@@ -80,7 +80,7 @@ def sample_cases(mined: Path, clips: Path, size_px: int, items: int) -> Iterator
         ours, peer = side(rematched, size_px, items), side(rematched, size_px, items, frames_of_jpegs)
         yield Case("JPEG pairs, SIFT online", ours, peer, 0.0, 3, items=items, counts=COUNTS)
         ours, peer = side(mined, size_px, items), side(mined, size_px, items, frames_of_clips(mined, clips))
-        # A JPEG has lost something, so the pictures differ a little; what is masked must not.
+        # A JPEG has lost something, so the images differ a little; what is masked must not.
         masks = (lambda: [made[-1] for made in ours()]), (lambda: [made[-1] for made in peer()])
         yield Case("video, SIFT online", ours, peer, 0.0, 3, equality=masks, items=items, counts=COUNTS)
 
@@ -115,24 +115,24 @@ def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> Sam
 
     @dataclass(frozen=True)
     class Held(Pair):
-        """A pair whose decoded pictures are at hand; a JPEG is decoded again where it may be smaller."""
+        """A pair whose decoded images are at hand; a JPEG is decoded again where it may be smaller."""
 
-        pictures: dict = field(default_factory=dict)
+        images: dict = field(default_factory=dict)
 
         def read(self, span: tuple[int, int], reduce: int = 1) -> np.ndarray:
             if reduce == 1:
-                return self.pictures[span]
+                return self.images[span]
             if frames is frames_of_jpegs:
                 return super().read(span, reduce)
             height, width = (-(-length // reduce) for length in self.size_px)
-            return cv2.resize(self.pictures[span], (width, height), interpolation=cv2.INTER_AREA)
+            return cv2.resize(self.images[span], (width, height), interpolation=cv2.INTER_AREA)
 
     class Online(SampleTransform):
         def __call__(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
             a, b = frames(pair)
             values = {each.name: getattr(pair, each.name) for each in fields(pair)}
             values["a_points"], values["b_points"] = online_matches(a, b)
-            return super().__call__(Held(**values, pictures={pair.a_span: a, pair.b_span: b}), rng)
+            return super().__call__(Held(**values, images={pair.a_span: a, pair.b_span: b}), rng)
 
     return Online(size_px, options)
 
@@ -157,7 +157,7 @@ def online_matches(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def frames_of_jpegs(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """The two stored pictures, whole."""
+    """The two stored images, whole."""
     return pair.read_a(), pair.read_b()
 
 
@@ -196,7 +196,7 @@ def frames_of_clips(mined: Path, clips: Path) -> Frames:
 
 
 def with_matches_of_the_jpegs(mined: Path) -> Path:
-    """A copy of a mined folder whose matches were found in the stored pictures, not in the frames before.
+    """A copy of a mined folder whose matches were found in the stored images, not in the frames before.
 
     A JPEG has lost something; so SIFT finds other points in it, and the peer's masks could not equal ours.
     """
@@ -232,9 +232,9 @@ def _count(name: str) -> Callable[[Side], float]:
         decode = pair.decode_jpeg
 
         def counting(data: bytes, reduce: int = 1) -> np.ndarray:
-            picture = decode(data, reduce)
-            TALLY["decoded_mpx"] += picture.shape[0] * picture.shape[1] / 1e6
-            return picture
+            image = decode(data, reduce)
+            TALLY["decoded_mpx"] += image.shape[0] * image.shape[1] / 1e6
+            return image
 
         TALLY.clear()
         pair.decode_jpeg = counting

@@ -77,7 +77,7 @@ class OurTraining:
 
 @dataclass
 class StepSetting:
-    """A training step on random weights and pictures, ours and the peer's. Built twice, it is the same.
+    """A training step on random weights and images, ours and the peer's. Built twice, it is the same.
 
     Attributes:
         size_px, block_out_channels: of the model, see `random_components`.
@@ -103,7 +103,7 @@ class StepSetting:
 
         numbers = torch.Generator().manual_seed(0)
         shape = (2, self.batch_size, 3, self.size_px, self.size_px)
-        pictures = torch.randint(0, 256, shape, generator=numbers).float() / 127.5 - 1
+        images = torch.randint(0, 256, shape, generator=numbers).float() / 127.5 - 1
         mask = (torch.rand(self.batch_size, 1, *shape[-2:], generator=numbers) > 0.5).float()
         keys = torch.arange(self.batch_size)
         side = self.size_px // 8
@@ -118,7 +118,7 @@ class StepSetting:
             reference_rows=keep_reference.nonzero()[:, 0],
             depth_rows=keep_depth.nonzero()[:, 0],
         )
-        return TrainBatch(*pictures, mask, keys, keys), draws
+        return TrainBatch(*images, mask, keys, keys), draws
 
     def networks(self) -> Components:
         """All parts, on the device, the frozen ones in the type that they run in."""

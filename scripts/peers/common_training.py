@@ -76,7 +76,7 @@ class CommonTrainee(nn.Module):
 
     Args:
         parts: theirs become these, processors and hooks included.
-        size_px: of the pictures.
+        size_px: of the images.
         activation_checkpointing: of both U-Nets.
     """
 
@@ -125,7 +125,7 @@ class CommonTraining:
 
     Args:
         parts: frozen ones in the type that they run in.
-        size_px: of the pictures.
+        size_px: of the images.
         noise_scheduler: adds the noise.
         learning_rate, max_grad_norm, ema_decay: see `TrainOptions`.
         autocast: the type of mixed precision; None is float32.
@@ -153,10 +153,10 @@ class CommonTraining:
     @torch.no_grad()
     def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
         """Pixels -> conditions, with drops by all-zero pixels and an all-zero depth map."""
-        pictures = (batch.source, blank_mask(batch.source, batch.mask), batch.reference)
+        images = (batch.source, blank_mask(batch.source, batch.mask), batch.reference)
         source, hole, reference = (
             encode_latents(self.vae, pixels, noise).float()
-            for pixels, noise in zip(pictures, draws.posteriors, strict=True)
+            for pixels, noise in zip(images, draws.posteriors, strict=True)
         )
         size = self.image_encoder.config.image_size
         pixels = resize_like_pillow(((batch.reference.double() + 1) * 127.5).round(), size).float() / 255

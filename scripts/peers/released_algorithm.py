@@ -59,7 +59,7 @@ def _attend(attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class ReleasedAlgorithm:
-    """One guided edit of one square picture of the model's size, with the VAE's posteriors at their means.
+    """One guided edit of one square image of the model's size, with the VAE's posteriors at their means.
 
     Args:
         pipe: its weights are shared, not copied.
@@ -93,7 +93,7 @@ class ReleasedAlgorithm:
         """Edit.
 
         Args:
-            source, reference: (1, 3, S, S) in [-1, 1], of 8-bit pictures.
+            source, reference: (1, 3, S, S) in [-1, 1], of 8-bit images.
             mask: (1, 1, S, S), 1 = repaint.
             latents: (1, 4, h, w), the noise to start from.
             steps: of the scheduler.
@@ -121,8 +121,8 @@ class ReleasedAlgorithm:
         if reference.is_meta:
             pixels = reference.new_empty(1, 3, size, size)
         else:
-            picture = Image.fromarray(to_uint8(reference)[0]).resize((size, size), Image.Resampling.BICUBIC)
-            pixels = torch.tensor(bytearray(picture.tobytes()), dtype=torch.float32).view(1, size, size, 3)
+            image = Image.fromarray(to_uint8(reference)[0]).resize((size, size), Image.Resampling.BICUBIC)
+            pixels = torch.tensor(bytearray(image.tobytes()), dtype=torch.float32).view(1, size, size, 3)
             pixels = pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(_CLIP_MEAN).view(3, 1, 1)
             pixels = (pixels / torch.tensor(_CLIP_STD).view(3, 1, 1)).to(reference)
         context = torch.cat([self._image_tokens(torch.zeros_like(pixels)), self._image_tokens(pixels)])

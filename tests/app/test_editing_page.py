@@ -1,4 +1,4 @@
-"""The editing page in a real browser: pictures go up, a mask is painted, the edit comes back; and what must not."""
+"""The editing page in a real browser: images go up, a mask is painted, the edit comes back; and what must not."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def server(smallest: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("given")
     cat = Image.fromarray(photograph("chelsea.png"))
     paths = {name: folder / f"{name}.png" for name in ("source", "reference", "mask", "text", "huge", "heavy")}
@@ -73,7 +73,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     mask = Image.new("L", (320, 240))
     mask.paste(255, (40, 60, 120, 100))
     mask.save(paths["mask"])
-    paths["text"].write_text("no picture at all")
+    paths["text"].write_text("no image at all")
     paths["huge"].write_bytes(huge_png(20_000, 10_000))
     paths["heavy"].write_bytes(os.urandom(3 * 2**20))
     return paths
@@ -118,15 +118,15 @@ def said_by(page: Page, panel: str, text: str) -> None:
     )
 
 
-def give_both(page: Page, pictures: dict[str, Path]) -> None:
-    give(page, "source", pictures["source"])
+def give_both(page: Page, images: dict[str, Path]) -> None:
+    give(page, "source", images["source"])
     said_by(page, "source", "320 x 240 px")
-    give(page, "reference", pictures["reference"])
+    give(page, "reference", images["reference"])
     said_by(page, "reference", "240 x 200 px")
 
 
 def paint_box(page: Page, panel: str, box: tuple[int, int, int, int]) -> None:
-    """Drag from corner to corner, in pixels of the picture, shown at its own size."""
+    """Drag from corner to corner, in pixels of the image, shown at its own size."""
     shown = page.locator(f"#mb-{panel} .painter-mask").bounding_box()
     assert shown is not None
     page.mouse.move(shown["x"] + box[0] + 0.5, shown["y"] + box[1] + 0.5)
@@ -149,25 +149,25 @@ def result_of(page: Page) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, pictures: dict[str, Path]) -> None:
-    give_both(page, pictures)
+def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, images: dict[str, Path]) -> None:
+    give_both(page, images)
     page.click("#mb-source [data-role=box]")
     paint_box(page, "source", (100, 80, 180, 160))
     edit(page, "Done.")
-    found, source = result_of(page), np.asarray(Image.open(pictures["source"]))
+    found, source = result_of(page), np.asarray(Image.open(images["source"]))
     changed = np.argwhere((found != source).any(axis=-1))
     assert found.shape == source.shape and len(changed)
     # Pasted back with a soft edge of a few pixels; the hole is where it was painted.
     assert (changed.min(axis=0) >= [60, 80]).all() and (changed.max(axis=0) <= [180, 200]).all()
     assert np.array_equal(np.median(changed, axis=0).round(-1), [120, 140])
 
-    # `hover` waits until the picture is loaded and stands still, which a position read once does not.
+    # `hover` waits until the image is loaded and stands still, which a position read once does not.
     compared = page.locator("#mb-result [data-role=compare]")
     compared.hover(position={"x": 140, "y": 120})
     page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
     compared.hover(position={"x": 10, "y": 10})
     page.wait_for_selector("#mb-result [data-role=ring]", state="hidden")
-    give(page, "reference", pictures["source"])  # another than the one that the result comes from
+    give(page, "reference", images["source"])  # another than the one that the result comes from
     said_by(page, "reference", "320 x 240 px")
     compared.hover(position={"x": 140, "y": 120})
     page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
@@ -178,10 +178,10 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, pictures: dic
 
 @pytest.mark.slow
 def test_several_results_of_a_part_of_the_reference_with_a_mask_from_a_file(
-    page: Page, pictures: dict[str, Path]
+    page: Page, images: dict[str, Path]
 ) -> None:
-    give_both(page, pictures)
-    give(page, "source", pictures["mask"], "mask")
+    give_both(page, images)
+    give(page, "source", images["mask"], "mask")
     said_by(page, "source", "the mask of mask.png")
     paint_box(page, "reference", (10, 10, 60, 60))
     paint_box(page, "reference", (40, 30, 120, 110))  # takes the place of the first
@@ -198,26 +198,26 @@ def test_several_results_of_a_part_of_the_reference_with_a_mask_from_a_file(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_edited_is_said(page: Page, pictures: dict[str, Path]) -> None:
-    assert "choose a picture to edit first" in edit(page, "Not done")
-    give(page, "source", pictures["mask"], "mask")
-    said_by(page, "source", "choose a picture first")
-    give(page, "source", pictures["huge"])
+def test_what_cannot_be_edited_is_said(page: Page, images: dict[str, Path]) -> None:
+    assert "choose an image to edit first" in edit(page, "Not done")
+    give(page, "source", images["mask"], "mask")
+    said_by(page, "source", "choose an image first")
+    give(page, "source", images["huge"])
     said_by(page, "source", "at most 50 megapixels")
-    give(page, "source", pictures["text"])
-    said_by(page, "source", "no picture of a format")
-    give(page, "source", pictures["heavy"])
+    give(page, "source", images["text"])
+    said_by(page, "source", "no image of a format")
+    give(page, "source", images["heavy"])
     said_by(page, "source", "at most 2 MiB")
-    give_both(page, pictures)
+    give_both(page, images)
     assert "the mask is empty" in edit(page, "mask is empty")
-    give(page, "source", pictures["reference"], "mask")
-    said_by(page, "source", "the mask is 240 x 200 px, its picture 320 x 240 px")
+    give(page, "source", images["reference"], "mask")
+    said_by(page, "source", "the mask is 240 x 200 px, its image 320 x 240 px")
 
 
 @pytest.mark.slow
-def test_an_edit_can_be_cancelled_and_the_next_one_runs(page: Page, pictures: dict[str, Path]) -> None:
-    give_both(page, pictures)
-    give(page, "source", pictures["mask"], "mask")
+def test_an_edit_can_be_cancelled_and_the_next_one_runs(page: Page, images: dict[str, Path]) -> None:
+    give_both(page, images)
+    give(page, "source", images["mask"], "mask")
     said_by(page, "source", "the mask of")
     for name, value in (("Steps", "100"), ("Results", "4")):
         page.get_by_label(f"number input for {name}").fill(value)
@@ -232,18 +232,18 @@ def test_an_edit_can_be_cancelled_and_the_next_one_runs(page: Page, pictures: di
 
 
 @pytest.mark.slow
-def test_two_visitors_at_once_see_their_own_pictures_alone(
-    browser: Browser, server: str, pictures: dict[str, Path]
+def test_two_visitors_at_once_see_their_own_images_alone(
+    browser: Browser, server: str, images: dict[str, Path]
 ) -> None:
     with opened(browser, server) as ann, opened(browser, server) as bob:
         for visitor in (ann, bob):
-            give_both(visitor, pictures)
-            give(visitor, "source", pictures["mask"], "mask")
+            give_both(visitor, images)
+            give(visitor, "source", images["mask"], "mask")
             said_by(visitor, "source", "the mask of")
         ann.click("#mb-go")
         edit(bob, "Done.")
         ann.wait_for_function("document.querySelector('#mb-said').textContent.includes('Done')", timeout=60_000)
-        assert np.array_equal(result_of(ann), result_of(bob))  # the same pictures, model and seed
+        assert np.array_equal(result_of(ann), result_of(bob))  # the same images, model and seed
         address = server.rstrip("/") + str(ann.locator("#mb-result a").get_attribute("href"))
         assert ann.request.get(address).status == 200
         assert bob.request.get(address).status == 400
@@ -285,7 +285,7 @@ def test_a_flood_of_cancels_leaves_those_of_others(tmp_path: Path) -> None:
     assert len(page._cancelled) == 11
 
 
-CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": False, "crop": "whole picture"}
+CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": False, "crop": "whole image"}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": Fal
     [
         ("{", {}, "not what the page sends"),
         ("[]", {}, "not what the page sends"),
-        ("{}", {}, "choose a picture to edit first"),
+        ("{}", {}, "choose an image to edit first"),
         ('{"source": "a"}', {}, "choose a reference to imitate first"),
         ('{"trouble": "no network"}', {}, "no network"),
         ('{"source": "a", "reference": "b"}', {"steps": 101}, "steps: must be in 1..100, got 101"),

@@ -34,19 +34,19 @@ def served(store: MaskStore) -> Iterator[PainterServer]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One small picture, and one of 3000 x 2000 px, larger than any screen here."""
-    pictures = tmp_path_factory.mktemp("painted") / "pictures"
-    (pictures / "cats").mkdir(parents=True)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small image, and one of 3000 x 2000 px, larger than any screen here."""
+    images = tmp_path_factory.mktemp("painted") / "pictures"
+    (images / "cats").mkdir(parents=True)
     cat = Image.fromarray(photograph("chelsea.png"))
-    cat.crop((0, 0, 320, 240)).save(pictures / "cats/small.png")
-    cat.resize((3000, 2000)).save(pictures / "large.jpg")
-    return pictures
+    cat.crop((0, 0, 320, 240)).save(images / "cats/small.png")
+    cat.resize((3000, 2000)).save(images / "large.jpg")
+    return images
 
 
 @pytest.fixture
-def server(pictures: Path, tmp_path: Path) -> Iterator[PainterServer]:
-    with served(MaskStore(tmp_path / "masks", pictures)) as server:
+def server(images: Path, tmp_path: Path) -> Iterator[PainterServer]:
+    with served(MaskStore(tmp_path / "masks", images)) as server:
         yield server
 
 
@@ -54,17 +54,17 @@ def server(pictures: Path, tmp_path: Path) -> Iterator[PainterServer]:
 def page(browser: Browser, server: PainterServer) -> Iterator[Page]:
     with page_of(browser) as page:
         page.goto(server.url)
-        page.wait_for_selector("#pictures button")
+        page.wait_for_selector("#images button")
         yield page
 
 
 def choose(page: Page, name: str) -> None:
-    page.click(f"#pictures button:has-text('{name}')")
+    page.click(f"#images button:has-text('{name}')")
     page.wait_for_selector(f"#status:has-text('{name}: ')")
 
 
 def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Pixels of the picture -> where the mouse must go."""
+    """Pixels of the image -> where the mouse must go."""
     box = page.locator(".painter-mask").bounding_box()
     assert box
     scale = box["width"] / page.evaluate("document.querySelector('.painter-mask').width")
@@ -72,7 +72,7 @@ def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
 
 
 def drag(page: Page, *points: tuple[float, float]) -> None:
-    """Along points in pixels of the picture."""
+    """Along points in pixels of the image."""
     page.mouse.move(*on_screen(page, *points[0]))
     page.mouse.down()
     for point in points[1:]:
@@ -126,7 +126,7 @@ def test_a_brush_stroke_is_saved_as_it_was_painted(page: Page, tmp_path: Path) -
     mask = mask_of(tmp_path / "masks/cats/small.png")
     assert mask.shape == (240, 320)
     check_stroke(mask, stroke, 24, slack_px=0.75)
-    assert page.locator("#pictures button.masked").inner_text().startswith("cats/small.png")
+    assert page.locator("#images button.masked").inner_text().startswith("cats/small.png")
 
 
 def test_a_box_is_exact_to_the_pixel(page: Page, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_box_is_exact_to_the_pixel(page: Page, tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask_of(tmp_path / "masks/cats/small.png"), expected)
 
 
-def test_a_picture_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
+def test_a_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
     choose(page, "large.jpg")
     shown = page.locator(".painter-mask").bounding_box()
     assert shown and shown["width"] < 1100
@@ -184,7 +184,7 @@ def test_a_saved_mask_is_there_again_to_be_mended(page: Page, server: PainterSer
     (tmp_path / "masks/cats").mkdir(parents=True)
     Image.fromarray(old).save(tmp_path / "masks/cats/small.png")
     page.reload()
-    page.wait_for_selector("#pictures button.masked")
+    page.wait_for_selector("#images button.masked")
     choose(page, "cats/small.png")
     page.click("#box")
     drag(page, (100.5, 100.5), (119.5, 119.5))
@@ -194,7 +194,7 @@ def test_a_saved_mask_is_there_again_to_be_mended(page: Page, server: PainterSer
 
 
 def test_upload_paint_save(page: Page, tmp_path: Path) -> None:
-    upload = tmp_path / "a picture, (of mine).webp"
+    upload = tmp_path / "a image, (of mine).webp"
     Image.fromarray(photograph("coffee.png")).save(upload)
     page.set_input_files("#upload", upload)
     page.wait_for_selector("#status:has-text('600 x 400 px')")
@@ -209,15 +209,15 @@ def test_upload_paint_save(page: Page, tmp_path: Path) -> None:
     check_stroke(mask, stroke, 40, slack_px=1.5)
 
 
-def test_an_upload_that_is_no_picture_is_refused_with_a_reason(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "notes.jpg").write_text("no picture")
+def test_an_upload_that_is_no_image_is_refused_with_a_reason(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("no image")
     with served(MaskStore(tmp_path / "masks")) as server:
         context = browser.new_context()
         page = context.new_page()
         page.goto(server.url)
-        page.wait_for_selector("#upload:enabled", state="attached")  # the pictures are listed first
+        page.wait_for_selector("#upload:enabled", state="attached")  # the images are listed first
         page.set_input_files("#upload", tmp_path / "notes.jpg")
-        page.wait_for_selector("#status.bad:has-text('notes.jpg: no picture')")
+        page.wait_for_selector("#status.bad:has-text('notes.jpg: no image')")
         context.close()
     assert not list((tmp_path / "masks").rglob("*.*"))
 
@@ -274,7 +274,7 @@ def test_what_is_painted_while_a_mask_is_saved_is_not_taken_for_saved(page: Page
     page.wait_for_selector("#status:has-text('Saved as')")
     asked = []
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
-    page.click("#pictures button:has-text('large.jpg')")
+    page.click("#images button:has-text('large.jpg')")
     page.wait_for_timeout(200)
     assert asked == ["This mask is not saved. Go on without it?"]
 
@@ -285,8 +285,8 @@ def test_going_on_without_saving_asks_first(page: Page) -> None:
     drag(page, (20.5, 20.5), (79.5, 79.5))
     asked = []
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
-    page.click("#pictures button:has-text('large.jpg')")
+    page.click("#images button:has-text('large.jpg')")
     page.wait_for_timeout(200)
     assert asked == ["This mask is not saved. Go on without it?"]
-    assert page.locator("#pictures button[aria-current=true]").inner_text() == "cats/small.png"
+    assert page.locator("#images button[aria-current=true]").inner_text() == "cats/small.png"
     save(page)

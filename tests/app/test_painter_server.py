@@ -66,7 +66,7 @@ def ask(
     return answer.status, json.loads(content) if answer.headers["Content-Type"] == "application/json" else content
 
 
-def test_pictures_are_listed_and_a_mask_is_kept_as_black_and_white(server: PainterServer, tmp_path: Path) -> None:
+def test_images_are_listed_and_a_mask_is_kept_as_black_and_white(server: PainterServer, tmp_path: Path) -> None:
     values = np.zeros((30, 40), np.uint8)
     values[5:10, 5:10], values[20:25, 20:25] = 200, 100
     buffer = io.BytesIO()
@@ -128,7 +128,7 @@ def test_no_link_leads_out_of_the_folder(server: PainterServer, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (png((41, 30)), "41 x 30 px, its picture dogs/01.png 40 x 30 px"),
+        (png((41, 30)), "41 x 30 px, its image dogs/01.png 40 x 30 px"),
         (png(value=0), "nothing is painted"),
         (png()[:40], "no whole PNG"),
         (b"GIF89a", "no whole PNG"),
@@ -162,7 +162,7 @@ def test_requests_that_lie_about_their_size_or_kind_are_refused(server: PainterS
     ("name", "expected"),
     [
         ("../../up.png", "uploads/up.png"),
-        ("C:\\pictures\\a b.jpg", "uploads/a_b.png"),
+        ("C:\\images\\a b.jpg", "uploads/a_b.png"),
         (".hidden", "uploads/hidden.png"),
         ("ätsch", "uploads/tsch.png"),
         ("a_mask.png", "uploads/a_mask_picture.png"),
@@ -189,7 +189,7 @@ def test_an_upload_that_is_too_large_or_damaged_is_refused(
     with pytest.raises(InputError, match="too large"):
         server.store.add("a.png", png(mode="RGB"))
     monkeypatch.setattr(mask_painter, "MAX_PAINTED_PIXELS", 1200)
-    with pytest.raises(InputError, match=r"^a\.png: not a picture that can be read whole"):
+    with pytest.raises(InputError, match=r"^a\.png: not an image that can be read whole"):
         server.store.add("a.png", png(mode="RGB")[:-30])
     assert not [path for path in (tmp_path / "masks").rglob("*") if path.is_file()]
     server.store.add("a.png", png(mode="RGB"))
@@ -199,7 +199,7 @@ def test_a_turned_photograph_has_its_mask_as_it_is_seen(server: PainterServer, t
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (60, 20)).save(tmp_path / "pictures/turned.jpg", exif=exif)
-    with pytest.raises(InputError, match=r"its picture turned\.jpg 20 x 60 px"):
+    with pytest.raises(InputError, match=r"its image turned\.jpg 20 x 60 px"):
         server.store.save_mask("turned.jpg", png((60, 20)))
     server.store.save_mask("turned.jpg", png((20, 60)))
     status, shown = ask(server, "GET", "/api/picture?name=turned.jpg")
@@ -211,16 +211,16 @@ def test_a_turned_photograph_has_its_mask_as_it_is_seen(server: PainterServer, t
 def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         MaskStore(tmp_path / "masks", tmp_path / "none")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(png(mode="RGB"))
-    for output in (pictures, tmp_path):
+    images = tmp_path / "pictures"
+    images.mkdir()
+    (images / "a.png").write_bytes(png(mode="RGB"))
+    for output in (images, tmp_path):
         with pytest.raises(InputError, match="name another folder"):
-            MaskStore(output, pictures)
-    assert MaskStore(pictures / "masks", pictures).names() == ["a.png"]
-    (pictures / "a.bmp").write_bytes(b"")
+            MaskStore(output, images)
+    assert MaskStore(images / "masks", images).names() == ["a.png"]
+    (images / "a.bmp").write_bytes(b"")
     with pytest.raises(InputError, match=r"a\.bmp and a\.png would share one mask"):
-        MaskStore(tmp_path / "masks", pictures)
+        MaskStore(tmp_path / "masks", images)
 
 
 def test_a_port_that_is_taken_is_named(server: PainterServer) -> None:

@@ -51,8 +51,8 @@ def test_without_augmentation_a_sample_is_the_stored_pair(pairs: PairTable) -> N
     for n in range(6):
         sample = dataset[n]
         pair = videos[dataset.mixture.locate(n)[1]]
-        stored = [letterbox(picture, 160, 255) for picture in (pair.read_a(), pair.read_b())]
-        found = [np.array_equal(sample.source, picture) for picture in stored]
+        stored = [letterbox(image, 160, 255) for image in (pair.read_a(), pair.read_b())]
+        found = [np.array_equal(sample.source, image) for image in stored]
         assert sum(found) == 1
         assert np.array_equal(sample.reference, stored[1 - found.index(True)])
 
@@ -61,9 +61,9 @@ def test_without_augmentation_a_sample_is_the_stored_pair(pairs: PairTable) -> N
 def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, height: int) -> None:
     """A red spot on grey, at sizes that no reduction while decoding divides: the hole must be where it went."""
     spot = (width * 0.5, height * 0.55)
-    picture = np.full((height, width, 3), 128, np.uint8)
-    cv2.circle(picture, (round(spot[0]), round(spot[1])), width // 20, (255, 0, 0), -1)
-    data = jpeg(picture)
+    image = np.full((height, width, 3), 128, np.uint8)
+    cv2.circle(image, (round(spot[0]), round(spot[1])), width // 20, (255, 0, 0), -1)
+    data = jpeg(image)
     (tmp_path / "shard.tar").write_bytes(data)
     points = np.array([spot], np.float32)
     pair = Pair("p", "video", "v", "h", (height, width), tmp_path / "shard.tar", (0, len(data)), (0, len(data)),
@@ -97,9 +97,9 @@ def test_flips_are_shared_if_asked_for(pairs: PairTable) -> None:
     geometry = GeometryRanges(rotation_deg=0, scale=(1, 1), projective_intensity=0)
     options = DataOptions(video_ratio=1.0, geometry=geometry, jitter=JitterRanges(0, 0, 0, 0))
 
-    def is_flipped(picture: np.ndarray) -> bool:
+    def is_flipped(image: np.ndarray) -> bool:
         plain = [letterbox(p, 160, 255) for p in (videos[0].read_a(), videos[0].read_b())]
-        return not any(np.array_equal(picture, p) for p in plain)
+        return not any(np.array_equal(image, p) for p in plain)
 
     for share, expected in ((True, {0}), (False, {0, 1})):
         dataset = dataset_of(videos, 160, dataclasses.replace(options, share_flips=share))
@@ -123,9 +123,9 @@ def test_truncated_jpegs_and_missing_shards_are_named(tmp_path: Path) -> None:
         pair.read_a()
 
 
-def test_reduced_decoding_is_the_picture_made_smaller() -> None:
-    picture = photograph("coffee.png")
-    whole, half = (decode_jpeg(jpeg(picture), reduce) for reduce in (1, 2))
+def test_reduced_decoding_is_the_image_made_smaller() -> None:
+    image = photograph("coffee.png")
+    whole, half = (decode_jpeg(jpeg(image), reduce) for reduce in (1, 2))
     assert half.shape == (200, 300, 3)
     averaged = whole.reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
     assert np.abs(averaged - half).mean() < 1.5

@@ -56,7 +56,7 @@ def loaded(dataset: PairDataset, ranks: int, workers: int, steps: tuple[int, int
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve video pairs, the first halves of two pictures zeroed, and mapped by an index."""
+    """Twelve video pairs, the first halves of two images zeroed, and mapped by an index."""
     root = write_mined_folder(tmp_path_factory.mktemp("damaged") / "pairs", with_images=False)
     shard = root / "shards" / "shard-000000.tar"
     data = bytearray(shard.read_bytes())
@@ -138,7 +138,7 @@ def test_a_source_that_is_gone_stops_at_once(tmp_path: Path) -> None:
         dataset[0]
 
 
-def test_a_picture_of_another_size_is_a_fault(mined: Path) -> None:
+def test_a_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
     pair = dataset.sources[0].pairs[0]
     object.__setattr__(pair, "size_px", (120, 160))
@@ -160,7 +160,7 @@ def test_drawing_on_the_device_gives_the_same_samples(mined: Path, workers: int)
     batches = RankBatches(0, 2, TOTAL)
     here = list(load_batches(dataset_in(mined, 64), batches, num_workers=0))
     undrawn = list(load_batches(dataset_in(mined, 64, augment_on="device"), batches, num_workers=workers))
-    assert all(isinstance(batch, DecodedBatch) and batch.pictures.dtype == torch.uint8 for batch in undrawn)
+    assert all(isinstance(batch, DecodedBatch) and batch.images.dtype == torch.uint8 for batch in undrawn)
     for cpu, device in zip(here, (batch.to(torch.device("cpu")) for batch in undrawn), strict=True):
         assert isinstance(device, TrainBatch)
         for name in ("mask", "key", "index"):

@@ -90,7 +90,7 @@ def test_a_damaged_index_is_said_or_passed_over_wherever_the_bit_is(root: Path) 
             assert read_manifest(root).digest() == expected
 
 
-def test_a_picture_that_is_not_what_was_mined_is_told_though_it_decodes(root: Path) -> None:
+def test_a_image_that_is_not_what_was_mined_is_told_though_it_decodes(root: Path) -> None:
     part, shard = root / "manifest/part-000000.parquet", root / "shards/shard-000000.tar"
     table, whole = pq.read_table(part), shard.read_bytes()
     spans = zip(table["a_offset"].to_pylist(), table["a_length"].to_pylist(), strict=True)

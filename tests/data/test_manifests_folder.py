@@ -1,4 +1,4 @@
-"""The lists in data_manifests/: whole, within their root, and, where the pictures are at hand, true."""
+"""The lists in data_manifests/: whole, within their root, and, where the images are at hand, true."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def pairs() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def pictures(shared: Path) -> Path:
+def images(shared: Path) -> Path:
     """The dataset at hand: its folder stands for `dataset/` of the public repository."""
     return shared / "data/dreambooth"
 
 
-def pictures_ssim(a: Path, b: Path) -> float:
+def images_ssim(a: Path, b: Path) -> float:
     one, two = (np.asarray(Image.open(path).convert("RGB")) for path in (a, b))
     return highest_ssim(one, two)
 
@@ -70,7 +70,7 @@ def test_thirty_pairs_of_twenty_subjects(pairs: list[dict[str, Any]]) -> None:
             assert re.fullmatch(rf"dataset/{pair['subject']}/\d\d\.jpg", name), name
 
 
-def test_the_part_lies_within_the_subject_and_the_subject_within_the_picture(pairs: list[dict[str, Any]]) -> None:
+def test_the_part_lies_within_the_subject_and_the_subject_within_the_image(pairs: list[dict[str, Any]]) -> None:
     for pair in pairs:
         (left, top, right, bottom), whole = pair["part_box"], pair["subject_box"]
         assert 0 <= whole[0] <= left < right <= whole[2] <= 1, pair["number"]
@@ -82,8 +82,8 @@ def test_every_text_and_licence_field_is_filled(pairs: list[dict[str, Any]]) -> 
     hosts = {"CC BY 4.0": "https://github.com/google/dreambooth/", "Unsplash License": "https://unsplash.com/"}
     for pair in pairs:
         assert all(pair[key].strip() for key in COLUMNS if isinstance(pair[key], str))
-        for picture in ("source", "reference"):
-            assert pair[f"{picture}_url"].startswith(hosts[pair[f"{picture}_licence"]]), pair["number"]
+        for image in ("source", "reference"):
+            assert pair[f"{image}_url"].startswith(hosts[pair[f"{image}_licence"]]), pair["number"]
 
 
 def test_the_document_names_every_column() -> None:
@@ -92,33 +92,33 @@ def test_the_document_names_every_column() -> None:
         assert f"`{column}`" in text, column
 
 
-def test_credits_and_classes_are_those_of_the_dataset(pairs: list[dict[str, Any]], pictures: Path) -> None:
-    references = (pictures / "references_and_licenses.txt").read_text(encoding="utf-8")
-    classes = (pictures / "prompts_and_classes.txt").read_text(encoding="utf-8").splitlines()
+def test_credits_and_classes_are_those_of_the_dataset(pairs: list[dict[str, Any]], images: Path) -> None:
+    references = (images / "references_and_licenses.txt").read_text(encoding="utf-8")
+    classes = (images / "prompts_and_classes.txt").read_text(encoding="utf-8").splitlines()
     for pair in pairs:
         assert f"{pair['subject']},{pair['class']}" in classes
         entry = re.search(rf"^{pair['subject']}:.*?(?=^\s*$)", references, re.MULTILINE | re.DOTALL)
         assert entry, pair["subject"]
-        for picture in ("source", "reference"):
-            author, url = pair[f"{picture}_credit"].removesuffix(" on Unsplash"), pair[f"{picture}_url"]
+        for image in ("source", "reference"):
+            author, url = pair[f"{image}_credit"].removesuffix(" on Unsplash"), pair[f"{image}_url"]
             assert author in entry[0], pair["number"]
-            if pair[f"{picture}_licence"] == "Unsplash License":
-                number = PurePosixPath(pair[picture]).stem
+            if pair[f"{image}_licence"] == "Unsplash License":
+                number = PurePosixPath(pair[image]).stem
                 assert re.search(rf"^{number}: .*{re.escape(url)} *$", entry[0], re.MULTILINE), pair["number"]
             else:
-                assert "unsplash" not in entry[0] and url.endswith(pair[picture]), pair["number"]
+                assert "unsplash" not in entry[0] and url.endswith(pair[image]), pair["number"]
 
 
 @pytest.mark.parametrize(("a", "b"), [("cat/02.jpg", "cat/03.jpg"), ("dog5/02.jpg", "dog5/03.jpg")])
-def test_the_duplicates_that_the_dataset_itself_names_are_found(pictures: Path, a: str, b: str) -> None:
+def test_the_duplicates_that_the_dataset_itself_names_are_found(images: Path, a: str, b: str) -> None:
     """One is shifted, the other mirrored, so plain SSIM would find neither."""
-    assert pictures_ssim(pictures / a, pictures / b) > NEAR_DUPLICATE_SSIM
-    one, two = (np.asarray(Image.open(pictures / name).convert("RGB")) for name in (a, b))
+    assert images_ssim(images / a, images / b) > NEAR_DUPLICATE_SSIM
+    one, two = (np.asarray(Image.open(images / name).convert("RGB")) for name in (a, b))
     others = np.stack([phase_signature(image) for image in (two, two[:, ::-1])])
     assert signature_agreement(phase_signature(one), others).max() > 1.5 * LIKELY_AGREEMENT
 
 
-def test_no_pair_is_a_near_duplicate(pairs: list[dict[str, Any]], pictures: Path) -> None:
+def test_no_pair_is_a_near_duplicate(pairs: list[dict[str, Any]], images: Path) -> None:
     for pair in pairs:
-        source, reference = (pictures / pair[key].removeprefix("dataset/") for key in ("source", "reference"))
-        assert pictures_ssim(source, reference) < NEAR_DUPLICATE_SSIM, pair["number"]
+        source, reference = (images / pair[key].removeprefix("dataset/") for key in ("source", "reference"))
+        assert images_ssim(source, reference) < NEAR_DUPLICATE_SSIM, pair["number"]

@@ -67,12 +67,12 @@ def test_orb_follows_what_is_there(pairs: PairTable) -> None:
 
 
 class DrawnPair(Pair):
-    """A pair whose picture is not in a file."""
+    """A pair whose image is not in a file."""
 
-    picture: np.ndarray
+    image: np.ndarray
 
     def read(self, span: tuple[int, int], reduce: int = 1) -> np.ndarray:
-        return self.picture[::reduce, ::reduce]
+        return self.image[::reduce, ::reduce]
 
 
 class Discs(Pair):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_material import painted, write_dreambooth, write_pictures
+from benchmark_material import painted, write_dreambooth, write_images
 from commands import DOCUMENTS, ROOT, RULES, Elsewhere, Toy, blocks_of, commands_of, rule_of, unused_rules
 from mining_inputs import photograph_with_segments, write_tar
 from PIL import Image
@@ -26,7 +26,7 @@ from toy_run import forget_accelerate, train
 
 from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clips
 
-SIZE = (420, 360)  # of the pictures that are edited: the crop in docs/EDITING.md lies within
+SIZE = (420, 360)  # of the images that are edited: the crop in docs/EDITING.md lies within
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -98,7 +98,7 @@ def _furnish(folder: Path) -> None:
     folder.mkdir()
     for name in ("scripts", "configs", "mimicbrush", "data_manifests"):
         (folder / name).symlink_to(ROOT / name)
-    # Clips, photographs with segments, pictures of subjects.
+    # Clips, photographs with segments, images of subjects.
     for name, spec in demo_clips(HELDOUT_PHOTOGRAPHS, 5, seed=3).items():
         list(write_clips(folder / "videos", {name: type(spec)(**{**vars(spec), "seconds": 2.5})}))
     shared = folder.parent / "shared" / "data"
@@ -113,13 +113,13 @@ def _furnish(folder: Path) -> None:
     for name in ("dreambooth", "DREAMBOOTH"):
         write_dreambooth(folder / name, folder.parent / "unused.jsonl")
     write_dreambooth(shared / "dreambooth", folder.parent / "unused.jsonl")
-    write_pictures(folder / "FOLDER")
+    write_images(folder / "FOLDER")
     painted(folder / "MASKS", "tabby/00", "part", (40, 40, 120, 120))
-    # Pictures to edit.
-    pictures = {"ref": photograph("chelsea.png"), "src": photograph("coffee.png")}
+    # Images to edit.
+    images = {"ref": photograph("chelsea.png"), "src": photograph("coffee.png")}
     mask = np.zeros(SIZE[::-1], np.uint8)
     mask[100:220, 120:260] = 255
-    made = {name: Image.fromarray(pixels).resize(SIZE) for name, pixels in pictures.items()}
+    made = {name: Image.fromarray(pixels).resize(SIZE) for name, pixels in images.items()}
     made["mask"] = Image.fromarray(mask)
     for name in ("ref.jpg", "src.jpg", "mask.png"):
         made[name.partition(".")[0]].save(folder / name)

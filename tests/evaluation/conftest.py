@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from benchmark_material import write_dreambooth, write_pictures
+from benchmark_material import write_dreambooth, write_images
 from rendered_pairs import write_rendered_pairs
 
 from mimicbrush.data.manifest import read_manifest
@@ -20,9 +20,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Folders of pictures, one for each subject; see `benchmark_material`."""
-    return write_pictures(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    """Folders of images, one for each subject; see `benchmark_material`."""
+    return write_images(tmp_path / "pictures")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mimicbrush.evaluation.editors import registry as editors
 from mimicbrush.evaluation.editors.registry import CaseInputs, NotApplicableError, check_editor, open_editor
 from mimicbrush.evaluation.editors.without_model import blur_fill
 from mimicbrush.evaluation.heldout.reference_gain import score_hole
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def benchmark_folder(tmp_path: Path) -> Benchmark:
 
 
 def inputs(case: Case, seed: int = 1) -> CaseInputs:
-    source, reference = (read_picture(path, "RGB") for path in (case.source, case.reference))
-    mask = read_picture(case.mask, "L")
+    source, reference = (read_image(path, "RGB") for path in (case.source, case.reference))
+    mask = read_image(case.mask, "L")
     return CaseInputs(source, mask, reference, case.track.keep_shape, seed)
 
 

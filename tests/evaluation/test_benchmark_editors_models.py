@@ -20,7 +20,7 @@ from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
 from mimicbrush.evaluation.editors.mimicbrush import PipelineCaseEditor
 from mimicbrush.evaluation.editors.reference_only import make_reference_unet
 from mimicbrush.evaluation.editors.registry import CaseEditor, CaseInputs, open_editor
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.canvas import crop_back
@@ -53,21 +53,21 @@ def case(tmp_path: Path) -> Case:
     mask, reference_mask = Image.new("L", (60, 40)), Image.new("L", (100, 80))
     mask.paste(255, (10, 8, 44, 34))
     reference_mask.paste(255, (50, 10, 90, 60))
-    pictures = {
+    images = {
         "source": Image.fromarray(view("coffee.png", 0)[:40, :60]),
         "mask": mask,
         "reference": Image.fromarray(view("chelsea.png", 0)[:80, :100]),
         "reference_mask": reference_mask,
     }
-    for name, picture in pictures.items():
-        picture.save(tmp_path / f"{name}.png")
-    return Case(TRACKS["texture_inner"], "001", *(tmp_path / f"{name}.png" for name in pictures))
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    return Case(TRACKS["texture_inner"], "001", *(tmp_path / f"{name}.png" for name in images))
 
 
 @pytest.fixture
 def given(case: Case) -> CaseInputs:
-    source, reference = (read_picture(path, "RGB") for path in (case.source, case.reference))
-    mask = read_picture(case.mask, "L")
+    source, reference = (read_image(path, "RGB") for path in (case.source, case.reference))
+    mask = read_image(case.mask, "L")
     return CaseInputs(source, mask, reference, keep_shape=True, seed=3)
 
 
@@ -94,13 +94,13 @@ def test_a_pipeline_folder_edits_as_the_pipeline_itself(pipeline_folder: Path, c
     pipeline = load_pipeline(pipeline_folder)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "guidance_scale": 2.0, "keep_shape": True}
-    pictures = (given.source, given.mask, given.reference)
-    square = pipeline(*pictures, generator=seeded_generator(3), paste_back=False, return_correspondence=True, **options)
+    images = (given.source, given.mask, given.reference)
+    square = pipeline(*images, generator=seeded_generator(3), paste_back=False, return_correspondence=True, **options)
     result = editor(case, given)
     assert np.array_equal(np.asarray(result.image), crop_back(np.asarray(square.images[0]), 40, 60))
     assert result.correspondence is not None
     assert np.array_equal(result.correspondence.reference_xy, square.correspondences[0].reference_xy)
-    pasted = np.asarray(pipeline(*pictures, generator=seeded_generator(3), **options).images[0])
+    pasted = np.asarray(pipeline(*images, generator=seeded_generator(3), **options).images[0])
     inner = slice(19, 23), slice(21, 33)  # more than ten pixels from the edge of the hole
     assert np.array_equal(pasted[inner], np.asarray(result.image)[inner])
     assert not np.array_equal(pasted, np.asarray(result.image))  # nothing is pasted back

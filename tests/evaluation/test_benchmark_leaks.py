@@ -1,4 +1,4 @@
-"""Nothing in a benchmark was trained on, and parts are where two pictures show the same."""
+"""Nothing in a benchmark was trained on, and parts are where two images show the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmark_material import build, painted, picture, trained_on, view
+from benchmark_material import build, painted, trained_on, view, write_photo
 from PIL import Image
 
 from mimicbrush.data.manifest import read_manifest
@@ -23,17 +23,17 @@ from mimicbrush.evaluation.benchmark_builder.part_boxes import (
 )
 
 
-def test_a_picture_that_was_trained_on_is_refused_and_both_are_named(pictures: Path, tmp_path: Path) -> None:
-    digest = hashlib.sha256((pictures / "tabby/01.png").read_bytes()).hexdigest()
+def test_a_image_that_was_trained_on_is_refused_and_both_are_named(images: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256((images / "tabby/01.png").read_bytes()).hexdigest()
     pipeline = trained_on(tmp_path / "pipeline", [digest])
     with pytest.raises(DataError, match=rf"tabby/01 is source {digest[:16]}.* of {pipeline}"):
-        build(tmp_path, pictures=pictures, against=(pipeline,))
+        build(tmp_path, images=images, against=(pipeline,))
     assert not (tmp_path / "benchmark").exists()
 
 
-def test_a_subject_leaks_even_by_a_picture_that_no_case_uses(dreambooth: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_subject_leaks_even_by_a_image_that_no_case_uses(dreambooth: tuple[Path, Path], tmp_path: Path) -> None:
     root, manifest = dreambooth
-    unused = picture(root / "dataset/cat/77.jpg", view("coffee.png", 3))
+    unused = write_photo(root / "dataset/cat/77.jpg", view("coffee.png", 3))
     pipeline = trained_on(tmp_path / "pipeline", [hashlib.sha256(unused.read_bytes()).hexdigest()])
     with pytest.raises(DataError, match=r"cat/77\.jpg is source"):
         build(tmp_path, dreambooth=root, manifest=manifest, against=(pipeline,))
@@ -49,30 +49,30 @@ def test_a_near_duplicate_of_a_training_frame_is_refused(mined: Path, tmp_path: 
         "a piece": cv2.resize(frame[20:110, 30:120], (160, 160), interpolation=cv2.INTER_CUBIC),
         "smaller": cv2.resize(frame, (120, 120), interpolation=cv2.INTER_AREA),
     }[change]
-    picture(tmp_path / "pictures/thing/00.png", np.ascontiguousarray(changed))
+    write_photo(tmp_path / "pictures/thing/00.png", np.ascontiguousarray(changed))
     for number in (1, 2):
-        picture(tmp_path / f"pictures/thing/{number:02d}.png", view("coffee.png", number))
+        write_photo(tmp_path / f"pictures/thing/{number:02d}.png", view("coffee.png", number))
     # 00 needs no partner: a painted mask makes it a source.
     painted(tmp_path / "masks", "thing/00", "part", (9, 9, 60, 60), (changed.shape[1], changed.shape[0]))
     seen = r"is seen in the training set: thing/00 (looks like|shares a piece with) astronaut\.png"
     with pytest.raises(DataError, match=seen):
-        build(tmp_path, pictures=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
+        build(tmp_path, images=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
 
 
-def test_other_pictures_are_no_near_duplicates(shared: Path, mined: Path, tmp_path: Path) -> None:
+def test_other_images_are_no_near_duplicates(shared: Path, mined: Path, tmp_path: Path) -> None:
     for number in (1, 2, 5):
         with Image.open(shared / f"data/dreambooth/backpack/{number:02d}.jpg") as image:
             painted(tmp_path / "masks", f"backpack/{number:02d}", "part", (9, 9, 99, 99), image.size)
-            picture(tmp_path / f"pictures/backpack/{number:02d}.png", np.asarray(image))
-    built = build(tmp_path, pictures=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
+            write_photo(tmp_path / f"pictures/backpack/{number:02d}.png", np.asarray(image))
+    built = build(tmp_path, images=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
     about = json.loads((tmp_path / "benchmark/benchmark.json").read_text())
     assert built.cases["part_inner"] == 3
-    assert about["against"][0]["compared"] == "hashes, pictures, and pieces of pictures"
+    assert about["against"][0]["compared"] == "hashes, images, and pieces of images"
 
 
-def test_a_folder_that_says_nothing_of_a_training_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_that_says_nothing_of_a_training_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a pipeline folder"):
-        build(tmp_path, pictures=pictures, against=(pictures,))
+        build(tmp_path, images=images, against=(images,))
 
 
 # ---- boxes
@@ -93,7 +93,7 @@ def test_the_best_box_is_where_the_moving_matches_are() -> None:
     assert best_boxes(a[:0], b[:0], (1000, 1000)) is None
 
 
-def test_a_part_is_found_again_in_a_turned_picture() -> None:
+def test_a_part_is_found_again_in_a_turned_image() -> None:
     image = view("astronaut.png", 0, 330)
     turned = np.ascontiguousarray(np.rot90(image, 2))
     own, other = matched_boxes(extract_match_features(image), extract_match_features(turned)) or pytest.fail("no box")

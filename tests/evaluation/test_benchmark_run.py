@@ -35,7 +35,7 @@ from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run import evaluate_benchmark
 from mimicbrush.evaluation.benchmark.run_editor import VARIANTS
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import paste_back
 
 ROOT = Path(__file__).parents[2]
@@ -157,10 +157,10 @@ def test_likeness_is_what_the_networks_say(networks: BackboneOptions) -> None:
 
 
 def test_subjects_stand_on_white_squares() -> None:
-    picture = np.full((40, 60, 3), 7, np.uint8)
+    image = np.full((40, 60, 3), 7, np.uint8)
     mask = np.zeros((40, 60), np.uint8)
     mask[10:20, 5:35] = 1
-    square = metrics.cut_subject(picture, mask)
+    square = metrics.cut_subject(image, mask)
     assert square.shape == (30, 30, 3)
     assert (square[10:20] == 7).all()
     assert (square[:10] == 255).all() and (square[20:] == 255).all()
@@ -216,13 +216,13 @@ def test_scores_are_those_of_the_files(bench: Path, tmp_path: Path) -> None:
     assert record["track"] == "part_inner" and record["number"] == "003"
     folder = bench / "PartComp" / "WithinInstance"
     result = np.asarray(
-        read_picture(tmp_path / "out" / "results" / "blur" / "PartComp" / "WithinInstance" / "003_result.png", "RGB")
+        read_image(tmp_path / "out" / "results" / "blur" / "PartComp" / "WithinInstance" / "003_result.png", "RGB")
     )
-    source = np.asarray(read_picture(folder / "003_source.png", "RGB"))
-    mask = np.asarray(read_picture(folder / "003_source_mask.png", "L"))
+    source = np.asarray(read_image(folder / "003_source.png", "RGB"))
+    mask = np.asarray(read_image(folder / "003_source_mask.png", "L"))
     pasted = paste_back(result, source, mask).round().astype(np.uint8)
-    for variant, picture in zip(VARIANTS, (pasted, result), strict=True):
-        expected = skimage.metrics.peak_signal_noise_ratio(source[20:80, 30:90], picture[20:80, 30:90], data_range=255)
+    for variant, image in zip(VARIANTS, (pasted, result), strict=True):
+        expected = skimage.metrics.peak_signal_noise_ratio(source[20:80, 30:90], image[20:80, 30:90], data_range=255)
         assert record[variant]["psnr"] == pytest.approx(expected)
 
 
@@ -249,7 +249,7 @@ def test_holes_are_named_and_counted(bench: Path, tmp_path: Path) -> None:
     (folder / "003_source_mask.png").unlink()
     inter = bench / "PartComp" / "CrossInstance"
     Image.new("L", (50, 40), 255).save(inter / "001_source_mask.png")
-    (inter / "002_reference.png").write_bytes(b"no picture")
+    (inter / "002_reference.png").write_bytes(b"no image")
     found = evaluate_benchmark(bench, BenchmarkOptions(editors=(f"results:{tmp_path / 'theirs'}",)), tmp_path / "out")
     assert "5 cases = 2 usable + 3 not usable" in found.tally
     assert "2 = 1 scored + 0 not applicable + 1 failed" in found.tally
@@ -270,7 +270,7 @@ def test_a_run_goes_on_where_it_was_and_never_takes_anothers_results(bench: Path
     evaluate_benchmark(bench, options, out)
     assert [path for path in files if path.stat().st_mtime_ns != before[path]] == [files[0]]
     source = bench / "PartComp" / "WithinInstance" / "001_source.png"
-    Image.fromarray(255 - np.asarray(read_picture(source, "RGB"))).save(source)
+    Image.fromarray(255 - np.asarray(read_image(source, "RGB"))).save(source)
     evaluate_benchmark(bench, options, out)
     changed = [path for path in files[1:] if path.stat().st_mtime_ns != before[path]]
     assert [path.relative_to(out / "results" / "blur").as_posix() for path in changed] == [
@@ -288,7 +288,7 @@ def test_results_of_others_are_read_again(bench: Path, tmp_path: Path) -> None:
     tables = []
     for is_true in (False, True):
         for case in cases:
-            source = read_picture(case.source, "RGB")
+            source = read_image(case.source, "RGB")
             made = source if is_true else Image.new("RGB", source.size, 128)
             made.save(theirs / case.result_path)
         tables.append(evaluate_benchmark(bench, options, tmp_path / "out").table)
@@ -299,7 +299,7 @@ def test_a_flat_folder_stays_with_its_track_when_it_is_run_again(bench: Path, tm
     flat, options = tmp_path / "theirs", BenchmarkOptions(editors=(f"results:{tmp_path / 'theirs'}",))
     flat.mkdir()
     for case in read_benchmark(bench).cases:
-        read_picture(case.source, "RGB").save(flat / f"{case.number}_result.png")
+        read_image(case.source, "RGB").save(flat / f"{case.number}_result.png")
     first, again = (evaluate_benchmark(bench, options, tmp_path / "out") for _ in range(2))
     assert "is flat" in "".join(first.troubles)
     assert again.table == first.table and again.tally == first.tally
@@ -308,7 +308,7 @@ def test_a_flat_folder_stays_with_its_track_when_it_is_run_again(bench: Path, tm
 def test_masks_of_nothing_are_faults_and_an_editor_without_a_score_is_told(bench: Path, tmp_path: Path) -> None:
     inner, inter = (bench / "PartComp" / name for name in ("WithinInstance", "CrossInstance"))
     for path in (inner / "001_source_mask.png", inter / "001_reference_mask.png"):
-        Image.new("L", read_picture(path.with_name(path.name.replace("_mask", "")), "RGB").size, 0).save(path)
+        Image.new("L", read_image(path.with_name(path.name.replace("_mask", "")), "RGB").size, 0).save(path)
     found = evaluate_benchmark(bench, BenchmarkOptions(editors=("oracle",)), tmp_path / "out")
     assert "5 cases = 3 usable + 2 not usable" in found.tally
     assert sum("the mask is empty" in line for line in found.troubles) == 2 and not found.lost

@@ -1,4 +1,4 @@
-"""Benchmarks built from pictures and videos: what is in them, what is left out and named."""
+"""Benchmarks built from images and videos: what is in them, what is left out and named."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from benchmark_material import (
     digests,
     facts,
     painted,
-    picture,
     pixels,
     source_hash,
     trained_on,
     view,
+    write_photo,
 )
 from PIL import Image
 
@@ -82,7 +82,7 @@ def test_what_is_missing_is_counted_against_the_paper(dreambooth: tuple[Path, Pa
     assert str(tmp_path) not in (tmp_path / "benchmark/benchmark.json").read_text()
 
 
-def test_damaged_and_missing_pictures_are_named_and_the_rest_goes_on(
+def test_damaged_and_missing_images_are_named_and_the_rest_goes_on(
     dreambooth: tuple[Path, Path], tmp_path: Path
 ) -> None:
     root, manifest = dreambooth
@@ -152,34 +152,34 @@ def test_the_real_dataset_gives_what_the_documents_say(shared: Path, tmp_path: P
 # ---- any folder of folders, and masks
 
 
-def test_pictures_get_boxes_around_what_both_show_and_duplicates_are_no_pair(pictures: Path, tmp_path: Path) -> None:
-    built = build(tmp_path, pictures=pictures)
+def test_images_get_boxes_around_what_both_show_and_duplicates_are_no_pair(images: Path, tmp_path: Path) -> None:
+    built = build(tmp_path, images=images)
     cases = facts(tmp_path / "benchmark", "part_inner")
     assert len(cases) == built.cases["part_inner"] == 6
     assert built.cases["texture_inner"] == built.cases["texture_inter"] == built.cases["part_inter"] == 0
     # SIFT does not know a mirrored thing again.
-    assert [fault.path for fault in built.faults] == [pictures / "cup/02.png"]
+    assert [fault.path for fault in built.faults] == [images / "cup/02.png"]
     for case in cases.values():
         names = {case[side]["picture"] for side in SIDES}
         assert case["source"]["subject"] == case["reference"]["subject"]
         assert names != {"cup/00", "cup/02"}
         assert case["source"]["mask"] == "box around SIFT matches"
     assert [note for note in built.notes if "licence" in note] == []
-    assert "see [pictures-LICENSE.md](licences/pictures-LICENSE.md)" in (tmp_path / "benchmark/LICENCES.md").read_text(
+    assert "see [images-LICENSE.md](licences/pictures-LICENSE.md)" in (tmp_path / "benchmark/LICENCES.md").read_text(
         encoding="utf-8"
     )
-    (pictures / "LICENSE.md").unlink()
-    assert any("without a word on their licence" in note for note in build(tmp_path, pictures=pictures).notes)
+    (images / "LICENSE.md").unlink()
+    assert any("without a word on their licence" in note for note in build(tmp_path, images=images).notes)
 
 
-def test_painted_masks_make_texture_and_inter_id_cases(pictures: Path, tmp_path: Path) -> None:
+def test_painted_masks_make_texture_and_inter_id_cases(images: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     for key in ("tabby/00", "woman/01"):
         painted(masks, key, "part", (50, 60, 90, 100))
         painted(masks, key, "subject", (10, 20, 150, 155))
     painted(masks, "nobody/00", "part", (1, 1, 9, 9))
     painted(masks, "cup/00", "part", (1, 1, 9, 9), size=(159, 160))
-    built = build(tmp_path, pictures=pictures, masks=masks)
+    built = build(tmp_path, images=images, masks=masks)
     assert built.cases["part_inter"] == built.cases["texture_inter"] == 2
     assert built.cases["texture_inner"] == 2
     benchmark = read_benchmark(tmp_path / "benchmark")
@@ -191,38 +191,38 @@ def test_painted_masks_make_texture_and_inter_id_cases(pictures: Path, tmp_path:
             expected = np.zeros((160, 160), np.uint8)
             expected[60:100, 50:90] = 255
             np.testing.assert_array_equal(pixels(path), expected)
-    assert "--masks: part/nobody/00.png belongs to no picture that was given" in built.notes
-    assert any("159 x 160 px, its picture 160 x 160 px" in fault.reason for fault in built.faults)
+    assert "--masks: part/nobody/00.png belongs to no image that was given" in built.notes
+    assert any("159 x 160 px, its image 160 x 160 px" in fault.reason for fault in built.faults)
 
 
-def test_what_lacks_a_mask_can_be_painted_and_comes_back(pictures: Path, tmp_path: Path) -> None:
+def test_what_lacks_a_mask_can_be_painted_and_comes_back(images: Path, tmp_path: Path) -> None:
     todo = tmp_path / "todo"
-    built = build(tmp_path, pictures=pictures, to_paint=todo)
+    built = build(tmp_path, images=images, to_paint=todo)
     assert built.unmasked == {"part": 7, "subject": 7}
     waiting = sorted(path.relative_to(todo).as_posix() for path in todo.rglob("*.png"))
     assert len(waiting) == 14 and "subject/tabby/00.png" in waiting
     for name in waiting:
         with Image.open(todo / name) as image:
             painted(tmp_path / "masks", name.split("/", 1)[1][:-4], name.split("/")[0], (9, 9, 99, 99), image.size)
-    built = build(tmp_path, pictures=pictures, masks=tmp_path / "masks")
+    built = build(tmp_path, images=images, masks=tmp_path / "masks")
     assert built.unmasked == {"part": 0, "subject": 0} and built.notes == []
     assert built.cases["texture_inner"] == built.cases["part_inner"] == 7
     assert built.cases["texture_inter"] == 2
 
 
 @pytest.mark.parametrize("fill", [0, 255])
-def test_an_empty_or_full_mask_is_named(pictures: Path, tmp_path: Path, fill: int) -> None:
+def test_an_empty_or_full_mask_is_named(images: Path, tmp_path: Path, fill: int) -> None:
     path = tmp_path / "masks/part/cup/00.png"
     path.parent.mkdir(parents=True)
     Image.new("L", (160, 160), fill).save(path)
-    built = build(tmp_path, pictures=pictures, masks=tmp_path / "masks")
+    built = build(tmp_path, images=images, masks=tmp_path / "masks")
     (fault,) = [fault for fault in built.faults if "part_inner, cup/00" in fault.reason]
-    assert "of the picture is masked" in fault.reason
+    assert "of the image is masked" in fault.reason
 
 
-def test_large_pictures_are_reduced_together_with_their_masks(pictures: Path, tmp_path: Path) -> None:
+def test_large_images_are_reduced_together_with_their_masks(images: Path, tmp_path: Path) -> None:
     painted(tmp_path / "masks", "cup/00", "part", (20, 40, 100, 120))
-    build(tmp_path, pictures=pictures, masks=tmp_path / "masks", long_side_px=80)
+    build(tmp_path, images=images, masks=tmp_path / "masks", long_side_px=80)
     cases = facts(tmp_path / "benchmark", "part_inner")
     number = next(number for number, case in cases.items() if case["source"]["picture"] == "cup/00")
     folder = tmp_path / "benchmark" / TRACKS["part_inner"].folder
@@ -232,27 +232,27 @@ def test_large_pictures_are_reduced_together_with_their_masks(pictures: Path, tm
     np.testing.assert_array_equal(pixels(folder / f"{number}_source_mask.png"), expected)
 
 
-def test_folders_that_cannot_be_used_are_refused(pictures: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_used_are_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to build from"):
         BuildOptions()
     with pytest.raises(InputError, match="would replace"):
-        build_benchmark(pictures.parent, BuildOptions(pictures=pictures))
+        build_benchmark(images.parent, BuildOptions(images=images))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("years of it")
     with pytest.raises(InputError, match="holds something else"):
-        build_benchmark(tmp_path / "work", BuildOptions(pictures=pictures))
+        build_benchmark(tmp_path / "work", BuildOptions(images=images))
     assert (tmp_path / "work" / "thesis.txt").is_file()
     with pytest.raises(InputError, match="expected masks in"):
-        build(tmp_path, pictures=pictures, masks=tmp_path)
+        build(tmp_path, images=images, masks=tmp_path)
     with pytest.raises(InputError, match="expected a folder per subject"):
-        build(tmp_path, pictures=pictures / "cup")
+        build(tmp_path, images=images / "cup")
     with pytest.raises(InputError, match="both called cup/00"):
-        shutil.copy(pictures / "cup/00.png", pictures / "cup/00.bmp")
-        build(tmp_path, pictures=pictures)
+        shutil.copy(images / "cup/00.png", images / "cup/00.bmp")
+        build(tmp_path, images=images)
     with pytest.raises(DataError, match="no case came of"):
         lonely = tmp_path / "lonely"
-        picture(lonely / "cup/00.png", view("coffee.png", 0))
-        build(tmp_path, pictures=lonely)
+        write_photo(lonely / "cup/00.png", view("coffee.png", 0))
+        build(tmp_path, images=lonely)
 
 
 # ---- mined videos
@@ -311,14 +311,14 @@ def test_a_damaged_shard_is_named(mined: Path, tmp_path: Path) -> None:
 
 
 def test_the_script_says_what_it_built_and_what_is_missing(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "cup/09.png").write_bytes(b"")
-    command = ["build_benchmark.py", "--pictures", str(pictures), "--output", str(tmp_path / "benchmark")]
+    (images / "cup/09.png").write_bytes(b"")
+    command = ["build_benchmark.py", "--pictures", str(images), "--output", str(tmp_path / "benchmark")]
     monkeypatch.setattr(sys, "argv", command)
     build_benchmark_script.main()
     said = capsys.readouterr().out
-    assert f"left out: {pictures / 'cup/09.png'}: not a picture" in said
+    assert f"left out: {images / 'cup/09.png'}: not an image" in said
     assert "part composition, inter-ID: 0 cases; the paper has 120, 120 are missing" in said
     monkeypatch.setattr(sys, "argv", [*command, "--most", "0"])
     with pytest.raises(InputError, match="--most 0: must be at least 1"):

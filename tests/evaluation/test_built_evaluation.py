@@ -116,7 +116,7 @@ def test_without_a_reference_unet_the_correspondence_is_left_out(mined: Path, tm
     evaluate = assembly.build_evaluation(chosen, sources, tmp_path, Accelerator(cpu=True))
     assert evaluate is not None
     table = evaluate(pipeline_of(chosen), 1).table
-    assert len(table) == 2 and "model" in table[0].pictures and "correspondence" not in table[0].pictures
+    assert len(table) == 2 and "model" in table[0].images and "correspondence" not in table[0].images
 
 
 def test_of_several_folders_what_each_holds_out_and_nothing_that_another_trains_on(mined: Path, tmp_path: Path) -> None:

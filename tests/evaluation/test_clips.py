@@ -34,7 +34,7 @@ def test_clips_decode_with_the_stated_frames(tmp_path: Path) -> None:
     assert len(frames) == SHORT.num_frames == 18
     assert frames[0].shape == (120, 160, 3)
     for decoded, rendered in zip(frames, render_frames(SHORT), strict=True):
-        assert np.abs(decoded.astype(int) - rendered).mean() < 8  # compressed, but the same picture
+        assert np.abs(decoded.astype(int) - rendered).mean() < 8  # compressed, but the same image
 
 
 def test_a_clip_is_a_function_of_its_spec(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_processes_that_share_the_pairs_get_what_one_gets(
     assert [len(result.table) for result in results] == [3] + [0] * (world_size - 1)
     for mine, its in zip(one.table, results[0].table, strict=True):
         assert mine.caption == its.caption
-        assert all(np.array_equal(mine.pictures[name], its.pictures[name]) for name in mine.pictures)
+        assert all(np.array_equal(mine.images[name], its.images[name]) for name in mine.images)
     a, b = ((tmp_path / name / "step-00000005.png").read_bytes() for name in ("one", "many"))
     assert a == b
 
@@ -131,7 +131,7 @@ def test_files_are_written_and_cut_off_after_a_resume(rendered: list[Pair], tmp_
     assert sheets() == ["step-00000500.png", "step-00001000.png"]
     with Image.open(tmp_path / "step-00000500.png") as sheet:
         assert sheet.height > 3 * 144
-    assert set(results[0].table[0].pictures) == set(TABLE_COLUMNS) - {"reference_places", "correspondence"}
+    assert set(results[0].table[0].images) == set(TABLE_COLUMNS) - {"reference_places", "correspondence"}
 
     with (tmp_path / LOG_FILE).open("a") as file:
         file.write('{"step": 15')  # killed while writing
@@ -175,8 +175,8 @@ def test_a_pipeline_tells_where_the_hole_came_from(
     size = editor.pipeline.size_px
     options = replace(OPTIONS, batch_size=4)
     result = HeldOutEvaluation(rendered, size, options, tmp_path)(editor, 5)
-    assert [set(row.pictures) for row in result.table] == [set(TABLE_COLUMNS)] * 3
-    places = result.table[0].pictures["correspondence"]
+    assert [set(row.images) for row in result.table] == [set(TABLE_COLUMNS)] * 3
+    places = result.table[0].images["correspondence"]
     assert places.shape == (192, 256, 3) and places.dtype == np.uint8  # without the padding of the canvas
     expected = evaluate_heldout(editor, rendered, size, options)
     # Batches are others, so that single levels may differ by rounding.

@@ -22,7 +22,7 @@ def editor(smallest: ToyModel) -> PipelineEditor:
 
 
 @pytest.fixture(scope="module")
-def pictures(editor: PipelineEditor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def images(editor: PipelineEditor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     size = editor.pipeline.size_px
     sources, references = np.random.default_rng(0).integers(0, 256, (2, 3, size, size, 3), np.uint8)
     masks = np.zeros((3, size, size), np.uint8)
@@ -31,9 +31,9 @@ def pictures(editor: PipelineEditor) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def test_results_do_not_depend_on_the_batch(
-    editor: PipelineEditor, pictures: tuple[np.ndarray, np.ndarray, np.ndarray]
+    editor: PipelineEditor, images: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
-    sources, masks, references = pictures
+    sources, masks, references = images
     together = editor(sources, masks, references, [5, 6, 7])
     assert together.shape == sources.shape
     assert together.dtype == np.uint8
@@ -46,10 +46,8 @@ def test_without_a_reference_the_noise_is_the_same(editor: PipelineEditor) -> No
     assert editor._noise([3, 4])[1].equal(editor._noise([4])[0])
 
 
-def test_editing_without_a_reference(
-    editor: PipelineEditor, pictures: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> None:
-    sources, masks, _ = pictures
+def test_editing_without_a_reference(editor: PipelineEditor, images: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    sources, masks, _ = images
     assert editor(sources, masks, None, [1, 2, 3]).shape == sources.shape
 
 

@@ -1,4 +1,4 @@
-"""The perceptual column: the network sees what ImageNet says, and the distance tells blur from a sharp picture."""
+"""The perceptual column: the network sees what ImageNet says, and the distance tells blur from a sharp image."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def square(name: str, size_px: int) -> np.ndarray:
     return cv2.resize(photo[top : top + side, left : left + side], (size_px, size_px), interpolation=cv2.INTER_AREA)
 
 
-def noisy(picture: np.ndarray, psnr: float) -> np.ndarray:
+def noisy(image: np.ndarray, psnr: float) -> np.ndarray:
     """With white noise, as much as leaves this PSNR."""
-    noise = np.random.default_rng(0).standard_normal(picture.shape)
+    noise = np.random.default_rng(0).standard_normal(image.shape)
     low, high = 0.0, 200.0
     for _ in range(30):
         middle = (low + high) / 2
-        found = np.clip(picture + middle * noise, 0, 255).round().astype(np.uint8)
-        low, high = (middle, high) if peak_signal_noise_ratio(picture, found) > psnr else (low, middle)
+        found = np.clip(image + middle * noise, 0, 255).round().astype(np.uint8)
+        low, high = (middle, high) if peak_signal_noise_ratio(image, found) > psnr else (low, middle)
     return found
 
 
@@ -81,7 +81,7 @@ def test_the_network_names_what_photographs_show(weights: Path, name: str, class
     assert int(logits.argmax()) in classes
 
 
-def test_the_same_pictures_are_at_no_distance_and_repetition_changes_nothing(measure: EfficientNetDistance) -> None:
+def test_the_same_images_are_at_no_distance_and_repetition_changes_nothing(measure: EfficientNetDistance) -> None:
     one, other = square("chelsea.png", 90), square("coffee.png", 90)
     assert measure.distance(one, one.copy()) == 0
     found = measure.distance(one, other)
@@ -91,7 +91,7 @@ def test_the_same_pictures_are_at_no_distance_and_repetition_changes_nothing(mea
 
 
 @pytest.mark.parametrize("size_px", [64, 128, 320])
-def test_blur_is_farther_than_a_sharp_picture_with_noise_of_the_same_psnr(
+def test_blur_is_farther_than_a_sharp_image_with_noise_of_the_same_psnr(
     measure: EfficientNetDistance, size_px: int
 ) -> None:
     for name in PHOTOS:
@@ -121,7 +121,7 @@ def test_depths_are_as_said_and_the_distance_is_their_mean(measure: EfficientNet
     assert ours == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_large_pictures_are_reduced_and_small_ones_have_no_number(weights: Path, measure: EfficientNetDistance) -> None:
+def test_large_images_are_reduced_and_small_ones_have_no_number(weights: Path, measure: EfficientNetDistance) -> None:
     one, other = (np.repeat(np.repeat(square(name, 224), 2, 0), 2, 1) for name in ("chelsea.png", "coffee.png"))
     assert measure.distance(one, other) == measure.distance(one[::2, ::2], other[::2, ::2])
     photo, mask = square("chelsea.png", 128), np.zeros((128, 128), np.uint8)

@@ -23,40 +23,40 @@ from mimicbrush.evaluation.keypoint_transfer.homographies import (
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.io.hashing import hash_file
 
-#: From the 300 x 200 px of the first picture to the 240 x 260 px of the others.
+#: From the 300 x 200 px of the first image to the 240 x 260 px of the others.
 MATRICES = {
     2: np.array([[0.8, 0.1, 5], [-0.1, 1.1, 30], [0, 0, 1]]),
     4: np.array([[0.9, -0.2, 40], [0.15, 1.0, 20], [8e-4, 3e-4, 1]]),
 }
 
 
-def write_scene(folder: Path, picture_name: str, matrix_name: str, matrices: dict[int, np.ndarray]) -> Path:
+def write_scene(folder: Path, image_name: str, matrix_name: str, matrices: dict[int, np.ndarray]) -> Path:
     """A photograph and its views, drawn by OpenCV."""
     folder.mkdir(parents=True)
     first = cv2.resize(photograph("coffee.png"), (300, 200), interpolation=cv2.INTER_AREA)
-    Image.fromarray(first).save(folder / picture_name.format(1))
+    Image.fromarray(first).save(folder / image_name.format(1))
     for number, matrix in matrices.items():
         view = cv2.warpPerspective(first, matrix, (240, 260), borderValue=(255, 255, 255))
-        Image.fromarray(view).save(folder / picture_name.format(number))
+        Image.fromarray(view).save(folder / image_name.format(number))
         np.savetxt(folder / matrix_name.format(number), matrix)
     return folder
 
 
 def likeness(tasks: list[TransferTask]) -> float:
-    """Mean correlation of what keypoints show in their two pictures, blurred grey."""
+    """Mean correlation of what keypoints show in their two images, blurred grey."""
     alike = []
     for task in tasks:
         greys = []
-        for picture, xy in ((task.source, task.source_xy), (task.reference, task.reference_xy)):
-            blurred = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.5)
+        for image, xy in ((task.source, task.source_xy), (task.reference, task.reference_xy)):
+            blurred = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.5)
             greys.append(cv2.remap(blurred, *(xy.astype(np.float32)[None, :, k] for k in (0, 1)), 1)[0])
         alike.append(np.corrcoef(*greys)[0, 1])
     return float(np.mean(alike))
 
 
 @pytest.mark.parametrize(("picture_name", "matrix_name"), [("{}.ppm", "H_1_{}"), ("img{}.png", "H1to{}p")])
-def test_folders_of_homographies_are_read(tmp_path: Path, picture_name: str, matrix_name: str) -> None:
-    write_scene(tmp_path / "v_cups", picture_name, matrix_name, MATRICES)
+def test_folders_of_homographies_are_read(tmp_path: Path, image_name: str, matrix_name: str) -> None:
+    write_scene(tmp_path / "v_cups", image_name, matrix_name, MATRICES)
     tasks, empty = homography_tasks(tmp_path, 96, None)
     assert [task.set_name for task in tasks] == ["1 to 2", "1 to 4"] and not empty
     assert {task.group for task in tasks} == {"v_cups"}
@@ -106,7 +106,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
             read_homography(tmp_path / "H_1_2")
     scene = broken("no_picture")
     (scene / "4.ppm").unlink()
-    with pytest.raises(DataError, match=r"H_1_4 belongs to a picture 4\.ppm.*found: none"):
+    with pytest.raises(DataError, match=r"H_1_4 belongs to an image 4\.ppm.*found: none"):
         homography_tasks(scene.parent, 32, None)
     scene = broken("two_pictures")
     shutil.copy(scene / "1.ppm", scene / "img1.ppm")
@@ -114,7 +114,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         homography_tasks(scene.parent, 32, None)
     scene = broken("two_matrices")
     shutil.copy(scene / "H_1_2", scene / "H1to2p")
-    with pytest.raises(DataError, match="the same picture"):
+    with pytest.raises(DataError, match="the same image"):
         homography_tasks(scene.parent, 32, None)
     scene = broken("damaged")
     (scene / "2.ppm").write_bytes((scene / "2.ppm").read_bytes()[:200])

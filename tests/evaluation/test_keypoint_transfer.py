@@ -20,8 +20,8 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.keypoint_transfer import methods, pck
 from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import AttentionAtTokens
-from mimicbrush.evaluation.keypoint_transfer.picture import RIGHT, WRONG, plot_transfers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, spair_tasks, warped_tasks
+from mimicbrush.evaluation.keypoint_transfer.transfer_plot import RIGHT, WRONG, plot_transfers
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
@@ -62,7 +62,7 @@ def test_chance_is_what_geometry_says() -> None:
     method, task = methods.RandomPlaces(0), task_of(points, points)
     hits = pck.find_correct(method(task), task, 0.2)
     assert 100 * hits.mean() == pytest.approx(100 * np.pi * 0.2**2, abs=1)
-    assert not np.array_equal(method(task), method(task))  # other places in every picture
+    assert not np.array_equal(method(task), method(task))  # other places in every image
 
 
 def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
@@ -72,8 +72,8 @@ def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
     for task in tasks:
         assert task.source.shape == task.reference.shape == (128, 128, 3)
         patches = [
-            cv2.remap(cv2.GaussianBlur(picture, (0, 0), 2), *(xy.astype(np.float32)[None, :, k] for k in (0, 1)), 1)
-            for picture, xy in ((task.source, task.source_xy), (task.reference, task.reference_xy))
+            cv2.remap(cv2.GaussianBlur(image, (0, 0), 2), *(xy.astype(np.float32)[None, :, k] for k in (0, 1)), 1)
+            for image, xy in ((task.source, task.source_xy), (task.reference, task.reference_xy))
         ]
         greys = [patch.reshape(-1, 3).mean(axis=1) for patch in patches]
         alike.append(np.corrcoef(*greys)[0, 1])
@@ -81,7 +81,7 @@ def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
     assert np.mean(alike) > 0.8  # other colours, but what is bright stays bright
 
 
-def test_features_of_any_network_find_a_picture_in_itself(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
+def test_features_of_any_network_find_a_image_in_itself(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
     warped = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     same = TransferTask(warped.source, warped.source, warped.source_xy, warped.source_xy, 32, "a")
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def test_sets_are_measured_apart() -> None:
     assert pck.measure_sets(places, [task_of(truth, truth)] * 3, seed=0) == {}
 
 
-def test_a_picture_shows_what_was_found_and_what_was_not() -> None:
+def test_a_image_shows_what_was_found_and_what_was_not() -> None:
     points = np.stack(np.meshgrid(np.arange(5, 100, 10.0), np.arange(5, 100, 10.0)), axis=-1).reshape(-1, 2)
     task = task_of(points, points)
 
@@ -208,7 +208,7 @@ def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
     annotation = next((tmp_path / "PairAnnotation" / "test").glob("*.json"))
     values = json.loads(annotation.read_text())
     annotation.write_text(json.dumps(values | {"trg_kps": [[1, 2]]}))
-    with pytest.raises(DataError, match="keypoints in one picture"):
+    with pytest.raises(DataError, match="keypoints in one image"):
         spair_tasks(tmp_path, 64, None)
     for outside in ({"src_imname": "../../../secret.jpg"}, {"category": "../../secret"}):
         annotation.write_text(json.dumps(values | outside))
@@ -244,8 +244,8 @@ def test_the_script_measures_a_pipeline_and_draws(
     assert values["layers"][0]["path"] == "mid_block.attentions.0.transformer_blocks.0.attn1"
     printed = capsys.readouterr().out
     assert "n/a" in printed and (out / "table.md").read_text() in printed
-    with Image.open(out / "transfers.png") as picture:
-        assert picture.width > 800
+    with Image.open(out / "transfers.png") as image:
+        assert image.width > 800
 
 
 def test_the_script_measures_photographs_and_homographies(

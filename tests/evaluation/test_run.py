@@ -63,9 +63,9 @@ def test_psnr_is_that_of_scikit_image_on_the_masked_pixels() -> None:
     assert psnr_inside(result, target, mask) == pytest.approx(theirs)
 
 
-def test_equal_pictures_get_the_cap_and_tiny_canvases_no_ssim() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert score_hole(picture, picture, np.ones((8, 8))) == (PSNR_CAP_DB, None)
+def test_equal_images_get_the_cap_and_tiny_canvases_no_ssim() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert score_hole(image, image, np.ones((8, 8))) == (PSNR_CAP_DB, None)
 
 
 def test_an_editor_that_returns_the_target_gets_the_cap(rendered: list[Pair]) -> None:
@@ -147,10 +147,10 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     for name in ("contact_sheet.png", "contact_sheet_warped.png"):
         with Image.open(tmp_path / "out" / name) as sheet:
             assert sheet.width > 10 * 144
-    pictures = tmp_path / "out" / "pictures" / "natural"
-    assert len(list(pictures.glob("*_model.png"))) == 2
-    edits = collect_edits(pictures / "edits.jsonl", tmp_path / "edits")
-    assert [edit.source for edit in edits] == sorted(pictures.glob("*_target.png"))
+    images = tmp_path / "out" / "pictures" / "natural"
+    assert len(list(images.glob("*_model.png"))) == 2
+    edits = collect_edits(images / "edits.jsonl", tmp_path / "edits")
+    assert [edit.source for edit in edits] == sorted(images.glob("*_target.png"))
     assert all(read_inputs(edit).mask.size == read_inputs(edit).source.size for edit in edits)
     assert not list((tmp_path / "out").rglob(ASIDE_PATTERN))
 
@@ -249,7 +249,7 @@ def test_sift_and_a_homography_take_nothing_from_the_padding_of_the_reference() 
     photo = cv2.resize(photograph("astronaut.png"), (400, 400))
     first, second = photo[60:360], photo[:300]  # (300, 400)
     area = letterbox_mask(np.full(first.shape[:2], 255, np.uint8), 256)
-    source, reference = (letterbox(picture, 256, 255) for picture in (first, second))
+    source, reference = (letterbox(image, 256, 255) for image in (first, second))
     mask = np.zeros((256, 256), np.uint8)
     mask[180:222, 60:200] = 1
     inpainted = psnr_inside(baselines.opencv_inpaint(source, mask, area), source, mask)

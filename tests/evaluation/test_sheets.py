@@ -29,18 +29,18 @@ def test_a_long_title_is_not_cut() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 3), (300, 200, 3), (16, 48)])
-def test_cells_are_square_and_hold_the_whole_picture(shape: tuple[int, ...]) -> None:
+def test_cells_are_square_and_hold_the_whole_image(shape: tuple[int, ...]) -> None:
     cell = fit_cell(np.zeros(shape, np.uint8), 96)
     assert cell.shape == (96, 96, 3)
     assert np.sum(cell == 0) / 3 == pytest.approx(96 * 96 * min(shape[:2]) / max(shape[:2]), rel=0.03)
 
 
-def test_matches_are_drawn_between_both_pictures() -> None:
+def test_matches_are_drawn_between_both_images() -> None:
     a, b = np.zeros((50, 60, 3), np.uint8), np.zeros((100, 60, 3), np.uint8)
     points = np.array([[10.0, 25.0]], np.float32)
     panel = match_panel(a, b, points, points * 2, height_px=100)
     assert panel.shape == (100, 120 + 6 + 60, 3)
-    assert panel[50, 30:140].max(axis=1).min() > 0  # the line runs through both pictures, at their middle height
+    assert panel[50, 30:140].max(axis=1).min() > 0  # the line runs through both images, at their middle height
     assert not np.array_equal(panel, match_panel(a, b, points[:0], points[:0], height_px=100))
 
 

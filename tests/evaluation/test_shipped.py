@@ -53,7 +53,7 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor)
     for spec in demo_clips(HELDOUT_PHOTOGRAPHS, SCENES, seed=77).values():
         shown = list(render_frames(spec))
         frames.append([letterbox(shown[number], size, IMAGE_FILL) for number in (0, 24)])
-    sources, references = (np.stack(pictures) for pictures in zip(*frames, strict=True))
+    sources, references = (np.stack(images) for images in zip(*frames, strict=True))
     masks = np.zeros((SCENES, size, size), np.uint8)
     cv2.circle(masks[0], (size // 2, size // 2), size // 5, 1, -1)
     masks[:] = masks[0]

@@ -102,7 +102,7 @@ def test_what_an_editor_makes_of_them_does_not_choose_the_rows(rendered: list[Pa
 
 
 @pytest.mark.parametrize("options", [EvaluationOptions(sets=("warped",)), EvaluationOptions(sheet_pairs=0)])
-def test_where_no_pictures_of_the_natural_set_are_asked_for_there_is_none(
+def test_where_no_images_of_the_natural_set_are_asked_for_there_is_none(
     rendered: list[Pair], tmp_path: Path, options: EvaluationOptions
 ) -> None:
     (tmp_path / "showcase.png").write_bytes(b"of an earlier run")
@@ -110,8 +110,8 @@ def test_where_no_pictures_of_the_natural_set_are_asked_for_there_is_none(
     assert not (tmp_path / "showcase.png").exists()
 
 
-def test_mask_and_pictures_lie_in_their_cells_alike(rendered: list[Pair]) -> None:
-    """Without the padding of the canvas, which is white around a picture and black around a mask."""
+def test_mask_and_images_lie_in_their_cells_alike(rendered: list[Pair]) -> None:
+    """Without the padding of the canvas, which is white around an image and black around a mask."""
     wide, tall = rendered[0], replace(rendered[2], size_px=(160, 120))
     plan = replace(plan_samples(rendered, 1, 0)[0], pair=wide, wrong=tall)
     batch = [load_sets(plan, ("natural", "warped"), SIZE, 0)]

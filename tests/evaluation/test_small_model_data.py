@@ -22,32 +22,32 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_leaves_are_a_function_of_their_seed_and_their_labels_tell_them_apart() -> None:
-    picture, labels = dead_leaves(160, 120, generator(3))
+    image, labels = dead_leaves(160, 120, generator(3))
     again, _ = dead_leaves(160, 120, generator(3))
     other, _ = dead_leaves(160, 120, generator(4))
-    assert picture.shape == (120, 160, 3)
-    assert picture.dtype == np.uint8
+    assert image.shape == (120, 160, 3)
+    assert image.dtype == np.uint8
     assert labels.shape == (120, 160)
-    assert np.array_equal(picture, again)
-    assert not np.array_equal(picture, other)
-    # A label says more of a pixel's colour than the whole picture does.
-    within = sum(picture[labels == leaf].astype(float).var(axis=0).sum() * (labels == leaf).mean()
+    assert np.array_equal(image, again)
+    assert not np.array_equal(image, other)
+    # A label says more of a pixel's colour than the whole image does.
+    within = sum(image[labels == leaf].astype(float).var(axis=0).sum() * (labels == leaf).mean()
                  for leaf in np.unique(labels))  # fmt: skip
-    assert within < 0.6 * picture.reshape(-1, 3).astype(float).var(axis=0).sum()
+    assert within < 0.6 * image.reshape(-1, 3).astype(float).var(axis=0).sum()
 
 
 def test_depth_of_rendered_frames_has_things_before_the_ground() -> None:
     alone = ClipSpec("leaves:1", seed=5, seconds=0.2, width_px=160, height_px=120)
     frames = list(render_with_depth(alone))
     assert len(frames) == alone.num_frames
-    picture, depth = frames[0]
-    assert picture.shape[:2] == depth.shape == (120, 160)
+    image, depth = frames[0]
+    assert image.shape[:2] == depth.shape == (120, 160)
     assert depth[0].max() < depth[-1].min() <= 0.4  # the ground comes nearer towards the lower edge
     with_thing = ClipSpec(**vars(alone) | {"cutouts": ("leaves:2",)})
     changed, nearer = next(render_with_depth(with_thing))
     covered = nearer > 0.55
     assert 0.02 < covered.mean() < 0.5
-    assert np.abs(changed[covered].astype(int) - picture[covered]).mean() > 10
+    assert np.abs(changed[covered].astype(int) - image[covered]).mean() > 10
 
 
 def test_stills_are_what_the_miner_reads(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_raters_rank_in_a_browser_go_on_later_and_their_answers_score(
         order = page.evaluate("state.order")
         page.reload()
         assert page.evaluate("state.order") == order
-        assert page.locator("#place").inner_text() == "Picture 2 of 4; 2 are ranked"
+        assert page.locator("#place").inner_text() == "Image 2 of 4; 2 are ranked"
         page.click("#next")
         rank_by_colour(page, best=2)
         # A rank has one owner: whoever had it loses it, and the case is open again.

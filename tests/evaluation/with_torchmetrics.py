@@ -40,7 +40,7 @@ def main(case_file: str, folder: str) -> None:
 
     inside = np.argwhere(mask)
     (top, left), (bottom, right) = inside.min(axis=0), inside.max(axis=0) + 1
-    crops = [picture[top:bottom, left:right].copy() for picture in (result, truth)]
+    crops = [image[top:bottom, left:right].copy() for image in (result, truth)]
     a, b = (torch.from_numpy(crop).permute(2, 0, 1)[None].float() for crop in crops)
     greys = [torch.from_numpy(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY))[None, None].double() for crop in crops]
     # torchmetrics means over a padded map, scikit-image over where the window fits: the same map, less five pixels.

@@ -126,7 +126,7 @@ def test_each_file_has_its_reason_and_the_counts_add_up(mined_zoo: tuple[Path, S
     assert json.loads((output / "summary.json").read_text())["inputs"] == summary.inputs
 
 
-def test_the_manifest_leads_to_the_pictures(zoo: Path, mined_zoo: tuple[Path, Summary]) -> None:
+def test_the_manifest_leads_to_the_images(zoo: Path, mined_zoo: tuple[Path, Summary]) -> None:
     output, _ = mined_zoo
     pairs = read_manifest(output)
     assert len({pair.pair_id for pair in pairs}) == len(pairs)

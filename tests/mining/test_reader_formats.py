@@ -29,7 +29,7 @@ FORMATS = {
     "HEVC, open GOP": (".mp4", "libx265", "yuv420p", {"x265-params": f"open-gop=1:keyint=8:bframes=3:{QUIET}"}),
     "HEVC, 10 bit": (".mp4", "libx265", "yuv420p10le", {"x265-params": QUIET}),
     "HEVC, 10 bit 4:2:2": (".mkv", "libx265", "yuv422p10le", {"x265-params": QUIET}),
-    "HEVC with picture hashes": (".mp4", "libx265", "yuv420p", {"x265-params": f"hash=1:{QUIET}"}),
+    "HEVC with image hashes": (".mp4", "libx265", "yuv420p", {"x265-params": f"hash=1:{QUIET}"}),
     "HEVC, grey": (".mp4", "libx265", "gray", {"x265-params": QUIET}),
     "AV1": (".mp4", "libsvtav1", "yuv420p", {"preset": "10", "crf": "20", "svtav1-params": "lp=1"}),
     "AV1, 10 bit": (".webm", "libsvtav1", "yuv420p10le", {"preset": "10", "crf": "20", "svtav1-params": "lp=1"}),
@@ -75,10 +75,10 @@ def encode(
         if rotation:
             stream.set_display_rotation(rotation)
         for number, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             if ticks:
-                picture.pts, picture.time_base = ticks[number], Fraction(1, 1000)
-            container.mux(stream.encode(picture))
+                image.pts, image.time_base = ticks[number], Fraction(1, 1000)
+            container.mux(stream.encode(image))
         container.mux(stream.encode(None))
     return path
 
@@ -107,7 +107,7 @@ def test_frames_are_those_that_were_encoded(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["H.264, B-frames, open GOP", "HEVC, 10 bit 4:2:2", "VP9", "MPEG-4, B-frames"])
-def test_pictures_equal_those_of_opencv(tmp_path: Path, name: str) -> None:
+def test_images_equal_those_of_opencv(tmp_path: Path, name: str) -> None:
     suffix, encoder, pix_fmt, options = FORMATS[name]
     path = encode(tmp_path / f"clip{suffix}", moving_camera(12, SIZE_PX), encoder, pix_fmt, options)
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
@@ -142,7 +142,7 @@ def test_odd_sizes(tmp_path: Path, encoder: str, pix_fmt: str, options: dict[str
 def test_rotation_with_pixels_that_are_not_square(
     tmp_path: Path, encoder: str, options: dict[str, str], rotation: int
 ) -> None:
-    """An anamorphic picture is stretched, then turned; nothing but the encoder's noise is lost."""
+    """An anamorphic image is stretched, then turned; nothing but the encoder's noise is lost."""
     frames = moving_camera(3, (128, 96))
     squeezed = [cv2.resize(frame, (96, 96), interpolation=cv2.INTER_AREA) for frame in frames]
     path = encode(

@@ -67,8 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "in/clip0.mp4", folder / "in/twin.mp4")
     write_clip(folder / "in/still.mp4", [moving_camera(1)[0]] * 48)
     write_photograph(folder / "in", "loose", seed=5)
-    picture, segments = photograph_with_segments(seed=9)
-    files = {"sa_1.jpg": picture, "sa_1.json": json.dumps(segments).encode(), "read.me": b""}
+    image, segments = photograph_with_segments(seed=9)
+    files = {"sa_1.jpg": image, "sa_1.json": json.dumps(segments).encode(), "read.me": b""}
     write_tar(folder / "in/sa.tar", files)
     (folder / "in" / EVIL).parent.mkdir()
     (folder / "in" / EVIL).write_text("text")
@@ -181,7 +181,7 @@ def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
     for pair in videos:
         mask, n = statistics.grid_mask(pair)
         height, width = pair.size_px
-        # Cell by cell and pixel by pixel, over the part of the canvas that the picture covers.
+        # Cell by cell and pixel by pixel, over the part of the canvas that the image covers.
         inside = np.zeros((256, 256), bool)
         border = round((256 - 256 * height / width) / 2)
         inside[border : 256 - border] = True
@@ -215,7 +215,7 @@ def test_names_from_outside_are_text_and_nothing_comes_from_elsewhere(html: str,
     assert {attributes["href"][1:] for _, attributes in page.tags if "href" in attributes} <= ids
 
 
-def test_every_picture_is_whole_and_says_what_it_shows(html: str, page: Page) -> None:
+def test_every_image_is_whole_and_says_what_it_shows(html: str, page: Page) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     kept = 2 * 9  # three pairs of three clips: the mask, and the matches
     assert len(images) >= kept + 2 + 1  # two photographs, and what was refused of the still clip
@@ -231,13 +231,13 @@ def test_every_picture_is_whole_and_says_what_it_shows(html: str, page: Page) ->
     assert len(html) < 3_000_000
 
 
-def test_a_picture_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path: Path) -> None:
+def test_a_image_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "in/loose.jpg").unlink()
     tar = copy / "out/shards/shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
     page = Page(report_html(copy / "out"))
-    assert page.text.count("no picture") >= 2
+    assert page.text.count("no image") >= 2
     (copy / "out/summary.json").write_text("{")
     with pytest.raises(DataError, match=r"summary\.json cannot be read"):
         report_html(copy / "out")

@@ -103,11 +103,11 @@ def test_json_of_another_layout_is_refused(content: Any) -> None:
     assert refusal(jpeg, content) == "bad_json"
 
 
-def test_pictures_that_cannot_be_trusted() -> None:
+def test_images_that_cannot_be_trusted() -> None:
     jpeg, content = photograph_with_segments()
     assert refusal(jpeg[: len(jpeg) // 2], content) == "damaged"
     with pytest.raises(UntrustedFileError) as error:
-        read_segmented_image(b"not a picture", json.dumps(content).encode(), OPTIONS)
+        read_segmented_image(b"not an image", json.dumps(content).encode(), OPTIONS)
     assert (error.value.reason, error.value.detail) == ("damaged", "no JPEG")  # the same words in every run
     assert refusal(jpeg, content, MiningOptions(max_pixels=1000)) == "too_large"
     turned, exif = io.BytesIO(), Image.Exif()

@@ -89,7 +89,7 @@ def test_no_pair_spans_a_cut() -> None:
     assert all((pair.a_frame < 48) == (pair.b_frame < 48) for pair in pairs)
 
 
-def test_stored_pictures_are_reduced_and_points_count_in_them() -> None:
+def test_stored_images_are_reduced_and_points_count_in_them() -> None:
     frames = moving_camera(48, size_px=(240, 160))
     options = replace(OPTIONS, max_side_px=120)
     pair = select_pairs(stream(frames), options).pairs[0]
@@ -121,9 +121,9 @@ def test_a_cut_within_one_scene_is_respected_though_it_matches() -> None:
 
 
 def test_a_shake_is_no_cut() -> None:
-    picture = cv2.resize(photograph("coffee.png"), (300, 200), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(photograph("coffee.png"), (300, 200), interpolation=cv2.INTER_AREA)
     jumps = np.random.default_rng(1).integers(0, 12, (72, 2))
-    frames = [picture[y : y + 180, x : x + 280] for x, y in jumps]
+    frames = [image[y : y + 180, x : x + 280] for x, y in jumps]
     assert "across_cut" not in select_pairs(stream(frames), OPTIONS).detail
 
 

@@ -32,8 +32,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clips(folder / "in", 3)
     shutil.copy(folder / "in/clip0.mp4", folder / "in/twin.mp4")
     write_photograph(folder / "in", "loose", seed=5)
-    picture, segments = photograph_with_segments(seed=9)
-    files = {"sa_1.jpg": picture, "sa_1.json": json.dumps(segments).encode()}
+    image, segments = photograph_with_segments(seed=9)
+    files = {"sa_1.jpg": image, "sa_1.json": json.dumps(segments).encode()}
     write_tar(folder / "in/sa.tar", files)
     (folder / "in/broken.mp4").write_text("text")
     options = MiningOptions(pairs_per_clip=2, inputs_per_shard=2)
@@ -61,7 +61,7 @@ def test_a_folder_as_it_was_mined_passes(folder: Path) -> None:
     assert verdict.faults == []
     assert verdict.shards == 4
     assert verdict.pairs == len(read_manifest(folder / "out")) + 2  # the shards hold the twin's two pairs, too
-    assert verdict.pictures == 2 * (verdict.pairs - 2) + 2
+    assert verdict.images == 2 * (verdict.pairs - 2) + 2
 
 
 def test_two_processes_find_the_same(folder: Path) -> None:
@@ -71,14 +71,14 @@ def test_two_processes_find_the_same(folder: Path) -> None:
     assert one.faults
 
 
-def test_a_bit_of_each_stored_picture_is_missed_by_nobody(folder: Path) -> None:
+def test_a_bit_of_each_stored_image_is_missed_by_nobody(folder: Path) -> None:
     pair = next(iter(read_manifest(folder / "out")))
     assert pair.kind == "video"
     flip(pair.a_file, pair.a_span[0] + pair.a_span[1] // 2)
     found = faults(folder)
     name = pair.a_file.relative_to(folder / "out").as_posix()
     assert any(fault.startswith(f"{name}: SHA-256") for fault in found)
-    assert any(fault.startswith(f"{name}, pair {pair.pair_id}: picture a has SHA-256") for fault in found)
+    assert any(fault.startswith(f"{name}, pair {pair.pair_id}: image a has SHA-256") for fault in found)
     assert all("markers/shard-" in fault for fault in found)
     assert len(found) == 2
 
@@ -100,8 +100,8 @@ def test_a_photograph_in_a_tar_that_has_changed_or_moved(folder: Path) -> None:
     flip(folder / "in/sa.tar", 512 + 300)
     (fault,) = faults(folder)
     assert fault.startswith("sa.tar, pair ")
-    picture, segments = photograph_with_segments(seed=9)
-    write_tar(folder / "in/sa.tar", {"0": b"", "sa_1.jpg": picture, "sa_1.json": json.dumps(segments).encode()})
+    image, segments = photograph_with_segments(seed=9)
+    write_tar(folder / "in/sa.tar", {"0": b"", "sa_1.jpg": image, "sa_1.json": json.dumps(segments).encode()})
     assert "at byte 512: '0' of 0 bytes; expected a file of" in faults(folder)[0]
 
 
@@ -197,7 +197,7 @@ def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
         ({"a_offset": rows[number]["a_offset"] + 1}, "no file begins there"),
         ({"a_length": 2**40}, "expected 1099511627776 bytes"),
         ({"file": "../in/clip1.mp4"}, "file '../in/clip1.mp4'"),
-        ({"a_points": [0, 16 * 64 + 1] * (len(rows[number]["b_points"]) // 2)}, "points of picture a lie outside"),
+        ({"a_points": [0, 16 * 64 + 1] * (len(rows[number]["b_points"]) // 2)}, "points of image a lie outside"),
         ({"b_points": rows[number]["b_points"][:-1]}, "two for each match"),
         ({"ssim": 3.0}, "SSIM 3.0"),
         ({"status": "rejected"}, "one status for all rows"),

@@ -98,7 +98,7 @@ def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
     source, mask = Image.new("RGB", (600, 400), "grey"), Image.new("L", (600, 400), 0)
     mask.paste(255, (100, 100, 500, 300))
     places = replace(found, source_xy=found.source_xy * 10, reference_xy=found.reference_xy * 10)
-    picture = plot_correspondence(source, mask, Image.new("RGB", (800, 800), "white"), places, height_px=400)
-    assert picture.width == 600 + 28 + 400 and picture.height > TITLE_PX + 400
-    panel = np.asarray(picture)[TITLE_PX : TITLE_PX + 400, :600]
+    image = plot_correspondence(source, mask, Image.new("RGB", (800, 800), "white"), places, height_px=400)
+    assert image.width == 600 + 28 + 400 and image.height > TITLE_PX + 400
+    panel = np.asarray(image)[TITLE_PX : TITLE_PX + 400, :600]
     assert (panel[:70] == 128).all() and (panel[330:] == 128).all()  # lines and marks aside, nothing else is painted

@@ -120,8 +120,8 @@ def test_shared_keys_and_values_are_the_references_own(smallest: ToyModel) -> No
 
 
 def test_the_two_letterboxes_agree_but_for_the_border() -> None:
-    picture = photograph("coffee.png")[:90, :121]
-    one, other = (letterbox(picture, 32, 255, order).astype(int) for order in CHOICES["letterbox_order"])
+    image = photograph("coffee.png")[:90, :121]
+    one, other = (letterbox(image, 32, 255, order).astype(int) for order in CHOICES["letterbox_order"])
     assert one.shape == other.shape and not np.array_equal(one, other)
     # Away from the border only the grid is moved, by less than a pixel.
     assert np.abs(one[8:24] - other[8:24]).mean() < 12

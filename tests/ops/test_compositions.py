@@ -58,14 +58,14 @@ def through(before: np.ndarray, after: np.ndarray) -> torch.Tensor:
 
 
 def padding(width: int, height: int) -> torch.Tensor:
-    """The picture's outline, half a pixel outside of the outer centres, to where a centred square has it."""
+    """The image's outline, half a pixel outside of the outer centres, to where a centred square has it."""
     side = CANVAS_PX / max(width, height)
     left, top = (CANVAS_PX - width * side) / 2, (CANVAS_PX - height * side) / 2
     outline = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
     return through(outline - 0.5, outline * side + [left, top] - 0.5)
 
 
-def smooth_picture(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+def smooth_image(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), np.uint8), (0, 0), 1.5)
 
 
@@ -88,14 +88,14 @@ def test_points(compositions: list[Composition]) -> None:
         assert np.abs(found - expected[0].numpy()).max() < 1e-3, seed
 
 
-def test_pictures_and_masks(compositions: list[Composition]) -> None:
+def test_images_and_masks(compositions: list[Composition]) -> None:
     for seed, each in enumerate(compositions):
         rng = np.random.default_rng(seed)
-        picture = smooth_picture(each.width, each.height, rng)
+        image = smooth_image(each.width, each.height, rng)
         # None is reduced first, which kornia would not do.
         assert geometry.shrink_factor(each.matrix, each.width, each.height) < 2
-        drawn = geometry.warp_to_canvas(picture, each.matrix, CANVAS_PX, 255)
-        assert np.abs(drawn - warped_by_kornia(picture, each.steps, 255)).max() < 0.75, seed  # rounding, and play
+        drawn = geometry.warp_to_canvas(image, each.matrix, CANVAS_PX, 255)
+        assert np.abs(drawn - warped_by_kornia(image, each.steps, 255)).max() < 0.75, seed  # rounding, and play
         blocks = rng.integers(0, 2, (each.height // 9 + 1, each.width // 9 + 1), np.uint8).repeat(9, 0).repeat(9, 1)
         mask = blocks[: each.height, : each.width] * np.uint8(255)
         ours = geometry.warp_to_canvas(mask, each.matrix, CANVAS_PX, 0) > 127
@@ -104,20 +104,20 @@ def test_pictures_and_masks(compositions: list[Composition]) -> None:
         assert np.array_equal(ours[~undecided], (theirs > 127.5)[~undecided]) and undecided.mean() < 0.05, seed
 
 
-def test_batches_drawn_by_torch_equal_single_pictures_drawn_by_opencv(compositions: list[Composition]) -> None:
+def test_batches_drawn_by_torch_equal_single_images_drawn_by_opencv(compositions: list[Composition]) -> None:
     for start in range(0, COMPOSITIONS, 100):
         chunk = compositions[start : start + 100]
         rng = np.random.default_rng(start)
-        pictures = [smooth_picture(each.width, each.height, rng) for each in chunk]
-        colours = [random_jitter(JitterRanges(), rng).matrix(cv2.mean(picture)[:3]) for picture in pictures]
+        images = [smooth_image(each.width, each.height, rng) for each in chunk]
+        colours = [random_jitter(JitterRanges(), rng).matrix(cv2.mean(image)[:3]) for image in images]
         expected = [
-            geometry.warp_to_canvas(apply_jitter(picture, colour), each.matrix, CANVAS_PX, 255)
-            for each, picture, colour in zip(chunk, pictures, colours, strict=True)
+            geometry.warp_to_canvas(apply_jitter(image, colour), each.matrix, CANVAS_PX, 255)
+            for each, image, colour in zip(chunk, images, colours, strict=True)
         ]
-        sizes = np.array([picture.shape[:2] for picture in pictures])
+        sizes = np.array([image.shape[:2] for image in images])
         batch = np.zeros((len(chunk), *sizes.max(axis=0), 3), np.uint8)
-        for place, picture in zip(batch, pictures, strict=True):
-            place[: picture.shape[0], : picture.shape[1]] = picture
+        for place, image in zip(batch, images, strict=True):
+            place[: image.shape[0], : image.shape[1]] = image
         matrices = np.stack([np.linalg.inv(each.matrix) for each in chunk]).astype(np.float32)
         arrays = (batch, sizes, matrices, np.stack(colours).astype(np.float32))
         drawn = warp_images(*map(torch.from_numpy, arrays), size_px=CANVAS_PX, fill=255)
@@ -128,8 +128,8 @@ def test_batches_drawn_by_torch_equal_single_pictures_drawn_by_opencv(compositio
 def test_masks_drawn_by_torch_are_black_outside() -> None:
     mask = np.full((1, 20, 30, 1), 255, np.uint8)
     matrix = geometry.letterbox_matrix(30, 20, 30)
-    to_picture, unchanged = np.linalg.inv(matrix)[None].astype(np.float32), np.eye(1, 2, dtype=np.float32)[None]
-    arrays = map(torch.from_numpy, (mask, np.array([[20, 30]]), to_picture, unchanged))
+    to_image, unchanged = np.linalg.inv(matrix)[None].astype(np.float32), np.eye(1, 2, dtype=np.float32)[None]
+    arrays = map(torch.from_numpy, (mask, np.array([[20, 30]]), to_image, unchanged))
     drawn = warp_images(*arrays, size_px=30, fill=0)[0, 0].numpy()
     np.testing.assert_array_equal(drawn, geometry.warp_to_canvas(mask[0, :, :, 0], matrix, 30, 0))
     assert set(drawn[:5].ravel()) == {0.0} and set(drawn[5:25].ravel()) == {255.0}

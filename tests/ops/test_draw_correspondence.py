@@ -37,7 +37,7 @@ def grid_and_mask() -> tuple[np.ndarray, Image.Image]:
     return grid, mask
 
 
-def test_a_large_picture_is_drawn_as_it_would_be_at_the_panels_size() -> None:
+def test_a_large_image_is_drawn_as_it_would_be_at_the_panels_size() -> None:
     """And needs little more memory than itself: what is tinted and painted is small."""
     rng = np.random.default_rng(0)
     small = cv2.resize(rng.integers(0, 256, (10, 15, 3)).astype(np.uint8), (600, 400))
@@ -53,18 +53,18 @@ def test_a_large_picture_is_drawn_as_it_would_be_at_the_panels_size() -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 10 * large.width * large.height  # bytes; with tints of full size it was more than 40
-        pictures = [(got, expected)] if isinstance(got, Image.Image) else zip(got, expected, strict=True)
-        for one, other in pictures:
+        images = [(got, expected)] if isinstance(got, Image.Image) else zip(got, expected, strict=True)
+        for one, other in images:
             assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 2
 
 
 def test_a_token_has_the_colour_of_the_place_it_looked_at() -> None:
     rng = np.random.default_rng(0)
-    picture = cv2.resize(rng.integers(0, 256, (10, 15, 3)).astype(np.uint8), (600, 400))
+    image = cv2.resize(rng.integers(0, 256, (10, 15, 3)).astype(np.uint8), (600, 400))
     grid, mask = grid_and_mask()
-    image = Image.fromarray(picture)
-    places, came = map(np.asarray, tint_correspondence(image, mask, image, found_in(grid.astype(np.float32), 20), 400))
-    assert np.array_equal(came[:90], picture[:90])  # outside of the hole nothing is painted
+    shown = Image.fromarray(image)
+    places, came = map(np.asarray, tint_correspondence(shown, mask, shown, found_in(grid.astype(np.float32), 20), 400))
+    assert np.array_equal(came[:90], image[:90])  # outside of the hole nothing is painted
     pairs = zip(grid, grid[::-1], strict=True)
     marked = sum(np.abs(came[y, x].astype(int) - places[v, u]).max() > 2 for (x, y), (u, v) in pairs)
     assert marked <= 4 * MARKS  # under the numbers
@@ -75,14 +75,14 @@ def test_spread_attention_is_faded() -> None:
     mask = Image.new("L", (80, 40))
     mask.paste(255, (10, 10, 70, 30))
     black = Image.new("RGB", (80, 40))
-    _, picture = tint_correspondence(black, mask, black, found_in(grid, 20, focus=0.0), 40)
-    hole = np.asarray(picture)[12:28, 12:68].reshape(-1, 3)
+    _, image = tint_correspondence(black, mask, black, found_in(grid, 20, focus=0.0), 40)
+    hole = np.asarray(image)[12:28, 12:68].reshape(-1, 3)
     assert (hole == 128).all(axis=1).mean() > 0.4  # grey, but for the marks
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_mark_lies_over_another(seed: int) -> None:
-    """For any places: all in a clump, all over the pictures, or beyond them."""
+    """For any places: all in a clump, all over the images, or beyond them."""
     rng = np.random.default_rng(seed)
     sizes = [(int(rng.integers(40, 700)), int(rng.integers(40, 400))) for _ in range(2)]
     count, spread = int(rng.integers(1, 300)), rng.choice([0.02, 0.3, 1.2])
@@ -139,9 +139,9 @@ def test_unsure_lines_are_thin() -> None:
 @pytest.mark.parametrize(("width", "height"), [(60, 400), (400, 400), (1600, 300)])
 def test_the_legend_is_never_cut(width: int, height: int) -> None:
     font = ImageFont.load_default(correspondence._LEGEND_PX)
-    picture, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
+    image, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
     found = found_in(np.array([[width / 2, height / 2]], np.float32), 8, focus=0.1)
-    drawn = plot_correspondence(picture, mask, picture, found, 200)
+    drawn = plot_correspondence(image, mask, image, found, 200)
     lines = correspondence._wrapped(LEGEND, drawn.width - 8)
     assert " ".join(lines) == LEGEND
     assert max(font.getlength(line) for line in lines) <= drawn.width - 8

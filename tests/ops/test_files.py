@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside
-from mimicbrush.io.images import brightest_stored_value, check_writable, normalise_mode, read_picture, write_picture
+from mimicbrush.io.images import brightest_stored_value, check_writable, normalise_mode, read_image, write_image
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Pat
 def test_the_suffix_chooses_the_format(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     check_writable(path)
-    write_picture(Image.new("RGB", (4, 4)), path)
+    write_image(Image.new("RGB", (4, 4)), path)
     assert list(tmp_path.iterdir()) == [path]
     with Image.open(path) as image:
         assert image.format == Image.registered_extensions()[path.suffix.lower()]
@@ -61,13 +61,13 @@ def test_the_suffix_chooses_the_format(name: str, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("no/a.png", "does not exist"),
-        ("a.xyz", r"unknown picture format '\.xyz'"),
-        ("a", "unknown picture format ''"),
-        ("a.psd", r"unknown picture format '\.psd'"),  # Pillow reads these only
+        ("a.xyz", r"unknown image format '\.xyz'"),
+        ("a", "unknown image format ''"),
+        ("a.psd", r"unknown image format '\.psd'"),  # Pillow reads these only
     ],
 )
 def test_what_cannot_be_written_is_known_before(name: str, message: str, tmp_path: Path) -> None:
-    for attempt in (check_writable, lambda path: write_picture(Image.new("RGB", (4, 4)), path)):
+    for attempt in (check_writable, lambda path: write_image(Image.new("RGB", (4, 4)), path)):
         with pytest.raises(InputError, match=message):
             attempt(tmp_path / name)
     assert not list(tmp_path.iterdir())
@@ -78,7 +78,7 @@ def test_a_folder_is_no_output_and_a_refusing_disk_is_told(tmp_path: Path) -> No
     with pytest.raises(InputError, match="this is a folder"):
         check_writable(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"b\.jpg: cannot be written"):  # JPEG holds no transparency
-        write_picture(Image.new("RGBA", (4, 4)), tmp_path / "b.jpg")
+        write_image(Image.new("RGBA", (4, 4)), tmp_path / "b.jpg")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -96,34 +96,34 @@ def _ramp(dtype: type[np.generic], top: float) -> np.ndarray:
         ("float of 255.tiff", _ramp(np.float32, 255)),
     ],
 )
-def test_deep_pictures_are_scaled_to_8_bit(name: str, stored: np.ndarray, tmp_path: Path) -> None:
+def test_deep_images_are_scaled_to_8_bit(name: str, stored: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(stored).save(tmp_path / name)
     expected = np.linspace(0, 255, 48).reshape(6, 8)
     for mode in ("RGB", "L"):
-        got = np.asarray(read_picture(tmp_path / name, mode))
+        got = np.asarray(read_image(tmp_path / name, mode))
         assert np.abs(got.reshape(6, 8, -1) - expected[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(np.uint16, "a.png"), (np.int32, "a.tiff")])
-def test_deep_pictures_whose_values_are_not_deep(
+def test_deep_images_whose_values_are_not_deep(
     dtype: type[np.generic], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / name
     stored = _ramp(dtype, 255)
     Image.fromarray(stored).save(path)
-    assert np.array_equal(np.asarray(read_picture(path, "L")), stored)
+    assert np.array_equal(np.asarray(read_image(path, "L")), stored)
     assert len(caplog.messages) == 1 and "none of its values" in caplog.text and "taken as 0..255" in caplog.text
     assert str(path) in caplog.text and brightest_stored_value(path) == 255
 
     caplog.clear()
     stored = _ramp(dtype, 4095)  # 12 bits
     Image.fromarray(stored).save(path)
-    assert np.array_equal(np.asarray(read_picture(path, "L")), stored >> 8)
+    assert np.array_equal(np.asarray(read_image(path, "L")), stored >> 8)
     assert "it is dark" in caplog.text and brightest_stored_value(path) == 4095
 
     caplog.clear()
     Image.fromarray(_ramp(dtype, 4096)).save(path)
-    assert read_picture(path, "L").getextrema() == (0, 16) and not caplog.messages
+    assert read_image(path, "L").getextrema() == (0, 16) and not caplog.messages
     Image.new("L", (4, 4), 9).save(path)
     assert brightest_stored_value(path) is None
 
@@ -131,14 +131,14 @@ def test_deep_pictures_whose_values_are_not_deep(
 def test_16_bit_colour(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), stored)
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png", "RGB")), stored[..., ::-1] >> 8)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", "RGB")), stored[..., ::-1] >> 8)
 
 
 @pytest.mark.parametrize("values", [[-1.0, 0.5], [0.0, 256.0], [0.0, np.nan], [0.0, np.inf]])
 def test_floats_of_no_known_range_are_refused(values: list[float], tmp_path: Path) -> None:
     Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(InputError, match=r"a\.tiff: its values run from .* must lie in 0\.\.1 or 0\.\.255"):
-        read_picture(tmp_path / "a.tiff", "RGB")
+        read_image(tmp_path / "a.tiff", "RGB")
 
 
 def _transparent(mode: str) -> Image.Image:
@@ -149,7 +149,7 @@ def _transparent(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_pictures_with_transparency_are_put_on_white(mode: str) -> None:
+def test_images_with_transparency_are_put_on_white(mode: str) -> None:
     got = normalise_mode(_transparent(mode), "RGB")
     assert got.mode == "RGB" and got.getpixel((6, 1)) == (255, 255, 255)
     assert got.getpixel((1, 1)) == _transparent(mode).convert("RGB").getpixel((1, 1))
@@ -166,7 +166,7 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     palette.save(tmp_path / "bytes.png", transparency=bytes([0, 255]))
     palette.save(tmp_path / "none.png")
     for name, first in (("one.png", (255,) * 3), ("bytes.png", (255,) * 3), ("none.png", (10, 20, 30))):
-        got = read_picture(tmp_path / name, "RGB")
+        got = read_image(tmp_path / name, "RGB")
         assert got.getpixel((0, 0)) == first and got.getpixel((1, 0)) == (200, 100, 50)
 
 
@@ -209,17 +209,17 @@ def test_what_is_clear_in_a_mask_of_several_colours_is_not_painted() -> None:
     assert [got.getpixel(at) for at in ((1, 1), (6, 1), (1, 3), (6, 3))] == [255, 0, 0, 0]
 
 
-def test_a_picture_with_a_hole_is_no_mask(tmp_path: Path) -> None:
+def test_a_image_with_a_hole_is_no_mask(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number, channels in enumerate((1, 3)):  # grey, and in colours
-        picture = rng.integers(0, 256, (40, 60, channels)).astype(np.uint8).repeat(3 // channels, axis=2)
+        image = rng.integers(0, 256, (40, 60, channels)).astype(np.uint8).repeat(3 // channels, axis=2)
         alpha = np.full((40, 60, 1), 255, np.uint8)
         alpha[10:20, 10:20] = 0
         path = tmp_path / f"{number}.png"
-        Image.fromarray(np.concatenate([picture, alpha], axis=2)).save(path)
-        with pytest.raises(InputError, match=rf"{number}\.png: .*looks like a picture with a hole.*must be white"):
-            read_picture(path, "L")
-        assert read_picture(path, "RGB").getpixel((15, 15)) == (255, 255, 255)  # a picture it is
+        Image.fromarray(np.concatenate([image, alpha], axis=2)).save(path)
+        with pytest.raises(InputError, match=rf"{number}\.png: .*looks like an image with a hole.*must be white"):
+            read_image(path, "L")
+        assert read_image(path, "RGB").getpixel((15, 15)) == (255, 255, 255)  # an image it is
     # Black and white with soft edges stays a mask.
     painted = Image.new("L", (60, 40))
     painted.paste(255, (20, 10, 40, 30))
@@ -234,8 +234,8 @@ def test_exif_turns_every_mode(tmp_path: Path) -> None:
     exif[0x0112] = 6  # stored lying: a quarter clockwise makes it upright
     for number, image in enumerate([Image.fromarray(_ramp(np.uint16, 65535)), Image.new("RGBA", (8, 6), "red")]):
         image.save(tmp_path / f"{number}.png", exif=exif)
-        assert read_picture(tmp_path / f"{number}.png", "RGB").size == (6, 8)
-    top_row = np.asarray(read_picture(tmp_path / "0.png", "L"))[0]
+        assert read_image(tmp_path / f"{number}.png", "RGB").size == (6, 8)
+    top_row = np.asarray(read_image(tmp_path / "0.png", "L"))[0]
     assert (np.diff(top_row.astype(int)) < 0).all()  # the left column from below
 
 
@@ -244,7 +244,7 @@ def _damage(tmp_path: Path) -> dict[str, Callable[[Path], object]]:
     Image.effect_noise((64, 64), 50).save(whole, "JPEG")
     return {
         "cut.jpg": lambda path: path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2]),
-        "text.png": lambda path: path.write_text("no picture"),
+        "text.png": lambda path: path.write_text("no image"),
         "nothing.png": lambda path: path.touch(),
         "folder.png": lambda path: path.mkdir(),
         "absent.png": lambda path: None,
@@ -254,23 +254,23 @@ def _damage(tmp_path: Path) -> dict[str, Callable[[Path], object]]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cut.jpg", "not a picture that can be read whole"),
-        ("text.png", "no known picture format"),
+        ("cut.jpg", "not an image that can be read whole"),
+        ("text.png", "no known image format"),
         ("nothing.png", "0 bytes"),
         ("folder.png", "this is a folder"),
         ("absent.png", "no such file"),
     ],
 )
-def test_what_is_no_picture_is_named(name: str, message: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_named(name: str, message: str, tmp_path: Path) -> None:
     _damage(tmp_path)[name](tmp_path / name)
     with pytest.raises(InputError, match=rf"{name}: .*{message}"):
-        read_picture(tmp_path / name, "RGB")
+        read_image(tmp_path / name, "RGB")
 
 
 def test_pillows_limit_is_ours_only_while_we_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow itself would refuse anything above 20
-    assert read_picture(tmp_path / "a.png", "L").size == (100, 100)
+    assert read_image(tmp_path / "a.png", "L").size == (100, 100)
     assert Image.MAX_IMAGE_PIXELS == 10
     for limit in (9_999, 100):  # Pillow would warn of the first and refuse the second
         monkeypatch.setattr("mimicbrush.io.images.MAX_PIXELS", limit)
@@ -278,11 +278,11 @@ def test_pillows_limit_is_ours_only_while_we_read(tmp_path: Path, monkeypatch: p
             with warnings.catch_warnings():
                 warnings.simplefilter(filters)
                 with pytest.raises(InputError, match=r"a\.png: too large; at most 0 megapixels"):
-                    read_picture(tmp_path / "a.png", "L")
+                    read_image(tmp_path / "a.png", "L")
         assert Image.MAX_IMAGE_PIXELS == 10
 
 
-def test_of_an_animation_the_first_picture_is_taken_and_that_is_said(
+def test_of_an_animation_the_first_image_is_taken_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
@@ -290,16 +290,16 @@ def test_of_an_animation_the_first_picture_is_taken_and_that_is_said(
         first.save(tmp_path / name, save_all=True, append_images=[second])
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            red, _, blue = read_picture(tmp_path / name, "RGB").getpixel((4, 4))
+            red, _, blue = read_image(tmp_path / name, "RGB").getpixel((4, 4))
         assert red > 200 and blue < 50
-        assert caplog.messages == [f"{tmp_path / name}: holds 2 pictures; the first is used"]
+        assert caplog.messages == [f"{tmp_path / name}: holds 2 images; the first is used"]
 
 
 def test_damaged_exif_is_a_note_and_no_reason_to_refuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09\x01"
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg", exif=exif)
     with caplog.at_level(logging.WARNING):
-        assert read_picture(tmp_path / "a.jpg", "RGB").size == (8, 8)
+        assert read_image(tmp_path / "a.jpg", "RGB").size == (8, 8)
     assert any("EXIF" in message for message in caplog.messages)
 
 

@@ -54,7 +54,7 @@ def test_shrinking_warp_does_not_alias() -> None:
 def test_reduced_decoding_leaves_the_geometry_where_it_is() -> None:
     centre = np.array([[100.0, 60.0]])
     full = letterbox_matrix(320, 240, 64)
-    halved = full @ resize_matrix(2, 2)  # for a picture decoded at half its size
+    halved = full @ resize_matrix(2, 2)  # for an image decoded at half its size
     assert np.allclose(transform_points((centre + 0.5) / 2 - 0.5, halved), transform_points(centre, full))
 
 

@@ -27,7 +27,7 @@ def test_matches_lie_where_a_known_homography_puts_them() -> None:
     assert np.abs(difference.mean(axis=0)).max() < 0.08
 
 
-def test_a_homography_is_found_and_none_between_unrelated_or_empty_pictures() -> None:
+def test_a_homography_is_found_and_none_between_unrelated_or_empty_images() -> None:
     image = photograph("astronaut.png")
     matrix = np.array([[0.9, -0.15, 60], [0.12, 0.95, -20], [1e-4, -5e-5, 1]])
     a, b = sift_features(image), sift_features(cv2.warpPerspective(image, matrix, (512, 512)))
@@ -63,7 +63,7 @@ def test_a_moving_thing_before_a_fixed_camera_keeps_its_matches() -> None:
     assert (moved | still).mean() > 0.9
 
 
-def test_unrelated_and_empty_pictures_do_not_match() -> None:
+def test_unrelated_and_empty_images_do_not_match() -> None:
     unrelated = match_keypoints(photograph("astronaut.png"), photograph("coffee.png"))
     empty = match_keypoints(np.full((64, 96, 3), 90, np.uint8), photograph("coffee.png"))
     assert len(unrelated[0]) < 8

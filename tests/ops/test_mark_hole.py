@@ -18,8 +18,8 @@ def hole_of(side: int) -> np.ndarray:
 
 @pytest.mark.parametrize("side", [64, 320, 1500])
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_hole_is_seen_in_any_picture_at_the_size_of_a_sheet(colour: tuple[int, int, int], side: int) -> None:
-    """A CIEDE2000 difference above 10 is seen at a glance; of two greys far apart one differs from any picture."""
+def test_a_hole_is_seen_in_any_image_at_the_size_of_a_sheet(colour: tuple[int, int, int], side: int) -> None:
+    """A CIEDE2000 difference above 10 is seen at a glance; of two greys far apart one differs from any image."""
     mask = hole_of(side)
     marked = mark_hole(np.full((*mask.shape, 3), colour, np.uint8), mask)
     inside = fit_cell(mask * np.uint8(255), 144)[..., 0] > 250
@@ -32,16 +32,16 @@ def test_a_hole_is_seen_in_any_picture_at_the_size_of_a_sheet(colour: tuple[int,
 
 def test_nothing_but_the_hole_is_changed_and_its_rim_is_closed() -> None:
     mask = hole_of(64)
-    picture = np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), np.uint8)
-    before = picture.copy()
-    marked = mark_hole(picture, mask)
-    assert np.array_equal(picture, before)
-    assert np.array_equal(marked[mask == 0], picture[mask == 0])
+    image = np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), np.uint8)
+    before = image.copy()
+    marked = mark_hole(image, mask)
+    assert np.array_equal(image, before)
+    assert np.array_equal(marked[mask == 0], image[mask == 0])
     assert (marked[16:32, 16] == HOLE_RIM).all() and (marked[16, 16:48] == HOLE_RIM).all()
     assert not (marked[20:28, 20:44] == HOLE_RIM).all(axis=2).any()
 
 
-def test_a_whole_picture_and_none_can_be_a_hole() -> None:
-    picture = np.zeros((48, 64, 3), np.uint8)
-    assert np.array_equal(mark_hole(picture, np.zeros((48, 64), np.uint8)), picture)
-    assert mark_hole(picture, np.ones((48, 64), np.uint8)).min() >= 90
+def test_a_whole_image_and_none_can_be_a_hole() -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    assert np.array_equal(mark_hole(image, np.zeros((48, 64), np.uint8)), image)
+    assert mark_hole(image, np.ones((48, 64), np.uint8)).min() >= 90

@@ -57,7 +57,7 @@ class GoldenPipeline:
     def pipeline(self, **options: Any) -> MimicBrushPipeline:
         """The pipeline, with the released conventions unless told otherwise."""
         vae_config = self._config("vae_config")
-        # The released code takes the size from its pictures, whatever the U-Net's config says.
+        # The released code takes the size from its images, whatever the U-Net's config says.
         latent_size = self.size_px // 2 ** (len(vae_config["block_out_channels"]) - 1)
         unet_config = {k: v for k, v in self._config("unet_config").items() if v is not None}
         unet_config["sample_size"] = latent_size

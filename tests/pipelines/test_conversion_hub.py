@@ -49,8 +49,8 @@ def test_two_at_once_convert_once_and_the_result_edits(
     source, reference = (random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(2))
     mask = np.zeros((48, 64), np.uint8)
     mask[10:30, 20:40] = 255
-    for name, picture in (("ref", reference), ("src", source), ("mask", mask)):
-        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    for name, image in (("ref", reference), ("src", source), ("mask", mask)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
     command = [sys.executable, str(ROOT / "scripts" / "infer.py"), "ref.png", "src.png", "mask.png"]
     command += ["--model", "released", "--steps", "2", "-o", "result.png"]
     other = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

@@ -46,7 +46,7 @@ class Away(Mapping[str, torch.Tensor]):
         return len(self._weights)
 
 
-def picture_of(pipe: MimicBrushPipeline, **options: object) -> torch.Tensor:
+def image_of(pipe: MimicBrushPipeline, **options: object) -> torch.Tensor:
     """Pixels of an edit in which every network is called."""
     return latents_of(pipe, output_type="pt", keep_shape=True, **options)
 
@@ -58,18 +58,18 @@ def on_meta(module: torch.nn.Module) -> bool:
 @pytest.mark.parametrize("way", WAYS)
 def test_sequential_offloading_keeps_weights_away_and_numbers_equal(smallest: ToyModel, way: dict[str, str]) -> None:
     pipe = build(smallest, **way)
-    expected, without_depth = picture_of(pipe), latents_of(pipe)
+    expected, without_depth = image_of(pipe), latents_of(pipe)
     for network in networks(pipe).values():  # as enable_sequential_cpu_offload does it
         buffers = len(network._parameters) > 0
         cpu_offload(network, torch.device("cpu"), offload_buffers=buffers, state_dict=Away(network))
     for _ in range(2):
         assert all(map(on_meta, networks(pipe).values()))
         assert pipe._execution_device.type == "cpu"
-        assert torch.equal(picture_of(pipe), expected)
+        assert torch.equal(image_of(pipe), expected)
         assert torch.equal(latents_of(pipe), without_depth)
     pipe.remove_all_hooks()
     assert not any(map(on_meta, networks(pipe).values()))
-    assert torch.equal(picture_of(pipe), expected)
+    assert torch.equal(image_of(pipe), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -77,12 +77,12 @@ def test_no_network_is_called_behind_the_back_of_its_hook(smallest: ToyModel, wa
     # Model offloading moves a network when its own hook is told, and no sooner. On a machine without an accelerator
     # the meta device takes the CPU's place: what is used without a word to the hook has no numbers.
     pipe = build(smallest, **way)
-    expected, without_depth = picture_of(pipe), latents_of(pipe)
+    expected, without_depth = image_of(pipe), latents_of(pipe)
     for network in networks(pipe).values():
         hook = AlignDevicesHook("cpu", offload=True, place_submodules=True, weights_map=Away(network))
         add_hook_to_module(network, hook)
     assert all(map(on_meta, networks(pipe).values()))
-    assert torch.equal(picture_of(pipe), expected)
+    assert torch.equal(image_of(pipe), expected)
     assert torch.equal(latents_of(pipe), without_depth)
     prepared = pipe.prepare_reference(
         an_edit()["reference"], generator=(generator := seeded_generator(0)), num_inference_steps=2
@@ -94,14 +94,14 @@ def test_no_network_is_called_behind_the_back_of_its_hook(smallest: ToyModel, wa
 @pytest.mark.parametrize("way", WAYS)
 def test_model_offloading_gives_equal_numbers_twice(smallest: ToyModel, way: dict[str, str]) -> None:
     pipe = build(smallest, **way)
-    expected = picture_of(pipe)
+    expected = image_of(pipe)
     assert set(pipe.model_cpu_offload_seq.split("->")) == set(networks(pipe))
     pipe.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
-        assert torch.equal(picture_of(pipe), expected)
+        assert torch.equal(image_of(pipe), expected)
     pipe.remove_all_hooks()
     assert not any(hasattr(network, "_hf_hook") for network in networks(pipe).values())
-    assert torch.equal(picture_of(pipe), expected)
+    assert torch.equal(image_of(pipe), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -123,13 +123,13 @@ def test_group_offloading_gives_equal_numbers(
 ) -> None:
     # To disk, because the weights that are put away then hold no numbers, on a CPU, too.
     pipe = build(smallest, **way)
-    expected = picture_of(pipe)
+    expected = image_of(pipe)
     blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     for name, network in networks(pipe).items():  # each in a folder of its own: they have layers of one name
         folder = {"offload_to_disk_path": str(tmp_path / name)}
         apply_group_offloading(network, torch.device("cpu"), offload_type=kind, **folder, **blocks)
     for _ in range(2):
-        torch.testing.assert_close(picture_of(pipe), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(image_of(pipe), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.fixture
@@ -189,11 +189,11 @@ def test_what_would_leave_the_reference_out_is_refused_at_once(smallest: ToyMode
 @pytest.mark.parametrize("way", WAYS)
 def test_channels_last_gives_the_same_numbers(smallest: ToyModel, way: dict[str, str]) -> None:
     pipe = build(smallest, **way)
-    expected = picture_of(pipe)
+    expected = image_of(pipe)
     for name in ("unet", "reference_unet", "vae", "depth_projector"):
         getattr(pipe, name).to(memory_format=torch.channels_last)
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(picture_of(pipe), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(image_of(pipe), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_slicing_and_tiling_of_the_autoencoder_change_nothing(smallest: ToyModel) -> None:
@@ -204,11 +204,11 @@ def test_slicing_and_tiling_of_the_autoencoder_change_nothing(smallest: ToyModel
         "latents": torch.randn(2, 4, 8, 8, generator=seeded_generator(0)),
     }
     pipe.register_to_config(posterior="mean")
-    expected = picture_of(pipe, **options)
+    expected = image_of(pipe, **options)
     pipe.vae.enable_slicing()
-    torch.testing.assert_close(picture_of(pipe, **options), expected, atol=1e-5, rtol=1e-4)
-    pipe.vae.enable_tiling()  # pictures of one tile
-    torch.testing.assert_close(picture_of(pipe, **options), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(image_of(pipe, **options), expected, atol=1e-5, rtol=1e-4)
+    pipe.vae.enable_tiling()  # images of one tile
+    torch.testing.assert_close(image_of(pipe, **options), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -29,7 +29,7 @@ def save_mask(edit: Edit, width: int = 60, height: int = 40, painted: float = 0.
     return mask
 
 
-def test_pictures_that_fit(edit: Edit) -> None:
+def test_images_that_fit(edit: Edit) -> None:
     mask = save_mask(edit)
     inputs = read_inputs(edit)
     assert (inputs.source.mode, inputs.mask.mode, inputs.reference.mode) == ("RGB", "L", "RGB")
@@ -107,8 +107,8 @@ def test_a_photograph_in_the_place_of_the_mask_is_noted(
     soft = np.zeros((40, 60), np.float32)
     soft[10:30, 20:40] = 255  # with a soft edge, as a brush leaves it
     grey = photograph("coffee.png")[:40, 200:260].mean(axis=2)
-    picture = grey if is_photograph else cv2.GaussianBlur(soft, (0, 0), 2)
-    Image.fromarray(picture.astype(np.uint8)).save(edit.mask)
+    image = grey if is_photograph else cv2.GaussianBlur(soft, (0, 0), 2)
+    Image.fromarray(image.astype(np.uint8)).save(edit.mask)
     with caplog.at_level(logging.WARNING):
         read_inputs(edit)
     assert any("is it the mask?" in message for message in caplog.messages) == is_photograph

@@ -63,7 +63,7 @@ def test_a_list_that_is_none(tmp_path: Path) -> None:
 def test_no_output_twice_and_none_that_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"s_edited\.png would be the output of two edits"):
         collect_edits(write_list(tmp_path, LINE, LINE | {"seed": 2}), tmp_path)
-    with pytest.raises(InputError, match="is one of the pictures to read"):
+    with pytest.raises(InputError, match="is one of the images to read"):
         collect_edits(write_list(tmp_path, LINE | {"output": "r.png"}), tmp_path)
     taken = LINE | {"reference": "o_1.png", "output": "o.png"}
     assert collect_edits(write_list(tmp_path, taken), tmp_path)

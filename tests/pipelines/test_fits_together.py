@@ -103,9 +103,9 @@ def test_an_option_that_changes_is_heeded(pipe: MimicBrushPipeline) -> None:
 def test_a_hole_that_no_latent_sees(pipe: MimicBrushPipeline) -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[1::2, 1::2] = 255  # a latent takes the first of its 2 x 2 pixels
-    picture = np.full((16, 16, 3), 90, np.uint8)
+    image = np.full((16, 16, 3), 90, np.uint8)
     with pytest.raises(InputError, match="mask 0 is too thin"):
-        pipe(picture, mask, picture, num_inference_steps=1)
+        pipe(image, mask, image, num_inference_steps=1)
 
 
 def test_a_boolean_mask(pipe: MimicBrushPipeline) -> None:
@@ -114,7 +114,7 @@ def test_a_boolean_mask(pipe: MimicBrushPipeline) -> None:
     assert torch.equal(pipe(SOURCES[0], masks()[0] > 0, REFERENCES[0], **options).images, expected)
 
 
-def test_what_is_no_picture(pipe: MimicBrushPipeline) -> None:
+def test_what_is_no_image(pipe: MimicBrushPipeline) -> None:
     with pytest.raises(InputError, match="got str"):
         pipe("source.png", masks()[0], REFERENCES[0])
     with pytest.raises(InputError, match="no source was given"):
@@ -128,7 +128,7 @@ def test_a_prepared_reference_of_another_type(pipe: MimicBrushPipeline) -> None:
         pipe(SOURCES[0], masks()[0], prepared, num_inference_steps=1)
 
 
-def test_a_result_that_overflowed_is_no_black_picture(pipe: MimicBrushPipeline) -> None:
+def test_a_result_that_overflowed_is_no_black_image(pipe: MimicBrushPipeline) -> None:
     start = torch.full((1, 4, 8, 8), torch.nan)
     with pytest.raises(MimicBrushError, match="use bfloat16 or float32"):
         latents_of(pipe, latents=start, output_type="pil")

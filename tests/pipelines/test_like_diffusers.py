@@ -50,10 +50,10 @@ def test_images_per_prompt_lie_side_by_side_and_equal_single_calls(
     for row in range(size * each):
         alone = latents_of(pipe, an_edit(row // each), seed=row)
         torch.testing.assert_close(latents[row : row + 1], alone, atol=2e-5, rtol=1e-4)
-    pictures = pipe(
+    images = pipe(
         **edits(size), num_inference_steps=1, num_images_per_prompt=each, generator=seeded_generator(0)
     ).images
-    assert [picture.size for picture in pictures] == [(60, 40)] * each + [(40, 60)] * each * (size - 1)
+    assert [image.size for image in images] == [(60, 40)] * each + [(40, 60)] * each * (size - 1)
 
 
 def test_a_tuple_holds_what_the_output_holds(pipe: MimicBrushPipeline) -> None:
@@ -64,7 +64,7 @@ def test_a_tuple_holds_what_the_output_holds(pipe: MimicBrushPipeline) -> None:
     assert torch.equal(plain[0], output.images) and torch.equal(output[0], output["images"])
 
 
-def test_every_output_type_shows_the_same_picture(pipe: MimicBrushPipeline) -> None:
+def test_every_output_type_shows_the_same_image(pipe: MimicBrushPipeline) -> None:
     options = {"num_inference_steps": 2, "paste_back": False}
     as_pt, as_np, as_pil = (
         pipe(**an_edit(), **options, output_type=kind, generator=seeded_generator(0)).images
@@ -271,7 +271,7 @@ def test_networks_may_be_of_different_types(smallest: ToyModel) -> None:
     assert mixed.dtype == torch.bfloat16 and (mixed.float() - expected).norm() / expected.norm() < 0.1
 
 
-def test_arrays_are_taken_like_pictures(pipe: MimicBrushPipeline) -> None:
-    arrays = {name: np.asarray(picture) for name, picture in an_edit().items()}
+def test_arrays_are_taken_like_images(pipe: MimicBrushPipeline) -> None:
+    arrays = {name: np.asarray(image) for name, image in an_edit().items()}
     assert torch.equal(latents_of(pipe, arrays), latents_of(pipe))
     assert isinstance(pipe(**arrays, num_inference_steps=1).images[0], Image.Image)

@@ -69,7 +69,7 @@ def test_pasting_back_where_it_counts_equals_pasting_all_of_it(
     assert np.array_equal(np.asarray(result), expected)
 
 
-def test_equal_seeds_give_equal_pictures_and_the_reference_matters(
+def test_equal_seeds_give_equal_images_and_the_reference_matters(
     pipe: MimicBrushPipeline, edit: dict[str, Image.Image]
 ) -> None:
     first, again = (np.asarray(run(pipe, edit).images[0]) for _ in range(2))
@@ -80,7 +80,7 @@ def test_equal_seeds_give_equal_pictures_and_the_reference_matters(
 
 
 def test_a_batch_equals_single_edits(pipe: MimicBrushPipeline, edit: dict[str, Image.Image]) -> None:
-    turned = {name: picture.transpose(Image.Transpose.ROTATE_90) for name, picture in edit.items()}
+    turned = {name: image.transpose(Image.Transpose.ROTATE_90) for name, image in edit.items()}
     options = {"num_inference_steps": 2, "paste_back": False, "output_type": "np"}
     both = pipe(
         **{name: [edit[name], turned[name]] for name in edit},

@@ -21,7 +21,7 @@ from mimicbrush.pipelines.loading import seeded_generator
 @pytest.mark.parametrize(
     ("timestep", "prepared_steps"), [("current", 3), ("current", None), ("current", 2), ("zero", 3)]
 )
-def test_a_prepared_reference_gives_what_the_picture_gives(
+def test_a_prepared_reference_gives_what_the_image_gives(
     smallest: ToyModel, timestep: str, prepared_steps: int | None, posterior: str
 ) -> None:
     pipe = build(smallest, reference_timestep=timestep, posterior=posterior)
@@ -176,9 +176,9 @@ def test_remembered_constants_are_computed_once(smallest: ToyModel) -> None:
 
 def test_one_reference_serves_a_batch_exactly_as_each_of_its_own(smallest: ToyModel) -> None:
     pipe = build(smallest, posterior="mean")
-    pictures = {name: [an_edit(turns)[name] for turns in range(2)] for name in ("source", "mask")}
+    images = {name: [an_edit(turns)[name] for turns in range(2)] for name in ("source", "mask")}
     prepared = pipe.prepare_reference(an_edit()["reference"])
-    both = latents_of(pipe, {**pictures, "reference": prepared}, generator=[seeded_generator(0), seeded_generator(1)])
+    both = latents_of(pipe, {**images, "reference": prepared}, generator=[seeded_generator(0), seeded_generator(1)])
     for row in range(2):
-        alone = {"source": pictures["source"][row], "mask": pictures["mask"][row], "reference": prepared}
+        alone = {"source": images["source"][row], "mask": images["mask"][row], "reference": prepared}
         np.testing.assert_allclose(both[row], latents_of(pipe, alone, seed=row)[0], atol=2e-5)

@@ -40,12 +40,12 @@ def an_edit(turns: int = 0) -> Edit:
     """Source, mask and reference, turned by so many quarters."""
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 20:40] = 255
-    pictures = {
+    images = {
         "source": Image.fromarray(photograph("coffee.png")[:40, :60]),
         "mask": Image.fromarray(mask),
         "reference": Image.fromarray(photograph("chelsea.png")[:100, :100]),
     }
-    return {name: picture.rotate(90 * turns, expand=True) for name, picture in pictures.items()}
+    return {name: image.rotate(90 * turns, expand=True) for name, image in images.items()}
 
 
 def edits(number: int) -> dict[str, list[Image.Image]]:

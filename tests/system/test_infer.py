@@ -21,7 +21,7 @@ from PIL import Image
 from toy_data import photograph
 
 from mimicbrush.errors import cli_main
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
@@ -34,7 +34,7 @@ PICTURES = ("ref.jpg", "src.jpg", "mask.png")
 
 
 def array(path: Path) -> np.ndarray:
-    return np.asarray(read_picture(path, "RGB"))
+    return np.asarray(read_image(path, "RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_an_edit(folder: Path, process: Callable[..., subprocess.CompletedProces
     assert np.abs(result[55:65, 25:35].astype(int) - source[55:65, 25:35]).mean() > 5
 
 
-def test_what_the_pictures_tell_is_told_at_once(
+def test_what_the_images_tell_is_told_at_once(
     folder: Path, process: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     Image.new("L", (60, 90)).save(folder / "empty.png")
@@ -135,10 +135,10 @@ def test_what_the_pictures_tell_is_told_at_once(
         ([*PICTURES, "--guidance", "much"], "argument --guidance: must be a number, got 'much'"),
         ([*PICTURES, "--guidance", "nan"], "must be a number"),
         ([*PICTURES, "--num", "2"], "unrecognized arguments: --num"),
-        ([*PICTURES, "-o", "a.xyz"], "unknown picture format"),
+        ([*PICTURES, "-o", "a.xyz"], "unknown image format"),
         ([*PICTURES, "-o", "a.png", "--contact-sheet", "a.png"], "two outputs have the same name"),
         ([*PICTURES, "--output-dir", "out"], "--output-dir is for --batch"),
-        ([*PICTURES[:2]], "three pictures are needed"),
+        ([*PICTURES[:2]], "three images are needed"),
         ([*PICTURES, "--batch", "."], "not both"),
         (["--batch", "."], "--batch needs --output-dir"),
         (["--batch", ".", "--output-dir", "out", "-o", "a.png"], "--output is for a single edit"),
@@ -182,7 +182,7 @@ def test_without_a_model_the_shipped_one_edits_and_says_so(
     message = capsys.readouterr().err
     assert "no model was named" in message and "64 px" in message and "released" in message
     source, result = array(folder / "src.jpg"), array(folder / "result.png")
-    mask = np.asarray(read_picture(folder / "mask.png", "L")) > 128
+    mask = np.asarray(read_image(folder / "mask.png", "L")) > 128
     assert result.shape == source.shape
     assert np.abs(result[mask].astype(int) - source[mask]).mean() > 3
     cli_main(lambda: main([*PICTURES, "--steps", "2", "--model", "proof", "-o", "named.png"]))
@@ -253,7 +253,7 @@ def test_a_crop_around_the_mask_leaves_the_rest_as_it_is(folder: Path, infer: Ca
     assert np.array_equal(before, after)
 
 
-def test_unusual_pictures_and_masks(folder: Path, infer: Callable[..., int]) -> None:
+def test_unusual_images_and_masks(folder: Path, infer: Callable[..., int]) -> None:
     """A 16-bit source, a palette reference with transparency, and a mask whose shape is in its alpha channel."""
     deep = photograph("coffee.png")[:90, :60, 0].astype(np.uint16) * 257
     Image.fromarray(deep).save(folder / "deep.png")
@@ -282,12 +282,12 @@ def benchmark(folder: Path) -> Path:
     """Three edits in the released layout, one of them with a broken reference."""
     track = folder / "bench" / "TextureTrans"
     track.mkdir(parents=True)
-    source, reference = read_picture(folder / "src.jpg", "RGB"), read_picture(folder / "ref.jpg", "RGB")
+    source, reference = read_image(folder / "src.jpg", "RGB"), read_image(folder / "ref.jpg", "RGB")
     for number in ("001", "002", "003"):
         source.save(track / f"{number}_source.png")
         Image.open(folder / "mask.png").save(track / f"{number}_source_mask.png")
         reference.save(track / f"{number}_reference.png")
-    (track / "002_reference.png").write_text("no picture")
+    (track / "002_reference.png").write_text("no image")
     return folder / "bench"
 
 
@@ -299,7 +299,7 @@ def test_a_batch_of_a_folder(
     told = capsys.readouterr()
     assert "3 of 3 edits are texture tracks" in told.out
     assert "3 edits = 2 done + 0 skipped + 1 failed" in told.out
-    assert "002_reference.png: not a picture that can be read whole" in told.err
+    assert "002_reference.png: not an image that can be read whole" in told.err
     results = folder / "out" / "TextureTrans"
     assert sorted(path.name for path in results.iterdir()) == ["001_result.png", "003_result.png"]
     assert array(folder / "sheet.png").shape[0] > 3 * 256
@@ -429,16 +429,16 @@ def test_the_contact_sheet_of_a_batch_is_made_anew(
     assert infer(*batch) == 1
     assert np.array_equal(array(folder / "sheet.png"), before)
     # A result that is damaged leaves its cell empty.
-    (folder / "out" / "TextureTrans" / "001_result.png").write_text("no picture")
+    (folder / "out" / "TextureTrans" / "001_result.png").write_text("no image")
     assert infer(*batch) == 1
     assert "sheet.png: contact sheet" in capsys.readouterr().out
     changed = np.argwhere((array(folder / "sheet.png") != before).any(axis=2))
     assert len(changed) and changed[:, 1].min() > 3 * 256  # in the column of the results
-    # But no picture of the batch is replaced by it, and a single edit replaces nothing.
+    # But no image of the batch is replaced by it, and a single edit replaces nothing.
     for own in ("out/TextureTrans/003_result.png", "bench/TextureTrans/001_source.png"):
         stored = (folder / own).read_bytes()
         assert infer(*batch[:4], "--contact-sheet", own) == 2
-        assert "is one of the batch's own pictures" in capsys.readouterr().err
+        assert "is one of the batch's own images" in capsys.readouterr().err
         assert (folder / own).read_bytes() == stored
     assert infer(*PICTURES, "--contact-sheet", "sheet.png") == 2
     assert "sheet.png exists" in capsys.readouterr().err

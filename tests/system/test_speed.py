@@ -101,7 +101,7 @@ def test_samples_with_stored_matches_equal_those_with_sift_online(
     jpeg, video = (harness.compare(case, 1) for case in samples.sample_cases(mined, clips, 64, 4))
     assert jpeg["max_abs_diff"] == video["max_abs_diff"] == 0
     assert jpeg["ours_sift_mpx"] == video["ours_sift_mpx"] == 0
-    # Each of the two pictures is searched at its stored size, which is below the 640 px of the miner.
+    # Each of the two images is searched at its stored size, which is below the 640 px of the miner.
     assert jpeg["peer_sift_mpx"] == video["peer_sift_mpx"] == pytest.approx(2 * 320 * 180 / 1e6)
     assert 0 < jpeg["ours_decoded_mpx"] < jpeg["peer_decoded_mpx"] < video["peer_decoded_mpx"]
 
@@ -111,7 +111,7 @@ def test_the_peer_of_the_samples_has_masks_of_its_own_matches(tmp_path: Path, mi
     videos = tmp_path / "mined"
     shutil.copytree(mined, videos)
     ours, peer = samples.side(videos, 64, 8), samples.side(videos, 64, 8, samples.frames_of_jpegs)
-    pictures, masks = zip(*((made[:2], made[2]) for made in ours()), strict=True)
+    images, masks = zip(*((made[:2], made[2]) for made in ours()), strict=True)
     others, other_masks = zip(*((made[:2], made[2]) for made in peer()), strict=True)
-    assert harness.largest_difference(pictures, others) == 0
+    assert harness.largest_difference(images, others) == 0
     assert harness.largest_difference(masks, other_masks) == 1

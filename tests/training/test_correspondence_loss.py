@@ -174,7 +174,7 @@ def dataset(
 @pytest.mark.parametrize("video_ratio", [0.0, 1.0])
 @pytest.mark.parametrize("augment_on", ["cpu", "device"])
 def test_matched_places_show_the_same(mined: Path, augment_on: str, video_ratio: float, share_flips: bool) -> None:
-    """Under strong geometry the two pictures agree at the matches, and nowhere near as well elsewhere."""
+    """Under strong geometry the two images agree at the matches, and nowhere near as well elsewhere."""
     samples = dataset(
         mined, video_ratio=video_ratio, share_flips=share_flips, augment_on=augment_on, jitter=JitterRanges(0, 0, 0, 0)
     )
@@ -185,18 +185,16 @@ def test_matched_places_show_the_same(mined: Path, augment_on: str, video_ratio:
     assert matches is not None and matches.source_xy.shape == (24, 64, 2)
     errors, elsewhere = [], []
     for row in range(24):
-        source, reference = (
-            (picture[row].permute(1, 2, 0).numpy() + 1) / 2 for picture in (batch.source, batch.reference)
-        )
+        source, reference = ((image[row].permute(1, 2, 0).numpy() + 1) / 2 for image in (batch.source, batch.reference))
         for is_match, at, there in zip(
             matches.is_match[row], matches.source_xy[row], matches.reference_xy[row], strict=True
         ):
             if is_match:
                 one, same, other = (
                     cv2.getRectSubPix(
-                        cv2.GaussianBlur(picture, (0, 0), 1).astype(np.float32), (1, 1), tuple(map(float, xy))
+                        cv2.GaussianBlur(image, (0, 0), 1).astype(np.float32), (1, 1), tuple(map(float, xy))
                     )
-                    for picture, xy in ((source, at), (reference, there), (reference, there.flip(0)))
+                    for image, xy in ((source, at), (reference, there), (reference, there.flip(0)))
                 )
                 errors.append(np.abs(one - same).mean())
                 elsewhere.append(np.abs(one - other).mean())

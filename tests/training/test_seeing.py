@@ -1,4 +1,4 @@
-"""What a run shows while it learns: figures, pictures, the best weights, wandb and tensorboard."""
+"""What a run shows while it learns: figures, images, the best weights, wandb and tensorboard."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def events(run_dir: Path) -> Any:
     return accumulator
 
 
-def test_a_run_tells_figures_shows_pictures_and_keeps_the_best(mined: Path, tmp_path: Path) -> None:
+def test_a_run_tells_figures_shows_images_and_keeps_the_best(mined: Path, tmp_path: Path) -> None:
     options = [*EVALUATED, "train.tracker=tensorboard", "train.log_every=1", "train.checkpoint_every=2"]
     train(mined, tmp_path, "train.max_steps=3", *options)
     logged = metrics(tmp_path)

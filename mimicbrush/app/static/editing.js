@@ -18,7 +18,7 @@ async function upload(blob) {
   return (await (await ask("/upload", { method: "POST", headers, body: blob })).json()).token;
 }
 
-/** A picture that is painted on: the source with its mask, or the reference with its box. */
+/** An image that is painted on: the source with its mask, or the reference with its box. */
 class Panel {
   token = null; // of the picture, at the server
 
@@ -45,7 +45,7 @@ class Panel {
     return file && this.attempt(async () => { try { await work(file); } finally { input.value = ""; } });
   }
 
-  /** Upload a picture, and show it as the server reads it. */
+  /** Upload an image, and show it as the server reads it. */
   async show(file, mask = null) {
     const most = Number(this.at("picture").dataset.maxBytes);
     if (file.size > most) {
@@ -82,7 +82,7 @@ class SourcePanel extends Panel {
     this.at("undo").addEventListener("click", () => this.painter.undo());
     this.at("redo").addEventListener("click", () => this.painter.redo());
     this.at("mask").addEventListener("change", () => this.chosen("mask", async (file) => {
-      if (!this.token) throw new Error("choose a picture first, then its mask");
+      if (!this.token) throw new Error("choose an image first, then its mask");
       await this.painter.load(await (await ask(`/shown/${this.token}`)).blob(), file);
       this.say(`the mask of ${file.name}`);
     }));

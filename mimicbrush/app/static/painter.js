@@ -1,5 +1,5 @@
 /**
- * A brush and a box over a picture. It knows no server: give it a picture, ask it for the mask.
+ * A brush and a box over an image. It knows no server: give it an image, ask it for the mask.
  *
  *   const painter = new MaskPainter(document.querySelector("#stage"), { onChange: refresh });
  *   await painter.load(pictureBlob, maskBlobOrNull);
@@ -48,7 +48,7 @@ export class MaskPainter {
     this.overlay.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** Show a picture (a Blob), and the mask it already has (a Blob, or null). Rejects where one cannot be shown. */
+  /** Show an image (a Blob), and the mask it already has (a Blob, or null). Rejects where one cannot be shown. */
   async load(picture, mask = null) {
     const url = URL.createObjectURL(picture);
     const image = new Image();
@@ -299,7 +299,7 @@ export class MaskPainter {
 async function readMask(blob, { naturalWidth: width, naturalHeight: height }) {
   const bitmap = await createImageBitmap(blob);
   if (bitmap.width !== width || bitmap.height !== height) {
-    throw new Error(`the mask is ${bitmap.width} x ${bitmap.height} px, its picture ${width} x ${height} px`);
+    throw new Error(`the mask is ${bitmap.width} x ${bitmap.height} px, its image ${width} x ${height} px`);
   }
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);

@@ -27,7 +27,7 @@ from mimicbrush.evaluation.benchmark.options import BackboneOptions
 from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.pipelines.conversion.untrusted_files import read_state_dict
 
-#: Side of the pictures that DINO and DINOv2 see, a multiple of their patches (16 and 14).
+#: Side of the images that DINO and DINOv2 see, a multiple of their patches (16 and 14).
 DINO_PX = 224
 Loaded = TypeVar("Loaded")
 
@@ -37,7 +37,7 @@ class ImageSimilarity:
 
     Args:
         model: DINO or DINOv2.
-        size_px: side of the picture that it sees.
+        size_px: side of the image that it sees.
     """
 
     def __init__(self, model: ViTModel | Dinov2Model, size_px: int) -> None:
@@ -45,14 +45,14 @@ class ImageSimilarity:
 
     @torch.no_grad()
     def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two square pictures, (S, S, 3) uint8: -1..1."""
+        """Of two square images, (S, S, 3) uint8: -1..1."""
         pixels = torch.cat([_pixels(each, self.size_px, IMAGENET_MEAN, IMAGENET_STD) for each in (one, other)])
         tokens = self.model(pixels.to(self.model.device)).last_hidden_state[:, 0]
         return float(F.cosine_similarity(tokens[:1], tokens[1:]))
 
 
 class ClipSimilarity:
-    """Cosine similarity of CLIP embeddings, of two pictures or of a picture and a text."""
+    """Cosine similarity of CLIP embeddings, of two images or of an image and a text."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizerFast) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -60,38 +60,38 @@ class ClipSimilarity:
 
     @torch.no_grad()
     def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two square pictures, (S, S, 3) uint8: -1..1."""
+        """Of two square images, (S, S, 3) uint8: -1..1."""
         return float(F.cosine_similarity(self._image(one), self._image(other)))
 
     @torch.no_grad()
-    def text_similarity(self, picture: np.ndarray, text: str) -> float:
-        """Of a picture, (H, W, 3) uint8, padded to a square, and a text: -1..1."""
+    def text_similarity(self, image: np.ndarray, text: str) -> float:
+        """Of an image, (H, W, 3) uint8, padded to a square, and a text: -1..1."""
         tokens = self.tokenizer(text, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         hidden = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         embedding = self.model.text_projection(hidden.pooler_output)
-        return float(F.cosine_similarity(self._image(pad_to_square(picture)), embedding))
+        return float(F.cosine_similarity(self._image(pad_to_square(image)), embedding))
 
-    def _image(self, picture: np.ndarray) -> torch.Tensor:
-        pixels = _pixels(picture, self.size_px, CLIP_MEAN, CLIP_STD).to(self.model.device)
+    def _image(self, image: np.ndarray) -> torch.Tensor:
+        pixels = _pixels(image, self.size_px, CLIP_MEAN, CLIP_STD).to(self.model.device)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
 
 class Lpips:
     """LPIPS (Zhang et al. 2018) with AlexNet, by torchmetrics."""
 
-    #: AlexNet's pooling leaves nothing of smaller pictures.
+    #: AlexNet's pooling leaves nothing of smaller images.
     smallest_px = 32
 
     def __init__(self, net: torch.nn.Module) -> None:
         self.net = net.eval()
 
-    def fits(self, picture: np.ndarray) -> bool:
-        """Whether a picture (H, W, 3) is large enough."""
-        return min(picture.shape[:2]) >= self.smallest_px
+    def fits(self, image: np.ndarray) -> bool:
+        """Whether an image (H, W, 3) is large enough."""
+        return min(image.shape[:2]) >= self.smallest_px
 
     @torch.no_grad()
     def distance(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two pictures of one size, (H, W, 3) uint8."""
+        """Of two images of one size, (H, W, 3) uint8."""
         a, b = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for each in (one, other))
         return float(self.net(a, b))
 
@@ -214,10 +214,10 @@ def _side(size: Any) -> int:
 
 
 def _pixels(
-    picture: np.ndarray, size_px: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+    image: np.ndarray, size_px: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> torch.Tensor:
-    """A square picture as a network sees it: (1, 3, size_px, size_px), resized by Pillow (bicubic)."""
-    resized = Image.fromarray(picture).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    """A square image as a network sees it: (1, 3, size_px, size_px), resized by Pillow (bicubic)."""
+    resized = Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC)
     values = (np.asarray(resized) / 255 - np.array(mean)) / np.array(std)
     return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]
 

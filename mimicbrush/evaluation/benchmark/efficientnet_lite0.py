@@ -2,7 +2,7 @@
 
 In the manner of LPIPS (Zhang et al. 2018, arXiv 1801.03924, Eq. 1): activations at several depths are scaled to unit
 length over their channels, and the squared differences are averaged over places and taken together over depths. What
-differs: the network; large pictures are reduced to the size that it was trained at; and nothing was learnt from what
+differs: the network; large images are reduced to the size that it was trained at; and nothing was learnt from what
 people judged, so all channels count alike, and so do the depths, whose mean is taken. Values compare with each other,
 never with LPIPS.
 """
@@ -97,23 +97,23 @@ class _Block(nn.Module):
 
 
 class EfficientNetDistance:
-    """The distance of this module; 0 for equal pictures, at most 2."""
+    """The distance of this module; 0 for equal images, at most 2."""
 
-    #: The last of five resolutions has nothing of smaller pictures but its padding.
+    #: The last of five resolutions has nothing of smaller images but its padding.
     smallest_px = 32
-    #: The longer side of pictures, at most: that of the network's training.
+    #: The longer side of images, at most: that of the network's training.
     largest_px = 224
 
     def __init__(self, net: EfficientNetLite0) -> None:
         self.net = net.eval()
 
-    def fits(self, picture: np.ndarray) -> bool:
-        """Whether a picture (H, W, 3) is large enough, as it is looked at."""
-        return min(_reduced_size(picture)) >= self.smallest_px
+    def fits(self, image: np.ndarray) -> bool:
+        """Whether an image (H, W, 3) is large enough, as it is looked at."""
+        return min(_reduced_size(image)) >= self.smallest_px
 
     @torch.no_grad()
     def distance(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two pictures of one size, (H, W, 3) uint8."""
+        """Of two images of one size, (H, W, 3) uint8."""
         pixels = torch.from_numpy(np.stack([_reduced(one), _reduced(other)])).permute(0, 3, 1, 2).float()
         distances = []
         for found in self.net(pixels):
@@ -146,12 +146,12 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
     return network.eval()
 
 
-def _reduced(picture: np.ndarray) -> np.ndarray:
+def _reduced(image: np.ndarray) -> np.ndarray:
     """By area averaging, to `EfficientNetDistance.largest_px` or less: (H, W, 3) -> (h, w, 3) uint8."""
-    height, width = _reduced_size(picture)
-    if (height, width) == picture.shape[:2]:
-        return picture
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    height, width = _reduced_size(image)
+    if (height, width) == image.shape[:2]:
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -167,8 +167,8 @@ def _same(conv: nn.Conv2d, hidden: torch.Tensor) -> torch.Tensor:
     return conv(F.pad(hidden, padding))
 
 
-def _reduced_size(picture: np.ndarray) -> tuple[int, int]:
-    """Height and width of a picture as the network sees it."""
-    height, width = picture.shape[:2]
+def _reduced_size(image: np.ndarray) -> tuple[int, int]:
+    """Height and width of an image as the network sees it."""
+    height, width = image.shape[:2]
     scale = min(1.0, EfficientNetDistance.largest_px / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,4 +1,4 @@
-"""One page to read a benchmark by: tables, pictures side by side with the worst first, maps, faults, metric card."""
+"""One page to read a benchmark by: tables, images side by side with the worst first, maps, faults, metric card."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mimicbrush.evaluation.benchmark.run_editor import (
     read_correspondence,
 )
 from mimicbrush.io.atomic import write_aside
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import MASK_THRESHOLD
 from mimicbrush.ops.correspondence import tint_correspondence
 from mimicbrush.ops.plot import mark_hole
 
 TEMPLATE = "report.html.jinja"
-#: Height of the pictures on the page, and the most that all of them may take.
+#: Height of the images on the page, and the most that all of them may take.
 _HEIGHT_PX, _QUALITY = 180, 80
 _MOST_BYTES = 24_000_000
 
@@ -43,15 +43,15 @@ def write_benchmark_report(
     card: dict[str, Any],
     shown_cases: int,
 ) -> None:
-    """Write report.html, which holds its pictures and needs nothing else."""
+    """Write report.html, which holds its images and needs nothing else."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pictures = _Pictures()
+    images = _Images()
     tracks = []
     for name, track in TRACKS.items():
         cases = _worst_first(runs, name)
         if cases:
-            shown = [_shown(case, runs, pictures) for case in cases[:shown_cases]]
+            shown = [_shown(case, runs, images) for case in cases[:shown_cases]]
             tracks.append({"title": track.title, "count": len(cases), "cases": shown})
     environment = Environment(
         loader=PackageLoader("mimicbrush.evaluation.benchmark", "."), autoescape=True, undefined=StrictUndefined
@@ -71,7 +71,7 @@ def write_benchmark_report(
         tally=table.count_outcomes(benchmark, runs),
         troubles=table.list_troubles(benchmark, runs),
         tracks=tracks,
-        left_out=pictures.left_out,
+        left_out=images.left_out,
         card=json.dumps(card, indent=1, ensure_ascii=False),
         root=str(benchmark.root),
     )
@@ -91,30 +91,30 @@ def _worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
     return [each.case for each in sorted(runs[0].cases, key=key) if each.case.track.name == track]
 
 
-def _shown(case: Case, runs: Sequence[EditorRun], pictures: _Pictures) -> dict[str, Any]:
+def _shown(case: Case, runs: Sequence[EditorRun], images: _Images) -> dict[str, Any]:
     source, mask, reference = open_cases(case)
     hole = (np.asarray(mask) > MASK_THRESHOLD).astype(np.uint8)
     cells = [
-        {"title": "source", "picture": pictures.add(mark_hole(np.asarray(source), hole)), "text": case.subject or ""},
-        {"title": "reference", "picture": pictures.add(np.asarray(reference)), "text": case.prompt or ""},
+        {"title": "source", "picture": images.add(mark_hole(np.asarray(source), hole)), "text": case.subject or ""},
+        {"title": "reference", "picture": images.add(np.asarray(reference)), "text": case.prompt or ""},
     ]
     if case.track.has_truth:
-        cells.append({"title": "ground truth", "picture": pictures.add(np.asarray(source)), "text": ""})
+        cells.append({"title": "ground truth", "picture": images.add(np.asarray(source)), "text": ""})
     maps = []
     for run in runs:
         scores = next(each for each in run.cases if each.case == case)
         if scores.result is None:
             cells.append({"title": run.name, "picture": None, "text": f"{scores.outcome}: {scores.reason}"})
             continue
-        painted = np.asarray(read_picture(scores.result, "RGB"))
+        painted = np.asarray(read_image(scores.result, "RGB"))
         pasted = paste_variants(painted, np.asarray(source), np.asarray(mask))["pasted"]
-        cells.append({"title": run.name, "picture": pictures.add(pasted), "text": _figures(scores)})
+        cells.append({"title": run.name, "picture": images.add(pasted), "text": _figures(scores)})
         found = read_correspondence(scores)
         if found is not None:
             places, came = tint_correspondence(source, mask, reference, found, _HEIGHT_PX)
             maps += [
-                {"title": f"{run.name}: places of the reference", "picture": pictures.add(np.asarray(places))},
-                {"title": f"{run.name}: where the hole came from", "picture": pictures.add(np.asarray(came))},
+                {"title": f"{run.name}: places of the reference", "picture": images.add(np.asarray(places))},
+                {"title": f"{run.name}: where the hole came from", "picture": images.add(np.asarray(came))},
             ]
     return {"number": case.number, "cells": cells, "maps": maps}
 
@@ -126,8 +126,8 @@ def _figures(scores: CaseScores) -> str:
     )
 
 
-class _Pictures:
-    """Inlined pictures, up to a limit."""
+class _Images:
+    """Inlined images, up to a limit."""
 
     def __init__(self) -> None:
         self.bytes, self.left_out = 0, 0

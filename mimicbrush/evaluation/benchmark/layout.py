@@ -15,7 +15,7 @@ from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.io.atomic import replace_folder
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image
 
 TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
 ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.json"
@@ -103,8 +103,8 @@ def read_benchmark(root: Path) -> Benchmark:
             reference = folder / f"{number}_reference.png"
             reference_mask = folder / f"{number}_reference_mask.png"
             try:
-                _check_mask(mask, read_picture(source, "RGB"), "source")
-                shown = read_picture(reference, "RGB")
+                _check_mask(mask, read_image(source, "RGB"), "source")
+                shown = read_image(reference, "RGB")
                 if reference_mask.is_file():
                     _check_mask(reference_mask, shown, "reference")
             except MimicBrushError as error:
@@ -129,10 +129,10 @@ def read_benchmark(root: Path) -> Benchmark:
     return Benchmark(root, cases, faults, _json(root / ABOUT_NAME))
 
 
-def _check_mask(path: Path, picture: Image.Image, name: str) -> None:
-    mask = read_picture(path, "L")
-    if mask.size != picture.size:
-        raise InputError(f"{path}: {mask.size} px, its {name} {picture.size} px")
+def _check_mask(path: Path, image: Image.Image, name: str) -> None:
+    mask = read_image(path, "L")
+    if mask.size != image.size:
+        raise InputError(f"{path}: {mask.size} px, its {name} {image.size} px")
     if not (np.asarray(mask) > MASK_THRESHOLD).any():
         raise InputError(f"{path}: the mask is empty (nothing in it is above {MASK_THRESHOLD} of 255)")
 
@@ -198,20 +198,20 @@ class BenchmarkWriter:
             Its number in the track, such as "001".
 
         Raises:
-            InputError: a mask has not its picture's size, or is empty.
+            InputError: a mask has not its image's size, or is empty.
         """
-        for picture, its_mask, name in ((source, mask, "source"), (reference, reference_mask, "reference")):
-            if its_mask is not None and its_mask.size != picture.size:
-                raise InputError(f"the mask of the {name} is {its_mask.size} px, the picture {picture.size} px")
+        for image, its_mask, name in ((source, mask, "source"), (reference, reference_mask, "reference")):
+            if its_mask is not None and its_mask.size != image.size:
+                raise InputError(f"the mask of the {name} is {its_mask.size} px, the image {image.size} px")
             if its_mask is not None and not (np.asarray(its_mask.convert("L")) > MASK_THRESHOLD).any():
                 raise InputError(f"the mask of the {name} is empty")
         number = f"{len(self._facts[track]) + 1:03d}"
         folder = self.folder / TRACKS[track].folder
         folder.mkdir(parents=True, exist_ok=True)
         files = {"source": source, "source_mask": mask, "reference": reference, "reference_mask": reference_mask}
-        for name, image in files.items():
-            if image is not None:
-                image.save(folder / f"{number}_{name}.png")
+        for name, shown in files.items():
+            if shown is not None:
+                shown.save(folder / f"{number}_{name}.png")
         self._facts[track][number] = dict(facts or {})
         if prompt is not None:
             self._prompts[track][number] = prompt

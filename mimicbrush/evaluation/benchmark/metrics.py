@@ -38,7 +38,7 @@ METRIC_DEFINITIONS = {
     "background kept; tracks with a ground truth (inner-ID) only",
     "ssim": "scikit-image structural_similarity of 8-bit luma of the crop, Gaussian weights sigma 1.5, population "
     "covariance, data range 255; n/a below 11 px a side",
-    "psnr": f"dB over all pixels of the crop, 8-bit RGB, capped at {PSNR_CAP_DB:g} dB (equal pictures)",
+    "psnr": f"dB over all pixels of the crop, 8-bit RGB, capped at {PSNR_CAP_DB:g} dB (equal images)",
     "lpips": "torchmetrics LPIPS (AlexNet) of the crop; n/a below 32 px a side",
     "efficientnet_lite0": "not LPIPS, but in its manner: the crop, reduced to a longer side of 224 px or less, through "
     "EfficientNet-Lite0 (ImageNet); activations at strides 2, 4, 8, 16 and 32 of unit length over channels, squared "
@@ -102,14 +102,14 @@ def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | st
 
 def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbones: Backbones) -> dict[str, float | str]:
     left, top, right, bottom = mask_box(mask)
-    a, b = (picture[top:bottom, left:right] for picture in (result, truth))
+    a, b = (image[top:bottom, left:right] for image in (result, truth))
     everywhere = np.ones(a.shape[:2], np.uint8)
     found: dict[str, float | str] = {"psnr": min(psnr_inside(a, b, everywhere), PSNR_CAP_DB)}
     small = f"the box of the mask is {right - left} x {bottom - top} px"
     if min(a.shape[:2]) < SSIM_WINDOW_PX:
         found["ssim"] = small
     else:
-        found["ssim"] = ssim_luma(*(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b)))
+        found["ssim"] = ssim_luma(*(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)))
     for key, network in (("lpips", backbones.lpips), ("efficientnet_lite0", backbones.efficientnet_lite0)):
         if network is None:
             found[key] = backbones.absent[key]
@@ -120,19 +120,19 @@ def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbone
     return found
 
 
-def cut_subject(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def cut_subject(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A subject without its background, on a square: (H, W, 3), (H, W) -> (S, S, 3) uint8."""
     left, top, right, bottom = mask_box(mask)
-    alone = np.where(mask[..., None] > 0, picture, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
+    alone = np.where(mask[..., None] > 0, image, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
     return pad_to_square(alone)
 
 
-def pad_to_square(picture: np.ndarray) -> np.ndarray:
-    """White around a picture: (H, W, 3) -> (S, S, 3) uint8, S the longer side."""
-    side = max(picture.shape[:2])
+def pad_to_square(image: np.ndarray) -> np.ndarray:
+    """White around an image: (H, W, 3) -> (S, S, 3) uint8, S the longer side."""
+    side = max(image.shape[:2])
     square = np.full((side, side, 3), SUBJECT_FILL, np.uint8)
-    y, x = (side - picture.shape[0]) // 2, (side - picture.shape[1]) // 2
-    square[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    y, x = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
+    square[y : y + image.shape[0], x : x + image.shape[1]] = image
     return square
 
 

@@ -47,7 +47,7 @@ class BenchmarkResult:
 def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> BenchmarkResult:
     """Run editors over a benchmark, one after the other, and measure.
 
-    Results that are there already, of the same editor, pictures and seed, are kept: a run that was stopped goes on.
+    Results that are there already, of the same editor, images and seed, are kept: a run that was stopped goes on.
 
     Raises:
         InputError: there is no benchmark, an editor or a backbone is unknown or cannot be loaded.

@@ -1,4 +1,4 @@
-"""Editors over a benchmark: pictures in the released layout, scores of every case, and what could not be done."""
+"""Editors over a benchmark: images in the released layout, scores of every case, and what could not be done."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, NotApplicableError
 from mimicbrush.evaluation.editors.without_model import ResultsEditor
 from mimicbrush.io.atomic import write_aside
-from mimicbrush.io.images import read_picture, write_picture
+from mimicbrush.io.images import read_image, write_image
 from mimicbrush.ops.canvas import MASK_THRESHOLD, paste_back
 from mimicbrush.ops.correspondence import Correspondence
 
@@ -40,7 +40,7 @@ class CaseScores:
         outcome: "scored", "not applicable" or "failed".
         reason: of the latter two.
         scores: variant -> metric -> value, or why there is none.
-        result: the picture, as painted; None where there is none.
+        result: the image, as painted; None where there is none.
         correspondence: file of the map of places, where the editor tells.
     """
 
@@ -85,7 +85,7 @@ def check_names(editors: Sequence[str]) -> None:
 
 
 def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
-    """Edit and score every case. Results that are there, of the same editor, pictures and seed, are not made again.
+    """Edit and score every case. Results that are there, of the same editor, images and seed, are not made again.
 
     What another program left in a folder is read again each time: it may have changed since.
 
@@ -143,14 +143,14 @@ def _edit(editor: CaseEditor, case: Case, inputs: CaseInputs, result: Path, plac
     result.parent.mkdir(parents=True, exist_ok=True)
     if made.correspondence is not None:
         made.correspondence.save(place)
-    write_picture(made.image, result)
+    write_image(made.image, result)
 
 
 def _inputs(case: Case, seed: int) -> CaseInputs:
     return CaseInputs(
-        source=read_picture(case.source, "RGB"),
-        mask=read_picture(case.mask, "L"),
-        reference=read_picture(case.reference, "RGB"),
+        source=read_image(case.source, "RGB"),
+        mask=read_image(case.mask, "L"),
+        reference=read_image(case.reference, "RGB"),
         keep_shape=case.track.keep_shape,
         seed=seed,
     )
@@ -160,7 +160,7 @@ def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -
     source, reference = np.asarray(inputs.source), np.asarray(inputs.reference)
     reference_mask = None
     if case.reference_mask is not None:
-        reference_mask = (np.asarray(read_picture(case.reference_mask, "L")) > MASK_THRESHOLD).astype(np.uint8)
+        reference_mask = (np.asarray(read_image(case.reference_mask, "L")) > MASK_THRESHOLD).astype(np.uint8)
     mask = np.asarray(inputs.mask)
     return {
         variant: score_case(
@@ -174,7 +174,7 @@ def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -
             ),
             backbones,
         )
-        for variant, pixels in paste_variants(np.asarray(read_picture(result, "RGB")), source, mask).items()
+        for variant, pixels in paste_variants(np.asarray(read_image(result, "RGB")), source, mask).items()
     }
 
 
@@ -190,7 +190,7 @@ def read_correspondence(scores: CaseScores) -> Correspondence | None:
 
 def open_cases(case: Case) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Source, mask and reference."""
-    return read_picture(case.source, "RGB"), read_picture(case.mask, "L"), read_picture(case.reference, "RGB")
+    return read_image(case.source, "RGB"), read_image(case.mask, "L"), read_image(case.reference, "RGB")
 
 
 def _digest(data: bytes) -> str:

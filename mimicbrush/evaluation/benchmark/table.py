@@ -27,7 +27,7 @@ TASK_TITLES = {
 }
 DIFFERENCE_HEADS = ["method", "track", "metric", "difference", "cases"]
 NOT_THE_SAME = (
-    "The paper's benchmark was never published: its rows are of other pictures and of weights trained at full scale, "
+    "The paper's benchmark was never published: its rows are of other images and of weights trained at full scale, "
     "so only the order of rows can be compared, not values."
 )
 

@@ -1,4 +1,4 @@
-"""Builds a benchmark: inner-ID and inter-ID cases from pictures and videos that no model was trained on."""
+"""Builds a benchmark: inner-ID and inter-ID cases from images and videos that no model was trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mimicbrush.evaluation.benchmark.layout import ABOUT_NAME, TRACKS, Benchmark
 from mimicbrush.evaluation.benchmark_builder.contamination import (
     TrainingOrigins,
     check_hashes,
-    check_pictures,
+    check_images,
     read_training_origins,
 )
 from mimicbrush.evaluation.benchmark_builder.inner_id import (
@@ -36,7 +36,7 @@ from mimicbrush.evaluation.benchmark_builder.materials import (
     RegionName,
 )
 from mimicbrush.io.hashing import hash_file
-from mimicbrush.io.images import write_picture
+from mimicbrush.io.images import write_image
 
 #: Cases of the paper's benchmark (Sec. 3.4, App. A).
 PAPER_CASES: dict[TrackName, int] = {"part_inter": 120, "part_inner": 30, "texture_inter": 30, "texture_inner": 30}
@@ -50,19 +50,19 @@ class BuildOptions:
 
     Attributes:
         dreambooth: the DreamBooth dataset; its pairs are those of `manifest`.
-        pictures: a folder per subject.
+        images: a folder per subject.
         pairs: mined folders, whose unseen videos give inner-ID cases.
         manifest: list of inner-ID pairs, see data_manifests/DREAMBOOTH.md.
         masks: painted or imported masks, see `MaskFolder`; they go before boxes.
         against: pipelines and mined folders that nothing of the benchmark may come from.
         seed: of every choice.
         most: at most so many cases per track and kind of source; None: as many as the paper has in the track.
-        long_side_px: larger pictures are reduced to this; None: as they are.
-        to_paint: gets every picture that lacks a mask, to be painted over; None: they are only counted.
+        long_side_px: larger images are reduced to this; None: as they are.
+        to_paint: gets every image that lacks a mask, to be painted over; None: they are only counted.
     """
 
     dreambooth: Path | None = None
-    pictures: Path | None = None
+    images: Path | None = None
     pairs: tuple[Path, ...] = ()
     manifest: Path | None = None
     masks: Path | None = None
@@ -78,7 +78,7 @@ class BuildOptions:
         Raises:
             InputError: nothing to build from, or numbers that mean nothing.
         """
-        if not (self.dreambooth or self.pictures or self.pairs):
+        if not (self.dreambooth or self.images or self.pairs):
             raise InputError("nothing to build from; name at least one of --dreambooth, --pictures and --pairs")
         if self.dreambooth and not self.manifest:
             raise InputError("--dreambooth needs --manifest, the list of its pairs")
@@ -100,7 +100,7 @@ class BuildResult:
         groups: of `part_inter`, by the paper's four groups.
         faults: what was missing, damaged or could not be used.
         notes: what a person should know.
-        unmasked: pictures that lack a mask, by its kind.
+        unmasked: images that lack a mask, by its kind.
     """
 
     cases: dict[TrackName, int]
@@ -121,7 +121,7 @@ class _Proposal:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """All that was found: inner-ID pairs by their origin, and all pictures."""
+    """All that was found: inner-ID pairs by their origin, and all images."""
 
     inner: dict[str, list[InnerPair]]
     materials: dict[str, Material]
@@ -149,10 +149,10 @@ def build_benchmark(output: Path, options: BuildOptions) -> BuildResult:
     check_hashes(found.files, seen)
     proposals = _propose(found, options)
     chosen = {each.key: each for case in proposals for each in (case.source, case.reference)}
-    check_pictures([(key, material.read) for key, material in chosen.items()], seen)
+    check_images([(key, material.read) for key, material in chosen.items()], seen)
     faults, notes = list(found.faults), list(found.notes)
     unused = masks.unused(found.materials.values())
-    notes += [f"--masks: {name} belongs to no picture that was given" for name in unused]
+    notes += [f"--masks: {name} belongs to no image that was given" for name in unused]
 
     writer = BenchmarkWriter(output)
     cases: Counter[TrackName] = Counter()
@@ -183,7 +183,7 @@ def build_benchmark(output: Path, options: BuildOptions) -> BuildResult:
 
 
 def _check_apart(output: Path, options: BuildOptions) -> None:
-    inputs = [options.dreambooth, options.pictures, options.masks, options.manifest, *options.pairs, *options.against]
+    inputs = [options.dreambooth, options.images, options.masks, options.manifest, *options.pairs, *options.against]
     for folder in filter(None, inputs):
         if folder.resolve().is_relative_to(output.resolve()):
             raise InputError(f"--output {output} would replace {folder}, which is read; name another folder")
@@ -208,11 +208,11 @@ def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[TrainingOri
         manifest = {"manifest": options.manifest.name, "manifest_sha256": hash_file(options.manifest)}
         keep("list", options.dreambooth, pairs, faults, **manifest)
         found.files.extend(list_siblings(each for pair in pairs for each in (pair.source, pair.reference)))
-    if options.pictures:
-        materials, faults = folder_materials(options.pictures, masks)
+    if options.images:
+        materials, faults = folder_materials(options.images, masks)
         most = max(options.limit(track) for track in _INNER)
         pairs, without = folder_pairs(materials, options.seed, most)
-        keep("pictures", options.pictures, pairs, faults + without, pictures=len(materials))
+        keep("pictures", options.images, pairs, faults + without, images=len(materials))
         for material in materials:
             _add(found.materials, material)
         found.files.extend((material.key, material.sha256) for material in materials)
@@ -225,14 +225,14 @@ def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[TrainingOri
 
 
 def _add(materials: dict[str, Material], material: Material) -> None:
-    """Keep a picture once, with the regions that any pair knows of it."""
+    """Keep an image once, with the regions that any pair knows of it."""
     other = materials.get(material.key)
     if other is not None and other.path.resolve() != material.path.resolve():
         raise InputError(
             f"{other.path} and {material.path} are both called {material.key}; build from one of them, or rename one"
         )
     regions = {**material.regions, **(other.regions if other else {})}
-    # A box around matches belongs to one pair: with another picture it says nothing.
+    # A box around matches belongs to one pair: with another image it says nothing.
     materials[material.key] = replace(material, regions={k: v for k, v in regions.items() if v.how != BOX_OF_MATCHES})
 
 
@@ -251,41 +251,41 @@ def _propose(found: _Gathered, options: BuildOptions) -> list[_Proposal]:
 
 def _write_case(writer: BenchmarkWriter, case: _Proposal, long_side_px: int | None) -> str:
     region: RegionName = ({**_INNER, **_INTER})[case.track]
-    pictures: dict[str, Image.Image] = {}
+    images: dict[str, Image.Image] = {}
     masks: dict[str, Image.Image] = {}
     facts: dict[str, Any] = {"from": case.origin, "subject": case.source.subject, "group": case.source.subject}
     if case.source.kind:
         facts |= {"class": case.source.kind, "paper_group": paper_group(case.source.kind)}
     for side, material in (("source", case.source), ("reference", case.reference)):
-        pictures[side] = material.read()
+        images[side] = material.read()
         facts[side] = material.facts()
         if region in material.regions:
             chosen = material.regions[region]
-            masks[side] = chosen.draw(pictures[side].size)
+            masks[side] = chosen.draw(images[side].size)
             facts[side] |= {"mask": chosen.how, "covers": chosen.label}
             masks[side] = _reduced(masks[side], long_side_px)
-        pictures[side] = _reduced(pictures[side], long_side_px)
+        images[side] = _reduced(images[side], long_side_px)
     return writer.add(
         case.track,
-        source=pictures["source"],
+        source=images["source"],
         mask=masks["source"],
-        reference=pictures["reference"],
+        reference=images["reference"],
         reference_mask=masks.get("reference"),
         prompt=case.prompt,
         facts=facts,
     )
 
 
-def _reduced(picture: Image.Image, long_side_px: int | None) -> Image.Image:
-    scale = 1 if long_side_px is None else long_side_px / max(picture.size)
+def _reduced(image: Image.Image, long_side_px: int | None) -> Image.Image:
+    scale = 1 if long_side_px is None else long_side_px / max(image.size)
     if scale >= 1:
-        return picture
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.NEAREST if picture.mode == "L" else Image.Resampling.LANCZOS)
+        return image
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.NEAREST if image.mode == "L" else Image.Resampling.LANCZOS)
 
 
 def _unmasked(found: _Gathered, folder: Path | None) -> dict[RegionName, int]:
-    """Count the pictures without a region, and write them where they can be painted over."""
+    """Count the images without a region, and write them where they can be painted over."""
     counts: dict[RegionName, int] = {}
     for name in REGION_NAMES:
         without = [each for each in found.materials.values() if name not in each.regions]
@@ -293,7 +293,7 @@ def _unmasked(found: _Gathered, folder: Path | None) -> dict[RegionName, int]:
         for material in without if folder else ():
             path = folder / name / f"{material.key}.png"  # type: ignore[operator]
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(material.read(), path)
+            write_image(material.read(), path)
     return counts
 
 
@@ -302,7 +302,7 @@ def _about(
 ) -> dict[str, Any]:
     return {
         "made_by": "scripts/build_benchmark.py",
-        "differs_from_the_paper": "its benchmark was not published: these are other pictures, pairs and masks",
+        "differs_from_the_paper": "its benchmark was not published: these are other images, pairs and masks",
         "seed": options.seed,
         "long_side_px": options.long_side_px,
         "sources": found.about,
@@ -325,7 +325,7 @@ def _about(
 
 def _nothing(faults: Sequence[BenchmarkFault], notes: Sequence[str]) -> str:
     reasons = [f"{fault.path}: {fault.reason}" for fault in faults[:5]] + list(notes[:3])
-    why = "; ".join(reasons) if reasons else "no two pictures of one subject or class have the masks that a case needs"
+    why = "; ".join(reasons) if reasons else "no two images of one subject or class have the masks that a case needs"
     return (
         f"no case came of what was given ({why}); mend that, or paint masks (--to-paint DIR, scripts/paint_masks.py, "
         "--masks DIR)"

@@ -30,10 +30,10 @@ _GLANCE_SIDE_PX = 64
 #: so many sources.
 MAX_SIFT_SOURCES = 2000
 _OWN_KEYPOINTS, _FRAME_KEYPOINTS = 600, 300
-#: So many of a frame's features must have their best match in one picture before the two are matched as a whole.
+#: So many of a frame's features must have their best match in one image before the two are matched as a whole.
 _MIN_VOTES = 5
 #: Of 440 frames of clips with other things none had a single match that one motion explains; of clips made of the
-#: pictures themselves half had more than 20.
+#: images themselves half had more than 20.
 MIN_SHARED_MATCHES = 12
 _MAX_RATIO = 0.75
 _NAMED = 5
@@ -47,7 +47,7 @@ class TrainingOrigins:
     Attributes:
         folder: the pipeline, or the mined folder.
         names: first `HASH_DIGITS` hex digits of a source's hash -> what to call it.
-        pairs: of a mined folder, whose pictures can be looked at; None for a pipeline, which has none.
+        pairs: of a mined folder, whose images can be looked at; None for a pipeline, which has none.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class TrainingOrigins:
             "kind": "pipeline" if self.pairs is None else "mined folder",
             "sources": len(self.names),
             "source_hashes": sorted(self.names),
-            "compared": "hashes" if self.pairs is None else "hashes, pictures, and pieces of pictures",
+            "compared": "hashes" if self.pairs is None else "hashes, images, and pieces of images",
             "sources_looked_at_for_pieces": 0 if self.pairs is None else min(MAX_SIFT_SOURCES, len(self.names)),
         }
 
@@ -109,26 +109,26 @@ def check_hashes(materials: Iterable[tuple[str, str]], seen: Sequence[TrainingOr
     _refuse(list(dict.fromkeys(leaks)), "was trained on")
 
 
-def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], seen: Sequence[TrainingOrigins]) -> None:
-    """No picture of the benchmark is seen in the training set.
+def check_images(images: Sequence[tuple[str, Callable[[], Image.Image]]], seen: Sequence[TrainingOrigins]) -> None:
+    """No image of the benchmark is seen in the training set.
 
-    All frames are compared with all pictures as a whole, also mirrored, shifted and of another size. Of one frame for
-    each of up to `MAX_SIFT_SOURCES` sources it is also looked whether it shows a piece of a picture. Of a pipeline
+    All frames are compared with all images as a whole, also mirrored, shifted and of another size. Of one frame for
+    each of up to `MAX_SIFT_SOURCES` sources it is also looked whether it shows a piece of an image. Of a pipeline
     folder only hashes are known: only `check_hashes` speaks of that.
 
     Args:
-        pictures: what to call one, and how to get it.
+        images: what to call one, and how to get it.
         seen: what was trained on.
 
     Raises:
         DataError: some are; both sides are named.
     """
     tables = [known for known in seen if known.pairs is not None]
-    if not tables or not pictures:
+    if not tables or not images:
         return
-    images = [reduce_for_matching(np.asarray(read())) for _, read in pictures]
+    reduced = [reduce_for_matching(np.asarray(read())) for _, read in images]
     # Each as it is, and mirrored.
-    signatures = np.stack([phase_signature(view) for image in images for view in (image, image[:, ::-1])])
+    signatures = np.stack([phase_signature(view) for whole in reduced for view in (whole, whole[:, ::-1])])
     leaks: list[str] = []
     for known in tables:
         assert known.pairs is not None
@@ -139,21 +139,21 @@ def check_pictures(pictures: Sequence[tuple[str, Callable[[], Image.Image]]], se
                     signature_agreement(phase_signature(pair.read(span, reduce)), signatures) > LIKELY_AGREEMENT
                 )
                 leaks += [
-                    f"{pictures[number][0]} looks like {pair.source_path} of {known.folder}"
+                    f"{images[number][0]} looks like {pair.source_path} of {known.folder}"
                     for number in sorted({int(place) // 2 for place in likely})
-                    if highest_ssim(images[number], pair.read(span)) > NEAR_DUPLICATE_SSIM
+                    if highest_ssim(reduced[number], pair.read(span)) > NEAR_DUPLICATE_SSIM
                 ]
-        leaks += _shared_pieces(pictures, images, known)
-        _log.info("looked at the pictures of %d pairs of %s", len(known.pairs), known.folder)
+        leaks += _shared_pieces(images, reduced, known)
+        _log.info("looked at the images of %d pairs of %s", len(known.pairs), known.folder)
     _refuse(list(dict.fromkeys(leaks)), "is seen in the training set")
 
 
 def _shared_pieces(
-    pictures: Sequence[tuple[str, Callable[[], Image.Image]]], images: Sequence[np.ndarray], known: TrainingOrigins
+    images: Sequence[tuple[str, Callable[[], Image.Image]]], reduced: Sequence[np.ndarray], known: TrainingOrigins
 ) -> list[str]:
-    """Which pictures share a piece with frames of a mined folder, by SIFT matches that one motion explains."""
+    """Which images share a piece with frames of a mined folder, by SIFT matches that one motion explains."""
     assert known.pairs is not None
-    own = [sift_features(image, _OWN_KEYPOINTS) for image in images]
+    own = [sift_features(each, _OWN_KEYPOINTS) for each in reduced]
     owner = np.repeat(np.arange(len(own)), [len(features.points) for features in own])
     if len(owner) < 2:
         return []
@@ -172,7 +172,7 @@ def _shared_pieces(
             matches = len(match_features(own[number], sift_features(frame))[0])
             if matches >= MIN_SHARED_MATCHES:
                 name = f"{pair.source_path} of {known.folder}"
-                leaks.append(f"{pictures[number][0]} shares a piece with {name} ({matches} SIFT matches)")
+                leaks.append(f"{images[number][0]} shares a piece with {name} ({matches} SIFT matches)")
     return leaks
 
 

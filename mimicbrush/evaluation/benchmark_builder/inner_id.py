@@ -1,7 +1,7 @@
 """Inner-ID cases: source and reference show one instance in two scenes, and the unmasked source is the ground truth.
 
 Paper Sec. 3.4. From the DreamBooth dataset by a list of pairs with hand-placed boxes, from any folder of folders of
-pictures, and from videos that were mined but not trained on.
+images, and from videos that were mined but not trained on.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mimicbrush.evaluation.benchmark_builder.materials import (
     Region,
     RegionName,
     Rights,
+    image_files,
     licence_files,
-    picture_files,
 )
 from mimicbrush.evaluation.benchmark_builder.part_boxes import (
     MIN_PART_MATCHES,
@@ -45,11 +45,11 @@ from mimicbrush.evaluation.benchmark_builder.part_boxes import (
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, spread_pairs
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.hashing import hash_file
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.ops import counter_rng
 from mimicbrush.ops.similarity import LIKELY_AGREEMENT, NEAR_DUPLICATE_SSIM, highest_ssim, signature_agreement
 
-#: Pictures whose features are kept at once; of each about a megabyte.
+#: Images whose features are kept at once; of each about a megabyte.
 _LOOKS = 256
 CLASSES_FILE = "prompts_and_classes.txt"
 
@@ -72,10 +72,10 @@ def dreambooth_root(folder: Path) -> Path:
         InputError: neither.
     """
     for root in (folder / "dataset", folder):
-        if root.is_dir() and any(picture_files(each) for each in root.iterdir() if each.is_dir()):
+        if root.is_dir() and any(image_files(each) for each in root.iterdir() if each.is_dir()):
             return root
     raise InputError(
-        f"{folder}: expected folders of pictures such as dog/00.jpg, or dataset/ with such folders; "
+        f"{folder}: expected folders of images such as dog/00.jpg, or dataset/ with such folders; "
         "git clone https://github.com/google/dreambooth"
     )
 
@@ -116,7 +116,7 @@ def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[l
             faults.append(fault)
             continue
         source, reference = (
-            _picture(paths[side], str(Path(names[side]).with_suffix("")), subject, kind, rights[side])
+            _image(paths[side], str(Path(names[side]).with_suffix("")), subject, kind, rights[side])
             for side in ("source", "reference")
         )
         for name, label in labels.items():
@@ -148,16 +148,16 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], list[BenchmarkFault]]:
-    """All pictures of a folder of folders, a folder per subject.
+    """All images of a folder of folders, a folder per subject.
 
     A class is given by lines `subject,class` in prompts_and_classes.txt, as in the DreamBooth dataset; without it,
     nobody says, and no inter-ID case comes of them. Licences are the files of that name in either folder.
 
     Returns:
-        The pictures by subject and name, and those that cannot be read.
+        The images by subject and name, and those that cannot be read.
 
     Raises:
-        InputError: no such folder, or no folder of pictures in it.
+        InputError: no such folder, or no folder of images in it.
     """
     if not folder.is_dir():
         raise InputError(f"--pictures {folder}: no such folder")
@@ -165,16 +165,16 @@ def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], l
     found, faults = [], []
     for subject in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
         texts = licence_files(subject) or licence_files(folder)
-        for path in picture_files(subject):
+        for path in image_files(subject):
             fault = find_image_fault(path)
             if fault:
                 faults.append(fault)
                 continue
             rights = Rights(texts=texts)
             key = f"{subject.name}/{path.stem}"
-            found.append(masks.given_to(_picture(path, key, subject.name, classes.get(subject.name, ""), rights)))
+            found.append(masks.given_to(_image(path, key, subject.name, classes.get(subject.name, ""), rights)))
     if not found and not faults:
-        raise InputError(f"--pictures {folder}: expected a folder per subject with pictures, such as dog/00.jpg")
+        raise InputError(f"--pictures {folder}: expected a folder per subject with images, such as dog/00.jpg")
     return found, faults
 
 
@@ -190,18 +190,18 @@ def read_classes(path: Path) -> dict[str, str]:
 def folder_pairs(
     materials: Sequence[Material], seed: int, max_pairs: int
 ) -> tuple[list[InnerPair], list[BenchmarkFault]]:
-    """Pairs of pictures of one subject, in a seeded order, the subjects in turn.
+    """Pairs of images of one subject, in a seeded order, the subjects in turn.
 
     Near duplicates are no pair: copying the reference would be the ground truth. A source without a part gets the
     box around most of the SIFT matches between the two.
 
     Args:
-        materials: the pictures of all subjects.
+        materials: the images of all subjects.
         seed: of the order.
         max_pairs: so many with a part, and so many with the subject, are enough.
 
     Returns:
-        The pairs, each picture a source at most once; and the sources on which no part could be told.
+        The pairs, each image a source at most once; and the sources on which no part could be told.
     """
     by_subject: dict[str, list[Material]] = {}
     for material in materials:
@@ -233,7 +233,7 @@ def folder_pairs(
             reference = reference.with_region("part", Region(BOX_OF_MATCHES, box=boxes[1]))
         elif "part" not in source.regions:
             faults[source.key] = BenchmarkFault(
-                source.path, f"no box with {MIN_PART_MATCHES} SIFT matches to another picture"
+                source.path, f"no box with {MIN_PART_MATCHES} SIFT matches to another image"
             )
         if source.regions:
             found[source.key] = InnerPair(source, reference)
@@ -329,19 +329,19 @@ def _rights_of(folder: Path) -> dict[str, Rights]:
 
 
 def find_image_fault(path: Path) -> BenchmarkFault | None:
-    """What is wrong with a picture file, or None."""
+    """What is wrong with an image file, or None."""
     try:
-        read_picture(path, "RGB")
+        read_image(path, "RGB")
     except InputError as error:
         return BenchmarkFault(path, str(error).removeprefix(f"{path}: "))
     return None
 
 
-def _picture(path: Path, key: str, subject: str, kind: str, rights: Rights) -> Material:
-    return Material(key, subject, kind, hash_file(path), rights, path, partial(read_picture, path, "RGB"))
+def _image(path: Path, key: str, subject: str, kind: str, rights: Rights) -> Material:
+    return Material(key, subject, kind, hash_file(path), rights, path, partial(read_image, path, "RGB"))
 
 
 def list_siblings(materials: Iterable[Material]) -> list[tuple[str, str]]:
-    """Every picture file beside some, as what to call it and its SHA-256: a leak of any of a subject is a leak."""
-    files = [path for folder in sorted({each.path.parent for each in materials}) for path in picture_files(folder)]
+    """Every image file beside some, as what to call it and its SHA-256: a leak of any of a subject is a leak."""
+    files = [path for folder in sorted({each.path.parent for each in materials}) for path in image_files(folder)]
     return [(f"{path.parent.name}/{path.name}", hash_file(path)) for path in files]

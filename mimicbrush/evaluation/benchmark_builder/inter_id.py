@@ -46,13 +46,13 @@ def paper_group(kind: str) -> str:
 
 
 def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, max_pairs: int) -> list[InterPair]:
-    """Ordered pairs of pictures of different subjects of one class.
+    """Ordered pairs of images of different subjects of one class.
 
-    At most one for each ordered pair of subjects. Chosen one by one, so that classes, then subjects, then pictures
+    At most one for each ordered pair of subjects. Chosen one by one, so that classes, then subjects, then images
     are used as evenly as there are any; the rest is up to the seed.
 
     Args:
-        materials: all pictures; those without a class or without the region are passed over.
+        materials: all images; those without a class or without the region are passed over.
         region: what is masked. Parts must be the same part, as far as their labels tell.
         seed: of the choice.
         max_pairs: at most so many.

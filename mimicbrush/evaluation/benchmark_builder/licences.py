@@ -1,4 +1,4 @@
-"""LICENCES.md of a benchmark: whose each of its pictures is."""
+"""LICENCES.md of a benchmark: whose each of its images is."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TEXTS_FOLDER = "licences"
 
 
 def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[str]:
-    """Write the list, and copy the licence files that came with the pictures.
+    """Write the list, and copy the licence files that came with the images.
 
     Args:
         folder: of the benchmark.
         files: path in it, and what was written there.
 
     Returns:
-        What a person should know: pictures of which nobody says a licence.
+        What a person should know: images of which nobody says a licence.
     """
     texts: dict[str, str] = {}  # SHA-256 -> name of the copy
     for path in dict.fromkeys(path for _, material in files for path in material.rights.texts):
@@ -35,12 +35,12 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
         (folder / TEXTS_FOLDER).mkdir(exist_ok=True)
         (folder / TEXTS_FOLDER / name).write_bytes(path.read_bytes())
     lines = [
-        "# Licences of the pictures",
+        "# Licences of the images",
         "",
-        "Every picture with whom it is by, its licence and where it is from, as far as its source says. Changes:",
+        "Every image with whom it is by, its licence and where it is from, as far as its source says. Changes:",
         "stored as PNG, and reduced where it was larger than `long_side_px` in benchmark.json.",
         "",
-        "| file | picture | credit | licence | address |",
+        "| file | image | credit | licence | address |",
         "|---|---|---|---|---|",
     ]
     unknown = 0
@@ -55,7 +55,7 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
         lines += ["", "Licence texts that came with them:", ""]
         lines += [f"* [{name}]({TEXTS_FOLDER}/{name})" for name in sorted(texts.values())]
     (folder / LICENCES_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    return [f"{unknown} of {len(files)} pictures come without a word on their licence"] if unknown else []
+    return [f"{unknown} of {len(files)} images come without a word on their licence"] if unknown else []
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What cases are made of: pictures with what is known of them, and regions on them."""
+"""What cases are made of: images with what is known of them, and regions on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image
 
 #: `part`: what part composition repaints; `subject`: all of the object, for texture transfer.
 RegionName = Literal["part", "subject"]
@@ -31,7 +31,7 @@ class Region:
         how: `HAND_PLACED_BOX`, `BOX_OF_MATCHES` or `IMPORTED_MASK`: a case says so.
         label: what it covers, such as "head"; "" where nobody says.
         box: of a box.
-        path: of an imported mask, which has its picture's own size.
+        path: of an imported mask, which has its image's own size.
     """
 
     how: str
@@ -43,7 +43,7 @@ class Region:
         """The mask: "L", 255 = repaint, 0 = keep.
 
         Args:
-            size: (width, height) of the picture in px.
+            size: (width, height) of the image in px.
 
         Raises:
             InputError: an imported mask that cannot be read, has another size, or is empty or full.
@@ -57,20 +57,20 @@ class Region:
         else:
             assert self.path is not None, "a region is a box or a file"
             what = str(self.path)
-            picture = read_picture(self.path, "L")
-            if picture.size != size:
+            image = read_image(self.path, "L")
+            if image.size != size:
                 raise InputError(
-                    f"{self.path}: the mask is {picture.width} x {picture.height} px, its picture {width} x {height} px"
+                    f"{self.path}: the mask is {image.width} x {image.height} px, its image {width} x {height} px"
                 )
-            mask = (np.asarray(picture) > MASK_THRESHOLD).astype(np.uint8) * 255
+            mask = (np.asarray(image) > MASK_THRESHOLD).astype(np.uint8) * 255
         if not mask.any() or mask.all():
-            raise InputError(f"{what}: {'all' if mask.any() else 'none'} of the picture is masked; mask a part of it")
+            raise InputError(f"{what}: {'all' if mask.any() else 'none'} of the image is masked; mask a part of it")
         return Image.fromarray(mask)
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Whose a picture is; texts for a person, "" where nobody says.
+    """Whose an image is; texts for a person, "" where nobody says.
 
     Attributes:
         texts: licence files that came with it; they are copied.
@@ -84,11 +84,11 @@ class Rights:
 
 @dataclass(frozen=True, eq=False)  # told apart as objects, and so keys of a cache
 class Material:
-    """A picture that a case can be made of.
+    """A image that a case can be made of.
 
     Attributes:
         key: of its own, such as "dog/01"; masks are named by it: MASKS/part/dog/01.png.
-        subject: the instance or video that it shows; pictures of one subject are drawn together by the bootstrap.
+        subject: the instance or video that it shows; images of one subject are drawn together by the bootstrap.
         kind: class of the subject, such as "dog"; "" where nobody says.
         sha256: of the file it comes from, hex: what the training set is compared by. Of a frame: of its video.
         rights: whose it is.
@@ -135,7 +135,7 @@ class MaskFolder:
         if self.folder is not None and not any((self.folder / name).is_dir() for name in REGION_NAMES):
             raise InputError(
                 f"--masks {self.folder}: expected masks in {self.folder / 'part'} (for part composition) or in "
-                f"{self.folder / 'subject'} (for texture transfer), named like their pictures, such as dog/01.png"
+                f"{self.folder / 'subject'} (for texture transfer), named like their images, such as dog/01.png"
             )
 
     def given_to(self, material: Material) -> Material:
@@ -151,7 +151,7 @@ class MaskFolder:
         return material
 
     def unused(self, materials: Iterable[Material]) -> list[str]:
-        """The masks of the folder that belong to none of these pictures, as names relative to it."""
+        """The masks of the folder that belong to none of these images, as names relative to it."""
         if self.folder is None:
             return []
         keys = {material.key for material in materials}
@@ -163,8 +163,8 @@ class MaskFolder:
         return sorted(unused)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The picture files right in a folder, by name; hidden ones are left out."""
+def image_files(folder: Path) -> list[Path]:
+    """The image files right in a folder, by name; hidden ones are left out."""
     return sorted(
         path
         for path in folder.iterdir()

@@ -1,4 +1,4 @@
-"""Where a part is that two pictures of one thing both show: a box around many SIFT matches."""
+"""Where a part is that two images of one thing both show: a box around many SIFT matches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mimicbrush.evaluation.benchmark_builder.materials import RatioBox
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
 from mimicbrush.ops.similarity import phase_signature
 
-#: A part box from matches: its sides over those of the picture (*ours*; the boxes placed by hand have 0.1 to 0.5).
+#: A part box from matches: its sides over those of the image (*ours*; the boxes placed by hand have 0.1 to 0.5).
 PART_SIDE_RATIO = 0.35
-#: A box that fewer matches lie in says little about what both pictures show.
+#: A box that fewer matches lie in says little about what both images show.
 MIN_PART_MATCHES = 4
 #: Matches that moved further than this part of the long side belong to what moves, or to a camera that does.
 _MOVED_RATIO = 0.02
@@ -23,12 +23,12 @@ _MATCH_LONG_SIDE_PX = 640
 
 @dataclass(frozen=True)
 class MatchFeatures:
-    """What is needed of a picture to tell what it shares with others.
+    """What is needed of an image to tell what it shares with others.
 
     Attributes:
         size: (width, height) in px at which the features were found.
         features: SIFT.
-        signatures: (2, 32, 17), of the picture and of the mirrored one, see `near_duplicates.signature`.
+        signatures: (2, 32, 17), of the image and of the mirrored one, see `near_duplicates.signature`.
     """
 
     size: tuple[int, int]
@@ -37,20 +37,20 @@ class MatchFeatures:
 
 
 def reduce_for_matching(image: np.ndarray) -> np.ndarray:
-    """A picture at the size at which it is matched: (H, W, 3) uint8, long side 640 px or less."""
+    """A image at the size at which it is matched: (H, W, 3) uint8, long side 640 px or less."""
     scale = min(1.0, _MATCH_LONG_SIDE_PX / max(image.shape[:2]))
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
 
 
 def extract_match_features(image: np.ndarray) -> MatchFeatures:
-    """Look at a picture once, (H, W, 3) uint8 RGB of any size."""
+    """Look at an image once, (H, W, 3) uint8 RGB of any size."""
     small = reduce_for_matching(image)
     signatures = np.stack([phase_signature(view) for view in (image, image[:, ::-1])])
     return MatchFeatures((small.shape[1], small.shape[0]), sift_features(small), signatures)
 
 
 def matched_boxes(source: MatchFeatures, reference: MatchFeatures) -> tuple[RatioBox, RatioBox] | None:
-    """`best_boxes` of the SIFT matches between two pictures."""
+    """`best_boxes` of the SIFT matches between two images."""
     points = match_features(source.features, reference.features)
     return best_boxes(*points, source.size, reference.size)
 
@@ -64,7 +64,7 @@ def best_boxes(
 
     Args:
         a_points, b_points: (K, 2) matches (x, y) in px.
-        a_size, b_size: (width, height) of the pictures; b's is a's where it is not given.
+        a_size, b_size: (width, height) of the images; b's is a's where it is not given.
 
     Returns:
         Ratio boxes; None with fewer than `MIN_PART_MATCHES` matches in every box.

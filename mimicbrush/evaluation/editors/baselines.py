@@ -11,7 +11,7 @@ from mimicbrush.ops.masks import mask_box
 
 #: How far around a pixel OpenCV looks for known ones.
 INPAINT_RADIUS_PX = 5
-#: How far a match may lie from the homography: this part of the picture's longer side, within bounds in pixels.
+#: How far a match may lie from the homography: this part of the image's longer side, within bounds in pixels.
 RANSAC_RATIO, RANSAC_PX = 0.01, (1.0, 3.0)
 
 
@@ -23,12 +23,12 @@ def copy_in_place(source: np.ndarray, mask: np.ndarray, reference: np.ndarray) -
 def opencv_inpaint(source: np.ndarray, mask: np.ndarray, area: np.ndarray) -> np.ndarray:
     """The hole filled from its surroundings by OpenCV (Telea 2004).
 
-    Only the picture itself is worked on: the white padding around it would bleed into the hole.
+    Only the image itself is worked on: the white padding around it would bleed into the hole.
 
     Args:
         source: (S, S, 3) uint8.
         mask: (S, S), 1 = hole.
-        area: (S, S), 1 where the canvas shows the picture; a rectangle.
+        area: (S, S), 1 where the canvas shows the image; a rectangle.
 
     Returns:
         (S, S, 3) uint8.
@@ -36,8 +36,8 @@ def opencv_inpaint(source: np.ndarray, mask: np.ndarray, area: np.ndarray) -> np
     left, top, right, bottom = mask_box(area)
     hole = np.ascontiguousarray(mask[top:bottom, left:right] > 0, np.uint8)
     filled = source.copy()
-    picture = np.ascontiguousarray(source[top:bottom, left:right])
-    filled[top:bottom, left:right] = cv2.inpaint(picture, hole, INPAINT_RADIUS_PX, cv2.INPAINT_TELEA)
+    image = np.ascontiguousarray(source[top:bottom, left:right])
+    filled[top:bottom, left:right] = cv2.inpaint(image, hole, INPAINT_RADIUS_PX, cv2.INPAINT_TELEA)
     return filled
 
 
@@ -50,7 +50,7 @@ def sift_homography(
 ) -> np.ndarray:
     """The hole filled with the reference as one plane: SIFT matches, a RANSAC homography, the reference warped.
 
-    What a classical method makes of the task. It is exact where one plane, or a turning camera, explains both pictures;
+    What a classical method makes of the task. It is exact where one plane, or a turning camera, explains both images;
     where the reference shows another thing, or the same one in another shape, it finds no homography or a wrong one.
     Where the warped reference shows nothing, and everywhere if too few matches agree (`find_homography`), the hole is
     filled by `opencv_inpaint`.
@@ -59,7 +59,7 @@ def sift_homography(
         source: (S, S, 3) uint8; pixels of the hole are not looked at.
         mask: (S, S), 1 = hole.
         reference: (H, W, 3) uint8, of any size.
-        area: (S, S), 1 where the canvas shows the picture; a rectangle.
+        area: (S, S), 1 where the canvas shows the image; a rectangle.
         reference_area: (H, W), 1 where the reference is an image and no padding; None: everywhere.
 
     Returns:

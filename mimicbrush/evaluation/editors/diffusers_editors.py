@@ -43,8 +43,8 @@ class DiffusersEditor:
     Args:
         name: of the editor.
         pipeline: on its device.
-        paint: called with source and mask on its canvas, the example and the generator; returns the picture.
-        example: called with a case and its reference; the picture to imitate.
+        paint: called with source and mask on its canvas, the example and the generator; returns the image.
+        example: called with a case and its reference; the image to imitate.
         about: for the metric card.
     """
 
@@ -113,7 +113,7 @@ def open_paint_by_example(
         weights=folder,
         example="the box around the reference's mask" if with_box else "the whole reference",
         example_px=f"stretched to {side} x {side}",
-        pictures=_PREPARED,
+        images=_PREPARED,
         steps=steps,
         guidance=guidance,
         scheduler=type(pipeline.scheduler).__name__,
@@ -188,7 +188,7 @@ def open_ip_adapter(
         adapter=adapter / IP_ADAPTER_FOLDER / IP_ADAPTER_FILE,
         adapter_scale=scale,
         prompt="empty",
-        pictures=_PREPARED,
+        images=_PREPARED,
         steps=steps,
         guidance=guidance,
         scheduler=type(pipeline.scheduler).__name__,

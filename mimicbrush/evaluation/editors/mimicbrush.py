@@ -13,7 +13,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.layout import Case
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
 from mimicbrush.evaluation.heldout.report import package_versions
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops.canvas import crop_back
 from mimicbrush.ops.crops import Box
 from mimicbrush.ops.masks import mask_box
@@ -58,7 +58,7 @@ def reference_box(case: Case, size: tuple[int, int]) -> Box:
             f"{case.reference.name} has no mask beside it ({case.number}_reference_mask.png), whose box is to be cut "
             "out; name an editor that takes the whole reference"
         )
-    mask = np.asarray(read_picture(case.reference_mask, "L")) > MASK_THRESHOLD
+    mask = np.asarray(read_image(case.reference_mask, "L")) > MASK_THRESHOLD
     if mask.shape[::-1] != size or not mask.any():
         sizes = f"{mask.shape[1]} x {mask.shape[0]} px, its reference {size[0]} x {size[1]} px"
         raise InputError(f"{case.reference_mask} must have its reference's size and not be empty; it is {sizes}")
@@ -102,7 +102,7 @@ class PipelineCaseEditor:
     def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
         """See `CaseEditor`; the same pixels as the pipeline called with the same seed."""
         can_tell = self.pipeline.reference_unet is not None
-        pictures = inputs.source, inputs.mask, inputs.reference
+        images = inputs.source, inputs.mask, inputs.reference
         options: dict[str, Any] = {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
@@ -112,10 +112,10 @@ class PipelineCaseEditor:
         }
         output: Any
         if self.look == "auto_zoom":
-            output, _ = edit_zoomed(self.pipeline, *pictures, [inputs.seed], **options)
+            output, _ = edit_zoomed(self.pipeline, *images, [inputs.seed], **options)
         else:
             box = reference_box(case, inputs.reference.size) if self.look == "boxed" else None
-            output = self.pipeline(*pictures, reference_crop=box, generator=[seeded_generator(inputs.seed)], **options)
+            output = self.pipeline(*images, reference_crop=box, generator=[seeded_generator(inputs.seed)], **options)
         return CaseResult(
             resize_to_source(output.images[0], inputs.source), output.correspondences[0] if can_tell else None
         )

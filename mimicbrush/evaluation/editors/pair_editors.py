@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Editor(Protocol):
-    """Edits a batch of n pictures on square canvases of side S."""
+    """Edits a batch of n images on square canvases of side S."""
 
     def __call__(
         self, sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]
@@ -94,7 +94,7 @@ class PipelineEditor:
         output: Any = self.pipeline(
             source=[Image.fromarray(source) for source in sources],
             mask=[Image.fromarray(mask * np.uint8(255)) for mask in masks],
-            reference=None if references is None else [Image.fromarray(picture) for picture in references],
+            reference=None if references is None else [Image.fromarray(image) for image in references],
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

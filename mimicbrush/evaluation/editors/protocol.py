@@ -20,7 +20,7 @@ class NotApplicableError(InputError):
 
 @dataclass(frozen=True)
 class CaseInputs:
-    """The pictures of a case, and how to edit it.
+    """The images of a case, and how to edit it.
 
     Attributes:
         source: "RGB", unmasked: the editor itself must not look into the hole.
@@ -55,7 +55,7 @@ class CaseEditor(Protocol):
 
     Attributes:
         name: as it was named to `open_editor`.
-        about: what its numbers depend on, for the metric card: weights, steps, guidance, how pictures are prepared.
+        about: what its numbers depend on, for the metric card: weights, steps, guidance, how images are prepared.
     """
 
     name: str
@@ -66,7 +66,7 @@ class CaseEditor(Protocol):
 
         Args:
             case: which; its prompt is for measuring, no editor is told it.
-            inputs: its pictures.
+            inputs: its images.
 
         Raises:
             NotApplicableError: the editor is not made for such cases.

@@ -125,7 +125,7 @@ class ReferenceOnlyEditor:
     def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
         """See `CaseEditor`."""
         net, device = self.networks, self.networks.unet.device
-        pixels, reference_px = (self._canvas(picture) for picture in (inputs.source, inputs.reference))
+        pixels, reference_px = (self._canvas(image) for image in (inputs.source, inputs.reference))
         mask = letterbox_mask(np.asarray(inputs.mask), net.size_px, net.order)
         step = net.vae_scale_factor
         if not mask[::step, ::step].any():  # all that the latents' mask sees
@@ -137,7 +137,7 @@ class ReferenceOnlyEditor:
         latents = self._denoise(stem, clean, record, inputs.seed)
         square = Image.fromarray(to_uint8(decode_latents(net.vae, latents))[0])
         found = record.attention()
-        placements = [Placement((0, 0, *picture.size), net.size_px) for picture in (inputs.source, inputs.reference)]
+        placements = [Placement((0, 0, *image.size), net.size_px) for image in (inputs.source, inputs.reference)]
         tokens, attention = (value.cpu().numpy() for value in found[0])
         return CaseResult(
             resize_to_source(square, inputs.source), Correspondence.from_attention(tokens, attention, *placements)
@@ -170,8 +170,8 @@ class ReferenceOnlyEditor:
             raise WeightsError(f"{self.name}: the result is not finite; these weights are no good in {clean.dtype}")
         return latents
 
-    def _canvas(self, picture: Image.Image) -> torch.Tensor:
-        square = letterbox(np.asarray(picture), self.networks.size_px, IMAGE_FILL, self.networks.order)
+    def _canvas(self, image: Image.Image) -> torch.Tensor:
+        square = letterbox(np.asarray(image), self.networks.size_px, IMAGE_FILL, self.networks.order)
         return to_tensor(square[None]).to(self.networks.unet.device)
 
 

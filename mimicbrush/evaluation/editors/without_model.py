@@ -12,7 +12,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case, TrackName
 from mimicbrush.evaluation.editors import baselines
 from mimicbrush.evaluation.editors.protocol import CaseInputs, CaseResult, NotApplicableError
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops.masks import mask_box
 
 #: Of `blur_fill`: the blur's standard deviation as a part of the longer side of the box around the hole.
@@ -40,8 +40,8 @@ def blur_fill(source: np.ndarray, mask: np.ndarray) -> np.ndarray:
     x0, y0, x1, y1 = mask_box(mask)
     sigma_px = max(1.0, BLUR_RATIO * max(x1 - x0, y1 - y0))
 
-    def blurred(picture: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(picture, (0, 0), sigma_px, borderType=cv2.BORDER_CONSTANT)
+    def blurred(image: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(image, (0, 0), sigma_px, borderType=cv2.BORDER_CONSTANT)
 
     weight = blurred(known)[..., None]
     total = blurred(source.astype(np.float32) * known[..., None])
@@ -168,7 +168,7 @@ class ResultsEditor:
         """See `CaseEditor`.
 
         Raises:
-            InputError: the result is absent, no picture, or not of the source's size.
+            InputError: the result is absent, no image, or not of the source's size.
         """
         path = self.folder / case.result_path
         if self._is_flat:
@@ -179,7 +179,7 @@ class ResultsEditor:
                     f"{case.track.name} must lie in {case.track.folder}"
                 )
             path = self.folder / case.result_path.name
-        image = read_picture(path, "RGB")
+        image = read_image(path, "RGB")
         if image.size != inputs.source.size:
             raise InputError(
                 f"{path} is {image.width} x {image.height} px, its source {inputs.source.width} x "

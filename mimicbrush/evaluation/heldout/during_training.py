@@ -20,25 +20,25 @@ from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.heldout.reference_gain import PairScores, summarise_pairs
 from mimicbrush.evaluation.heldout.samples import EvalSample, plan_samples, spread_shown_samples
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, load_sets
-from mimicbrush.io.images import write_picture
+from mimicbrush.io.images import write_image
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 
 LOG_FILE = "heldout.jsonl"
 #: Before the name of a figure: of the natural set, and of the warped one.
 PREFIXES: dict[SetName, str] = {"natural": "heldout/", "warped": "heldout_warped/"}
-#: Columns of the picture table, where an editor can tell them.
+#: Columns of the image table, where an editor can tell them.
 TABLE_COLUMNS = (
     "source", "mask", "reference", "model", "target", "wrong", "wrong_reference", "reference_places", "correspondence"
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class PictureRow:
-    """One pair for a tracker's table: its pictures by column (see `TABLE_COLUMNS`), (H, W[, 3]) uint8."""
+class ImageRow:
+    """One pair for a tracker's table: its images by column (see `TABLE_COLUMNS`), (H, W[, 3]) uint8."""
 
     caption: str
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class HeldOutResult:
             ``heldout/psnr_wrong_reference``, ``heldout/psnr_no_reference``, ``heldout/n``, ``heldout/n_sources``,
             ``heldout/unreadable`` (pairs left out) and ``heldout/seconds``; of the warped set the same from
             ``heldout_warped/``. Definitions: `measure.DEFINITIONS`. All processes have the same.
-        table: the pictures of a few pairs of the natural set; empty but on the first process.
+        table: the images of a few pairs of the natural set; empty but on the first process.
         notes: what went wrong without ending the run: pairs that cannot be read, files that cannot be written.
     """
 
     step: int
     figures: dict[str, float]
-    table: list[PictureRow] = field(default_factory=list)
+    table: list[ImageRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -69,7 +69,7 @@ class _Found(NamedTuple):
     number: int
     set_name: SetName
     scores: PairScores
-    row: PictureRow | None
+    row: ImageRow | None
 
 
 def gather_alone(items: list[Any]) -> list[Any]:
@@ -148,11 +148,11 @@ class HeldOutEvaluation:
         try:
             self._log.append({"step": step, **figures})
             if table:
-                write_picture(
+                write_image(
                     Image.fromarray(_sheet(step, table, summaries["natural"])), self._output / f"step-{step:08d}.png"
                 )
         except (OSError, InputError) as error:  # a full disk ends no training
-            notes.append(f"the held-out figures or pictures of step {step} could not be written: {error}")
+            notes.append(f"the held-out figures or images of step {step} could not be written: {error}")
         return HeldOutResult(step, figures, table, notes)
 
     def _share(self, editor: Editor) -> tuple[list[_Found], list[str]]:
@@ -186,7 +186,7 @@ class HeldOutEvaluation:
         if batch:
             edits = edit_batch(editor, batch, with_baselines=False, with_correspondence=is_shown)
             for count, edited in enumerate(edits):
-                row = _picture_row(edited) if is_shown and edited.set_name == "natural" else None
+                row = _image_row(edited) if is_shown and edited.set_name == "natural" else None
                 found.append(_Found(readable[count % len(batch)], edited.set_name, edited.scores, row))
         return found
 
@@ -217,14 +217,14 @@ def _flat(summary: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _picture_row(edited: EditedPair) -> PictureRow:
+def _image_row(edited: EditedPair) -> ImageRow:
     cells = edited.cells()
-    return PictureRow(edited.caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
+    return ImageRow(edited.caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
 
 
-def _sheet(step: int, table: Sequence[PictureRow], summary: dict[str, Any]) -> np.ndarray:
-    columns = [name for name in TABLE_COLUMNS if name in table[0].pictures]
+def _sheet(step: int, table: Sequence[ImageRow], summary: dict[str, Any]) -> np.ndarray:
+    columns = [name for name in TABLE_COLUMNS if name in table[0].images]
     title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
     title += report.gain_sentences(summary)
-    rows = [SheetRow(row.caption, [row.pictures[name] for name in columns]) for row in table]
+    rows = [SheetRow(row.caption, [row.images[name] for name in columns]) for row in table]
     return contact_sheet(title, [SHEET_COLUMNS[name] for name in columns], rows)

@@ -24,7 +24,7 @@ class EvaluationOptions:
         max_pairs: at most so many, spread evenly over the source videos; None: all.
         batch_size: pairs edited together. It changes no choice, only speed and memory.
         sets: `natural`: references as mined; `warped`: each reference seen through a strong homography.
-        sheet_pairs: how many pairs the contact sheets show, and whose pictures are kept.
+        sheet_pairs: how many pairs the contact sheets show, and whose images are kept.
     """
 
     split: EvaluationSplit = "heldout"
@@ -78,7 +78,7 @@ class DuringTrainingOptions:
         seed: of masks, noise, warps, wrong references and the bootstrap; not the seed of the run, so that runs with
             several seeds are compared on the same pairs.
         max_pairs, num_inference_steps, guidance_scale, batch_size, sets, sheet_pairs: see `EvaluationOptions`;
-            `batch_size` is per process, `sheet_pairs` also fills the picture table of a tracker.
+            `batch_size` is per process, `sheet_pairs` also fills the image table of a tracker.
     """
 
     every_steps: int = 2000

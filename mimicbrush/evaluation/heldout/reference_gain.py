@@ -1,4 +1,4 @@
-"""From edited pictures to numbers: scores of single pictures, and their summary over pairs."""
+"""From edited images to numbers: scores of single images, and their summary over pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
 from mimicbrush.ops.similarity import psnr_inside, ssim_inside
 
-#: PSNR of equal pictures is infinite, and one such pair would make every mean infinite. 60 dB is an error of
+#: PSNR of equal images is infinite, and one such pair would make every mean infinite. 60 dB is an error of
 #: a quarter of a grey level: nothing that is painted comes near it.
 PSNR_CAP_DB = 60.0
 #: The side of SSIM's window.
@@ -22,7 +22,7 @@ ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inp
 
 GAIN_DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
-    f"size_px, nothing pasted back, capped at {PSNR_CAP_DB:g} dB (equal pictures), mean over pairs",
+    f"size_px, nothing pasted back, capped at {PSNR_CAP_DB:g} dB (equal images), mean over pairs",
     "ssim": "mean over the masked pixels of the SSIM map (scikit-image, 8-bit luma, Gaussian weights "
     "sigma 1.5, population covariance), nothing pasted back, mean over pairs; null below a canvas of 11 px",
     "n": "number of pairs; the top-level n, psnr, ssim and gains are those of the natural set",
@@ -56,7 +56,7 @@ class HoleScore(NamedTuple):
 
 
 def score_hole(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> HoleScore:
-    """Score one picture: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
+    """Score one image: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
     psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
     return HoleScore(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
 

@@ -19,7 +19,7 @@ from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.heldout.reference_gain import GAIN_DEFINITIONS, PairScores, interval_note, summarise_pairs
 from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, spread_shown_samples
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_with_references, load_sets
-from mimicbrush.io.images import write_picture
+from mimicbrush.io.images import write_image
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 from mimicbrush.ops.correspondence import LEGEND, Correspondence
 
@@ -51,7 +51,7 @@ def evaluate_heldout(
         size_px: side of the editor's square canvas.
         options: how; `split`, `num_inference_steps` and `guidance_scale` are only noted down here: they are
             the doing of whoever chose the pairs and built the editor.
-        output: folder for metrics, scores per pair, contact sheets and their pictures; None: none written.
+        output: folder for metrics, scores per pair, contact sheets and their images; None: none written.
         about: what else is to be noted down, such as where the editor and the pairs came from.
 
     Returns:
@@ -65,7 +65,7 @@ def evaluate_heldout(
     shown = spread_shown_samples(len(plans), options.sheet_pairs)
     scores: dict[str, list[PairScores]] = {name: [] for name in options.sets}
     records: list[dict[str, Any]] = []
-    pictures: dict[str, list[EditedPair]] = {name: [] for name in options.sets}
+    images: dict[str, list[EditedPair]] = {name: [] for name in options.sets}
     with tqdm(total=len(plans), unit="pair", desc="evaluating") as progress:
         for start in range(0, len(plans), options.batch_size):
             batch = plans[start : start + options.batch_size]
@@ -74,7 +74,7 @@ def evaluate_heldout(
                 scores[edited.set_name].append(edited.scores)
                 records.append(_record(edited))
                 if start + count % len(batch) in shown:
-                    pictures[edited.set_name].append(edited)
+                    images[edited.set_name].append(edited)
             progress.update(len(batch))
     summaries = {name: summarise_pairs(scores[name], options.seed) for name in options.sets}
     metrics = _metrics(summaries, size_px, options) | {"about": about or {}}
@@ -82,7 +82,7 @@ def evaluate_heldout(
         output.mkdir(parents=True, exist_ok=True)
         report.write_jsonl(output / PER_PAIR_FILE, records)
         for name in options.sets:
-            _write_pictures(output, name, pictures[name], metrics[name])
+            _write_images(output, name, images[name], metrics[name])
         report.write_json(output / METRICS_FILE, metrics)
         _write_showcase(output / SHOWCASE_FILE, editor, plans, size_px, options)
     return metrics
@@ -131,8 +131,8 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
     }
 
 
-def _write_pictures(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
-    """The contact sheet of one set, and its pictures one by one at the model's own size."""
+def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
+    """The contact sheet of one set, and its images one by one at the model's own size."""
     folder = output / PICTURES_FOLDER / name
     (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
     if not shown:
@@ -140,11 +140,11 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[EditedPair], su
     folder.mkdir(parents=True, exist_ok=True)
     rows, edits = [], []
     for number, edited in enumerate(shown):
-        pictures, cells = edited.pictures(), edited.cells()
+        images, cells = edited.images(), edited.cells()
         clip = re.sub(r"\W+", "_", Path(edited.sample.plan.pair.source_path).stem)[:60]
-        names = {column: f"{number:02d}_{clip}_{column}.png" for column in pictures}
-        for column, picture in pictures.items():
-            write_picture(Image.fromarray(picture), folder / names[column])
+        names = {column: f"{number:02d}_{clip}_{column}.png" for column in images}
+        for column, image in images.items():
+            write_image(Image.fromarray(image), folder / names[column])
         edits.append(
             {
                 "source": names["target"],
@@ -158,7 +158,7 @@ def _write_pictures(output: Path, name: SetName, shown: Sequence[EditedPair], su
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
     title += report.gain_sentences(summary)
     sheet = contact_sheet(title, [SHEET_COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
-    write_picture(Image.fromarray(sheet), output / SHEET_FILES[name])
+    write_image(Image.fromarray(sheet), output / SHEET_FILES[name])
 
 
 def _write_showcase(
@@ -188,4 +188,4 @@ def _write_showcase(
     )
     if found:
         title += f"\n{LEGEND}"
-    write_picture(Image.fromarray(showcase.showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)
+    write_image(Image.fromarray(showcase.showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)

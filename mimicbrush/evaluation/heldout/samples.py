@@ -15,7 +15,7 @@ from mimicbrush.evaluation.heldout.selection import numbers_by_source, spread_nu
 from mimicbrush.ops import canvas, counter_rng, geometry, masks
 
 #: The homographies of the warped set: *ours*, strong enough that copying in place does not pay. No flip: a
-#: mirrored reference asks for another picture, not for the same one seen from elsewhere.
+#: mirrored reference asks for another image, not for the same one seen from elsewhere.
 WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=0.5)
 _MASK_DRAWS = 1000
 # What a random number is for; part of its key, so that the uses are independent.
@@ -35,12 +35,12 @@ class EvalSample:
     """What an editor is given for one pair, at the editor's canvas size S.
 
     Attributes:
-        plan: where the pictures come from.
+        plan: where the images come from.
         source: (S, S, 3) uint8 RGB, letterboxed, unmasked: it is also the target.
         reference: (S, S, 3) uint8, the other frame of the pair.
         wrong_reference: (S, S, 3) uint8, a frame of another source, through the same geometry.
         mask: (S, S) uint8, 1 = repaint; never on the letterbox's padding.
-        area: (S, S) uint8, 1 where the canvas shows the picture, 0 on the padding.
+        area: (S, S) uint8, 1 where the canvas shows the image, 0 on the padding.
         reference_area: (S, S) uint8, the same of the reference.
         noise_seed: of the sampler's noise, the same for every reference.
     """
@@ -94,11 +94,11 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
     """Read and prepare one sample. Source, mask and noise are the same in both sets.
 
     Raises:
-        DataError: a picture cannot be read, or is too thin to hold a mask on this canvas.
+        DataError: an image cannot be read, or is too thin to hold a mask on this canvas.
     """
-    picture = plan.pair.read_a()
-    area = canvas.letterbox_mask(np.full(picture.shape[:2], 255, np.uint8), size_px)
-    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
+    image = plan.pair.read_a()
+    area = canvas.letterbox_mask(np.full(image.shape[:2], 255, np.uint8), size_px)
+    fit = geometry.letterbox_matrix(image.shape[1], image.shape[0], size_px)
     points = geometry.transform_points(plan.pair.a_points, fit)
     key = pair_key(plan.pair)
     matrix = None
@@ -107,7 +107,7 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
     reference = plan.pair.read_b()
     return EvalSample(
         plan=plan,
-        source=canvas.letterbox(picture, size_px, canvas.IMAGE_FILL),
+        source=canvas.letterbox(image, size_px, canvas.IMAGE_FILL),
         reference=_on_canvas(reference, matrix, size_px),
         wrong_reference=_on_canvas(plan.wrong.read_b(), matrix, size_px),
         mask=_draw_mask(points, area, plan.pair, seed),
@@ -122,19 +122,19 @@ def pair_key(pair: Pair) -> int:
     return int.from_bytes(hashlib.sha256(pair.pair_id.encode()).digest()[:8], "big")
 
 
-def _on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+def _on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
     if matrix is None:
-        return canvas.letterbox(picture, size_px, canvas.IMAGE_FILL)
-    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
-    return geometry.warp_to_canvas(picture, matrix @ fit, size_px, canvas.IMAGE_FILL)
+        return canvas.letterbox(image, size_px, canvas.IMAGE_FILL)
+    fit = geometry.letterbox_matrix(image.shape[1], image.shape[0], size_px)
+    return geometry.warp_to_canvas(image, matrix @ fit, size_px, canvas.IMAGE_FILL)
 
 
-def _area_on_canvas(picture: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
-    """(S, S) uint8, 1 where `_on_canvas` shows the picture alone."""
-    whole = np.full(picture.shape[:2], 255, np.uint8)
+def _area_on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+    """(S, S) uint8, 1 where `_on_canvas` shows the image alone."""
+    whole = np.full(image.shape[:2], 255, np.uint8)
     if matrix is None:
         return canvas.letterbox_mask(whole, size_px)
-    fit = geometry.letterbox_matrix(picture.shape[1], picture.shape[0], size_px)
+    fit = geometry.letterbox_matrix(image.shape[1], image.shape[0], size_px)
     return (geometry.warp_to_canvas(whole, matrix @ fit, size_px, canvas.MASK_FILL) == 255).astype(np.uint8)
 
 

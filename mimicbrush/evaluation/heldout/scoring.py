@@ -1,4 +1,4 @@
-"""One batch of pairs, edited in every way and scored; and the pictures of it that a person looks at."""
+"""One batch of pairs, edited in every way and scored; and the images of it that a person looks at."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mimicbrush.ops.plot import mark_hole
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
-#: Headings of the columns of contact sheets, by what `EditedPair.pictures` calls them.
+#: Headings of the columns of contact sheets, by what `EditedPair.images` calls them.
 SHEET_COLUMNS = {
     "source": "source\n(hole in stripes)",
     "mask": "mask\n(white = repaint)",
@@ -39,7 +39,7 @@ SHEET_COLUMNS = {
     "correspondence": "where the hole\ncame from",
 }
 
-#: Height of the pictures that show a correspondence: its marks are of one size, whatever the canvas is.
+#: Height of the images that show a correspondence: its marks are of one size, whatever the canvas is.
 _CORRESPONDENCE_PX = 256
 
 
@@ -61,10 +61,10 @@ class EditedPair:
     scores: PairScores
     correspondence: Correspondence | None = None
 
-    def pictures(self) -> dict[str, np.ndarray]:
-        """All pictures, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
+    def images(self) -> dict[str, np.ndarray]:
+        """All images, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
         sample = self.sample
-        pictures = {
+        images = {
             "source": mark_hole(sample.source, sample.mask),
             "mask": sample.mask * np.uint8(255),
             "reference": sample.reference,
@@ -74,21 +74,21 @@ class EditedPair:
         }
         if self.correspondence is not None:
             source, mask, reference = (
-                Image.fromarray(pixels) for pixels in (sample.source, pictures["mask"], sample.reference)
+                Image.fromarray(pixels) for pixels in (sample.source, images["mask"], sample.reference)
             )
             places, painted = tint_correspondence(source, mask, reference, self.correspondence, _CORRESPONDENCE_PX)
-            pictures |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
-        return pictures
+            images |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
+        return images
 
     def cells(self) -> dict[str, np.ndarray]:
-        """`pictures` as sheets show them: without the padding of their canvases, so that all lie in a cell alike."""
+        """`images` as sheets show them: without the padding of their canvases, so that all lie in a cell alike."""
         source, reference, wrong = area_boxes(self.sample, self.set_name)
         boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
         cells = {}
-        for name, picture in self.pictures().items():
-            scale = len(picture) / len(self.sample.mask)
+        for name, image in self.images().items():
+            scale = len(image) / len(self.sample.mask)
             x0, y0, x1, y1 = (round(side * scale) for side in boxes.get(name, source))
-            cells[name] = picture[y0:y1, x0:x1]
+            cells[name] = image[y0:y1, x0:x1]
         return cells
 
     def caption(self) -> str:

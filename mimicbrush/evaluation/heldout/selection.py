@@ -114,7 +114,7 @@ def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
         raise DataError("the folder holds no pairs; mine videos first: python scripts/mine_pairs.py")
     message = (
         "There are no pairs from videos, so pairs from single images are used: source and reference are the "
-        "same picture, copying in place is perfect, and only the warped set says something."
+        "same image, copying in place is perfect, and only the warped set says something."
     )
     return list(pairs), [message]
 

@@ -20,7 +20,7 @@ from mimicbrush.ops.plot import mark_hole
 SHOWCASE_CELL_PX, SHOWCASE_ROWS = 220, 3
 SHOWCASE_COLUMNS = ("source\n(hole in stripes)", "reference", "result", "target")
 #: Of a hole: how many neighbouring matches it covers, which part of these must move alike, and how far, over their own
-#: move and over the picture's long side, they may differ for that.
+#: move and over the image's long side, they may differ for that.
 _GROUP, _AGREEING, _ALIKE, _ALIKE_RATIO = 16, 0.7, 0.25, 0.01
 #: Over the long side: what a hole covers around its matches, and its least height and width.
 _MARGIN_RATIO, _LEAST_RATIO = 0.05, 0.24
@@ -33,8 +33,8 @@ class MovedHole:
     """A hole over what moved.
 
     Attributes:
-        mask: (H, W) uint8, 255 = repaint, of the pair's first picture.
-        moved_ratio: how far what it covers moved from one picture to the other, over their long side.
+        mask: (H, W) uint8, 255 = repaint, of the pair's first image.
+        moved_ratio: how far what it covers moved from one image to the other, over their long side.
         against_ratio: how far of that against the median of all matches: large over things, 0 where the camera moved.
     """
 
@@ -44,7 +44,7 @@ class MovedHole:
 
 
 def hole_over_what_moved(pair: Pair) -> MovedHole | None:
-    """Put a hole where neighbouring matches moved farthest together, over the picture and against the rest of it.
+    """Put a hole where neighbouring matches moved farthest together, over the image and against the rest of it.
 
     Copying the reference in place is wrong there. A function of the stored matches alone.
 
@@ -117,7 +117,7 @@ class ShowcaseRow:
         caption: a few words.
         source, mask: (H, W, 3) and (H, W) uint8, not 0 = hole.
         reference: (H', W', 3) uint8.
-        others: further pictures, such as result and target.
+        others: further images, such as result and target.
         correspondence: where the hole looked, in pixels of source and reference; None: no lines are drawn.
     """
 
@@ -132,7 +132,7 @@ class ShowcaseRow:
 def cut_row(caption: str, sample: EvalSample, result: np.ndarray, correspondence: Correspondence | None) -> ShowcaseRow:
     """Source, reference, result and target of a sample of the natural set, without the padding of their canvases."""
     (x0, y0, x1, y1), (u0, v0, u1, v1), _ = area_boxes(sample, "natural")
-    source, mask, painted = (picture[y0:y1, x0:x1] for picture in (sample.source, sample.mask, result))
+    source, mask, painted = (image[y0:y1, x0:x1] for image in (sample.source, sample.mask, result))
     if correspondence is not None:
         correspondence = replace(
             correspondence,
@@ -162,7 +162,7 @@ def showcase_sheet(
         inside = np.zeros_like(hole)
         inside[top : top + height, left : left + width] = True
         source = mark_hole(fit_cell(row.source, cell_px, smooth=True), hole & inside)
-        others = [fit_cell(picture, cell_px, smooth=True) for picture in (row.reference, *row.others)]
+        others = [fit_cell(image, cell_px, smooth=True) for image in (row.reference, *row.others)]
         laid_out.append(SheetRow(row.caption, [source, *others]))
     sheet = contact_sheet(title, columns, laid_out, cell_px)
     for number, row in enumerate(rows):

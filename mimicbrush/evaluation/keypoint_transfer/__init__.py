@@ -1,1 +1,1 @@
-"""Correspondence, measured: keypoints of one picture are carried to another, and counted where they arrive (PCK)."""
+"""Correspondence, measured: keypoints of one image are carried to another, and counted where they arrive (PCK)."""

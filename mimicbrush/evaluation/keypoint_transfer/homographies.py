@@ -1,4 +1,4 @@
-"""Pairs of pictures that a known homography joins: rendered from photographs, or read from a folder of real ones."""
+"""Pairs of images that a known homography joins: rendered from photographs, or read from a folder of real ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData, spread_numbers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
 from mimicbrush.io.hashing import hash_file
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import IMAGE_FILL
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
 from mimicbrush.ops.counter_rng import generator
@@ -57,7 +57,7 @@ _LAYOUT = "subfolders with 1.ppm .. 6.ppm (or png, jpg) and H_1_2 .. H_1_6, or w
 
 
 def unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[list[Path], list[Path]]:
-    """The pictures below a folder, sorted, without hidden ones; and those that were trained on, which are left out.
+    """The images below a folder, sorted, without hidden ones; and those that were trained on, which are left out.
 
     Whether a model has seen clips that were *rendered* over a photograph cannot be known from the photograph.
 
@@ -111,14 +111,14 @@ def photograph_tasks(
     count = len(files) if max_pairs is None else min(len(files), max_pairs // len(strengths))
     for number in range(count):
         file = files[len(files) * number // count]
-        picture = np.asarray(read_picture(file, "RGB"))
+        image = np.asarray(read_image(file, "RGB"))
         key = hash_file(file)
         for name in strengths:
             rng = generator(int(key[:16], 16), seed, list(STRENGTHS).index(name))
-            views = [_random_view(STRENGTHS[name], picture, size_px, rng) for _ in range(2)]
-            jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(picture)[:3])
-            pictures = (picture, apply_jitter(picture, jitter))
-            task = _task(pictures, views, np.eye(3), size_px, group=key, set_name=name)
+            views = [_random_view(STRENGTHS[name], image, size_px, rng) for _ in range(2)]
+            jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(image)[:3])
+            images = (image, apply_jitter(image, jitter))
+            task = _task(images, views, np.eye(3), size_px, group=key, set_name=name)
             if task is None:
                 empty.append(f"{file}, {name}")
             else:
@@ -127,23 +127,23 @@ def photograph_tasks(
 
 
 def homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tuple[list[TransferTask], list[str]]:
-    """Real pictures of planes: the first of each folder is the source, the others are references.
+    """Real images of planes: the first of each folder is the source, the others are references.
 
     Args:
         root: subfolders as in HPatches or in Oxford's affine set, see the error; or one of these.
-        size_px: side of the canvas, on which the pictures are letterboxed.
+        size_px: side of the canvas, on which the images are letterboxed.
         max_pairs: at most so many, spread over the subfolders; None for all.
 
     Returns:
-        The tasks, in sets "1 to 2", "1 to 3", ..., and those (MATRIX FILE) whose pictures have no keypoint in common.
+        The tasks, in sets "1 to 2", "1 to 3", ..., and those (MATRIX FILE) whose images have no keypoint in common.
 
     Raises:
-        InputError: no folder is laid out like this, or a picture cannot be read.
+        InputError: no folder is laid out like this, or an image cannot be read.
         DataError: a file is missing or is no homography; names it.
     """
     folders = [folder for folder in (root, *sorted(root.glob("*"))) if folder.is_dir() and _matrices_in(folder)]
     if not folders:
-        raise InputError(f"{root} holds no pictures with homographies; expected are {_LAYOUT}")
+        raise InputError(f"{root} holds no images with homographies; expected are {_LAYOUT}")
     pairs = [(folder, number, file) for folder in folders for number, file in _matrices_in(folder).items()]
     by_folder: dict[str, list[int]] = {}
     for index, (folder, _, _) in enumerate(pairs):
@@ -152,9 +152,9 @@ def homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tuple[l
     for _, index in spread_numbers(by_folder, max_pairs):
         folder, number, file = pairs[index]
         matrix = read_homography(file)
-        pictures = [np.asarray(read_picture(_picture_of(folder, each, file), "RGB")) for each in (1, number)]
-        fits = [letterbox_matrix(picture.shape[1], picture.shape[0], size_px) for picture in pictures]
-        task = _task(pictures, fits, matrix, size_px, group=folder.name, set_name=f"1 to {number}")
+        images = [np.asarray(read_image(_image_of(folder, each, file), "RGB")) for each in (1, number)]
+        fits = [letterbox_matrix(image.shape[1], image.shape[0], size_px) for image in images]
+        task = _task(images, fits, matrix, size_px, group=folder.name, set_name=f"1 to {number}")
         if task is None:
             empty.append(str(file))
         else:
@@ -181,17 +181,17 @@ def read_homography(file: Path) -> np.ndarray:
 
 
 def _matrices_in(folder: Path) -> dict[int, Path]:
-    """Number of the picture that is mapped to -> the file of its homography."""
+    """Number of the image that is mapped to -> the file of its homography."""
     found: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         match = _MATRIX_NAME.fullmatch(file.name)
         if match and (twin := found.setdefault(int(match[1] or match[2]), file)) != file:
-            raise DataError(f"{twin} and {file.name} are homographies to the same picture; leave one")
+            raise DataError(f"{twin} and {file.name} are homographies to the same image; leave one")
     return dict(sorted(found.items()))
 
 
-def _picture_of(folder: Path, number: int, matrix_file: Path) -> Path:
-    """The picture of a number, which a homography's file asks for."""
+def _image_of(folder: Path, number: int, matrix_file: Path) -> Path:
+    """The image of a number, which a homography's file asks for."""
     found = [
         file
         for file in sorted(folder.iterdir())
@@ -200,15 +200,15 @@ def _picture_of(folder: Path, number: int, matrix_file: Path) -> Path:
     if len(found) != 1:
         there = ", ".join(file.name for file in found) or "none"
         raise DataError(
-            f"{matrix_file} belongs to a picture {number}.ppm or img{number}.ppm (or png, jpg) beside it; "
+            f"{matrix_file} belongs to an image {number}.ppm or img{number}.ppm (or png, jpg) beside it; "
             f"there must be one, found: {there}"
         )
     return found[0]
 
 
-def _random_view(strength: Strength, picture: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """(3, 3): from the pixels of a picture to a canvas that its middle square fills, and through a homography."""
-    height, width = picture.shape[:2]
+def _random_view(strength: Strength, image: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
+    """(3, 3): from the pixels of an image to a canvas that its middle square fills, and through a homography."""
+    height, width = image.shape[:2]
     ratio = size_px / min(width, height)
     middle = np.eye(3)
     middle[:2, 2] = (size_px - width * ratio) / 2, (size_px - height * ratio) / 2
@@ -219,30 +219,30 @@ def _random_view(strength: Strength, picture: np.ndarray, size_px: int, rng: np.
 
 
 def _task(
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     onto: Sequence[np.ndarray],
     between: np.ndarray,
     size_px: int,
     group: str,
     set_name: str,
 ) -> TransferTask | None:
-    """A task of two pictures (H, W, 3) uint8, or None where they have no keypoint in common.
+    """A task of two images (H, W, 3) uint8, or None where they have no keypoint in common.
 
     Args:
-        pictures: source and reference.
+        images: source and reference.
         onto: (3, 3) each, from their pixels to their canvases.
-        between: (3, 3), from the source picture's pixels to the reference picture's.
+        between: (3, 3), from the source image's pixels to the reference image's.
         size_px, group, set_name: see `TransferTask`.
     """
     source_xy = keypoint_grid(size_px)
     in_source = _through(np.linalg.inv(onto[0]), source_xy)
     in_reference = _through(between, in_source)
     reference_xy = _through(onto[1], in_reference)
-    shown = _within(in_source, pictures[0]) & _within(in_reference, pictures[1]) & is_inside(reference_xy, size_px)
+    shown = _within(in_source, images[0]) & _within(in_reference, images[1]) & is_inside(reference_xy, size_px)
     if not shown.any():
         return None
     source, reference = (
-        warp_to_canvas(picture, matrix, size_px, IMAGE_FILL) for picture, matrix in zip(pictures, onto, strict=True)
+        warp_to_canvas(image, matrix, size_px, IMAGE_FILL) for image, matrix in zip(images, onto, strict=True)
     )
     return TransferTask(
         source, reference, source_xy[shown], reference_xy[shown], float(size_px), group=group, set_name=set_name
@@ -253,14 +253,14 @@ def _through(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(K, 2) points through a (3, 3) matrix in float64; not a number where they come to lie behind the camera."""
     mapped = np.column_stack([points, np.ones(len(points))]) @ matrix.T
     known = mapped[np.isfinite(mapped).all(axis=1)]
-    # A matrix means the same with any sign: what most of the picture is, is before the camera.
+    # A matrix means the same with any sign: what most of the image is, is before the camera.
     in_front = np.sign(mapped[:, 2]) == np.sign(known[:, 2].sum())
     return np.where(in_front[:, None], mapped[:, :2] / np.where(in_front, mapped[:, 2], 1)[:, None], np.nan)
 
 
-def _within(points: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """(K,) bool: which points lie between the centres of the picture's outermost pixels; what is no number does not."""
-    height, width = picture.shape[:2]
+def _within(points: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(K,) bool: which points lie between the centres of the image's outermost pixels; what is no number does not."""
+    height, width = image.shape[:2]
     return np.all((points >= 0) & (points <= (width - 1, height - 1)), axis=1)
 
 

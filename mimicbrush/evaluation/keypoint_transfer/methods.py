@@ -35,7 +35,7 @@ class NoFeaturesError(InputError):
 
 
 class RandomPlaces:
-    """A random place of the canvas for each, other ones in every picture."""
+    """A random place of the canvas for each, other ones in every image."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -75,9 +75,9 @@ class FeatureTransfer:
         return (np.stack([column, row], axis=1) + 0.5) * size / n - 0.5
 
     @torch.no_grad()
-    def _features(self, pictures: np.ndarray) -> torch.Tensor:
+    def _features(self, images: np.ndarray) -> torch.Tensor:
         pipeline = self.pipeline
-        pixels = to_tensor(pictures)
+        pixels = to_tensor(images)
         latents = encode_latents(pipeline.vae, pixels, None)
         noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(_SEED)).expand_as(latents)
         timestep = torch.full((len(latents),), self.timestep)

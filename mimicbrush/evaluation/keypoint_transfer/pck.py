@@ -46,7 +46,7 @@ def carry_keypoints(methods: Mapping[str, Method], tasks: Sequence[TransferTask]
 def measure_pck(
     places: Places, tasks: Sequence[TransferTask], seed: int, alphas: Sequence[float] = ALPHAS
 ) -> dict[str, Any]:
-    """Row -> alpha -> percentage of all points, mean of the percentages of pictures, and its 95 % interval.
+    """Row -> alpha -> percentage of all points, mean of the percentages of images, and its 95 % interval.
 
     Args:
         places: of every row, one array for each task.
@@ -60,17 +60,17 @@ def measure_pck(
         results[name] = {}
         for alpha in alphas:
             hits = [find_correct(xy, task, alpha) for xy, task in zip(found, tasks, strict=True)]
-            by_picture = np.array([100 * each.mean() for each in hits])
+            by_image = np.array([100 * each.mean() for each in hits])
             results[name][str(alpha)] = {
                 "per_point": float(100 * np.concatenate(hits).mean()),
-                "per_picture": float(by_picture.mean()),
-                "ci95": list(cluster_interval(by_picture, groups, seed)),
+                "per_picture": float(by_image.mean()),
+                "ci95": list(cluster_interval(by_image, groups, seed)),
             }
     return results
 
 
 def measure_sets(places: Places, tasks: Sequence[TransferTask], seed: int) -> dict[str, Any]:
-    """Set name -> its `points`, its `pictures`, and the `results` of `measure_pck`; empty where tasks name none."""
+    """Set name -> its `points`, its `images`, and the `results` of `measure_pck`; empty where tasks name none."""
     sets: dict[str, Any] = {}
     for name in dict.fromkeys(task.set_name for task in tasks if task.set_name):
         chosen = [number for number, task in enumerate(tasks) if task.set_name == name]
@@ -104,14 +104,14 @@ def measure_layers(found: Sequence[AttentionPlaces], tasks: Sequence[TransferTas
 
 
 def pck_markdown(results: Mapping[str, Any], absent: Mapping[str, str]) -> str:
-    """The table: percentages per picture with intervals; rows that could not be measured say why."""
+    """The table: percentages per image with intervals; rows that could not be measured say why."""
     rows = [[name, *(_cell(by_alpha[str(alpha)]) for alpha in ALPHAS)] for name, by_alpha in results.items()]
     rows += [[f"{name}: {why}", *["n/a"] * len(ALPHAS)] for name, why in absent.items()]
     return _table(["method", *(f"PCK@{alpha:g}" for alpha in ALPHAS)], rows)
 
 
 def sets_markdown(sets: Mapping[str, Any]) -> str:
-    """PCK at `ALPHA`: a column for each set, with the number of its pictures."""
+    """PCK at `ALPHA`: a column for each set, with the number of its images."""
     first = next(iter(sets.values()))["results"]
     head = [f"PCK@{ALPHA:g}", *(f"{name} ({values['pictures']})" for name, values in sets.items())]
     return _table(

@@ -1,4 +1,4 @@
-"""Pairs of pictures with keypoints whose places in both are known."""
+"""Pairs of images with keypoints whose places in both are known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.heldout.samples import WARP, pair_key
 from mimicbrush.evaluation.heldout.selection import spread_pairs
 from mimicbrush.io.atomic import path_inside
-from mimicbrush.io.images import read_picture
+from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import IMAGE_FILL
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
 from mimicbrush.ops.counter_rng import generator
@@ -33,7 +33,7 @@ class TransferTask:
     Attributes:
         source, reference: (S, S, 3) uint8 RGB, letterboxed with white.
         source_xy, reference_xy: (K, 2) float64, x and y of the keypoints in pixels of the canvases.
-        extent_px: of what a distance is a part of: the longer side of the picture, or of the object's box.
+        extent_px: of what a distance is a part of: the longer side of the image, or of the object's box.
         group: what the bootstrap draws together.
         set_name: of the part of the data that it belongs to, for a table by parts; empty where there are none.
     """
@@ -56,26 +56,26 @@ def warped_tasks(
         The tasks, and the pairs whose warped frame shows no keypoint any more.
 
     Raises:
-        DataError: a picture cannot be read, or none is left with keypoints.
+        DataError: an image cannot be read, or none is left with keypoints.
     """
     tasks, empty = [], []
     for pair in spread_pairs(pairs, max_pairs):
         rng = generator(pair_key(pair), seed)
-        picture = pair.read_a()
-        height, width = picture.shape[:2]
+        image = pair.read_a()
+        height, width = image.shape[:2]
         fit = letterbox_matrix(width, height, size_px)
         matrix = random_matrix(WARP, size_px, rng, flip=False)
-        jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(picture)[:3])
+        jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(image)[:3])
         grid = keypoint_grid(size_px)
-        in_picture = transform_points(grid, np.linalg.inv(fit))
-        shown = (in_picture >= 0).all(axis=1) & (in_picture <= (width - 1, height - 1)).all(axis=1)
+        in_image = transform_points(grid, np.linalg.inv(fit))
+        shown = (in_image >= 0).all(axis=1) & (in_image <= (width - 1, height - 1)).all(axis=1)
         target = transform_points(grid, matrix)
         kept = shown & is_inside(target, size_px)
         if kept.any():
             tasks.append(
                 TransferTask(
-                    source=warp_to_canvas(picture, fit, size_px, IMAGE_FILL),
-                    reference=warp_to_canvas(apply_jitter(picture, jitter), matrix @ fit, size_px, IMAGE_FILL),
+                    source=warp_to_canvas(image, fit, size_px, IMAGE_FILL),
+                    reference=warp_to_canvas(apply_jitter(image, jitter), matrix @ fit, size_px, IMAGE_FILL),
                     source_xy=grid[kept],
                     reference_xy=target[kept].astype(np.float64),
                     extent_px=float(size_px),
@@ -85,12 +85,12 @@ def warped_tasks(
         else:
             empty.append(pair.pair_id)
     if not tasks:
-        raise DataError(f"none of {len(pairs)} pairs has keypoints that both of its pictures show")
+        raise DataError(f"none of {len(pairs)} pairs has keypoints that both of its images show")
     return tasks, empty
 
 
 def keypoint_grid(size_px: int) -> np.ndarray:
-    """The keypoints of a canvas whose pictures have none of their own: (`GRID` x `GRID`, 2) float64, row by row."""
+    """The keypoints of a canvas whose images have none of their own: (`GRID` x `GRID`, 2) float64, row by row."""
     centres = (np.arange(GRID) + 0.5) * size_px / GRID - 0.5
     return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
 
@@ -102,7 +102,7 @@ def spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str = "t
 
     Raises:
         InputError: there is no such folder.
-        DataError: an annotation or a picture cannot be read; names it.
+        DataError: an annotation or an image cannot be read; names it.
     """
     folder = root / "PairAnnotation" / split
     files = sorted(folder.glob("*.json"))
@@ -122,11 +122,11 @@ def _spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as an annotation of SPair-71k ({error!r})") from error
     if source_points.shape != target_points.shape or source_points.ndim != 2 or source_points.shape[1] != 2:
-        raise DataError(f"{file}: {source_points.shape} keypoints in one picture, {target_points.shape} in the other")
-    shown = [np.asarray(read_picture(path_inside(root / "JPEGImages", name), "RGB")) for name in names]
+        raise DataError(f"{file}: {source_points.shape} keypoints in one image, {target_points.shape} in the other")
+    shown = [np.asarray(read_image(path_inside(root / "JPEGImages", name), "RGB")) for name in names]
     fits = [letterbox_matrix(each.shape[1], each.shape[0], size_px) for each in shown]
     source, reference = (
-        warp_to_canvas(picture, fit, size_px, IMAGE_FILL) for picture, fit in zip(shown, fits, strict=True)
+        warp_to_canvas(image, fit, size_px, IMAGE_FILL) for image, fit in zip(shown, fits, strict=True)
     )
     return TransferTask(
         source=source,

@@ -1,6 +1,6 @@
 """A blind user study as in the paper (Sec. 4): raters rank results without knowing whose they are.
 
-The page for the raters holds all pictures and no name; which letter is whose lies in a key that they do not get.
+The page for the raters holds all images and no name; which letter is whose lies in a key that they do not get.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from PIL import Image
 from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, BenchmarkFault, Case, read_benchmark
 from mimicbrush.io.atomic import replace_folder
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops import counter_rng
 
 #: What is asked, and how it is put to the raters. The first is the best: rank 1.
 QUESTIONS = {
     "fidelity": "Which one shows best, in the marked region, what the reference shows there?",
     "harmony": "Which one fits best into its surroundings?",
-    "quality": "Which one is the best picture, sharp and without faults?",
+    "quality": "Which one is the best image, sharp and without faults?",
 }
 KEY_FORMAT, ANSWERS_FORMAT = "mimicbrush user study key 1", "mimicbrush user study answers 1"
 RATERS_FOLDER, PAGE_NAME, KEY_NAME = "for_raters", "study.html", "key.json"
@@ -92,7 +92,7 @@ def make_study(
         editors: whose results to compare; empty: all.
         max_cases: at most so many, the tracks in turn.
         seed: of the choice and of the letters.
-        long_side_px: pictures are shown at most this large.
+        long_side_px: images are shown at most this large.
         pasted_back: put the source's own pixels back outside of the mask, as the pipeline does when it edits.
 
     Raises:
@@ -124,7 +124,7 @@ def make_study(
         order = [names[n] for n in counter_rng.generator(seed, number).permutation(len(names))]
         identity = f"q{number:03d}"
         letters = dict(zip(LETTERS, order, strict=False))
-        questions.append({"id": identity} | _pictures(case, evaluation, letters, long_side_px, pasted_back))
+        questions.append({"id": identity} | _images(case, evaluation, letters, long_side_px, pasted_back))
         key[identity] = {"track": case.track.name, "case": case.number, "letters": letters}
     study = hashlib.sha256(json.dumps([questions, key], sort_keys=True).encode()).hexdigest()[:16]
     page = _page(study, questions, len(names))
@@ -143,11 +143,11 @@ def make_study(
 
 
 def _first_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> BenchmarkFault | None:
-    size = read_picture(case.source, "RGB").size
+    size = read_image(case.source, "RGB").size
     for editor in editors:
         path = _result(case, evaluation, editor)
         try:
-            found = read_picture(path, "RGB").size
+            found = read_image(path, "RGB").size
         except MimicBrushError as error:
             return BenchmarkFault(path, str(error).removeprefix(f"{path}: "))
         if found != size:
@@ -168,26 +168,26 @@ def _spread(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
     return [turns[n] for n in rng.permutation(len(turns))]
 
 
-def _pictures(
+def _images(
     case: Case, evaluation: Path, letters: dict[str, str], long_side_px: int, pasted_back: bool
 ) -> dict[str, Any]:
     from mimicbrush.ops.canvas import paste_back  # torch comes along, and scoring does without
 
-    source, mask = np.asarray(read_picture(case.source, "RGB")), np.asarray(read_picture(case.mask, "L"))
+    source, mask = np.asarray(read_image(case.source, "RGB")), np.asarray(read_image(case.mask, "L"))
     # What is in the hole is not shown: of an inner-ID case it is the ground truth.
     hole = np.where(mask[..., None] > MASK_THRESHOLD, _HOLE, source).astype(np.uint8)
     results = {}
     for letter, editor in letters.items():
-        result = np.asarray(read_picture(_result(case, evaluation, editor), "RGB"))
+        result = np.asarray(read_image(_result(case, evaluation, editor), "RGB"))
         if pasted_back:
             result = paste_back(result, source, mask).round().astype(np.uint8)
         results[letter] = _jpeg(result, long_side_px)
-    reference = np.asarray(read_picture(case.reference, "RGB"))
+    reference = np.asarray(read_image(case.reference, "RGB"))
     return {"source": _jpeg(hole, long_side_px), "reference": _jpeg(reference, long_side_px), "results": results}
 
 
 def _jpeg(image: np.ndarray, long_side_px: int) -> str:
-    """A data address of a picture; nothing of its file comes along."""
+    """A data address of an image; nothing of its file comes along."""
     scale = long_side_px / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

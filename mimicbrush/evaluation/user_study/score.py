@@ -153,7 +153,7 @@ def crossed_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) 
 
 
 def score_table(found: StudyScores) -> str:
-    """The scores as a Markdown table, with the paper's below: of other pictures, raters and rivals."""
+    """The scores as a Markdown table, with the paper's below: of other images, raters and rivals."""
     heads = "".join(f" {question}, best % |" for question in QUESTIONS)
     lines = [f"| editor |{heads} mean rank |", "|---|" + "---|" * (len(QUESTIONS) + 1)]
     for editor, row in found.scores.items():
@@ -166,7 +166,7 @@ def score_table(found: StudyScores) -> str:
     lines += [
         "",
         f"{found.raters} raters, {found.cases} cases; by chance each would be best in {chance:.1f} %. In brackets: "
-        "95 % intervals over raters and cases. The paper's rows are of other pictures, raters and rivals.",
+        "95 % intervals over raters and cases. The paper's rows are of other images, raters and rivals.",
     ]
     if found.raters == 1:
         lines.append("One rater: the intervals say nothing about other raters.")

@@ -34,7 +34,7 @@ class Refused:
         a_frame, b_frame: frame numbers; b is -1 for a single frame.
         ssim: NaN where it was not computed.
         num_matches: -1 where they were not looked for.
-        picture: (h, w, 3) uint8 RGB thumbnail, both frames side by side.
+        image: (h, w, 3) uint8 RGB thumbnail, both frames side by side.
     """
 
     reason: str
@@ -42,7 +42,7 @@ class Refused:
     b_frame: int
     ssim: float
     num_matches: int
-    picture: np.ndarray
+    image: np.ndarray
 
     def to_row(self, source_path: str) -> dict[str, object]:
         """As a row of the audit's Parquet part."""
@@ -53,7 +53,7 @@ class Refused:
             "b_frame": self.b_frame,
             "ssim": self.ssim,
             "num_matches": self.num_matches,
-            "picture": encode_jpeg(self.picture, _JPEG_QUALITY),
+            "picture": encode_jpeg(self.image, _JPEG_QUALITY),
         }
 
 

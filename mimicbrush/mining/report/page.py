@@ -50,7 +50,7 @@ class ReasonRow:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of numbers, and the sentences that go with it."""
+    """A image of numbers, and the sentences that go with it."""
 
     title: str
     svg: Markup
@@ -176,7 +176,7 @@ def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]
             ssims,
             (0, 1),
             "{:.2f}",
-            f"Mined: {band[0]:g} to {band[1]:g}, shaded; 1 is the same picture. Training can narrow the band without "
+            f"Mined: {band[0]:g} to {band[1]:g}, shaded; 1 is the same image. Training can narrow the band without "
             "mining again.",
             band=band,
         ),
@@ -196,7 +196,7 @@ def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]
             f"{still:.1%} of the pairs moved less than 1%. The last bar holds all that moved farther.",
         ),
         _figure(
-            "Share of the picture that is hidden",
+            "Share of the image that is hidden",
             masks.hidden,
             (0, 1),
             "{:.2f}",
@@ -248,7 +248,7 @@ def _segment_figure(photographs: PairTable, options: dict[str, float]) -> Figure
         return None
     ratios = photographs.values("segment_ratios")
     says = (
-        f"{_count(len(ratios))} segments of {_count(len(photographs))} photographs, as a share of the picture. "
+        f"{_count(len(ratios))} segments of {_count(len(photographs))} photographs, as a share of the image. "
         f"Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g}, shaded; "
         f"at most {options['max_segments']} of a photograph."
     )

@@ -44,9 +44,9 @@ class MaskFigures:
     """Of sampled video pairs, (N,) each.
 
     Attributes:
-        hidden: share of the picture that the mask hides.
-        matched: share of the hidden cells of the picture that hold a match.
-        moved: how far the matched points moved, median over a pair's points, over the diagonal of the picture.
+        hidden: share of the image that the mask hides.
+        matched: share of the hidden cells of the image that hold a match.
+        moved: how far the matched points moved, median over a pair's points, over the diagonal of the image.
     """
 
     hidden: np.ndarray
@@ -129,7 +129,7 @@ def mask_figures(pairs: PairTable) -> MaskFigures:
 
 
 def grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
-    """The paper's mask for the first picture, letterboxed to `_CANVAS_PX`, and its grid: (S, S) uint8, N."""
+    """The paper's mask for the first image, letterboxed to `_CANVAS_PX`, and its grid: (S, S) uint8, N."""
     seed = mix(int(pair.source_hash[:15] or "0", 16), int(pair.pair_id.rpartition("-")[2] or 0))
     n = _GRIDS[seed % len(_GRIDS)]
     height, width = pair.size_px
@@ -137,17 +137,17 @@ def grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
     return sift_grid_mask(points, _CANVAS_PX, generator(seed), cells=(n, n)), n
 
 
-def picture_box(size_px: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and columns of the canvas of `grid_mask` that a picture of (height, width) fills."""
+def image_box(size_px: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the canvas of `grid_mask` that an image of (height, width) fills."""
     scale = _CANVAS_PX / max(size_px)
     starts = [round((_CANVAS_PX - side * scale) / 2) for side in size_px]
     return slice(starts[0], _CANVAS_PX - starts[0]), slice(starts[1], _CANVAS_PX - starts[1])
 
 
 def mask_shares(pair: Pair) -> tuple[float, float]:
-    """Share of the picture that is hidden, and share of the hidden cells that hold a match (0 where none is)."""
+    """Share of the image that is hidden, and share of the hidden cells that hold a match (0 where none is)."""
     mask, n = grid_mask(pair)
-    rows, columns = picture_box(pair.size_px)
+    rows, columns = image_box(pair.size_px)
     height, width = pair.size_px
     points = transform_points(pair.a_points, letterbox_matrix(width, height, _CANVAS_PX))
     has_match = np.zeros((n, n), bool)
@@ -162,7 +162,7 @@ def mask_shares(pair: Pair) -> tuple[float, float]:
 
 
 def moved_ratio(pair: Pair) -> float:
-    """How far a pair's matched points moved: the median over the diagonal of the picture; 0 without points."""
+    """How far a pair's matched points moved: the median over the diagonal of the image; 0 without points."""
     if not len(pair.a_points):
         return 0.0
     distances = np.linalg.norm(pair.b_points.astype(np.float64) - pair.a_points, axis=1)

@@ -1,4 +1,4 @@
-"""The pictures of the report: kept pairs, refused pairs and photographs, each as a data URI of bounded size."""
+"""The images of the report: kept pairs, refused pairs and photographs, each as a data URI of bounded size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mimicbrush.data.manifest import PairTable, list_manifest_parts
 from mimicbrush.data.pair import Pair, decode_jpeg
 from mimicbrush.errors import DataError
 from mimicbrush.mining.jpeg import encode_jpeg, stored_size
-from mimicbrush.mining.report.statistics import grid_mask, moved_ratio, picture_box, row_keys, spread_rows
+from mimicbrush.mining.report.statistics import grid_mask, image_box, moved_ratio, row_keys, spread_rows
 from mimicbrush.ops.plot import colour_segments, match_panel, tint
 
 KEPT_PAIRS, REFUSED_EXAMPLES, PHOTOGRAPHS = 12, 24, 6
@@ -33,7 +33,7 @@ class EmbeddedImage:
 
     Attributes:
         uri: "data:image/jpeg;base64,...".
-        width_px, height_px: of the picture.
+        width_px, height_px: of the image.
         alt: what is to be seen, for those who do not see it.
     """
 
@@ -45,7 +45,7 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Pictures with its words.
+    """Images with its words.
 
     Attributes:
         images: side by side; none where they could not be read, and `note` says why.
@@ -73,7 +73,7 @@ def _kept_pair(pair: Pair, gap_s: float) -> CaptionedImages:
         a, b = pair.read_a(), pair.read_b()
     except DataError as error:
         return _unreadable(pair.source_path, error)
-    mask = _on_picture(pair)
+    mask = _on_image(pair)
     masked = tint(a, cv2.resize(mask, a.shape[1::-1], interpolation=cv2.INTER_NEAREST), _MASK_COLOUR)
     panel = match_panel(a, b, pair.a_points, pair.b_points, _PANEL_HEIGHT_PX)
     panel = stored_size(panel, _PANEL_WIDTH_PX)
@@ -86,8 +86,8 @@ def _kept_pair(pair: Pair, gap_s: float) -> CaptionedImages:
     return CaptionedImages(images, pair.source_path, note)
 
 
-def _on_picture(pair: Pair) -> np.ndarray:
-    rows, columns = picture_box(pair.size_px)
+def _on_image(pair: Pair) -> np.ndarray:
+    rows, columns = image_box(pair.size_px)
     return np.ascontiguousarray(grid_mask(pair)[0][rows, columns])
 
 
@@ -109,7 +109,7 @@ def _photograph(pair: Pair) -> CaptionedImages:
     except DataError as error:
         return _unreadable(pair.source_path, error)
     ratios = pair.segment_ratios
-    note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the picture"
+    note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the image"
     alt = f"The photograph {pair.source_path} with {count} segments in colours"
     return CaptionedImages((_image(colour_segments(image, segments), alt),), pair.source_path, note)
 
@@ -128,12 +128,12 @@ def refused_pairs(root: Path) -> list[CaptionedImages]:
     of_name = np.array([hash_of(name) for name in names.dictionary.to_pylist()], np.uint64)
     keys = row_keys(of_name[names.indices.to_numpy()], frames)
     reasons = words["reason"].combine_chunks().dictionary_encode().indices.to_numpy()
-    pictures = []
+    images = []
     for number in spread_rows(reasons, keys, REFUSED_EXAMPLES):
         values = {name: words[name][int(number)].as_py() for name in words.column_names}
-        data = _audit_picture(tables[part_of[number]][0], int(row_of[number]))
-        pictures.append(_refused_picture(values, data))
-    return sorted(pictures, key=lambda picture: (picture.tag, picture.title))
+        data = _audit_image(tables[part_of[number]][0], int(row_of[number]))
+        images.append(_refused_image(values, data))
+    return sorted(images, key=lambda image: (image.tag, image.title))
 
 
 def hash_of(text: str) -> int:
@@ -147,11 +147,11 @@ def hash_of(text: str) -> int:
 def _audit_words(part: Path) -> pa.Table | None:
     try:
         return pq.read_table(part, columns=["source_path", "reason", "a_frame", "b_frame", "ssim", "num_matches"])
-    except (pa.ArrowException, OSError):  # no pictures, then; `pairs.py verify` says what is wrong with it
+    except (pa.ArrowException, OSError):  # no images, then; `pairs.py verify` says what is wrong with it
         return None
 
 
-def _audit_picture(part: Path, row: int) -> bytes:
+def _audit_image(part: Path, row: int) -> bytes:
     try:
         data: bytes = pq.read_table(part, columns=["picture"])["picture"][row].as_py()
     except (pa.ArrowException, OSError):
@@ -159,7 +159,7 @@ def _audit_picture(part: Path, row: int) -> bytes:
     return data
 
 
-def _refused_picture(values: dict[str, object], data: bytes) -> CaptionedImages:
+def _refused_image(values: dict[str, object], data: bytes) -> CaptionedImages:
     single = values["b_frame"] == -1
     facts = [f"frame {values['a_frame']}" if single else f"frames {values['a_frame']} and {values['b_frame']}"]
     if values["ssim"] == values["ssim"]:  # else NaN: not computed

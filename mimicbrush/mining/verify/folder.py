@@ -32,14 +32,14 @@ class FolderCheckResult:
 
     Attributes:
         shards: with a marker.
-        pairs, pictures: that were read.
+        pairs, images: that were read.
         bytes_read: of them, and of the shards' files.
         faults: in the order of the shards, then of the whole folder.
     """
 
     shards: int = 0
     pairs: int = 0
-    pictures: int = 0
+    images: int = 0
     bytes_read: int = 0
     faults: list[ShardFault] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class FolderCheckResult:
 def verify_folder(
     root: Path, *, input_root: Path | None = None, workers: int = 1, progress: bool = True
 ) -> FolderCheckResult:
-    """Read everything of a mined folder again: hashes, pictures, segments, counts, index. Nothing is changed.
+    """Read everything of a mined folder again: hashes, images, segments, counts, index. Nothing is changed.
 
     Args:
         root: the mined folder.
@@ -76,7 +76,7 @@ def verify_folder(
     for _, result in sorted(shards, key=lambda entry: entry[0]):
         verdict.faults += result.faults
         verdict.pairs += result.pairs
-        verdict.pictures += result.pictures
+        verdict.images += result.images
         verdict.bytes_read += result.bytes_read
     verdict.faults += _strangers(root, finished)
     verdict.faults += _unfinished(root, plan, finished)

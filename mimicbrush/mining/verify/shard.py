@@ -1,4 +1,4 @@
-"""One shard, read again: its marker, its tar, every picture and every segment that its rows name."""
+"""One shard, read again: its marker, its tar, every image and every segment that its rows name."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ShardCheckResult:
 
     faults: list[ShardFault]
     pairs: int = 0
-    pictures: int = 0
+    images: int = 0
     bytes_read: int = 0
 
 
@@ -102,7 +102,7 @@ class _Reading:
         self.result.faults.append(ShardFault(file, pair_id, found, expected, remedy or self.remedy))
 
     def _remedy(self, values: dict[str, Any]) -> str:
-        """What to do about a picture; "" for mining its shard again."""
+        """What to do about an image; "" for mining its shard again."""
         return "" if values["store"] == "mined" else "Put back the file as it was mined, or mine into a new output"
 
     def verdict(self) -> ShardCheckResult:
@@ -263,7 +263,7 @@ class _Reading:
             span = values[f"{side}_offset"], values[f"{side}_length"]
             data = self._bytes(values, values["file"], span, members, used, f"{side}.jpg" if mined else "")
             if data is not None:
-                self._picture(values, side, data)
+                self._image(values, side, data)
         if values["annotation_file"]:
             span = values["annotation_offset"], values["annotation_length"]
             data = self._bytes(values, values["annotation_file"], span, members, used, "json" if mined else "")
@@ -284,7 +284,7 @@ class _Reading:
             if outside:
                 self._fault(
                     name,
-                    f"{outside} points of picture {side} lie outside",
+                    f"{outside} points of image {side} lie outside",
                     f"all inside {size[0]} x {size[1]} px",
                     values["pair_id"],
                 )
@@ -343,24 +343,24 @@ class _Reading:
         self.result.bytes_read += 0 if suffix else len(data)
         return data
 
-    def _picture(self, values: dict[str, Any], side: str, data: bytes) -> None:
-        self.result.pictures += 1
+    def _image(self, values: dict[str, Any], side: str, data: bytes) -> None:
+        self.result.images += 1
         remedy = self._remedy(values)
         found = hashlib.sha256(data).hexdigest()
         if found != values[f"{side}_sha256"]:
             expected = f"{values[f'{side}_sha256']}, as the manifest says"
-            self._fault(values["file"], f"picture {side} has SHA-256 {found}", expected, values["pair_id"], remedy)
+            self._fault(values["file"], f"image {side} has SHA-256 {found}", expected, values["pair_id"], remedy)
             return  # whatever it is: do not decode it
         try:
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 size = image.size
             decode_jpeg(data)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self._fault(values["file"], f"picture {side}: {error}", "a whole JPEG", values["pair_id"], remedy)
+            self._fault(values["file"], f"image {side}: {error}", "a whole JPEG", values["pair_id"], remedy)
             return
         if size != (values["width_px"], values["height_px"]):
             expected = f"{values['width_px']} x {values['height_px']}, as the manifest says"
-            shown = f"picture {side} is {size[0]} x {size[1]} px"
+            shown = f"image {side} is {size[0]} x {size[1]} px"
             self._fault(values["file"], shown, expected, values["pair_id"], remedy)
 
     def _segments(self, values: dict[str, Any], data: bytes) -> None:
@@ -391,7 +391,7 @@ def _segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[str, 
             yield f"segment {number}: {error}", "run lengths that fit"
             continue
         if abs(found - ratio) > _RATIO_TOLERANCE:
-            yield f"segment {number} covers {found:.6f} of the picture", f"{ratio:.6f}, as the manifest says"
+            yield f"segment {number} covers {found:.6f} of the image", f"{ratio:.6f}, as the manifest says"
 
 
 def _tar_members(path: Path) -> dict[int, tuple[str, int]]:

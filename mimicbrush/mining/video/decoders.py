@@ -17,7 +17,7 @@ def strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
     if decoder.name == "vp9" and _VP9_DECODER in av.codecs_available:
         decoder = _another(stream, _VP9_DECODER)
     # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows; "crccheck"
-    # the checksums of pictures, which few HEVC encoders write.
+    # the checksums of images, which few HEVC encoders write.
     decoder.options = {"err_detect": "explode+aggressive+crccheck"}
     # Several threads would report an error some frames late, and the pool already fills the cores.
     decoder.thread_count = 1
@@ -42,7 +42,7 @@ class SecondDecoder:
         """Decode what the first decoder made `frames` of.
 
         Raises:
-            UntrustedFileError: "damaged" where the pictures differ.
+            UntrustedFileError: "damaged" where the images differ.
         """
         others = self.decoder.decode(packet)
         if len(others) != len(frames):

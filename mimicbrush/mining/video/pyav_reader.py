@@ -26,7 +26,7 @@ from mimicbrush.mining.video.stream_checks import StreamChecks, StreamLimits
 VIDEO_FORMATS = "mov,matroska,avi"
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
-#: (height, width) in px of the pictures that cuts are told by.
+#: (height, width) in px of the images that cuts are told by.
 THUMBNAIL_SIZE = (36, 64)
 
 
@@ -65,7 +65,7 @@ class FrameReader(Protocol):
 
 @dataclass(frozen=True)
 class DisplayShape:
-    """How the pictures of a stream are to be shown.
+    """How the images of a stream are to be shown.
 
     Attributes:
         width_px: as decoded.
@@ -146,7 +146,7 @@ class PyAVReader:
             yield VideoFrame(number, decoded.time_s, *views)
 
     def scan(self, path: Path) -> ScanResult:
-        """Decode and check the whole clip, and keep no picture.
+        """Decode and check the whole clip, and keep no image.
 
         Raises:
             UntrustedFileError, MemoryError: as `frames` does.

@@ -184,7 +184,7 @@ def _frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) -> Vid
 
 
 def _shown(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
-    """Both libraries turn pictures upright; square pixels are left to us."""
+    """Both libraries turn images upright; square pixels are left to us."""
     shape = scan.shape
     stored = (shape.width_px, shape.height_px)
     expected = stored[::-1] if shape.quarter_turns % 2 else stored

@@ -22,7 +22,7 @@ class StreamLimits:
     tail_tolerance_s: float
 
     def check_size(self, width: int, height: int) -> None:
-        """Refuse pictures above the limit."""
+        """Refuse images above the limit."""
         if width * height > self.max_pixels:
             raise UntrustedFileError("too_large", f"{width} x {height} px, more than {self.max_pixels} pixels")
 

@@ -15,7 +15,7 @@ from mimicbrush.models.options import PretrainedModel
 from mimicbrush.models.pretrained.files import StoredNetwork, read_network
 from mimicbrush.models.pretrained.weights import HOW_TO_FETCH, LAYOUTS, find_weights
 
-#: Levels of both U-Nets and of the VAE: a latent is an eighth of the picture, and the depth projector makes such ones.
+#: Levels of both U-Nets and of the VAE: a latent is an eighth of the image, and the depth projector makes such ones.
 _LEVELS = 4
 #: Of the VAE that SD-1.5 was trained with; the VAEs of its successors are of the same shape and have other scales.
 _SCALING_FACTOR = 0.18215

@@ -116,7 +116,7 @@ def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Sta
     halvings = [len(networks["depth_projector"].config.block_channels), len(networks["vae"].config.block_out_channels)]
     if halvings[0] != halvings[1]:
         raise WeightsError(
-            f"depth_guider does not fit: it halves the picture {halvings[0] - 1} times, the VAE {halvings[1] - 1}"
+            f"depth_guider does not fit: it halves the image {halvings[0] - 1} times, the VAE {halvings[1] - 1}"
         )
     return networks
 

@@ -36,7 +36,7 @@ def edit_zoomed(
     paste_back: bool = True,
     return_correspondence: bool = False,
 ) -> tuple[MimicBrushPipelineOutput, list[ReferencePart | None]]:
-    """Edit one picture once for each seed, each with a closer look of its own.
+    """Edit one image once for each seed, each with a closer look of its own.
 
     Args:
         pipeline: with a reference U-Net.

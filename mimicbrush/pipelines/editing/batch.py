@@ -12,21 +12,21 @@ from typing import Protocol
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import check_writable, write_picture
+from mimicbrush.io.images import check_writable, write_image
 from mimicbrush.pipelines.editing.inputs import EditInputs
 from mimicbrush.pipelines.editing.requests import Edit, number_outputs
 
 #: What to do where an edit needs more memory than there is.
-NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller picture, or on a GPU --dtype float16"
+NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller image, or on a GPU --dtype float16"
 # PyTorch tells it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
 _TOLD_BY_TORCH = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 class BatchEditor(Protocol):
-    """Reads pictures and edits them."""
+    """Reads images and edits them."""
 
     def read(self, edit: Edit) -> EditInputs:
-        """The pictures of an edit; an InputError, or too little memory, is the edit's failure."""
+        """The images of an edit; an InputError, or too little memory, is the edit's failure."""
         ...
 
     def load(self) -> object:
@@ -78,7 +78,7 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
     """Make the folders of all outputs.
 
     Raises:
-        InputError: one cannot be made, or an output is no picture that can be written.
+        InputError: one cannot be made, or an output is no image that can be written.
     """
     for edit in edits:
         folder = edit.output.parent
@@ -122,7 +122,7 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
         return
     try:
         for path, result in zip(todo.values(), results, strict=True):
-            write_picture(result, path)
+            write_image(result, path)
     except MemoryError:
         tally.failures.append((edit, NO_MEMORY))
         return
@@ -133,19 +133,19 @@ def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> No
     """Whether a contact sheet, which a batch makes anew each time, has a name of its own.
 
     Raises:
-        InputError: it is a picture that the batch reads or writes.
+        InputError: it is an image that the batch reads or writes.
     """
     for edit in edits:
         for path in (edit.source, edit.mask, edit.reference, *number_outputs(edit.output, num_images)):
             if path.resolve() == sheet.resolve():
-                raise InputError(f"--contact-sheet {sheet} is one of the batch's own pictures; choose another name")
+                raise InputError(f"--contact-sheet {sheet} is one of the batch's own images; choose another name")
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:
     """Whether files may be written: none is there yet (or may be replaced), and none is named twice.
 
     Args:
-        paths: pictures, or ``.npz``.
+        paths: images, or ``.npz``.
         force: replace files that are there.
 
     Raises:

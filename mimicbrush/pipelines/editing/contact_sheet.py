@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import MASK_THRESHOLD, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet, fit_cell
 from mimicbrush.ops.plot import mark_hole
 from mimicbrush.pipelines.editing.inputs import EditInputs
@@ -21,7 +21,7 @@ def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_im
 
     Args:
         edits: what was asked for; cells of what cannot be read stay empty.
-        read: gives the pictures of an edit, as they were edited.
+        read: gives the images of an edit, as they were edited.
         num_images: results of each.
 
     Returns:
@@ -48,9 +48,9 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> She
         cells = [mark_hole(source, mask > MASK_THRESHOLD), mask, reference]
     for path in number_outputs(edit.output, num_images):
         try:
-            cells.append(np.asarray(read_picture(path, "RGB")))
+            cells.append(np.asarray(read_image(path, "RGB")))
         except InputError:
             cells.append(None)  # not there, or damaged
     caption = f"{edit.source.name} -> {edit.output.name}   seed {edit.seed}{'   shape kept' if edit.keep_shape else ''}"
-    # Small at once: a hundred large pictures would not fit into memory.
+    # Small at once: a hundred large images would not fit into memory.
     return SheetRow(caption, [None if cell is None else fit_cell(cell, EDIT_CELL_PX) for cell in cells])

@@ -1,4 +1,4 @@
-"""The pictures of one edit, read and checked as far as that goes without a model. Imports nothing heavy."""
+"""The images of one edit, read and checked as far as that goes without a model. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, read_picture
+from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, read_image
 from mimicbrush.ops.crops import crop_box
 from mimicbrush.pipelines.editing.requests import Edit
 
 #: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
 ASPECT_TOLERANCE = 0.01
-#: A mask that covers more than this may be meant the other way round: an object of a quarter of the picture, inverted.
+#: A mask that covers more than this may be meant the other way round: an object of a quarter of the image, inverted.
 SUSPICIOUS_COVER = 0.75
 #: A mask of which more than this is neither black nor white, even a soft one, may be a photograph in the wrong place.
 SUSPICIOUS_GREY = 0.25
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EditInputs:
-    """Pictures that fit together: "RGB", "L" of the source's size, "RGB"."""
+    """Images that fit together: "RGB", "L" of the source's size, "RGB"."""
 
     source: Image.Image
     mask: Image.Image
@@ -34,7 +34,7 @@ class EditInputs:
 
 
 def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool = False) -> EditInputs:
-    """Read and check the pictures of an edit.
+    """Read and check the images of an edit.
 
     Args:
         edit: names them.
@@ -42,10 +42,10 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
         allow_full_mask: take a mask that leaves nothing of the source.
 
     Raises:
-        InputError: a picture cannot be read, or they do not fit together; names the file.
+        InputError: an image cannot be read, or they do not fit together; names the file.
     """
-    source, mask = read_picture(edit.source, "RGB"), read_picture(edit.mask, "L")
-    reference = read_picture(edit.reference, "RGB")
+    source, mask = read_image(edit.source, "RGB"), read_image(edit.mask, "L")
+    reference = read_image(edit.reference, "RGB")
     if mask.size != source.size:
         mask = fit_mask(mask, edit.mask, source.size, edit.source, resize_mask)
     check_cover(mask, edit.mask, allow_full_mask)

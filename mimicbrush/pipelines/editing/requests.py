@@ -181,7 +181,7 @@ def _flag(value: Any) -> bool:
 
 
 def check_box(value: Any) -> Box:
-    """A box, of a list or of the command line; whether it lies in its picture is not known yet.
+    """A box, of a list or of the command line; whether it lies in its image is not known yet.
 
     Raises:
         InputError: it is none.
@@ -194,7 +194,7 @@ def check_box(value: Any) -> Box:
 
 
 def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
-    """No output twice, and none that is a picture to read: it would count as finished, or be lost."""
+    """No output twice, and none that is an image to read: it would count as finished, or be lost."""
     inputs = {path.resolve() for edit in edits for path in (edit.source, edit.mask, edit.reference)}
     seen: set[Path] = set()
     for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
@@ -202,5 +202,5 @@ def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
         if resolved in seen:
             raise InputError(f"{output} would be the output of two edits; name another for one of them")
         if resolved in inputs:
-            raise InputError(f"{output} would be an output, but is one of the pictures to read")
+            raise InputError(f"{output} would be an output, but is one of the images to read")
         seen.add(resolved)

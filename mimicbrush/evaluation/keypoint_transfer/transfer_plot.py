@@ -61,8 +61,8 @@ def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
     where = f"reference{f' ({task.set_name})' if task.set_name else ''}: {counted}"
     draw.text((_SIDE_PX + _GAP_PX + 4, top + _TITLE_PX - 4), where, "black", font, anchor="ls")
     corners = [np.array([left, top + _TITLE_PX]) for left in (0, _SIDE_PX + _GAP_PX)]
-    for picture, corner in zip((task.source, task.reference), corners, strict=True):
-        sheet.paste(Image.fromarray(picture).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC), tuple(corner))
+    for image, corner in zip((task.source, task.reference), corners, strict=True):
+        sheet.paste(Image.fromarray(image).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC), tuple(corner))
         draw.rectangle([*(corner - 1), *(corner + _SIDE_PX)], outline="grey")
 
     def on_sheet(points: np.ndarray, panel: int) -> np.ndarray:
