@@ -15,6 +15,7 @@ import sitecustomize  # noqa: F401
 
 # The released algorithm, an oracle, lies beside the script that measures against it.
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 # One thread: toy models gain nothing from two, and results do not hang on the machine.
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", OMP_NUM_THREADS="1")

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from benchmark_material import write_dreambooth, write_images
 from rendered_pairs import write_rendered_pairs
 

@@ -103,7 +103,7 @@ def test_closeness_is_what_the_libraries_say(tmp_path: Path) -> None:
     assert case.truth is not None
     a, b = case.result[20:80, 30:90], case.truth[20:80, 30:90]
     np.savez(tmp_path / "case.npz", result=case.result, truth=case.truth, mask=case.mask)
-    script = str(Path(__file__).with_name("with_torchmetrics.py"))
+    script = str(Path(__file__).parents[1] / "helpers" / "with_torchmetrics.py")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, str(tmp_path / "case.npz"), str(tmp_path)],
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},

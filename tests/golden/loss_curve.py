@@ -59,7 +59,7 @@ def with_kernels() -> dict[str, str]:
 
 def measure(name: str) -> dict[str, list[float]]:
     """Train as one of `CURVES` says, and return what was logged."""
-    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "training")]
+    sys.path.insert(0, str(HERE.parent / "helpers"))
     from toy_data import write_mined_folder
     from toy_run import metrics, train
 

@@ -130,7 +130,7 @@ def run(
     )
 
 
-WATCHED = "tests/training/watched_run.py"
+WATCHED = "tests/helpers/watched_run.py"
 TWO = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
 
 

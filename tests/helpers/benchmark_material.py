@@ -17,7 +17,7 @@ from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, BuildRes
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE
 from mimicbrush.io.images import read_image
 
-MANIFEST = Path(__file__).parents[1] / "data_manifests/dreambooth_inner_id.jsonl"
+MANIFEST = Path(__file__).parents[2] / "data_manifests/dreambooth_inner_id.jsonl"
 
 
 def write_photo(path: Path, image: np.ndarray) -> Path:

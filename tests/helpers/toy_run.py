@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mimicbrush import assembly
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORTEST = [
     "+experiment=smoke",
     "train.batch_size=2",
