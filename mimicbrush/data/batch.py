@@ -15,7 +15,7 @@ from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
 from mimicbrush.ops.warp_batch import warp_images
 from mimicbrush.types import Matches, TrainBatch
 
-_TENSORS = ("pictures", "sizes", "to_picture", "colours", "mask", "key", "index")
+_TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 
 
 @dataclass
@@ -25,7 +25,7 @@ class DecodedBatch:
     Attributes:
         images: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
         sizes: (2 B, 2) int64, height and width of each.
-        to_picture: (2 B, 3, 3) float32, from the canvas to the image's pixels.
+        to_image: (2 B, 3, 3) float32, from the canvas to the image's pixels.
         colours: (2 B, 3, 4) float32, see `ops.photometric.Jitter.matrix`.
         mask: (B, 1, S, S) uint8, 0 or 1: masks are drawn in the loader, exactly as for `TrainBatch`.
         key, index, faults, matches: as in `TrainBatch`.

@@ -19,7 +19,7 @@ def warp_images(
     Args:
         images: (B, H, W, C) uint8, each in the upper left corner of the common size.
         sizes: (B, 2), height and width of each; what lies outside is not shown.
-        to_picture: (B, 3, 3) float32, from (x, y, 1) of the canvas to the image, pixel centres at whole numbers:
+        to_image: (B, 3, 3) float32, from (x, y, 1) of the canvas to the image, pixel centres at whole numbers:
             the inverse of what `geometry.warp` is given.
         colours: (B, C, C + 1) float32, applied to [channels, 1] in 0..255 and clipped.
         size_px: side of the canvas, S.

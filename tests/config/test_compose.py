@@ -155,4 +155,4 @@ def test_options_forced_in_are_errors_too() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", ["data.root=somewhere", "+experiment=smoke", "+train.max_step=20", "+sede=1"])
     with pytest.raises(InputError, match=r"(?s)train\.max_step \(did.*max_steps\?\).*sede \(did you mean seed\?\)"):
-        assembly.check_known(config)
+        assembly.check_option_names(config)

@@ -60,7 +60,7 @@ def test_orb_follows_what_is_there(pairs: PairTable) -> None:
     flat = np.full((160, 160, 3), 90, np.uint8)
     flat[100:140, 100:140] = np.random.default_rng(0).integers(0, 256, (40, 40, 3))
     drawn = DrawnPair(**{f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)})
-    object.__setattr__(drawn, "picture", flat)
+    object.__setattr__(drawn, "image", flat)
     options = MaskOptions(strategy="orb_grid", cells=(4, 4), num_fullest=1, fullest=1.0, others=0.0)
     for mask in masks_of(drawn, options, 10, STILL):
         assert mask[32:, 32:].sum() == mask.sum() == 16 * 16

@@ -60,7 +60,7 @@ def copied(mined: Path, root: Path, change: Callable[[pa.Table], pa.Table]) -> P
 
 
 def pairs_and_notes(chosen: assembly.TrainConfig) -> tuple[set[str], list[str]]:
-    sources, _ = assembly.read_sources(chosen.data)
+    sources, _ = assembly.read_pair_sources(chosen.data)
     pairs, notes = assembly.evaluated_pairs(chosen, sources)
     trained_on = {pair.source_hash for source in sources for pair in source.pairs}
     assert not trained_on & {pair.source_hash for pair in pairs}
@@ -69,12 +69,12 @@ def pairs_and_notes(chosen: assembly.TrainConfig) -> tuple[set[str], list[str]]:
 
 
 def pipeline_of(chosen: assembly.TrainConfig) -> MimicBrushPipeline:
-    return MimicBrushPipeline(**vars(assembly.build_parts(chosen.model, 0)), scheduler=noise_scheduler())
+    return MimicBrushPipeline(**vars(assembly.build_components(chosen.model, 0)), scheduler=noise_scheduler())
 
 
 def test_the_figures_are_those_that_the_script_finds(mined: Path, tmp_path: Path) -> None:
     chosen = options(f"data.root={mined}", "eval.seed=3", "eval.max_pairs=4", "eval.sheet_pairs=2")
-    sources, _ = assembly.read_sources(chosen.data)
+    sources, _ = assembly.read_pair_sources(chosen.data)
     evaluate = assembly.build_evaluation(chosen, sources, tmp_path / "run", Accelerator(cpu=True))
     assert evaluate is not None
     pipeline = pipeline_of(chosen)
@@ -84,7 +84,7 @@ def test_the_figures_are_those_that_the_script_finds(mined: Path, tmp_path: Path
     assert names == ["heldout.jsonl", "step-00000007.png"]
 
     pipeline.save_pretrained(tmp_path / "pipeline")
-    seen = [f"{key:016x}" for key in assembly.source_keys(sources)]
+    seen = [f"{key:016x}" for key in assembly.origin_keys(sources)]
     training_data = {"heldout_ratio": chosen.data.heldout_ratio, "source_hashes": seen}
     (tmp_path / "pipeline" / "training_data.json").write_text(json.dumps(training_data))
     arguments = {"editor": str(tmp_path / "pipeline"), "pairs": str(mined), "output": str(tmp_path / "out"), "seed": 3,
@@ -101,7 +101,7 @@ def test_the_figures_are_those_that_the_script_finds(mined: Path, tmp_path: Path
 
 def test_frozen_networks_in_half_precision_are_evaluated_too(mined: Path, tmp_path: Path) -> None:
     chosen = options(f"data.root={mined}", "eval.max_pairs=2")
-    sources, _ = assembly.read_sources(chosen.data)
+    sources, _ = assembly.read_pair_sources(chosen.data)
     evaluate = assembly.build_evaluation(chosen, sources, tmp_path, Accelerator(cpu=True))
     assert evaluate is not None
     pipeline = pipeline_of(chosen)
@@ -112,7 +112,7 @@ def test_frozen_networks_in_half_precision_are_evaluated_too(mined: Path, tmp_pa
 
 def test_without_a_reference_unet_the_correspondence_is_left_out(mined: Path, tmp_path: Path) -> None:
     chosen = options(f"data.root={mined}", "eval.max_pairs=2", "+ablation=reference_clip")
-    sources, _ = assembly.read_sources(chosen.data)
+    sources, _ = assembly.read_pair_sources(chosen.data)
     evaluate = assembly.build_evaluation(chosen, sources, tmp_path, Accelerator(cpu=True))
     assert evaluate is not None
     table = evaluate(pipeline_of(chosen), 1).table
@@ -143,7 +143,7 @@ def test_with_too_few_sources_nothing_is_evaluated_and_that_is_said(
     mined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for chosen in (options(f"data.root={mined}", "data.heldout_ratio=0"), options(f"data.root={mined}", "eval=none")):
-        sources, _ = assembly.read_sources(chosen.data)
+        sources, _ = assembly.read_pair_sources(chosen.data)
         assert assembly.build_evaluation(chosen, sources, tmp_path / "run", Accelerator(cpu=True)) is None
     assert capsys.readouterr().out.count("nothing is evaluated while training") == 1
     assert not (tmp_path / "run").exists()

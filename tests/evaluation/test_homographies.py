@@ -54,7 +54,7 @@ def likeness(tasks: list[TransferTask]) -> float:
     return float(np.mean(alike))
 
 
-@pytest.mark.parametrize(("picture_name", "matrix_name"), [("{}.ppm", "H_1_{}"), ("img{}.png", "H1to{}p")])
+@pytest.mark.parametrize(("image_name", "matrix_name"), [("{}.ppm", "H_1_{}"), ("img{}.png", "H1to{}p")])
 def test_folders_of_homographies_are_read(tmp_path: Path, image_name: str, matrix_name: str) -> None:
     write_scene(tmp_path / "v_cups", image_name, matrix_name, MATRICES)
     tasks, empty = homography_tasks(tmp_path, 96, None)

@@ -51,7 +51,7 @@ def test_its_training_fits_the_small_model() -> None:
     assembly.register_schemas()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("train", ["+experiment=fine_tune", "data.root=x", f"model.path='{shipped.SHIPPED_MODEL}'"])
-    filled, differs = assembly.with_conventions_of_pipeline(config)
+    filled, differs = assembly.apply_pipeline_conventions(config)
     assert differs == [] and filled.model.size_px == shipped.shipped_size_px()
     assert (
         (ROOT / "configs" / "model" / "shipped.yaml")
