@@ -86,7 +86,7 @@ class EditRequest:
             raise InputError(f"this is not what the page sends ({error}); load it again") from error
         if trouble:
             raise InputError(trouble)
-        for given, what in ((source, "a image to edit"), (reference, "a reference to imitate")):
+        for given, what in ((source, "an image to edit"), (reference, "a reference to imitate")):
             if not given:
                 raise InputError(f"choose {what} first")
         for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):

@@ -20,7 +20,7 @@ def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     found = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
     for image in found:
         if not isinstance(image, Image.Image | np.ndarray):
-            raise InputError(f"a image must be a PIL image or a NumPy array, got {type(image).__name__}")
+            raise InputError(f"an image must be a PIL image or a NumPy array, got {type(image).__name__}")
     return found
 
 
@@ -28,7 +28,7 @@ def to_rgb_array(image: ImageInput) -> np.ndarray:
     """A image as (H, W, 3) uint8, turned as its EXIF says."""
     array = np.asarray(normalise_mode(image, "RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise InputError(f"a image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
+        raise InputError(f"an image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
     return array
 
 
