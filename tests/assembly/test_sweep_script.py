@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm_scripts
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = [
@@ -35,12 +36,12 @@ class Sweep:
         self.command += [f"data.root={mined}", f"hydra.sweep.dir={folder}"]
 
     def run(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return warm_scripts.run(
             [*self.command, *overrides], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
         )
 
-    def start(self, *overrides: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def start(self, *overrides: str) -> warm_scripts.Popen:
+        return warm_scripts.Popen(
             [*self.command, *overrides],
             cwd=ROOT,
             env=self.environment,
@@ -107,7 +108,7 @@ def test_a_sweep_that_is_killed_goes_on_and_an_added_row_moves_none(sweep: Sweep
     assert any("checkpoints/" in name for name in before) and "full-seed0/finished.json" in before
 
     script = [sys.executable, "scripts/sweep_table.py", str(sweep.folder)]
-    subprocess.run(script, cwd=ROOT, env=sweep.environment, check=True, stdout=subprocess.DEVNULL)
+    warm_scripts.run(script, cwd=ROOT, env=sweep.environment, check=True, stdout=subprocess.DEVNULL)
     states = sweep.table()
     assert states["full-seed0"] == ("complete", 60) and states["grid_050-seed0"][0] == "unfinished"
 

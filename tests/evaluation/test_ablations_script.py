@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm_scripts
 
 from mimicbrush.evaluation.ablations import SETS
 
@@ -39,7 +40,7 @@ def test_mistakes_are_told_before_anything_is_trained(
     arguments: list[str], message: str, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
 ) -> None:
     command = [*SCRIPT, "--output", str(tmp_path / "out"), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, check=False)
+    done = warm_scripts.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -52,7 +53,7 @@ def test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done(
     command = [*SCRIPT, "--experiment", "smoke", "--rows", "full", "grid_050", "--seeds", "0", "--output", str(output)]
     command += ["--pairs", str(mined), "--max-pairs", "2", "--steps", "1", *SMALLEST, f"data.root={mined}"]
     environment = script_environment()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    process = warm_scripts.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     first = output / "full-seed0" / "evaluation" / "metrics.json"
     deadline = time.monotonic() + 200
     while not first.is_file():
@@ -63,7 +64,7 @@ def test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done(
     assert not (output / "effects.md").exists()
     before = first.stat().st_mtime_ns
 
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = warm_scripts.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "is complete (2 steps): skipped" in done.stdout and f"{first.parent} is there already" in done.stdout
     assert first.stat().st_mtime_ns == before

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import warm_scripts
 import yaml
 
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
@@ -48,7 +48,9 @@ def test_mistakes_get_one_plain_message(
     arguments: list[str], message: str, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
 ) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False)
+    done = warm_scripts.run(
+        command, cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import warm_scripts
 import yaml
 from mining_inputs import write_clips
 
@@ -26,7 +27,7 @@ Mine = Callable[..., subprocess.CompletedProcess[str]]
 def mine_pairs(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> Mine:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "scripts/mine_pairs.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=script_environment(), capture_output=True, text=True)
+        return warm_scripts.run(command, cwd=tmp_path, env=script_environment(), capture_output=True, text=True)
 
     return call
 

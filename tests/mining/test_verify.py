@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm_scripts
 from mining_inputs import photograph_with_segments, write_clips, write_photograph, write_tar
 
 from mimicbrush.data.manifest import read_manifest, read_rows
@@ -226,7 +227,7 @@ def test_what_is_no_mined_folder(tmp_path: Path) -> None:
 def test_the_commands(folder: Path, script_environment: Callable[[], dict[str, str]]) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "scripts/pairs.py"), *arguments]
-        return subprocess.run(command, cwd=folder, env=script_environment(), capture_output=True, text=True)
+        return warm_scripts.run(command, cwd=folder, env=script_environment(), capture_output=True, text=True)
 
     passed = call("verify", "out", "--workers", "1")
     assert (passed.returncode, passed.stdout.count("\n")) == (0, 1), passed.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_scripts
 from accelerate.state import AcceleratorState, PartialState
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -53,7 +54,7 @@ def test_two_at_once_convert_once_and_the_result_edits(
         Image.fromarray(image).save(tmp_path / f"{name}.png")
     command = [sys.executable, str(ROOT / "scripts" / "infer.py"), "ref.png", "src.png", "mask.png"]
     command += ["--model", "released", "--steps", "2", "-o", "result.png"]
-    other = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    other = warm_scripts.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     cache_at(monkeypatch, home)
     folder = released_pipeline_folder()
     _, errors = other.communicate()

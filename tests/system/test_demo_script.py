@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import demo
 import numpy as np
 import pytest
+import warm_scripts
 from hydra import compose, initialize_config_dir
 
 from mimicbrush import assembly
@@ -31,7 +31,7 @@ def test_the_demo_never_empties_a_folder_that_is_not_its_own(
     precious.write_text("mine")
     for folder, message in ((precious.parent, "not made by this demo"), (precious, "is a file")):
         command = [sys.executable, str(DEMO), "--output", str(folder)]
-        done = subprocess.run(command, env=script_environment(), capture_output=True, text=True, check=False)
+        done = warm_scripts.run(command, env=script_environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_scripts
 from PIL import Image
 from toy_data import photograph
 
@@ -88,7 +89,7 @@ def process(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "scripts" / "infer.py"), *arguments, "--model", str(toy_pipeline)]
-        return subprocess.run(
+        return warm_scripts.run(
             command, cwd=folder, env=script_environment(), capture_output=True, text=True, check=False
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_scripts
 from measurements import editing, harness, samples
 
 from mimicbrush.errors import MimicBrushError
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_measurement_is_written(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
     command = [sys.executable, "scripts/speed.py", "dropped_references", "--rounds", "1", "--json", str(tmp_path / "f")]
-    subprocess.run(command, cwd=ROOT, env=script_environment(), check=True, stdout=subprocess.DEVNULL)
+    warm_scripts.run(command, cwd=ROOT, env=script_environment(), check=True, stdout=subprocess.DEVNULL)
     figures = json.loads((tmp_path / "f").read_text())
     assert figures["name"] == "dropped_references"
     (case,) = figures["cases"]

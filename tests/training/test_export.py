@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_scripts
 from safetensors.torch import load_file
 from toy_run import forget_accelerate, train
 
@@ -46,7 +47,7 @@ def test_raw_weights_and_what_is_refused(
 ) -> None:
     run_dir = tmp_path / "run"
     train(mined, run_dir, "train.max_steps=2")
-    done = subprocess.run(
+    done = warm_scripts.run(
         [sys.executable, "scripts/export_run.py", run_dir, "--raw", "-o", tmp_path / "raw"],
         cwd=ROOT, env=script_environment(), check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

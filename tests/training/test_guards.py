@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm_scripts
 from toy_run import SMALLEST, differing, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import MimicBrushError
@@ -110,7 +111,7 @@ def test_a_signal_saves_and_ends_the_run(
 ) -> None:
     command = [sys.executable, "scripts/train.py", *SMALLEST, f"data.root={mined}", f"run_dir={tmp_path}",
                "train.resume=latest", "train.checkpoint_every=1000000", "data.num_workers=1"]  # fmt: skip
-    process = subprocess.Popen(
+    process = warm_scripts.Popen(
         [*command, "train.max_steps=1000000"],
         cwd=ROOT,
         env=script_environment(),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_scripts
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from toy_run import SMALLEST, differing, forget_accelerate, metrics, train, weights
@@ -114,7 +115,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     run_dir = tmp_path / "run"
     command = [sys.executable, "scripts/train.py", *SMALLEST, f"data.root={mined}", f"run_dir={run_dir}",
                "train.resume=latest"]  # fmt: skip
-    process = subprocess.Popen(
+    process = warm_scripts.Popen(
         # All checkpoints are kept: on a busy machine the first would be rotated away before it is seen here.
         [*command, "train.max_steps=100000", "train.keep_checkpoints=100000"],
         cwd=ROOT,
@@ -171,7 +172,7 @@ def test_killed_at_random_moments_a_run_loses_at_most_one_interval(
                "train.resume=latest", "train.checkpoint_every=1", "train.max_steps=100000"]  # fmt: skip
     reached = 0
     for _ in range(4):
-        process = subprocess.Popen(command, cwd=ROOT, env=script_environment(), stderr=subprocess.DEVNULL)
+        process = warm_scripts.Popen(command, cwd=ROOT, env=script_environment(), stderr=subprocess.DEVNULL)
         while len(good := checkpoints.list_checkpoints(folder)) < 2 or int(good[-1].name[5:]) < reached + 2:
             assert process.poll() is None
             time.sleep(0.01)
