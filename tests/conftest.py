@@ -64,7 +64,7 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def script_environment() -> Callable[[], dict[str, str]]:
     """The environment for scripts in their own process: optional packages are absent there, too."""
     path = str(Path(__file__).parent / "without_optional")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 import signal
 from typing import Any, cast
 
@@ -26,8 +28,9 @@ def load_batches(
     Args:
         dataset: the samples, by global number.
         batches: which numbers make which batch.
-        num_workers: processes; 0 loads in this one. Workers are spawned: a fork that inherits OpenCV's
-            threads hangs at its first warp.
+        num_workers: processes; 0 loads in this one. They are forks of a process that has imported what they need and
+            used nothing of it: a fork that inherits OpenCV's threads hangs at its first warp, and one that starts anew
+            imports PyTorch for seconds.
         pin_memory: for copies to a GPU that do not wait.
     """
     return DataLoader(
@@ -36,11 +39,19 @@ def load_batches(
         num_workers=num_workers,
         collate_fn=cast(Any, collate_samples),
         worker_init_fn=_prepare_worker,
-        multiprocessing_context="spawn" if num_workers else None,
+        multiprocessing_context=_worker_context() if num_workers else None,
         pin_memory=pin_memory,
         # It seeds the workers, who draw nothing from it; the global one is dropout's.
         generator=torch.Generator(),
     )
+
+
+def _worker_context() -> multiprocessing.context.BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mimicbrush.data.dataset"])
+    return context
 
 
 def _prepare_worker(_worker: int) -> None:

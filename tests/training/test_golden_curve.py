@@ -6,31 +6,45 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", ["loss_curve.json", "correspondence_curve.json"])
-def test_losses_are_what_they_were(name: str, script_environment: Callable[[], dict[str, str]]) -> None:
-    script = GOLDEN / "loss_curve.py"
-    spec = importlib.util.spec_from_file_location("loss_curve", script)
+@pytest.fixture(scope="module")
+def curves() -> ModuleType:
+    """The script that measures them."""
+    spec = importlib.util.spec_from_file_location("loss_curve", GOLDEN / "loss_curve.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["loss_curve"] = module  # where its dataclass looks for itself
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def measured_curves(curves: ModuleType, script_environment: Callable[[], dict[str, str]]) -> dict[str, Any]:
+    """All of them, from a process of their own: which kernels torch takes is decided when it starts."""
     done = subprocess.run(
-        [sys.executable, script, "--print", name],
-        env={**script_environment(), **module.KERNELS},
+        [sys.executable, GOLDEN / "loss_curve.py", "--print"],
+        env={**script_environment(), **curves.KERNELS},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    found, expected = json.loads(done.stdout.splitlines()[-1]), json.loads((GOLDEN / name).read_text())
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", ["loss_curve.json", "correspondence_curve.json"])
+def test_losses_are_what_they_were(name: str, curves: ModuleType, measured_curves: dict[str, Any]) -> None:
+    found, expected = measured_curves[name], json.loads((GOLDEN / name).read_text())
     assert found.keys() == expected.keys() and ("loss_correspondence" in found) == (name != "loss_curve.json")
     for measured, before in zip(found.values(), expected.values(), strict=True):
-        assert len(before) == module.CURVES[name].steps
+        assert len(before) == curves.CURVES[name].steps
         # Kinds of processors differ by rounding, which grows: by 1e-7 at first.
         assert measured[:10] == pytest.approx(before[:10], rel=1e-6)
         assert measured == pytest.approx(before, rel=1e-4)
