@@ -26,7 +26,7 @@ class DecodedBatch:
         images: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
         sizes: (2 B, 2) int64, height and width of each.
         to_image: (2 B, 3, 3) float32, from the canvas to the image's pixels.
-        colours: (2 B, 3, 4) float32, see `ops.photometric.Jitter.matrix`.
+        colours: (2 B, 3, 4) float32, see `ops.color_jitter.Jitter.matrix`.
         mask: (B, 1, S, S) uint8, 0 or 1: masks are drawn in the loader, exactly as for `TrainBatch`.
         key, index, faults, matches: as in `TrainBatch`.
     """

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mimicbrush.data.schema import Kind
 from mimicbrush.errors import DataError
-from mimicbrush.ops.segments import AnnotationError, SegmentError, decode_segment, read_annotation
+from mimicbrush.ops.rle import AnnotationError, SegmentError, decode_segment, read_annotation
 
 #: (offset, length) in bytes.
 Span = tuple[int, int]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mimicbrush.errors import InputError
 
@@ -62,6 +64,21 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_json(path: Path, value: Any, *, ensure_ascii: bool = True) -> None:
+    """Write a value as a JSON file, as `write_aside` does: one space of indentation, a newline at the end, UTF-8.
+
+    Args:
+        path: the file.
+        value: what `json` can write.
+        ensure_ascii: whether characters beyond ASCII are written as escapes, so that any program reads them.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON has no word for; nothing is written then.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=ensure_ascii, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
 def with_usual_permissions(folder: Path) -> None:

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
 from mimicbrush.errors import DataError
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
@@ -112,7 +113,7 @@ def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> d
     try:
         marker: dict[str, Any] = json.loads(paths.marker.read_text(encoding="utf-8"))
         whole = expected_fingerprint in (None, marker["fingerprint"]) and all(
-            marker[key] == _sha256(path) for key, path in paths.hashed.items()
+            marker[key] == hash_file(path) for key, path in paths.hashed.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -199,15 +200,15 @@ def _write(job: ShardJob, readers: WorkerPool, spool_folder: Path) -> None:
         "num_files": sum(len(outcome.sources) for outcome in outcomes),
         "input_bytes": sum(max(item.size, 0) for item in job.items),
     }
-    _write_json(job.paths.timing, timing)
+    write_json(job.paths.timing, timing)
     ignored: Counter[str] = Counter()
     for outcome in outcomes:
         ignored += outcome.ignored
-    _write_json(
+    write_json(
         job.paths.marker,
         {
             "fingerprint": job.fingerprint,
-            **{key: _sha256(path) for key, path in job.paths.hashed.items()},
+            **{key: hash_file(path) for key, path in job.paths.hashed.items()},
             "rows": len(rows),
             "pairs": sum(values["status"] == "pair" for values in rows),
             "ignored": dict(sorted(ignored.items())),
@@ -217,11 +218,6 @@ def _write(job: ShardJob, readers: WorkerPool, spool_folder: Path) -> None:
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
     write_aside(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
 def _store(source: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
@@ -258,8 +254,3 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     start = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(data))
     return start
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

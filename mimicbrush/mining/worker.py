@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import PIL
 
 from mimicbrush.data.schema import manifest_row, pack_points
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining import segmented_images
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import ChosenPair, select_pairs
@@ -213,8 +214,7 @@ def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningO
 def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     """All photographs of a tar. A fault of the tar voids all of it, a fault of a photograph only that."""
     if item.sha256:
-        with path.open("rb") as file:
-            _check_hash(hashlib.file_digest(file, "sha256").hexdigest(), item)
+        _check_hash(hash_file(path), item)
     outcome = ItemOutcome()
     with segmented_images.open_archive(path) as archive:
         members, others = segmented_images.list_archive(archive)
@@ -273,7 +273,6 @@ def _hash_file(path: Path, max_bytes: int) -> str:
             raise UntrustedFileError("empty", "zero bytes")
         if size > max_bytes:
             raise UntrustedFileError("too_large", f"{size} bytes, more than {max_bytes}")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         raise UntrustedFileError("unreadable", error.strerror or str(error)) from error

@@ -35,7 +35,7 @@ def resize_matrix(ratio_x: float, ratio_y: float) -> np.ndarray:
 
 
 def letterbox_matrix(width_px: int, height_px: int, size_px: int) -> np.ndarray:
-    """Long side to `size_px`, centred: the matrix of `ops.images.letterbox`, without its rounding."""
+    """Long side to `size_px`, centred: the matrix of `ops.canvas.letterbox`, without its rounding."""
     ratio = size_px / max(width_px, height_px)
     shift = np.eye(3)
     shift[0, 2] = (size_px - width_px * ratio) / 2

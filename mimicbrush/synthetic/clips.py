@@ -131,7 +131,7 @@ def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         name: of a file; without a folder, of one that the scikit-image wheel brings along, of which a grey one is toned
-            at random; or "leaves:SEED", see `leaves.dead_leaves`.
+            at random; or "leaves:SEED", see `dead_leaves.dead_leaves`.
         rng: of the tone.
 
     Raises:

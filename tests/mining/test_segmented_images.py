@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.segmented_images import list_archive, open_archive, read_member, read_segmented_image
-from mimicbrush.ops.segments import decode_segment, read_annotation
+from mimicbrush.ops.rle import decode_segment, read_annotation
 
 OPTIONS = MiningOptions()
 

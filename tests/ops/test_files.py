@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside
+from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside, write_json
 from mimicbrush.io.images import brightest_stored_value, check_writable, normalise_mode, read_image, write_image
 
 
@@ -31,6 +32,18 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     write_aside(path, write)
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, {"name": "käse", "steps": [1, 2.5, None]})
+    assert path.read_bytes() == b'{\n "name": "k\\u00e4se",\n "steps": [\n  1,\n  2.5,\n  null\n ]\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text())["name"] == "käse"
+    write_json(path, {"name": "käse"}, ensure_ascii=False)
+    assert path.read_bytes() == '{\n "name": "käse"\n}\n'.encode()
+    assert [each.name for each in tmp_path.iterdir()] == ["values.json"]
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None:

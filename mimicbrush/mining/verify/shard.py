@@ -18,11 +18,12 @@ from PIL import Image
 
 from mimicbrush.data.pair import Span, decode_jpeg
 from mimicbrush.data.schema import POINT_UNITS_PER_PX, SCHEMA, SCHEMA_VERSION, VERSION_KEY
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
 from mimicbrush.mining.shards import ShardPaths
-from mimicbrush.ops.segments import AnnotationError, SegmentError, read_annotation, run_lengths
+from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths
 
 #: Areas are stored as 32-bit floats.
 _RATIO_TOLERANCE = 1e-6
@@ -138,8 +139,7 @@ class _Reading:
             return {}
         for key, path in self.paths.hashed.items():
             try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = hash_file(path)
             except OSError as error:
                 self._fault(self._name(path), f"cannot be read ({error.strerror})", "the file that its marker names")
                 continue

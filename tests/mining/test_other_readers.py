@@ -17,15 +17,15 @@ from mining_inputs import moving_camera, write_clip
 from mimicbrush.errors import InputError
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.video.matroska import matroska_fault
+from mimicbrush.mining.video.other_readers import DecordReader, TorchCodecReader, open_reader
 from mimicbrush.mining.video.pyav_reader import PyAVReader
-from mimicbrush.mining.video.readers import DecordReader, TorchCodecReader, open_reader
 
 #: Reads clips with both readers and prints a line per clip: the numbers of frames, the largest differences.
 COMPARE = """
 import sys
 from pathlib import Path
 import numpy as np
-from mimicbrush.mining.video.readers import open_reader
+from mimicbrush.mining.video.other_readers import open_reader
 other, *paths = sys.argv[1:]
 for path in paths:
     pairs = zip(*(open_reader(name).frames(Path(path)) for name in ("pyav", other)), strict=True)
@@ -40,7 +40,7 @@ for path in paths:
 REFUSE = """
 import sys
 from pathlib import Path
-from mimicbrush.mining.video.readers import open_reader
+from mimicbrush.mining.video.other_readers import open_reader
 from mimicbrush.mining.reasons import UntrustedFileError
 for path in sys.argv[2:]:
     try:
