@@ -256,7 +256,7 @@ def _index_table(root: Path) -> pa.Table:
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
-def index_is_current(root: Path) -> bool:
+def is_index_current(root: Path) -> bool:
     """Whether there is an index, of just the parts that are there."""
     index = root / INDEX_NAME
     if not index.is_file():
@@ -278,7 +278,7 @@ def find_index_fault(root: Path) -> str:
     index = root / INDEX_NAME
     if not index.is_file():
         return "it is not there"
-    if not index_is_current(root):
+    if not is_index_current(root):
         return "it is damaged, or was made of other parts"
     expected = _index_table(root)
     try:
@@ -319,7 +319,7 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
         DataError: no manifest there, or another schema version.
     """
     input_root = input_root or find_mined_input(root)
-    if index_is_current(root):
+    if is_index_current(root):
         return _mapped(root / INDEX_NAME, root, input_root)
     return PairTable(_index_table(root), root, input_root)
 

@@ -140,12 +140,12 @@ def list_archive(archive: tarfile.TarFile) -> tuple[list[ArchiveMember], list[st
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UntrustedFileError("bad_archive", str(error)) from error
     _check_end(archive)
-    members = list(_paired(files))
+    members = list(_pair_members(files))
     used = {info.name for member in members for info in (member.image, member.annotation)}
     return members, [name for name in files if name not in used]
 
 
-def _paired(files: dict[str, tarfile.TarInfo]) -> Iterator[ArchiveMember]:
+def _pair_members(files: dict[str, tarfile.TarInfo]) -> Iterator[ArchiveMember]:
     for name, info in files.items():
         path = PurePosixPath(name)
         annotation = files.get(str(path.with_suffix(".json"))) if path.suffix.lower() in JPEG_SUFFIXES else None

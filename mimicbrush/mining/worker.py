@@ -29,7 +29,7 @@ IMAGE_DECODER = f"pillow {PIL.__version__}"
 
 @dataclass
 class MinedFile:
-    """One file of the counts: a video, or a photograph with its segments.
+    """One file as the summary counts it: a video, or a photograph with its segments.
 
     Attributes:
         rows: manifest rows without `pair_id`; offsets of store "mined" count in the spool file.
@@ -43,7 +43,7 @@ class MinedFile:
 
 @dataclass
 class ItemOutcome:
-    """What one input gave: one source, or many where it is an archive.
+    """What one input gave: one mined file, or many where it is an archive.
 
     Attributes:
         ignored: suffix -> number of an archive's other files.
@@ -51,7 +51,7 @@ class ItemOutcome:
         num_frames: decoded.
     """
 
-    sources: list[MinedFile] = field(default_factory=list)
+    files: list[MinedFile] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     num_frames: int = 0
@@ -60,7 +60,7 @@ class ItemOutcome:
 def refuse_file(
     item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = ""
 ) -> MinedFile:
-    """A source that cannot be trusted, as its one manifest row.
+    """Describe a file that cannot be trusted by its one manifest row.
 
     Args:
         item: the input that it is, or lies in.
@@ -70,11 +70,11 @@ def refuse_file(
         source_hash: where it could be read.
     """
     source_path = path or item.path
-    values = _common(item, source_path, kind or item.row_kind, source_hash)
+    values = _common_values(item, source_path, kind or item.row_kind, source_hash)
     return MinedFile(source_path, [manifest_row(status="quarantined", reason=reason, detail=detail, **values)])
 
 
-def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[str, Any]:
+def _common_values(item: Item, source_path: str, kind: str, source_hash: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "source_path": source_path,
@@ -85,7 +85,7 @@ def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[s
 
 
 def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path) -> ItemOutcome:
-    """Mine one input.
+    """Mine one input: the work of a worker process.
 
     Args:
         root: the input folder.
@@ -122,7 +122,7 @@ def _check_size(paths: Sequence[Path], planned: int) -> None:
 def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     source_hash = _hash_file(path, options.max_file_bytes)
     _check_hash(source_hash, item)
-    common = _common(item, item.path, "video", source_hash) | {"decoder": reader.name}
+    common = _common_values(item, item.path, "video", source_hash) | {"decoder": reader.name}
     try:
         selection = select_pairs(reader.frames(path), options)
     except UntrustedFileError as error:
@@ -185,7 +185,7 @@ def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningO
         image = segmented_images.read_segmented_image(photograph.jpeg, photograph.annotation, options)
     except UntrustedFileError as error:
         return refuse_file(item, error.reason, error.detail, path=name, kind="image", source_hash=source_hash)
-    common = _common(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
+    common = _common_values(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
     if not image.segments:
         return MinedFile(name, [manifest_row(status="rejected", reason="no_segment", detail=image.detail, **common)])
     (file, a_offset), (annotation_file, annotation_offset) = photograph.jpeg_at, photograph.annotation_at
@@ -225,7 +225,7 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
                 name.encode("utf-8")
             except UnicodeEncodeError:
                 shown = name.encode("utf-8", "backslashreplace").decode()
-                outcome.sources.append(refuse_file(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
+                outcome.files.append(refuse_file(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
                 continue
             try:
                 photograph = _Photograph(
@@ -237,9 +237,9 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
             except UntrustedFileError as error:
                 if error.reason == "bad_archive":
                     raise
-                outcome.sources.append(refuse_file(item, error.reason, error.detail, path=name, kind="image"))
+                outcome.files.append(refuse_file(item, error.reason, error.detail, path=name, kind="image"))
                 continue
-            outcome.sources.append(_mine_image(name, item, photograph, options, spool))
+            outcome.files.append(_mine_image(name, item, photograph, options, spool))
     return outcome
 
 
@@ -249,9 +249,9 @@ def _append(spool: BinaryIO, data: bytes) -> int:
     return offset
 
 
-def _check_hash(found: str, item: Item) -> None:
-    if item.sha256 and found != item.sha256:
-        raise UntrustedFileError("hash_mismatch", f"the file has {found}, the list says {item.sha256}")
+def _check_hash(sha256: str, item: Item) -> None:
+    if item.sha256 and sha256 != item.sha256:
+        raise UntrustedFileError("hash_mismatch", f"the file has {sha256}, the list says {item.sha256}")
 
 
 def _read_small(path: Path, max_bytes: int) -> bytes:

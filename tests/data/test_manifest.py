@@ -16,7 +16,7 @@ from mimicbrush.data.manifest import (
     INDEX_NAME,
     PairTable,
     find_index_fault,
-    index_is_current,
+    is_index_current,
     read_manifest,
     read_rows,
     split_pairs,
@@ -48,9 +48,9 @@ def test_points_keep_a_thirty_second_of_a_pixel() -> None:
 
 def test_the_index_gives_the_pairs_of_the_parts_and_is_pickled_by_its_path(root: Path) -> None:
     from_parts = read_manifest(root)
-    assert not index_is_current(root)
+    assert not is_index_current(root)
     write_index(root, root / INDEX_NAME)
-    assert index_is_current(root)
+    assert is_index_current(root)
     mapped = read_manifest(root)
     train = split_pairs(mapped, "train")
     assert mapped.digest() == from_parts.digest() != train.digest()
@@ -66,7 +66,7 @@ def test_an_index_of_other_parts_is_not_used(root: Path) -> None:
     write_index(root, root / INDEX_NAME)
     part = root / "manifest/part-000000.parquet"
     pq.write_table(pq.read_table(part).slice(0, 5), part)
-    assert not index_is_current(root) and len(read_manifest(root)) == 5
+    assert not is_index_current(root) and len(read_manifest(root)) == 5
     whole = (root / INDEX_NAME).read_bytes()
     (root / INDEX_NAME).write_bytes(whole[: len(whole) // 2])
     assert len(read_manifest(root)) == 5

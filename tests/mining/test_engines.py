@@ -175,4 +175,4 @@ def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path:
                     time.sleep(0.01)
                 for worker in started:  # still importing
                     worker.kill()
-            assert pending.result().sources[0].rows[0]["status"] == "pair"
+            assert pending.result().files[0].rows[0]["status"] == "pair"

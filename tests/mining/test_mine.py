@@ -285,7 +285,7 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
     size = sum((tmp_path / name).stat().st_size for name in names)
     for planned, status, reason in ((size, "pair", ""), (size - 1, "quarantined", "changed")):
         item = Item(names[0], kind, planned)
-        rows = mine_item(tmp_path, item, PyAVReader(), OPTIONS, tmp_path / "spool").sources[0].rows
+        rows = mine_item(tmp_path, item, PyAVReader(), OPTIONS, tmp_path / "spool").files[0].rows
         assert {(values["status"], values["reason"]) for values in rows} == {(status, reason)}
 
 
@@ -295,7 +295,7 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
         ({"workers": 1.5}, r"workers=1\.5: must be a whole number"),
         ({"workers": 0}, "at least 1"),
         ({"timeout_s": "long"}, "timeout_s=long: must be a number"),
-        ({"engine": "slurm"}, "no such engine; known are local, ray"),
+        ({"engine": "slurm"}, "no such engine; choose one of local, ray"),
         ({"engine": "ray"}, "Ray is not installed"),
     ],
 )

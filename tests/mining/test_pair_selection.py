@@ -14,7 +14,7 @@ from toy_data import photograph
 
 from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.errors import InputError
-from mimicbrush.mining.jpeg import stored_size
+from mimicbrush.mining.jpeg import shrink_to_side
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import select_pairs
 from mimicbrush.mining.video.pyav_reader import VideoFrame
@@ -97,7 +97,7 @@ def test_stored_images_are_reduced_and_points_count_in_them() -> None:
     assert decode_jpeg(pair.a_jpeg).shape == (80, 120, 3)
     moved = np.array([0.3, 0.125]) * (pair.b_frame - pair.a_frame)
     np.testing.assert_allclose(np.median(pair.a_points - pair.b_points, axis=0), moved, atol=0.2)
-    assert stored_size(frames[0], 240) is frames[0]
+    assert shrink_to_side(frames[0], 240) is frames[0]
 
 
 @pytest.mark.parametrize(
