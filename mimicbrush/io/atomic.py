@@ -21,7 +21,7 @@ os.umask(_UMASK)
 
 
 def path_inside(root: Path, name: str) -> Path:
-    """A path that a list names relative to its own folder.
+    """Resolve a path that a list names relative to its own folder, and refuse one that leaves it.
 
     Args:
         root: an existing folder.
@@ -81,8 +81,8 @@ def write_json(path: Path, value: Any, *, ensure_ascii: bool = True) -> None:
     write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
-def with_usual_permissions(folder: Path) -> None:
-    """Let the files of a folder be read by whoever the umask lets; safetensors writes them for their owner alone."""
+def apply_umask(folder: Path) -> None:
+    """Give the files of a folder the permissions of the umask; safetensors writes them for their owner alone."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~_UMASK)

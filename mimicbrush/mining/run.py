@@ -85,7 +85,7 @@ def mine_folder(
         task: of an array; None mines all.
         input_root: the folder that a list's paths are relative to; None: the one that it lies in.
         reader: for videos; None for the one that the options name. It is pickled.
-        progress: whether to draw a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
         InputError: nothing to mine, or an output that does not belong to it.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.io.atomic import with_usual_permissions, write_json
+from mimicbrush.io.atomic import apply_umask, write_json
 from mimicbrush.io.hashing import hash_file
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             files[path.name] = [path.stat().st_size, hash_file(path)]
         whole = {"format": FORMAT, "step": step, **state, "files": files}
         _write_json(aside / STATE_FILE, whole)
-        with_usual_permissions(aside)
+        apply_umask(aside)
         _flush(aside)
         if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
             _remove(final)

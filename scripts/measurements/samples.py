@@ -97,7 +97,7 @@ def side(mined: Path, size_px: int, items: int, frames: Frames | None = None) ->
     options = DataOptions(root=str(mined), video_ratio=1.0, heldout_ratio=0.0)
     dataset = PairDataset(load_pair_sources(options), size_px, options, seed=0)
     if frames is not None:
-        dataset.make = online_view_maker(size_px, options, frames)
+        dataset.transform = online_view_maker(size_px, options, frames)
 
     def make() -> list[tuple[np.ndarray, ...]]:
         made = [dataset[number] for number in range(items)]

@@ -71,7 +71,7 @@ def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, hei
     mask = MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0)
     options = DataOptions(video_ratio=1.0, jitter=JitterRanges(0, 0, 0, 0), mask=mask)
     dataset = PairDataset([PairSource("v", [pair], 1.0)], 64, options, seed=0)
-    assert dataset.make(pair, np.random.default_rng(0)).source.pixels.shape[1] < width / 2
+    assert dataset.transform(pair, np.random.default_rng(0)).source.pixels.shape[1] < width / 2
     found = []
     for n in range(40):
         sample = dataset[n]

@@ -85,7 +85,7 @@ def test_damaged_samples_do_not_depend_on_them_either(damaged: Path, ranks: int,
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_two_resumes_within_one_epoch_change_nothing(mined: Path, ranks: int) -> None:
     dataset = dataset_in(mined, video_ratio=1.0)
-    assert len(dataset.sources[0].pairs) == 12  # an epoch is one step and a half
+    assert len(dataset.pair_sources[0].pairs) == 12  # an epoch is one step and a half
     straight = loaded(dataset, 1, 0, (0, 3))
     fresh = [dataset_in(mined, video_ratio=1.0) for _ in range(3)]
     parts = [loaded(each, ranks, 0, steps) for each, steps in zip(fresh, [(0, 1), (1, 2), (2, 3)], strict=True)]
@@ -140,10 +140,10 @@ def test_a_source_that_is_gone_stops_at_once(tmp_path: Path) -> None:
 
 def test_a_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
-    pair = dataset.sources[0].pairs[0]
+    pair = dataset.pair_sources[0].pairs[0]
     object.__setattr__(pair, "size_px", (120, 160))
     with pytest.raises(DataError, match=r"is \(40, 40, 3\) at 1/4 of its size, the manifest says \(30, 40, 3\)"):
-        dataset.make(pair, np.random.default_rng(0))
+        dataset.transform(pair, np.random.default_rng(0))
 
 
 def test_a_worker_is_sent_the_way_to_the_manifest_not_the_manifest(tmp_path: Path) -> None:

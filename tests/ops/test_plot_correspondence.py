@@ -142,7 +142,7 @@ def test_the_legend_is_never_cut(width: int, height: int) -> None:
     image, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
     found = found_in(np.array([[width / 2, height / 2]], np.float32), 8, focus=0.1)
     drawn = plot_correspondence(image, mask, image, found, 200)
-    lines = correspondence._wrapped(LEGEND, drawn.width - 8)
+    lines = correspondence._wrap_text(LEGEND, drawn.width - 8)
     assert " ".join(lines) == LEGEND
     assert max(font.getlength(line) for line in lines) <= drawn.width - 8
     assert drawn.height >= TITLE_PX + 200 + len(lines) * 16

@@ -16,7 +16,7 @@ from mimicbrush.data.pair import Pair, decode_jpeg
 from mimicbrush.errors import DataError
 from mimicbrush.mining.jpeg import encode_jpeg, shrink_to_side
 from mimicbrush.mining.report.statistics import build_grid_mask, find_image_box, hash_rows, measure_motion, spread_rows
-from mimicbrush.ops.plot import colour_segments, match_panel, tint
+from mimicbrush.ops.plot import plot_matches, tint, tint_segments
 
 KEPT_PAIRS, REFUSED_EXAMPLES, PHOTOGRAPHS = 12, 24, 6
 _PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 640, 420
@@ -75,7 +75,7 @@ def _render_kept_pair(pair: Pair, gap_s: float) -> CaptionedImages:
         return _caption_unreadable(pair.source_path, error)
     mask = _mask_on_image(pair)
     masked = tint(a, cv2.resize(mask, a.shape[1::-1], interpolation=cv2.INTER_NEAREST), _MASK_COLOUR)
-    panel = match_panel(a, b, pair.a_points, pair.b_points, _PANEL_HEIGHT_PX)
+    panel = plot_matches(a, b, pair.a_points, pair.b_points, _PANEL_HEIGHT_PX)
     panel = shrink_to_side(panel, _PANEL_WIDTH_PX)
     masked = shrink_to_side(masked, max(1, round(masked.shape[1] * panel.shape[0] / masked.shape[0])))
     lines = min(60, len(pair.a_points))
@@ -111,7 +111,7 @@ def _render_photograph(pair: Pair) -> CaptionedImages:
     ratios = pair.segment_ratios
     note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the image"
     alt = f"The photograph {pair.source_path} with {count} segments in colours"
-    return CaptionedImages((_embed_image(colour_segments(image, segments), alt),), pair.source_path, note)
+    return CaptionedImages((_embed_image(tint_segments(image, segments), alt),), pair.source_path, note)
 
 
 def render_refused_pairs(root: Path) -> list[CaptionedImages]:

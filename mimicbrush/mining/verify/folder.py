@@ -53,7 +53,7 @@ def verify_folder(
         root: the mined folder.
         input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
         workers: processes that read shards.
-        progress: whether to draw a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
         InputError: this is no mined folder.
