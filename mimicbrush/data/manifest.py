@@ -225,14 +225,16 @@ def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
         row_of_path.setdefault(values["source_path"], (number, values | refusal))
     places = np.array([number for number, _ in row_of_path.values()])
     rejected = pa.Table.from_pylist([manifest_row(**values) for _, values in row_of_path.values()], SCHEMA)
-    single, start = [], 0
+    replaced, start = [], 0
     for part in parts:
         low, high = np.searchsorted(places, (start, start + len(part)))
         twins_here = is_twin[start : start + len(part)]
         instead = rejected.slice(low, high - low)
-        single.append(_replace_rows(part, twins_here, instead, places[low:high] - start) if twins_here.any() else part)
+        replaced.append(
+            _replace_rows(part, twins_here, instead, places[low:high] - start) if twins_here.any() else part
+        )
         start += len(part)
-    return single
+    return replaced
 
 
 def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places: np.ndarray) -> pa.Table:

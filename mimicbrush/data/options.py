@@ -79,11 +79,11 @@ class MaskOptions:
             ("strategy", VIDEO_STRATEGIES, "a video has no segments"),
             ("image_strategy", IMAGE_STRATEGIES, "a photograph has no stored matches"),
         ):
-            given = getattr(self, name)
-            if given not in strategies and not _NAMES_A_FUNCTION.match(given):
-                reason = f" ({why})" if given in VIDEO_STRATEGIES + IMAGE_STRATEGIES else ""
+            value = getattr(self, name)
+            if value not in strategies and not _NAMES_A_FUNCTION.match(value):
+                reason = f" ({why})" if value in VIDEO_STRATEGIES + IMAGE_STRATEGIES else ""
                 names = ", ".join(strategies)
-                raise InputError(f"data.mask.{name} must be one of {names}, or module:function; got {given!r}{reason}")
+                raise InputError(f"data.mask.{name} must be one of {names}, or module:function; got {value!r}{reason}")
         for name in ("matched", "unmatched", "probability", "fullest", "others"):
             _check_range(f"data.mask.{name}", [getattr(self, name)], 0, 1)
         # One cell could only be all or nothing.

@@ -126,6 +126,7 @@ class SampleTransform:
         if rng.random() < 0.5:
             first, second = second, first
         flip = self._sample_shared_flip(rng)
+        # Both images are augmented, each by itself: the paper does not say which one is (ours).
         source_matrix, reference_matrix = (self._sample_matrix(pair, rng, flip) for _ in range(2))
         source_jitter, reference_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
         source = self._read_view(pair, first[0], source_matrix, source_jitter)
@@ -142,6 +143,7 @@ class SampleTransform:
         reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
         reference_matrix = self._sample_matrix(pair, rng, flip)
         reference = self._read_view(pair, pair.a_span, reference_matrix, reference_jitter)
+        # A segment is masked and must be recovered from the other augmentation, which shows it unmasked.
         strategy = self.options.mask.image_strategy
         if strategy == "segment":
             matrix, mask = self._sample_segment_mask(pair, flip, rng)
@@ -172,8 +174,8 @@ class SampleTransform:
         if not self.num_matches:
             return None
         usable = np.flatnonzero(is_inside(source, self.size_px) & is_inside(reference, self.size_px))
-        chosen = rng.permutation(usable)[: self.num_matches]
-        return MatchedPoints(source[chosen], reference[chosen], self.num_matches)
+        numbers = rng.permutation(usable)[: self.num_matches]
+        return MatchedPoints(source[numbers], reference[numbers], self.num_matches)
 
     def _sample_shared_flip(self, rng: np.random.Generator) -> bool | None:
         flip = rng.random() < self.options.geometry.flip_probability
@@ -182,6 +184,7 @@ class SampleTransform:
     def _sample_matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
         """Sample all geometry of one image: (3, 3), from *stored* pixels to the canvas."""
         height, width = pair.size_px
+        # From right to left: the stored image is letterboxed, then augmented about the centre of the canvas.
         augmentation = random_matrix(self.options.geometry, self.size_px, rng, flip)
         return augmentation @ letterbox_matrix(width, height, self.size_px)
 
@@ -243,9 +246,9 @@ class SampleTransform:
             if not len(usable):
                 break
             count = min(int(rng.integers(options.count[0], options.count[1] + 1)), len(usable))
-            chosen = [int(number) for number in rng.choice(usable, count, replace=False)]
-            segments |= {number: pair.read_segment(number) for number in chosen if number not in segments}
-            union = masks.unite_masks([segments[number] for number in chosen])
+            numbers = [int(number) for number in rng.choice(usable, count, replace=False)]
+            segments |= {number: pair.read_segment(number) for number in numbers if number not in segments}
+            union = masks.unite_masks([segments[number] for number in numbers])
             mask = (warp_to_canvas(union * 255, matrix, self.size_px, MASK_FILL) > 127).astype(np.uint8)
             mask = masks.dilate_mask(mask, round(rng.uniform(*options.dilation) * self.size_px))
             if options.mask_ratio[0] <= mask.mean() <= options.mask_ratio[1] and mask.any() and not mask.all():

@@ -21,10 +21,10 @@ class StepLog:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
+        content = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
         # Compared as a whole: a last line that is all there but for its end would be glued to the next one.
-        if not path.exists() or path.read_text() != kept:
-            write_aside(path, lambda aside: aside.write_text(kept))
+        if not path.exists() or path.read_text() != content:
+            write_aside(path, lambda aside: aside.write_text(content))
 
     def append(self, values: Mapping[str, object]) -> None:
         """Write one line, at once; `values` has a "step", and no number in it is NaN or infinite."""

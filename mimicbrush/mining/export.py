@@ -31,8 +31,8 @@ def export_rows(root: Path, out: TextIO) -> int:
     table = read_rows(root)
     for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
         for values in batch.to_pylist():
-            plain = {name: _simplify(value, name in _SHORT_FLOATS) for name, value in values.items()}
-            out.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+            row = {name: _simplify(value, name in _SHORT_FLOATS) for name, value in values.items()}
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     return len(table)
 
 

@@ -36,8 +36,8 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
             that leaves the folder. Files that are not there are inputs all the same, with a reason.
     """
     rows, columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
-    used = [column for column in columns if column.strip().lower() in _COLUMNS]
-    names = [_COLUMNS[column.strip().lower()] for column in used]
+    known_columns = [column for column in columns if column.strip().lower() in _COLUMNS]
+    names = [_COLUMNS[column.strip().lower()] for column in known_columns]
     if "path" not in names or len(set(names)) < len(names):
         raise InputError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; expected `path` and, if known, "
@@ -45,14 +45,14 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
         )
     items: dict[str, Item] = {}
     for number, row in enumerate(rows, start=1):
-        values = {name: row[column].strip() for name, column in zip(names, used, strict=True)}
+        values = {name: row[column].strip() for name, column in zip(names, known_columns, strict=True)}
         item = _build_item(values, root, f"{path}, entry {number}")
         if item.path in items:
             raise InputError(f"{path}, entry {number}: {item.path!r} is named twice")
         items[item.path] = item
     if not items:
         raise InputError(f"{path} names no file")
-    unused = [column for column in columns if column not in used]
+    unused = [column for column in columns if column not in known_columns]
     return sorted(items.values(), key=lambda item: item.path), unused
 
 

@@ -18,7 +18,7 @@ def shrink_to_side(image: np.ndarray, max_side_px: int) -> np.ndarray:
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """Encode (H, W, 3) uint8 RGB as the bytes of a JPEG file."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
+    is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not is_encoded:
         raise ValueError(f"OpenCV could not encode an image of shape {image.shape}")
     return bytes(data)

@@ -150,8 +150,8 @@ def find_item(path: Path, root: Path) -> Item | None:
 
 def refuse_item(name: Path, reason: str, detail: str) -> Item:
     """Describe an input that is never opened: its one row gives the reason."""
-    shown = name.as_posix().encode("utf-8", "backslashreplace").decode()
-    return Item(shown, "refused", reason=reason, detail=detail)
+    printable = name.as_posix().encode("utf-8", "backslashreplace").decode()
+    return Item(printable, "refused", reason=reason, detail=detail)
 
 
 def _is_inside(path: Path, root: Path) -> bool:

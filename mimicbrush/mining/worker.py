@@ -224,8 +224,8 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
             try:
                 name.encode("utf-8")
             except UnicodeEncodeError:
-                shown = name.encode("utf-8", "backslashreplace").decode()
-                outcome.files.append(refuse_file(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
+                printable = name.encode("utf-8", "backslashreplace").decode()
+                outcome.files.append(refuse_file(item, "bad_name", "not valid UTF-8", path=printable, kind="image"))
                 continue
             try:
                 photograph = _Photograph(

@@ -76,6 +76,7 @@ def paste_back(result: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.n
     for _ in range(SOFT_EDGE_PX):
         soft = cv2.GaussianBlur(soft, (3, 3), 0)
     alpha = soft[..., None] / 255.0
+    # out = result * m + source * (1 - m), with the blurred mask m in 0..1 (released code).
     return result * alpha + source * (1 - alpha)
 
 
@@ -96,4 +97,4 @@ def blank_mask(source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     Differs from SD inpainting, which blanks to grey (0); this is 0 of 0..255 (released code).
     """
-    return source * (1 - mask) - mask
+    return source * (1 - mask) - mask  # mask 0: the source; mask 1: -1, which is black in [-1, 1]

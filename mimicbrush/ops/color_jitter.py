@@ -44,6 +44,8 @@ class Jitter:
         """
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(self.hue_rad), -np.sin(self.hue_rad)], [np.sin(self.hue_rad), np.cos(self.hue_rad)]]
+        # Hue turns the two chroma axes of YIQ; saturation mixes with the luma; brightness scales, and contrast scales
+        # about the mean luma. Each is affine in RGB, so their product is one (3, 4) matrix.
         hue = np.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
         grey = np.tile(_LUMA, (3, 1))
         saturated = self.saturation * np.eye(3) + (1 - self.saturation) * grey

@@ -222,22 +222,22 @@ def choose_place_pairs(
     """
     is_visible = np.all((references >= 0) & (references < reference_size), axis=1)
     ends = np.stack([_move_from_edges(sources, source_size), _move_from_edges(references, reference_size)])
-    chosen: list[int] = []
+    numbers: list[int] = []
     for sure, fill_up_to in ((True, most), (False, min(most, UNSURE_MARKS))):
         free = np.flatnonzero(is_visible & ((focus >= SURE_FOCUS) == sure))
-        while len(chosen) < fill_up_to:
-            apart = np.linalg.norm(ends[:, free, None] - ends[:, None, chosen], axis=-1)  # (2, free, chosen)
+        while len(numbers) < fill_up_to:
+            apart = np.linalg.norm(ends[:, free, None] - ends[:, None, numbers], axis=-1)  # (2, free, numbers)
             is_clear = (apart >= MARKS_APART_PX).all(axis=(0, 2))
             free, distances = free[is_clear], apart[0, is_clear]
             if not len(free):
                 break
-            if chosen:
+            if numbers:
                 number = int(distances.min(axis=1).argmax())
             else:
                 number = int(((ends[0, free] - ends[0, free].mean(axis=0)) ** 2).sum(axis=1).argmin())
-            chosen.append(int(free[number]))
-    places = [[(float(x), float(y)) for x, y in ends[which, chosen]] for which in (0, 1)]
-    sures = (focus[chosen] >= SURE_FOCUS).tolist()
+            numbers.append(int(free[number]))
+    places = [[(float(x), float(y)) for x, y in ends[which, numbers]] for which in (0, 1)]
+    sures = (focus[numbers] >= SURE_FOCUS).tolist()
     return [PlacePair(source, place, sure) for source, place, sure in zip(*places, sures, strict=True)]
 
 

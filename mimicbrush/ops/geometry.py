@@ -58,6 +58,7 @@ def random_matrix(
     angle = np.deg2rad(rng.uniform(-ranges.rotation_deg, ranges.rotation_deg))
     scale = np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
     offsets = rng.uniform(-1, 1, (4, 2)) * 0.4 * ranges.projective_intensity * size_px
+    # The matrix is projection @ (rotation, scale and mirror, about the centre of the canvas).
     mirror = -1.0 if (sampled_flip if flip is None else flip) else 1.0
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cos * mirror, -sin, 0], [sin * mirror, cos, 0], [0, 0, 1]])

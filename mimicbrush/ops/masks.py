@@ -33,6 +33,8 @@ def sift_grid_mask(
         (S, S) uint8. Where all or none of the cells came out masked, one random cell is turned.
     """
     n = _sample_grid_size(cells, rng)
+    # P(cell is masked) = 0.75 where the reference is known to show it, else 0.50: the model gets both cells that it can
+    # look up and cells that it must make up (paper Sec. 3.3).
     has_match = count_points_per_cell(points, size_px, n) > 0
     return _grid_mask(np.where(has_match, matched, unmatched), size_px, rng)
 
@@ -74,7 +76,7 @@ def fullest_grid_mask(
     """
     n = _sample_grid_size(cells, rng)
     counts = count_points_per_cell(points, size_px, n).ravel()
-    ranked = np.lexsort((rng.random(n * n), -counts))
+    ranked = np.lexsort((rng.random(n * n), -counts))  # fullest first; the random key breaks ties
     probabilities = np.full(n * n, others)
     probabilities[ranked[:num_fullest]] = fullest
     return _grid_mask(probabilities.reshape(n, n), size_px, rng)
@@ -155,8 +157,9 @@ def _grid_mask(probabilities: np.ndarray, size_px: int, rng: np.random.Generator
     """(n, n) probabilities -> (S, S) uint8, cell by cell."""
     n = len(probabilities)
     masked = (rng.random((n, n)) < probabilities).astype(np.uint8)
-    flipped_cell = divmod(int(rng.integers(n * n)), n)
+    flipped_cell = divmod(int(rng.integers(n * n)), n)  # sampled always, so that later random numbers do not move
     if masked.all() or not masked.any():
         masked[flipped_cell] ^= 1
+    # The cell under each pixel's centre: so the cells cover the canvas where n does not divide its side, too.
     cell_of_pixel = ((np.arange(size_px) + 0.5) * n / size_px).astype(int)
     return masked[:, cell_of_pixel][cell_of_pixel]

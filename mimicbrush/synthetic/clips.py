@@ -259,8 +259,8 @@ class _Thing:
         tilt = cv2.getPerspectiveTransform(corners, ((tilted + 1) / 2 * last).astype(np.float32))
 
         def warp(image: np.ndarray, move: tuple[int, int], **how: int) -> np.ndarray:
-            moved = np.vstack([place + [[0, 0, m] for m in move], [0, 0, 1]])
-            return cv2.warpPerspective(image, moved @ tilt, size, **how)
+            shifted = np.vstack([place + [[0, 0, m] for m in move], [0, 0, 1]])
+            return cv2.warpPerspective(image, shifted @ tilt, size, **how)
 
         return warp
 

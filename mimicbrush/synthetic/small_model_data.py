@@ -81,9 +81,9 @@ def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[st
     specs = {}
     for number in range(count):
         leaves = [f"{LEAVES}{seed * 100_000 + 3 * number + part}" for part in range(3)]
-        chosen = [names[index] for index in generator(seed, number).permutation(len(names))]
-        background = chosen[0] if number % 3 else leaves[0]
-        cutouts = (leaves[1], *chosen[1 : 3 + number % 2])
+        shuffled = [names[index] for index in generator(seed, number).permutation(len(names))]
+        background = shuffled[0] if number % 3 else leaves[0]
+        cutouts = (leaves[1], *shuffled[1 : 3 + number % 2])
         specs[f"{number:04d}.mp4"] = ClipSpec(
             background, cutouts, seed=seed * 1000 + number, seconds=4.0, thing_sides=(0.25, 0.6), tilt=0.12
         )

@@ -198,7 +198,7 @@ def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
         moved = np.median(np.hypot(*(pair.b_points - pair.a_points).T)) / np.hypot(height, width)
         by_hand.append((mask[inside].mean(), matched / hidden if hidden else 0, moved))
     expected = sorted(by_hand)
-    np.testing.assert_allclose(sorted(zip(found.hidden, found.matched, found.moved, strict=True)), expected, atol=1e-6)
+    np.testing.assert_allclose(sorted(zip(found.hidden, found.matched, found.motion, strict=True)), expected, atol=1e-6)
 
 
 def test_names_from_outside_are_text_and_nothing_comes_from_elsewhere(html: str, page: Page) -> None:

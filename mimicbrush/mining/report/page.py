@@ -155,8 +155,8 @@ def _measure_storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTa
 
 
 def _count_decoders(rows: pa.Table) -> list[tuple[str, int]]:
-    named = rows.group_by(["decoder", "source_path"]).aggregate([])["decoder"]
-    return sorted((decoder, count) for decoder, count in count_values(named).items() if decoder)
+    files_by_decoder = rows.group_by(["decoder", "source_path"]).aggregate([])["decoder"]
+    return sorted((decoder, count) for decoder, count in count_values(files_by_decoder).items() if decoder)
 
 
 def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]:
@@ -170,8 +170,8 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
     band = (options["min_ssim"], options["max_ssim"])
     longest = max(options["min_gap_s"], float(gaps.max()))
     most = _round_up(float(np.percentile(matches, 99)))
-    farthest = _round_up(max(0.02, float(np.percentile(masks.moved, 99))))
-    still = float((masks.moved < 0.01).mean())
+    farthest = _round_up(max(0.02, float(np.percentile(masks.motion, 99))))
+    still = float((masks.motion < 0.01).mean())
     return [
         _build_figure(
             "SSIM of the two frames",
@@ -191,7 +191,7 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
         ),
         _build_figure(
             "How far the matches moved",
-            masks.moved,
+            masks.motion,
             (0, farthest),
             "{:.3f}",
             f"Median of a pair's points, as a share of the diagonal, {sample}. At 0, copying in place would do: "

@@ -46,12 +46,12 @@ class MaskStatistics:
     Attributes:
         hidden: share of the image that the mask hides.
         matched: share of the hidden cells of the image that hold a match.
-        moved: how far the matched points moved, median over a pair's points, over the diagonal of the image.
+        motion: how far the matched points moved, median over a pair's points, over the diagonal of the image.
     """
 
     hidden: np.ndarray
     matched: np.ndarray
-    moved: np.ndarray
+    motion: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Throughput:
         return sum(self.seconds.values())
 
 
-def hash_rows(source_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def hash_rows(origin_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """Hash each pair by nothing but itself, (N,) uint64: the pairs with the lowest hashes are the sample."""
     with np.errstate(over="ignore"):
-        mixed = source_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
+        mixed = origin_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
             0x9E3779B97F4A7C15
         )
         mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -101,8 +101,8 @@ def spread_rows(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     ordered = groups[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    chosen: np.ndarray = order[np.lexsort((keys[order], turn))][:count]
-    return chosen
+    rows: np.ndarray = order[np.lexsort((keys[order], turn))][:count]
+    return rows
 
 
 def find_percentiles(values: np.ndarray) -> dict[int, float]:
@@ -123,9 +123,9 @@ def measure_masks(pairs: PairTable) -> MaskStatistics:
     keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
     sample = [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
     shares = [measure_mask_shares(pair) for pair in sample]
-    moved = [measure_motion(pair) for pair in sample]
+    motion = [measure_motion(pair) for pair in sample]
     table = np.array(shares, np.float64).reshape(-1, 2)
-    return MaskStatistics(table[:, 0], table[:, 1], np.array(moved, np.float64))
+    return MaskStatistics(table[:, 0], table[:, 1], np.array(motion, np.float64))
 
 
 def build_grid_mask(pair: Pair) -> tuple[np.ndarray, int]:

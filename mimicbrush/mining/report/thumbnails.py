@@ -22,7 +22,7 @@ KEPT_PAIRS, REFUSED_EXAMPLES, PHOTOGRAPHS = 12, 24, 6
 _PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 640, 420
 _JPEG_QUALITY = 78
 _MASK_COLOUR = (236, 64, 122)
-_SEGMENTS_SHOWN = 12
+_MAX_SEGMENTS = 12
 #: A thumbnail of the audit has at most some 20 KB; what is larger was not written by the miner.
 _MAX_THUMBNAIL_BYTES = 40_000
 
@@ -62,9 +62,9 @@ class CaptionedImages:
 def render_kept_pairs(pairs: PairTable) -> list[CaptionedImages]:
     """Render video pairs, spread over the clips, with lines between matches and the paper's mask over one frame."""
     keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
-    chosen = spread_rows(pairs.column("origin_key"), keys, KEPT_PAIRS)
+    numbers = spread_rows(pairs.column("origin_key"), keys, KEPT_PAIRS)
     gaps = pairs.column("b_time_s") - pairs.column("a_time_s")
-    return [_render_kept_pair(pairs[int(number)], float(gaps[number])) for number in chosen]
+    return [_render_kept_pair(pairs[int(number)], float(gaps[number])) for number in numbers]
 
 
 def _render_kept_pair(pair: Pair, gap_s: float) -> CaptionedImages:
@@ -94,12 +94,12 @@ def _mask_on_image(pair: Pair) -> np.ndarray:
 def render_photographs(pairs: PairTable) -> list[CaptionedImages]:
     """Render photographs with their largest segments in colours."""
     keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
-    chosen = spread_rows(pairs.column("origin_key"), keys, PHOTOGRAPHS)
-    return [_render_photograph(pairs[int(number)]) for number in chosen]
+    numbers = spread_rows(pairs.column("origin_key"), keys, PHOTOGRAPHS)
+    return [_render_photograph(pairs[int(number)]) for number in numbers]
 
 
 def _render_photograph(pair: Pair) -> CaptionedImages:
-    count = min(_SEGMENTS_SHOWN, len(pair.segments))
+    count = min(_MAX_SEGMENTS, len(pair.segments))
     try:
         image = shrink_to_side(pair.read_a(), _PHOTOGRAPH_PX)
         segments = [
@@ -160,14 +160,14 @@ def _read_audit_image(part: Path, row: int) -> bytes:
 
 
 def _caption_refused(values: dict[str, object], data: bytes) -> CaptionedImages:
-    single = values["b_frame"] == -1
-    facts = [f"frame {values['a_frame']}" if single else f"frames {values['a_frame']} and {values['b_frame']}"]
+    is_single = values["b_frame"] == -1
+    facts = [f"frame {values['a_frame']}" if is_single else f"frames {values['a_frame']} and {values['b_frame']}"]
     if values["ssim"] == values["ssim"]:  # else NaN: not computed
         facts.append(f"SSIM {values['ssim']:.2f}")
     if values["num_matches"] != -1:
         facts.append(f"{values['num_matches']} matches")
     title, tag = str(values["source_path"]), str(values["reason"])
-    alt = f"{'A frame' if single else 'Two frames'} of {title}, refused as {tag}"
+    alt = f"{'A frame' if is_single else 'Two frames'} of {title}, refused as {tag}"
     try:
         if len(data) > _MAX_THUMBNAIL_BYTES:
             raise ValueError(f"{len(data)} bytes")

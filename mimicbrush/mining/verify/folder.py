@@ -78,7 +78,7 @@ def verify_folder(
         total.pairs += result.pairs
         total.images += result.images
         total.bytes_read += result.bytes_read
-    total.faults += _find_strangers(root, finished)
+    total.faults += _find_stray_files(root, finished)
     total.faults += _find_unfinished(root, plan, finished)
     total.faults += _check_folder(root, plan, bool(total.faults))
     return total
@@ -110,9 +110,9 @@ def _list_checks(
         kinds = {item.kind for shard in plan.shards for item in shard}
         in_place = bool(kinds & {"image", "archive"}) and not plan.options.get("copy_images")
         if in_place and (input_root is None or not input_root.is_dir()):
-            found = f"the folder that was mined is not there ({input_root})"
+            actual = f"the folder that was mined is not there ({input_root})"
             remedy = "Name it: --input-root FOLDER; photographs in place were not checked"
-            faults.append(ShardFault(PLAN_NAME, "", found, "the folder of the photographs that stay in place", remedy))
+            faults.append(ShardFault(PLAN_NAME, "", actual, "the folder of the photographs that stay in place", remedy))
             input_root = None
     checks = []
     for number in finished:
@@ -130,8 +130,8 @@ def _run_checks(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, S
     with ProcessPoolExecutor(min(workers, len(checks)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(verify_shard, check): check.number for check in checks}
         try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that was reading a shard was ended from outside (is there enough memory?); use --workers 1"
@@ -140,7 +140,7 @@ def _run_checks(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, S
             pool.shutdown(cancel_futures=True)
 
 
-def _find_strangers(root: Path, finished: list[int]) -> Iterator[ShardFault]:
+def _find_stray_files(root: Path, finished: list[int]) -> Iterator[ShardFault]:
     """Files that belong to no finished shard."""
     expected = {path for number in finished for path in vars(ShardPaths.for_shard(root, number)).values()}
     expected |= {root / name for name in (PLAN_NAME, INDEX_NAME, SUMMARY_NAME, REPORT_NAME)}

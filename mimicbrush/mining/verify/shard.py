@@ -116,15 +116,15 @@ class _ShardReading:
             return self.result
         self._check_inputs(rows)
         members = self._list_members(self.paths.tar, self._name(self.paths.tar))
-        used: set[int] = set()
+        used_offsets: set[int] = set()
         for values in rows:
             if values["status"] == "pair":
                 self.result.pairs += 1
-                self._check_pair(values, members, used)
+                self._check_pair(values, members, used_offsets)
             else:
                 self._check_refusal(values)
         for offset, (name, size) in members.items():
-            if offset not in used:
+            if offset not in used_offsets:
                 self._add_fault(
                     self._name(self.paths.tar), f"{name!r} ({size} bytes) belongs to no row", "rows for all"
                 )
@@ -252,7 +252,7 @@ class _ShardReading:
                 self._add_fault(name, f"cannot be read ({error})", "a whole tar")
         return self.members[path]
 
-    def _check_pair(self, values: dict[str, Any], members: dict[int, tuple[str, int]], used: set[int]) -> None:
+    def _check_pair(self, values: dict[str, Any], members: dict[int, tuple[str, int]], used_offsets: set[int]) -> None:
         pair_id, mined = values["pair_id"], values["store"] == "mined"
         if not pair_id or values["store"] not in ("mined", "input") or values["kind"] not in ("video", "image"):
             self._add_fault(
@@ -268,12 +268,14 @@ class _ShardReading:
             self._add_fault(self._name(self.paths.part), "no two frames in order", "a first and a later one", pair_id)
         for side in sides:
             span = values[f"{side}_offset"], values[f"{side}_length"]
-            data = self._read_bytes(values, values["file"], span, members, used, f"{side}.jpg" if mined else "")
+            data = self._read_bytes(values, values["file"], span, members, used_offsets, f"{side}.jpg" if mined else "")
             if data is not None:
                 self._check_image(values, side, data)
         if values["annotation_file"]:
             span = values["annotation_offset"], values["annotation_length"]
-            data = self._read_bytes(values, values["annotation_file"], span, members, used, "json" if mined else "")
+            data = self._read_bytes(
+                values, values["annotation_file"], span, members, used_offsets, "json" if mined else ""
+            )
             if data is not None:
                 self._check_segments(values, data)
         elif values["kind"] == "image":
@@ -306,7 +308,7 @@ class _ShardReading:
         file: str,
         span: Span,
         members: dict[int, tuple[str, int]],
-        used: set[int],
+        used_offsets: set[int],
         suffix: str,
     ) -> bytes | None:
         """What lies at a span, if the file's own headers agree; else None, and the fault is kept.
@@ -315,7 +317,7 @@ class _ShardReading:
             values: of the row.
             file, span: where its bytes are said to lie.
             members: of the shard's own tar.
-            used: gets the offsets that rows name.
+            used_offsets: gets the offsets that rows name.
             suffix: of the member in the shard's tar; "" for files in place.
         """
         pair_id = values["pair_id"]
@@ -330,7 +332,7 @@ class _ShardReading:
         remedy = self._choose_remedy(values)
         if suffix or file.endswith(".tar"):
             actual = (members if suffix else self._list_members(path, file)).get(span[0])
-            used.add(span[0])
+            used_offsets.add(span[0])
             expected = (f"{pair_id}.{suffix}" if suffix else None, span[1])
             if actual is None or actual[1] != span[1] or expected[0] not in (None, actual[0]):
                 header = "no file begins there" if actual is None else f"{actual[0]!r} of {actual[1]} bytes"
@@ -371,8 +373,8 @@ class _ShardReading:
             return
         if size != (values["width_px"], values["height_px"]):
             expected = f"{values['width_px']} x {values['height_px']}, as the manifest says"
-            shown = f"image {side} is {size[0]} x {size[1]} px"
-            self._add_fault(values["file"], shown, expected, values["pair_id"], remedy)
+            actual_size = f"image {side} is {size[0]} x {size[1]} px"
+            self._add_fault(values["file"], actual_size, expected, values["pair_id"], remedy)
 
     def _check_segments(self, values: dict[str, Any], data: bytes) -> None:
         file, pair_id = values["annotation_file"], values["pair_id"]

@@ -186,10 +186,10 @@ def _time_fault(number: int, time_s: float, expected_s: float) -> UntrustedFileE
 
 def _build_frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) -> VideoFrame:
     thumbnail = partial(cv2.resize, rgb, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
-    return VideoFrame(number, time_s, partial(_stretch_shown, rgb, scan), thumbnail)
+    return VideoFrame(number, time_s, partial(_check_and_stretch, rgb, scan), thumbnail)
 
 
-def _stretch_shown(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
+def _check_and_stretch(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
     """Both libraries turn images upright; square pixels are left to us."""
     shape = scan.shape
     stored = (shape.width_px, shape.height_px)

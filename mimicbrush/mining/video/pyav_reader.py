@@ -191,10 +191,10 @@ class PyAVReader:
         shape = None
         for packet in container.demux(stream):
             checks.check_packet(packet)
-            given = packet if packet.size else None  # the empty one at the end flushes the decoder
-            frames = decoder.decode(given)
+            decoder_input = packet if packet.size else None  # the empty one at the end flushes the decoder
+            frames = decoder.decode(decoder_input)
             if second is not None:
-                second.check(given, frames)
+                second.check(decoder_input, frames)
             for frame in frames:
                 time_s = checks.check_frame(frame)
                 if shape is None:
