@@ -118,8 +118,8 @@ def test_unreadable_pairs_are_replaced_and_named(damaged: Path) -> None:
     assert len(faults) >= 4 and all(any(f"pair {name}:" in fault for name in bad) for fault in faults)
     numbers = {int(fault.split(":")[0].removeprefix("sample ")) for fault in faults}
     assert numbers == {n for n in range(24) if dataset.mixture.locate(n)[1] in (0, 1)}
-    whole = dataset_in(damaged, video_ratio=1.0)
-    again = list(load_batches(whole, RankBatches(0, 3, TOTAL), num_workers=2))
+    repaired = dataset_in(damaged, video_ratio=1.0)
+    again = list(load_batches(repaired, RankBatches(0, 3, TOTAL), num_workers=2))
     assert rows(again) == rows(batches)
     assert [_named(fault) for batch in again for fault in batch.faults] == [_named(fault) for fault in faults]
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(24))
@@ -156,12 +156,12 @@ def test_a_worker_is_sent_the_way_to_the_manifest_not_the_manifest(tmp_path: Pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_drawing_on_the_device_gives_the_same_samples(mined: Path, workers: int) -> None:
+def test_rendering_on_the_device_gives_the_same_samples(mined: Path, workers: int) -> None:
     batches = RankBatches(0, 2, TOTAL)
     here = list(load_batches(dataset_in(mined, 64), batches, num_workers=0))
-    undrawn = list(load_batches(dataset_in(mined, 64, augment_on="device"), batches, num_workers=workers))
-    assert all(isinstance(batch, DecodedBatch) and batch.images.dtype == torch.uint8 for batch in undrawn)
-    for cpu, device in zip(here, (batch.to(torch.device("cpu")) for batch in undrawn), strict=True):
+    decoded = list(load_batches(dataset_in(mined, 64, augment_on="device"), batches, num_workers=workers))
+    assert all(isinstance(batch, DecodedBatch) and batch.images.dtype == torch.uint8 for batch in decoded)
+    for cpu, device in zip(here, (batch.to(torch.device("cpu")) for batch in decoded), strict=True):
         assert isinstance(device, TrainBatch)
         for name in ("mask", "key", "index"):
             assert torch.equal(getattr(cpu, name), getattr(device, name)), name

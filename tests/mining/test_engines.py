@@ -75,19 +75,19 @@ def test_a_file_that_needs_too_much_memory_costs_itself(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_what_was_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clips(tmp_path / "in", 2)
-    whole = shards.write_aside
+    write_aside = shards.write_aside
 
     def full(path: Path, write: Callable[[Path], object]) -> None:
         if path.name == "part-000001.parquet":
             raise OSError(28, "No space left on device")
-        whole(path, write)
+        write_aside(path, write)
 
     monkeypatch.setattr(shards, "write_aside", full)
     with pytest.raises(DataError, match=r"shard 1 cannot be written .* the disk is full\. Finished shards stay"):
         mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, resources=Resources(workers=1), progress=False)
     assert [path.name for path in (tmp_path / "out/markers").iterdir()] == ["shard-000000.json"]
     assert not list((tmp_path / "out").rglob("*.tmp"))
-    monkeypatch.setattr(shards, "write_aside", whole)
+    monkeypatch.setattr(shards, "write_aside", write_aside)
     summary = mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, progress=False).summary
     assert summary is not None and summary.accepted == 2
 

@@ -74,8 +74,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jpeg, content = photograph_with_segments(seed)
         files |= {f"part/{name}.jpg": jpeg, f"part/{name}.json": json.dumps(content).encode()}
     write_tar(folder / "archive.tar", files | {"part/licence.md": b"-"})
-    whole = write_tar(folder / "cut.tar", files).read_bytes()
-    (folder / "cut.tar").write_bytes(whole[:-11000])
+    original = write_tar(folder / "cut.tar", files).read_bytes()
+    (folder / "cut.tar").write_bytes(original[:-11000])
     write_clips(root / "elsewhere", 1)
     (folder / "linked.mp4").symlink_to(root / "elsewhere/clip0.mp4")
     (folder / "linked_folder").symlink_to(root / "elsewhere")
@@ -194,9 +194,9 @@ import sys
 from pathlib import Path
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.run import mine
+from mimicbrush.mining.run import mine_folder
 if __name__ == "__main__":
-    mine(Path(sys.argv[1]), Path(sys.argv[2]), {OPTIONS!r}, resources={ONE_WORKER!r}, progress=False)
+    mine_folder(Path(sys.argv[1]), Path(sys.argv[2]), {OPTIONS!r}, resources={ONE_WORKER!r}, progress=False)
 """
     script = tmp_path / "mine_it.py"
     script.write_text(command)

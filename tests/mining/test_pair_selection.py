@@ -50,15 +50,15 @@ def test_the_same_frames_give_the_same_pairs() -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [1, 3, 5])
-def test_few_pairs_are_spread_over_a_long_clip(wanted: int) -> None:
+@pytest.mark.parametrize("num_pairs", [1, 3, 5])
+def test_few_pairs_are_spread_over_a_long_clip(num_pairs: int) -> None:
     there = moving_camera(120)
     frames = (there + there[::-1]) * 2  # 20 s
-    pairs = select_pairs(stream(frames), replace(OPTIONS, pairs_per_clip=wanted)).pairs
-    assert len(pairs) == wanted
+    pairs = select_pairs(stream(frames), replace(OPTIONS, pairs_per_clip=num_pairs)).pairs
+    assert len(pairs) == num_pairs
     starts = [pair.a_time_s for pair in pairs]
     assert starts == sorted(starts)
-    if wanted > 1:
+    if num_pairs > 1:
         assert starts[-1] - starts[0] > 20 * 0.4
 
 

@@ -267,7 +267,7 @@ def test_the_sample_is_spread_and_does_not_hang_on_the_order() -> None:
     assert len(statistics.spread_rows(groups[:0], keys[:0], 60)) == 0
 
 
-def test_a_histogram_draws_every_bin_and_escapes_its_words() -> None:
+def test_a_histogram_plots_every_bin_and_escapes_its_words() -> None:
     values = np.array([-1, 0.05, 0.05, 0.5, 2])
     histogram = Histogram.count(values, 0, 1, bins=10)
     assert histogram.counts == (3, 0, 0, 0, 0, 1, 0, 0, 0, 1)

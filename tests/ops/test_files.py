@@ -86,7 +86,7 @@ def test_what_cannot_be_written_is_known_before(name: str, message: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_no_output_and_a_refusing_disk_is_told(tmp_path: Path) -> None:
+def test_a_folder_is_no_output_and_a_refusing_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(InputError, match="this is a folder"):
         check_writable(tmp_path / "a.png")
@@ -253,10 +253,10 @@ def test_exif_turns_every_mode(tmp_path: Path) -> None:
 
 
 def _damage(tmp_path: Path) -> dict[str, Callable[[Path], object]]:
-    whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "JPEG")
+    intact = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(intact, "JPEG")
     return {
-        "cut.jpg": lambda path: path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2]),
+        "cut.jpg": lambda path: path.write_bytes(intact.getvalue()[: len(intact.getvalue()) // 2]),
         "text.png": lambda path: path.write_text("no image"),
         "nothing.png": lambda path: path.touch(),
         "folder.png": lambda path: path.mkdir(),

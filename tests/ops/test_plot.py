@@ -41,7 +41,7 @@ def test_nothing_but_the_hole_is_changed_and_its_rim_is_closed() -> None:
     assert not (marked[20:28, 20:44] == RIM_COLOUR).all(axis=2).any()
 
 
-def test_a_whole_image_and_none_can_be_a_hole() -> None:
+def test_all_of_an_image_or_none_can_be_marked() -> None:
     image = np.zeros((48, 64, 3), np.uint8)
     assert np.array_equal(mark_mask(image, np.zeros((48, 64), np.uint8)), image)
     assert mark_mask(image, np.ones((48, 64), np.uint8)).min() >= 90
