@@ -259,7 +259,7 @@ def _index_table(root: Path) -> pa.Table:
 
 
 def is_index_current(root: Path) -> bool:
-    """Whether there is an index, of just the parts that are there."""
+    """Check whether there is an index, made of just the parts that are there."""
     index = root / INDEX_NAME
     if not index.is_file():
         return False

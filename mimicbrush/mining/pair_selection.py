@@ -1,11 +1,15 @@
 """Which two frames of a video make a pair.
 
-One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen
-pairs as JPEGs. The length of the clip need not be known: chosen pairs are kept one per stretch of time, and
-when there are too many stretches, neighbours merge and the stretch doubles.
+One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen pairs as
+JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are too many
+stretches, neighbours merge and the stretch doubles.
 
-Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers. The hash
-is known before anything is computed, so a pair that could not win is neither compared nor matched.
+Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers. It comes before
+anything is computed, so a pair that could not win is neither compared nor matched.
+
+A frame is refused as "too_small", "flat" or "blurred" (`_Search._find_fault`); a pair as "across_cut"
+(`_Search.consider`), "too_similar", "too_different" or "few_matches" (`_Search._admit`). A clip without a pair gets the
+commonest of these reasons, or "too_short".
 """
 
 from __future__ import annotations
@@ -179,7 +183,7 @@ class _Search:
         self.stretch_s = options.candidate_interval_s
         self.window: deque[tuple[int, Candidate]] = deque()  # (shot, candidate) within reach
         self.slots: dict[int, tuple[int, ChosenPair]] = {}
-        self.tried: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self.examples: dict[str, tuple[int, RefusedExample]] = {}  # reason -> the one of lowest rank
         self.ssims: list[float] = []
 
@@ -188,7 +192,7 @@ class _Search:
         shot = shots.shot_of(candidate.number)
         while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:
             self.window.popleft()
-        fault = self._find_fault(candidate, [earlier for of, earlier in self.window if of == shot])
+        fault = self._find_fault(candidate, [each for each_shot, each in self.window if each_shot == shot])
         if fault:
             self._refuse(fault, candidate)
             return
@@ -208,8 +212,8 @@ class _Search:
         if candidate.thumbnail.std() < self.options.min_contrast:
             return "flat"
         with self.watch.timed("sharpness"):
-            usual = float(np.median([each.sharpness for each in neighbours])) if neighbours else 0.0
-            least = max(self.options.min_sharpness, self.options.min_sharpness_ratio * usual)
+            median = float(np.median([each.sharpness for each in neighbours])) if neighbours else 0.0
+            least = max(self.options.min_sharpness, self.options.min_sharpness_ratio * median)
             return "blurred" if candidate.sharpness < least else ""
 
     def _offer(self, a: Candidate, b: Candidate) -> None:
@@ -258,7 +262,7 @@ class _Search:
         self, reason: str, a: Candidate, b: Candidate | None = None, ssim: float = float("nan"), num_matches: int = -1
     ) -> None:
         """Count it, and keep one example of each reason: the one whose hash is lowest."""
-        self.tried[reason] += 1
+        self.refusals[reason] += 1
         b_frame = -1 if b is None else b.number
         rank = mix(a.number, b_frame)
         if reason in self.examples and self.examples[reason][0] <= rank:
@@ -280,19 +284,19 @@ class _Search:
         if len(pairs) > most:
             pairs = [pairs[i * len(pairs) // most] for i in range(most)]
         reason, detail = ("", self._describe_tries()) if pairs else self._explain_none(num_frames, end_s)
-        by_count = sorted(self.examples.values(), key=lambda entry: (-self.tried[entry[1].reason], entry[1].reason))
+        by_count = sorted(self.examples.values(), key=lambda entry: (-self.refusals[entry[1].reason], entry[1].reason))
         refused = [example for _, example in by_count[: self.options.refused_per_clip]]
         return Selection(pairs, reason, detail, refused, num_frames, len(self.ssims), dict(self.watch.seconds))
 
     def _explain_none(self, num_frames: int, end_s: float) -> tuple[str, str]:
-        if not self.tried:
+        if not self.refusals:
             gaps = f"{self.options.min_gap_s:g}..{self.options.max_gap_s:g} s"
             return "too_short", f"{num_frames} frames in {end_s:.2f} s: none are {gaps} apart"
-        return max(sorted(self.tried), key=lambda word: self.tried[word]), self._describe_tries()
+        return max(sorted(self.refusals), key=lambda word: self.refusals[word]), self._describe_tries()
 
     def _describe_tries(self) -> str:
-        if not self.tried:
+        if not self.refusals:
             return ""
-        counts = ", ".join(f"{word} {count}" for word, count in sorted(self.tried.items()))
+        counts = ", ".join(f"{word} {count}" for word, count in sorted(self.refusals.items()))
         span = f"; SSIM {min(self.ssims):.3f}..{max(self.ssims):.3f}" if self.ssims else ""
         return f"refused: {counts}{span}"
