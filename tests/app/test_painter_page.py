@@ -139,7 +139,7 @@ def test_a_box_is_exact_to_the_pixel(page: Page, tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask_of(tmp_path / "masks/cats/small.png"), expected)
 
 
-def test_a_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
+def test_an_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
     choose(page, "large.jpg")
     shown = page.locator(".painter-mask").bounding_box()
     assert shown and shown["width"] < 1100
@@ -194,7 +194,7 @@ def test_a_saved_mask_is_there_again_to_be_mended(page: Page, server: PainterSer
 
 
 def test_upload_paint_save(page: Page, tmp_path: Path) -> None:
-    upload = tmp_path / "a image, (of mine).webp"
+    upload = tmp_path / "an image, (of mine).webp"
     Image.fromarray(photograph("coffee.png")).save(upload)
     page.set_input_files("#upload", upload)
     page.wait_for_selector("#status:has-text('600 x 400 px')")
@@ -202,9 +202,9 @@ def test_upload_paint_save(page: Page, tmp_path: Path) -> None:
     stroke = [(100.0, 100.0), (500.0, 300.0)]
     drag(page, *stroke)
     save(page)
-    kept = tmp_path / "masks/uploads/a_picture_of_mine.webp"
+    kept = tmp_path / "masks/uploads/an_image_of_mine.webp"
     assert kept.read_bytes() == upload.read_bytes()
-    mask = mask_of(kept.with_name("a_picture_of_mine_mask.png"))
+    mask = mask_of(kept.with_name("an_image_of_mine_mask.png"))
     assert mask.shape == (400, 600)
     check_stroke(mask, stroke, 40, slack_px=1.5)
 

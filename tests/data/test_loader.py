@@ -138,7 +138,7 @@ def test_a_source_that_is_gone_stops_at_once(tmp_path: Path) -> None:
         dataset[0]
 
 
-def test_a_image_of_another_size_is_a_fault(mined: Path) -> None:
+def test_an_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
     pair = dataset.pair_sources[0].pairs[0]
     object.__setattr__(pair, "size_px", (120, 160))

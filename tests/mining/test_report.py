@@ -231,7 +231,7 @@ def test_every_image_is_whole_and_says_what_it_shows(html: str, page: Page) -> N
     assert len(html) < 3_000_000
 
 
-def test_a_image_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "in/loose.jpg").unlink()
     tar = copy / "out/shards/shard-000000.tar"

@@ -222,7 +222,7 @@ def test_what_is_clear_in_a_mask_of_several_colours_is_not_painted() -> None:
     assert [got.getpixel(at) for at in ((1, 1), (6, 1), (1, 3), (6, 3))] == [255, 0, 0, 0]
 
 
-def test_a_image_with_a_hole_is_no_mask(tmp_path: Path) -> None:
+def test_an_image_with_a_hole_is_no_mask(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number, channels in enumerate((1, 3)):  # grey, and in colours
         image = rng.integers(0, 256, (40, 60, channels)).astype(np.uint8).repeat(3 // channels, axis=2)
