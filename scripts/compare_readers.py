@@ -57,7 +57,7 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> list[Reading]:
     from damaged.make import make_damaged, make_undamaged
     from damaged.read import READERS, read_all, write_truth
 
-    from mimicbrush.mining.video.readers import open_reader
+    from mimicbrush.mining.video.other_readers import open_reader
 
     ours = open_reader(arguments.reader)
     folders = [workspace / name for name in ("undamaged", "damaged", "truth")]

@@ -27,7 +27,7 @@ def main() -> None:
 
     from mimicbrush.app.mask_painter import MaskStore, PainterServer
 
-    store = MaskStore(arguments.output, arguments.pictures, saved=lambda path: print(f"saved {path}", flush=True))
+    store = MaskStore(arguments.output, arguments.pictures, on_save=lambda path: print(f"saved {path}", flush=True))
     with PainterServer(store, arguments.port) as server:
         print(f"{len(store.names())} images; paint at {server.url} (Ctrl-C ends it)", flush=True)
         if arguments.open:

@@ -75,7 +75,7 @@ def main() -> None:
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
     from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
     from mimicbrush.evaluation.keypoint_transfer.transfer_plot import plot_transfers
-    from mimicbrush.io.atomic import write_aside
+    from mimicbrush.io.atomic import write_aside, write_json
     from mimicbrush.io.images import write_image
     from mimicbrush.pipelines.loading import load_pipeline
 
@@ -142,7 +142,7 @@ def main() -> None:
 
     # 4. Written, and told.
     arguments.output.mkdir(parents=True, exist_ok=True)
-    report.write_json(arguments.output / "pck.json", values)
+    write_json(arguments.output / "pck.json", values)
     write_aside(arguments.output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}"))
     image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
     write_image(image, arguments.output / "transfers.png")

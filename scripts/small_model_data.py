@@ -66,9 +66,9 @@ def main() -> None:
     from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
 
     # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
-    photographs = [name for folder in arguments.photographs for name in small_model_data.photographs_in(folder)]
+    photographs = [name for folder in arguments.photographs for name in small_model_data.list_photographs(folder)]
     small_model_data.check_train_heldout_apart(
-        photographs, small_model_data.photographs_in(arguments.heldout) if arguments.heldout else []
+        photographs, small_model_data.list_photographs(arguments.heldout) if arguments.heldout else []
     )
     keep_options(arguments)
     rendered = {

@@ -1,1 +1,11 @@
-"""Pages in the browser: the mask painter, served on this machine only."""
+"""Pages in the browser: the mask painter and the editing page.
+
+In reading order:
+
+* `mask_painter`: paints masks over images; a server for this machine alone.
+* `editing_service`: what the editing page does, without gradio and HTTP.
+* `session_files`: keeps what visitors of the editing page upload and get.
+* `editing_page`: the editing page, with gradio's controls.
+* `examples`: images to begin with on the editing page.
+* `static/`: the HTML, CSS and JavaScript of both pages.
+"""

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from mimicbrush.app.editing_service import AROUND_THE_MASK, WHOLE_PICTURE, EditingService, EditRequest
+from mimicbrush.app.editing_service import AROUND_THE_MASK, WHOLE_IMAGE, EditingService, EditRequest
 from mimicbrush.errors import InputError, MimicBrushError
 
 COOKIE = "mimicbrush_visitor"
@@ -34,18 +34,18 @@ _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/grad
 _MAX_REQUEST_BYTES = 64 * 1024
 
 
-def build_app(page: EditingService, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
-    """The page as an application for uvicorn.
+def build_app(service: EditingService, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
+    """Build the page as an application for uvicorn.
 
     Args:
-        page: what it does.
+        service: what the page does.
         hosts: what a request may call this server ("*": anything), against DNS rebinding.
     """
     app = FastAPI(openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     @app.middleware("http")
-    async def know_the_visitor(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def identify_visitor(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         path = request.url.path
         if path.startswith(_CLOSED):
             return JSONResponse({"error": "this page takes and gives no files that way"}, 404)
@@ -53,7 +53,7 @@ def build_app(page: EditingService, hosts: Sequence[str] = ("127.0.0.1", "localh
             length = request.headers.get("Content-Length", "")
             if COOKIE not in request.cookies or not length.isdecimal() or int(length) > _MAX_REQUEST_BYTES:
                 return JSONResponse({"error": "this is not what the page sends; load it again"}, 400)
-        response = await go_on(request)
+        response = await call_next(request)
         if request.url.path == "/" and COOKIE not in request.cookies:
             response.set_cookie(COOKIE, secrets.token_urlsafe(18), httponly=True, samesite="strict", path="/")
         response.headers["Referrer-Policy"] = "no-referrer"
@@ -61,7 +61,7 @@ def build_app(page: EditingService, hosts: Sequence[str] = ("127.0.0.1", "localh
         return response
 
     @app.exception_handler(InputError)
-    async def tell(_: Request, error: InputError) -> Response:
+    async def answer_input_error(_: Request, error: InputError) -> Response:
         return JSONResponse({"error": str(error)}, 400)
 
     @app.get("/page/{name}")
@@ -72,40 +72,40 @@ def build_app(page: EditingService, hosts: Sequence[str] = ("127.0.0.1", "localh
 
     @app.post("/upload")
     async def upload(request: Request) -> dict[str, str]:
-        visitor, most, data = _visitor(request), page.limits.upload_bytes, bytearray()
+        visitor, most, data = _read_visitor(request), service.limits.upload_bytes, bytearray()
         async for chunk in request.stream():
             data += chunk
             if len(data) > most:
                 raise InputError(f"too large; at most {most / 2**20:.0f} MiB are taken")
-        return {"token": await run_in_threadpool(page.upload, visitor, bytes(data))}
+        return {"token": await run_in_threadpool(service.upload, visitor, bytes(data))}
 
     @app.get("/files/{token}")
     def file(token: str, request: Request) -> Response:
-        data = page.read(_visitor(request), token)
+        data = service.read(_read_visitor(request), token)
         return Response(data, media_type="image/png", headers={"Cache-Control": "private, no-store"})
 
     @app.get("/shown/{token}")
     def shown(token: str, request: Request) -> Response:
-        data = page.show(_visitor(request), token)
+        data = service.show(_read_visitor(request), token)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
 
     @app.get("/examples/{number}/{name}")
     def example(number: int, name: str) -> Response:
-        if not 0 <= number < len(page.examples) or name not in ("source", "mask", "reference"):
+        if not 0 <= number < len(service.examples) or name not in ("source", "mask", "reference"):
             return JSONResponse({"error": "there is no such example"}, 404)
         buffer = io.BytesIO()
-        getattr(page.examples[number], name).save(buffer, "PNG")
+        getattr(service.examples[number], name).save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")
 
     @app.post("/cancel/{job}")
     def cancel(job: str, request: Request) -> dict[str, bool]:
-        page.cancel(_visitor(request), job)
+        service.cancel(_read_visitor(request), job)
         return {"cancelled": True}
 
-    return gr.mount_gradio_app(app, _blocks(page), path="/", footer_links=[], ssr_mode=False, show_error=True)
+    return gr.mount_gradio_app(app, _build_blocks(service), path="/", footer_links=[], ssr_mode=False, show_error=True)
 
 
-def _visitor(request: Request | gr.Request) -> str:
+def _read_visitor(request: Request | gr.Request) -> str:
     """Whose request it is; another site's page cannot send the cookie.
 
     Raises:
@@ -117,8 +117,8 @@ def _visitor(request: Request | gr.Request) -> str:
     return visitor
 
 
-def _blocks(page: EditingService) -> gr.Blocks:
-    pipeline, limits = page.pipeline, page.limits
+def _build_blocks(service: EditingService) -> gr.Blocks:
+    pipeline, limits = service.pipeline, service.limits
     html = (files("mimicbrush.app") / "static" / "editing.html").read_text()
     parts = dict(zip(("source", "reference", "result"), html.split("<!-- next -->"), strict=True))
 
@@ -130,21 +130,24 @@ def _blocks(page: EditingService) -> gr.Blocks:
     def run(text: str, steps: float, guidance: float, seed: float, count: float, keep_shape: bool, crop: str,
             request: gr.Request, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008  # fmt: skip
         try:
-            asked = EditRequest.read(
+            edit_request = EditRequest.read(
                 text, limits, steps=steps, guidance=guidance, seed=seed, count=count, keep_shape=keep_shape, crop=crop
             )
-            found = page.edit(_visitor(request), asked, lambda done, of: progress((done, of), desc="painting"))
+            values = service.edit(
+                _read_visitor(request), edit_request, lambda done, of: progress((done, of), desc="painting")
+            )
         except MimicBrushError as error:
             return gr.skip(), f"**Not done:** {error}"
-        if found is None:
+        if values is None:
             return gr.skip(), "Cancelled."
-        told = any(each["places"] for each in found["results"])
-        return found, "Done. Point at the hole to see where in the reference it comes from." if told else "Done."
+        has_places = any(each["places"] for each in values["results"])
+        hint = " Point at the hole to see where in the reference it comes from." if has_places else ""
+        return values, f"Done.{hint}"
 
     with gr.Blocks(title="MimicBrush", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML('<link rel="stylesheet" href="/page/painter.css"><link rel="stylesheet" href="/page/editing.css">')
         gr.Markdown(
-            f"# Imitate\nPaint over what is to be replaced; give an image that shows what belongs there. {page.about}"
+            f"# Imitate\nPaint over what is to be replaced; give an image that shows what to put there. {service.about}"
         )
         with gr.Row():
             with gr.Column():
@@ -153,7 +156,7 @@ def _blocks(page: EditingService) -> gr.Blocks:
                 part("reference")
             with gr.Column():
                 result = part("result", value=None)
-                said = gr.Markdown("", elem_id="mb-said")
+                message = gr.Markdown("", elem_id="mb-said")
         with gr.Row():
             go, stop = gr.Button("Edit", variant="primary", elem_id="mb-go"), gr.Button("Cancel", elem_id="mb-stop")
         with gr.Row():
@@ -162,12 +165,12 @@ def _blocks(page: EditingService) -> gr.Blocks:
             seed = gr.Number(1, label="Seed", precision=0)
             count = gr.Slider(1, limits.images, 1, step=1, label="Results")
             keep_shape = gr.Checkbox(False, label="Keep the shape (texture transfer)", elem_id="mb-keep-shape")
-            crop = gr.Radio([WHOLE_PICTURE, AROUND_THE_MASK], value=WHOLE_PICTURE, label="Repaint")
-        if page.examples:
+            crop = gr.Radio([WHOLE_IMAGE, AROUND_THE_MASK], value=WHOLE_IMAGE, label="Repaint")
+        if service.examples:
             buttons = "".join(
                 f'<button data-example="{number}" data-keep-shape="{int(each.keep_shape)}">'
                 f'<img src="/examples/{number}/source" alt=""><span>{each.title}</span></button>'
-                for number, each in enumerate(page.examples)
+                for number, each in enumerate(service.examples)
             )
             gr.HTML(
                 f'<p>Examples</p><div class="mb-examples">{buttons}</div>',
@@ -178,7 +181,7 @@ def _blocks(page: EditingService) -> gr.Blocks:
         go.click(
             run,
             [text, steps, guidance, seed, count, keep_shape, crop],
-            [result, said],
+            [result, message],
             js="async (...values) => [await (await import('/page/editing.js')).request(), ...values.slice(1)]",
             concurrency_limit=1,
             api_visibility="private",

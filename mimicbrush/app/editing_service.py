@@ -1,4 +1,4 @@
-"""What the editing page does: it takes images, checks what is asked for, edits. Knows neither gradio nor HTTP."""
+"""What the editing page does, without gradio and HTTP: it takes images, checks requests, and edits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 #: How the image is repainted, as the page names it.
-WHOLE_PICTURE, AROUND_THE_MASK = "whole image", "around the mask"
+WHOLE_IMAGE, AROUND_THE_MASK = "whole image", "around the mask"
 _MAX_GUIDANCE = 30
 #: Of the images that are sent to be painted over.
 _JPEG_QUALITY = 92
@@ -35,7 +35,7 @@ _MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
 
 @dataclass(frozen=True)
 class Example:
-    """Images to begin with: "RGB", "L" of its size, "RGB"."""
+    """Images to begin with: source "RGB", mask "L" of its size, reference "RGB"."""
 
     title: str
     source: Image.Image
@@ -65,7 +65,7 @@ class EditRequest:
         cls, text: str, limits: VisitorLimits, *, steps: float, guidance: float, seed: float, count: float,
         keep_shape: bool, crop: str,
     ) -> EditRequest:  # fmt: skip
-        """Of what the browser sent.
+        """Read and check a request that the browser sent.
 
         Args:
             text: JSON of the page: names of uploads, the box, the number of the job.
@@ -86,8 +86,8 @@ class EditRequest:
             raise InputError(f"this is not what the page sends ({error}); load it again") from error
         if trouble:
             raise InputError(trouble)
-        for given, what in ((source, "an image to edit"), (reference, "a reference to imitate")):
-            if not given:
+        for token, what in ((source, "an image to edit"), (reference, "a reference to imitate")):
+            if not token:
                 raise InputError(f"choose {what} first")
         for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
             if not 1 <= value <= most:
@@ -111,28 +111,28 @@ class EditRequest:
 
 @dataclass
 class EditingService:
-    """What the page does; `editing_app.build_app` shows it.
+    """Service behind the editing page; `editing_page.build_app` shows it.
 
     Args:
         pipeline: edits.
         about: of the model, in a sentence or two.
-        visits: keeps the files.
+        files: keeps what visitors upload and get.
         examples: to begin with.
     """
 
     pipeline: MimicBrushPipeline
     about: str
-    visits: SessionFiles
+    files: SessionFiles
     examples: Sequence[Example] = ()
     _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
     _cancelling: threading.Lock = field(default_factory=threading.Lock)
-    _at_work: threading.Lock = field(default_factory=threading.Lock)
+    _editing: threading.Lock = field(default_factory=threading.Lock)
     _decoding: threading.Lock = field(default_factory=threading.Lock)  # an image takes up to a gigabyte meanwhile
 
     @property
     def limits(self) -> VisitorLimits:
-        """Of the visits."""
-        return self.visits.limits
+        """Limits of what a visitor may ask for."""
+        return self.files.limits
 
     def upload(self, visitor: str, data: bytes) -> str:
         """Keep an image or a mask.
@@ -150,36 +150,36 @@ class EditingService:
             except InputError as error:
                 raise InputError(str(error).replace(str(path), "this file")) from error
 
-        return self.visits.keep(visitor, PAINTABLE_FORMATS[kind], write)
+        return self.files.keep(visitor, PAINTABLE_FORMATS[kind], write)
 
     def read(self, visitor: str, token: str) -> bytes:
-        """A file as it lies there.
+        """Read a file's bytes as they were stored.
 
         Raises:
             InputError: it is not here, or another visitor's.
         """
         try:
-            return self.visits.find(visitor, token).read_bytes()
+            return self.files.find(visitor, token).read_bytes()
         except OSError as error:  # it went meanwhile
-            raise self.visits.absent() from error
+            raise self.files.missing_error() from error
 
     def show(self, visitor: str, token: str) -> bytes:
-        """A image as it will be read, as JPEG: browsers know neither all formats nor all kinds of turning.
+        """Convert an image to JPEG as it will be read: browsers know neither all formats nor all EXIF rotations.
 
         Raises:
             InputError: it is not here, or another visitor's.
         """
-        buffer, path = io.BytesIO(), self.visits.find(visitor, token)
+        buffer, path = io.BytesIO(), self.files.find(visitor, token)
         with self._decoding:
             try:
                 image = read_image(path, "RGB")
             except InputError as error:  # it was read when it came: it went meanwhile
-                raise self.visits.absent() from error
+                raise self.files.missing_error() from error
             image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return buffer.getvalue()
 
     def cancel(self, visitor: str, job: str) -> None:
-        """Let a visitor's edit, that runs or waits, end at its next step."""
+        """Cancel a visitor's edit, whether it runs or waits: it ends at its next step."""
         with self._cancelling:
             self._cancelled[visitor, job[:_MAX_JOB]] = None
             mine = [key for key in self._cancelled if key[0] == visitor]
@@ -187,13 +187,13 @@ class EditingService:
             for key in {*mine[:-_MAX_CANCELLED_OF_ONE], *list(self._cancelled)[:-_MAX_CANCELLED]}:
                 del self._cancelled[key]
 
-    def edit(self, visitor: str, asked: EditRequest, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
-        """Edit, one result after the other.
+    def edit(self, visitor: str, request: EditRequest, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
+        """Edit the images of a request, one result after the other.
 
         Args:
             visitor: whose images they are.
-            asked: for what.
-            progress: told the steps that are done, of how many.
+            request: for what.
+            progress: is called with the number of steps done, and of all.
 
         Returns:
             What the page shows: results and where in the reference they come from. None: cancelled.
@@ -201,24 +201,24 @@ class EditingService:
         Raises:
             InputError: images that are not here, or do not fit together.
         """
-        key = visitor, asked.job
-        with self._at_work:  # the pipeline serves one at a time
-            inputs = self._read(visitor, asked)
-            found = []
-            for number in range(asked.count):
-                image, places = self._edit_once(inputs, asked, number, progress, lambda: key in self._cancelled)
+        key = visitor, request.job
+        with self._editing:  # the pipeline serves one at a time
+            inputs = self._read(visitor, request)
+            results = []
+            for number in range(request.count):
+                image, places = self._edit_once(inputs, request, number, progress, lambda: key in self._cancelled)
                 if key in self._cancelled:
                     return None
-                token = self.visits.keep(visitor, ".png", partial(write_image, image))
-                found.append({"token": token, "seed": asked.seed + number, "places": places})
+                token = self.files.keep(visitor, ".png", partial(write_image, image))
+                results.append({"token": token, "seed": request.seed + number, "places": places})
         size = {"width": inputs.source.width, "height": inputs.source.height}
-        return {"results": found, "source": asked.source, "reference": asked.reference, **size}
+        return {"results": results, "source": request.source, "reference": request.reference, **size}
 
-    def _read(self, visitor: str, asked: EditRequest) -> EditInputs:
-        paths = {name: self.visits.find(visitor, getattr(asked, name)) for name in ("source", "mask", "reference")}
+    def _read(self, visitor: str, request: EditRequest) -> EditInputs:
+        paths = {name: self.files.find(visitor, getattr(request, name)) for name in ("source", "mask", "reference")}
         edit = Edit(
-            **paths, output=Path("none.png"), seed=asked.seed, keep_shape=asked.keep_shape,
-            reference_crop=asked.reference_crop,
+            **paths, output=Path("none.png"), seed=request.seed, keep_shape=request.keep_shape,
+            reference_crop=request.reference_crop,
         )  # fmt: skip
         try:
             return read_inputs(edit)
@@ -231,7 +231,7 @@ class EditingService:
     def _edit_once(
         self,
         inputs: EditInputs,
-        asked: EditRequest,
+        request: EditRequest,
         number: int,
         progress: Callable[[int, int], None],
         is_cancelled: Callable[[], bool],
@@ -239,7 +239,7 @@ class EditingService:
         from mimicbrush.pipelines.loading import seeded_generator
 
         def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress(number * asked.steps + step + 1, asked.count * asked.steps)
+            progress(number * request.steps + step + 1, request.count * request.steps)
             if is_cancelled():
                 pipeline._interrupt = True
             return {}
@@ -248,24 +248,24 @@ class EditingService:
             inputs.source,
             inputs.mask,
             inputs.reference,
-            num_inference_steps=asked.steps,
-            guidance_scale=asked.guidance,
-            keep_shape=asked.keep_shape,
-            crop=asked.crop,
-            reference_crop=asked.reference_crop,
-            generator=seeded_generator(asked.seed + number),
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            keep_shape=request.keep_shape,
+            crop=request.crop,
+            reference_crop=request.reference_crop,
+            generator=seeded_generator(request.seed + number),
             return_correspondence=self.pipeline.reference_unet is not None,
             callback_on_step_end=on_step,
         )
-        return result.images[0], _as_values(result.correspondences[0]) if result.correspondences else None
+        return result.images[0], _convert_correspondence(result.correspondences[0]) if result.correspondences else None
 
 
-def _as_values(found: Correspondence) -> dict[str, Any]:
+def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:
     """For the browser: pixels of source and reference, to a tenth."""
     return {
-        "source": found.source_xy.round(1).tolist(),
-        "reference": found.reference_xy.round(1).tolist(),
-        "focus": found.focus.round(2).tolist(),
-        "source_px": float(found.source_token_px),
-        "reference_px": float(found.reference_token_px),
+        "source": correspondence.source_xy.round(1).tolist(),
+        "reference": correspondence.reference_xy.round(1).tolist(),
+        "focus": correspondence.focus.round(2).tolist(),
+        "source_px": float(correspondence.source_token_px),
+        "reference_px": float(correspondence.reference_token_px),
     }

@@ -1,4 +1,4 @@
-"""Images to begin with on the editing page, rendered of photographs that the scikit-image wheel brings along."""
+"""Examples on the editing page, rendered from photographs that the scikit-image wheel contains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SOURCE_FRAME, _REFERENCE_FRAME = 0, 24
 
 
 def examples() -> list[Example]:
-    """Three: a part from another view, a texture, and the repair of a detail (paper Fig. 1, generated images).
+    """Render three examples: a part from another view, a texture, and the repair of a detail (paper Fig. 1).
 
     The photographs are none that the shipped model was trained on.
     """

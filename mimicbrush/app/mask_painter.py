@@ -52,17 +52,17 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class MaskStore:
-    """Images to paint on, and the masks that belong to them.
+    """Folder of images to paint on, and of the masks that belong to them.
 
     Attributes:
         output: gets a mask `a/b.png` for an image `a/b.jpg`, and `uploads/b_mask.png` beside an upload.
         images: a folder of images, at any depth; it is only read. None: uploads alone.
-        saved: told the path of each saved mask.
+        on_save: is called with the path of each saved mask.
     """
 
     output: Path
     images: Path | None = None
-    saved: Callable[[Path], None] = field(default=lambda path: None)
+    on_save: Callable[[Path], None] = field(default=lambda path: None)
 
     def __post_init__(self) -> None:
         """Check the folders, and make the one for the masks.
@@ -91,18 +91,18 @@ class MaskStore:
                 raise InputError(f"{other} and {name} would share one mask, {self.mask_path(name)}; rename one of them")
 
     def names(self) -> list[str]:
-        """The images, as paths with "/" relative to their folder; uploads begin with "uploads/"."""
-        found = []
+        """List the images, as paths with "/" relative to their folder; uploads begin with "uploads/"."""
+        names = []
         if self.images is not None:
             inside = self.output.resolve()
             paths = (path for path in self.images.rglob("*") if not path.resolve().is_relative_to(inside))
-            found += [path.relative_to(self.images).as_posix() for path in paths if _is_image(path)]
+            names += [path.relative_to(self.images).as_posix() for path in paths if _is_image(path)]
         uploads = self.output / UPLOADS
-        found += [f"{UPLOADS}/{path.name}" for path in uploads.glob("*") if _is_image(path) and not _is_mask(path)]
-        return sorted(found)
+        names += [f"{UPLOADS}/{path.name}" for path in uploads.glob("*") if _is_image(path) and not _is_mask(path)]
+        return sorted(names)
 
     def image_path(self, name: str) -> Path:
-        """Where an image lies.
+        """Return the path of an image.
 
         Raises:
             InputError: it leads out of the folder, or there is none of this name.
@@ -116,7 +116,7 @@ class MaskStore:
         return path
 
     def mask_path(self, name: str) -> Path:
-        """Where the mask of an image is kept, or will be.
+        """Return the path of an image's mask, whether it is painted yet or not.
 
         Raises:
             InputError: it leads out of the folder.
@@ -128,7 +128,7 @@ class MaskStore:
         return path_inside(self.output, str(mask))
 
     def open(self, name: str) -> Image.Image:
-        """A image, upright, "RGB".
+        """Open an image, upright, in mode "RGB".
 
         Raises:
             InputError: there is none of this name, it cannot be read, or it has more than `MAX_PAINTED_PIXELS`.
@@ -138,7 +138,7 @@ class MaskStore:
         return read_image(path, "RGB")
 
     def save_mask(self, name: str, png: bytes) -> Path:
-        """Keep a mask: above `MASK_THRESHOLD` becomes 255, the rest 0.
+        """Save a mask: above `MASK_THRESHOLD` becomes 255, the rest 0.
 
         Args:
             name: of an image.
@@ -164,7 +164,7 @@ class MaskStore:
         path = self.mask_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image(Image.fromarray(painted.astype(np.uint8) * 255), path)
-        self.saved(path)
+        self.on_save(path)
         return path
 
     def add(self, name: str, data: bytes) -> str:
@@ -219,7 +219,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None) -> str:
-    """The format of an image, from its first bytes; no pixel is decoded.
+    """Find the format of an image from its first bytes; no pixel is decoded.
 
     Raises:
         InputError: none of `PAINTABLE_FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
@@ -246,7 +246,7 @@ class _RefusedError(Exception):
 
 
 class PainterServer(ThreadingHTTPServer):
-    """Serves the page and a store to this machine.
+    """Server of the page and a store, for this machine alone.
 
     Args:
         store: images and masks.
@@ -267,18 +267,18 @@ class PainterServer(ThreadingHTTPServer):
             raise InputError(f"port {port} cannot be had ({error}); name another with --port, or 0 for any") from error
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of a browser that went away; anything else is a fault of ours."""
+        """Log an error of ours, but not a browser that went away."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
     @property
     def hosts(self) -> frozenset[str]:
-        """What a request may call this server."""
+        """Names by which a request may call this server."""
         return frozenset(f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost"))
 
 
@@ -296,16 +296,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the store tells of what is saved."""
 
-    def _answer(self, work: Callable[[], tuple[str, bytes]]) -> None:
+    def _answer(self, respond: Callable[[], tuple[str, bytes]]) -> None:
         status = HTTPStatus.OK
         try:
             self._check_host()
-            kind, body = work()
+            kind, body = respond()
         except (_RefusedError, InputError) as error:
             status = error.status if isinstance(error, _RefusedError) else HTTPStatus.BAD_REQUEST
             kind, body = "application/json", json.dumps({"error": str(error)}).encode()
         except ConnectionError:
-            raise  # nobody is there to be told
+            raise  # nobody is there to answer
         except OSError as error:  # the disk is full, or a folder may not be written
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             kind, body = "application/json", json.dumps({"error": f"it could not be kept or read ({error})"}).encode()
@@ -332,19 +332,19 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/pictures":
             return _json(
                 {
-                    "pictures": [self._facts(name) for name in store.names()],
+                    "pictures": [self._describe(name) for name in store.names()],
                     "max_upload_bytes": MAX_UPLOAD_BYTES,
                 }
             )
         if path == "/api/picture":
             buffer = io.BytesIO()
             # As it will be read, not as it lies there: browsers know neither all formats nor all kinds of turning.
-            store.open(self._name()).save(buffer, "JPEG", quality=92, subsampling=0)
+            store.open(self._read_name()).save(buffer, "JPEG", quality=92, subsampling=0)
             return "image/jpeg", buffer.getvalue()
         if path == "/api/mask":
-            mask = store.mask_path(self._name())
+            mask = store.mask_path(self._read_name())
             if not mask.is_file():
-                raise _RefusedError(HTTPStatus.NOT_FOUND, f"{self._name()!r} has no mask yet")
+                raise _RefusedError(HTTPStatus.NOT_FOUND, f"{self._read_name()!r} has no mask yet")
             return "image/png", mask.read_bytes()
         raise _RefusedError(HTTPStatus.NOT_FOUND, f"{path}: there is no such page")
 
@@ -354,29 +354,29 @@ class _Handler(BaseHTTPRequestHandler):
         if origin != f"http://{host}" or self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             raise _RefusedError(HTTPStatus.FORBIDDEN, "only the page itself may save something here")
         if path == "/api/mask":
-            name = self._name()
+            name = self._read_name()
             store.image_path(name)
-            saved = store.save_mask(name, self._body("image/png"))
+            saved = store.save_mask(name, self._read_body("image/png"))
             return _json({"saved": saved.relative_to(store.output).as_posix()})
         if path == "/api/upload":
-            return _json(self._facts(store.add(self._name(), self._body("application/octet-stream"))))
+            return _json(self._describe(store.add(self._read_name(), self._read_body("application/octet-stream"))))
         raise _RefusedError(HTTPStatus.NOT_FOUND, f"{path}: there is no such page")
 
-    def _facts(self, name: str) -> dict[str, object]:
+    def _describe(self, name: str) -> dict[str, object]:
         return {"name": name, "masked": self.server.store.mask_path(name).is_file()}
 
-    def _name(self) -> str:
+    def _read_name(self) -> str:
         names = parse_qs(urlsplit(self.path).query).get("name", [])
         if len(names) != 1:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "name one image: ?name=...")
         return names[0]
 
-    def _body(self, kind: str) -> bytes:
+    def _read_body(self, kind: str) -> bytes:
         if self.headers.get("Content-Type", "") != kind:
             raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected {kind}")
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,12}", length) or "Transfer-Encoding" in self.headers:
-            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "the size of what is sent must be told (Content-Length)")
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "the size of what is sent must be given (Content-Length)")
         if int(length) > MAX_UPLOAD_BYTES:
             raise _RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -1,4 +1,4 @@
-"""What visitors of the editing page upload and get: files that nobody else can see."""
+"""Files that visitors of the editing page upload and get; nobody else can see them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKEN_BYTES = 18
 
 @dataclass(frozen=True)
 class VisitorLimits:
-    """What a visitor may ask for.
+    """Limits of what a visitor may ask for.
 
     Attributes:
         upload_bytes: of one file.
@@ -40,7 +40,7 @@ class VisitorLimits:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _StoredFile:
     visitor: str
     path: Path
     born_s: float
@@ -48,7 +48,7 @@ class _Kept:
 
 
 class SessionFiles:
-    """Files of visitors, in a folder that holds nothing else.
+    """Store of visitors' files, in a folder that holds nothing else.
 
     Args:
         folder: is made, and emptied by `close`.
@@ -58,12 +58,12 @@ class SessionFiles:
 
     def __init__(self, folder: Path, limits: VisitorLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder, self.limits, self._clock = folder, limits, clock
-        self._kept: dict[str, _Kept] = {}
+        self._stored: dict[str, _StoredFile] = {}
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def keep(self, visitor: str, suffix: str, write: Callable[[Path], None]) -> str:
-        """Have a file written, and say its name.
+        """Have a file written, and return the token that names it.
 
         Args:
             visitor: who may see it.
@@ -80,29 +80,29 @@ class SessionFiles:
             size = path.stat().st_size
             with self._lock:
                 self._forget_old(visitor)
-                if size + sum(kept.size_bytes for kept in self._kept.values()) > self.limits.total_bytes:
+                if size + sum(file.size_bytes for file in self._stored.values()) > self.limits.total_bytes:
                     raise InputError("there is no room for more images now; try again later")
-                self._kept[token] = _Kept(visitor, path, self._clock(), size)
+                self._stored[token] = _StoredFile(visitor, path, self._clock(), size)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return token
 
     def find(self, visitor: str, token: str) -> Path:
-        """The file of a name.
+        """Find the file of a token.
 
         Raises:
-            InputError: there is none, or it is another visitor's: both are told alike.
+            InputError: there is none, or it is another visitor's: the error is the same.
         """
         with self._lock:
-            kept = self._kept.get(token)
-            if kept is None or kept.visitor != visitor or self._clock() - kept.born_s > self.limits.age_s:
-                raise self.absent()
-            self._kept[token] = self._kept.pop(token)  # the last now: a source goes on through many edits
-            return kept.path
+            file = self._stored.get(token)
+            if file is None or file.visitor != visitor or self._clock() - file.born_s > self.limits.age_s:
+                raise self.missing_error()
+            self._stored[token] = self._stored.pop(token)  # the last now: a source goes on through many edits
+            return file.path
 
-    def absent(self) -> InputError:
-        """What is told of a file that is not here, or not for who asks."""
+    def missing_error(self) -> InputError:
+        """Build the error about a file that is not here, or is another visitor's."""
         return InputError(
             f"this image is not here (any more: {self.limits.files} of a visitor are kept, for "
             f"{self.limits.age_s / 60:.0f} minutes); choose it again"
@@ -110,15 +110,15 @@ class SessionFiles:
 
     def _forget_old(self, visitor: str) -> None:
         now = self._clock()
-        mine = [token for token, kept in self._kept.items() if kept.visitor == visitor]  # longest unused first
+        mine = [token for token, file in self._stored.items() if file.visitor == visitor]  # longest unused first
         surplus = set(mine[: max(0, len(mine) + 1 - self.limits.files)])
-        for token, kept in list(self._kept.items()):
-            if token in surplus or now - kept.born_s > self.limits.age_s:
-                kept.path.unlink(missing_ok=True)
-                del self._kept[token]
+        for token, file in list(self._stored.items()):
+            if token in surplus or now - file.born_s > self.limits.age_s:
+                file.path.unlink(missing_ok=True)
+                del self._stored[token]
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove all files."""
         with self._lock:
-            self._kept.clear()
+            self._stored.clear()
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.paper_tables import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.evaluation.statistics import MIN_SOURCES
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_aside, write_json
 from mimicbrush.io.jsonl import read_steps
 from mimicbrush.training.run_folder import FINISHED_FILE
 
@@ -116,9 +116,8 @@ def print_table(folder: Path) -> list[SweepRun]:
     """Write ``table.md`` and ``table.json`` into the folder of a sweep, and print the first; see `read_sweep`."""
     runs = read_sweep(folder)
     text = as_markdown(runs)
-    values = json.dumps(as_values(runs), indent=1, allow_nan=False) + "\n"
     write_aside(folder / f"{TABLE_NAME}.md", lambda aside: aside.write_text(text))
-    write_aside(folder / f"{TABLE_NAME}.json", lambda aside: aside.write_text(values))
+    write_json(folder / f"{TABLE_NAME}.json", as_values(runs))
     print(f"\n{text}\nwrote {folder / TABLE_NAME}.md and .json")
     return runs
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from mimicbrush import assembly
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
 from mimicbrush.errors import MimicBrushError
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_aside, write_json
 
 #: Hydra writes it when a sweep begins.
 _SWEEP_FILE = "multirun.yaml"
@@ -116,7 +116,7 @@ def _put_down_job(config: DictConfig, run_dir: Path) -> None:
 
 def _put_down_failure(run_dir: Path, error: str) -> int:
     """Returns the status to end with, 0 where the sweep can go on."""
-    write_aside(run_dir / FAILED_FILE, lambda aside: aside.write_text(json.dumps({"error": error})))
+    write_json(run_dir / FAILED_FILE, {"error": error})
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0
     print(

@@ -1,4 +1,4 @@
-"""Samples -> batches, drawn already or to be drawn where the model is."""
+"""Samples -> batches: rendered already, or to be rendered on the model's device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 
 @dataclass
 class DecodedBatch:
-    """Samples for one step, decoded only; `to` draws them. B samples have 2 B images: all sources, then references.
+    """A batch that is only decoded; `to` renders it. B samples have 2 B images: all sources, then all references.
 
     Attributes:
         images: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
         sizes: (2 B, 2) int64, height and width of each.
         to_image: (2 B, 3, 3) float32, from the canvas to the image's pixels.
-        colours: (2 B, 3, 4) float32, see `ops.photometric.Jitter.matrix`.
-        mask: (B, 1, S, S) uint8, 0 or 1: masks are drawn in the loader, exactly as for `TrainBatch`.
+        colours: (2 B, 3, 4) float32, see `ops.color_jitter.Jitter.matrix`.
+        mask: (B, 1, S, S) uint8, 0 or 1: masks are sampled in the loader, exactly as for `TrainBatch`.
         key, index, faults, matches: as in `TrainBatch`.
     """
 
@@ -42,17 +42,17 @@ class DecodedBatch:
     matches: Matches | None = None
 
     def to(self, device: torch.device) -> TrainBatch:
-        """Draw the batch on this device."""
-        there = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        mask = there.pop("mask")
-        key, index = there.pop("key"), there.pop("index")
-        drawn = warp_images(**there, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
-        source, reference = drawn.chunk(2)
+        """Render the batch on this device."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        mask = moved.pop("mask")
+        key, index = moved.pop("key"), moved.pop("index")
+        pixels = warp_images(**moved, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
+        source, reference = pixels.chunk(2)
         matches = self.matches and self.matches.to(device)
         return TrainBatch(source, reference, mask.float(), key, index, self.faults, matches)
 
     def pin_memory(self) -> DecodedBatch:
-        """The same batch in page-locked memory: torch's DataLoader looks for this method."""
+        """Move the batch to page-locked memory: torch's DataLoader looks for this method."""
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
 
@@ -61,29 +61,31 @@ class DecodedBatch:
 
 
 def collate_samples(samples: Sequence[Sample] | Sequence[DecodedSample]) -> TrainBatch | DecodedBatch:
-    """Samples, all of one sort -> one batch."""
+    """Collate samples, all of one type, into one batch."""
     key = torch.tensor([sample.key for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
     faults = tuple(fault for sample in samples for fault in sample.faults)
     if isinstance(samples[0], DecodedSample):
-        undrawn = [sample.views for sample in cast(Sequence[DecodedSample], samples)]
-        views = [each.source for each in undrawn] + [each.reference for each in undrawn]
-        mask = torch.from_numpy(np.stack([each.mask for each in undrawn])[:, None])
-        return DecodedBatch(*_stacked(views), mask, key, index, faults, _padded([each.matches for each in undrawn]))
-    drawn = cast(Sequence[Sample], samples)
+        decoded = [sample.views for sample in cast(Sequence[DecodedSample], samples)]
+        views = [each.source for each in decoded] + [each.reference for each in decoded]
+        mask = torch.from_numpy(np.stack([each.mask for each in decoded])[:, None])
+        return DecodedBatch(
+            *_stack_views(views), mask, key, index, faults, _pad_matches([each.matches for each in decoded])
+        )
+    finished = cast(Sequence[Sample], samples)
     return TrainBatch(
-        source=to_tensor(np.stack([sample.source for sample in drawn])),
-        reference=to_tensor(np.stack([sample.reference for sample in drawn])),
-        mask=torch.from_numpy(np.stack([sample.mask for sample in drawn])[:, None]).float(),
+        source=to_tensor(np.stack([sample.source for sample in finished])),
+        reference=to_tensor(np.stack([sample.reference for sample in finished])),
+        mask=torch.from_numpy(np.stack([sample.mask for sample in finished])[:, None]).float(),
         key=key,
         index=index,
         faults=faults,
-        matches=_padded([sample.matches for sample in drawn]),
+        matches=_pad_matches([sample.matches for sample in finished]),
     )
 
 
-def _padded(matches: Sequence[MatchedPoints | None]) -> Matches | None:
-    """Matches of each sample -> those of the batch; None where they were not asked for."""
+def _pad_matches(matches: Sequence[MatchedPoints | None]) -> Matches | None:
+    """Pad the matches of each sample to those of the batch; None where they were not asked for."""
     if matches[0] is None:
         return None
     size = matches[0].capacity
@@ -96,8 +98,8 @@ def _padded(matches: Sequence[MatchedPoints | None]) -> Matches | None:
     return Matches(torch.from_numpy(xy[0]), torch.from_numpy(xy[1]), torch.from_numpy(is_match))
 
 
-def _stacked(views: Sequence[ImageView]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, sizes, matrices and colours of `DecodedBatch`."""
+def _stack_views(views: Sequence[ImageView]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Stack images, sizes, matrices and colours for `DecodedBatch`."""
     sizes = np.array([view.pixels.shape[:2] for view in views])
     images = np.zeros((len(views), *sizes.max(axis=0), 3), np.uint8)
     for image, view, (height, width) in zip(images, views, sizes, strict=True):

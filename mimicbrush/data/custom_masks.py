@@ -15,7 +15,7 @@ MaskFunction = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def find_mask_function(name: str) -> MaskFunction:
-    """The function that a name stands for.
+    """Import the function that a name stands for.
 
     Args:
         name: module:function.
@@ -39,7 +39,7 @@ def find_mask_function(name: str) -> MaskFunction:
 
 
 def sample_custom_mask(name: str, points: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """What a user's function draws, (S, S) uint8.
+    """Sample a mask by a user's function, and check it: (S, S) uint8.
 
     Raises:
         InputError: see `find_mask_function`; or it is no mask with something to repaint and something to keep.

@@ -20,7 +20,7 @@ from mimicbrush.types import TrainBatch
 def load_batches(
     dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
 ) -> DataLoader[TrainBatch | DecodedBatch]:
-    """The batches of one rank, in order.
+    """Load the batches of one rank, in order.
 
     It stays outside `accelerator.prepare`: the sampler already gives each rank its own samples, and
     accelerate's mid-epoch resume is wrong after the first epoch (accelerate#2016).
@@ -41,7 +41,7 @@ def load_batches(
         worker_init_fn=_prepare_worker,
         multiprocessing_context=_worker_context() if num_workers else None,
         pin_memory=pin_memory,
-        # It seeds the workers, who draw nothing from it; the global one is dropout's.
+        # It seeds the workers, which take no random number from it; the global one is dropout's.
         generator=torch.Generator(),
     )
 
@@ -55,7 +55,7 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 
 
 def _prepare_worker(_worker: int) -> None:
-    """One thread a worker, or N workers with N threads each fight for the cores.
+    """Give a worker one thread, or N workers with N threads each fight for the cores.
 
     Signals that end a run go to its whole group of processes. What they mean is for the training to decide, which
     still needs the batches of its last step; workers end when it does.

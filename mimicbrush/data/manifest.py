@@ -26,16 +26,16 @@ PLAN_NAME = "plan.json"
 _STAMP_KEY = b"mimicbrush_parts"
 #: What training and evaluation need of a row.
 _INDEX_COLUMNS = [name for name in SCHEMA.names if name not in ("status", "reason", "detail", "licence", "url")]
-#: What telling and saying that a file is there twice takes.
+#: What it takes to find a file that is there twice, and to describe it.
 _DUPLICATE_COLUMNS = ("status", "reason", "detail", "source_path", "source_hash")
-_SAID_OF_ANY_FILE = ("kind", "source_path", "source_hash", "licence", "url", "decoder")
+_FILE_COLUMNS = ("kind", "source_path", "source_hash", "licence", "url", "decoder")
 _INDEX_ROWS_PER_BATCH = 65_536
 
 Split = Literal["train", "heldout", "all"]
 
 
 class PairTable(Sequence[Pair]):
-    """Pairs in a fixed order (by shard, then as mined), made into objects when they are asked for.
+    """Table of pairs in a fixed order (by shard, then as mined), made into objects when they are asked for.
 
     Args:
         table: the columns of `_INDEX_COLUMNS` and `origin_key`, a row per pair.
@@ -60,7 +60,7 @@ class PairTable(Sequence[Pair]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
             return PairTable, (self._table, self._root, self._input_root, self._rows)
-        return _mapped, (self._path, self._root, self._input_root, self._rows)
+        return _map_index, (self._path, self._root, self._input_root, self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,28 +77,28 @@ class PairTable(Sequence[Pair]):
             return self._with_rows(self._rows[number])
         return self._pair(int(self._rows[number]))
 
-    def where(self, chosen: np.ndarray) -> PairTable:
-        """The pairs for which `chosen`, (len,) bool, is true."""
-        return self._with_rows(self._rows[chosen])
+    def where(self, keep: np.ndarray) -> PairTable:
+        """Select the pairs for which `keep`, (len,) bool, is true."""
+        return self._with_rows(self._rows[keep])
 
     def column(self, name: str) -> np.ndarray:
-        """A column of numbers or texts, (len,); `origin_key` is the hash of the source as uint64."""
+        """Return a column of numbers or texts, (len,); `origin_key` is the hash of the mined file as uint64."""
         values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
         return values
 
     def lengths(self, name: str) -> np.ndarray:
-        """How many numbers a column of lists has in each row, (len,) int32; the lists themselves are not read."""
+        """Count the numbers of a column of lists in each row, (len,) int32; the lists themselves are not read."""
         lengths: np.ndarray = pc.list_value_length(self._table[name]).combine_chunks().to_numpy(zero_copy_only=False)
         return lengths[self._rows]
 
     def values(self, name: str) -> np.ndarray:
-        """All numbers of a column of lists, of all rows one after the other."""
+        """Return all numbers of a column of lists, of all rows one after the other."""
         rows = self._table[name].take(pa.array(self._rows)).combine_chunks()
         numbers: np.ndarray = rows.flatten().to_numpy(zero_copy_only=False)
         return numbers
 
     def digest(self) -> str:
-        """SHA-256 over the ids of all pairs, in order: whether two tables hold the same pairs."""
+        """Hash the ids of all pairs, in order (SHA-256): equal where two tables hold the same pairs."""
         return hashlib.sha256("\n".join(self.column("pair_id")).encode()).hexdigest()
 
     def _with_rows(self, rows: np.ndarray) -> PairTable:
@@ -153,7 +153,7 @@ class PairTable(Sequence[Pair]):
 
 
 def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of a mined folder, by shard and then as mined.
+    """Read all rows of a mined folder, by shard and then as mined.
 
     Shards do not know of each other; so it is here that a later file with the content of an earlier one becomes
     "rejected" for the reason "duplicate" (one row, like any file that gave no pair).
@@ -168,18 +168,18 @@ def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
     names = list(SCHEMA.names if columns is None else columns)
     needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
     parts = [_read_part(part, needed) for part in list_manifest_parts(root)]
-    return pa.concat_tables(_without_duplicates(parts)).select(names)
+    return pa.concat_tables(_replace_duplicates(parts)).select(names)
 
 
 def list_manifest_parts(root: Path) -> list[Path]:
-    """The Parquet parts of a mined folder, in order; only those of finished shards, where markers tell.
+    """List the Parquet parts of a mined folder, in order; only those of finished shards, where markers tell.
 
     Raises:
         DataError: there are none.
     """
     parts = sorted((root / "manifest").glob("*.parquet"))
     if (root / "markers").is_dir():
-        parts = [part for part in parts if _marker_of(root, part).is_file()]
+        parts = [part for part in parts if _marker_path(root, part).is_file()]
     if not parts:
         raise DataError(
             f"{root} holds no mined pairs (no manifest/*.parquet); mine some first: "
@@ -188,7 +188,7 @@ def list_manifest_parts(root: Path) -> list[Path]:
     return parts
 
 
-def _marker_of(root: Path, part: Path) -> Path:
+def _marker_path(root: Path, part: Path) -> Path:
     return root / "markers" / (part.stem.replace("part-", "shard-") + ".json")
 
 
@@ -202,7 +202,7 @@ def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
 
 
-def _without_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
+def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
     """The parts, each with one row for every file that is there twice.
 
     They stay apart: a list column in one piece holds at most 2**31 numbers, and the points of all pairs may be more.
@@ -218,21 +218,23 @@ def _without_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
     is_twin = differs.to_numpy(zero_copy_only=False)
     if not is_twin.any():
         return parts
-    of_path: dict[str, tuple[int, dict[str, Any]]] = {}  # a clip that was mined twice gave several rows
+    row_of_path: dict[str, tuple[int, dict[str, Any]]] = {}  # a clip that was mined twice gave several rows
     for number in map(int, np.flatnonzero(is_twin)):
-        values = {name: table[name][number].as_py() for name in _SAID_OF_ANY_FILE if name in table.column_names}
-        said = {"status": "rejected", "reason": "duplicate", "detail": f"the same bytes as {first_path[number]}"}
-        of_path.setdefault(values["source_path"], (number, values | said))
-    places = np.array([number for number, _ in of_path.values()])
-    rejected = pa.Table.from_pylist([manifest_row(**values) for _, values in of_path.values()], SCHEMA)
-    single, start = [], 0
+        values = {name: table[name][number].as_py() for name in _FILE_COLUMNS if name in table.column_names}
+        refusal = {"status": "rejected", "reason": "duplicate", "detail": f"the same bytes as {first_path[number]}"}
+        row_of_path.setdefault(values["source_path"], (number, values | refusal))
+    places = np.array([number for number, _ in row_of_path.values()])
+    rejected = pa.Table.from_pylist([manifest_row(**values) for _, values in row_of_path.values()], SCHEMA)
+    replaced, start = [], 0
     for part in parts:
         low, high = np.searchsorted(places, (start, start + len(part)))
         twins_here = is_twin[start : start + len(part)]
         instead = rejected.slice(low, high - low)
-        single.append(_replace_rows(part, twins_here, instead, places[low:high] - start) if twins_here.any() else part)
+        replaced.append(
+            _replace_rows(part, twins_here, instead, places[low:high] - start) if twins_here.any() else part
+        )
         start += len(part)
-    return single
+    return replaced
 
 
 def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places: np.ndarray) -> pa.Table:
@@ -256,8 +258,8 @@ def _index_table(root: Path) -> pa.Table:
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
-def index_is_current(root: Path) -> bool:
-    """Whether there is an index, of just the parts that are there."""
+def is_index_current(root: Path) -> bool:
+    """Check whether there is an index, made of just the parts that are there."""
     index = root / INDEX_NAME
     if not index.is_file():
         return False
@@ -270,7 +272,7 @@ def index_is_current(root: Path) -> bool:
 
 
 def find_index_fault(root: Path) -> str:
-    """What is wrong with the index of a mined folder, by comparing all of it with the parts; "" for nothing.
+    """Compare the index of a mined folder with the parts, and say what is wrong; "" for nothing.
 
     Raises:
         DataError: the parts cannot be read.
@@ -278,21 +280,23 @@ def find_index_fault(root: Path) -> str:
     index = root / INDEX_NAME
     if not index.is_file():
         return "it is not there"
-    if not index_is_current(root):
+    if not is_index_current(root):
         return "it is damaged, or was made of other parts"
     expected = _index_table(root)
     try:
-        found = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
-        found.validate(full=True)
+        stored = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+        stored.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it is damaged ({error})"
-    if found.schema != expected.schema or len(found) != len(expected):
-        return f"it has {len(found)} rows of {found.num_columns} columns, not {len(expected)} of {expected.num_columns}"
-    differing = [name for name in expected.column_names if not _same(found[name], expected[name])]
+    if stored.schema != expected.schema or len(stored) != len(expected):
+        return (
+            f"it has {len(stored)} rows of {stored.num_columns} columns, not {len(expected)} of {expected.num_columns}"
+        )
+    differing = [name for name in expected.column_names if not _are_equal(stored[name], expected[name])]
     return f"it differs from the parts in {', '.join(differing)}" if differing else ""
 
 
-def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+def _are_equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     if pa.types.is_floating(one.type):  # for Arrow, NaN is not NaN
         return bool(np.array_equal(one.to_numpy(), other.to_numpy(), equal_nan=True))
     return bool(one.equals(other))
@@ -302,14 +306,14 @@ def _parts_stamp(root: Path) -> str:
     """SHA-256 over what the markers say of all parts: whether an index is of these parts."""
     stamp = hashlib.sha256()
     for part in list_manifest_parts(root):
-        marker = _marker_of(root, part)
+        marker = _marker_path(root, part)
         stamp.update(f"{part.name} {part.stat().st_size}\n".encode())
         stamp.update(marker.read_bytes() if marker.is_file() else b"")
     return stamp.hexdigest()
 
 
 def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
-    """All pairs of a mined folder.
+    """Read all pairs of a mined folder.
 
     Args:
         root: the mined folder.
@@ -319,17 +323,17 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
         DataError: no manifest there, or another schema version.
     """
     input_root = input_root or find_mined_input(root)
-    if index_is_current(root):
-        return _mapped(root / INDEX_NAME, root, input_root)
+    if is_index_current(root):
+        return _map_index(root / INDEX_NAME, root, input_root)
     return PairTable(_index_table(root), root, input_root)
 
 
-def _mapped(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | None = None) -> PairTable:
+def _map_index(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | None = None) -> PairTable:
     return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
 
 
 def find_mined_input(root: Path) -> Path | None:
-    """The folder that was mined; the plan names it relative to the mined folder, so that both can move together.
+    """Find the folder that was mined; the plan names it relative to the mined folder, so that both can move together.
 
     Raises:
         DataError: the plan cannot be read.
@@ -348,11 +352,11 @@ def split_pairs(pairs: PairTable, split: Split, heldout_ratio: float = ...) -> P
 @overload
 def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = ...) -> Sequence[Pair]: ...
 def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1) -> Sequence[Pair]:
-    """Split by the hash of the source file, so that no clip is on both sides and new clips do not move old ones.
+    """Split by the hash of the mined file, so that no clip is on both sides and new clips do not move old ones.
 
-    A source is held out where its hash falls below `heldout_ratio` of the range. Small collections would
-    often hold out nothing; so at least two sources of a kind are held out (the lowest hashes) where there
-    are four or more, because the reference gain needs a second source to compare with.
+    A file is held out where its hash falls below `heldout_ratio` of the range. Small collections would
+    often hold out nothing; so at least two files of a kind are held out (the lowest hashes) where there
+    are four or more, because the reference gain needs a second file to compare with.
     """
     if split == "all":
         return pairs
@@ -368,13 +372,13 @@ def _is_heldout(keys: np.ndarray, kinds: np.ndarray, heldout_ratio: float) -> np
     heldout = np.zeros(len(keys), bool)
     for kind in ("video", "image"):
         of_kind = kinds == kind
-        sources = np.unique(keys[of_kind])
-        below = int((sources.astype(np.float64) < heldout_ratio * 2.0**64).sum())
-        floor = 2 if heldout_ratio > 0 and len(sources) >= 4 else 0
-        heldout |= of_kind & np.isin(keys, sources[: max(below, floor)])
+        origins = np.unique(keys[of_kind])
+        below = int((origins.astype(np.float64) < heldout_ratio * 2.0**64).sum())
+        floor = 2 if heldout_ratio > 0 and len(origins) >= 4 else 0
+        heldout |= of_kind & np.isin(keys, origins[: max(below, floor)])
     return heldout
 
 
 def origin_key(source_hash: str) -> int:
-    """The first 16 hex digits of a source's hash, as a number of 64 bits."""
+    """Return the first 16 hex digits of a mined file's hash as a number of 64 bits."""
     return int(source_hash[:16], 16)

@@ -1,4 +1,4 @@
-"""Choices about the training data. No heavy import here: the command line reads this before anything else."""
+"""Options of the training data. No heavy import here: the command line reads this before anything else."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NAMES_A_FUNCTION = re.compile(r"[\w.]+:\w+$")
 
 @dataclass
 class SegmentOptions:
-    """How the segments of a photograph become a mask. The paper says "a SAM segment"; the ranges are *ours*.
+    """Options for masks from the segments of a photograph. The paper says "a SAM segment"; the ranges are *ours*.
 
     Attributes:
-        segment_ratio: smallest and largest area of a segment over that of its image; others are not drawn.
+        segment_ratio: smallest and largest area of a segment over that of its image; others are not used.
         count: smallest and largest number of segments that are united.
         dilation: smallest and largest radius by which the mask grows, over the side of the canvas.
         mask_ratio: smallest and largest area of the finished mask over that of the canvas; where it lies outside,
-            other segments and another geometry are drawn.
+            other segments and another geometry are sampled.
     """
 
     segment_ratio: tuple[float, float] = (0.0, 1.0)
@@ -43,7 +43,7 @@ class SegmentOptions:
 
 @dataclass
 class MaskOptions:
-    """What is masked (paper Sec. 3.3).
+    """Options of the masks: what is to be repainted (paper Sec. 3.3).
 
     Attributes:
         strategy: of video pairs: "sift_grid" (paper), "random_grid", "box", or "orb_grid" (released data utilities); or
@@ -75,15 +75,15 @@ class MaskOptions:
     segments: SegmentOptions = field(default_factory=SegmentOptions)
 
     def __post_init__(self) -> None:
-        for name, known, why in (
+        for name, strategies, why in (
             ("strategy", VIDEO_STRATEGIES, "a video has no segments"),
             ("image_strategy", IMAGE_STRATEGIES, "a photograph has no stored matches"),
         ):
-            given = getattr(self, name)
-            if given not in known and not _NAMES_A_FUNCTION.match(given):
-                reason = f" ({why})" if given in VIDEO_STRATEGIES + IMAGE_STRATEGIES else ""
-                names = ", ".join(known)
-                raise InputError(f"data.mask.{name} must be one of {names}, or module:function; got {given!r}{reason}")
+            value = getattr(self, name)
+            if value not in strategies and not _NAMES_A_FUNCTION.match(value):
+                reason = f" ({why})" if value in VIDEO_STRATEGIES + IMAGE_STRATEGIES else ""
+                names = ", ".join(strategies)
+                raise InputError(f"data.mask.{name} must be one of {names}, or module:function; got {value!r}{reason}")
         for name in ("matched", "unmatched", "probability", "fullest", "others"):
             _check_range(f"data.mask.{name}", [getattr(self, name)], 0, 1)
         # One cell could only be all or nothing.
@@ -98,13 +98,13 @@ class MaskOptions:
 
 
 @dataclass
-class SourceOptions:
-    """One of several sources of pairs, see `DataOptions.sources`.
+class PairSourceOptions:
+    """One of several mined folders to train on, see `DataOptions.sources`.
 
     Attributes:
         root: a folder made by scripts/mine_pairs.py.
         kind: "video" or "image": which of its pairs to take.
-        weight: share of the samples, relative to the other sources'.
+        weight: share of the samples, relative to the others'.
         input_root: as in `DataOptions`.
     """
 
@@ -116,21 +116,21 @@ class SourceOptions:
 
 @dataclass
 class DataOptions:
-    """Which pairs are trained on, and what happens to them on the way.
+    """Options of the training data: which pairs, and what happens to them on the way.
 
     Attributes:
         root: a folder made by scripts/mine_pairs.py: the simple form, for one folder.
         input_root: where the mined photographs lie, if they have moved since; "" is where they were mined.
         video_ratio: part of the samples that come from video pairs; the rest are images (paper Sec. 4.1).
-        sources: name -> source: the general form, for any number of them, in place of `root` and `video_ratio`.
+        sources: name -> options: the general form, for any number of them, in place of `root` and `video_ratio`.
         heldout_ratio: part of the source files that is never trained on, chosen by their hash.
         min_ssim, max_ssim: a narrower band than at mining; pairs outside it are not used.
-        geometry: random geometry, drawn for source and reference independently.
+        geometry: random geometry, sampled for source and reference independently.
         jitter: random colour, likewise.
         share_flips: flip source and reference together (ours: users of the released model complain of
             mirrored results).
         mask: what is masked.
-        augment_on: "cpu" draws in the loader's processes; "device" lets them decode only, and jitters and warps
+        augment_on: "cpu" renders in the loader's processes; "device" lets them decode only, and jitters and warps
             whole batches where the model is. Same parameters, same samples up to rounding.
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
             (a few are always allowed, see `training.bad_samples`).
@@ -142,7 +142,7 @@ class DataOptions:
     root: str = ""
     input_root: str = ""
     video_ratio: float = 0.7
-    sources: dict[str, SourceOptions] = field(default_factory=dict)
+    sources: dict[str, PairSourceOptions] = field(default_factory=dict)
     heldout_ratio: float = 0.1
     min_ssim: float = -1.0
     max_ssim: float = 1.0
@@ -167,13 +167,13 @@ class DataOptions:
                 f"data.root={self.root} and data.sources ({', '.join(self.sources)}) are both given; with data.sources "
                 "every source names its own root: leave data.root and data.video_ratio out"
             )
-        for name, source in self.sources.items():
-            if source.kind not in KINDS:
-                raise InputError(f"data.sources.{name}.kind must be one of {', '.join(KINDS)}; got {source.kind!r}")
-            if not source.root:
+        for name, component in self.sources.items():
+            if component.kind not in KINDS:
+                raise InputError(f"data.sources.{name}.kind must be one of {', '.join(KINDS)}; got {component.kind!r}")
+            if not component.root:
                 raise InputError(f"data.sources.{name}.root is not set; it names a folder of mined pairs")
-            if not 0 < source.weight < math.inf:
-                raise InputError(f"data.sources.{name}.weight must be above 0, got {source.weight}")
+            if not 0 < component.weight < math.inf:
+                raise InputError(f"data.sources.{name}.weight must be above 0, got {component.weight}")
 
 
 def _check_range(name: str, values: Sequence[float], low: float, high: float) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mimicbrush.data.schema import Kind
 from mimicbrush.errors import DataError
-from mimicbrush.ops.segments import AnnotationError, SegmentError, decode_segment, read_annotation
+from mimicbrush.ops.rle import AnnotationError, SegmentError, decode_segment, read_annotation
 
 #: (offset, length) in bytes.
 Span = tuple[int, int]
@@ -20,7 +20,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Pair:
-    """One row with status "pair".
+    """One pair of a manifest: a row with status "pair".
 
     Attributes:
         size_px: (height, width) of the stored images.
@@ -31,7 +31,7 @@ class Pair:
         annotation_file, annotation_span: the JSON of a photograph's segments.
         segments: (K,) int32 numbers of the annotations that can be masks.
         segment_ratios: (K,) float32, their areas over that of the image, largest first.
-        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they are not known.
+        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they were not stored.
     """
 
     pair_id: str
@@ -53,15 +53,15 @@ class Pair:
     b_sha256: str = ""
 
     def read_a(self, reduce: int = 1) -> np.ndarray:
-        """The first image, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
+        """Read the first image, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
         return self.read(self.a_span, reduce)
 
     def read_b(self, reduce: int = 1) -> np.ndarray:
-        """The second image, (H, W, 3) uint8 RGB; for a photograph it is the first again."""
+        """Read the second image, (H, W, 3) uint8 RGB; for a photograph it is the first again."""
         return self.read(self.b_span or self.a_span, reduce)
 
     def read(self, span: Span, reduce: int = 1) -> np.ndarray:
-        """The image at a span, (H, W, 3) uint8 RGB.
+        """Read the image at a span, (H, W, 3) uint8 RGB.
 
         Raises:
             DataError: the file is missing, or what is there is not the JPEG that was mined. Its hash is compared, for
@@ -77,7 +77,7 @@ class Pair:
             raise self._fault(self.a_file, span, f"are no whole JPEG ({error})") from error
 
     def read_segment(self, number: int) -> np.ndarray:
-        """A segment of a photograph, (H, W) uint8, 0 or 1.
+        """Read a segment of a photograph, (H, W) uint8, 0 or 1.
 
         Args:
             number: 0..K-1, the place in `segment_ratios`.

@@ -13,12 +13,12 @@ from mimicbrush.errors import DataError
 
 @dataclass(frozen=True)
 class PairSource:
-    """Pairs of one kind, and how often they are drawn.
+    """Pairs of one kind, and how often they are sampled.
 
     Attributes:
         name: for messages.
         pairs: a loader process maps them instead of holding them.
-        weight: share of the samples, relative to the other sources'.
+        weight: share of the samples, relative to the others'.
     """
 
     name: str
@@ -27,62 +27,64 @@ class PairSource:
 
 
 def load_pair_sources(options: DataOptions) -> list[PairSource]:
-    """The sources to train on, without the pairs that are held out and those outside of the SSIM band.
+    """Load the pairs to train on, without those that are held out or lie outside of the SSIM band.
 
     Raises:
-        DataError: a folder is not mined, or a source has no pair left.
+        DataError: a folder is not mined, or one of several has no pair left.
     """
     if not options.sources:
-        return split_by_kind(_training_pairs(options.root, options.input_root, options), options)
-    found = []
-    for name, source in options.sources.items():
-        pairs = _training_pairs(source.root, source.input_root, options)
-        chosen = _chosen(pairs, source.kind, options)
-        if not len(chosen):
+        return split_by_kind(_read_training_pairs(options.root, options.input_root, options), options)
+    pair_sources = []
+    for name, component in options.sources.items():
+        pairs = _read_training_pairs(component.root, component.input_root, options)
+        selected = _select_pairs(pairs, component.kind, options)
+        if not len(selected):
             raise DataError(
-                f"data.sources.{name}: of {len(pairs)} pairs in {source.root} (without those held out) none is of kind "
-                f"{source.kind} with SSIM in {options.min_ssim}..{options.max_ssim} (data.min_ssim, data.max_ssim)"
+                f"data.sources.{name}: of {len(pairs)} pairs in {component.root} (without those held out) none is of "
+                f"kind {component.kind} with SSIM in {options.min_ssim}..{options.max_ssim} "
+                "(data.min_ssim, data.max_ssim)"
             )
-        found.append(PairSource(name, chosen, source.weight))
-    return found
+        pair_sources.append(PairSource(name, selected, component.weight))
+    return pair_sources
 
 
 def split_by_kind(pairs: PairTable, options: DataOptions) -> list[PairSource]:
-    """One table -> a source of its videos and one of its images, weighted by `data.video_ratio`.
+    """Split one table into its videos and its images, weighted by `data.video_ratio`.
 
-    A kind that is wanted and absent is left out with a warning.
+    A kind that has a share but no pair is left out with a warning.
 
     Raises:
         DataError: no pair is left.
     """
     shares = {"video": options.video_ratio, "image": 1 - options.video_ratio}
-    wanted = {kind: share for kind, share in shares.items() if share > 0}
-    tables = {kind: _chosen(pairs, kind, options) for kind in wanted}
-    found = [PairSource(kind, tables[kind], wanted[kind]) for kind in wanted if len(tables[kind])]
-    if not found:
+    share_of_kind = {kind: share for kind, share in shares.items() if share > 0}
+    tables = {kind: _select_pairs(pairs, kind, options) for kind in share_of_kind}
+    pair_sources = [PairSource(kind, tables[kind], share_of_kind[kind]) for kind in share_of_kind if len(tables[kind])]
+    if not pair_sources:
         raise DataError(
-            f"no pair to train on: {len(pairs)} were given, none is of a wanted kind {list(wanted)} with "
+            f"no pair to train on: {len(pairs)} were given, none is of a wanted kind {list(share_of_kind)} with "
             f"SSIM in {options.min_ssim}..{options.max_ssim} (data.min_ssim, data.max_ssim, data.video_ratio)"
         )
-    absent = [kind for kind in wanted if not len(tables[kind])]
+    absent = [kind for kind in share_of_kind if not len(tables[kind])]
     if absent:
+        present = ", ".join(each.name for each in pair_sources)
         warnings.warn(
-            f"no {' and no '.join(absent)} pairs: all samples come from {', '.join(source.name for source in found)} "
+            f"no {' and no '.join(absent)} pairs: all samples come from {present} "
             f"(data.video_ratio={options.video_ratio} is not kept)",
             stacklevel=2,
         )
-    return found
+    return pair_sources
 
 
-def _training_pairs(root: str, input_root: str, options: DataOptions) -> PairTable:
+def _read_training_pairs(root: str, input_root: str, options: DataOptions) -> PairTable:
     pairs = read_manifest(Path(root), Path(input_root) if input_root else None)
     return split_pairs(pairs, "train", options.heldout_ratio)
 
 
-def _chosen(pairs: PairTable, kind: str, options: DataOptions) -> PairTable:
-    """Pairs of one kind; of videos, those within the SSIM band of training."""
-    chosen = pairs.column("kind") == kind
+def _select_pairs(pairs: PairTable, kind: str, options: DataOptions) -> PairTable:
+    """Select the pairs of one kind; of videos, those within the SSIM band of training."""
+    selected = pairs.column("kind") == kind
     if kind == "video":
         ssim = pairs.column("ssim")
-        chosen &= (ssim >= options.min_ssim) & (ssim <= options.max_ssim)
-    return pairs.where(chosen)
+        selected &= (ssim >= options.min_ssim) & (ssim <= options.max_ssim)
+    return pairs.where(selected)

@@ -1,4 +1,4 @@
-"""Which pair is sample number n? A pure function, so the whole state of the loader is one integer."""
+"""Sample number -> pair, as a pure function, so that the whole state of the loader is one integer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mimicbrush.ops.counter_rng import mix, permute_position
 
 @dataclass(frozen=True)
 class PairMixture:
-    """Sample number -> (source, item), without state.
+    """Mixture of several sets of pairs: sample number -> (component, item), without state.
 
-    Of the first n samples, the first source gives ``floor(weight * n)``: the mixture holds for every prefix,
-    not only on average. Within a source every item comes once per epoch, in an order that is drawn anew for
-    each epoch.
+    Of the first n samples, the first component gives ``floor(weight * n)``: the mixture holds for every prefix,
+    not only on average. Within a component every item comes once per epoch, in an order that is random and
+    differs between epochs.
 
     Attributes:
-        lengths: items per source, each at least 1.
-        weights: relative shares, one per source.
+        lengths: items per component, each at least 1.
+        weights: relative shares, one per component.
         seed: of the orders.
     """
 
@@ -32,25 +32,25 @@ class PairMixture:
         if not self.lengths or min(self.lengths) < 1 or min(self.weights) <= 0:
             raise DataError(f"a mixture needs items and positive weights, got {self.lengths} and {self.weights}")
         if len(self.lengths) != len(self.weights):
-            raise DataError(f"{len(self.lengths)} sources but {len(self.weights)} weights")
+            raise DataError(f"{len(self.lengths)} components but {len(self.weights)} weights")
 
     def locate(self, number: int) -> tuple[int, int]:
-        """(index of the source, index of the item in it) of a global sample number."""
+        """Return (index of the component, index of the item in it) of a global sample number."""
         ordinal, rest = number, sum(self.weights)
-        for source, weight in enumerate(self.weights):
+        for component, weight in enumerate(self.weights):
             share = weight / rest
             before = math.floor(ordinal * share)
-            if source == len(self.weights) - 1 or math.floor((ordinal + 1) * share) > before:
-                ordinal = ordinal if source == len(self.weights) - 1 else before
+            if component == len(self.weights) - 1 or math.floor((ordinal + 1) * share) > before:
+                ordinal = ordinal if component == len(self.weights) - 1 else before
                 break
             ordinal, rest = ordinal - before, rest - weight
-        epoch, position = divmod(ordinal, self.lengths[source])
-        return source, permute_position(position, self.lengths[source], mix(self.seed, source, epoch))
+        epoch, position = divmod(ordinal, self.lengths[component])
+        return component, permute_position(position, self.lengths[component], mix(self.seed, component, epoch))
 
 
 @dataclass(frozen=True)
 class RankBatches:
-    """The sample numbers of one rank, batch by batch: a `batch_sampler` for torch's DataLoader.
+    """Sample numbers of one rank, batch by batch: a `batch_sampler` for torch's DataLoader.
 
     A step takes the same global samples for any number of ranks and any split into micro-batches.
 

@@ -59,7 +59,7 @@ SCHEMA = pa.schema(
 
 
 def manifest_row(**values: Any) -> dict[str, Any]:
-    """A full manifest row: neutral values for all columns that are not named; unknown names are errors."""
+    """Build a full manifest row: neutral values for all columns that are not named; unknown names are errors."""
     unknown = set(values) - set(SCHEMA.names)
     if unknown:
         raise KeyError(f"not in the manifest schema: {sorted(unknown)}; known: {SCHEMA.names}")
@@ -77,7 +77,7 @@ def manifest_row(**values: Any) -> dict[str, Any]:
 
 
 def pack_points(points: np.ndarray) -> list[int]:
-    """(K, 2) points (x, y) in pixels of an image, centres at whole numbers -> x0 y0 x1 y1 ... as stored.
+    """Pack (K, 2) points (x, y), in pixels with centres at whole numbers, as x0 y0 x1 y1 ... to be stored.
 
     A stored value is ``round((x + 0.5) * 16)``: the image's edge is 0, and the error at most 1/32 px.
     """

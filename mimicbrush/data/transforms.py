@@ -1,6 +1,6 @@
-"""A pair -> what a sample is drawn from: two decoded images, their geometry and colours, and the mask.
+"""A pair -> the views of a sample: two decoded images, their geometry and colours, and the mask (paper Sec. 3.3).
 
-All that is random about a sample is decided here. Drawing follows, in the loader's process or on the model's device.
+All that is random about a sample is decided here. Rendering follows, in the loader's process or on the model's device.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from mimicbrush.ops.geometry import (
     transform_points,
     warp_to_canvas,
 )
-from mimicbrush.ops.keypoints import orb_points
+from mimicbrush.ops.keypoints import find_orb_points
 
 _SEGMENT_TRIES = 8
-#: So many places of a photograph are looked at for each match that is wanted: the reference does not show all of them.
+#: So many places of a photograph are tried for each match: the reference does not show all of them.
 _PLACES_PER_MATCH = 3
 _NO_POINTS = np.zeros((0, 2), np.float32)
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """One image, and how it is to be drawn.
+    """One decoded image, and the geometry and colours to render it with.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, as decoded, no larger than the canvas needs.
@@ -49,14 +49,14 @@ class ImageView:
     matrix: np.ndarray
     colour: np.ndarray
 
-    def draw(self, size_px: int) -> np.ndarray:
-        """The image on its canvas: (S, S, 3) uint8, white around it."""
+    def render(self, size_px: int) -> np.ndarray:
+        """Render the image on its canvas: (S, S, 3) uint8, white around it."""
         return warp_to_canvas(apply_jitter(self.pixels, self.colour), self.matrix, size_px, IMAGE_FILL)
 
 
 @dataclass(frozen=True)
 class MatchedPoints:
-    """Places of one sample's source, and the places of its reference that show the same.
+    """Matches of one sample: places of its source, and the places of its reference that show the same.
 
     Attributes:
         source_xy, reference_xy: (K, 2) float32, x and y in pixels of the canvas.
@@ -67,14 +67,14 @@ class MatchedPoints:
     reference_xy: np.ndarray
     capacity: int
 
-    def none(self) -> MatchedPoints:
-        """The same without any."""
+    def to_empty(self) -> MatchedPoints:
+        """Return the same capacity without any match."""
         return MatchedPoints(_NO_POINTS, _NO_POINTS, self.capacity)
 
 
 @dataclass(frozen=True)
 class SampleViews:
-    """A sample that is not drawn yet; the mask, (S, S) uint8, already is. Matches where they were asked for."""
+    """A sample that is not rendered yet, with its mask, (S, S) uint8, and its matches where they were asked for."""
 
     source: ImageView
     reference: ImageView
@@ -83,12 +83,12 @@ class SampleViews:
 
 
 class SampleTransform:
-    """Decides and reads.
+    """Transform of a pair: samples geometry, colours and mask, and decodes both images.
 
     Args:
         size_px: side of the square canvas.
         options: augmentation and masks.
-        num_matches: the most matches that a sample brings along; 0: none are looked for. They are drawn last, so
+        num_matches: the most matches that a sample brings along; 0: none are looked for. They are sampled last, so
             that nothing else about a sample depends on them.
 
     Raises:
@@ -99,91 +99,96 @@ class SampleTransform:
         self.size_px, self.options, self.num_matches = size_px, options, num_matches
         for strategy in (options.mask.strategy, options.mask.image_strategy):
             if ":" in strategy:
-                find_mask_function(strategy)  # told before anything is read
+                find_mask_function(strategy)  # a wrong name is an error before anything is read
 
     def __call__(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
-        """A function of the pair and of what the generator gives.
+        """Transform a pair: a function of nothing but the pair and the generator's numbers.
 
         Raises:
             DataError: the pair cannot be read.
         """
-        return self._of_video(pair, rng) if pair.kind == "video" else self._of_image(pair, rng)
+        return self._transform_video(pair, rng) if pair.kind == "video" else self._transform_image(pair, rng)
 
     def read_reference(self, pair: Pair, rng: np.random.Generator) -> ImageView:
-        """One image of a pair as the reference of another, through random geometry and colours.
+        """Read one image of a pair as the reference of another sample, with random geometry and colours.
 
         Raises:
             DataError: the image cannot be read.
         """
         span = pair.b_span if pair.b_span is not None and rng.random() < 0.5 else pair.a_span
-        matrix = self._matrix(pair, rng, self._shared_flip(rng))
-        return self._read(pair, span, matrix, random_jitter(self.options.jitter, rng))
+        matrix = self._sample_matrix(pair, rng, self._sample_shared_flip(rng))
+        return self._read_view(pair, span, matrix, random_jitter(self.options.jitter, rng))
 
-    def _of_video(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
-        """Two frames, either one as the source."""
+    def _transform_video(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
+        """Transform two frames of a video; either one is the source."""
         first = (pair.a_span, pair.a_points)
         second = (pair.b_span or pair.a_span, pair.b_points)
         if rng.random() < 0.5:
             first, second = second, first
-        flip = self._shared_flip(rng)
-        source_matrix, reference_matrix = (self._matrix(pair, rng, flip) for _ in range(2))
+        flip = self._sample_shared_flip(rng)
+        # Both images are augmented, each by itself: the paper does not say which one is (ours).
+        source_matrix, reference_matrix = (self._sample_matrix(pair, rng, flip) for _ in range(2))
         source_jitter, reference_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
-        source = self._read(pair, first[0], source_matrix, source_jitter)
-        reference = self._read(pair, second[0], reference_matrix, reference_jitter)
+        source = self._read_view(pair, first[0], source_matrix, source_jitter)
+        reference = self._read_view(pair, second[0], reference_matrix, reference_jitter)
         points, places = transform_points(first[1], source_matrix), transform_points(second[1], reference_matrix)
         # A match counts only where the augmented reference still shows it.
-        seen = is_inside(places, self.size_px)
-        mask = self._mask(self.options.mask.strategy, points[seen], source, rng)
-        return SampleViews(source, reference, mask, self._matches(points, places, rng))
+        is_visible = is_inside(places, self.size_px)
+        mask = self._sample_mask(self.options.mask.strategy, points[is_visible], source, rng)
+        return SampleViews(source, reference, mask, self._sample_matches(points, places, rng))
 
-    def _of_image(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
-        """Two augmentations of one image (paper Sec. 3.3)."""
-        flip = self._shared_flip(rng)
+    def _transform_image(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
+        """Transform a photograph: two augmentations of one image (paper Sec. 3.3)."""
+        flip = self._sample_shared_flip(rng)
         reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
-        reference_matrix = self._matrix(pair, rng, flip)
-        reference = self._read(pair, pair.a_span, reference_matrix, reference_jitter)
+        reference_matrix = self._sample_matrix(pair, rng, flip)
+        reference = self._read_view(pair, pair.a_span, reference_matrix, reference_jitter)
+        # A segment is masked and must be recovered from the other augmentation, which shows it unmasked.
         strategy = self.options.mask.image_strategy
         if strategy == "segment":
-            matrix, mask = self._segment_mask(pair, flip, rng)
-            source = self._read(pair, pair.a_span, matrix, source_jitter)
+            matrix, mask = self._sample_segment_mask(pair, flip, rng)
+            source = self._read_view(pair, pair.a_span, matrix, source_jitter)
         else:
-            matrix = self._matrix(pair, rng, flip)
-            source = self._read(pair, pair.a_span, matrix, source_jitter)
-            mask = self._mask(strategy, _NO_POINTS, source, rng)
-        return SampleViews(source, reference, mask, self._matches_of_image(pair, matrix, reference_matrix, rng))
+            matrix = self._sample_matrix(pair, rng, flip)
+            source = self._read_view(pair, pair.a_span, matrix, source_jitter)
+            mask = self._sample_mask(strategy, _NO_POINTS, source, rng)
+        return SampleViews(source, reference, mask, self._sample_image_matches(pair, matrix, reference_matrix, rng))
 
-    def _matches_of_image(
+    def _sample_image_matches(
         self, pair: Pair, source_matrix: np.ndarray, reference_matrix: np.ndarray, rng: np.random.Generator
     ) -> MatchedPoints | None:
-        """Random places of a photograph: both matrices are known, so any place is a match."""
+        """Sample places of a photograph: both matrices are given, so any place is a match."""
         if not self.num_matches:
             return None
         height, width = pair.size_px
         canvas = rng.uniform(-0.5, self.size_px - 0.5, (_PLACES_PER_MATCH * self.num_matches, 2))
         places = transform_points(canvas, np.linalg.inv(source_matrix))
-        shown = (places > -0.5).all(axis=1) & (places < (width - 0.5, height - 0.5)).all(axis=1)
-        source = canvas[shown].astype(np.float32)
-        return self._matches(source, transform_points(places[shown], reference_matrix), rng)
+        is_visible = (places > -0.5).all(axis=1) & (places < (width - 0.5, height - 0.5)).all(axis=1)
+        source = canvas[is_visible].astype(np.float32)
+        return self._sample_matches(source, transform_points(places[is_visible], reference_matrix), rng)
 
-    def _matches(self, source: np.ndarray, reference: np.ndarray, rng: np.random.Generator) -> MatchedPoints | None:
-        """At most `num_matches` of (K, 2) places on both canvases, of those that lie on them."""
+    def _sample_matches(
+        self, source: np.ndarray, reference: np.ndarray, rng: np.random.Generator
+    ) -> MatchedPoints | None:
+        """Sample at most `num_matches` of (K, 2) places, of those that lie on both canvases."""
         if not self.num_matches:
             return None
         usable = np.flatnonzero(is_inside(source, self.size_px) & is_inside(reference, self.size_px))
-        chosen = rng.permutation(usable)[: self.num_matches]
-        return MatchedPoints(source[chosen], reference[chosen], self.num_matches)
+        numbers = rng.permutation(usable)[: self.num_matches]
+        return MatchedPoints(source[numbers], reference[numbers], self.num_matches)
 
-    def _shared_flip(self, rng: np.random.Generator) -> bool | None:
-        drawn = rng.random() < self.options.geometry.flip_probability
-        return bool(drawn) if self.options.share_flips else None
+    def _sample_shared_flip(self, rng: np.random.Generator) -> bool | None:
+        flip = rng.random() < self.options.geometry.flip_probability
+        return bool(flip) if self.options.share_flips else None
 
-    def _matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
-        """All geometry of one image: from *stored* pixels to the canvas."""
+    def _sample_matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
+        """Sample all geometry of one image: (3, 3), from *stored* pixels to the canvas."""
         height, width = pair.size_px
-        drawn = random_matrix(self.options.geometry, self.size_px, rng, flip)
-        return drawn @ letterbox_matrix(width, height, self.size_px)
+        # From right to left: the stored image is letterboxed, then augmented about the centre of the canvas.
+        augmentation = random_matrix(self.options.geometry, self.size_px, rng, flip)
+        return augmentation @ letterbox_matrix(width, height, self.size_px)
 
-    def _read(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> ImageView:
+    def _read_view(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> ImageView:
         """Decode an image no larger than its matrix, from stored pixels to the canvas, needs it."""
         height, width = pair.size_px
         shrink = shrink_factor(matrix, width, height)
@@ -198,8 +203,10 @@ class SampleTransform:
         pixels, matrix = reduce_to_fit(pixels, matrix @ resize_matrix(reduction, reduction))
         return ImageView(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]))
 
-    def _mask(self, strategy: str, points: np.ndarray, source: ImageView, rng: np.random.Generator) -> np.ndarray:
-        """A mask that needs no segments; `points` are matches on the canvas."""
+    def _sample_mask(
+        self, strategy: str, points: np.ndarray, source: ImageView, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Sample a mask that needs no segments; `points` are matches on the canvas."""
         options = self.options.mask
         if strategy == "box":
             return masks.box_mask(self.size_px, rng, sides=options.box_sides, area=options.box_area)
@@ -208,7 +215,7 @@ class SampleTransform:
         if strategy == "orb_grid":
             # Only SIFT matches are stored. The keypoints of the image without its augmentation take 2 ms.
             return masks.fullest_grid_mask(
-                transform_points(orb_points(source.pixels), source.matrix),
+                transform_points(find_orb_points(source.pixels), source.matrix),
                 self.size_px,
                 rng,
                 cells=options.cells,
@@ -222,25 +229,27 @@ class SampleTransform:
             points, self.size_px, rng, cells=options.cells, matched=options.matched, unmatched=options.unmatched
         )
 
-    def _segment_mask(self, pair: Pair, flip: bool | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The source's matrix and the segments' mask under it, (S, S) uint8.
+    def _sample_segment_mask(
+        self, pair: Pair, flip: bool | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sample the source's matrix and the segments' mask under it, (S, S) uint8.
 
-        Segments may leave the canvas, or be too small on it: then both are drawn again, and in the end a grid
+        Segments may leave the canvas, or be too small on it: then both are sampled again, and in the end a grid
         without matches is taken.
         """
         options = self.options.mask.segments
         low, high = options.segment_ratio
         usable = np.flatnonzero((pair.segment_ratios >= low) & (pair.segment_ratios <= high))
-        read: dict[int, np.ndarray] = {}
+        segments: dict[int, np.ndarray] = {}
         for _ in range(_SEGMENT_TRIES):
-            matrix = self._matrix(pair, rng, flip)
+            matrix = self._sample_matrix(pair, rng, flip)
             if not len(usable):
                 break
             count = min(int(rng.integers(options.count[0], options.count[1] + 1)), len(usable))
-            chosen = [int(number) for number in rng.choice(usable, count, replace=False)]
-            read |= {number: pair.read_segment(number) for number in chosen if number not in read}
-            whole = masks.unite_masks([read[number] for number in chosen])
-            mask = (warp_to_canvas(whole * 255, matrix, self.size_px, MASK_FILL) > 127).astype(np.uint8)
+            numbers = [int(number) for number in rng.choice(usable, count, replace=False)]
+            segments |= {number: pair.read_segment(number) for number in numbers if number not in segments}
+            union = masks.unite_masks([segments[number] for number in numbers])
+            mask = (warp_to_canvas(union * 255, matrix, self.size_px, MASK_FILL) > 127).astype(np.uint8)
             mask = masks.dilate_mask(mask, round(rng.uniform(*options.dilation) * self.size_px))
             if options.mask_ratio[0] <= mask.mean() <= options.mask_ratio[1] and mask.any() and not mask.all():
                 return matrix, mask

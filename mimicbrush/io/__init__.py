@@ -1,1 +1,9 @@
-"""TODO."""
+"""Files: images, JSON, hashes, and writing that never leaves half a file.
+
+In reading order:
+
+* `atomic`: writes files and folders aside, then renames them; paths that stay inside a folder.
+* `hashing`: SHA-256 of files, and quick fingerprints.
+* `images`: reads and writes images (EXIF, transparency, 16 bits, damage).
+* `jsonl`: logs of one JSON object per line.
+"""

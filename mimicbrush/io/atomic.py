@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mimicbrush.errors import InputError
 
@@ -19,7 +21,7 @@ os.umask(_UMASK)
 
 
 def path_inside(root: Path, name: str) -> Path:
-    """A path that a list names relative to its own folder.
+    """Resolve a path that a list names relative to its own folder, and refuse one that leaves it.
 
     Args:
         root: an existing folder.
@@ -64,8 +66,23 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             os.close(folder)
 
 
-def with_usual_permissions(folder: Path) -> None:
-    """Let the files of a folder be read by whoever the umask lets; safetensors writes them for their owner alone."""
+def write_json(path: Path, value: Any, *, ensure_ascii: bool = True) -> None:
+    """Write a value as a JSON file, as `write_aside` does: one space of indentation, a newline at the end, UTF-8.
+
+    Args:
+        path: the file.
+        value: what `json` can write.
+        ensure_ascii: whether characters beyond ASCII are written as escapes, so that any program reads them.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON has no word for; nothing is written then.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=ensure_ascii, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the files of a folder the permissions of the umask; safetensors writes them for their owner alone."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~_UMASK)

@@ -26,7 +26,7 @@ MAX_PIXELS = 400_000_000
 _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error
 )  # fmt: skip
-_PILLOWS_SETTINGS = threading.RLock()
+_SETTINGS_LOCK = threading.RLock()
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ def read_image(path: Path, mode: str) -> Image.Image:
     """
     _check_file(path)
     try:
-        with _own_settings() as notes:
+        with _pillow_settings() as notes:
             image, frames = _decode(path, mode)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
@@ -85,12 +85,12 @@ def _check_file(path: Path) -> None:
 
 
 @contextmanager
-def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
+def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
     """Pillow's limit, which is global, as `MAX_PIXELS` and an error; other warnings are collected.
 
     Everything is put back for whoever else uses Pillow.
     """
-    with _PILLOWS_SETTINGS, warnings.catch_warnings(record=True) as notes:
+    with _SETTINGS_LOCK, warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
@@ -101,7 +101,7 @@ def _own_settings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
-    """A image as it is meant to be seen: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+    """Convert an image to what it is meant to show: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
 
     * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
       Python warning, and so is a maximum of 12 bits. Floats are 0..1 where all of them are, otherwise 0..255.
@@ -115,17 +115,17 @@ def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bit(image)
+        image = _to_eight_bit(image)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         if mode == "L":
-            return _painted(layers)
+            return _read_painted_mask(layers)
         # Without a palette's or a chunk's own note of what is transparent: it has been seen to.
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
     return image.convert(mode)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _to_eight_bit(image: Image.Image) -> Image.Image:
     """A grey image of floats or of 16 or 32 bits -> "L"; Pillow's own conversion would clip at 255, not scale."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
@@ -147,18 +147,18 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def brightest_stored_value(path: Path) -> float | None:
-    """The largest value of an image file that `normalise_mode` scales to 8 bit; None: it does not scale this one.
+    """Read the largest value of an image that `normalise_mode` scales to 8 bit; None where it does not.
 
     Args:
         path: of an image that `read_image` could read.
     """
-    with _own_settings(), Image.open(path) as image:
+    with _pillow_settings(), Image.open(path) as image:
         if not (image.mode.startswith("I") or image.mode == "F"):
             return None
         return float(np.asarray(image).max())
 
 
-def _painted(layers: Image.Image) -> Image.Image:
+def _read_painted_mask(layers: Image.Image) -> Image.Image:
     """The mask that an RGBA image shows, see `normalise_mode`."""
     alpha = np.asarray(layers.getchannel("A"))
     if alpha.min() == alpha.max():
@@ -184,7 +184,7 @@ def _is_photograph(pixels: np.ndarray) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """Whether `write_image` will take this path; to be asked before the image is made.
+    """Check that `write_image` will take this path, before the image is made.
 
     Raises:
         InputError: the folder is missing, or no image format that can be written goes by this suffix.

@@ -1,4 +1,4 @@
-"""A file with one JSON object per line, each of a step of a run that may go on from an earlier step."""
+"""Logs with one JSON object per line, each of a step of a run that may go on from an earlier step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mimicbrush.io.atomic import write_aside
 
 
 class StepLog:
-    """Appends to a JSON-lines file. After a restart, what was logged beyond the checkpoint is cut off first.
+    """Log that appends to a JSON-lines file. After a restart, lines beyond the checkpoint are cut off first.
 
     Args:
         path: the file; its folder is there.
@@ -21,10 +21,10 @@ class StepLog:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
+        content = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
         # Compared as a whole: a last line that is all there but for its end would be glued to the next one.
-        if not path.exists() or path.read_text() != kept:
-            write_aside(path, lambda aside: aside.write_text(kept))
+        if not path.exists() or path.read_text() != content:
+            write_aside(path, lambda aside: aside.write_text(content))
 
     def append(self, values: Mapping[str, object]) -> None:
         """Write one line, at once; `values` has a "step", and no number in it is NaN or infinite."""
@@ -33,7 +33,7 @@ class StepLog:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The lines of such a file, without one that is being written or was cut short; none where there is no file."""
+    """Read the lines of such a file, without one that was cut short; none where there is no file."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 

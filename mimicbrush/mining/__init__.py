@@ -1,1 +1,22 @@
-"""Raw videos and images in, shards of pairs and a manifest out."""
+"""Raw videos and photographs in; shards of pairs, a manifest and a report out.
+
+In reading order:
+
+* `run`: mines a folder from end to end.
+* `options`: what decides the content of a mined folder.
+* `plan`: which files are mined, and in which shard.
+* `input_list`: reads a CSV or Parquet list of inputs.
+* `executors`: mines shards on this machine or on a Ray cluster.
+* `shards`: one shard: a tar, a Parquet part, an audit part and a marker.
+* `worker_pool`: reads each file in a process that may die.
+* `worker`: what such a process does with one file.
+* `video/`: reads videos strictly, and finds shots.
+* `pair_selection`: chooses the two frames of a pair.
+* `segmented_images`: reads photographs with their segments, loose or in a tar.
+* `jpeg`: reduces and encodes the frames that are stored.
+* `reasons`: why a file gave no pair, and which file of this room says so.
+* `summary`: counts what a mined folder holds.
+* `export`: writes the manifest as JSON lines.
+* `report/`: the HTML report of a mined folder.
+* `verify/`: reads a mined folder again, and names what is wrong.
+"""

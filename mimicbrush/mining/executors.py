@@ -21,7 +21,7 @@ _SHARDS_AHEAD = 2
 
 @dataclass(frozen=True)
 class Resources:
-    """What mining may use; nothing of it changes what is mined.
+    """Limits of what mining may use; nothing of it changes what is mined.
 
     Attributes:
         engine: one of `ENGINES`.
@@ -39,10 +39,10 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
-            raise InputError(f"engine={self.engine}: there is no such engine; known are {', '.join(ENGINES)}")
+            raise InputError(f"engine={self.engine}: there is no such engine; choose one of {', '.join(ENGINES)}")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
             raise InputError("engine=ray, but Ray is not installed: pip install 'mimicbrush[ray]', or use engine=local")
-        check_number("workers", self.workers, whole=True)
+        check_number("workers", self.workers, integer=True)
         for name in ("timeout_s", "memory_gib"):
             check_number(name, getattr(self, name))
         if self.workers < 1 or self.timeout_s <= 0 or self.memory_gib < 0:
@@ -63,17 +63,17 @@ def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tupl
 
 def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
     """A thread per worker waits for the files of its shard, which the pool's processes read."""
-    with WorkerPool(resources.workers, resources.timeout_s, resources.memory_gib) as readers:
+    with WorkerPool(resources.workers, resources.timeout_s, resources.memory_gib) as pool:
         threads = ThreadPoolExecutor(resources.workers)
         try:
-            futures = {threads.submit(mine_shard, job, readers): job for job in jobs}
+            futures = {threads.submit(mine_shard, job, pool): job for job in jobs}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             # A thread that waits for a file ends when the pool is stopped: its file "fails in a way not foreseen".
             for future in futures:
                 future.cancel()
-            readers.stop()
+            pool.stop()
             threads.shutdown()
 
 
@@ -113,9 +113,9 @@ def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[
 
 
 def _mine_on_ray(job: ShardJob, timeout_s: float, memory_gib: float) -> bool:
-    return mine_shard(job, _reader_of_this_process(timeout_s, memory_gib))
+    return mine_shard(job, _pool_of_this_process(timeout_s, memory_gib))
 
 
 @lru_cache(maxsize=1)
-def _reader_of_this_process(timeout_s: float, memory_gib: float) -> WorkerPool:
+def _pool_of_this_process(timeout_s: float, memory_gib: float) -> WorkerPool:
     return WorkerPool(1, timeout_s, memory_gib)

@@ -18,7 +18,7 @@ _SHORT_FLOATS = [column.name for column in SCHEMA if column.type in (pa.float32(
 
 
 def export_rows(root: Path, out: TextIO) -> int:
-    """Write all rows of a mined folder, one JSON object a line, with the columns of the schema in order.
+    """Write all rows of a mined folder, one JSON object per line, with the columns in the order of the schema.
 
     NaN becomes null; numbers of 32 bits have as many digits as it takes to give them back.
 
@@ -31,14 +31,14 @@ def export_rows(root: Path, out: TextIO) -> int:
     table = read_rows(root)
     for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
         for values in batch.to_pylist():
-            plain = {name: _plain(value, name in _SHORT_FLOATS) for name, value in values.items()}
-            out.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+            row = {name: _simplify(value, name in _SHORT_FLOATS) for name, value in values.items()}
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     return len(table)
 
 
-def _plain(value: Any, is_short: bool) -> Any:
+def _simplify(value: Any, is_short: bool) -> Any:
     if isinstance(value, list):
-        return [_plain(entry, is_short) for entry in value] if is_short else value
+        return [_simplify(entry, is_short) for entry in value] if is_short else value
     if isinstance(value, float):
         if math.isnan(value):
             return None

@@ -1,4 +1,4 @@
-"""A list of inputs: paths, and what is known of them (hash, licence, address)."""
+"""Read a list of inputs: paths, and what the list says of each file (hash, licence, address)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
-from mimicbrush.mining.plan import Item, find_item, refused_item
+from mimicbrush.mining.plan import Item, find_item, refuse_item
 
 LIST_SUFFIXES = (".csv", ".parquet")
 #: Columns that are read, by the names that lists give them.
@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
-    """The inputs that a CSV (with a header, UTF-8) or Parquet file names.
+    """Read the inputs that a CSV (with a header, UTF-8) or Parquet file names.
 
     Args:
         path: of the list. It must have a column `path`, relative to `root`, and may have `sha256`, `licence` (or
@@ -36,8 +36,8 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
             that leaves the folder. Files that are not there are inputs all the same, with a reason.
     """
     rows, columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
-    used = [column for column in columns if column.strip().lower() in _COLUMNS]
-    names = [_COLUMNS[column.strip().lower()] for column in used]
+    known_columns = [column for column in columns if column.strip().lower() in _COLUMNS]
+    names = [_COLUMNS[column.strip().lower()] for column in known_columns]
     if "path" not in names or len(set(names)) < len(names):
         raise InputError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; expected `path` and, if known, "
@@ -45,15 +45,15 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
         )
     items: dict[str, Item] = {}
     for number, row in enumerate(rows, start=1):
-        values = {name: row[column].strip() for name, column in zip(names, used, strict=True)}
-        item = _item(values, root, f"{path}, entry {number}")
+        values = {name: row[column].strip() for name, column in zip(names, known_columns, strict=True)}
+        item = _build_item(values, root, f"{path}, entry {number}")
         if item.path in items:
             raise InputError(f"{path}, entry {number}: {item.path!r} is named twice")
         items[item.path] = item
     if not items:
         raise InputError(f"{path} names no file")
-    unread = [column for column in columns if column not in used]
-    return sorted(items.values(), key=lambda item: item.path), unread
+    unused = [column for column in columns if column not in known_columns]
+    return sorted(items.values(), key=lambda item: item.path), unused
 
 
 def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
@@ -80,7 +80,7 @@ def _read_parquet(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     return rows, columns
 
 
-def _item(values: dict[str, str], root: Path, where: str) -> Item:
+def _build_item(values: dict[str, str], root: Path, where: str) -> Item:
     name, sha256 = values["path"], values.get("sha256", "").lower()
     if not name:
         raise InputError(f"{where}: no path")
@@ -92,7 +92,7 @@ def _item(values: dict[str, str], root: Path, where: str) -> Item:
         raise InputError(f"{where}: {error}") from error
     relative = Path(name)
     if not file.exists():
-        item = refused_item(relative, "absent", f"not in {root.name}/")
+        item = refuse_item(relative, "absent", f"not in {root.name}/")
     else:
-        item = find_item(file, root) or refused_item(relative, "unknown_type", f"suffix {relative.suffix!r}")
+        item = find_item(file, root) or refuse_item(relative, "unknown_type", f"suffix {relative.suffix!r}")
     return replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))

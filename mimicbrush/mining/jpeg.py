@@ -1,4 +1,4 @@
-"""Frames as they go into a shard."""
+"""Frames as they go into a shard: reduced to the stored size, then encoded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 
-def stored_size(image: np.ndarray, max_side_px: int) -> np.ndarray:
-    """The image with its long side at most `max_side_px`: reduced by INTER_AREA, or itself."""
+def shrink_to_side(image: np.ndarray, max_side_px: int) -> np.ndarray:
+    """Reduce an image by INTER_AREA until its long side is at most `max_side_px`; a smaller one stays itself."""
     height, width = image.shape[:2]
     scale = max_side_px / max(height, width)
     if scale >= 1:
@@ -17,8 +17,8 @@ def stored_size(image: np.ndarray, max_side_px: int) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 RGB to the bytes of a JPEG file."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
+    """Encode (H, W, 3) uint8 RGB as the bytes of a JPEG file."""
+    is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not is_encoded:
         raise ValueError(f"OpenCV could not encode an image of shape {image.shape}")
     return bytes(data)

@@ -79,12 +79,12 @@ class MiningOptions:
             InputError: names the option and what was given.
         """
         if self.reader not in READERS:
-            raise InputError(f"reader={self.reader}: there is no such reader; known are {', '.join(READERS)}")
+            raise InputError(f"reader={self.reader}: there is no such reader; choose one of {', '.join(READERS)}")
         if not isinstance(self.copy_images, bool):
             raise InputError(f"copy_images={self.copy_images}: must be true or false")
         for option in fields(self):
             if option.name not in ("reader", "copy_images"):
-                check_number(option.name, getattr(self, option.name), whole=isinstance(option.default, int))
+                check_number(option.name, getattr(self, option.name), integer=isinstance(option.default, int))
         for low, high in (
             ("min_gap_s", "max_gap_s"),
             ("min_ssim", "max_ssim"),
@@ -113,11 +113,11 @@ class MiningOptions:
             raise InputError(f"jpeg_quality={self.jpeg_quality} is outside 1..100")
 
 
-def check_number(name: str, value: object, *, whole: bool = False) -> None:
-    """Refuse what is no number: a command line can give anything.
+def check_number(name: str, value: object, *, integer: bool = False) -> None:
+    """Refuse a value of an option that is no number, since a command line can give anything.
 
     Raises:
         InputError: names the option and what was given.
     """
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise InputError(f"{name}={value}: must be a {'whole ' if whole else ''}number")
+    if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
+        raise InputError(f"{name}={value}: must be a {'whole ' if integer else ''}number")

@@ -1,11 +1,15 @@
 """Which two frames of a video make a pair.
 
-One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen
-pairs as JPEGs. The length of the clip need not be known: chosen pairs are kept one per stretch of time, and
-when there are too many stretches, neighbours merge and the stretch doubles.
+One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen pairs as
+JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are too many
+stretches, neighbours merge and the stretch doubles.
 
-Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers. The hash
-is known before anything is computed, so a pair that could not win is neither compared nor matched.
+Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers. It comes before
+anything is computed, so a pair that could not win is neither compared nor matched.
+
+A frame is refused as "too_small", "flat" or "blurred" (`_Search._find_fault`); a pair as "across_cut"
+(`_Search.consider`), "too_similar", "too_different" or "few_matches" (`_Search._admit`). A clip without a pair gets the
+commonest of these reasons, or "too_short".
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from functools import cached_property
 
 import numpy as np
 
-from mimicbrush.mining.jpeg import encode_jpeg, stored_size
+from mimicbrush.mining.jpeg import encode_jpeg, shrink_to_side
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.report.audit import Refused, thumbnail
+from mimicbrush.mining.report.audit import RefusedExample, make_thumbnail
 from mimicbrush.mining.video.pyav_reader import VideoFrame
 from mimicbrush.mining.video.shots import ShotDetector
 from mimicbrush.ops.counter_rng import mix
@@ -34,7 +38,7 @@ _TIME_PLAY_S = 1e-3
 
 
 class Candidate:
-    """A frame that may become half of a pair; what is costly is computed at most once, and only if needed.
+    """A frame that may become half of a pair; costly things are computed at most once, and only if needed.
 
     Args:
         number, time_s: of the frame.
@@ -51,20 +55,20 @@ class Candidate:
 
     @cached_property
     def sharpness(self) -> float:
-        """See `mimicbrush.ops.similarity.sharpness`."""
+        """Sharpness of the stored image, see `mimicbrush.ops.similarity.sharpness`."""
         return sharpness(self.image)
 
     @cached_property
     def features(self) -> Features:
-        """SIFT features, found in a reduced image, in stored pixels."""
-        reduced = stored_size(self.image, self._options.match_side_px)
+        """SIFT features of the frame, found in a reduced image, with points in stored pixels."""
+        reduced = shrink_to_side(self.image, self._options.match_side_px)
         ratio = np.array(self.image.shape[1::-1]) / reduced.shape[1::-1]
-        found = sift_features(reduced)
-        return Features(((found.points + 0.5) * ratio - 0.5).astype(np.float32), found.descriptors)
+        features = sift_features(reduced)
+        return Features(((features.points + 0.5) * ratio - 0.5).astype(np.float32), features.descriptors)
 
     @cached_property
     def jpeg(self) -> bytes:
-        """The image as it goes into the shard."""
+        """The JPEG bytes of the image, as they go into the shard."""
         return encode_jpeg(self.image, self._options.jpeg_quality)
 
 
@@ -87,7 +91,7 @@ class ChosenPair:
 
 @dataclass
 class Stopwatch:
-    """Where the time of one clip went.
+    """The time that each step took for one clip.
 
     Attributes:
         seconds: step -> seconds.
@@ -97,7 +101,7 @@ class Stopwatch:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Count the time of a block to a step."""
+        """Add the time of a block to a step."""
         start = time.perf_counter()
         try:
             yield
@@ -105,7 +109,7 @@ class Stopwatch:
             self.seconds[step] += time.perf_counter() - start
 
     def each(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """The frames, with the wait for each counted as decoding."""
+        """Yield the frames, and count the wait for each as decoding."""
         iterator = iter(frames)
         while True:
             with self.timed("decode"):
@@ -117,7 +121,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a clip gave.
+    """The pairs of one clip, and what was tried in vain.
 
     Attributes:
         pairs: in order of time.
@@ -132,7 +136,7 @@ class Selection:
     pairs: list[ChosenPair]
     reason: str
     detail: str
-    refused: list[Refused]
+    refused: list[RefusedExample]
     num_frames: int
     num_compared: int
     seconds: dict[str, float]
@@ -147,7 +151,7 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
     watch = Stopwatch()
     search = _Search(options, watch)
     shots = ShotDetector(options.cut_ratio, options.min_cut)
-    waiting: deque[Candidate] = deque()  # until it is known which shot they belong to
+    undecided: deque[Candidate] = deque()  # until the detector decides in which shot they lie
     num_frames, next_s, end_s = 0, 0.0, 0.0
     for frame in watch.each(frames):
         num_frames += 1
@@ -158,11 +162,11 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
             steps = int((frame.time_s + _TIME_PLAY_S) / options.candidate_interval_s)
             next_s = (steps + 1) * options.candidate_interval_s
             with watch.timed("decode"):
-                image = stored_size(frame.to_rgb(), options.max_side_px)
-            waiting.append(Candidate(frame.number, frame.time_s, image, options))
-        while waiting and waiting[0].number < shots.num_settled:
-            search.consider(waiting.popleft(), shots)
-    for candidate in waiting:
+                image = shrink_to_side(frame.to_rgb(), options.max_side_px)
+            undecided.append(Candidate(frame.number, frame.time_s, image, options))
+        while undecided and undecided[0].number < shots.num_decided:
+            search.consider(undecided.popleft(), shots)
+    for candidate in undecided:
         search.consider(candidate, shots)
     if num_frames < options.min_frames:
         detail = f"{num_frames} frames, fewer than min_frames={options.min_frames}"
@@ -171,7 +175,7 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
 
 
 class _Search:
-    """The pairs chosen so far: at most one per stretch of time, of at most twice as many as are wanted."""
+    """The pairs chosen so far: at most one per stretch of time, in at most 2 `pairs_per_clip` stretches."""
 
     def __init__(self, options: MiningOptions, watch: Stopwatch) -> None:
         self.options = options
@@ -179,16 +183,16 @@ class _Search:
         self.stretch_s = options.candidate_interval_s
         self.window: deque[tuple[int, Candidate]] = deque()  # (shot, candidate) within reach
         self.slots: dict[int, tuple[int, ChosenPair]] = {}
-        self.tried: Counter[str] = Counter()
-        self.examples: dict[str, tuple[int, Refused]] = {}  # reason -> the one of lowest rank
+        self.refusals: Counter[str] = Counter()
+        self.examples: dict[str, tuple[int, RefusedExample]] = {}  # reason -> the one of lowest rank
         self.ssims: list[float] = []
 
     def consider(self, candidate: Candidate, shots: ShotDetector) -> None:
         """Offer a candidate with every earlier one in reach."""
-        shot = shots.of(candidate.number)
+        shot = shots.shot_of(candidate.number)
         while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:
             self.window.popleft()
-        fault = self._fault(candidate, [earlier for of, earlier in self.window if of == shot])
+        fault = self._find_fault(candidate, [each for each_shot, each in self.window if each_shot == shot])
         if fault:
             self._refuse(fault, candidate)
             return
@@ -201,15 +205,15 @@ class _Search:
                 self._offer(earlier, candidate)
         self.window.append((shot, candidate))
 
-    def _fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
+    def _find_fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
         """Why a frame cannot be half of any pair; "" if it can."""
         if min(candidate.thumbnail.shape) < _SSIM_WINDOW_PX:
             return "too_small"
         if candidate.thumbnail.std() < self.options.min_contrast:
             return "flat"
         with self.watch.timed("sharpness"):
-            usual = float(np.median([each.sharpness for each in neighbours])) if neighbours else 0.0
-            least = max(self.options.min_sharpness, self.options.min_sharpness_ratio * usual)
+            median = float(np.median([each.sharpness for each in neighbours])) if neighbours else 0.0
+            least = max(self.options.min_sharpness, self.options.min_sharpness_ratio * median)
             return "blurred" if candidate.sharpness < least else ""
 
     def _offer(self, a: Candidate, b: Candidate) -> None:
@@ -258,13 +262,13 @@ class _Search:
         self, reason: str, a: Candidate, b: Candidate | None = None, ssim: float = float("nan"), num_matches: int = -1
     ) -> None:
         """Count it, and keep one example of each reason: the one whose hash is lowest."""
-        self.tried[reason] += 1
+        self.refusals[reason] += 1
         b_frame = -1 if b is None else b.number
         rank = mix(a.number, b_frame)
         if reason in self.examples and self.examples[reason][0] <= rank:
             return
-        image = thumbnail(a.image) if b is None else np.hstack([thumbnail(a.image), thumbnail(b.image)])
-        self.examples[reason] = rank, Refused(reason, a.number, b_frame, ssim, num_matches, image)
+        image = make_thumbnail(a.image) if b is None else np.hstack([make_thumbnail(a.image), make_thumbnail(b.image)])
+        self.examples[reason] = rank, RefusedExample(reason, a.number, b_frame, ssim, num_matches, image)
 
     def _merge(self) -> None:
         self.stretch_s *= 2
@@ -274,25 +278,25 @@ class _Search:
         self.slots = merged
 
     def result(self, num_frames: int, end_s: float) -> Selection:
-        """The chosen pairs, thinned evenly to the number wanted, or why there are none."""
+        """The chosen pairs, thinned evenly to `pairs_per_clip`, or why there are none."""
         pairs = [self.slots[slot][1] for slot in sorted(self.slots)]
-        wanted = self.options.pairs_per_clip
-        if len(pairs) > wanted:
-            pairs = [pairs[i * len(pairs) // wanted] for i in range(wanted)]
-        reason, detail = ("", self._tried()) if pairs else self._why_none(num_frames, end_s)
-        by_count = sorted(self.examples.values(), key=lambda entry: (-self.tried[entry[1].reason], entry[1].reason))
+        most = self.options.pairs_per_clip
+        if len(pairs) > most:
+            pairs = [pairs[i * len(pairs) // most] for i in range(most)]
+        reason, detail = ("", self._describe_tries()) if pairs else self._explain_none(num_frames, end_s)
+        by_count = sorted(self.examples.values(), key=lambda entry: (-self.refusals[entry[1].reason], entry[1].reason))
         refused = [example for _, example in by_count[: self.options.refused_per_clip]]
         return Selection(pairs, reason, detail, refused, num_frames, len(self.ssims), dict(self.watch.seconds))
 
-    def _why_none(self, num_frames: int, end_s: float) -> tuple[str, str]:
-        if not self.tried:
+    def _explain_none(self, num_frames: int, end_s: float) -> tuple[str, str]:
+        if not self.refusals:
             gaps = f"{self.options.min_gap_s:g}..{self.options.max_gap_s:g} s"
             return "too_short", f"{num_frames} frames in {end_s:.2f} s: none are {gaps} apart"
-        return max(sorted(self.tried), key=lambda word: self.tried[word]), self._tried()
+        return max(sorted(self.refusals), key=lambda word: self.refusals[word]), self._describe_tries()
 
-    def _tried(self) -> str:
-        if not self.tried:
+    def _describe_tries(self) -> str:
+        if not self.refusals:
             return ""
-        counts = ", ".join(f"{word} {count}" for word, count in sorted(self.tried.items()))
+        counts = ", ".join(f"{word} {count}" for word, count in sorted(self.refusals.items()))
         span = f"; SSIM {min(self.ssims):.3f}..{max(self.ssims):.3f}" if self.ssims else ""
         return f"refused: {counts}{span}"

@@ -24,7 +24,7 @@ _PLAN_FORMAT = 2
 
 @dataclass(frozen=True)
 class Item:
-    """One input.
+    """One input of the miner: a video, a photograph with segments, a tar, or a file that is refused unopened.
 
     Attributes:
         path: relative to the input folder, with forward slashes.
@@ -45,7 +45,7 @@ class Item:
 
     @property
     def row_kind(self) -> str:
-        """The `kind` column of the manifest."""
+        """The `kind` of this input's rows in the manifest; "" for a refused file."""
         return {"video": "video", "image": "image", "archive": "image"}.get(self.kind, "")
 
 
@@ -63,17 +63,17 @@ class Plan:
     shards: list[list[Item]] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The text of the plan file."""
+        """Write the plan as the text of its file."""
         return json.dumps({"format": _PLAN_FORMAT} | asdict(self), indent=1) + "\n"
 
 
 def suffix_of(name: str) -> str:
-    """Lower-case suffix for counting, "(none)" where there is none."""
+    """Return the lower-case suffix of a file name for counting, "(none)" where there is none."""
     return PurePosixPath(name).suffix.lower().encode("utf-8", "backslashreplace").decode() or "(none)"
 
 
-def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
-    """Walk the input folder.
+def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
+    """Walk the input folder, and list what can be mined.
 
     Args:
         root: the input folder, resolved.
@@ -87,19 +87,19 @@ def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
 
     def unreadable(error: OSError) -> None:
         folder = Path(error.filename)
-        items.append(refused_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
+        items.append(refuse_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
 
     for folder_name, subfolders, names in os.walk(root, onerror=unreadable):
         folder = Path(folder_name)
         links = [name for name in subfolders if (folder / name).is_symlink()]
         items += [
-            refused_item(
+            refuse_item(
                 (folder / name).relative_to(root),
                 "outside_link",
                 "a link to a folder outside the input; copy it, or mine it on its own",
             )
             for name in links
-            if not _inside(folder / name, root)
+            if not _is_inside(folder / name, root)
         ]
         subfolders[:] = [
             name
@@ -116,7 +116,7 @@ def discover(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
 
 
 def find_item(path: Path, root: Path) -> Item | None:
-    """The input that a file below `root` is, or None where its name is not of any kind that is mined."""
+    """Describe a file below `root` as an input; None where its name is not of any kind that is mined."""
     suffix = path.suffix.lower()
     annotation = path.with_suffix(".json")
     files = [path]
@@ -133,28 +133,28 @@ def find_item(path: Path, root: Path) -> Item | None:
     try:
         str(name).encode("utf-8")
     except UnicodeEncodeError:
-        return refused_item(name, "bad_name", "rename the file")
+        return refuse_item(name, "bad_name", "rename the file")
     size = 0
     for file in files:
-        if file.is_symlink() and not _inside(file, root):
-            return refused_item(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
+        if file.is_symlink() and not _is_inside(file, root):
+            return refuse_item(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
         try:
             status = file.stat()
         except OSError as error:
-            return refused_item(name, "unreadable", error.strerror or str(error))
+            return refuse_item(name, "unreadable", error.strerror or str(error))
         if not stat.S_ISREG(status.st_mode):
-            return refused_item(name, "not_a_file", f"{file.name} is a pipe, a socket or a device")
+            return refuse_item(name, "not_a_file", f"{file.name} is a pipe, a socket or a device")
         size += status.st_size
     return Item(name.as_posix(), kind, size)
 
 
-def refused_item(name: Path, reason: str, detail: str) -> Item:
-    """An input that is never opened, as a row with its reason."""
-    shown = name.as_posix().encode("utf-8", "backslashreplace").decode()
-    return Item(shown, "refused", reason=reason, detail=detail)
+def refuse_item(name: Path, reason: str, detail: str) -> Item:
+    """Describe an input that is never opened: its one row gives the reason."""
+    printable = name.as_posix().encode("utf-8", "backslashreplace").decode()
+    return Item(printable, "refused", reason=reason, detail=detail)
 
 
-def _inside(path: Path, root: Path) -> bool:
+def _is_inside(path: Path, root: Path) -> bool:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # leads nowhere, or in a circle
@@ -174,7 +174,7 @@ def _is_mined_folder(folder: Path) -> bool:
 
 
 def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
-    """The plan of an earlier run, with new files added in new shards; or a first one.
+    """Extend the plan of an earlier run by new files in new shards, or make a first plan.
 
     Args:
         output: the mined folder.
@@ -191,12 +191,12 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
     _check_same_options(plan, fresh, output)
     plan.input_root = fresh.input_root
     planned = {item.path: item for shard in plan.shards for item in shard}
-    found = {item.path: item for item in items}
-    if planned and not planned.keys() & found.keys():
+    current = {item.path: item for item in items}
+    if planned and not planned.keys() & current.keys():
         raise InputError(
             f"{output} was mined from another folder: none of its files is in this input; name a new output"
         )
-    changed = [path for path, item in found.items() if path in planned and _differs(planned[path], item)]
+    changed = [path for path, item in current.items() if path in planned and _differs(planned[path], item)]
     if changed:
         raise InputError(
             f"{changed[0]!r} has another size, hash, licence or URL than when {output} was mined ({len(changed)} such "
@@ -208,12 +208,12 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
     return plan
 
 
-def _differs(planned: Item, found: Item) -> bool:
+def _differs(planned: Item, current: Item) -> bool:
     return (planned.size, planned.sha256, planned.licence, planned.url) != (
-        found.size,
-        found.sha256,
-        found.licence,
-        found.url,
+        current.size,
+        current.sha256,
+        current.licence,
+        current.url,
     )
 
 
@@ -232,7 +232,7 @@ def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan | None:
-    """The plan file of a mined folder; None where there is none.
+    """Read the plan file of a mined folder; None where there is none.
 
     Raises:
         DataError: it cannot be read, or has another format.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, index_is_current, write_index
+from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, is_index_current, write_index
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, write_aside
 from mimicbrush.mining import plan as planning
@@ -20,13 +20,13 @@ from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.page import write_mining_report
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
+from mimicbrush.mining.video.other_readers import open_reader
 from mimicbrush.mining.video.pyav_reader import FrameReader
-from mimicbrush.mining.video.readers import open_reader
 
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """Which shards are this process's, of several that mine one output folder: every `count`-th, from `index`.
+    """The part of one process among several that mine one output folder: every `count`-th shard from `index`.
 
     Attributes:
         index: 0..count-1.
@@ -37,15 +37,15 @@ class ArrayTask:
     count: int = 1
 
     def __post_init__(self) -> None:
-        check_number("task.index", self.index, whole=True)
-        check_number("task.count", self.count, whole=True)
+        check_number("task.index", self.index, integer=True)
+        check_number("task.count", self.count, integer=True)
         if not 0 <= self.index < self.count:
             raise InputError(f"task {self.index} of {self.count}: the index must be in 0..{self.count - 1}")
 
 
 @dataclass(frozen=True)
 class MiningResult:
-    """What a run leaves behind.
+    """What a mining run leaves behind.
 
     Attributes:
         summary: of the whole folder; None where other tasks have not ended yet.
@@ -85,7 +85,7 @@ def mine_folder(
         task: of an array; None mines all.
         input_root: the folder that a list's paths are relative to; None: the one that it lies in.
         reader: for videos; None for the one that the options name. It is pickled.
-        progress: whether to draw a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
         InputError: nothing to mine, or an output that does not belong to it.
@@ -97,7 +97,7 @@ def mine_folder(
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
     root, output = _check_folders(inputs, output, input_root)
-    items, ignored, notes = _find_items(inputs, root, output)
+    items, ignored, notes = _read_inputs(inputs, root, output)
     plan = planning.make_plan(output, root, items, options)
     output.mkdir(parents=True, exist_ok=True)
     if task.count == 1:  # else another task may be writing just now
@@ -129,11 +129,11 @@ def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple
     return root, output
 
 
-def _find_items(inputs: Path, root: Path, output: Path) -> tuple[list[Item], Counter[str], list[str]]:
+def _read_inputs(inputs: Path, root: Path, output: Path) -> tuple[list[Item], Counter[str], list[str]]:
     if not inputs.is_dir():
-        items, unread = read_input_list(inputs, root)
-        return items, Counter(), [f"columns of {inputs.name} that are not used: {', '.join(unread)}"] if unread else []
-    items, ignored = planning.discover(root, output)
+        items, unused = read_input_list(inputs, root)
+        return items, Counter(), [f"columns of {inputs.name} that are not used: {', '.join(unused)}"] if unused else []
+    items, ignored = planning.find_items(root, output)
     if not items:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no file at all"
         raise InputError(
@@ -158,7 +158,7 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
     """Once all shards are there: the index for training, the summary, the report."""
     for job in done:
         ignored = ignored + Counter(_marker(job)["ignored"])
-    if not index_is_current(output):
+    if not is_index_current(output):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise_manifest(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())

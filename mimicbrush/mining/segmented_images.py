@@ -1,6 +1,6 @@
 """Photographs with segments in the layout of SA-1B: NAME.jpg beside NAME.json, loose or inside a tar.
 
-They stay where they are: what is kept is where in which file an image and its segments begin.
+They stay where they are: only the place of an image and of its segments is stored: file and offset.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.ops.segments import AnnotationError, SegmentError, read_annotation, run_lengths
+from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 _NORMAL_ORIENTATION = 1
@@ -54,7 +54,7 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
         UntrustedFileError: what does not decode, is turned by EXIF, or does not fit together.
     """
     width, height = _check_jpeg(jpeg, options.max_pixels)
-    kept: list[tuple[float, int]] = []
+    segments: list[tuple[float, int]] = []
     try:
         segmentations = read_annotation(annotation)
     except AnnotationError as error:
@@ -65,11 +65,11 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
         except SegmentError as error:
             raise UntrustedFileError("bad_segment", f"segment {number}: {error}") from error
         if options.min_segment_ratio <= ratio <= options.max_segment_ratio:
-            kept.append((ratio, number))
-    kept.sort(key=lambda entry: -entry[0])
-    detail = f"{len(segmentations)} segments, {len(kept)} of an area in the range"
-    kept = kept[: options.max_segments]
-    return SegmentedImage(width, height, [number for _, number in kept], [ratio for ratio, _ in kept], detail)
+            segments.append((ratio, number))
+    segments.sort(key=lambda entry: -entry[0])
+    detail = f"{len(segmentations)} segments, {len(segments)} of an area in the range"
+    segments = segments[: options.max_segments]
+    return SegmentedImage(width, height, [number for _, number in segments], [ratio for ratio, _ in segments], detail)
 
 
 def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int]:
@@ -140,12 +140,12 @@ def list_archive(archive: tarfile.TarFile) -> tuple[list[ArchiveMember], list[st
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UntrustedFileError("bad_archive", str(error)) from error
     _check_end(archive)
-    members = list(_paired(files))
-    used = {info.name for member in members for info in (member.image, member.annotation)}
-    return members, [name for name in files if name not in used]
+    members = list(_pair_members(files))
+    paired_names = {info.name for member in members for info in (member.image, member.annotation)}
+    return members, [name for name in files if name not in paired_names]
 
 
-def _paired(files: dict[str, tarfile.TarInfo]) -> Iterator[ArchiveMember]:
+def _pair_members(files: dict[str, tarfile.TarInfo]) -> Iterator[ArchiveMember]:
     for name, info in files.items():
         path = PurePosixPath(name)
         annotation = files.get(str(path.with_suffix(".json"))) if path.suffix.lower() in JPEG_SUFFIXES else None

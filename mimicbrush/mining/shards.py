@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
 from mimicbrush.errors import DataError
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
@@ -39,7 +40,7 @@ _HASH_CHARACTERS = 16
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """Where the files of a shard lie; `timing` is for the report only and no part of the shard."""
+    """Paths of the files of a shard; `timing` is for the report only and no part of the shard."""
 
     tar: Path
     part: Path
@@ -48,8 +49,8 @@ class ShardPaths:
     timing: Path
 
     @classmethod
-    def of(cls, output: Path, number: int) -> ShardPaths:
-        """The paths of shard `number` in a mined folder."""
+    def for_shard(cls, output: Path, number: int) -> ShardPaths:
+        """Name the files of shard `number` in a mined folder."""
         return cls(
             output / "shards" / f"shard-{number:06d}.tar",
             output / "manifest" / f"part-{number:06d}.parquet",
@@ -60,13 +61,13 @@ class ShardPaths:
 
     @property
     def hashed(self) -> dict[str, Path]:
-        """Key in the marker -> file whose SHA-256 it holds."""
+        """Files of which the marker holds a SHA-256, by their key in it."""
         return {"tar_sha256": self.tar, "part_sha256": self.part, "audit_sha256": self.audit}
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that decides a shard.
+    """Everything that decides the content of a shard.
 
     Attributes:
         number: of the shard in its plan.
@@ -87,12 +88,12 @@ class ShardJob:
 
     @property
     def paths(self) -> ShardPaths:
-        """Where its files go."""
-        return ShardPaths.of(self.output, self.number)
+        """Where the files of this shard go."""
+        return ShardPaths.for_shard(self.output, self.number)
 
 
 def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
-    """SHA-256 over all that decides a shard's content, as far as it is known beforehand."""
+    """Hash all that decides a shard's content before it is mined: SHA-256, hex."""
     content = {
         "schema": SCHEMA_VERSION,
         "options": plan.options,
@@ -103,7 +104,7 @@ def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
 
 
 def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> dict[str, Any] | None:
-    """The marker of a shard that is done and unharmed, else None: then the shard is to be mined (again).
+    """Read the marker of a shard that is done and unharmed; None means that the shard must be mined (again).
 
     Args:
         paths: of the shard.
@@ -111,20 +112,20 @@ def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> d
     """
     try:
         marker: dict[str, Any] = json.loads(paths.marker.read_text(encoding="utf-8"))
-        whole = expected_fingerprint in (None, marker["fingerprint"]) and all(
-            marker[key] == _sha256(path) for key, path in paths.hashed.items()
+        is_intact = expected_fingerprint in (None, marker["fingerprint"]) and all(
+            marker[key] == hash_file(path) for key, path in paths.hashed.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return marker if whole else None
+    return marker if is_intact else None
 
 
-def mine_shard(job: ShardJob, readers: WorkerPool) -> bool:
+def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
     """Mine one shard, unless it is done.
 
     Args:
         job: what to mine.
-        readers: where the files are read.
+        pool: its processes read the files.
 
     Returns:
         Whether there was anything to do.
@@ -139,7 +140,7 @@ def mine_shard(job: ShardJob, readers: WorkerPool) -> bool:
         # A name of its own: workers of a killed run may live a little longer, and must not write into ours.
         spool_folder = Path(tempfile.mkdtemp(".tmp", f"spool-{job.number:06d}-", job.output))
         try:
-            _write(job, readers, spool_folder)
+            _write_shard(job, pool, spool_folder)
         finally:
             shutil.rmtree(spool_folder, ignore_errors=True)
     except OSError as error:
@@ -162,12 +163,12 @@ def _remove_leftovers(job: ShardJob) -> None:
     job.paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
 
 
-def _write(job: ShardJob, readers: WorkerPool, spool_folder: Path) -> None:
+def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
     start = time.perf_counter()
     pending = [
         None
         if item.kind == "refused"
-        else readers.submit(job.root, item, job.reader, job.options, spool_folder / f"{number}.bin")
+        else pool.submit(job.root, item, job.reader, job.options, spool_folder / f"{number}.bin")
         for number, item in enumerate(job.items)
     ]
     rows: list[dict[str, Any]] = []
@@ -180,12 +181,12 @@ def _write(job: ShardJob, readers: WorkerPool, spool_folder: Path) -> None:
                 outcome = refusal if waiting is None else waiting.result()
                 outcomes.append(outcome)
                 spool_path = spool_folder / f"{number}.bin"
-                for source in outcome.sources:
-                    rows.extend(_store(source, spool_path, tar, job.paths.tar))
+                for file in outcome.files:
+                    rows.extend(_store_file(file, spool_path, tar, job.paths.tar))
                 spool_path.unlink(missing_ok=True)
 
     write_aside(job.paths.tar, write_tar)
-    audit = [row for outcome in outcomes for source in outcome.sources for row in source.audit]
+    audit = [row for outcome in outcomes for file in outcome.files for row in file.audit]
     _write_parquet(job.paths.part, pa.Table.from_pylist(rows, SCHEMA))
     _write_parquet(job.paths.audit, pa.Table.from_pylist(audit, AUDIT_SCHEMA))
     seconds: dict[str, float] = defaultdict(float)
@@ -196,18 +197,18 @@ def _write(job: ShardJob, readers: WorkerPool, spool_folder: Path) -> None:
         "wall_s": time.perf_counter() - start,
         "seconds": dict(seconds),
         "num_frames": sum(outcome.num_frames for outcome in outcomes),
-        "num_files": sum(len(outcome.sources) for outcome in outcomes),
+        "num_files": sum(len(outcome.files) for outcome in outcomes),
         "input_bytes": sum(max(item.size, 0) for item in job.items),
     }
-    _write_json(job.paths.timing, timing)
+    write_json(job.paths.timing, timing)
     ignored: Counter[str] = Counter()
     for outcome in outcomes:
         ignored += outcome.ignored
-    _write_json(
+    write_json(
         job.paths.marker,
         {
             "fingerprint": job.fingerprint,
-            **{key: _sha256(path) for key, path in job.paths.hashed.items()},
+            **{key: hash_file(path) for key, path in job.paths.hashed.items()},
             "rows": len(rows),
             "pairs": sum(values["status"] == "pair" for values in rows),
             "ignored": dict(sorted(ignored.items())),
@@ -219,25 +220,20 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
     write_aside(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
-
-
-def _store(source: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
-    """Name a source's pairs, and copy what is to be stored from the spool file into the tar."""
+def _store_file(file: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
+    """Name a file's pairs, and copy what is to be stored from the spool file into the tar."""
     rows = []
-    for number, values in enumerate(source.rows):
+    for number, values in enumerate(file.rows):
         if values["status"] == "pair":
             pair_id = f"{values['source_hash'][:_HASH_CHARACTERS]}-{number:04d}"
             values = values | {"pair_id": pair_id}
             if values["store"] == "mined":
-                values = _copied(values, spool_path, tar, f"{tar_path.parent.name}/{tar_path.name}")
+                values = _copy_to_tar(values, spool_path, tar, f"{tar_path.parent.name}/{tar_path.name}")
         rows.append(values)
     return rows
 
 
-def _copied(values: dict[str, Any], spool_path: Path, tar: tarfile.TarFile, file: str) -> dict[str, Any]:
+def _copy_to_tar(values: dict[str, Any], spool_path: Path, tar: tarfile.TarFile, file: str) -> dict[str, Any]:
     changed: dict[str, Any] = {"file": file}
     with spool_path.open("rb") as spool:
         for part, suffix in (("a", "a.jpg"), ("b", "b.jpg"), ("annotation", "json")):
@@ -258,8 +254,3 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     start = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(data))
     return start
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

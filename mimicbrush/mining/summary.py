@@ -24,7 +24,7 @@ _HISTOGRAM_BINS = 20
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of files, except `pairs`; `inputs = accepted + rejected + quarantined`.
+    """Counts of the files of a mined folder, except `pairs`; `inputs = accepted + rejected + quarantined`.
 
     Attributes:
         inputs: videos, and photographs with segments (also in archives); a bad archive is one.
@@ -55,12 +55,12 @@ class Summary:
     options: dict[str, Any]
 
     def to_json(self) -> str:
-        """The text of summary.json."""
+        """Write the summary as the text of summary.json."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def count_values(column: pa.ChunkedArray) -> Counter[str]:
-    """How often each value of a column of texts occurs."""
+    """Count how often each value of a column of texts occurs."""
     return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()})
 
 
@@ -69,8 +69,8 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
     columns = ["status", "reason", "kind", "source_path", "ssim"]
     table = read_rows(output, columns)
     # All rows of a file have one status, so a file counts once.
-    sources = table.group_by(["source_path", "status", "reason"]).aggregate([])
-    files, reasons = count_values(sources["status"]), count_values(sources["reason"])
+    files = table.group_by(["source_path", "status", "reason"]).aggregate([])
+    statuses, reasons = count_values(files["status"]), count_values(files["reason"])
     kinds = count_values(table.filter(pc.equal(table["status"], "pair"))["kind"])
     ssims = table["ssim"].to_numpy().astype(np.float64)
     ssims = ssims[np.isfinite(ssims)]
@@ -78,10 +78,10 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
     histogram, _ = np.histogram(ssims.clip(0, 1), bins=_HISTOGRAM_BINS, range=(0, 1))
     reasons.pop("", None)
     return Summary(
-        inputs=len(sources),
-        accepted=files["pair"],
-        rejected=files["rejected"],
-        quarantined=files["quarantined"],
+        inputs=len(files),
+        accepted=statuses["pair"],
+        rejected=statuses["rejected"],
+        quarantined=statuses["quarantined"],
         pairs=sum(kinds.values()),
         pairs_by_kind=dict(sorted(kinds.items())),
         reasons=dict(sorted(reasons.items())),

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import PIL
 
 from mimicbrush.data.schema import manifest_row, pack_points
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining import segmented_images
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import ChosenPair, select_pairs
@@ -28,7 +29,7 @@ IMAGE_DECODER = f"pillow {PIL.__version__}"
 
 @dataclass
 class MinedFile:
-    """One file of the counts: a video, or a photograph with its segments.
+    """One file as the summary counts it: a video, or a photograph with its segments.
 
     Attributes:
         rows: manifest rows without `pair_id`; offsets of store "mined" count in the spool file.
@@ -42,7 +43,7 @@ class MinedFile:
 
 @dataclass
 class ItemOutcome:
-    """What one input gave: one source, or many where it is an archive.
+    """What one input gave: one mined file, or many where it is an archive.
 
     Attributes:
         ignored: suffix -> number of an archive's other files.
@@ -50,7 +51,7 @@ class ItemOutcome:
         num_frames: decoded.
     """
 
-    sources: list[MinedFile] = field(default_factory=list)
+    files: list[MinedFile] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     num_frames: int = 0
@@ -59,7 +60,7 @@ class ItemOutcome:
 def refuse_file(
     item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = ""
 ) -> MinedFile:
-    """A source that cannot be trusted, as its one manifest row.
+    """Describe a file that cannot be trusted by its one manifest row.
 
     Args:
         item: the input that it is, or lies in.
@@ -69,11 +70,11 @@ def refuse_file(
         source_hash: where it could be read.
     """
     source_path = path or item.path
-    values = _common(item, source_path, kind or item.row_kind, source_hash)
+    values = _common_values(item, source_path, kind or item.row_kind, source_hash)
     return MinedFile(source_path, [manifest_row(status="quarantined", reason=reason, detail=detail, **values)])
 
 
-def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[str, Any]:
+def _common_values(item: Item, source_path: str, kind: str, source_hash: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "source_path": source_path,
@@ -84,7 +85,7 @@ def _common(item: Item, source_path: str, kind: str, source_hash: str) -> dict[s
 
 
 def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path) -> ItemOutcome:
-    """Mine one input.
+    """Mine one input: the work of a worker process.
 
     Args:
         root: the input folder.
@@ -121,7 +122,7 @@ def _check_size(paths: Sequence[Path], planned: int) -> None:
 def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     source_hash = _hash_file(path, options.max_file_bytes)
     _check_hash(source_hash, item)
-    common = _common(item, item.path, "video", source_hash) | {"decoder": reader.name}
+    common = _common_values(item, item.path, "video", source_hash) | {"decoder": reader.name}
     try:
         selection = select_pairs(reader.frames(path), options)
     except UntrustedFileError as error:
@@ -184,7 +185,7 @@ def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningO
         image = segmented_images.read_segmented_image(photograph.jpeg, photograph.annotation, options)
     except UntrustedFileError as error:
         return refuse_file(item, error.reason, error.detail, path=name, kind="image", source_hash=source_hash)
-    common = _common(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
+    common = _common_values(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
     if not image.segments:
         return MinedFile(name, [manifest_row(status="rejected", reason="no_segment", detail=image.detail, **common)])
     (file, a_offset), (annotation_file, annotation_offset) = photograph.jpeg_at, photograph.annotation_at
@@ -213,8 +214,7 @@ def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningO
 def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     """All photographs of a tar. A fault of the tar voids all of it, a fault of a photograph only that."""
     if item.sha256:
-        with path.open("rb") as file:
-            _check_hash(hashlib.file_digest(file, "sha256").hexdigest(), item)
+        _check_hash(hash_file(path), item)
     outcome = ItemOutcome()
     with segmented_images.open_archive(path) as archive:
         members, others = segmented_images.list_archive(archive)
@@ -224,8 +224,8 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
             try:
                 name.encode("utf-8")
             except UnicodeEncodeError:
-                shown = name.encode("utf-8", "backslashreplace").decode()
-                outcome.sources.append(refuse_file(item, "bad_name", "not valid UTF-8", path=shown, kind="image"))
+                printable = name.encode("utf-8", "backslashreplace").decode()
+                outcome.files.append(refuse_file(item, "bad_name", "not valid UTF-8", path=printable, kind="image"))
                 continue
             try:
                 photograph = _Photograph(
@@ -237,9 +237,9 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
             except UntrustedFileError as error:
                 if error.reason == "bad_archive":
                     raise
-                outcome.sources.append(refuse_file(item, error.reason, error.detail, path=name, kind="image"))
+                outcome.files.append(refuse_file(item, error.reason, error.detail, path=name, kind="image"))
                 continue
-            outcome.sources.append(_mine_image(name, item, photograph, options, spool))
+            outcome.files.append(_mine_image(name, item, photograph, options, spool))
     return outcome
 
 
@@ -249,9 +249,9 @@ def _append(spool: BinaryIO, data: bytes) -> int:
     return offset
 
 
-def _check_hash(found: str, item: Item) -> None:
-    if item.sha256 and found != item.sha256:
-        raise UntrustedFileError("hash_mismatch", f"the file has {found}, the list says {item.sha256}")
+def _check_hash(sha256: str, item: Item) -> None:
+    if item.sha256 and sha256 != item.sha256:
+        raise UntrustedFileError("hash_mismatch", f"the file has {sha256}, the list says {item.sha256}")
 
 
 def _read_small(path: Path, max_bytes: int) -> bytes:
@@ -273,7 +273,6 @@ def _hash_file(path: Path, max_bytes: int) -> str:
             raise UntrustedFileError("empty", "zero bytes")
         if size > max_bytes:
             raise UntrustedFileError("too_large", f"{size} bytes, more than {max_bytes}")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         raise UntrustedFileError("unreadable", error.strerror or str(error)) from error

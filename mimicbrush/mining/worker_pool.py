@@ -71,7 +71,7 @@ class WorkerPool:
     def submit(
         self, root: Path, item: Item, reader: FrameReader, options: MiningOptions, spool_path: Path
     ) -> PendingOutcome:
-        """Have an input mined (see `mine_item`); the arguments are pickled."""
+        """Schedule an input to be mined (see `mine_item`); the arguments are pickled."""
         return PendingOutcome(self, (root, item, reader, options, spool_path))
 
     def _schedule(self, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> Future[ItemOutcome]:
@@ -95,19 +95,19 @@ class WorkerPool:
         self._pool.join()
         self._pool = self._new_pool()
 
-    def _worked(self) -> None:
+    def _reset_broken(self) -> None:
         self._num_broken = 0
 
 
 class PendingOutcome:
-    """What an input will give."""
+    """The outcome of an input that a worker is mining."""
 
-    def __init__(self, readers: WorkerPool, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> None:
-        self._readers, self._arguments = readers, arguments
-        self._future = readers._schedule(arguments)
+    def __init__(self, pool: WorkerPool, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> None:
+        self._pool, self._arguments = pool, arguments
+        self._future = pool._schedule(arguments)
 
     def result(self) -> ItemOutcome:
-        """Wait for it. A worker that dies or hangs is a reason; a fault of ours ends the run.
+        """Wait for the outcome. A worker that dies or hangs is a reason; a fault of ours ends the run.
 
         Raises:
             DataError: mining failed in a way that is not foreseen; names the file.
@@ -115,15 +115,15 @@ class PendingOutcome:
         item = self._arguments[1]
         attempt = 1
         while True:
-            failure = self._failure()
+            failure = self._wait_for_failure()
             if failure is None:
-                self._readers._worked()
+                self._pool._reset_broken()
                 return self._future.result()
             if isinstance(failure, FutureTimeoutError):
-                detail = f"more than timeout_s={self._readers._timeout_s:g}"
+                detail = f"more than timeout_s={self._pool._timeout_s:g}"
                 return ItemOutcome([refuse_file(item, "timeout", detail)])
             if isinstance(failure, BrokenProcessPool):  # no fault of this file
-                self._future = self._readers._schedule(self._arguments)
+                self._future = self._pool._schedule(self._arguments)
                 continue
             if not isinstance(failure, ProcessExpired):
                 raise DataError(
@@ -135,16 +135,16 @@ class PendingOutcome:
             if attempt == _ATTEMPTS:
                 detail = f"exit code {failure.exitcode}, {_ATTEMPTS} times"
                 return ItemOutcome([refuse_file(item, "worker_died", detail)])
-            self._future = self._readers._schedule(self._arguments)
+            self._future = self._pool._schedule(self._arguments)
             attempt += 1
 
-    def _failure(self) -> BaseException | None:
+    def _wait_for_failure(self) -> BaseException | None:
         """Wait for the worker; a pool that is stopped leaves its futures open."""
         while True:
             try:
                 return self._future.exception(timeout=_POLL_S)
             except FutureTimeoutError:
-                if not self._future.done() and self._readers._stopped.is_set():
+                if not self._future.done() and self._pool._stopped.is_set():
                     raise DataError("stopped before the end") from None
 
 

@@ -76,24 +76,25 @@ def paste_back(result: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.n
     for _ in range(SOFT_EDGE_PX):
         soft = cv2.GaussianBlur(soft, (3, 3), 0)
     alpha = soft[..., None] / 255.0
+    # out = result * m + source * (1 - m), with the blurred mask m in 0..1 (released code).
     return result * alpha + source * (1 - alpha)
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """(B, H, W, 3) uint8 in 0..255 -> (B, 3, H, W) float32 in [-1, 1]."""
+    """Convert (B, H, W, 3) uint8 in 0..255 to (B, 3, H, W) float32 in [-1, 1]."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return pixels.float() / 127.5 - 1
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8 in 0..255, rounded."""
+    """Convert (B, 3, H, W) in [-1, 1], clamped, to (B, H, W, 3) uint8 in 0..255, rounded."""
     scaled = (pixels.detach().float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def blank_mask(source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Set the hole to black: (B, 3, H, W) in [-1, 1] and (B, 1, H, W) -> (B, 3, H, W) with -1 where mask is 1.
+    """Blank what is to be repainted: (B, 3, H, W) in [-1, 1], (B, 1, H, W) -> (B, 3, H, W), -1 where mask is 1.
 
-    Differs from SD inpainting, whose hole is grey (0); this is 0 of 0..255 (released code).
+    Differs from SD inpainting, which blanks to grey (0); this is 0 of 0..255 (released code).
     """
-    return source * (1 - mask) - mask
+    return source * (1 - mask) - mask  # mask 0: the source; mask 1: -1, which is black in [-1, 1]

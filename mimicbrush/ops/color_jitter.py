@@ -17,7 +17,7 @@ class JitterRanges:
     """Ranges of the colour jitter. The paper calls it aggressive (Sec. 3.3) and gives no ranges: these are ours.
 
     Attributes:
-        brightness, contrast, saturation: factors are drawn from 1 - x to 1 + x.
+        brightness, contrast, saturation: factors are sampled from 1 - x to 1 + x.
         hue_ratio: the hue turns by up to this part of the circle, either way.
     """
 
@@ -29,7 +29,7 @@ class JitterRanges:
 
 @dataclass(frozen=True)
 class Jitter:
-    """One draw: three factors, and the turn of the hue in radians."""
+    """One sample of the jitter: three factors, and the turn of the hue in radians."""
 
     brightness: float
     contrast: float
@@ -37,13 +37,15 @@ class Jitter:
     hue_rad: float
 
     def matrix(self, mean_rgb: Sequence[float]) -> np.ndarray:
-        """The jitter as (3, 4) float64: ``[R G B 1]`` in 0..255 -> the new ``[R G B]``, before it is clipped.
+        """Return the jitter as (3, 4) float64: ``[R G B 1]`` in 0..255 -> the new ``[R G B]``, not clipped yet.
 
         Args:
             mean_rgb: of the image: contrast turns about its mean luma.
         """
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(self.hue_rad), -np.sin(self.hue_rad)], [np.sin(self.hue_rad), np.cos(self.hue_rad)]]
+        # Hue turns the two chroma axes of YIQ; saturation mixes with the luma; brightness scales, and contrast scales
+        # about the mean luma. Each is affine in RGB, so their product is one (3, 4) matrix.
         hue = np.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
         grey = np.tile(_LUMA, (3, 1))
         saturated = self.saturation * np.eye(3) + (1 - self.saturation) * grey
@@ -53,7 +55,7 @@ class Jitter:
 
 
 def random_jitter(ranges: JitterRanges, rng: np.random.Generator) -> Jitter:
-    """Draw brightness, contrast, saturation and hue."""
+    """Sample brightness, contrast, saturation and hue."""
     brightness, contrast, saturation = (
         1 + rng.uniform(-amount, amount) for amount in (ranges.brightness, ranges.contrast, ranges.saturation)
     )
@@ -61,7 +63,7 @@ def random_jitter(ranges: JitterRanges, rng: np.random.Generator) -> Jitter:
 
 
 def apply_jitter(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Other colours by a matrix of `Jitter.matrix`: (H, W, 3) uint8 RGB -> the same shape.
+    """Apply a matrix of `Jitter.matrix` to the colours of an image: (H, W, 3) uint8 RGB -> the same shape.
 
     Differs from a chain of separate steps in that values are clipped once, at the end.
     """

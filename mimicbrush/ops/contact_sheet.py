@@ -1,4 +1,4 @@
-"""Contact sheets: what a number means is seen only in images."""
+"""Contact sheets: labelled grids of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A caption, and below it one image per column, (H, W, 3) or (H, W) uint8; None: left empty."""
+    """A row of a contact sheet: a caption, and one image per column, (H, W, 3) or (H, W) uint8 or None."""
 
     caption: str
     cells: Sequence[np.ndarray | None]
@@ -38,28 +38,28 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[SheetRow], 
     """
     width, height = sheet_size(title, columns, len(rows), cell_px)
     sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(TEXT_PX)
     y = GAP_PX
-    draw.multiline_text((GAP_PX, y), title, INK, ImageFont.load_default(TEXT_PX + 2), spacing=4)
+    pen.multiline_text((GAP_PX, y), title, INK, ImageFont.load_default(TEXT_PX + 2), spacing=4)
     y += title_height_px(title)
     for number, heading in enumerate(columns):
         left = GAP_PX + number * (cell_px + GAP_PX)
-        draw.multiline_text((left, y), heading, INK, font, spacing=3)
+        pen.multiline_text((left, y), heading, INK, font, spacing=3)
     for row_number, row in enumerate(rows):
         _, top = cell_corner(title, columns, row_number, 0, cell_px)
-        draw.text((GAP_PX, top - LINE_PX), row.caption, FAINT, font)
+        pen.text((GAP_PX, top - LINE_PX), row.caption, FAINT, font)
         for number, cell in enumerate(row.cells):
             left, top = cell_corner(title, columns, row_number, number, cell_px)
             if cell is None:
-                draw.text((left + cell_px // 2, top + cell_px // 2), "-", FAINT, font)
+                pen.text((left + cell_px // 2, top + cell_px // 2), "-", FAINT, font)
             else:
                 sheet.paste(Image.fromarray(fit_cell(cell, cell_px)), (left, top))
     return np.asarray(sheet)
 
 
 def sheet_size(title: str, columns: Sequence[str], num_rows: int, cell_px: int = CELL_PX) -> tuple[int, int]:
-    """Width and height of a contact sheet in pixels: at least as wide as its title."""
+    """Compute width and height of a contact sheet in pixels: at least as wide as its title."""
     font = ImageFont.load_default(TEXT_PX + 2)
     title_width = max((round(font.getlength(line)) for line in title.split("\n")), default=0)
     width = max(len(columns) * (cell_px + GAP_PX), title_width + GAP_PX) + GAP_PX
@@ -68,7 +68,7 @@ def sheet_size(title: str, columns: Sequence[str], num_rows: int, cell_px: int =
 
 
 def title_height_px(title: str) -> int:
-    """Height of a sheet's title with the gap below it, in pixels."""
+    """Compute the height of a sheet's title with the gap below it, in pixels."""
     return (title.count("\n") + 1) * (LINE_PX + 4) + GAP_PX
 
 
@@ -77,7 +77,7 @@ def _heading_px(columns: Sequence[str]) -> int:
 
 
 def cell_corner(title: str, columns: Sequence[str], row: int, column: int, cell_px: int = CELL_PX) -> tuple[int, int]:
-    """x and y of a cell's upper left corner in a `contact_sheet`; rows and columns count from 0."""
+    """Compute x and y of a cell's upper left corner in a `contact_sheet`; rows and columns count from 0."""
     top = GAP_PX + title_height_px(title) + _heading_px(columns)
     return (
         GAP_PX + column * (cell_px + GAP_PX),
@@ -86,7 +86,7 @@ def cell_corner(title: str, columns: Sequence[str], row: int, column: int, cell_
 
 
 def cell_fit(shape: tuple[int, ...], cell_px: int) -> tuple[int, int, int, int]:
-    """Where `fit_cell` puts an image of (H, W, ...): left, top, width and height in the cell."""
+    """Compute where `fit_cell` puts an image of (H, W, ...): left, top, width and height in the cell."""
     scale = cell_px / max(shape[:2])
     height, width = (max(1, round(side * scale)) for side in shape[:2])
     return (cell_px - width) // 2, (cell_px - height) // 2, width, height

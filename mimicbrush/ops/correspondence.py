@@ -1,4 +1,4 @@
-"""Which place of the reference filled which place of the hole: as numbers, and as an image."""
+"""Which place of the reference filled which masked place of the source: as numbers, and as an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.images import MASK_THRESHOLD, normalise_mode
 from mimicbrush.ops.crops import Placement
-from mimicbrush.ops.plot import mark_hole
+from mimicbrush.ops.plot import mark_mask
 
 #: What stands for the reference's corners in the image: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
@@ -29,7 +29,7 @@ MARKS, UNSURE_MARKS = 6, 3
 #: Radius of a mark; two of them, in either image, lie at least `MARKS_APART_PX` apart.
 MARK_PX = 10
 MARKS_APART_PX = 2 * MARK_PX + 3
-#: One for each mark, told apart by the colour-blind, too (Okabe and Ito).
+#: One for each mark, which the colour-blind can tell apart, too (Okabe and Ito).
 _MARK_COLOURS = ((213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178))
 _BETWEEN_PX = 28
 _FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
@@ -40,7 +40,7 @@ LEGEND = f"{_JOINS}; thin, dashed: unsure, it looked at many places."
 
 @dataclass(frozen=True, repr=False)
 class Correspondence:
-    """For each of the M tokens of a hole, where in the reference its attention went.
+    """Places of the reference that the M masked tokens of a source attended to.
 
     Attributes:
         source_xy: (M, 2) float32, x and y of the token's centre, in pixels of the source.
@@ -65,10 +65,10 @@ class Correspondence:
     def from_attention(
         cls, tokens: np.ndarray, attention: np.ndarray, source: Placement, reference: Placement
     ) -> Correspondence:
-        """Find the peaks.
+        """Find the peak of each masked token's attention to the reference.
 
         Args:
-            tokens: (M,) numbers of the hole's tokens on a grid of n x n.
+            tokens: (M,) numbers of the masked tokens on a grid of n x n.
             attention: (M, n, n) probabilities on the reference's grid; the rest to 1 went to the own tokens.
             source, reference: how both lie on the canvas.
         """
@@ -89,8 +89,8 @@ class Correspondence:
         safe = np.where(mass > 0, mass, 1)
         dx = (around.sum(axis=1) * (offsets - 1)).sum(axis=1) / safe
         dy = (around.sum(axis=2) * (offsets - 1)).sum(axis=1) / safe
-        hole_row, hole_column = np.divmod(tokens, n)
-        source_canvas = (np.stack([hole_column, hole_row], axis=1) + 0.5) * token_px
+        token_row, token_column = np.divmod(tokens, n)
+        source_canvas = (np.stack([token_column, token_row], axis=1) + 0.5) * token_px
         reference_canvas = (np.stack([column + dx, row + dy], axis=1) + 0.5) * token_px
         return cls(
             source_xy=source.to_image(source_canvas).astype(np.float32),
@@ -121,7 +121,7 @@ class Correspondence:
 def plot_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> Image.Image:
-    """Source and reference side by side, with lines from places of the hole to the places that they looked at most.
+    """Plot source and reference side by side, with lines from masked places to the places they attended to most.
 
     A few numbered marks, each of a colour of its own, that never lie over each other. Where attention is scattered over
     the reference (a `Correspondence.focus` below `SURE_FOCUS`) its peak means little: such marks are thin and dashed,
@@ -132,9 +132,9 @@ def plot_correspondence(
         correspondence: of this edit.
         height_px: of the images; titles and legend come on top and below.
     """
-    left, source_scale = _scaled(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
-    right, reference_scale = _scaled(np.asarray(normalise_mode(reference, "RGB")), height_px)
-    left = mark_hole(left, _scaled_hole(mask, height_px) > MASK_THRESHOLD)
+    left, source_scale = _scale_image(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
+    right, reference_scale = _scale_image(np.asarray(normalise_mode(reference, "RGB")), height_px)
+    left = mark_mask(left, _scale_mask(mask, height_px) > MASK_THRESHOLD)
     start = left.shape[1] + _BETWEEN_PX
     image = np.concatenate([left, np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8), right], axis=1)
     marks = choose_place_pairs(
@@ -146,28 +146,28 @@ def plot_correspondence(
     )
     image = plot_place_pairs(image, marks, (0, 0), (start, 0))
 
-    legend = _wrapped(_legend(marks), max(image.shape[1], _LEAST_WIDTH_PX) - 8)
+    legend = _wrap_text(_choose_legend(marks), max(image.shape[1], _LEAST_WIDTH_PX) - 8)
     size = max(image.shape[1], _LEAST_WIDTH_PX), TITLE_PX + height_px + 8 + _LINE_PX * len(legend)
     sheet = Image.new("RGB", size, "white")
     sheet.paste(Image.fromarray(image), (0, TITLE_PX))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
     titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
     own = next((title for title in titles if font.getlength(title) < start - 8), "")
     for x, title in ((0, own), (start, "reference")):
-        draw.text((x + 2, 2), title, "black", font)
+        pen.text((x + 2, 2), title, "black", font)
     for number, line in enumerate(legend):
         at = (4, TITLE_PX + height_px + 4 + number * _LINE_PX)
-        draw.text(at, line, "black", ImageFont.load_default(_LEGEND_PX))
+        pen.text(at, line, "black", ImageFont.load_default(_LEGEND_PX))
     return sheet
 
 
-def _legend(marks: Sequence[PlacePair]) -> str:
+def _choose_legend(marks: Sequence[PlacePair]) -> str:
     if not marks:
         return "No line: no place in the hole looked at a place that lies in the reference."
     return f"{_JOINS}." if all(mark.is_sure for mark in marks) else LEGEND
 
 
-def _wrapped(text: str, width_px: int) -> list[str]:
+def _wrap_text(text: str, width_px: int) -> list[str]:
     """Lines of whole words, none wider than that (a single word may be)."""
     font, lines = ImageFont.load_default(_LEGEND_PX), [""]
     for word in text.split():
@@ -181,7 +181,7 @@ def _wrapped(text: str, width_px: int) -> list[str]:
 
 @dataclass(frozen=True)
 class PlacePair:
-    """Two places that belong together, in pixels of their two images, far enough from the edges to hold a number.
+    """A place of the source and one of the reference, far enough from the edges of their images to hold a number.
 
     Attributes:
         source, reference: (x, y).
@@ -192,8 +192,8 @@ class PlacePair:
     reference: tuple[float, float]
     is_sure: bool
 
-    def moved(self, source: tuple[float, float], reference: tuple[float, float]) -> PlacePair:
-        """With both ends moved by (x, y)."""
+    def shift(self, source: tuple[float, float], reference: tuple[float, float]) -> PlacePair:
+        """Shift both ends by (x, y) each."""
         (x, y), (u, v) = self.source, self.reference
         return PlacePair((x + source[0], y + source[1]), (u + reference[0], v + reference[1]), self.is_sure)
 
@@ -206,13 +206,13 @@ def choose_place_pairs(
     reference_size: tuple[int, int],
     most: int = MARKS,
 ) -> list[PlacePair]:
-    """A few places of the hole, spread over it, none of whose ends lies near another's.
+    """Choose a few masked places, spread over the mask, none of whose ends lies near another's.
 
     Sure ones come first; unsure ones only fill up to `UNSURE_MARKS`. Places whose reference end lies off the image,
     on the padding, are left out.
 
     Args:
-        sources, references: (M, 2) x and y of both ends, in pixels of the images as they are drawn.
+        sources, references: (M, 2) x and y of both ends, in pixels of the images as they are shown.
         focus: (M,), see `Correspondence`.
         source_size, reference_size: (width, height) of these images.
         most: how many at most.
@@ -220,28 +220,28 @@ def choose_place_pairs(
     Returns:
         At most `most`; two ends in one image are `MARKS_APART_PX` apart or more.
     """
-    seen = np.all((references >= 0) & (references < reference_size), axis=1)
-    ends = np.stack([_away_from_edges(sources, source_size), _away_from_edges(references, reference_size)])
-    chosen: list[int] = []
+    is_visible = np.all((references >= 0) & (references < reference_size), axis=1)
+    ends = np.stack([_move_from_edges(sources, source_size), _move_from_edges(references, reference_size)])
+    numbers: list[int] = []
     for sure, fill_up_to in ((True, most), (False, min(most, UNSURE_MARKS))):
-        free = np.flatnonzero(seen & ((focus >= SURE_FOCUS) == sure))
-        while len(chosen) < fill_up_to:
-            apart = np.linalg.norm(ends[:, free, None] - ends[:, None, chosen], axis=-1)  # (2, free, chosen)
+        free = np.flatnonzero(is_visible & ((focus >= SURE_FOCUS) == sure))
+        while len(numbers) < fill_up_to:
+            apart = np.linalg.norm(ends[:, free, None] - ends[:, None, numbers], axis=-1)  # (2, free, numbers)
             is_clear = (apart >= MARKS_APART_PX).all(axis=(0, 2))
             free, distances = free[is_clear], apart[0, is_clear]
             if not len(free):
                 break
-            if chosen:
+            if numbers:
                 number = int(distances.min(axis=1).argmax())
             else:
                 number = int(((ends[0, free] - ends[0, free].mean(axis=0)) ** 2).sum(axis=1).argmin())
-            chosen.append(int(free[number]))
-    places = [[(float(x), float(y)) for x, y in ends[which, chosen]] for which in (0, 1)]
-    sures = (focus[chosen] >= SURE_FOCUS).tolist()
+            numbers.append(int(free[number]))
+    places = [[(float(x), float(y)) for x, y in ends[which, numbers]] for which in (0, 1)]
+    sures = (focus[numbers] >= SURE_FOCUS).tolist()
     return [PlacePair(source, place, sure) for source, place, sure in zip(*places, sures, strict=True)]
 
 
-def _away_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _move_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Moved so far into an image of (width, height) that a mark lies within it, or to its middle where it is small."""
     least = np.minimum(MARK_PX, (np.array(size) - 1) / 2)
     return np.clip(points, least, np.array(size) - 1 - least)
@@ -250,7 +250,7 @@ def _away_from_edges(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def plot_place_pairs(
     image: np.ndarray, marks: Sequence[PlacePair], source_at: tuple[int, int], reference_at: tuple[int, int]
 ) -> np.ndarray:
-    """Draw marks into two images that lie side by side: lines first, so that no number lies under one.
+    """Plot marks into two images that lie side by side: lines first, so that no number lies under one.
 
     Args:
         image: (H, W, 3) uint8, that holds source and reference.
@@ -260,37 +260,37 @@ def plot_place_pairs(
     Returns:
         (H, W, 3) uint8.
     """
-    drawn = np.array(image, order="C")  # a copy
-    moved = [mark.moved(source_at, reference_at) for mark in marks]
-    for mark, colour in zip(moved, _MARK_COLOURS, strict=False):
-        for start, end in _dashes(mark):
-            cv2.line(drawn, start, end, (0, 0, 0), 5 if mark.is_sure else 3, cv2.LINE_AA, shift=4)
-            cv2.line(drawn, start, end, colour, 3 if mark.is_sure else 1, cv2.LINE_AA, shift=4)
-    for mark, colour in zip(moved, _MARK_COLOURS, strict=False):
-        for centre in map(_sixteenths, (mark.source, mark.reference)):
-            cv2.circle(drawn, centre, MARK_PX * 16, (0, 0, 0), -1, cv2.LINE_AA, shift=4)
-            cv2.circle(drawn, centre, (MARK_PX - 1) * 16, colour, -1, cv2.LINE_AA, shift=4)
-    canvas = Image.fromarray(drawn)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_PX)
-    for number, (mark, colour) in enumerate(zip(moved, _MARK_COLOURS, strict=False), start=1):
+    canvas = np.array(image, order="C")  # a copy
+    shifted = [mark.shift(source_at, reference_at) for mark in marks]
+    for mark, colour in zip(shifted, _MARK_COLOURS, strict=False):
+        for start, end in _split_line(mark):
+            cv2.line(canvas, start, end, (0, 0, 0), 5 if mark.is_sure else 3, cv2.LINE_AA, shift=4)
+            cv2.line(canvas, start, end, colour, 3 if mark.is_sure else 1, cv2.LINE_AA, shift=4)
+    for mark, colour in zip(shifted, _MARK_COLOURS, strict=False):
+        for centre in map(_to_sixteenths, (mark.source, mark.reference)):
+            cv2.circle(canvas, centre, MARK_PX * 16, (0, 0, 0), -1, cv2.LINE_AA, shift=4)
+            cv2.circle(canvas, centre, (MARK_PX - 1) * 16, colour, -1, cv2.LINE_AA, shift=4)
+    image_with_numbers = Image.fromarray(canvas)
+    pen, font = ImageDraw.Draw(image_with_numbers), ImageFont.load_default(_FONT_PX)
+    for number, (mark, colour) in enumerate(zip(shifted, _MARK_COLOURS, strict=False), start=1):
         ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else "white"
         for place in (mark.source, mark.reference):
-            draw.text(place, str(number), ink, font, anchor="mm")
-    return np.asarray(canvas)
+            pen.text(place, str(number), ink, font, anchor="mm")
+    return np.asarray(image_with_numbers)
 
 
-def _dashes(mark: PlacePair) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _split_line(mark: PlacePair) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """The pieces of a mark's line, in sixteenths of a pixel: the whole of it, or dashes."""
     start, end = np.array(mark.source), np.array(mark.reference)
     if mark.is_sure:
-        return [(_sixteenths(start), _sixteenths(end))]
+        return [(_to_sixteenths(start), _to_sixteenths(end))]
     count = max(1, int(np.linalg.norm(end - start) / (2 * _DASH_PX)))
     at = (np.arange(count)[:, None] + np.array([0.25, 0.75])) / count  # (count, 2), 0..1
     pieces = start + at[..., None] * (end - start)
-    return [(_sixteenths(first), _sixteenths(last)) for first, last in pieces]
+    return [(_to_sixteenths(first), _to_sixteenths(last)) for first, last in pieces]
 
 
-def _sixteenths(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
+def _to_sixteenths(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
     """As fine as OpenCV's fixed-point drawing is asked to be."""
     x, y = (round(float(value) * 16) for value in point)
     return x, y
@@ -299,7 +299,7 @@ def _sixteenths(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
 def tint_correspondence(
     source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
 ) -> tuple[Image.Image, Image.Image]:
-    """Two images for a grid: the reference under colours, and the hole in the colours it came from.
+    """Tint two images for a grid: the reference by place, and the masked area by the places it came from.
 
     The marks of `plot_correspondence`, as numbers alone, join both. Where a token's attention is spread over the whole
     reference (a low `Correspondence.focus`), its place means little, and its colour is faded.
@@ -310,12 +310,12 @@ def tint_correspondence(
         height_px: of both.
     """
     # 1. Scaled first: what follows is cheap, however large the images are.
-    left, source_scale = _scaled(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
-    right, reference_scale = _scaled(np.asarray(normalise_mode(reference, "RGB")), height_px)
-    covered = _scaled_hole(mask, height_px)
-    hole = covered[..., None] / np.float32(255)  # (height_px, w, 1), 0..1
+    left, source_scale = _scale_image(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
+    right, reference_scale = _scale_image(np.asarray(normalise_mode(reference, "RGB")), height_px)
+    covered = _scale_mask(mask, height_px)
+    alpha = covered[..., None] / np.float32(255)  # (height_px, w, 1), 0..1
 
-    # 2. A colour for each place of the reference, and each pixel of the hole in the one that its nearest token has.
+    # 2. A colour for each place of the reference, and for each masked pixel that of its nearest token.
     field = cv2.resize(_CORNERS, (right.shape[1], right.shape[0]), interpolation=cv2.INTER_LINEAR)
     tinted = 0.4 * right + 0.6 * field
     tokens = correspondence.source_xy * source_scale
@@ -327,8 +327,8 @@ def tint_correspondence(
     inside = np.nonzero(covered)
     if len(tokens):
         colours[inside] = token_colours[cKDTree(tokens).query(np.stack(inside[::-1], axis=1) + 0.5)[1]]
-    came, places_of = (
-        Image.fromarray(panel.round().astype(np.uint8)) for panel in ((1 - hole) * left + hole * colours, tinted)
+    recoloured, colour_map = (
+        Image.fromarray(panel.round().astype(np.uint8)) for panel in ((1 - alpha) * left + alpha * colours, tinted)
     )
 
     # 3. The numbers.
@@ -336,20 +336,23 @@ def tint_correspondence(
         tokens, places, correspondence.focus, (left.shape[1], height_px), (right.shape[1], height_px)
     )
     font = ImageFont.load_default(_FONT_PX)
-    for image, ends in ((came, [mark.source for mark in marks]), (places_of, [mark.reference for mark in marks])):
-        draw = ImageDraw.Draw(image)
+    for image, ends in (
+        (recoloured, [mark.source for mark in marks]),
+        (colour_map, [mark.reference for mark in marks]),
+    ):
+        pen = ImageDraw.Draw(image)
         for number, end in enumerate(ends):
-            draw.text(end, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
-    return places_of, came
+            pen.text(end, str(number + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return colour_map, recoloured
 
 
-def _scaled_hole(mask: Image.Image, height_px: int) -> np.ndarray:
+def _scale_mask(mask: Image.Image, height_px: int) -> np.ndarray:
     """(height_px, w) uint8: how much of each pixel is repainted, 0..255."""
-    is_hole = np.asarray(normalise_mode(mask, "L")) > MASK_THRESHOLD
-    return _scaled(np.where(is_hole, np.uint8(255), np.uint8(0)), height_px)[0]
+    is_masked = np.asarray(normalise_mode(mask, "L")) > MASK_THRESHOLD
+    return _scale_image(np.where(is_masked, np.uint8(255), np.uint8(0)), height_px)[0]
 
 
-def _scaled(image: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:
+def _scale_image(image: np.ndarray, height_px: int) -> tuple[np.ndarray, np.ndarray]:
     """The image, and by what its x and y are to be multiplied."""
     height, width = image.shape[:2]
     width_px = max(1, round(width * height_px / height))

@@ -1,4 +1,4 @@
-"""Counter-based randomness: a value is a function of its key, never of what was drawn before it.
+"""Counter-based randomness: a value is a function of its key, never of what was sampled before it.
 
 This is what makes the loader's state one integer: sample n looks the same for any number of ranks or
 workers and after any restart.
@@ -22,12 +22,12 @@ def mix(*keys: int) -> int:
 
 
 def generator(*keys: int) -> np.random.Generator:
-    """A NumPy generator (Philox, counter-based) for this key."""
+    """Build a NumPy generator (Philox, counter-based) for this key."""
     return np.random.Generator(np.random.Philox(key=mix(*keys)))
 
 
 def permute_position(position: int, length: int, key: int) -> int:
-    """Where `position` lands in a random permutation of `length` items, without storing the permutation.
+    """Find where `position` lands in a random permutation of `length` items, without storing the permutation.
 
     A four-round Feistel network on the next even number of bits, walked until it falls below `length`
     (Black and Rogaway 2002, "cycle walking"): a bijection of 0..length-1 for every key.

@@ -16,10 +16,10 @@ Box = tuple[int, int, int, int]
 
 
 def square_around(mask: np.ndarray, size_px: int) -> Box:
-    """A square to edit around a mask, so that a small hole in a large image is painted at full resolution.
+    """Choose a square to edit around a mask, so that a small one in a large image is painted at full resolution.
 
-    Its side is one and a half times the hole's, at least the model's size (nothing is magnified), and leaves room
-    for the soft edge of the paste-back; then it is moved and cut to lie within the image.
+    Its side is one and a half times that of the mask's box, at least the model's size (nothing is magnified), and
+    leaves room for the soft edge of the paste-back. Then it is moved and cut to lie within the image.
 
     Args:
         mask: (H, W), not 0 = repaint; not empty.
@@ -27,22 +27,22 @@ def square_around(mask: np.ndarray, size_px: int) -> Box:
     """
     height, width = mask.shape
     x0, y0, x1, y1 = mask_box(mask)
-    hole = max(x1 - x0, y1 - y0)
-    side = max(hole * 3 // 2, hole + 24, size_px)
+    mask_side = max(x1 - x0, y1 - y0)
+    side = max(mask_side * 3 // 2, mask_side + 24, size_px)
     left, right = centre_interval(x0, x1, side, width)
     top, bottom = centre_interval(y0, y1, side, height)
     return left, top, right, bottom
 
 
 def centre_interval(low: int, high: int, side: int, limit: int) -> tuple[int, int]:
-    """A stretch of this length around another, moved and cut to lie within 0..limit."""
+    """Centre an interval of this length around another, moved and cut to lie within 0..limit."""
     side = min(side, limit)
     start = min(max(0, (low + high - side) // 2), limit - side)
     return start, start + side
 
 
 def grow_box(box: Box, by_px: int, width: int, height: int) -> Box:
-    """A box with a margin on every side, as far as the image goes."""
+    """Grow a box by a margin on every side, as far as the image goes."""
     x0, y0, x1, y1 = box
     return max(0, x0 - by_px), max(0, y0 - by_px), min(width, x1 + by_px), min(height, y1 + by_px)
 
@@ -70,7 +70,7 @@ def crop_box(image: np.ndarray, box: Box, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a letterboxed image, or a crop of it, came from.
+    """Placement of an image, or a crop of it, on the model's square canvas.
 
     Attributes:
         box: the part of the image that is on the canvas.
@@ -87,7 +87,7 @@ class Placement:
         return max(x1 - x0, y1 - y0) / self.size_px
 
     def to_image(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 2) as x, y in canvas pixels -> in pixels of the whole image.
+        """Map points (..., 2) as x, y in canvas pixels to pixels of the whole image.
 
         Undoes `letterbox`; a point on the padding comes to lie outside of the box.
         """

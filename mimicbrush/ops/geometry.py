@@ -1,4 +1,4 @@
-"""All geometry of a sample is one 3 x 3 matrix and one warp. Pixel centres are at whole numbers (OpenCV).
+"""Geometry of a sample: one 3 x 3 matrix and one warp. Pixel centres are at whole numbers (OpenCV).
 
 A matrix maps (x, y, 1) of the image to (x, y, 1) of the canvas. Keypoints and masks go through the same
 matrix as the pixels, so they stay exact under any composition.
@@ -30,12 +30,12 @@ class GeometryRanges:
 
 
 def resize_matrix(ratio_x: float, ratio_y: float) -> np.ndarray:
-    """Scaling by these factors with pixel *edges* kept in place: (3, 3) float64."""
+    """Build the matrix that scales by these factors with pixel *edges* kept in place: (3, 3) float64."""
     return np.array([[ratio_x, 0, (ratio_x - 1) / 2], [0, ratio_y, (ratio_y - 1) / 2], [0, 0, 1]], np.float64)
 
 
 def letterbox_matrix(width_px: int, height_px: int, size_px: int) -> np.ndarray:
-    """Long side to `size_px`, centred: the matrix of `ops.images.letterbox`, without its rounding."""
+    """Build the matrix of `ops.canvas.letterbox`, without its rounding: long side to `size_px`, centred."""
     ratio = size_px / max(width_px, height_px)
     shift = np.eye(3)
     shift[0, 2] = (size_px - width_px * ratio) / 2
@@ -46,19 +46,20 @@ def letterbox_matrix(width_px: int, height_px: int, size_px: int) -> np.ndarray:
 def random_matrix(
     ranges: GeometryRanges, size_px: int, rng: np.random.Generator, flip: bool | None = None
 ) -> np.ndarray:
-    """Draw flip, rotation, scale and projection about the centre of a square canvas: (3, 3) float64.
+    """Sample flip, rotation, scale and projection about the centre of a square canvas: (3, 3) float64.
 
     Args:
         ranges: what may happen, and how much.
         size_px: side of the canvas.
-        rng: source of randomness. It is advanced equally whatever `flip` says.
-        flip: decides the flip from outside (to share it between source and reference); None draws it.
+        rng: random numbers. It is advanced equally whatever `flip` says.
+        flip: decides the flip from outside (to share it between source and reference); None samples it.
     """
-    drawn_flip = rng.random() < ranges.flip_probability
+    sampled_flip = rng.random() < ranges.flip_probability
     angle = np.deg2rad(rng.uniform(-ranges.rotation_deg, ranges.rotation_deg))
     scale = np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
     offsets = rng.uniform(-1, 1, (4, 2)) * 0.4 * ranges.projective_intensity * size_px
-    mirror = -1.0 if (drawn_flip if flip is None else flip) else 1.0
+    # The matrix is projection @ (rotation, scale and mirror, about the centre of the canvas).
+    mirror = -1.0 if (sampled_flip if flip is None else flip) else 1.0
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cos * mirror, -sin, 0], [sin * mirror, cos, 0], [0, 0, 1]])
     centre = (size_px - 1) / 2
@@ -67,26 +68,26 @@ def random_matrix(
 
 
 def projective_matrix(offsets_px: np.ndarray, size_px: int) -> np.ndarray:
-    """The projection that moves the canvas corners (clockwise from the top left) by (4, 2) offsets in pixels."""
+    """Build the projection that moves the canvas corners (clockwise from top left) by (4, 2) offsets in pixels."""
     last = size_px - 1
     corners = np.array([[0, 0], [last, 0], [last, last], [0, last]], np.float32)
     return cv2.getPerspectiveTransform(corners, corners + offsets_px.astype(np.float32))
 
 
 def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """(K, 2) points (x, y) through a (3, 3) matrix -> (K, 2) float32."""
+    """Map (K, 2) points (x, y) through a (3, 3) matrix -> (K, 2) float32."""
     if len(points) == 0:
         return np.zeros((0, 2), np.float32)
     return cv2.perspectiveTransform(points.reshape(-1, 1, 2).astype(np.float64), matrix)[:, 0].astype(np.float32)
 
 
 def is_inside(points: np.ndarray, size_px: int) -> np.ndarray:
-    """(K,) bool: which (x, y) lie on a square canvas of this side."""
+    """Say which of (K, 2) points (x, y) lie on a square canvas of this side: (K,) bool."""
     return np.all((points > -0.5) & (points < size_px - 0.5), axis=1)
 
 
 def warp_to_canvas(image: np.ndarray, matrix: np.ndarray, size_px: int, fill: int) -> np.ndarray:
-    """Draw an image on a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
+    """Warp an image onto a square canvas through a matrix: (H, W[, 3]) uint8 -> (S, S[, 3]) uint8.
 
     Where the matrix shrinks by two or more, the image is first reduced (`reduce_to_fit`).
     """
@@ -120,7 +121,7 @@ def reduce_to_fit(image: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np
 
 
 def shrink_factor(matrix: np.ndarray, width: int, height: int) -> float:
-    """How many pixels of the image fall on one canvas pixel (per side) at the image's centre."""
+    """Measure how many pixels of the image fall on one canvas pixel (per side) at the image's centre."""
     centre = np.array([[(width - 1) / 2, (height - 1) / 2]])
     probes = centre + np.array([[0, 0], [1, 0], [0, 1]])
     origin, right, down = transform_points(probes, matrix).astype(np.float64)

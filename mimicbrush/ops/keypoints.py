@@ -80,19 +80,19 @@ def match_features(
     Returns:
         (K, 2) and (K, 2) float32 (x, y) in pixels, row k of one belongs to row k of the other.
     """
-    pairs = _mutual_matches(a.descriptors, b.descriptors, max_ratio)
+    pairs = _find_mutual_matches(a.descriptors, b.descriptors, max_ratio)
     points_a, points_b = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
-    agreed = _agreeing(points_a, points_b, threshold_px, max_motions)
+    agreed = _find_agreeing(points_a, points_b, threshold_px, max_motions)
     return points_a[agreed][:max_matches], points_b[agreed][:max_matches]
 
 
 def match_keypoints(image_a: np.ndarray, image_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`sift_features` and `match_features` with their defaults, for two (H, W, 3) uint8 RGB images."""
+    """Match two (H, W, 3) uint8 RGB images by `sift_features` and `match_features` with their defaults."""
     return match_features(sift_features(image_a), sift_features(image_b))
 
 
 def find_homography(a: Features, b: Features, threshold_px: float = 3.0, max_ratio: float = 0.75) -> np.ndarray | None:
-    """The homography that most matches of two images agree on, if they are enough to trust it.
+    """Find the homography that most matches of two images agree on, if they are enough to trust it.
 
     Enough is more than 8 + 0.3 times all mutual matches, the test of Brown and Lowe ("Automatic panoramic image
     stitching using invariant features", 2007, Eq. 11 to 13): chance matches hardly ever pass it.
@@ -107,9 +107,9 @@ def find_homography(a: Features, b: Features, threshold_px: float = 3.0, max_rat
         (3, 3) float64, from pixels of the first to pixels of the second image; None: too few agree, or the plane
         would be seen edge on somewhere within the matched points.
     """
-    pairs = _mutual_matches(a.descriptors, b.descriptors, max_ratio)
+    pairs = _find_mutual_matches(a.descriptors, b.descriptors, max_ratio)
     points_a, points_b = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
-    if len(pairs) <= _SURE_MATCHES or not (_spread(points_a) and _spread(points_b)):
+    if len(pairs) <= _SURE_MATCHES or not (_has_spread(points_a) and _has_spread(points_b)):
         return None
     matrix, mask = cv2.findHomography(
         points_a, points_b, cv2.RANSAC, threshold_px, maxIters=_MAX_ITERATIONS, confidence=_CONFIDENCE
@@ -120,8 +120,8 @@ def find_homography(a: Features, b: Features, threshold_px: float = 3.0, max_rat
     return matrix if (depths > 0).all() else None
 
 
-def orb_points(image: np.ndarray, max_keypoints: int = 200, border_ratio: float = 50 / 512) -> np.ndarray:
-    """ORB keypoints of one image, which the released data utilities count in the cells of their grid.
+def find_orb_points(image: np.ndarray, max_keypoints: int = 200, border_ratio: float = 50 / 512) -> np.ndarray:
+    """Find ORB keypoints of one image, which the released data utilities count in the cells of their grid.
 
     Differs from them in that the border that is left out, 50 px there, follows the size of the image: a small
     one would have no keypoints at all.
@@ -140,7 +140,7 @@ def orb_points(image: np.ndarray, max_keypoints: int = 200, border_ratio: float 
     return np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
 
 
-def _mutual_matches(a: np.ndarray, b: np.ndarray, max_ratio: float) -> np.ndarray:
+def _find_mutual_matches(a: np.ndarray, b: np.ndarray, max_ratio: float) -> np.ndarray:
     """(M, 2) int: rows of mutual best matches that pass the ratio test both ways, most distinctive first."""
     if min(len(a), len(b)) < 2:
         return np.zeros((0, 2), np.int64)
@@ -158,23 +158,23 @@ def _mutual_matches(a: np.ndarray, b: np.ndarray, max_ratio: float) -> np.ndarra
     return np.stack([keep, best_b[keep]], axis=1)
 
 
-def _agreeing(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float, max_motions: int) -> np.ndarray:
+def _find_agreeing(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float, max_motions: int) -> np.ndarray:
     """(M,) bool: matches that some motion explains (RANSAC, then again on what it left over)."""
     agreed = np.zeros(len(points_a), bool)
     for _ in range(max_motions):
         rest = np.flatnonzero(~agreed)
-        inliers = _largest_motion(points_a[rest], points_b[rest], threshold_px)
+        inliers = _find_largest_motion(points_a[rest], points_b[rest], threshold_px)
         if not inliers.any():
             break
         agreed[rest[inliers]] = True
     return agreed
 
 
-def _largest_motion(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float) -> np.ndarray:
+def _find_largest_motion(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float) -> np.ndarray:
     """(M,) bool: the inliers of a homography or a fundamental matrix, whichever explains clearly more."""
     none = np.zeros(len(points_a), bool)
     homography, fundamental = none, none
-    if len(points_a) >= _MIN_HOMOGRAPHY and _spread(points_a) and _spread(points_b):
+    if len(points_a) >= _MIN_HOMOGRAPHY and _has_spread(points_a) and _has_spread(points_b):
         # The classic estimators start their random numbers afresh in every call. (USAC, in OpenCV 5.0, stops
         # with a failed assertion on some point sets.)
         _, mask = cv2.findHomography(
@@ -194,6 +194,6 @@ def _largest_motion(points_a: np.ndarray, points_b: np.ndarray, threshold_px: fl
     return fundamental if fundamental.sum() > 1.2 * homography.sum() else homography
 
 
-def _spread(points: np.ndarray) -> bool:
+def _has_spread(points: np.ndarray) -> bool:
     """Whether there are four different places at all: RANSAC loops long over repeated points."""
     return len(np.unique(points.round(1), axis=0)) >= 4

@@ -1,6 +1,6 @@
-"""What is to be repainted: masks as (S, S) uint8, 1 = repaint. None is ever empty or full.
+"""Mask strategies: what is to be repainted, as (S, S) uint8, 1 = repaint. None is ever empty or full.
 
-(*Ours*: a sample without a hole, or without anything around it, teaches nothing.)
+(*Ours*: a sample with nothing to repaint, or with nothing around it, teaches nothing.)
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ def sift_grid_mask(
     matched: float = 0.75,
     unmatched: float = 0.50,
 ) -> np.ndarray:
-    """The paper's mask for video pairs (Sec. 3.3): an N x N grid whose cells are masked at random.
+    """Sample the paper's mask for video pairs (Sec. 3.3): an N x N grid whose cells are masked at random.
 
     Args:
         points: (K, 2) matched keypoints (x, y) in canvas pixels; those off the canvas do not count.
         size_px: side of the square canvas.
-        rng: source of randomness.
-        cells: smallest and largest N, drawn uniformly, both included.
+        rng: random numbers.
+        cells: smallest and largest N, sampled uniformly, both included.
         matched: probability for a cell that holds a matched point.
         unmatched: probability for any other cell.
 
     Returns:
         (S, S) uint8. Where all or none of the cells came out masked, one random cell is turned.
     """
-    n = _draw_cells(cells, rng)
+    n = _sample_grid_size(cells, rng)
+    # P(cell is masked) = 0.75 where the reference is known to show it, else 0.50: the model gets both cells that it can
+    # look up and cells that it must make up (paper Sec. 3.3).
     has_match = count_points_per_cell(points, size_px, n) > 0
     return _grid_mask(np.where(has_match, matched, unmatched), size_px, rng)
 
@@ -40,8 +42,8 @@ def sift_grid_mask(
 def random_grid_mask(
     size_px: int, rng: np.random.Generator, *, cells: tuple[int, int] = (3, 10), probability: float = 0.50
 ) -> np.ndarray:
-    """The grid without matches: every cell is masked with one probability (paper Table 3); else as `sift_grid_mask`."""
-    n = _draw_cells(cells, rng)
+    """Sample the grid without matches: one probability for every cell (paper Table 3); else as `sift_grid_mask`."""
+    n = _sample_grid_size(cells, rng)
     return _grid_mask(np.full((n, n), probability), size_px, rng)
 
 
@@ -55,7 +57,7 @@ def fullest_grid_mask(
     fullest: float = 0.7,
     others: float = 0.3,
 ) -> np.ndarray:
-    """The grid of the released data utilities: the cells with the most keypoints are masked more often.
+    """Sample the grid of the released data utilities: cells with the most keypoints are masked more often.
 
     Differs from them in that cells with equally many points are ranked at random, not as a partial sort leaves
     them, and in that the cells cover the canvas where N does not divide its side.
@@ -63,8 +65,8 @@ def fullest_grid_mask(
     Args:
         points: (K, 2) keypoints (x, y) of the image, in canvas pixels; those off the canvas do not count.
         size_px: side of the square canvas.
-        rng: source of randomness.
-        cells: smallest and largest N, drawn uniformly, both included.
+        rng: random numbers.
+        cells: smallest and largest N, sampled uniformly, both included.
         num_fullest: how many cells count as the fullest.
         fullest: probability for these.
         others: probability for any other cell.
@@ -72,9 +74,9 @@ def fullest_grid_mask(
     Returns:
         (S, S) uint8; see `sift_grid_mask`.
     """
-    n = _draw_cells(cells, rng)
+    n = _sample_grid_size(cells, rng)
     counts = count_points_per_cell(points, size_px, n).ravel()
-    ranked = np.lexsort((rng.random(n * n), -counts))
+    ranked = np.lexsort((rng.random(n * n), -counts))  # fullest first; the random key breaks ties
     probabilities = np.full(n * n, others)
     probabilities[ranked[:num_fullest]] = fullest
     return _grid_mask(probabilities.reshape(n, n), size_px, rng)
@@ -87,13 +89,13 @@ def box_mask(
     sides: tuple[float, float] = (0.4, 0.9),
     area: float | None = None,
 ) -> np.ndarray:
-    """A single box somewhere on the canvas (paper Table 3, released data utilities).
+    """Sample a single box somewhere on the canvas (paper Table 3, released data utilities).
 
     Args:
         size_px: side of the square canvas, S.
-        rng: source of randomness.
-        sides: smallest and largest side over S; each side is drawn by itself (released data utilities).
-        area: area of the box over that of the canvas. The width is then drawn within `sides` so that the height
+        rng: random numbers.
+        sides: smallest and largest side over S; each side is sampled by itself (released data utilities).
+        area: area of the box over that of the canvas. The width is then sampled within `sides` so that the height
             lies within them, too; None leaves both free.
 
     Returns:
@@ -119,7 +121,7 @@ def box_mask(
 
 
 def unite_masks(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """The union of one or more (H, W) masks of 0 and 1: (H, W) uint8."""
+    """Unite one or more (H, W) masks of 0 and 1: (H, W) uint8."""
     return np.maximum.reduce(list(masks))
 
 
@@ -127,26 +129,26 @@ def dilate_mask(mask: np.ndarray, radius_px: int) -> np.ndarray:
     """Grow a mask of 0 and 1 by a disc: (H, W) uint8; 0 px leaves it as it is."""
     if radius_px < 1:
         return mask
-    import cv2  # slow, and what else is here does without: checking the boxes of a list of edits needs no OpenCV
+    import cv2  # slow, and nothing else here needs it: checking the boxes of a list of edits goes without
 
     side = 2 * radius_px + 1
     return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
 
 
 def count_points_per_cell(points: np.ndarray, size_px: int, n: int) -> np.ndarray:
-    """How many of (K, 2) points (x, y) lie in each cell of an n x n grid over the canvas: (n, n) int, row first."""
+    """Count (K, 2) points (x, y) in each cell of an n x n grid over the canvas: (n, n) int, row first."""
     column, row = np.floor((points.T + 0.5) * n / size_px).astype(int)
     on_canvas = (column >= 0) & (column < n) & (row >= 0) & (row < n)
     return np.bincount(row[on_canvas] * n + column[on_canvas], minlength=n * n).reshape(n, n)
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The smallest box (left, top, right, bottom; right and bottom excluded) around a mask that is not empty."""
+    """Find the smallest box (left, top, right, bottom; right and bottom excluded) around a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _draw_cells(cells: tuple[int, int], rng: np.random.Generator) -> int:
+def _sample_grid_size(cells: tuple[int, int], rng: np.random.Generator) -> int:
     low, high = cells
     return int(rng.integers(low, high + 1))
 
@@ -155,8 +157,9 @@ def _grid_mask(probabilities: np.ndarray, size_px: int, rng: np.random.Generator
     """(n, n) probabilities -> (S, S) uint8, cell by cell."""
     n = len(probabilities)
     masked = (rng.random((n, n)) < probabilities).astype(np.uint8)
-    turned = divmod(int(rng.integers(n * n)), n)
+    flipped_cell = divmod(int(rng.integers(n * n)), n)  # sampled always, so that later random numbers do not move
     if masked.all() or not masked.any():
-        masked[turned] ^= 1
+        masked[flipped_cell] ^= 1
+    # The cell under each pixel's centre: so the cells cover the canvas where n does not divide its side, too.
     cell_of_pixel = ((np.arange(size_px) + 0.5) * n / size_px).astype(int)
     return masked[:, cell_of_pixel][cell_of_pixel]

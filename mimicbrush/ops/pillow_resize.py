@@ -17,7 +17,7 @@ _WEIGHT_BITS = 22
 
 
 def resize_like_pillow(values: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Bicubic resize, as `PIL.Image.resize(..., BICUBIC)` does it.
+    """Resize by bicubic interpolation, as `PIL.Image.resize(..., BICUBIC)` does.
 
     Args:
         values: (B, C, H, W), whole numbers in 0..255, any dtype that holds them.

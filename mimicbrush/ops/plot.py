@@ -1,4 +1,4 @@
-"""Matches, masks and segments drawn into images, for people to look at."""
+"""Plots of matches, masks and segments over images, for people to look at."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mimicbrush.ops.geometry import resize_matrix, transform_points
 
 _GAP_PX = 6
 
-#: Of a hole: two greys in stripes, of which one differs from any image, and the rim's colour, which photographs lack.
-HOLE_GREYS, HOLE_RIM = (95, 185), (255, 0, 200)
+#: Two greys for stripes, of which one differs from any image, and a colour for the rim, which photographs lack.
+STRIPE_GREYS, RIM_COLOUR = (95, 185), (255, 0, 200)
 #: Stripes and rims over the long side of an image: as large at any size, when the image is fitted into a sheet.
 _STRIPE_RATIO, _RIM_RATIO = 1 / 24, 1 / 64
 
@@ -29,33 +29,33 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], opac
     return np.where(mask[..., None] > 0, mixed.round().astype(np.uint8), image)
 
 
-def mark_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A image with stripes in place of its hole, seen on dark, light and grey images alike.
+def mark_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mark what is to be repainted by stripes, visible on dark, light and grey images alike.
 
-    Nothing outside of the hole is hidden: its rim lies within it.
+    Nothing outside of the mask is hidden: the rim lies within it.
 
     Args:
         image: (H, W, 3) uint8.
-        mask: (H, W), not 0 where the hole is.
+        mask: (H, W), not 0 = repaint.
 
     Returns:
         (H, W, 3) uint8.
     """
-    hole = (mask > 0).astype(np.uint8)
-    long_side = max(hole.shape)
-    y, x = np.mgrid[: hole.shape[0], : hole.shape[1]]
+    binary = (mask > 0).astype(np.uint8)
+    long_side = max(binary.shape)
+    y, x = np.mgrid[: binary.shape[0], : binary.shape[1]]
     light = (x + y) // max(1, round(long_side * _STRIPE_RATIO)) % 2
-    stripes = np.array(HOLE_GREYS, np.uint8)[light][..., None]
-    # What lies beyond the image counts as the hole's inside: no rim runs along the image's edge.
+    stripes = np.array(STRIPE_GREYS, np.uint8)[light][..., None]
+    # What lies beyond the image counts as the mask's inside: no rim runs along the image's edge.
     rim_px = max(1, round(long_side * _RIM_RATIO))
-    inner = cv2.erode(hole, np.ones((3, 3), np.uint8), iterations=rim_px, borderType=cv2.BORDER_REPLICATE)
-    marked = np.where(hole[..., None] > 0, stripes, image)
-    marked[hole > inner] = HOLE_RIM
+    inner = cv2.erode(binary, np.ones((3, 3), np.uint8), iterations=rim_px, borderType=cv2.BORDER_REPLICATE)
+    marked = np.where(binary[..., None] > 0, stripes, image)
+    marked[binary > inner] = RIM_COLOUR
     return marked
 
 
-def colour_segments(image: np.ndarray, segments: Sequence[np.ndarray]) -> np.ndarray:
-    """A image with each segment in a colour of its own: (H, W, 3) uint8 and (H, W) masks -> (H, W, 3) uint8."""
+def tint_segments(image: np.ndarray, segments: Sequence[np.ndarray]) -> np.ndarray:
+    """Tint each segment in a colour of its own: (H, W, 3) uint8 and (H, W) masks -> (H, W, 3) uint8."""
     for number, segment in enumerate(segments):
         # Steps by the golden ratio: neighbours in the list never look alike.
         image = tint(image, segment, _rainbow(number * 0.618 % 1, 170), 0.5)
@@ -64,7 +64,7 @@ def colour_segments(image: np.ndarray, segments: Sequence[np.ndarray]) -> np.nda
     return image
 
 
-def match_panel(
+def plot_matches(
     a: np.ndarray,
     b: np.ndarray,
     a_points: np.ndarray,
@@ -72,24 +72,24 @@ def match_panel(
     height_px: int = 220,
     lines: int = 60,
 ) -> np.ndarray:
-    """Two images side by side, with lines between their matched keypoints.
+    """Plot two images side by side, with lines between their matched keypoints.
 
     Args:
         a, b: (H, W, 3) uint8, of any size.
         a_points, b_points: (K, 2) matched points (x, y) in their pixels.
         height_px: of the panel.
-        lines: at most so many are drawn, taken evenly, or nothing could be told apart.
+        lines: at most so many are plotted, taken evenly, so that each can be seen.
 
     Returns:
         (height_px, W', 3) uint8. The colour of a line runs with its height in the first image.
     """
     images, points = [], []
-    for image, found in ((a, a_points), (b, b_points)):
+    for image, image_points in ((a, a_points), (b, b_points)):
         scale = height_px / image.shape[0]
         size = (round(image.shape[1] * scale), height_px)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         images.append(cv2.resize(image, size, interpolation=how))
-        points.append(transform_points(found, resize_matrix(size[0] / image.shape[1], scale)))
+        points.append(transform_points(image_points, resize_matrix(size[0] / image.shape[1], scale)))
     gap = np.full((height_px, _GAP_PX, 3), 255, np.uint8)
     panel = np.hstack([images[0], gap, images[1]])
     shift = np.array([images[0].shape[1] + _GAP_PX, 0])

@@ -1,4 +1,4 @@
-"""How alike two images are."""
+"""Similarity of two images: SSIM, PSNR, sharpness, near duplicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSIM_LONG_SIDE_PX = 256
 
 
 def ssim_thumbnail(image: np.ndarray) -> np.ndarray:
-    """The image that SSIM is computed on: (H, W, 3) uint8 RGB -> (h, w) uint8 luma, long side 256 px or less."""
+    """Reduce an image for SSIM: (H, W, 3) uint8 RGB -> (h, w) uint8 luma, long side 256 px or less."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = SSIM_LONG_SIDE_PX / max(grey.shape)
     if scale >= 1:
@@ -25,12 +25,12 @@ def ssim_thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def ssim_luma(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM in [-1, 1] of two thumbnails of one size (see `SSIM_DEFINITION`); needs at least 11 px a side."""
+    """Compute SSIM in [-1, 1] of two thumbnails of one size (see `SSIM_DEFINITION`), at least 11 px a side."""
     return float(structural_similarity(a, b, data_range=255, gaussian_weights=True, use_sample_covariance=False))
 
 
 def psnr_inside(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
-    """PSNR in dB over the pixels where mask is 1.
+    """Compute PSNR in dB over the pixels where mask is 1.
 
     Args:
         result, target: (H, W, 3) uint8.
@@ -46,7 +46,7 @@ def psnr_inside(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> flo
 
 
 def ssim_inside(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
-    """Mean of the SSIM map (luma, Gaussian weights, population covariance) over the pixels where mask is 1."""
+    """Compute the mean SSIM (luma, Gaussian weights, population covariance) over the pixels where mask is 1."""
     a, b = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (result, target))
     _, ssim_map = structural_similarity(
         a, b, data_range=255, gaussian_weights=True, use_sample_covariance=False, full=True
@@ -68,7 +68,7 @@ _SHARPNESS_LONG_SIDE_PX = 512
 
 
 def sharpness(image: np.ndarray) -> float:
-    """How much of an image's contrast is fine detail, in the direction that has the least of it.
+    """Measure how much of an image's contrast is fine detail, in the direction that has the least of it.
 
     A camera that swings, or a thing that passes, blurs along its path only; so the least of four directions tells.
     Measured at the size that training uses: a large image may be soft and still serve. Photographs and sharp
@@ -99,7 +99,7 @@ LIKELY_AGREEMENT = 0.35
 
 
 def highest_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """The highest SSIM of two images as they are or one mirrored, in place or shifted (phase correlation).
+    """Compute the highest SSIM of two images as they are or one mirrored, in place or shifted (phase correlation).
 
     Args:
         a, b: (H, W, 3) uint8 RGB, of any sizes: both are squeezed to a square first.
@@ -107,14 +107,14 @@ def highest_ssim(a: np.ndarray, b: np.ndarray) -> float:
     size = (SSIM_LONG_SIDE_PX, SSIM_LONG_SIDE_PX)
     one, two = (ssim_thumbnail(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in (a, b))
     window = cv2.createHanningWindow(size, cv2.CV_64F)
-    found = []
+    scores = []
     for other in (two, np.ascontiguousarray(two[:, ::-1])):
         (dx, dy), _ = cv2.phaseCorrelate(one.astype(np.float64), other.astype(np.float64), window)
-        found += [ssim_luma(one, other), _ssim_of_overlap(one, other, round(dx), round(dy))]
-    return max(found)
+        scores += [ssim_luma(one, other), _measure_overlap_ssim(one, other, round(dx), round(dy))]
+    return max(scores)
 
 
-def _ssim_of_overlap(one: np.ndarray, two: np.ndarray, dx: int, dy: int) -> float:
+def _measure_overlap_ssim(one: np.ndarray, two: np.ndarray, dx: int, dy: int) -> float:
     """SSIM where `two`, moved back by (dx, dy) px, covers `one`; -1 where that is less than half of a side."""
     height, width = one.shape
     if max(abs(dx) / width, abs(dy) / height) > 0.5:
@@ -125,7 +125,7 @@ def _ssim_of_overlap(one: np.ndarray, two: np.ndarray, dx: int, dy: int) -> floa
 
 
 def phase_signature(image: np.ndarray) -> np.ndarray:
-    """A image in few numbers, to be compared with those of many others by `signature_agreement`.
+    """Compute an image's signature of few numbers, to compare with many others by `signature_agreement`.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
@@ -140,7 +140,7 @@ def phase_signature(image: np.ndarray) -> np.ndarray:
 
 
 def signature_agreement(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The highest phase correlation of one signature with each of n others, over all shifts.
+    """Compute the highest phase correlation of one signature with each of n others, over all shifts.
 
     Near duplicates have more than `LIKELY_AGREEMENT`. The converse does not hold: `highest_ssim` decides. A mirrored
     image has another signature.

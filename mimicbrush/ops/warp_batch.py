@@ -1,4 +1,4 @@
-"""Jitter and warp of a whole batch on any device: the same numbers as `photometric` and `geometry`, up to rounding."""
+"""Jitter and warp of a batch on any device: the numbers of `color_jitter` and `geometry`, up to rounding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def warp_images(
     size_px: int,
     fill: int,
 ) -> torch.Tensor:
-    """Change the colours of images and draw each on a square canvas through its matrix.
+    """Change the colours of images, and warp each onto a square canvas through its matrix.
 
     Args:
         images: (B, H, W, C) uint8, each in the upper left corner of the common size.
         sizes: (B, 2), height and width of each; what lies outside is not shown.
         to_image: (B, 3, 3) float32, from (x, y, 1) of the canvas to the image, pixel centres at whole numbers:
-            the inverse of what `geometry.warp` is given.
+            the inverse of what `geometry.warp_to_canvas` is given.
         colours: (B, C, C + 1) float32, applied to [channels, 1] in 0..255 and clipped.
         size_px: side of the canvas, S.
         fill: grey value where the image ends.
@@ -31,13 +31,13 @@ def warp_images(
     pixels = images.permute(0, 3, 1, 2).float()
     pixels = (torch.einsum("bij,bjhw->bihw", colours[..., :-1], pixels) + colours[..., -1:, None]).round().clamp(0, 255)
     # Sampling pads with zeros; so the fill is subtracted, and added again.
-    pixels = torch.where(_inside(pixels, sizes), pixels - fill, 0)
+    pixels = torch.where(_is_inside(pixels, sizes), pixels - fill, 0)
     grid = _sampling_grid(to_image, size_px, *pixels.shape[2:])
-    drawn = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (drawn + fill).round()
+    warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (warped + fill).round()
 
 
-def _inside(pixels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def _is_inside(pixels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """(B, 1, H, W) bool: where an image is."""
     rows, columns = (torch.arange(side, device=pixels.device) for side in pixels.shape[2:])
     height, width = sizes.T

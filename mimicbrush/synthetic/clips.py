@@ -1,7 +1,7 @@
 """Rendered clips: a moving camera and moving things over photographs or dead leaves.
 
-The photographs are those that the scikit-image wheel brings along, so nothing is fetched, or files. What the clips show
-is no real video, but the files are real H.264, and how far away each pixel is is known.
+The photographs are files, or those that the scikit-image wheel contains, so that nothing is fetched. What the clips
+show is rendered, but the files are real H.264, and the depth of each pixel is known.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ HELDOUT_PHOTOGRAPHS = ("coffee.png", "chelsea.png", "coins.png", "gravel.png", "
 #: Before the seed of an image of dead leaves, where the name of a photograph may stand.
 LEAVES = "leaves:"
 _LEAVES_SIZE_PX = (640, 480)
-#: Relative inverse depth of the ground at the upper and the lower edge of a frame, and of things: the one drawn last is
-#: the nearest. A camera over a plane and things before it have no more depth than that.
+#: Relative inverse depth of the ground at the upper and the lower edge of a frame, and of things: the one rendered last
+#: is the nearest. A camera over a plane and things before it have no more depth than that.
 _GROUND_DEPTH, _NEAREST_DEPTH = (0.1, 0.4), (0.6, 1.0)
 
 #: The camera sees about this part of a photograph's width at a time; the rest is room to move.
@@ -45,7 +45,7 @@ _VIEW_RATIO = 0.5
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """All that a rendered clip is a function of.
+    """Everything that a rendered clip is a function of.
 
     Attributes:
         background: photograph that the camera moves over, see `read_photograph`.
@@ -76,7 +76,7 @@ class ClipSpec:
 
 
 def demo_clips(photographs: tuple[str, ...], count: int, seed: int) -> dict[str, ClipSpec]:
-    """File name -> clip: backgrounds take turns, each with two things cut from the other photographs."""
+    """Describe clips by file name: backgrounds take turns, each with two things cut from the other photographs."""
     specs = {}
     for number in range(count):
         first = number % len(photographs)
@@ -122,7 +122,7 @@ def render_with_depth(spec: ClipSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]
         ).astype(np.float32)
         depth = np.repeat(np.linspace(*_GROUND_DEPTH, spec.height_px, dtype=np.float32)[:, None], spec.width_px, 1)
         for thing, nearness in zip(things, np.linspace(*_NEAREST_DEPTH, len(things)), strict=True):
-            thing.draw(frame, depth, number, float(nearness))
+            thing.render(frame, depth, number, float(nearness))
         yield np.clip(frame * light[number], 0, 255).round().astype(np.uint8), depth
 
 
@@ -130,19 +130,19 @@ def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
     """Read a photograph: (H, W, 3) uint8 RGB.
 
     Args:
-        name: of a file; without a folder, of one that the scikit-image wheel brings along, of which a grey one is toned
-            at random; or "leaves:SEED", see `leaves.dead_leaves`.
+        name: of a file; without a folder, of one that the scikit-image wheel contains, of which a grey one is toned at
+            random; or "leaves:SEED", see `dead_leaves.dead_leaves`.
         rng: of the tone.
 
     Raises:
-        InputError: this version of scikit-image does not bring it along, or the file cannot be read.
+        InputError: this version of scikit-image does not contain it, or the file cannot be read.
     """
     if name.startswith(LEAVES):
         return dead_leaves(*_LEAVES_SIZE_PX, generator(int(name.removeprefix(LEAVES))))[0]
     if Path(name).name != name:
         return np.asarray(read_image(Path(name), "RGB"))
     path = bundled_photograph(name)
-    # Drawn for every photograph, so that the rest of a clip does not depend on whether this one is grey.
+    # Sampled for every photograph, so that the rest of a clip does not depend on whether this one is grey.
     dark, tint = rng.uniform(0, 70, 3), rng.uniform(150, 255, 3)
     with Image.open(path) as image:
         if image.mode != "L":
@@ -152,7 +152,7 @@ def read_photograph(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def bundled_photograph(name: str) -> Path:
-    """The file of a photograph that the scikit-image wheel brings along.
+    """Find the file of a photograph that the scikit-image wheel contains.
 
     Raises:
         InputError: this version does not.
@@ -224,8 +224,8 @@ class _Thing:
         tilts = spec.tilt * np.stack([_smooth_path(times, rng) for _ in range(2)]) if spec.tilt else np.zeros((2, 1))
         self.tilt_x, self.tilt_y = np.broadcast_to(tilts, (2, len(times)))
 
-    def draw(self, frame: np.ndarray, depth: np.ndarray, number: int, nearness: float) -> None:
-        """Draw the shadow and the thing into the frame, (H, W, 3) float32 in 0..255, and into its depth (H, W)."""
+    def render(self, frame: np.ndarray, depth: np.ndarray, number: int, nearness: float) -> None:
+        """Render the shadow and the thing into the frame, (H, W, 3) float32 in 0..255, and into its depth (H, W)."""
         side = len(self.alpha)
         x, y = self.centre + self.reach * self.path[number]
         # Only its surroundings are touched: a blob is at most 1.16 sides wide, its shadow reaches 20 px.
@@ -238,17 +238,17 @@ class _Thing:
         middle = ((side - 1) / 2, (side - 1) / 2)
         place = cv2.getRotationMatrix2D(middle, 35 * self.turn[number], float(np.exp(0.15 * self.scale[number])))
         place[:, 2] += np.array([x - left, y - top]) - middle
-        draw = self._drawer(place, number, size)
-        alpha = draw(self.alpha, (0, 0))[..., None]
-        pixels = draw(self.patch, (0, 0), borderMode=cv2.BORDER_REPLICATE)
-        shadow = cv2.GaussianBlur(draw(self.alpha, (5, 7)), (0, 0), 4)[..., None]
+        warp = self._build_warp(place, number, size)
+        alpha = warp(self.alpha, (0, 0))[..., None]
+        pixels = warp(self.patch, (0, 0), borderMode=cv2.BORDER_REPLICATE)
+        shadow = cv2.GaussianBlur(warp(self.alpha, (5, 7)), (0, 0), 4)[..., None]
         region = frame[top:bottom, left:right]
         region *= (1 - 0.45 * shadow) * (1 - alpha)
         region += pixels * (1 + 0.12 * self.shade[number]) * alpha
         depth[top:bottom, left:right] += (nearness - depth[top:bottom, left:right]) * alpha[..., 0]
 
-    def _drawer(self, place: np.ndarray, number: int, size: tuple[int, int]) -> Callable[..., np.ndarray]:
-        """What draws an image of the thing's size through (2, 3) `place` and the tilt, moved by some pixels."""
+    def _build_warp(self, place: np.ndarray, number: int, size: tuple[int, int]) -> Callable[..., np.ndarray]:
+        """Build the warp of an image of the thing's size through (2, 3) `place` and the tilt, moved by some pixels."""
         tilt_x, tilt_y = self.tilt_x[number], self.tilt_y[number]
         if not (tilt_x or tilt_y):
             return lambda image, move, **how: cv2.warpAffine(image, place + [[0, 0, m] for m in move], size, **how)
@@ -258,11 +258,11 @@ class _Thing:
         tilted = unit * (1 + 2 * np.stack([tilt_y * unit[:, 1], tilt_x * unit[:, 0]], axis=1))
         tilt = cv2.getPerspectiveTransform(corners, ((tilted + 1) / 2 * last).astype(np.float32))
 
-        def draw(image: np.ndarray, move: tuple[int, int], **how: int) -> np.ndarray:
-            moved = np.vstack([place + [[0, 0, m] for m in move], [0, 0, 1]])
-            return cv2.warpPerspective(image, moved @ tilt, size, **how)
+        def warp(image: np.ndarray, move: tuple[int, int], **how: int) -> np.ndarray:
+            shifted = np.vstack([place + [[0, 0, m] for m in move], [0, 0, 1]])
+            return cv2.warpPerspective(image, shifted @ tilt, size, **how)
 
-        return draw
+        return warp
 
 
 def _rich_crop(photograph: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:

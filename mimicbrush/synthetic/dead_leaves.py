@@ -1,4 +1,4 @@
-"""Dead leaves: images of overlapping textured shapes, drawn without end where photographs are few.
+"""Dead leaves: images of overlapping textured shapes, rendered without end where photographs are few.
 
 Their statistics resemble those of photographs (Lee, Mumford and Huang 2001), networks trained on them see well
 (Baradad et al. 2021, "Learning to See by Looking at Noise"), and what hides behind a mask can hardly be guessed from
@@ -17,7 +17,7 @@ _TEXTURE_PX = 96
 
 
 def dead_leaves(width_px: int, height_px: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image from the back to the front.
+    """Render an image from the back to the front.
 
     Returns:
         (H, W, 3) uint8 RGB, and (H, W) int32: the number of the leaf that is seen at each pixel, 0 is the ground.

@@ -1,8 +1,8 @@
-"""What the small model is trained on and tested with, as files that the miner reads.
+"""Data that the small model is trained and tested on, as files that the miner reads.
 
 Rendered clips over photographs and dead leaves, and photographs and dead leaves with segments in SA-1B's layout. Real
-clips come beside them. No photograph is on both sides, and those of the DreamBooth dataset are only tested with, so
-that a benchmark made of them holds nothing that the model has seen.
+clips come beside them. No photograph is on both sides. Those of the DreamBooth dataset are only for testing, so that
+a benchmark made of them holds nothing that the model has seen.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _JPEG_QUALITY = 92
 _SEGMENT_SCALE, _SEGMENT_MIN_RATIO = 400, 0.01
 
 
-def photographs_in(folder: Path) -> list[str]:
-    """The photographs below a folder, sorted, without hidden files."""
-    named = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PHOTOGRAPH_SUFFIXES)
-    return [str(path) for path in named if path.name[0] != "." and path.is_file()]
+def list_photographs(folder: Path) -> list[str]:
+    """List the photographs below a folder, sorted, without hidden files."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PHOTOGRAPH_SUFFIXES)
+    return [str(path) for path in paths if path.name[0] != "." and path.is_file()]
 
 
 def check_train_heldout_apart(photographs: Sequence[str], heldout: Sequence[str]) -> None:
-    """Whether nothing that is tested with is trained on, and each photograph has a name of its own.
+    """Check that no test photograph is trained on, and that each photograph has a name of its own.
 
     Args:
         photographs: to train on, beside `TRAIN_PHOTOGRAPHS`.
-        heldout: to test with; where there are none, `HELDOUT_PHOTOGRAPHS` are.
+        heldout: to test on; where there are none, `HELDOUT_PHOTOGRAPHS` are.
 
     Raises:
         InputError: a photograph, by its bytes, is on both sides; or stills of two would have one name.
@@ -59,30 +59,31 @@ def check_train_heldout_apart(photographs: Sequence[str], heldout: Sequence[str]
         namesake = stems.setdefault(Path(name).stem, name)
         if namesake != name:
             raise InputError(f"{namesake} and {name}: stills are named after their photographs; rename one of them")
-    tested_with = [Path(name) for name in heldout] or [bundled_photograph(name) for name in HELDOUT_PHOTOGRAPHS]
-    tested = {hash_file(path): path for path in tested_with}
+    heldout_paths = [Path(name) for name in heldout] or [bundled_photograph(name) for name in HELDOUT_PHOTOGRAPHS]
+    path_of_hash = {hash_file(path): path for path in heldout_paths}
     for path in [*map(bundled_photograph, TRAIN_PHOTOGRAPHS), *map(Path, photographs)]:
-        if (other := tested.get(hash_file(path))) is not None:
+        if (other := path_of_hash.get(hash_file(path))) is not None:
             raise InputError(f"{path} is tested with, too ({other}); take it from one side")
 
 
 def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[str, ClipSpec]:
-    """File name -> clip: every third over leaves, the others over photographs; three or four things cut from both.
+    """Describe clips by file name: every third over leaves, the others over photographs, with things cut from both.
 
-    Things tilt and cover each other, so that each part of a frame has a motion of its own.
+    There are three or four things in a clip. They tilt and cover each other, so that each part of a frame has a motion
+    of its own.
 
     Args:
         photographs: files, beside those of `TRAIN_PHOTOGRAPHS`.
         count: of clips.
         seed: of everything.
     """
-    known = [*TRAIN_PHOTOGRAPHS, *photographs]
+    names = [*TRAIN_PHOTOGRAPHS, *photographs]
     specs = {}
     for number in range(count):
         leaves = [f"{LEAVES}{seed * 100_000 + 3 * number + part}" for part in range(3)]
-        shown = [known[index] for index in generator(seed, number).permutation(len(known))]
-        background = shown[0] if number % 3 else leaves[0]
-        cutouts = (leaves[1], *shown[1 : 3 + number % 2])
+        shuffled = [names[index] for index in generator(seed, number).permutation(len(names))]
+        background = shuffled[0] if number % 3 else leaves[0]
+        cutouts = (leaves[1], *shuffled[1 : 3 + number % 2])
         specs[f"{number:04d}.mp4"] = ClipSpec(
             background, cutouts, seed=seed * 1000 + number, seconds=4.0, thing_sides=(0.25, 0.6), tilt=0.12
         )
@@ -90,14 +91,14 @@ def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[st
 
 
 def heldout_clips(folder: Path, seed: int) -> dict[str, ClipSpec]:
-    """File name -> clip, one for each folder of photographs: over the first, things cut from the second and third.
+    """Describe clips by file name, one per folder of photographs: things of two photographs move over a third.
 
     Raises:
         InputError: no folder has three photographs.
     """
     specs = {}
     for number, subject in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
-        names = photographs_in(subject)
+        names = list_photographs(subject)
         if len(names) >= 3:
             key = seed * 1000 + number
             specs[f"{subject.name}.mp4"] = ClipSpec(names[0], (names[1], names[2]), seed=key, seconds=3.0)

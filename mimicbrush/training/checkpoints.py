@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.io.atomic import with_usual_permissions
+from mimicbrush.io.atomic import apply_umask, write_json
 from mimicbrush.io.hashing import hash_file
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             files[path.name] = [path.stat().st_size, hash_file(path)]
         whole = {"format": FORMAT, "step": step, **state, "files": files}
         _write_json(aside / STATE_FILE, whole)
-        with_usual_permissions(aside)
+        apply_umask(aside)
         _flush(aside)
         if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
             _remove(final)
@@ -269,8 +269,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _write_json(path: Path, state: Mapping[str, Any]) -> None:
     """With its own hash: a flipped bit must not go unseen here either."""
-    path.write_text(json.dumps({"sha256": _json_hash(state), "state": state}, indent=1, allow_nan=False))
-    _flush(path)
+    write_json(path, {"sha256": _json_hash(state), "state": state})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from mimicbrush.io.atomic import replace_folder, with_usual_permissions
+from mimicbrush.io.atomic import apply_umask, replace_folder
 from mimicbrush.models.components import Components
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.schedule import noise_scheduler
@@ -107,6 +107,6 @@ class PipelineExporter:
                         network.half()
             pipeline.save_pretrained(aside)
             (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
-            with_usual_permissions(aside)
+            apply_umask(aside)
 
         replace_folder(folder, write)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_json
 from mimicbrush.training.checkpoints import find_identity_differences, list_checkpoints
 
 FINISHED_FILE = "finished.json"
@@ -34,8 +34,7 @@ class FinishedRun:
 
 def write_finished(run_dir: Path, finished: FinishedRun) -> None:
     """Mark a run as complete; everything else must be there already."""
-    text = json.dumps(asdict(finished), indent=1, allow_nan=False) + "\n"
-    write_aside(run_dir / FINISHED_FILE, lambda aside: aside.write_text(text))
+    write_json(run_dir / FINISHED_FILE, asdict(finished))
 
 
 def read_finished(run_dir: Path) -> FinishedRun | None:

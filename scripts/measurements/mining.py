@@ -97,7 +97,7 @@ class FramesInOnePass:
 
     def __call__(self) -> list[np.ndarray]:
         """(H, W, 3) uint8 each, at the stored size."""
-        from mimicbrush.mining.jpeg import stored_size
+        from mimicbrush.mining.jpeg import shrink_to_side
         from mimicbrush.mining.options import MiningOptions
         from mimicbrush.mining.video.pyav_reader import PyAVReader
 
@@ -106,7 +106,7 @@ class FramesInOnePass:
         for frame in PyAVReader().frames(self.clip):
             self.num_decoded += 1
             if frame.number in wanted:
-                found[frame.number] = stored_size(frame.to_rgb(), MiningOptions.max_side_px)
+                found[frame.number] = shrink_to_side(frame.to_rgb(), MiningOptions.max_side_px)
         return [found[number] for number in self.numbers]
 
 
@@ -124,7 +124,7 @@ class FramesByColdSeeks:
     def _frame(self, number: int) -> np.ndarray:
         import av
 
-        from mimicbrush.mining.jpeg import stored_size
+        from mimicbrush.mining.jpeg import shrink_to_side
         from mimicbrush.mining.options import MiningOptions
 
         with av.open(str(self.clip)) as container:
@@ -135,7 +135,7 @@ class FramesByColdSeeks:
             for frame in container.decode(stream):
                 self.num_decoded += 1
                 if frame.pts >= pts:
-                    return stored_size(frame.to_ndarray(format="rgb24"), MiningOptions.max_side_px)
+                    return shrink_to_side(frame.to_ndarray(format="rgb24"), MiningOptions.max_side_px)
         raise AssertionError(f"{self.clip} has no frame {number}")
 
 

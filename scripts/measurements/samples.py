@@ -97,7 +97,7 @@ def side(mined: Path, size_px: int, items: int, frames: Frames | None = None) ->
     options = DataOptions(root=str(mined), video_ratio=1.0, heldout_ratio=0.0)
     dataset = PairDataset(load_pair_sources(options), size_px, options, seed=0)
     if frames is not None:
-        dataset.make = online_view_maker(size_px, options, frames)
+        dataset.transform = online_view_maker(size_px, options, frames)
 
     def make() -> list[tuple[np.ndarray, ...]]:
         made = [dataset[number] for number in range(items)]
@@ -140,12 +140,12 @@ def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> Sam
 def online_matches(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The miner's matches of two frames of stored size, (K, 2) float32 each, rounded as a manifest stores them."""
     from mimicbrush.data.schema import pack_points, unpack_points
-    from mimicbrush.mining.jpeg import stored_size
+    from mimicbrush.mining.jpeg import shrink_to_side
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.ops.keypoints import Features, match_features, sift_features
 
     def features(image: np.ndarray) -> Features:
-        reduced = stored_size(image, MiningOptions.match_side_px)
+        reduced = shrink_to_side(image, MiningOptions.match_side_px)
         TALLY["sift_mpx"] += reduced.shape[0] * reduced.shape[1] / 1e6
         found = sift_features(reduced)
         ratio = np.array(image.shape[1::-1]) / reduced.shape[1::-1]
@@ -171,7 +171,7 @@ def frames_of_clips(mined: Path, clips: Path) -> Frames:
     import av
 
     from mimicbrush.data.manifest import read_rows
-    from mimicbrush.mining.jpeg import stored_size
+    from mimicbrush.mining.jpeg import shrink_to_side
     from mimicbrush.mining.options import MiningOptions
 
     rows = read_rows(mined, ["pair_id", "a_time_s", "b_time_s"]).to_pylist()
@@ -187,7 +187,7 @@ def frames_of_clips(mined: Path, clips: Path) -> Frames:
                 for frame in container.decode(stream):
                     TALLY["decoded_mpx"] += frame.width * frame.height / 1e6
                     if frame.pts >= pts:
-                        found.append(stored_size(frame.to_ndarray(format="rgb24"), MiningOptions.max_side_px))
+                        found.append(shrink_to_side(frame.to_ndarray(format="rgb24"), MiningOptions.max_side_px))
                         break
         a, b = found
         return a, b

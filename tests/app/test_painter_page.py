@@ -139,7 +139,7 @@ def test_a_box_is_exact_to_the_pixel(page: Page, tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask_of(tmp_path / "masks/cats/small.png"), expected)
 
 
-def test_a_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
+def test_an_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
     choose(page, "large.jpg")
     shown = page.locator(".painter-mask").bounding_box()
     assert shown and shown["width"] < 1100

@@ -71,7 +71,7 @@ def test_matched_points_go_where_their_pixels_go(tmp_path: Path, width: int, hei
     mask = MaskOptions(cells=(8, 8), matched=1.0, unmatched=0.0)
     options = DataOptions(video_ratio=1.0, jitter=JitterRanges(0, 0, 0, 0), mask=mask)
     dataset = PairDataset([PairSource("v", [pair], 1.0)], 64, options, seed=0)
-    assert dataset.make(pair, np.random.default_rng(0)).source.pixels.shape[1] < width / 2
+    assert dataset.transform(pair, np.random.default_rng(0)).source.pixels.shape[1] < width / 2
     found = []
     for n in range(40):
         sample = dataset[n]
@@ -111,11 +111,11 @@ def test_truncated_jpegs_and_missing_shards_are_named(tmp_path: Path) -> None:
     root = write_mined_folder(tmp_path / "pairs")
     pair = read_manifest(root)[-2]
     shard = root / "shards" / "shard-000000.tar"
-    whole, (offset, length) = shard.read_bytes(), pair.a_span
-    shard.write_bytes(whole[: offset + length - 50] + bytes(50) + whole[offset + length :])
+    full, (offset, length) = shard.read_bytes(), pair.a_span
+    shard.write_bytes(full[: offset + length - 50] + bytes(50) + full[offset + length :])
     with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* are no whole JPEG"):
         pair.read_a()
-    shard.write_bytes(whole[: offset + length - 50])
+    shard.write_bytes(full[: offset + length - 50])
     with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* end after {length - 50}"):
         pair.read_a()
     shard.unlink()
@@ -125,9 +125,9 @@ def test_truncated_jpegs_and_missing_shards_are_named(tmp_path: Path) -> None:
 
 def test_reduced_decoding_is_the_image_made_smaller() -> None:
     image = photograph("coffee.png")
-    whole, half = (decode_jpeg(jpeg(image), reduce) for reduce in (1, 2))
+    full, half = (decode_jpeg(jpeg(image), reduce) for reduce in (1, 2))
     assert half.shape == (200, 300, 3)
-    averaged = whole.reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
+    averaged = full.reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
     assert np.abs(averaged - half).mean() < 1.5
 
 

@@ -85,7 +85,7 @@ def test_damaged_samples_do_not_depend_on_them_either(damaged: Path, ranks: int,
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_two_resumes_within_one_epoch_change_nothing(mined: Path, ranks: int) -> None:
     dataset = dataset_in(mined, video_ratio=1.0)
-    assert len(dataset.sources[0].pairs) == 12  # an epoch is one step and a half
+    assert len(dataset.pair_sources[0].pairs) == 12  # an epoch is one step and a half
     straight = loaded(dataset, 1, 0, (0, 3))
     fresh = [dataset_in(mined, video_ratio=1.0) for _ in range(3)]
     parts = [loaded(each, ranks, 0, steps) for each, steps in zip(fresh, [(0, 1), (1, 2), (2, 3)], strict=True)]
@@ -118,8 +118,8 @@ def test_unreadable_pairs_are_replaced_and_named(damaged: Path) -> None:
     assert len(faults) >= 4 and all(any(f"pair {name}:" in fault for name in bad) for fault in faults)
     numbers = {int(fault.split(":")[0].removeprefix("sample ")) for fault in faults}
     assert numbers == {n for n in range(24) if dataset.mixture.locate(n)[1] in (0, 1)}
-    whole = dataset_in(damaged, video_ratio=1.0)
-    again = list(load_batches(whole, RankBatches(0, 3, TOTAL), num_workers=2))
+    repaired = dataset_in(damaged, video_ratio=1.0)
+    again = list(load_batches(repaired, RankBatches(0, 3, TOTAL), num_workers=2))
     assert rows(again) == rows(batches)
     assert [_named(fault) for batch in again for fault in batch.faults] == [_named(fault) for fault in faults]
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(24))
@@ -138,12 +138,12 @@ def test_a_source_that_is_gone_stops_at_once(tmp_path: Path) -> None:
         dataset[0]
 
 
-def test_a_image_of_another_size_is_a_fault(mined: Path) -> None:
+def test_an_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
-    pair = dataset.sources[0].pairs[0]
+    pair = dataset.pair_sources[0].pairs[0]
     object.__setattr__(pair, "size_px", (120, 160))
     with pytest.raises(DataError, match=r"is \(40, 40, 3\) at 1/4 of its size, the manifest says \(30, 40, 3\)"):
-        dataset.make(pair, np.random.default_rng(0))
+        dataset.transform(pair, np.random.default_rng(0))
 
 
 def test_a_worker_is_sent_the_way_to_the_manifest_not_the_manifest(tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def test_a_worker_is_sent_the_way_to_the_manifest_not_the_manifest(tmp_path: Pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_drawing_on_the_device_gives_the_same_samples(mined: Path, workers: int) -> None:
+def test_rendering_on_the_device_gives_the_same_samples(mined: Path, workers: int) -> None:
     batches = RankBatches(0, 2, TOTAL)
     here = list(load_batches(dataset_in(mined, 64), batches, num_workers=0))
-    undrawn = list(load_batches(dataset_in(mined, 64, augment_on="device"), batches, num_workers=workers))
-    assert all(isinstance(batch, DecodedBatch) and batch.images.dtype == torch.uint8 for batch in undrawn)
-    for cpu, device in zip(here, (batch.to(torch.device("cpu")) for batch in undrawn), strict=True):
+    decoded = list(load_batches(dataset_in(mined, 64, augment_on="device"), batches, num_workers=workers))
+    assert all(isinstance(batch, DecodedBatch) and batch.images.dtype == torch.uint8 for batch in decoded)
+    for cpu, device in zip(here, (batch.to(torch.device("cpu")) for batch in decoded), strict=True):
         assert isinstance(device, TrainBatch)
         for name in ("mask", "key", "index"):
             assert torch.equal(getattr(cpu, name), getattr(device, name)), name

@@ -16,7 +16,7 @@ from mimicbrush.data.manifest import (
     INDEX_NAME,
     PairTable,
     find_index_fault,
-    index_is_current,
+    is_index_current,
     read_manifest,
     read_rows,
     split_pairs,
@@ -48,9 +48,9 @@ def test_points_keep_a_thirty_second_of_a_pixel() -> None:
 
 def test_the_index_gives_the_pairs_of_the_parts_and_is_pickled_by_its_path(root: Path) -> None:
     from_parts = read_manifest(root)
-    assert not index_is_current(root)
+    assert not is_index_current(root)
     write_index(root, root / INDEX_NAME)
-    assert index_is_current(root)
+    assert is_index_current(root)
     mapped = read_manifest(root)
     train = split_pairs(mapped, "train")
     assert mapped.digest() == from_parts.digest() != train.digest()
@@ -66,41 +66,41 @@ def test_an_index_of_other_parts_is_not_used(root: Path) -> None:
     write_index(root, root / INDEX_NAME)
     part = root / "manifest/part-000000.parquet"
     pq.write_table(pq.read_table(part).slice(0, 5), part)
-    assert not index_is_current(root) and len(read_manifest(root)) == 5
-    whole = (root / INDEX_NAME).read_bytes()
-    (root / INDEX_NAME).write_bytes(whole[: len(whole) // 2])
+    assert not is_index_current(root) and len(read_manifest(root)) == 5
+    original = (root / INDEX_NAME).read_bytes()
+    (root / INDEX_NAME).write_bytes(original[: len(original) // 2])
     assert len(read_manifest(root)) == 5
 
 
 def test_a_damaged_index_is_said_or_passed_over_wherever_the_bit_is(root: Path) -> None:
     index = root / INDEX_NAME
     write_index(root, index)
-    whole, expected = index.read_bytes(), read_manifest(root).digest()
-    footer = int.from_bytes(whole[-10:-6], "little") + 10
-    damaged = bytearray(whole)
+    original, expected = index.read_bytes(), read_manifest(root).digest()
+    footer = int.from_bytes(original[-10:-6], "little") + 10
+    damaged = bytearray(original)
     damaged[-footer] ^= 0x80  # where the footer's tables begin
     index.write_bytes(damaged)
     assert find_index_fault(root) == "it is damaged, or was made of other parts"
     assert read_manifest(root).digest() == expected
     for place in range(1, footer, 7):
-        damaged = bytearray(whole)
+        damaged = bytearray(original)
         damaged[-place] ^= 0xFF
         index.write_bytes(damaged)
         if not find_index_fault(root):
             assert read_manifest(root).digest() == expected
 
 
-def test_a_image_that_is_not_what_was_mined_is_told_though_it_decodes(root: Path) -> None:
+def test_an_image_that_is_not_what_was_mined_is_an_error_though_it_decodes(root: Path) -> None:
     part, shard = root / "manifest/part-000000.parquet", root / "shards/shard-000000.tar"
-    table, whole = pq.read_table(part), shard.read_bytes()
+    table, original = pq.read_table(part), shard.read_bytes()
     spans = zip(table["a_offset"].to_pylist(), table["a_length"].to_pylist(), strict=True)
-    hashes = [hashlib.sha256(whole[offset : offset + length]).hexdigest() for offset, length in spans]
+    hashes = [hashlib.sha256(original[offset : offset + length]).hexdigest() for offset, length in spans]
     place = table.schema.get_field_index("a_sha256")
     pq.write_table(table.set_column(place, table.schema.field(place), pa.array(hashes)), part)
     pair = read_manifest(root)[0]
     assert pair.read_a().shape == (160, 160, 3)
     offset, length = pair.a_span
-    harmed = bytearray(whole)
+    harmed = bytearray(original)
     harmed[offset + length - 200 : offset + length - 2] = bytes(198)
     shard.write_bytes(harmed)
     decode_jpeg(bytes(harmed[offset : offset + length]))  # Pillow sees nothing wrong
@@ -131,8 +131,8 @@ def test_the_second_file_of_one_content_is_one_duplicate(cuts: list[int], tmp_pa
     assert [pair.source_path for pair in read_manifest(tmp_path)] == ["a", "a", "b"]
     # In one piece, a list column could not hold the points of all pairs.
     assert read_rows(tmp_path)["a_points"].num_chunks == len(cuts) - 1
-    told = read_rows(tmp_path, ["source_path", "status", "reason", "ssim"]).to_pylist()
-    assert [(each["source_path"], each["reason"]) for each in told] == [
+    rows = read_rows(tmp_path, ["source_path", "status", "reason", "ssim"]).to_pylist()
+    assert [(each["source_path"], each["reason"]) for each in rows] == [
         ("a", ""),
         ("a", ""),
         ("b", ""),
@@ -140,4 +140,4 @@ def test_the_second_file_of_one_content_is_one_duplicate(cuts: list[int], tmp_pa
         ("d", "empty"),
         ("e", "empty"),
     ]
-    assert np.isnan(told[3]["ssim"])
+    assert np.isnan(rows[3]["ssim"])

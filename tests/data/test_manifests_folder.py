@@ -72,10 +72,12 @@ def test_thirty_pairs_of_twenty_subjects(pairs: list[dict[str, Any]]) -> None:
 
 def test_the_part_lies_within_the_subject_and_the_subject_within_the_image(pairs: list[dict[str, Any]]) -> None:
     for pair in pairs:
-        (left, top, right, bottom), whole = pair["part_box"], pair["subject_box"]
-        assert 0 <= whole[0] <= left < right <= whole[2] <= 1, pair["number"]
-        assert 0 <= whole[1] <= top < bottom <= whole[3] <= 1, pair["number"]
-        assert (right - left) * (bottom - top) < 0.6 * (whole[2] - whole[0]) * (whole[3] - whole[1]), pair["number"]
+        (left, top, right, bottom), subject_box = pair["part_box"], pair["subject_box"]
+        assert 0 <= subject_box[0] <= left < right <= subject_box[2] <= 1, pair["number"]
+        assert 0 <= subject_box[1] <= top < bottom <= subject_box[3] <= 1, pair["number"]
+        assert (right - left) * (bottom - top) < 0.6 * (subject_box[2] - subject_box[0]) * (
+            subject_box[3] - subject_box[1]
+        ), pair["number"]
 
 
 def test_every_text_and_licence_field_is_filled(pairs: list[dict[str, Any]]) -> None:

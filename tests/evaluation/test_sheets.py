@@ -11,7 +11,7 @@ from mimicbrush.ops.contact_sheet import (
     fit_cell,
     sheet_size,
 )
-from mimicbrush.ops.plot import match_panel
+from mimicbrush.ops.plot import plot_matches
 
 
 def test_a_sheet_has_the_stated_size_and_shows_its_cells() -> None:
@@ -38,10 +38,10 @@ def test_cells_are_square_and_hold_the_whole_image(shape: tuple[int, ...]) -> No
 def test_matches_are_drawn_between_both_images() -> None:
     a, b = np.zeros((50, 60, 3), np.uint8), np.zeros((100, 60, 3), np.uint8)
     points = np.array([[10.0, 25.0]], np.float32)
-    panel = match_panel(a, b, points, points * 2, height_px=100)
+    panel = plot_matches(a, b, points, points * 2, height_px=100)
     assert panel.shape == (100, 120 + 6 + 60, 3)
     assert panel[50, 30:140].max(axis=1).min() > 0  # the line runs through both images, at their middle height
-    assert not np.array_equal(panel, match_panel(a, b, points[:0], points[:0], height_px=100))
+    assert not np.array_equal(panel, plot_matches(a, b, points[:0], points[:0], height_px=100))
 
 
 def test_a_sheet_of_pairs(rendered: list[Pair]) -> None:

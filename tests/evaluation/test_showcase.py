@@ -24,7 +24,7 @@ from mimicbrush.evaluation.heldout.showcase import (
 )
 from mimicbrush.ops.contact_sheet import cell_corner, cell_fit
 from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.plot import HOLE_RIM
+from mimicbrush.ops.plot import RIM_COLOUR
 
 SIZE = 48
 
@@ -135,7 +135,7 @@ def test_a_line_joins_the_places_in_both_cells() -> None:
     found = Correspondence(np.array([[40.0, 30.0]]), np.array([[20.0, 60.0]]), one, one, 5.0, 5.0)
     rows = [ShowcaseRow("", source, mask, reference, [source, source], each) for each in (None, found)]
     plain, joined = (showcase_sheet("title", SHOWCASE_COLUMNS, [row], 200) for row in rows)
-    assert (plain == HOLE_RIM).all(axis=2).sum() > 400
+    assert (plain == RIM_COLOUR).all(axis=2).sum() > 400
     changed = (plain != joined).any(axis=2)
     for column, (shape, point) in enumerate([((60, 80), (40, 30)), ((80, 40), (20, 60))]):
         left, top = cell_corner("title", SHOWCASE_COLUMNS, 0, column, 200)

@@ -75,19 +75,19 @@ def test_a_file_that_needs_too_much_memory_costs_itself(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_what_was_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clips(tmp_path / "in", 2)
-    whole = shards.write_aside
+    write_aside = shards.write_aside
 
     def full(path: Path, write: Callable[[Path], object]) -> None:
         if path.name == "part-000001.parquet":
             raise OSError(28, "No space left on device")
-        whole(path, write)
+        write_aside(path, write)
 
     monkeypatch.setattr(shards, "write_aside", full)
     with pytest.raises(DataError, match=r"shard 1 cannot be written .* the disk is full\. Finished shards stay"):
         mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, resources=Resources(workers=1), progress=False)
     assert [path.name for path in (tmp_path / "out/markers").iterdir()] == ["shard-000000.json"]
     assert not list((tmp_path / "out").rglob("*.tmp"))
-    monkeypatch.setattr(shards, "write_aside", whole)
+    monkeypatch.setattr(shards, "write_aside", write_aside)
     summary = mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, progress=False).summary
     assert summary is not None and summary.accepted == 2
 
@@ -175,4 +175,4 @@ def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path:
                     time.sleep(0.01)
                 for worker in started:  # still importing
                     worker.kill()
-            assert pending.result().sources[0].rows[0]["status"] == "pair"
+            assert pending.result().files[0].rows[0]["status"] == "pair"

@@ -74,8 +74,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jpeg, content = photograph_with_segments(seed)
         files |= {f"part/{name}.jpg": jpeg, f"part/{name}.json": json.dumps(content).encode()}
     write_tar(folder / "archive.tar", files | {"part/licence.md": b"-"})
-    whole = write_tar(folder / "cut.tar", files).read_bytes()
-    (folder / "cut.tar").write_bytes(whole[:-11000])
+    original = write_tar(folder / "cut.tar", files).read_bytes()
+    (folder / "cut.tar").write_bytes(original[:-11000])
     write_clips(root / "elsewhere", 1)
     (folder / "linked.mp4").symlink_to(root / "elsewhere/clip0.mp4")
     (folder / "linked_folder").symlink_to(root / "elsewhere")
@@ -194,9 +194,9 @@ import sys
 from pathlib import Path
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.run import mine
+from mimicbrush.mining.run import mine_folder
 if __name__ == "__main__":
-    mine(Path(sys.argv[1]), Path(sys.argv[2]), {OPTIONS!r}, resources={ONE_WORKER!r}, progress=False)
+    mine_folder(Path(sys.argv[1]), Path(sys.argv[2]), {OPTIONS!r}, resources={ONE_WORKER!r}, progress=False)
 """
     script = tmp_path / "mine_it.py"
     script.write_text(command)
@@ -285,7 +285,7 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
     size = sum((tmp_path / name).stat().st_size for name in names)
     for planned, status, reason in ((size, "pair", ""), (size - 1, "quarantined", "changed")):
         item = Item(names[0], kind, planned)
-        rows = mine_item(tmp_path, item, PyAVReader(), OPTIONS, tmp_path / "spool").sources[0].rows
+        rows = mine_item(tmp_path, item, PyAVReader(), OPTIONS, tmp_path / "spool").files[0].rows
         assert {(values["status"], values["reason"]) for values in rows} == {(status, reason)}
 
 
@@ -295,7 +295,7 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
         ({"workers": 1.5}, r"workers=1\.5: must be a whole number"),
         ({"workers": 0}, "at least 1"),
         ({"timeout_s": "long"}, "timeout_s=long: must be a number"),
-        ({"engine": "slurm"}, "no such engine; known are local, ray"),
+        ({"engine": "slurm"}, "no such engine; choose one of local, ray"),
         ({"engine": "ray"}, "Ray is not installed"),
     ],
 )

@@ -21,8 +21,8 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.report import statistics
-from mimicbrush.mining.report.page import report_html, write_mining_report
-from mimicbrush.mining.report.plots import Histogram, HistogramMark, histogram_svg
+from mimicbrush.mining.report.page import render_report, write_mining_report
+from mimicbrush.mining.report.plots import Histogram, HistogramMark, plot_histogram
 from mimicbrush.mining.run import mine_folder
 from mimicbrush.ops.geometry import letterbox_matrix, transform_points
 
@@ -98,7 +98,7 @@ def page(html: str) -> Page:
 
 
 def test_the_run_writes_it_and_the_same_folder_gives_the_same_page(folder: Path, html: str) -> None:
-    assert report_html(folder / "out") == html
+    assert render_report(folder / "out") == html
     before = (folder / "out/report.html").stat()
     write_mining_report(folder / "out")
     mine_folder(
@@ -175,11 +175,11 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
 def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
     pairs = read_manifest(folder / "out")
     videos = pairs.where(pairs.column("kind") == "video")
-    found = statistics.mask_figures(videos)
+    found = statistics.measure_masks(videos)
     assert len(found.hidden) == len(videos)
     by_hand = []
     for pair in videos:
-        mask, n = statistics.grid_mask(pair)
+        mask, n = statistics.build_grid_mask(pair)
         height, width = pair.size_px
         # Cell by cell and pixel by pixel, over the part of the canvas that the image covers.
         inside = np.zeros((256, 256), bool)
@@ -198,7 +198,7 @@ def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
         moved = np.median(np.hypot(*(pair.b_points - pair.a_points).T)) / np.hypot(height, width)
         by_hand.append((mask[inside].mean(), matched / hidden if hidden else 0, moved))
     expected = sorted(by_hand)
-    np.testing.assert_allclose(sorted(zip(found.hidden, found.matched, found.moved, strict=True)), expected, atol=1e-6)
+    np.testing.assert_allclose(sorted(zip(found.hidden, found.matched, found.motion, strict=True)), expected, atol=1e-6)
 
 
 def test_names_from_outside_are_text_and_nothing_comes_from_elsewhere(html: str, page: Page) -> None:
@@ -231,16 +231,16 @@ def test_every_image_is_whole_and_says_what_it_shows(html: str, page: Page) -> N
     assert len(html) < 3_000_000
 
 
-def test_a_image_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_does_not_stop_the_report(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "in/loose.jpg").unlink()
     tar = copy / "out/shards/shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
-    page = Page(report_html(copy / "out"))
+    page = Page(render_report(copy / "out"))
     assert page.text.count("no image") >= 2
     (copy / "out/summary.json").write_text("{")
     with pytest.raises(DataError, match=r"summary\.json cannot be read"):
-        report_html(copy / "out")
+        render_report(copy / "out")
 
 
 def test_a_folder_without_pairs_and_one_without_a_plan(tmp_path: Path, mined: Path) -> None:
@@ -250,13 +250,13 @@ def test_a_folder_without_pairs_and_one_without_a_plan(tmp_path: Path, mined: Pa
     page = Page((tmp_path / "out/report.html").read_text())
     assert "1 inputs = 0 accepted + 0 rejected + 1 quarantined" in page.text
     assert "Kept pairs" not in page.text
-    assert "12 of video frames + 4 photographs" in Page(report_html(mined)).text
+    assert "12 of video frames + 4 photographs" in Page(render_report(mined)).text
 
 
 def test_the_sample_is_spread_and_does_not_hang_on_the_order() -> None:
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 50, 5000)
-    keys = statistics.row_keys(groups.astype(np.uint64), np.arange(5000))
+    keys = statistics.hash_rows(groups.astype(np.uint64), np.arange(5000))
     assert len(np.unique(keys)) == 5000
     chosen = statistics.spread_rows(groups, keys, 50)
     assert len(np.unique(groups[chosen])) == 50
@@ -267,11 +267,11 @@ def test_the_sample_is_spread_and_does_not_hang_on_the_order() -> None:
     assert len(statistics.spread_rows(groups[:0], keys[:0], 60)) == 0
 
 
-def test_a_histogram_draws_every_bin_and_escapes_its_words() -> None:
+def test_a_histogram_plots_every_bin_and_escapes_its_words() -> None:
     values = np.array([-1, 0.05, 0.05, 0.5, 2])
-    histogram = Histogram.of(values, 0, 1, bins=10)
+    histogram = Histogram.count(values, 0, 1, bins=10)
     assert histogram.counts == (3, 0, 0, 0, 0, 1, 0, 0, 0, 1)
-    svg = Page(str(histogram_svg(histogram, '"<&>', " <s>", [HistogramMark(0.5, "<m>")], (0.2, 0.8))))
+    svg = Page(str(plot_histogram(histogram, '"<&>', " <s>", [HistogramMark(0.5, "<m>")], (0.2, 0.8))))
     bars = [float(attributes["height"]) for tag, attributes in svg.tags if attributes.get("class") == "bar"]
     assert len(bars) == 3
     assert bars[0] == pytest.approx(3 * bars[1], abs=0.1)
@@ -286,7 +286,7 @@ def test_at_most_so_many_quarantined_files_are_listed(folder: Path, tmp_path: Pa
     row = next(row for row in read_rows(copy).to_pylist() if row["status"] == "quarantined")
     rows = [row | {"source_path": f"lost{number}.mp4", "source_hash": ""} for number in range(250)]
     pq.write_table(type(table).from_pylist(rows, table.schema), part)
-    text = Page(report_html(copy)).text
+    text = Page(render_report(copy)).text
     listed = set(re.findall(r"lost\d+\.mp4", text))
     assert len(listed) == 200
     assert re.search(r"and 5\d more", text)

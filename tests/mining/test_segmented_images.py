@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.segmented_images import list_archive, open_archive, read_member, read_segmented_image
-from mimicbrush.ops.segments import decode_segment, read_annotation
+from mimicbrush.ops.rle import decode_segment, read_annotation
 
 OPTIONS = MiningOptions()
 
@@ -146,11 +146,11 @@ def test_a_tar_pairs_names_in_any_order(tmp_path: Path) -> None:
 
 def test_a_damaged_tar_is_found_out(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {f"{n}.jpg": bytes([n]) * 2000 for n in range(1, 5)})
-    whole = path.read_bytes()
+    original = path.read_bytes()
     for name, data in {
-        "cut in a file": whole[:3000],
-        "cut between files": whole[: 2 * (512 + 2048)],
-        "broken header": whole[:2560] + b"\x55" * 512 + whole[3072:],
+        "cut in a file": original[:3000],
+        "cut between files": original[: 2 * (512 + 2048)],
+        "broken header": original[:2560] + b"\x55" * 512 + original[3072:],
         "no tar": b"text" * 1000,
         "empty": b"",
     }.items():

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mined_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with in/ and out/: clips (one twice), loose photographs, a tar of them, and files that are refused."""
     folder = tmp_path_factory.mktemp("verify")
     write_clips(folder / "in", 3)
@@ -43,8 +43,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "copy")
+def folder(mined_once: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(mined_once, tmp_path / "copy")
 
 
 def faults(folder: Path) -> list[str]:
@@ -253,8 +253,8 @@ def _check_exported(lines: list[dict[str, object]], root: Path) -> None:
     assert [line["source_path"] for line in lines if line["reason"] == "duplicate"] == ["twin.mp4"]
     for line, values in zip(lines, rows, strict=True):
         for name, value in values.items():
-            told = np.nan if line[name] is None else line[name]
+            exported = np.nan if line[name] is None else line[name]
             if name in ("ssim", "segment_ratios"):
-                np.testing.assert_array_equal(np.asarray(told, np.float32), np.asarray(value, np.float32))
+                np.testing.assert_array_equal(np.asarray(exported, np.float32), np.asarray(value, np.float32))
             else:
-                np.testing.assert_equal(told, value)
+                np.testing.assert_equal(exported, value)

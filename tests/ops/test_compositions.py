@@ -35,7 +35,7 @@ def compositions() -> list[Composition]:
 def composition(seed: int) -> Composition:
     width, height = map(int, np.random.default_rng((seed, 1)).integers(24, 65, 2))
     ours = geometry.random_matrix(RANGES, CANVAS_PX, np.random.default_rng(seed))
-    # The same draws, in the order in which `random_matrix` makes them.
+    # The same random numbers, in the order in which `random_matrix` makes them.
     rng = np.random.default_rng(seed)
     flip = rng.random() < RANGES.flip_probability
     angle_deg = rng.uniform(-RANGES.rotation_deg, RANGES.rotation_deg)
@@ -94,8 +94,8 @@ def test_images_and_masks(compositions: list[Composition]) -> None:
         image = smooth_image(each.width, each.height, rng)
         # None is reduced first, which kornia would not do.
         assert geometry.shrink_factor(each.matrix, each.width, each.height) < 2
-        drawn = geometry.warp_to_canvas(image, each.matrix, CANVAS_PX, 255)
-        assert np.abs(drawn - warped_by_kornia(image, each.steps, 255)).max() < 0.75, seed  # rounding, and play
+        warped = geometry.warp_to_canvas(image, each.matrix, CANVAS_PX, 255)
+        assert np.abs(warped - warped_by_kornia(image, each.steps, 255)).max() < 0.75, seed  # rounding, and play
         blocks = rng.integers(0, 2, (each.height // 9 + 1, each.width // 9 + 1), np.uint8).repeat(9, 0).repeat(9, 1)
         mask = blocks[: each.height, : each.width] * np.uint8(255)
         ours = geometry.warp_to_canvas(mask, each.matrix, CANVAS_PX, 0) > 127
@@ -104,7 +104,7 @@ def test_images_and_masks(compositions: list[Composition]) -> None:
         assert np.array_equal(ours[~undecided], (theirs > 127.5)[~undecided]) and undecided.mean() < 0.05, seed
 
 
-def test_batches_drawn_by_torch_equal_single_images_drawn_by_opencv(compositions: list[Composition]) -> None:
+def test_batches_warped_by_torch_equal_single_images_warped_by_opencv(compositions: list[Composition]) -> None:
     for start in range(0, COMPOSITIONS, 100):
         chunk = compositions[start : start + 100]
         rng = np.random.default_rng(start)
@@ -120,16 +120,16 @@ def test_batches_drawn_by_torch_equal_single_images_drawn_by_opencv(compositions
             place[: image.shape[0], : image.shape[1]] = image
         matrices = np.stack([np.linalg.inv(each.matrix) for each in chunk]).astype(np.float32)
         arrays = (batch, sizes, matrices, np.stack(colours).astype(np.float32))
-        drawn = warp_images(*map(torch.from_numpy, arrays), size_px=CANVAS_PX, fill=255)
-        difference = np.abs(drawn.permute(0, 2, 3, 1).numpy() - np.stack(expected))
+        warped = warp_images(*map(torch.from_numpy, arrays), size_px=CANVAS_PX, fill=255)
+        difference = np.abs(warped.permute(0, 2, 3, 1).numpy() - np.stack(expected))
         assert difference.max() <= 2 and difference.mean() < 0.05
 
 
-def test_masks_drawn_by_torch_are_black_outside() -> None:
+def test_masks_warped_by_torch_are_black_outside() -> None:
     mask = np.full((1, 20, 30, 1), 255, np.uint8)
     matrix = geometry.letterbox_matrix(30, 20, 30)
     to_image, unchanged = np.linalg.inv(matrix)[None].astype(np.float32), np.eye(1, 2, dtype=np.float32)[None]
     arrays = map(torch.from_numpy, (mask, np.array([[20, 30]]), to_image, unchanged))
-    drawn = warp_images(*arrays, size_px=30, fill=0)[0, 0].numpy()
-    np.testing.assert_array_equal(drawn, geometry.warp_to_canvas(mask[0, :, :, 0], matrix, 30, 0))
-    assert set(drawn[:5].ravel()) == {0.0} and set(drawn[5:25].ravel()) == {255.0}
+    warped = warp_images(*arrays, size_px=30, fill=0)[0, 0].numpy()
+    np.testing.assert_array_equal(warped, geometry.warp_to_canvas(mask[0, :, :, 0], matrix, 30, 0))
+    assert set(warped[:5].ravel()) == {0.0} and set(warped[5:25].ravel()) == {255.0}

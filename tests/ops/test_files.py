@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside
+from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, replace_folder, write_aside, write_json
 from mimicbrush.io.images import brightest_stored_value, check_writable, normalise_mode, read_image, write_image
 
 
@@ -31,6 +32,18 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     write_aside(path, write)
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, {"name": "käse", "steps": [1, 2.5, None]})
+    assert path.read_bytes() == b'{\n "name": "k\\u00e4se",\n "steps": [\n  1,\n  2.5,\n  null\n ]\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text())["name"] == "käse"
+    write_json(path, {"name": "käse"}, ensure_ascii=False)
+    assert path.read_bytes() == '{\n "name": "käse"\n}\n'.encode()
+    assert [each.name for each in tmp_path.iterdir()] == ["values.json"]
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None:
@@ -73,7 +86,7 @@ def test_what_cannot_be_written_is_known_before(name: str, message: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_no_output_and_a_refusing_disk_is_told(tmp_path: Path) -> None:
+def test_a_folder_is_no_output_and_a_refusing_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(InputError, match="this is a folder"):
         check_writable(tmp_path / "a.png")
@@ -209,7 +222,7 @@ def test_what_is_clear_in_a_mask_of_several_colours_is_not_painted() -> None:
     assert [got.getpixel(at) for at in ((1, 1), (6, 1), (1, 3), (6, 3))] == [255, 0, 0, 0]
 
 
-def test_a_image_with_a_hole_is_no_mask(tmp_path: Path) -> None:
+def test_an_image_with_a_hole_is_no_mask(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number, channels in enumerate((1, 3)):  # grey, and in colours
         image = rng.integers(0, 256, (40, 60, channels)).astype(np.uint8).repeat(3 // channels, axis=2)
@@ -240,10 +253,10 @@ def test_exif_turns_every_mode(tmp_path: Path) -> None:
 
 
 def _damage(tmp_path: Path) -> dict[str, Callable[[Path], object]]:
-    whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "JPEG")
+    intact = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(intact, "JPEG")
     return {
-        "cut.jpg": lambda path: path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2]),
+        "cut.jpg": lambda path: path.write_bytes(intact.getvalue()[: len(intact.getvalue()) // 2]),
         "text.png": lambda path: path.write_text("no image"),
         "nothing.png": lambda path: path.touch(),
         "folder.png": lambda path: path.mkdir(),

@@ -58,7 +58,7 @@ def test_reduced_decoding_leaves_the_geometry_where_it_is() -> None:
     assert np.allclose(transform_points((centre + 0.5) / 2 - 0.5, halved), transform_points(centre, full))
 
 
-def test_a_decided_flip_does_not_shift_the_other_draws() -> None:
+def test_a_decided_flip_does_not_shift_the_other_samples() -> None:
     ranges = GeometryRanges()
     rngs = [np.random.default_rng(3) for _ in range(2)]
     plain, flipped = (random_matrix(ranges, 64, rng, flip) for rng, flip in zip(rngs, (False, True), strict=True))

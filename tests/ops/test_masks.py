@@ -8,9 +8,9 @@ from mimicbrush.ops.masks import box_mask, dilate_mask, fullest_grid_mask, mask_
 def test_matched_cells_are_masked_three_times_in_four_and_others_half_of_the_time() -> None:
     rng = np.random.default_rng(0)
     point = np.array([[10.0, 10.0]])  # in the first cell of every grid
-    draws = [sift_grid_mask(point, 90, rng, cells=(5, 5)) for _ in range(4000)]
-    matched = np.mean([mask[10, 10] for mask in draws])
-    unmatched = np.mean([mask[50, 50] for mask in draws])
+    samples = [sift_grid_mask(point, 90, rng, cells=(5, 5)) for _ in range(4000)]
+    matched = np.mean([mask[10, 10] for mask in samples])
+    unmatched = np.mean([mask[50, 50] for mask in samples])
     assert abs(matched - 0.75) < 0.03  # four standard errors
     assert abs(unmatched - 0.50) < 0.035
 
@@ -62,10 +62,10 @@ def test_the_fullest_cells_are_masked_at_seven_tenths_and_others_at_three() -> N
     rng = np.random.default_rng(0)
     cells = np.array([[0, 0], [1, 2], [4, 4], [3, 0], [2, 2]])  # column, row
     points = np.concatenate([np.repeat(cells * 20.0 + 10, 3, axis=0), [[90.0, 10.0], [500.0, 10.0]]])
-    draws = np.mean([fullest_grid_mask(points, 100, rng, cells=(5, 5)) for _ in range(3000)], axis=0)[10::20, 10::20]
+    samples = np.mean([fullest_grid_mask(points, 100, rng, cells=(5, 5)) for _ in range(3000)], axis=0)[10::20, 10::20]
     fullest = np.zeros((5, 5), bool)
     fullest[cells[:, 1], cells[:, 0]] = True
-    assert np.abs(draws[fullest] - 0.7).max() < 0.035 and np.abs(draws[~fullest] - 0.3).max() < 0.035
+    assert np.abs(samples[fullest] - 0.7).max() < 0.035 and np.abs(samples[~fullest] - 0.3).max() < 0.035
 
 
 def test_boxes_have_the_sides_and_the_area_asked_for() -> None:

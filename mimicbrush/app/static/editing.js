@@ -20,7 +20,7 @@ async function upload(blob) {
 
 /** An image that is painted on: the source with its mask, or the reference with its box. */
 class Panel {
-  token = null; // of the picture, at the server
+  token = null; // of the image, at the server
 
   constructor(element) {
     this.at = (role) => element.querySelector(`[data-role=${role}]`);
@@ -62,11 +62,11 @@ class Panel {
     this.say(`${this.painter.width} x ${this.painter.height} px`);
   }
 
-  /** A circle at a place of the picture, in its pixels; none where the place is beside it, on the padding. */
+  /** A circle at a place of the image, in its pixels; none where the place is beside it, on the padding. */
   point({ x, y }, sizePx) {
     this.ring.hidden = x < 0 || y < 0 || x > this.painter.width || y > this.painter.height;
     if (this.ring.hidden) return;
-    const shown = this.painter.picture.getBoundingClientRect();
+    const shown = this.painter.image.getBoundingClientRect();
     circle(this.ring, x / this.painter.width, y / this.painter.height, sizePx / this.painter.width * shown.width);
   }
 
@@ -175,7 +175,7 @@ export function result(element, { props, watch }) {
   show();
 }
 
-/** Pictures to begin with. */
+/** Images to begin with. */
 export function examples(element) {
   for (const button of element.querySelectorAll("[data-example]")) {
     button.addEventListener("click", () => panels.source.attempt(async () => {
@@ -189,7 +189,7 @@ export function examples(element) {
   }
 }
 
-/** What is asked for, as text: the server has the pictures by then. */
+/** What is asked for, as text: the server has the images by then. */
 export async function request() {
   const { source, reference } = panels;
   job = crypto.getRandomValues(new Uint32Array(4)).join("-");

@@ -2,26 +2,26 @@
  * A brush and a box over an image. It knows no server: give it an image, ask it for the mask.
  *
  *   const painter = new MaskPainter(document.querySelector("#stage"), { onChange: refresh });
- *   await painter.load(pictureBlob, maskBlobOrNull);
- *   const png = await painter.toBlob();  // of the picture's own size; 255 = repaint, 0 = keep
+ *   await painter.load(imageBlob, maskBlobOrNull);
+ *   const png = await painter.toBlob();  // of the image's own size; 255 = repaint, 0 = keep
  *
- * The mask is painted in the picture's own pixels, whatever size it is shown at: a pixel belongs to a stroke where
+ * The mask is painted in the image's own pixels, whatever size it is shown at: a pixel belongs to a stroke where
  * its centre lies at most half the brush's size from the pointer's path, and to a box where the pointer's two corners
  * touch or enclose it. There is no half-transparent edge. Its style is painter.css.
  */
 export class MaskPainter {
   tool = "brush"; // or "box"
   erasing = false;
-  sizePx = 40; // diameter of the brush, in pixels of the picture
+  sizePx = 40; // diameter of the brush, in pixels of the image
 
   #width = 0;
   #height = 0;
   #mask = new Uint8Array(0); // 1 = repaint, row by row
-  #base = new Uint8Array(0); // the mask that the picture came with
+  #base = new Uint8Array(0); // the mask that the image came with
   #done = []; // what was painted since, in order: undone by painting all but the last again
   #undone = [];
   #painting = null; // the operation under the pointer
-  #pointer = null; // where the pointer or the keyboard's cursor is, in pixels of the picture
+  #pointer = null; // where the pointer or the keyboard's cursor is, in pixels of the image
   #unsaved = false;
   #revision = 0; // grows with everything that changes the mask
   #onChange;
@@ -29,9 +29,9 @@ export class MaskPainter {
   constructor(stage, { onChange = () => {} } = {}) {
     this.#onChange = onChange;
     stage.classList.add("painter-stage");
-    this.picture = stage.appendChild(document.createElement("img"));
-    this.picture.alt = "";
-    this.picture.draggable = false;
+    this.image = stage.appendChild(document.createElement("img"));
+    this.image.alt = "";
+    this.image.draggable = false;
     this.overlay = stage.appendChild(document.createElement("canvas"));
     this.overlay.className = "painter-mask";
     this.overlay.tabIndex = 0;
@@ -49,8 +49,8 @@ export class MaskPainter {
   }
 
   /** Show an image (a Blob), and the mask it already has (a Blob, or null). Rejects where one cannot be shown. */
-  async load(picture, mask = null) {
-    const url = URL.createObjectURL(picture);
+  async load(blob, mask = null) {
+    const url = URL.createObjectURL(blob);
     const image = new Image();
     image.src = url;
     let base;
@@ -61,9 +61,9 @@ export class MaskPainter {
       URL.revokeObjectURL(url);
       throw error;
     }
-    if (this.picture.src) URL.revokeObjectURL(this.picture.src);
-    this.picture.src = url;
-    await this.picture.decode();
+    if (this.image.src) URL.revokeObjectURL(this.image.src);
+    this.image.src = url;
+    await this.image.decode();
     const { naturalWidth: width, naturalHeight: height } = image;
     [this.#width, this.#height] = [width, height];
     [this.overlay.width, this.overlay.height] = [width, height];
@@ -101,7 +101,7 @@ export class MaskPainter {
   /** The mask of a revision is kept; what was painted since is not. */
   markSaved(revision) { if (revision === this.#revision) this.#unsaved = false; this.#onChange(); }
 
-  /** The mask as a PNG of the picture's own size: white (255) is to be repainted, black (0) is kept. */
+  /** The mask as a PNG of the image's own size: white (255) is to be repainted, black (0) is kept. */
   async toBlob() {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [this.#width, this.#height];
@@ -295,7 +295,7 @@ export class MaskPainter {
   }
 }
 
-/** A mask picture of the size of another, as 0 and 1 row by row. */
+/** A mask image of the size of another, as 0 and 1 row by row. */
 async function readMask(blob, { naturalWidth: width, naturalHeight: height }) {
   const bitmap = await createImageBitmap(blob);
   if (bitmap.width !== width || bitmap.height !== height) {

@@ -1,9 +1,9 @@
-/** The page around the painter: which picture, which tool, and the way to the server (mimicbrush/app/mask_painter.py). */
+/** The page around the painter: which image, which tool, and the way to the server (mimicbrush/app/mask_painter.py). */
 import { MaskPainter } from "./painter.js";
 
 const at = (id) => document.getElementById(id);
 const painter = new MaskPainter(at("stage"), { onChange: refresh });
-let current = null; // name of the picture that is shown
+let current = null; // name of the image that is shown
 let isBusy = false;
 let maxUploadBytes = Infinity;
 
@@ -44,7 +44,7 @@ async function attempt(work) {
 async function list() {
   const { pictures, max_upload_bytes } = await (await ask("api/pictures")).json();
   maxUploadBytes = max_upload_bytes;
-  at("pictures").replaceChildren(...pictures.map(({ name, masked }) => {
+  at("images").replaceChildren(...pictures.map(({ name, masked }) => {
     const item = document.createElement("li");
     const button = item.appendChild(document.createElement("button"));
     button.textContent = name;
@@ -59,9 +59,9 @@ async function open(name, masked) {
   if (painter.isUnsaved && !confirm("This mask is not saved. Go on without it?")) return;
   const query = new URLSearchParams({ name });
   say(`Opening ${name} …`);
-  const picture = await (await ask(`api/picture?${query}`)).blob();
+  const image = await (await ask(`api/picture?${query}`)).blob();
   const mask = masked ? await (await ask(`api/mask?${query}`)).blob() : null;
-  await painter.load(picture, mask);
+  await painter.load(image, mask);
   current = name;
   at("size").max = Math.max(20, Math.round(Math.max(painter.width, painter.height) / 3));
   painter.sizePx = Math.max(1, Math.round(Math.max(painter.width, painter.height) / 16));

@@ -26,7 +26,7 @@ from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import MASK_THRESHOLD
 from mimicbrush.ops.correspondence import tint_correspondence
-from mimicbrush.ops.plot import mark_hole
+from mimicbrush.ops.plot import mark_mask
 
 TEMPLATE = "report.html.jinja"
 #: Height of the images on the page, and the most that all of them may take.
@@ -95,7 +95,7 @@ def _shown(case: Case, runs: Sequence[EditorRun], images: _Images) -> dict[str, 
     source, mask, reference = open_cases(case)
     hole = (np.asarray(mask) > MASK_THRESHOLD).astype(np.uint8)
     cells = [
-        {"title": "source", "picture": images.add(mark_hole(np.asarray(source), hole)), "text": case.subject or ""},
+        {"title": "source", "picture": images.add(mark_mask(np.asarray(source), hole)), "text": case.subject or ""},
         {"title": "reference", "picture": images.add(np.asarray(reference)), "text": case.prompt or ""},
     ]
     if case.track.has_truth:

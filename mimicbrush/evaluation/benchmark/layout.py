@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.atomic import replace_folder, write_json
 from mimicbrush.io.images import MASK_THRESHOLD, read_image
 
 TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
@@ -223,10 +223,6 @@ class BenchmarkWriter:
             folder = self.folder / TRACKS[track].folder
             for name, values in ((PROMPTS_NAME, self._prompts[track]), (CASES_NAME, facts)):
                 if values:
-                    _write_json(folder / name, values)
-        _write_json(self.folder / ABOUT_NAME, about)
+                    write_json(folder / name, values, ensure_ascii=False)
+        write_json(self.folder / ABOUT_NAME, about, ensure_ascii=False)
         replace_folder(self._root, lambda aside: self.folder.rename(aside))
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -15,7 +15,7 @@ from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run_editor import check_names, run_editor
 from mimicbrush.evaluation.editors.registry import check_editor, open_editor
 from mimicbrush.evaluation.heldout import report
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_aside, write_json
 
 BENCHMARK_METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = (
     "metrics.json",
@@ -76,7 +76,7 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> B
         part for part in (table.benchmark_markdown(summary), table.differences_markdown(differences)) if part
     )
     metrics = {"editors": summary, "differences": differences, "card": card}
-    report.write_json(output / BENCHMARK_METRICS_FILE, metrics)
+    write_json(output / BENCHMARK_METRICS_FILE, metrics)
     report.write_jsonl(
         output / PER_CASE_FILE,
         (

@@ -20,7 +20,7 @@ from mimicbrush.evaluation.benchmark.layout import Benchmark, Case
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, NotApplicableError
 from mimicbrush.evaluation.editors.without_model import ResultsEditor
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_json
 from mimicbrush.io.images import read_image, write_image
 from mimicbrush.ops.canvas import MASK_THRESHOLD, paste_back
 from mimicbrush.ops.correspondence import Correspondence
@@ -211,4 +211,4 @@ def _read_made_of(path: Path) -> dict[str, str]:
 
 
 def _write_made_of(path: Path, made_of: Mapping[str, Any]) -> None:
-    write_aside(path, lambda aside: aside.write_text(json.dumps(made_of, indent=1, sort_keys=True)))
+    write_json(path, dict(sorted(made_of.items())))

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout.selection import spread_pairs
 from mimicbrush.ops.contact_sheet import GAP_PX, INK, LINE_PX, PAPER, TEXT_PX, title_height_px
-from mimicbrush.ops.plot import match_panel
+from mimicbrush.ops.plot import plot_matches
 
 
 def pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) -> np.ndarray:
@@ -25,7 +25,7 @@ def pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) ->
     font = ImageFont.load_default(TEXT_PX)
     cells = []
     for pair in chosen:
-        panel = match_panel(pair.read_a(), pair.read_b(), pair.a_points, pair.b_points)
+        panel = plot_matches(pair.read_a(), pair.read_b(), pair.a_points, pair.b_points)
         cell = Image.new("RGB", (panel.shape[1], panel.shape[0] + LINE_PX), PAPER)
         cell.paste(Image.fromarray(panel), (0, LINE_PX))
         text = f"{pair.source_path}   SSIM {pair.ssim:.2f}   {len(pair.a_points)} matches"

@@ -36,12 +36,6 @@ def package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
     return found
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write aside, then rename: a reader never sees half a file. NaN and infinity are errors, not JSON."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
-
-
 def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
     """One JSON object per line, written aside, then renamed."""
     text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)

@@ -19,6 +19,7 @@ from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
 from mimicbrush.evaluation.heldout.reference_gain import GAIN_DEFINITIONS, PairScores, interval_note, summarise_pairs
 from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, spread_shown_samples
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_with_references, load_sets
+from mimicbrush.io.atomic import write_json
 from mimicbrush.io.images import write_image
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 from mimicbrush.ops.correspondence import LEGEND, Correspondence
@@ -83,7 +84,7 @@ def evaluate_heldout(
         report.write_jsonl(output / PER_PAIR_FILE, records)
         for name in options.sets:
             _write_images(output, name, images[name], metrics[name])
-        report.write_json(output / METRICS_FILE, metrics)
+        write_json(output / METRICS_FILE, metrics)
         _write_showcase(output / SHOWCASE_FILE, editor, plans, size_px, options)
     return metrics
 

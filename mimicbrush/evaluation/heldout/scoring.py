@@ -18,7 +18,7 @@ from mimicbrush.ops import canvas
 from mimicbrush.ops.correspondence import Correspondence, tint_correspondence
 from mimicbrush.ops.crops import Box
 from mimicbrush.ops.masks import mask_box
-from mimicbrush.ops.plot import mark_hole
+from mimicbrush.ops.plot import mark_mask
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
@@ -65,7 +65,7 @@ class EditedPair:
         """All images, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
         sample = self.sample
         images = {
-            "source": mark_hole(sample.source, sample.mask),
+            "source": mark_mask(sample.source, sample.mask),
             "mask": sample.mask * np.uint8(255),
             "reference": sample.reference,
             "target": sample.source,

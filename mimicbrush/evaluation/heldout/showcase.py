@@ -15,7 +15,7 @@ from mimicbrush.evaluation.heldout.scoring import area_boxes
 from mimicbrush.ops import canvas
 from mimicbrush.ops.contact_sheet import SheetRow, cell_corner, cell_fit, contact_sheet, fit_cell
 from mimicbrush.ops.correspondence import Correspondence, PlacePair, choose_place_pairs, plot_place_pairs
-from mimicbrush.ops.plot import mark_hole
+from mimicbrush.ops.plot import mark_mask
 
 SHOWCASE_CELL_PX, SHOWCASE_ROWS = 220, 3
 SHOWCASE_COLUMNS = ("source\n(hole in stripes)", "reference", "result", "target")
@@ -161,7 +161,7 @@ def showcase_sheet(
         left, top, width, height = cell_fit(row.mask.shape, cell_px)
         inside = np.zeros_like(hole)
         inside[top : top + height, left : left + width] = True
-        source = mark_hole(fit_cell(row.source, cell_px, smooth=True), hole & inside)
+        source = mark_mask(fit_cell(row.source, cell_px, smooth=True), hole & inside)
         others = [fit_cell(image, cell_px, smooth=True) for image in (row.reference, *row.others)]
         laid_out.append(SheetRow(row.caption, [source, *others]))
     sheet = contact_sheet(title, columns, laid_out, cell_px)
@@ -186,4 +186,4 @@ def _marks(row: ShowcaseRow, cell_px: int) -> list[PlacePair]:
         (wide, high),
         most=_MARKS,
     )
-    return [mark.moved((left, top), (u, v)) for mark in marks]
+    return [mark.shift((left, top), (u, v)) for mark in marks]

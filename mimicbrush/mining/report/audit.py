@@ -27,7 +27,7 @@ AUDIT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedExample:
     """A pair, or a single frame, that was tried and refused.
 
     Attributes:
@@ -45,7 +45,7 @@ class Refused:
     image: np.ndarray
 
     def to_row(self, source_path: str) -> dict[str, object]:
-        """As a row of the audit's Parquet part."""
+        """Return the example as a row of the audit's Parquet part."""
         return {
             "source_path": source_path,
             "reason": self.reason,
@@ -57,8 +57,8 @@ class Refused:
         }
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 with its long side reduced to `THUMBNAIL_PX`."""
+def make_thumbnail(image: np.ndarray) -> np.ndarray:
+    """Reduce (H, W, 3) uint8 until its long side is at most `THUMBNAIL_PX`."""
     scale = min(1.0, THUMBNAIL_PX / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -19,10 +19,10 @@ from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import read_plan
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.report import statistics, thumbnails
-from mimicbrush.mining.report.plots import Histogram, HistogramMark, histogram_svg, share_svg
+from mimicbrush.mining.report.plots import Histogram, HistogramMark, plot_histogram, plot_shares
 from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_values, summarise_manifest
 
-#: Storage and time are told for so many clips.
+#: The report tells storage and time for this many clips.
 MANY_CLIPS = 100_000
 _EXAMPLES, _LISTED = 3, 200
 #: Names and details come from outside, and may be of any length.
@@ -50,11 +50,11 @@ class ReasonRow:
 
 @dataclass(frozen=True)
 class Figure:
-    """A image of numbers, and the sentences that go with it."""
+    """A plot, and the sentences below it."""
 
     title: str
     svg: Markup
-    says: str
+    caption: str
 
 
 def write_mining_report(root: Path, *, input_root: Path | None = None) -> None:
@@ -67,23 +67,23 @@ def write_mining_report(root: Path, *, input_root: Path | None = None) -> None:
     Raises:
         DataError: no manifest there, or one that cannot be read.
     """
-    text = report_html(root, input_root=input_root).encode()
+    text = render_report(root, input_root=input_root).encode()
     path = root / REPORT_NAME
     if not path.is_file() or path.read_bytes() != text:
         write_aside(path, lambda aside: aside.write_bytes(text))
 
 
-def report_html(root: Path, *, input_root: Path | None = None) -> str:
-    """The report of a mined folder as a page of its own; the same folder gives the same text."""
+def render_report(root: Path, *, input_root: Path | None = None) -> str:
+    """Render the report of a mined folder as one HTML page; the same folder gives the same text."""
     plan = read_plan(root / PLAN_NAME)
     pairs = read_manifest(root, input_root)
     rows = read_rows(root, ["status", "reason", "detail", "kind", "source_path", "licence", "decoder"])
     kinds = pairs.column("kind")
     videos, photographs = pairs.where(kinds == "video"), pairs.where(kinds == "image")
-    summary = summarise_manifest(root, _ignored(root), plan.options if plan is not None else {})
+    summary = summarise_manifest(root, _read_ignored(root), plan.options if plan is not None else {})
     defaults = asdict(MiningOptions())
     options = defaults | summary.options
-    time = statistics.throughput(root, plan)
+    time = statistics.read_throughput(root, plan)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mimicbrush", "mining/report"),
         autoescape=True,
@@ -91,41 +91,43 @@ def report_html(root: Path, *, input_root: Path | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=_count, size=_size, short=_short, percent=lambda share: f"{share:.1%}")
+    environment.filters.update(
+        count=_format_count, size=_format_size, short=_shorten, percent=lambda share: f"{share:.1%}"
+    )
     quarantined = rows.filter(pc.equal(rows["status"], "quarantined"))
     return environment.get_template("report.html.jinja").render(
         summary=summary,
-        inputs_bar=share_svg(
+        inputs_bar=plot_shares(
             [(name, getattr(summary, name)) for name in ("accepted", "rejected", "quarantined")],
             f"{summary.accepted} accepted, {summary.rejected} rejected, {summary.quarantined} quarantined",
         ),
-        **_storage(root, summary, rows, pairs),
+        **_measure_storage(root, summary, rows, pairs),
         many_clips=MANY_CLIPS,
-        decoders=_decoders(rows),
-        changed_options=statistics.changed_options(plan),
+        decoders=_count_decoders(rows),
+        changed_options=statistics.list_changed_options(plan),
         options=options,
-        figures=_video_figures(videos, options),
+        figures=_build_video_figures(videos, options),
         bands=statistics.list_ssim_bands(videos.column("ssim"), (options["min_ssim"], options["max_ssim"])),
         num_video_pairs=len(videos),
-        kept=thumbnails.kept_pairs(videos),
-        refused=thumbnails.refused_pairs(root),
-        reasons=_reasons(rows),
-        quarantined=_named(quarantined, _LISTED),
+        kept=thumbnails.render_kept_pairs(videos),
+        refused=thumbnails.render_refused_pairs(root),
+        reasons=_list_reasons(rows),
+        quarantined=_list_files(quarantined, _LISTED),
         num_quarantined=len(quarantined),
-        segment_figure=_segment_figure(photographs, options),
-        photographs=thumbnails.photographs(photographs),
+        segment_figure=_build_segment_figure(photographs, options),
+        photographs=thumbnails.render_photographs(photographs),
         num_photographs=len(photographs),
         time=time,
-        steps=_steps(time),
-        time_bar=share_svg(
+        steps=_list_steps(time),
+        time_bar=plot_shares(
             [(f"step-{step}", time.seconds.get(step, 0.0)) for step in _STEPS],
-            "; ".join(f"{name} {share:.0%}" for name, _, _, share in _steps(time)),
+            "; ".join(f"{name} {share:.0%}" for name, _, _, share in _list_steps(time)),
         ),
-        licences=statistics.licences(rows),
+        licences=statistics.count_licences(rows),
     )
 
 
-def _ignored(root: Path) -> dict[str, int]:
+def _read_ignored(root: Path) -> dict[str, int]:
     """Files of other types, which only the summary knows: they have no rows."""
     try:
         counts = json.loads((root / SUMMARY_NAME).read_text(encoding="utf-8"))["ignored"]
@@ -136,7 +138,7 @@ def _ignored(root: Path) -> dict[str, int]:
         raise DataError(f"{root / SUMMARY_NAME} cannot be read ({error!r}); give the mining command again") from error
 
 
-def _storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> dict[str, object]:
+def _measure_storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> dict[str, object]:
     """Bytes on disk: of what, of one pair, and for `MANY_CLIPS` clips like these (None without clips)."""
     disk = statistics.measure_disk_bytes(root)
     is_copy = (pairs.column("store") == "mined") & (pairs.column("kind") == "image")
@@ -152,26 +154,26 @@ def _storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> 
     }
 
 
-def _decoders(rows: pa.Table) -> list[tuple[str, int]]:
-    named = rows.group_by(["decoder", "source_path"]).aggregate([])["decoder"]
-    return sorted((decoder, count) for decoder, count in count_values(named).items() if decoder)
+def _count_decoders(rows: pa.Table) -> list[tuple[str, int]]:
+    files_by_decoder = rows.group_by(["decoder", "source_path"]).aggregate([])["decoder"]
+    return sorted((decoder, count) for decoder, count in count_values(files_by_decoder).items() if decoder)
 
 
-def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]:
+def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]:
     """SSIM, matches, gaps, masks and motion of the video pairs; none without video pairs."""
     if not len(videos):
         return []
-    masks = statistics.mask_figures(videos)
+    masks = statistics.measure_masks(videos)
     sample = f"of {len(masks.hidden)} pairs" + (", a fixed sample" if len(masks.hidden) < len(videos) else "")
     ssims, matches = videos.column("ssim"), videos.lengths("a_points") // 2
     gaps = videos.column("b_time_s") - videos.column("a_time_s")
     band = (options["min_ssim"], options["max_ssim"])
     longest = max(options["min_gap_s"], float(gaps.max()))
     most = _round_up(float(np.percentile(matches, 99)))
-    farthest = _round_up(max(0.02, float(np.percentile(masks.moved, 99))))
-    still = float((masks.moved < 0.01).mean())
+    farthest = _round_up(max(0.02, float(np.percentile(masks.motion, 99))))
+    still = float((masks.motion < 0.01).mean())
     return [
-        _figure(
+        _build_figure(
             "SSIM of the two frames",
             ssims,
             (0, 1),
@@ -180,36 +182,36 @@ def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]
             "mining again.",
             band=band,
         ),
-        _figure(
+        _build_figure(
             "SIFT matches per pair",
             matches,
             (0, most),
             "{:.0f}",
             f"A pair needs {options['min_matches']}. The last bar holds all that have more.",
         ),
-        _figure(
+        _build_figure(
             "How far the matches moved",
-            masks.moved,
+            masks.motion,
             (0, farthest),
             "{:.3f}",
             f"Median of a pair's points, as a share of the diagonal, {sample}. At 0, copying in place would do: "
             f"{still:.1%} of the pairs moved less than 1%. The last bar holds all that moved farther.",
         ),
-        _figure(
+        _build_figure(
             "Share of the image that is hidden",
             masks.hidden,
             (0, 1),
             "{:.2f}",
             f"By the paper's grid mask, drawn from the stored matches with fixed seeds, {sample}.",
         ),
-        _figure(
+        _build_figure(
             "Hidden cells with a match",
             masks.matched,
             (0, 1),
             "{:.2f}",
             f"The share of what is hidden that the other frame is known to show, {sample}.",
         ),
-        _figure(
+        _build_figure(
             "Time between the frames",
             gaps,
             (0, longest),
@@ -220,21 +222,23 @@ def _video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]
     ]
 
 
-def _figure(
+def _build_figure(
     title: str,
     values: np.ndarray,
     limits: tuple[float, float],
     style: str,
-    says: str,
+    caption: str,
     *,
     unit: str = "",
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    told = statistics.percentiles(values)
-    marks = [HistogramMark(told[which], f"p{which} {style.format(told[which])}{unit}") for which in (5, 50, 95)]
-    words = ", ".join(f"percentile {which}: {style.format(value)}{unit}" for which, value in told.items())
-    svg = histogram_svg(Histogram.of(values, *limits), f"Histogram: {title}; {words}", unit, marks, band)
-    return Figure(title, svg, says)
+    values_at = statistics.find_percentiles(values)
+    marks = [
+        HistogramMark(values_at[which], f"p{which} {style.format(values_at[which])}{unit}") for which in (5, 50, 95)
+    ]
+    words = ", ".join(f"percentile {which}: {style.format(value)}{unit}" for which, value in values_at.items())
+    svg = plot_histogram(Histogram.count(values, *limits), f"Histogram: {title}; {words}", unit, marks, band)
+    return Figure(title, svg, caption)
 
 
 def _round_up(number: float) -> float:
@@ -243,37 +247,37 @@ def _round_up(number: float) -> float:
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= number * (1 - 1e-9)))
 
 
-def _segment_figure(photographs: PairTable, options: dict[str, float]) -> Figure | None:
+def _build_segment_figure(photographs: PairTable, options: dict[str, float]) -> Figure | None:
     if not len(photographs):
         return None
     ratios = photographs.values("segment_ratios")
-    says = (
-        f"{_count(len(ratios))} segments of {_count(len(photographs))} photographs, as a share of the image. "
-        f"Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g}, shaded; "
+    caption = (
+        f"{_format_count(len(ratios))} segments of {_format_count(len(photographs))} photographs, as a share of the "
+        f"image. Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g}, shaded; "
         f"at most {options['max_segments']} of a photograph."
     )
     band = (options["min_segment_ratio"], options["max_segment_ratio"])
-    return _figure("Area of the segments", ratios, (0, 1), "{:.2f}", says, band=band)
+    return _build_figure("Area of the segments", ratios, (0, 1), "{:.2f}", caption, band=band)
 
 
-def _reasons(rows: pa.Table) -> list[ReasonRow]:
-    found = count_values(rows.group_by(["source_path", "reason"]).aggregate([])["reason"])
+def _list_reasons(rows: pa.Table) -> list[ReasonRow]:
+    counts = count_values(rows.group_by(["source_path", "reason"]).aggregate([])["reason"])
     table = []
     for status, meanings in (("rejected", REJECTED), ("quarantined", QUARANTINED)):
         for word, meaning in meanings.items():
-            examples = _named(rows.filter(pc.equal(rows["reason"], word)), _EXAMPLES) if found[word] else []
+            examples = _list_files(rows.filter(pc.equal(rows["reason"], word)), _EXAMPLES) if counts[word] else []
             table.append(
-                ReasonRow(word, status, meaning, found[word], [(path, detail) for path, _, detail in examples])
+                ReasonRow(word, status, meaning, counts[word], [(path, detail) for path, _, detail in examples])
             )
     return sorted(table, key=lambda reason: -reason.files)
 
 
-def _named(rows: pa.Table, limit: int) -> list[tuple[str, str, str]]:
+def _list_files(rows: pa.Table, limit: int) -> list[tuple[str, str, str]]:
     """(path, reason, detail) of the first rows."""
     return [(row["source_path"], row["reason"], row["detail"]) for row in rows.slice(0, limit).to_pylist()]
 
 
-def _steps(time: statistics.Throughput) -> list[tuple[str, str, float, float]]:
+def _list_steps(time: statistics.Throughput) -> list[tuple[str, str, float, float]]:
     """(name, key, seconds, share) of each step that took any time."""
     return [
         (name, step, time.seconds[step], time.seconds[step] / time.total_s)
@@ -282,11 +286,11 @@ def _steps(time: statistics.Throughput) -> list[tuple[str, str, float, float]]:
     ]
 
 
-def _count(number: float) -> str:
+def _format_count(number: float) -> str:
     return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _size(num_bytes: float) -> str:
+def _format_size(num_bytes: float) -> str:
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if num_bytes < 1000 or unit == "TB":
             break
@@ -296,6 +300,6 @@ def _size(num_bytes: float) -> str:
     )
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     """A text from outside, at most `_LONGEST_TEXT` characters of it."""
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 8, 8, 34, 24
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts in equal bins.
+    """Counts of numbers in equal bins.
 
     Attributes:
         counts: per bin; what lies outside is in the first or the last.
@@ -26,8 +26,8 @@ class Histogram:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray, low: float, high: float, bins: int = 40) -> Histogram:
-        """Count numbers, (N,) and finite."""
+    def count(cls, values: np.ndarray, low: float, high: float, bins: int = 40) -> Histogram:
+        """Count numbers, (N,) and finite, into bins."""
         counts, _ = np.histogram(values.clip(low, high), bins=bins, range=(low, high))
         return cls(tuple(int(count) for count in counts), low, high)
 
@@ -40,17 +40,17 @@ class HistogramMark:
     text: str
 
 
-def histogram_svg(
+def plot_histogram(
     histogram: Histogram,
     alt: str,
     unit: str = "",
     marks: Sequence[HistogramMark] = (),
     band: tuple[float, float] | None = None,
 ) -> Markup:
-    """Draw a histogram.
+    """Plot a histogram as SVG.
 
     Args:
-        histogram: what to draw.
+        histogram: the counts.
         alt: says the same in words.
         unit: behind the numbers of the axis.
         marks: at most four; each has its label on a line of its own where two would touch.
@@ -90,12 +90,12 @@ def histogram_svg(
                     count,
                 )
             )
-    parts += _axis(histogram, unit, floor, x(histogram.low), plot_width)
-    parts += [mark for each in _labelled(marks, [x(mark.value) for mark in marks], floor) for mark in each]
+    parts += _plot_axis(histogram, unit, floor, x(histogram.low), plot_width)
+    parts += [mark for each in _plot_marks(marks, [x(mark.value) for mark in marks], floor) for mark in each]
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def _axis(histogram: Histogram, unit: str, floor: float, left: float, width: float) -> list[Markup]:
+def _plot_axis(histogram: Histogram, unit: str, floor: float, left: float, width: float) -> list[Markup]:
     parts = [Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(left, left + width, floor)]
     for fifth in range(6):
         anchor = ("start", *["middle"] * 4, "end")[fifth]
@@ -108,9 +108,9 @@ def _axis(histogram: Histogram, unit: str, floor: float, left: float, width: flo
     return parts
 
 
-def _labelled(marks: Sequence[HistogramMark], places: Sequence[float], floor: float) -> list[tuple[Markup, Markup]]:
+def _plot_marks(marks: Sequence[HistogramMark], places: Sequence[float], floor: float) -> list[tuple[Markup, Markup]]:
     """Lines and their labels, on the upper or the lower of two rows."""
-    drawn, ends = [], [-9.0, -9.0, -9.0]
+    labels, ends = [], [-9.0, -9.0, -9.0]
     for mark, place in sorted(zip(marks, places, strict=True), key=lambda entry: entry[1]):
         width = 6.2 * len(mark.text)
         left = min(max(place - width / 2, 2.0), _WIDTH - width - 2)
@@ -120,12 +120,12 @@ def _labelled(marks: Sequence[HistogramMark], places: Sequence[float], floor: fl
         line = Markup('<line class="mark" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(place, y + 2, floor)
         label = Markup('<text class="strong" x="{:.1f}" y="{}" textLength="{:.0f}">{}</text>')
         text = label.format(left, y, width, mark.text)
-        drawn.append((line, text))
-    return drawn
+        labels.append((line, text))
+    return labels
 
 
-def share_svg(parts: Sequence[tuple[str, float]], alt: str) -> Markup:
-    """One bar in parts of a whole; (class of the colour, how much) each."""
+def plot_shares(parts: Sequence[tuple[str, float]], alt: str) -> Markup:
+    """Plot one bar that is split into parts of (CSS class, amount) each, as SVG."""
     total = sum(amount for _, amount in parts) or 1.0
     svg = [Markup('<svg class="share" viewBox="0 0 1000 24" preserveAspectRatio="none" role="img" aria-label="{}">')]
     svg[0] = svg[0].format(alt)

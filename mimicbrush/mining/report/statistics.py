@@ -40,23 +40,23 @@ class Band:
 
 
 @dataclass(frozen=True)
-class MaskFigures:
-    """Of sampled video pairs, (N,) each.
+class MaskStatistics:
+    """What the paper's mask does to sampled video pairs, (N,) values each.
 
     Attributes:
         hidden: share of the image that the mask hides.
         matched: share of the hidden cells of the image that hold a match.
-        moved: how far the matched points moved, median over a pair's points, over the diagonal of the image.
+        motion: how far the matched points moved, median over a pair's points, over the diagonal of the image.
     """
 
     hidden: np.ndarray
     matched: np.ndarray
-    moved: np.ndarray
+    motion: np.ndarray
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What the shards say of their time, summed over all processes.
+    """Time that mining took, as the shards say, summed over all processes.
 
     Attributes:
         videos: that were planned in the shards that say so.
@@ -72,14 +72,14 @@ class Throughput:
 
     @property
     def total_s(self) -> float:
-        """Seconds of all steps."""
+        """Seconds of all steps together."""
         return sum(self.seconds.values())
 
 
-def row_keys(source_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """A hash per pair that depends on nothing but the pair, (N,) uint64: the lowest are the sample."""
+def hash_rows(origin_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Hash each pair by nothing but itself, (N,) uint64: the pairs with the lowest hashes are the sample."""
     with np.errstate(over="ignore"):
-        mixed = source_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
+        mixed = origin_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
             0x9E3779B97F4A7C15
         )
         mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -88,11 +88,11 @@ def row_keys(source_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
 
 
 def spread_rows(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """Numbers of at most `count` rows: the lowest key of each group, then the second lowest of each, and so on.
+    """Choose at most `count` rows: the lowest key of each group, then the second lowest of each, and so on.
 
     Args:
         groups: (N,) of what; rows of one group are alike.
-        keys: (N,) of `row_keys`.
+        keys: (N,) of `hash_rows`.
         count: how many.
     """
     if len(groups) == 0:
@@ -101,35 +101,35 @@ def spread_rows(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     ordered = groups[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    chosen: np.ndarray = order[np.lexsort((keys[order], turn))][:count]
-    return chosen
+    rows: np.ndarray = order[np.lexsort((keys[order], turn))][:count]
+    return rows
 
 
-def percentiles(values: np.ndarray) -> dict[int, float]:
-    """Percentile -> value of (N,) numbers; empty where there are none."""
+def find_percentiles(values: np.ndarray) -> dict[int, float]:
+    """Compute percentile -> value of (N,) numbers; empty where there are none."""
     if not len(values):
         return {}
     return dict(zip(_PERCENTILES, np.percentile(values.astype(np.float64), _PERCENTILES).tolist(), strict=True))
 
 
 def list_ssim_bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]:
-    """Video pairs that are left in narrower bands than the one that was mined; that one comes first."""
+    """Count the video pairs in the mined band of SSIM, then in narrower ones."""
     narrower = [band for band in _BANDS if mined[0] <= band[0] and band[1] <= mined[1]]
     return [Band(low, high, int(((ssims >= low) & (ssims <= high)).sum())) for low, high in (mined, *narrower)]
 
 
-def mask_figures(pairs: PairTable) -> MaskFigures:
-    """What the paper's mask hides of sampled video pairs; seeds and grids are fixed by the pair."""
-    keys = row_keys(pairs.column("origin_key"), pairs.column("a_frame"))
+def measure_masks(pairs: PairTable) -> MaskStatistics:
+    """Measure what the paper's mask hides of sampled video pairs; each pair fixes its own seed and grid."""
+    keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
     sample = [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
-    shares = [mask_shares(pair) for pair in sample]
-    moved = [moved_ratio(pair) for pair in sample]
+    shares = [measure_mask_shares(pair) for pair in sample]
+    motion = [measure_motion(pair) for pair in sample]
     table = np.array(shares, np.float64).reshape(-1, 2)
-    return MaskFigures(table[:, 0], table[:, 1], np.array(moved, np.float64))
+    return MaskStatistics(table[:, 0], table[:, 1], np.array(motion, np.float64))
 
 
-def grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
-    """The paper's mask for the first image, letterboxed to `_CANVAS_PX`, and its grid: (S, S) uint8, N."""
+def build_grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
+    """Sample the paper's mask for the first image, letterboxed to `_CANVAS_PX`: (S, S) uint8, and its grid N."""
     seed = mix(int(pair.source_hash[:15] or "0", 16), int(pair.pair_id.rpartition("-")[2] or 0))
     n = _GRIDS[seed % len(_GRIDS)]
     height, width = pair.size_px
@@ -137,17 +137,17 @@ def grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
     return sift_grid_mask(points, _CANVAS_PX, generator(seed), cells=(n, n)), n
 
 
-def image_box(size_px: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and columns of the canvas of `grid_mask` that an image of (height, width) fills."""
+def find_image_box(size_px: tuple[int, int]) -> tuple[slice, slice]:
+    """Find the rows and columns that an image of (height, width) fills on the canvas of `build_grid_mask`."""
     scale = _CANVAS_PX / max(size_px)
     starts = [round((_CANVAS_PX - side * scale) / 2) for side in size_px]
     return slice(starts[0], _CANVAS_PX - starts[0]), slice(starts[1], _CANVAS_PX - starts[1])
 
 
-def mask_shares(pair: Pair) -> tuple[float, float]:
-    """Share of the image that is hidden, and share of the hidden cells that hold a match (0 where none is)."""
-    mask, n = grid_mask(pair)
-    rows, columns = image_box(pair.size_px)
+def measure_mask_shares(pair: Pair) -> tuple[float, float]:
+    """Measure the share of the image that is hidden, and of the hidden cells that hold a match (or 0)."""
+    mask, n = build_grid_mask(pair)
+    rows, columns = find_image_box(pair.size_px)
     height, width = pair.size_px
     points = transform_points(pair.a_points, letterbox_matrix(width, height, _CANVAS_PX))
     has_match = np.zeros((n, n), bool)
@@ -161,23 +161,23 @@ def mask_shares(pair: Pair) -> tuple[float, float]:
     return float(mask[rows, columns].mean()), matched
 
 
-def moved_ratio(pair: Pair) -> float:
-    """How far a pair's matched points moved: the median over the diagonal of the image; 0 without points."""
+def measure_motion(pair: Pair) -> float:
+    """Measure how far matched points moved: their median over the diagonal of the image; 0 without points."""
     if not len(pair.a_points):
         return 0.0
     distances = np.linalg.norm(pair.b_points.astype(np.float64) - pair.a_points, axis=1)
     return float(np.median(distances) / np.hypot(*pair.size_px))
 
 
-def changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
-    """(name, value, default) of the options that are not the defaults."""
+def list_changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
+    """List (name, value, default) of the options that are not the defaults."""
     defaults = asdict(MiningOptions())
     options = plan.options if plan is not None else {}
     return [(name, value, defaults.get(name)) for name, value in options.items() if value != defaults.get(name)]
 
 
 def measure_disk_bytes(root: Path) -> dict[str, int]:
-    """What of a mined folder -> bytes: the parts that come of mining, not the report."""
+    """Measure the bytes of each part of a mined folder, without the report."""
     sizes = {
         name: sum(path.stat().st_size for path in sorted((root / name).glob("*")) if path.is_file())
         for name in ("shards", "manifest", "audit")
@@ -186,13 +186,13 @@ def measure_disk_bytes(root: Path) -> dict[str, int]:
     return sizes | {INDEX_NAME: index.stat().st_size if index.is_file() else 0}
 
 
-def throughput(root: Path, plan: Plan | None) -> Throughput:
+def read_throughput(root: Path, plan: Plan | None) -> Throughput:
     """Sum timing/*.json; a file that cannot be read counts as absent."""
     seconds: dict[str, float] = defaultdict(float)
     videos = frames = video_bytes = 0
     for number, items in enumerate(plan.shards if plan is not None else []):
         try:
-            timing = json.loads(ShardPaths.of(root, number).timing.read_text(encoding="utf-8"))
+            timing = json.loads(ShardPaths.for_shard(root, number).timing.read_text(encoding="utf-8"))
             steps = {str(step): float(duration) for step, duration in timing["seconds"].items()}
             frames += int(timing["num_frames"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -204,8 +204,8 @@ def throughput(root: Path, plan: Plan | None) -> Throughput:
     return Throughput(videos, frames, video_bytes, dict(seconds))
 
 
-def licences(rows: pa.Table) -> list[tuple[str, int, int]]:
-    """(licence, files, pairs) by the columns licence, source_path and status; the most files first."""
+def count_licences(rows: pa.Table) -> list[tuple[str, int, int]]:
+    """Count (licence, files, pairs) from the columns licence, source_path and status; most files first."""
     files = Counter[str]()
     for entry in rows.group_by(["licence", "source_path"]).aggregate([])["licence"].value_counts().to_pylist():
         files[entry["values"]] = entry["counts"]

@@ -28,7 +28,7 @@ _MINE_AGAIN = "Give the mining command again"
 
 @dataclass
 class FolderCheckResult:
-    """What was read, and all that is wrong.
+    """What verification read of a mined folder, and all that is wrong with it.
 
     Attributes:
         shards: with a marker.
@@ -53,7 +53,7 @@ def verify_folder(
         root: the mined folder.
         input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
         workers: processes that read shards.
-        progress: whether to draw a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
         InputError: this is no mined folder.
@@ -63,28 +63,28 @@ def verify_folder(
         raise InputError(f"{root} is no mined folder (no manifest/ and no markers/); name what mine_pairs.py wrote")
     if workers < 1:
         raise InputError(f"workers={workers}: must be at least 1")
-    verdict = FolderCheckResult()
-    plan = _plan(root, verdict.faults)
-    finished = _finished(root)
-    verdict.shards = len(finished)
-    checks = _checks(root, input_root, plan, finished, verdict.faults)
+    total = FolderCheckResult()
+    plan = _read_plan(root, total.faults)
+    finished = _list_finished(root)
+    total.shards = len(finished)
+    checks = _list_checks(root, input_root, plan, finished, total.faults)
     shards: list[tuple[int, ShardCheckResult]] = []
     with tqdm(total=len(checks), unit="shard", desc="verifying", disable=not progress) as bar:
-        for number, result in _read(checks, workers):
+        for number, result in _run_checks(checks, workers):
             shards.append((number, result))
             bar.update()
     for _, result in sorted(shards, key=lambda entry: entry[0]):
-        verdict.faults += result.faults
-        verdict.pairs += result.pairs
-        verdict.images += result.images
-        verdict.bytes_read += result.bytes_read
-    verdict.faults += _strangers(root, finished)
-    verdict.faults += _unfinished(root, plan, finished)
-    verdict.faults += _whole_folder(root, plan, bool(verdict.faults))
-    return verdict
+        total.faults += result.faults
+        total.pairs += result.pairs
+        total.images += result.images
+        total.bytes_read += result.bytes_read
+    total.faults += _find_stray_files(root, finished)
+    total.faults += _find_unfinished(root, plan, finished)
+    total.faults += _check_folder(root, plan, bool(total.faults))
+    return total
 
 
-def _plan(root: Path, faults: list[ShardFault]) -> Plan | None:
+def _read_plan(root: Path, faults: list[ShardFault]) -> Plan | None:
     try:
         plan = read_plan(root / PLAN_NAME)
     except DataError as error:
@@ -97,12 +97,12 @@ def _plan(root: Path, faults: list[ShardFault]) -> Plan | None:
     return plan
 
 
-def _finished(root: Path) -> list[int]:
-    found = (_MARKER.fullmatch(path.name) for path in (root / "markers").glob("shard-*.json"))
-    return sorted(int(match[1]) for match in found if match)
+def _list_finished(root: Path) -> list[int]:
+    matches = (_MARKER.fullmatch(path.name) for path in (root / "markers").glob("shard-*.json"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
-def _checks(
+def _list_checks(
     root: Path, input_root: Path | None, plan: Plan | None, finished: list[int], faults: list[ShardFault]
 ) -> list[ShardCheck]:
     if plan is not None:
@@ -110,9 +110,9 @@ def _checks(
         kinds = {item.kind for shard in plan.shards for item in shard}
         in_place = bool(kinds & {"image", "archive"}) and not plan.options.get("copy_images")
         if in_place and (input_root is None or not input_root.is_dir()):
-            found = f"the folder that was mined is not there ({input_root})"
+            actual = f"the folder that was mined is not there ({input_root})"
             remedy = "Name it: --input-root FOLDER; photographs in place were not checked"
-            faults.append(ShardFault(PLAN_NAME, "", found, "the folder of the photographs that stay in place", remedy))
+            faults.append(ShardFault(PLAN_NAME, "", actual, "the folder of the photographs that stay in place", remedy))
             input_root = None
     checks = []
     for number in finished:
@@ -122,7 +122,7 @@ def _checks(
     return checks
 
 
-def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardCheckResult]]:
+def _run_checks(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardCheckResult]]:
     if workers == 1 or len(checks) < 2:
         for check in checks:
             yield check.number, verify_shard(check)
@@ -130,8 +130,8 @@ def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardCh
     with ProcessPoolExecutor(min(workers, len(checks)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(verify_shard, check): check.number for check in checks}
         try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that was reading a shard was ended from outside (is there enough memory?); use --workers 1"
@@ -140,13 +140,13 @@ def _read(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, ShardCh
             pool.shutdown(cancel_futures=True)
 
 
-def _strangers(root: Path, finished: list[int]) -> Iterator[ShardFault]:
+def _find_stray_files(root: Path, finished: list[int]) -> Iterator[ShardFault]:
     """Files that belong to no finished shard."""
-    known = {path for number in finished for path in vars(ShardPaths.of(root, number)).values()}
-    known |= {root / name for name in (PLAN_NAME, INDEX_NAME, SUMMARY_NAME, REPORT_NAME)}
-    known |= {root / name for name in _FOLDERS}
-    for path in _entries(root):
-        if path in known:
+    expected = {path for number in finished for path in vars(ShardPaths.for_shard(root, number)).values()}
+    expected |= {root / name for name in (PLAN_NAME, INDEX_NAME, SUMMARY_NAME, REPORT_NAME)}
+    expected |= {root / name for name in _FOLDERS}
+    for path in _list_entries(root):
+        if path in expected:
             continue
         name = path.relative_to(root).as_posix()
         if path.parent == root / "manifest" and path.suffix == ".parquet":
@@ -160,38 +160,38 @@ def _strangers(root: Path, finished: list[int]) -> Iterator[ShardFault]:
             yield ShardFault(name, "", "it belongs to no finished shard", "nothing of that name", "Move it elsewhere")
 
 
-def _entries(root: Path) -> Iterable[Path]:
+def _list_entries(root: Path) -> Iterable[Path]:
     folders = [root, *(root / name for name in _FOLDERS if (root / name).is_dir())]
     return sorted(path for folder in folders for path in folder.iterdir())
 
 
-def _unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iterator[ShardFault]:
+def _find_unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iterator[ShardFault]:
     if plan is None:
         return
     numbers = set(finished)
     for number, items in enumerate(plan.shards):
         if number not in numbers:
-            name = ShardPaths.of(root, number).marker.relative_to(root).as_posix()
+            name = ShardPaths.for_shard(root, number).marker.relative_to(root).as_posix()
             inputs = ", ".join(item.path for item in items[:4]) + (", ..." if len(items) > 4 else "")
             yield ShardFault(
                 name, "", f"no marker: {len(items)} inputs have no rows ({inputs})", "a marker", _MINE_AGAIN
             )
     for number in sorted(numbers - set(range(len(plan.shards)))):
-        name = ShardPaths.of(root, number).marker.relative_to(root).as_posix()
+        name = ShardPaths.for_shard(root, number).marker.relative_to(root).as_posix()
         yield ShardFault(
             name, "", "a shard that is not planned", f"{len(plan.shards)} shards", "Move its files elsewhere"
         )
 
 
-def _whole_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[ShardFault]:
+def _check_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[ShardFault]:
     """What no shard can know: ids, sums, the index, the summary."""
     try:
         rows = read_rows(root, ["pair_id", "status"])
         counts = pc.value_counts(rows.filter(pc.equal(rows["status"], "pair"))["pair_id"])
         for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
-            found = f"{entry['counts']} rows of this id"
-            yield ShardFault("manifest/", entry["values"], found, "one", "Mine into a new output")
-        yield from _summary(root, plan)
+            actual = f"{entry['counts']} rows of this id"
+            yield ShardFault("manifest/", entry["values"], actual, "one", "Mine into a new output")
+        yield from _check_summary(root, plan)
         fault = find_index_fault(root)
     except DataError as error:
         if not faulty:  # else the shard that it is about has been named
@@ -202,18 +202,20 @@ def _whole_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[Shard
         yield ShardFault(INDEX_NAME, "", fault, "all pairs of manifest/, in order", remedy)
 
 
-def _summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
+def _check_summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
     path = root / SUMMARY_NAME
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        ignored = told["ignored"]
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        ignored = summary["ignored"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield ShardFault(SUMMARY_NAME, "", f"cannot be read ({error})", "the counts of manifest/", _MINE_AGAIN)
         return
-    expected = asdict(summarise_manifest(root, ignored, plan.options if plan is not None else told.get("options", {})))
+    expected = asdict(
+        summarise_manifest(root, ignored, plan.options if plan is not None else summary.get("options", {}))
+    )
     for key, value in expected.items():
-        if told.get(key) != value:
-            yield ShardFault(SUMMARY_NAME, "", f"{key}: {told.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
+        if summary.get(key) != value:
+            yield ShardFault(SUMMARY_NAME, "", f"{key}: {summary.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
     if expected["inputs"] != expected["accepted"] + expected["rejected"] + expected["quarantined"]:
         sums = " + ".join(f"{expected[key]} {key}" for key in ("accepted", "rejected", "quarantined"))
         yield ShardFault("manifest/", "", sums, f"{expected['inputs']} inputs", "Mine into a new output")

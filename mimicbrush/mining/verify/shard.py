@@ -18,11 +18,12 @@ from PIL import Image
 
 from mimicbrush.data.pair import Span, decode_jpeg
 from mimicbrush.data.schema import POINT_UNITS_PER_PX, SCHEMA, SCHEMA_VERSION, VERSION_KEY
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
 from mimicbrush.mining.shards import ShardPaths
-from mimicbrush.ops.segments import AnnotationError, SegmentError, read_annotation, run_lengths
+from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths
 
 #: Areas are stored as 32-bit floats.
 _RATIO_TOLERANCE = 1e-6
@@ -30,38 +31,38 @@ _RATIO_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class ShardFault:
-    """One thing that is not as it should be.
+    """One thing of a mined folder that is not as it should be.
 
     Attributes:
         file: where, relative to the mined folder (or to the input, for photographs in place).
         pair_id: whose; "" for the file as a whole.
-        found, expected: what is there, and what should be.
+        actual, expected: what is there, and what should be.
         remedy: what to do.
     """
 
     file: str
     pair_id: str
-    found: str
+    actual: str
     expected: str
     remedy: str
 
     def __str__(self) -> str:
         where = f"{self.file}, pair {self.pair_id}" if self.pair_id else self.file
-        line = f"{where}: {self.found}; expected {self.expected}. {self.remedy}"
+        line = f"{where}: {self.actual}; expected {self.expected}. {self.remedy}"
         # Names come from outside: a terminal must not obey them, nor one fault look like two.
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What to read again.
+    """A shard that is to be read again, and what it should hold.
 
     Attributes:
         root: the mined folder.
         input_root: the folder that was mined, if it is there.
         number: of the shard.
-        items: its planned inputs; None: the plan does not tell.
-        fingerprint: that its marker should have; None: the plan does not tell.
+        items: its planned inputs; None: the plan does not say.
+        fingerprint: that its marker should have; None: the plan does not say.
     """
 
     root: Path
@@ -73,7 +74,7 @@ class ShardCheck:
 
 @dataclass
 class ShardCheckResult:
-    """What was read, and what is wrong with it."""
+    """What verification read of a shard, and what is wrong with it."""
 
     faults: list[ShardFault]
     pairs: int = 0
@@ -82,95 +83,98 @@ class ShardCheckResult:
 
 
 def verify_shard(check: ShardCheck) -> ShardCheckResult:
-    """Read a shard again; nothing of it is believed, and nothing is changed."""
-    return _Reading(check).verdict()
+    """Read a shard again; nothing is taken on trust, and nothing is changed."""
+    return _ShardReading(check).read()
 
 
-class _Reading:
+class _ShardReading:
     def __init__(self, check: ShardCheck) -> None:
         self.check = check
-        self.paths = ShardPaths.of(check.root, check.number)
+        self.paths = ShardPaths.for_shard(check.root, check.number)
         self.result = ShardCheckResult([])
-        self.members: dict[Path, dict[int, tuple[str, int]]] = {}  # of each tar, see `_tar_members`
+        self.members: dict[Path, dict[int, tuple[str, int]]] = {}  # of each tar, see `_read_tar_members`
         self.damaged: set[Path] = set()  # by their hashes: Arrow is not given these to read
         self.remedy = f"Delete {self._name(self.paths.marker)} and give the mining command again"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.check.root).as_posix()
 
-    def _fault(self, file: str, found: str, expected: str, pair_id: str = "", remedy: str = "") -> None:
-        self.result.faults.append(ShardFault(file, pair_id, found, expected, remedy or self.remedy))
+    def _add_fault(self, file: str, actual: str, expected: str, pair_id: str = "", remedy: str = "") -> None:
+        self.result.faults.append(ShardFault(file, pair_id, actual, expected, remedy or self.remedy))
 
-    def _remedy(self, values: dict[str, Any]) -> str:
+    def _choose_remedy(self, values: dict[str, Any]) -> str:
         """What to do about an image; "" for mining its shard again."""
         return "" if values["store"] == "mined" else "Put back the file as it was mined, or mine into a new output"
 
-    def verdict(self) -> ShardCheckResult:
+    def read(self) -> ShardCheckResult:
         """Everything that is wrong, from the marker inwards."""
-        marker = self._marker()
-        rows = self._rows(marker)
-        self._audit()
-        self._timing()
+        marker = self._check_marker()
+        rows = self._read_rows(marker)
+        self._check_audit()
+        self._check_timing()
         if rows is None:
             return self.result
-        self._inputs(rows)
-        members = self._members(self.paths.tar, self._name(self.paths.tar))
-        used: set[int] = set()
+        self._check_inputs(rows)
+        members = self._list_members(self.paths.tar, self._name(self.paths.tar))
+        used_offsets: set[int] = set()
         for values in rows:
             if values["status"] == "pair":
                 self.result.pairs += 1
-                self._pair(values, members, used)
+                self._check_pair(values, members, used_offsets)
             else:
-                self._refused(values)
+                self._check_refusal(values)
         for offset, (name, size) in members.items():
-            if offset not in used:
-                self._fault(self._name(self.paths.tar), f"{name!r} ({size} bytes) belongs to no row", "rows for all")
+            if offset not in used_offsets:
+                self._add_fault(
+                    self._name(self.paths.tar), f"{name!r} ({size} bytes) belongs to no row", "rows for all"
+                )
         return self.result
 
-    def _marker(self) -> dict[str, Any]:
+    def _check_marker(self) -> dict[str, Any]:
         name = self._name(self.paths.marker)
         try:
             marker = json.loads(self.paths.marker.read_text(encoding="utf-8"))
             if not isinstance(marker, dict):
                 raise ValueError("no JSON object")
         except (OSError, ValueError) as error:
-            self._fault(name, f"cannot be read ({error})", "the marker that a finished shard has")
+            self._add_fault(name, f"cannot be read ({error})", "the marker that a finished shard has")
             return {}
         for key, path in self.paths.hashed.items():
             try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                actual = hash_file(path)
             except OSError as error:
-                self._fault(self._name(path), f"cannot be read ({error.strerror})", "the file that its marker names")
+                self._add_fault(
+                    self._name(path), f"cannot be read ({error.strerror})", "the file that its marker names"
+                )
                 continue
             self.result.bytes_read += path.stat().st_size
-            if found != marker.get(key):
+            if actual != marker.get(key):
                 self.damaged.add(path)
-                self._fault(self._name(path), f"SHA-256 {found}", f"{marker.get(key)}, as {name} says")
+                self._add_fault(self._name(path), f"SHA-256 {actual}", f"{marker.get(key)}, as {name} says")
         if self.check.fingerprint not in (None, marker.get("fingerprint")):
-            self._fault(
+            self._add_fault(
                 name,
                 f"fingerprint {marker.get('fingerprint')}",
                 f"{self.check.fingerprint}, of the inputs in plan.json",
             )
         return marker
 
-    def _rows(self, marker: dict[str, Any]) -> list[dict[str, Any]] | None:
+    def _read_rows(self, marker: dict[str, Any]) -> list[dict[str, Any]] | None:
         name = self._name(self.paths.part)
-        table = self._table(self.paths.part, SCHEMA)
+        table = self._read_table(self.paths.part, SCHEMA)
         if table is None:
             return None
         version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
-            self._fault(name, f"schema version {version}", str(SCHEMA_VERSION))
+            self._add_fault(name, f"schema version {version}", str(SCHEMA_VERSION))
             return None
         rows: list[dict[str, Any]] = table.to_pylist()
         for key, count in (("rows", len(rows)), ("pairs", sum(values["status"] == "pair" for values in rows))):
             if marker and marker.get(key) != count:
-                self._fault(name, f"{count} {key}", f"{marker.get(key)}, as {self._name(self.paths.marker)} says")
+                self._add_fault(name, f"{count} {key}", f"{marker.get(key)}, as {self._name(self.paths.marker)} says")
         return rows
 
-    def _table(self, path: Path, schema: pa.Schema) -> pa.Table | None:
+    def _read_table(self, path: Path, schema: pa.Schema) -> pa.Table | None:
         if path in self.damaged:
             return None
         try:
@@ -179,125 +183,132 @@ class _Reading:
         except FileNotFoundError:  # said above
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
-            self._fault(self._name(path), f"cannot be read ({error})", "a whole Parquet file")
+            self._add_fault(self._name(path), f"cannot be read ({error})", "a whole Parquet file")
             return None
         if not table.schema.equals(schema):
-            self._fault(self._name(path), f"columns {table.column_names}", f"{schema.names}, each of its type")
+            self._add_fault(self._name(path), f"columns {table.column_names}", f"{schema.names}, each of its type")
             return None
         empty = [name for name in table.column_names if table[name].null_count]
         if empty:
-            self._fault(self._name(path), f"nulls in {', '.join(empty)}", "a value everywhere")
+            self._add_fault(self._name(path), f"nulls in {', '.join(empty)}", "a value everywhere")
             return None
         return table
 
-    def _audit(self) -> None:
-        table = self._table(self.paths.audit, AUDIT_SCHEMA)
+    def _check_audit(self) -> None:
+        table = self._read_table(self.paths.audit, AUDIT_SCHEMA)
         for number, data in enumerate(table["picture"].to_pylist() if table is not None else []):
             try:
                 decode_jpeg(data)
             except (OSError, ValueError, SyntaxError) as error:
-                self._fault(self._name(self.paths.audit), f"thumbnail {number}: {error}", "a whole JPEG")
+                self._add_fault(self._name(self.paths.audit), f"thumbnail {number}: {error}", "a whole JPEG")
 
-    def _timing(self) -> None:
+    def _check_timing(self) -> None:
         try:
             json.loads(self.paths.timing.read_text(encoding="utf-8"))
         except FileNotFoundError:  # it is no part of the shard
             return
         except (OSError, ValueError) as error:
-            self._fault(self._name(self.paths.timing), f"cannot be read ({error})", "JSON", remedy="Delete it")
+            self._add_fault(self._name(self.paths.timing), f"cannot be read ({error})", "JSON", remedy="Delete it")
 
-    def _inputs(self, rows: list[dict[str, Any]]) -> None:
+    def _check_inputs(self, rows: list[dict[str, Any]]) -> None:
         """Every planned input has its rows, every row its input, and all rows of a file one status."""
         name = self._name(self.paths.part)
         statuses: dict[str, set[str]] = {}
         for values in rows:
             statuses.setdefault(values["source_path"], set()).add(values["status"])
-        for source, found in statuses.items():
-            if len(found) > 1:
-                self._fault(name, f"{source!r} is {' and '.join(sorted(found))}", "one status for all rows of a file")
+        for origin, of_file in statuses.items():
+            if len(of_file) > 1:
+                self._add_fault(
+                    name, f"{origin!r} is {' and '.join(sorted(of_file))}", "one status for all rows of a file"
+                )
         if self.check.items is None:
             return
         archives = {f"{item.path}/" for item in self.check.items if item.kind == "archive"}
         planned = {item.path for item in self.check.items}
-        for source in statuses:
-            if source not in planned and not any(source.startswith(archive) for archive in archives):
-                self._fault(name, f"a row of {source!r}", "only rows of the inputs that plan.json has for this shard")
+        for origin in statuses:
+            if origin not in planned and not any(origin.startswith(archive) for archive in archives):
+                expected = "only rows of the inputs that plan.json has for this shard"
+                self._add_fault(name, f"a row of {origin!r}", expected)
         for item in self.check.items:  # a tar without photographs has none
             if item.kind != "archive" and item.path not in statuses:
-                self._fault(name, f"no row of {item.path!r}", "a row for every input of plan.json")
+                self._add_fault(name, f"no row of {item.path!r}", "a row for every input of plan.json")
 
-    def _refused(self, values: dict[str, Any]) -> None:
-        known = {"rejected": REJECTED, "quarantined": QUARANTINED}.get(values["status"])
-        if known is None or values["reason"] not in known:
-            self._fault(
+    def _check_refusal(self, values: dict[str, Any]) -> None:
+        reasons = {"rejected": REJECTED, "quarantined": QUARANTINED}.get(values["status"])
+        if reasons is None or values["reason"] not in reasons:
+            self._add_fault(
                 self._name(self.paths.part),
                 f"{values['source_path']!r} has status {values['status']!r} and reason {values['reason']!r}",
                 "a status and a reason of data_manifests/README.md",
             )
 
-    def _members(self, path: Path, name: str) -> dict[int, tuple[str, int]]:
+    def _list_members(self, path: Path, name: str) -> dict[int, tuple[str, int]]:
         if path not in self.members:
             self.members[path] = {}
             try:
                 if path.exists():  # else it is said of the marker, or of the pair
-                    self.members[path] = _tar_members(path)
+                    self.members[path] = _read_tar_members(path)
             except (tarfile.TarError, OSError, ValueError) as error:
-                self._fault(name, f"cannot be read ({error})", "a whole tar")
+                self._add_fault(name, f"cannot be read ({error})", "a whole tar")
         return self.members[path]
 
-    def _pair(self, values: dict[str, Any], members: dict[int, tuple[str, int]], used: set[int]) -> None:
+    def _check_pair(self, values: dict[str, Any], members: dict[int, tuple[str, int]], used_offsets: set[int]) -> None:
         pair_id, mined = values["pair_id"], values["store"] == "mined"
         if not pair_id or values["store"] not in ("mined", "input") or values["kind"] not in ("video", "image"):
-            self._fault(
+            self._add_fault(
                 self._name(self.paths.part),
                 f"pair_id {pair_id!r}, store {values['store']!r}, kind {values['kind']!r}",
                 "an id, mined or input, video or image",
                 pair_id,
             )
             return
-        self._points(values)
+        self._check_points(values)
         sides = [side for side in ("a", "b") if values[f"{side}_offset"] >= 0]
         if values["kind"] == "video" and (sides != ["a", "b"] or not values["a_frame"] < values["b_frame"]):
-            self._fault(self._name(self.paths.part), "no two frames in order", "a first and a later one", pair_id)
+            self._add_fault(self._name(self.paths.part), "no two frames in order", "a first and a later one", pair_id)
         for side in sides:
             span = values[f"{side}_offset"], values[f"{side}_length"]
-            data = self._bytes(values, values["file"], span, members, used, f"{side}.jpg" if mined else "")
+            data = self._read_bytes(values, values["file"], span, members, used_offsets, f"{side}.jpg" if mined else "")
             if data is not None:
-                self._image(values, side, data)
+                self._check_image(values, side, data)
         if values["annotation_file"]:
             span = values["annotation_offset"], values["annotation_length"]
-            data = self._bytes(values, values["annotation_file"], span, members, used, "json" if mined else "")
+            data = self._read_bytes(
+                values, values["annotation_file"], span, members, used_offsets, "json" if mined else ""
+            )
             if data is not None:
-                self._segments(values, data)
+                self._check_segments(values, data)
         elif values["kind"] == "image":
-            self._fault(self._name(self.paths.part), "no annotation_file", "one for a photograph", pair_id)
+            self._add_fault(self._name(self.paths.part), "no annotation_file", "one for a photograph", pair_id)
 
-    def _points(self, values: dict[str, Any]) -> None:
+    def _check_points(self, values: dict[str, Any]) -> None:
         name, size = self._name(self.paths.part), (values["width_px"], values["height_px"])
         counts = {side: len(values[f"{side}_points"]) for side in ("a", "b")}
         if counts["a"] != counts["b"] or counts["a"] % 2:
-            self._fault(name, f"{counts['a']} and {counts['b']} coordinates", "two for each match", values["pair_id"])
+            self._add_fault(
+                name, f"{counts['a']} and {counts['b']} coordinates", "two for each match", values["pair_id"]
+            )
             return
         for side in ("a", "b"):
             points = np.array(values[f"{side}_points"], np.int64).reshape(-1, 2)
             outside = int((points > np.array(size) * POINT_UNITS_PER_PX).any(axis=1).sum())
             if outside:
-                self._fault(
+                self._add_fault(
                     name,
                     f"{outside} points of image {side} lie outside",
                     f"all inside {size[0]} x {size[1]} px",
                     values["pair_id"],
                 )
         if values["kind"] == "video" and not -1 <= values["ssim"] <= 1:
-            self._fault(name, f"SSIM {values['ssim']}", "-1..1", values["pair_id"])
+            self._add_fault(name, f"SSIM {values['ssim']}", "-1..1", values["pair_id"])
 
-    def _bytes(
+    def _read_bytes(
         self,
         values: dict[str, Any],
         file: str,
         span: Span,
         members: dict[int, tuple[str, int]],
-        used: set[int],
+        used_offsets: set[int],
         suffix: str,
     ) -> bytes | None:
         """What lies at a span, if the file's own headers agree; else None, and the fault is kept.
@@ -306,7 +317,7 @@ class _Reading:
             values: of the row.
             file, span: where its bytes are said to lie.
             members: of the shard's own tar.
-            used: gets the offsets that rows name.
+            used_offsets: gets the offsets that rows name.
             suffix: of the member in the shard's tar; "" for files in place.
         """
         pair_id = values["pair_id"]
@@ -316,62 +327,64 @@ class _Reading:
         own = self._name(self.paths.tar)
         path = root / file
         if (suffix and file != own) or not path.resolve().is_relative_to(root.resolve()):
-            self._fault(self._name(self.paths.part), f"file {file!r}", own if suffix else f"inside {root}", pair_id)
+            self._add_fault(self._name(self.paths.part), f"file {file!r}", own if suffix else f"inside {root}", pair_id)
             return None
-        remedy = self._remedy(values)
+        remedy = self._choose_remedy(values)
         if suffix or file.endswith(".tar"):
-            found = (members if suffix else self._members(path, file)).get(span[0])
-            used.add(span[0])
+            actual = (members if suffix else self._list_members(path, file)).get(span[0])
+            used_offsets.add(span[0])
             expected = (f"{pair_id}.{suffix}" if suffix else None, span[1])
-            if found is None or found[1] != span[1] or expected[0] not in (None, found[0]):
-                header = "no file begins there" if found is None else f"{found[0]!r} of {found[1]} bytes"
+            if actual is None or actual[1] != span[1] or expected[0] not in (None, actual[0]):
+                header = "no file begins there" if actual is None else f"{actual[0]!r} of {actual[1]} bytes"
                 name = expected[0] or "a file"
-                self._fault(file, f"at byte {span[0]}: {header}", f"{name} of {span[1]} bytes", pair_id, remedy)
+                self._add_fault(file, f"at byte {span[0]}: {header}", f"{name} of {span[1]} bytes", pair_id, remedy)
         try:
             size = path.stat().st_size
             fits = span[0] >= 0 and span[1] > 0 and sum(span) <= size
             is_alone = not suffix and not file.endswith(".tar")
             if not fits or (is_alone and sum(span) != size):  # a file that has grown has changed, too
-                self._fault(file, f"{size} bytes", f"{span[1]} bytes at {span[0]}", pair_id, remedy)
+                self._add_fault(file, f"{size} bytes", f"{span[1]} bytes at {span[0]}", pair_id, remedy)
                 return None
             with path.open("rb") as stream:
                 stream.seek(span[0])
                 data = stream.read(span[1])
         except OSError as error:
-            self._fault(file, f"cannot be read ({error.strerror})", f"{span[1]} bytes at {span[0]}", pair_id, remedy)
+            self._add_fault(
+                file, f"cannot be read ({error.strerror})", f"{span[1]} bytes at {span[0]}", pair_id, remedy
+            )
             return None
         self.result.bytes_read += 0 if suffix else len(data)
         return data
 
-    def _image(self, values: dict[str, Any], side: str, data: bytes) -> None:
+    def _check_image(self, values: dict[str, Any], side: str, data: bytes) -> None:
         self.result.images += 1
-        remedy = self._remedy(values)
-        found = hashlib.sha256(data).hexdigest()
-        if found != values[f"{side}_sha256"]:
+        remedy = self._choose_remedy(values)
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != values[f"{side}_sha256"]:
             expected = f"{values[f'{side}_sha256']}, as the manifest says"
-            self._fault(values["file"], f"image {side} has SHA-256 {found}", expected, values["pair_id"], remedy)
+            self._add_fault(values["file"], f"image {side} has SHA-256 {actual}", expected, values["pair_id"], remedy)
             return  # whatever it is: do not decode it
         try:
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 size = image.size
             decode_jpeg(data)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self._fault(values["file"], f"image {side}: {error}", "a whole JPEG", values["pair_id"], remedy)
+            self._add_fault(values["file"], f"image {side}: {error}", "a whole JPEG", values["pair_id"], remedy)
             return
         if size != (values["width_px"], values["height_px"]):
             expected = f"{values['width_px']} x {values['height_px']}, as the manifest says"
-            shown = f"image {side} is {size[0]} x {size[1]} px"
-            self._fault(values["file"], shown, expected, values["pair_id"], remedy)
+            actual_size = f"image {side} is {size[0]} x {size[1]} px"
+            self._add_fault(values["file"], actual_size, expected, values["pair_id"], remedy)
 
-    def _segments(self, values: dict[str, Any], data: bytes) -> None:
+    def _check_segments(self, values: dict[str, Any], data: bytes) -> None:
         file, pair_id = values["annotation_file"], values["pair_id"]
-        remedy = self._remedy(values)
-        for found, expected in _segment_faults(values, data):
-            self._fault(file, found, expected, pair_id, remedy)
+        remedy = self._choose_remedy(values)
+        for actual, expected in _find_segment_faults(values, data):
+            self._add_fault(file, actual, expected, pair_id, remedy)
 
 
-def _segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[str, str]]:
-    """(found, expected) of each segment that is not the one that was mined."""
+def _find_segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[str, str]]:
+    """(actual, expected) of each segment that is not the one that was mined."""
     height, width = values["height_px"], values["width_px"]
     if len(values["segments"]) != len(values["segment_ratios"]) or not values["segments"]:
         yield f"{len(values['segments'])} segments, {len(values['segment_ratios'])} areas", "as many of both, and one"
@@ -386,15 +399,15 @@ def _segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[str, 
             yield f"{len(segmentations)} segments", f"one of number {number}"
             continue
         try:
-            found = sum(run_lengths(segmentations[number], height, width)[1::2]) / (height * width)
+            actual = sum(run_lengths(segmentations[number], height, width)[1::2]) / (height * width)
         except SegmentError as error:
             yield f"segment {number}: {error}", "run lengths that fit"
             continue
-        if abs(found - ratio) > _RATIO_TOLERANCE:
-            yield f"segment {number} covers {found:.6f} of the image", f"{ratio:.6f}, as the manifest says"
+        if abs(actual - ratio) > _RATIO_TOLERANCE:
+            yield f"segment {number} covers {actual:.6f} of the image", f"{ratio:.6f}, as the manifest says"
 
 
-def _tar_members(path: Path) -> dict[int, tuple[str, int]]:
+def _read_tar_members(path: Path) -> dict[int, tuple[str, int]]:
     """Offset of the first byte -> (name, size) of the files of a tar, by its own headers."""
     with tarfile.open(path, mode="r:") as tar:
         return {info.offset_data: (info.name, info.size) for info in tar if info.isreg()}

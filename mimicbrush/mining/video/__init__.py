@@ -1,1 +1,12 @@
-"""TODO."""
+"""Strict reading of videos: each frame is right, or the file is refused with a reason of `mimicbrush.mining.reasons`.
+
+In reading order; each file says at its top which reasons it gives:
+
+* `pyav_reader`: the default reader, FFmpeg through PyAV.
+* `containers`: checks that the file is as long as its container says, and the bytes of its packets.
+* `matroska`: checks the structure of Matroska and WebM files.
+* `decoders`: decoders that report damage as errors.
+* `stream_checks`: checks every packet and frame, and the end of the stream.
+* `other_readers`: readers by decord and torchcodec, and `open_reader`.
+* `shots`: finds where one shot ends and the next begins.
+"""

@@ -1,7 +1,14 @@
 """Damage that decoders overlook but the file formats themselves forbid.
 
-A file cut short, and blocks of zeros where a disc or a transfer lost data, are the commonest damage; FFmpeg
-reads the rest of the one and conceals the other. Both contradict the sizes and byte rules of the formats.
+A file cut short, and blocks of zeros where a disc or a transfer lost data, are the commonest damage. FFmpeg reads the
+rest of the one and conceals the other. Both contradict the sizes and byte rules of the formats.
+
+Refuses as:
+
+* "missing_packets": the file is shorter than its container declares.
+* "damaged": the structure of a Matroska file contradicts itself (`matroska`), or a packet holds a run of zeros or
+  breaks the byte rules of H.264 or HEVC (`build_packet_check`, called by `stream_checks`).
+* "empty", "unreadable", "not_a_file": there is no content to read.
 """
 
 from __future__ import annotations
@@ -12,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.matroska import matroska_fault
+from mimicbrush.mining.video.matroska import find_matroska_fault
 
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
@@ -25,8 +32,8 @@ _ZEROS = bytes(24)
 _END_OF_STREAM_BYTES = 6
 
 
-def check_whole(path: Path) -> None:
-    """Raise where a container of known format declares more bytes than the file has, or contradicts itself.
+def check_container(path: Path) -> None:
+    """Refuse a file whose container declares more bytes than it has, or contradicts itself.
 
     Raises:
         UntrustedFileError: "missing_packets"; "damaged" (Matroska); "empty" for zero bytes; "unreadable";
@@ -41,8 +48,8 @@ def check_whole(path: Path) -> None:
             head = file.read(12)
             if not head:
                 raise UntrustedFileError("empty", "zero bytes")
-            declared = _declared_size(file, head, size)
-        fault = matroska_fault(path) if head[:4] == _EBML_MAGIC and declared <= size else ""
+            declared = _find_declared_size(file, head, size)
+        fault = find_matroska_fault(path) if head[:4] == _EBML_MAGIC and declared <= size else ""
     except OSError as error:
         raise UntrustedFileError("unreadable", str(error)) from error
     if declared > size:
@@ -51,17 +58,17 @@ def check_whole(path: Path) -> None:
         raise UntrustedFileError("damaged", f"Matroska: {fault}")
 
 
-def _declared_size(file: BinaryIO, head: bytes, size: int) -> int:
+def _find_declared_size(file: BinaryIO, head: bytes, size: int) -> int:
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return _iso_boxes_end(file, size)
+        return _find_iso_end(file, size)
     if head[:4] == b"RIFF":
         return 8 + int.from_bytes(head[4:8], "little")
     if head[:4] == _EBML_MAGIC:
-        return _matroska_end(file)
+        return _find_matroska_end(file)
     return 0
 
 
-def _iso_boxes_end(file: BinaryIO, size: int) -> int:
+def _find_iso_end(file: BinaryIO, size: int) -> int:
     """Where the last top-level box of an MP4 or QuickTime file ends."""
     position = 0
     while position + 8 <= size:
@@ -76,20 +83,20 @@ def _iso_boxes_end(file: BinaryIO, size: int) -> int:
     return position
 
 
-def _matroska_end(file: BinaryIO) -> int:
+def _find_matroska_end(file: BinaryIO) -> int:
     """Where the first Segment ends; 0 where it is of unknown size (a live recording)."""
     file.seek(4)
-    header_length = _ebml_size(file)
+    header_length = _read_ebml_size(file)
     if header_length is None:
         return 0
     file.seek(header_length, 1)
     if file.read(4) != _SEGMENT_ID:
         return 0
-    length = _ebml_size(file)
+    length = _read_ebml_size(file)
     return 0 if length is None else file.tell() + length
 
 
-def _ebml_size(file: BinaryIO) -> int | None:
+def _read_ebml_size(file: BinaryIO) -> int | None:
     """A variable-length size (RFC 8794 Sec. 4), None where it is unknown."""
     first = file.read(1)
     if not first or first[0] == 0:
@@ -100,8 +107,8 @@ def _ebml_size(file: BinaryIO) -> int | None:
     return None if value == (1 << 7 * num_bytes) - 1 else value
 
 
-def packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes], str]:
-    """A check for packets: runs of zeros in dense data, and the byte rules of H.264 and HEVC in MP4 and Matroska.
+def build_packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes], str]:
+    """Build the check of a codec's packets: runs of zeros, and the byte rules of H.264 and HEVC.
 
     Returns:
         A function of a packet's bytes: "" where nothing is wrong with them, else what is. For other codecs it
@@ -110,18 +117,18 @@ def packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes], str]:
     position = {"h264": 4, "hevc": 21}.get(codec)
     if position is not None and extradata and len(extradata) > position and extradata[0] == 1:
         length_bytes = (extradata[position] & 3) + 1
-        return lambda data: _nal_fault(data, length_bytes)
+        return lambda data: _find_nal_fault(data, length_bytes)
     if codec in _DENSE_CODECS:
-        return _zeros_fault
+        return _find_zeros_fault
     return lambda _: ""
 
 
-def _zeros_fault(data: bytes) -> str:
+def _find_zeros_fault(data: bytes) -> str:
     # At the end they may be padding.
     return "a run of zeros" if _ZEROS in data.rstrip(b"\0") else ""
 
 
-def _nal_fault(data: bytes, length_bytes: int) -> str:
+def _find_nal_fault(data: bytes, length_bytes: int) -> str:
     position = 0
     while position < len(data):
         start = position + length_bytes

@@ -1,4 +1,8 @@
-"""Decoders that report what they can, where FFmpeg's usual one does not."""
+"""Decoders that report what they can, where FFmpeg's usual one does not.
+
+Refuses as "damaged" an HEVC video of which two ways of decoding give different frames. Errors of the decoders
+themselves are refused in `pyav_reader`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from mimicbrush.mining.reasons import UntrustedFileError
 _VP9_DECODER = "libvpx-vp9"
 
 
-def strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
-    """A decoder of the stream, the stream's own or another, with all fault detection turned into errors."""
+def open_strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
+    """Open a decoder of the stream, its own or another, with all fault detection turned into errors."""
     decoder = stream.codec_context
     if decoder.name == "vp9" and _VP9_DECODER in av.codecs_available:
-        decoder = _another(stream, _VP9_DECODER)
+        decoder = _create_decoder(stream, _VP9_DECODER)
     # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows; "crccheck"
     # the checksums of images, which few HEVC encoders write.
     decoder.options = {"err_detect": "explode+aggressive+crccheck"}
@@ -25,7 +29,7 @@ def strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
 
 
 class SecondDecoder:
-    """Decodes HEVC once more, each row of blocks from the place where the slice header says it begins.
+    """A second decoder of HEVC that starts each row of blocks where the slice header says it begins.
 
     The first decoder goes on where the row before ended. In a sound stream both places are the same; behind a
     flipped bit they are not, and FFmpeg reports neither that nor a slice that ends too early. Streams without
@@ -33,13 +37,13 @@ class SecondDecoder:
     """
 
     def __init__(self, stream: av.VideoStream) -> None:
-        self.decoder = _another(stream, "hevc")
+        self.decoder = _create_decoder(stream, "hevc")
         self.decoder.thread_type = "SLICE"
         self.decoder.thread_count = 2
         self.num_frames = 0
 
     def check(self, packet: av.Packet | None, frames: list[av.VideoFrame]) -> None:
-        """Decode what the first decoder made `frames` of.
+        """Decode the packet that the first decoder made `frames` of, and compare.
 
         Raises:
             UntrustedFileError: "damaged" where the images differ.
@@ -48,23 +52,23 @@ class SecondDecoder:
         if len(others) != len(frames):
             raise UntrustedFileError("damaged", f"two ways of decoding disagree behind frame {self.num_frames}")
         for frame, other in zip(frames, others, strict=True):
-            if not _equal(frame, other):
+            if not _are_equal(frame, other):
                 raise UntrustedFileError("damaged", f"two ways of decoding disagree about frame {self.num_frames}")
             self.num_frames += 1
 
 
-def second_decoder(stream: av.VideoStream) -> SecondDecoder | None:
-    """For HEVC; other codecs have nothing that could be compared."""
+def open_second_decoder(stream: av.VideoStream) -> SecondDecoder | None:
+    """Open a second decoder for HEVC; None for other codecs, which have nothing to compare."""
     return SecondDecoder(stream) if stream.codec_context.name == "hevc" else None
 
 
-def _another(stream: av.VideoStream, name: str) -> av.VideoCodecContext:
+def _create_decoder(stream: av.VideoStream, name: str) -> av.VideoCodecContext:
     decoder = av.CodecContext.create(name, "r")
     decoder.extradata = stream.codec_context.extradata
     return decoder
 
 
-def _equal(a: av.VideoFrame, b: av.VideoFrame) -> bool:
+def _are_equal(a: av.VideoFrame, b: av.VideoFrame) -> bool:
     if (a.width, a.height, a.format.name) != (b.width, b.height, b.format.name):
         return False
     sample_bytes = 1 if a.format.components[0].bits <= 8 else 2

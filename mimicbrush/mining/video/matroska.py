@@ -1,7 +1,9 @@
 """The structure of Matroska and WebM files: elements that nest exactly, known blocks, and checksums.
 
-FFmpeg searches for the next cluster where it meets something unknown, and says nothing of the frames between. It
+FFmpeg searches for the next cluster where it meets something unknown, and reports nothing of the frames between. It
 does not verify checksums either, which it and other muxers write per cluster (RFC 9559, RFC 8794 Sec. 11.3.1).
+
+Refuses nothing itself: `containers.check_container` refuses as "damaged" what `find_matroska_fault` finds.
 """
 
 from __future__ import annotations
@@ -33,37 +35,37 @@ class _FaultError(Exception):
     """What is wrong with the file."""
 
 
-def matroska_fault(path: Path) -> str:
-    """What contradicts the structure of a Matroska file; "" where nothing does.
+def find_matroska_fault(path: Path) -> str:
+    """Find what contradicts the structure of a Matroska file; "" where nothing does.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            _check(data)
+            _check_file(data)
         except _FaultError as fault:
             return str(fault)
     return ""
 
 
-def _check(data: mmap.mmap) -> None:
-    head = _element(data, 0, len(data))
+def _check_file(data: mmap.mmap) -> None:
+    head = _read_element(data, 0, len(data))
     if head.id != _EBML or head.end is None:
         raise _FaultError("no EBML header")
-    segment = _element(data, head.end, len(data))
+    segment = _read_element(data, head.end, len(data))
     if segment.id != _SEGMENT:
         raise _FaultError("no Segment behind the EBML header")
     end = len(data) if segment.end is None else segment.end
     position = segment.start
     tracks: set[int] = set()
     while position < end:
-        element = _element(data, position, end)
+        element = _read_element(data, position, end)
         if element.id not in _LEVEL_1:
             raise _FaultError(f"unknown element {element.id:x} at byte {position}")
         _check_crc(data, element)
         if element.id == _TRACKS:
-            tracks |= _track_numbers(data, element)
+            tracks |= _read_track_numbers(data, element)
         if element.id == _CLUSTER:
             position = _check_cluster(data, element, end, tracks)
         elif element.end is None:
@@ -77,7 +79,7 @@ def _check_cluster(data: mmap.mmap, cluster: _Element, limit: int, tracks: set[i
     end = limit if cluster.end is None else cluster.end
     position = cluster.start
     while position < end:
-        element = _element(data, position, end)
+        element = _read_element(data, position, end)
         if cluster.end is None and element.id in _LEVEL_1 - _IN_CLUSTER:
             break
         if element.id not in _IN_CLUSTER or element.end is None:
@@ -94,7 +96,7 @@ def _check_group(data: mmap.mmap, group: _Element, tracks: set[int]) -> None:
     assert group.end is not None
     position, num_blocks = group.start, 0
     while position < group.end:
-        element = _element(data, position, group.end)
+        element = _read_element(data, position, group.end)
         if element.end is None:
             raise _FaultError(f"the element at byte {position} has no size")
         if element.id == _BLOCK:
@@ -106,28 +108,28 @@ def _check_group(data: mmap.mmap, group: _Element, tracks: set[int]) -> None:
 
 
 def _check_block(data: mmap.mmap, block: _Element, tracks: set[int]) -> None:
-    number, _ = _vint(data, block.start, len(data), _MAX_SIZE_BYTES)
+    number, _ = _read_vint(data, block.start, len(data), _MAX_SIZE_BYTES)
     if number not in tracks:
         raise _FaultError(f"the block at byte {block.start} belongs to no track")
 
 
-def _track_numbers(data: mmap.mmap, tracks: _Element) -> set[int]:
+def _read_track_numbers(data: mmap.mmap, tracks: _Element) -> set[int]:
     numbers = set()
-    for entry in _children(data, tracks):
+    for entry in _read_children(data, tracks):
         if entry.id == _TRACK_ENTRY:
-            for child in _children(data, entry):
+            for child in _read_children(data, entry):
                 if child.id == _TRACK_NUMBER:
                     numbers.add(int.from_bytes(data[child.start : child.end], "big"))
     return numbers
 
 
-def _children(data: mmap.mmap, parent: _Element) -> list[_Element]:
+def _read_children(data: mmap.mmap, parent: _Element) -> list[_Element]:
     children = []
     position = parent.start
     if parent.end is None:
         raise _FaultError(f"the element at byte {parent.start} has no size")
     while position < parent.end:
-        child = _element(data, position, parent.end)
+        child = _read_element(data, position, parent.end)
         if child.end is None:
             raise _FaultError(f"the element at byte {position} has no size")
         children.append(child)
@@ -139,7 +141,7 @@ def _check_crc(data: mmap.mmap, element: _Element) -> None:
     """Verify the checksum where there is one: it comes first and covers all the siblings behind it."""
     if element.end is None or element.id in (_CRC, _VOID) or element.start >= element.end:
         return
-    first = _element(data, element.start, element.end)
+    first = _read_element(data, element.start, element.end)
     if first.id != _CRC or first.end is None:
         return
     stored = int.from_bytes(data[first.start : first.end], "little")
@@ -149,9 +151,9 @@ def _check_crc(data: mmap.mmap, element: _Element) -> None:
         raise _FaultError(f"the checksum of the element at byte {element.start} is wrong")
 
 
-def _element(data: mmap.mmap, position: int, limit: int) -> _Element:
-    identity, size_at = _vint(data, position, limit, _MAX_ID_BYTES, keep_marker=True)
-    size, start = _vint(data, size_at, limit, _MAX_SIZE_BYTES)
+def _read_element(data: mmap.mmap, position: int, limit: int) -> _Element:
+    identity, size_at = _read_vint(data, position, limit, _MAX_ID_BYTES, keep_marker=True)
+    size, start = _read_vint(data, size_at, limit, _MAX_SIZE_BYTES)
     if size == (1 << 7 * (start - size_at)) - 1:
         return _Element(identity, start, None)
     if start + size > limit:
@@ -159,7 +161,9 @@ def _element(data: mmap.mmap, position: int, limit: int) -> _Element:
     return _Element(identity, start, start + size)
 
 
-def _vint(data: mmap.mmap, position: int, limit: int, max_bytes: int, *, keep_marker: bool = False) -> tuple[int, int]:
+def _read_vint(
+    data: mmap.mmap, position: int, limit: int, max_bytes: int, *, keep_marker: bool = False
+) -> tuple[int, int]:
     """A number of variable length (RFC 8794 Sec. 4), and where it ends."""
     first = data[position] if position < limit else 0
     num_bytes = 9 - first.bit_length()

@@ -1,7 +1,14 @@
 """Strict reading of videos: every frame is right, or the file is refused with a reason.
 
-Decoders conceal damage: they repeat, invent or drop frames and report success. A pair made of an invented
-frame teaches nonsense, so a file with one detected fault gives no pair at all.
+Decoders conceal damage: they repeat, invent or drop frames and report success. A pair with an invented frame teaches
+nonsense, so a file with one detected fault gives no pair at all.
+
+Refuses as:
+
+* "damaged": FFmpeg reports an error while it opens, demuxes or decodes, or a header makes no sense.
+* "no_video": the file holds no video stream that can be decoded.
+
+It calls the checks of `containers` before it opens the file, those of `decoders` and `stream_checks` while it reads.
 """
 
 from __future__ import annotations
@@ -18,27 +25,27 @@ import cv2
 import numpy as np
 
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.containers import check_whole
-from mimicbrush.mining.video.decoders import second_decoder, strict_decoder
+from mimicbrush.mining.video.containers import check_container
+from mimicbrush.mining.video.decoders import open_second_decoder, open_strict_decoder
 from mimicbrush.mining.video.stream_checks import StreamChecks, StreamLimits
 
 #: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
 VIDEO_FORMATS = "mov,matroska,avi"
 #: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
 _QUARTER_DEGREES = 90
-#: (height, width) in px of the images that cuts are told by.
+#: (height, width) in px of the thumbnails in which cuts are found.
 THUMBNAIL_SIZE = (36, 64)
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One decoded frame; the conversion to RGB happens on demand, since most frames are only passed over.
+    """One decoded frame; it becomes RGB on demand, since most frames are only passed over.
 
     Attributes:
         number: in order of showing, from 0.
         time_s: since the first frame.
         to_rgb: gives (H, W, 3) uint8, upright, of square pixels; to be called before the next frame is asked for.
-        to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to tell cuts by; likewise.
+        to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to find cuts in; likewise.
     """
 
     number: int
@@ -48,14 +55,14 @@ class VideoFrame:
 
 
 class FrameReader(Protocol):
-    """Reads a video once, in order, strictly. It is pickled, to be sent to workers."""
+    """Protocol of a strict reader: once through the video, in order. It is pickled, to be sent to workers."""
 
     @property
     def name(self) -> str:
         """Library and version, as stored in the manifest."""
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
-        """All frames of the best video stream.
+        """Yield all frames of the best video stream.
 
         Raises:
             UntrustedFileError: at any time until the iterator's end; what was yielded before is then void.
@@ -65,7 +72,7 @@ class FrameReader(Protocol):
 
 @dataclass(frozen=True)
 class DisplayShape:
-    """How the images of a stream are to be shown.
+    """Size, rotation and pixel shape with which the images of a stream are to be shown.
 
     Attributes:
         width_px: as decoded.
@@ -89,14 +96,14 @@ class DisplayShape:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """(width, height), upright, with square pixels."""
+        """(width, height) of the upright image with square pixels."""
         width, height = self.square_size
         return (height, width) if self.quarter_turns % 2 else (width, height)
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a strict pass over a clip found.
+    """Frame times and shape that a strict pass over a clip found.
 
     Attributes:
         times_s: of each frame since the first.
@@ -120,7 +127,7 @@ class _Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class PyAVReader:
-    """The default reader: FFmpeg through PyAV, with all its fault detection turned into errors.
+    """The default reader of videos: FFmpeg through PyAV, with all its fault detection turned into errors.
 
     Attributes:
         max_pixels: of one frame, width times height, also after pixels were made square.
@@ -136,13 +143,13 @@ class PyAVReader:
 
     @property
     def name(self) -> str:
-        """See `FrameReader`."""
+        """Version of PyAV, as stored in the manifest."""
         return f"pyav {av.__version__}"
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
-        """See `FrameReader`."""
-        for number, decoded in enumerate(self._decoded(path)):
-            views = partial(_upright_rgb, decoded.frame, decoded.shape), partial(_thumbnail, decoded.frame)
+        """Decode, check and yield all frames of the best video stream, see `FrameReader.frames`."""
+        for number, decoded in enumerate(self._decode(path)):
+            views = partial(_convert_upright, decoded.frame, decoded.shape), partial(_convert_thumbnail, decoded.frame)
             yield VideoFrame(number, decoded.time_s, *views)
 
     def scan(self, path: Path) -> ScanResult:
@@ -153,51 +160,53 @@ class PyAVReader:
         """
         times_s: list[float] = []
         decoded = None
-        for decoded in self._decoded(path):
+        for decoded in self._decode(path):
             times_s.append(decoded.time_s)
         assert decoded is not None, "a clip without frames is refused"
         return ScanResult(times_s, decoded.shape, decoded.stream)
 
-    def _decoded(self, path: Path) -> Iterator[_Decoded]:
+    def _decode(self, path: Path) -> Iterator[_Decoded]:
         # Edit lists may cut what is shown; without them every stored packet comes, and can be counted.
         options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file", "ignore_editlist": "1"}
-        check_whole(path)
+        check_container(path)
         try:
             with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
-                yield from self._stream_frames(container)
+                yield from self._decode_stream(container)
         except MemoryError:
-            raise  # FFmpeg's own is one, too; it accuses the machine, not the file
+            raise  # FFmpeg's own error is one, too; it says nothing about the file
         except av.error.FFmpegError as error:
             raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
         except (UnicodeError, OverflowError) as error:
             raise UntrustedFileError("damaged", f"senseless header: {error}") from error
 
-    def _stream_frames(self, container: av.container.InputContainer) -> Iterator[_Decoded]:
+    def _decode_stream(self, container: av.container.InputContainer) -> Iterator[_Decoded]:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
         limits = StreamLimits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
-        decoder = strict_decoder(stream)
-        second = second_decoder(stream) if self.decode_twice else None
+        decoder = open_strict_decoder(stream)
+        second = open_second_decoder(stream) if self.decode_twice else None
         checks = StreamChecks(stream, limits)
         shape = None
         for packet in container.demux(stream):
-            checks.packet(packet)
-            given = packet if packet.size else None  # the empty one at the end flushes the decoder
-            frames = decoder.decode(given)
+            checks.check_packet(packet)
+            decoder_input = packet if packet.size else None  # the empty one at the end flushes the decoder
+            frames = decoder.decode(decoder_input)
             if second is not None:
-                second.check(given, frames)
+                second.check(decoder_input, frames)
             for frame in frames:
-                time_s = checks.frame(frame)
+                time_s = checks.check_frame(frame)
                 if shape is None:
-                    shape = _shape(stream, frame if decoder is stream.codec_context else _own_frame(stream, packet))
+                    shape = _read_shape(
+                        stream, frame if decoder is stream.codec_context else _decode_own_frame(stream, packet)
+                    )
                     limits.check_size(*shape.square_size)
                 yield _Decoded(frame, time_s, shape, stream.index)
-        checks.end(container)
+        checks.check_end(container)
 
 
-def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
+def _decode_own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
     """The first frame by the stream's own decoder, which alone knows the container's rotation."""
     frames = stream.decode(packet)
     if not frames:
@@ -205,30 +214,30 @@ def _own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
     return frames[0]
 
 
-def _shape(stream: av.VideoStream, frame: av.VideoFrame) -> DisplayShape:
+def _read_shape(stream: av.VideoStream, frame: av.VideoFrame) -> DisplayShape:
     quarter_turns = round(frame.rotation / _QUARTER_DEGREES) % 4
     return DisplayShape(frame.width, frame.height, quarter_turns, stream.sample_aspect_ratio or Fraction(1))
 
 
-def _upright_rgb(frame: av.VideoFrame, shape: DisplayShape) -> np.ndarray:
+def _convert_upright(frame: av.VideoFrame, shape: DisplayShape) -> np.ndarray:
     return rotate_frame(
         stretch_to_square_pixels(frame.to_ndarray(format="rgb24", threads=1), shape.square_size), shape.quarter_turns
     )
 
 
-def _thumbnail(frame: av.VideoFrame) -> np.ndarray:
+def _convert_thumbnail(frame: av.VideoFrame) -> np.ndarray:
     height, width = THUMBNAIL_SIZE
     small = frame.reformat(width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1)
     return small.to_ndarray()
 
 
 def stretch_to_square_pixels(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 stretched to `size` = (width, height), or itself where it has that size."""
+    """Stretch (H, W, 3) uint8 to `size` = (width, height); an image of that size stays itself."""
     if rgb.shape[1::-1] == size:
         return rgb
     return cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)
 
 
 def rotate_frame(rgb: np.ndarray, quarter_turns: int) -> np.ndarray:
-    """(H, W, 3) turned counter-clockwise."""
+    """Rotate (H, W, 3) counter-clockwise by quarter turns."""
     return np.ascontiguousarray(np.rot90(rgb, quarter_turns))

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins."""
+"""Where one shot ends and the next begins. No video is refused here; pairs across a cut are, in `pair_selection`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ANY_RATE = 25.0
 
 
 class ShotDetector:
-    """Finds cuts while a clip is read once, with PySceneDetect's adaptive detector.
+    """Detector of cuts that reads a clip once, by PySceneDetect's adaptive detector.
 
-    It compares each change with those of its neighbours, so that a camera that moves fast is no cut. What it says of
-    a frame is therefore known two frames later (`num_settled`).
+    It compares each change with those of its neighbours, so that a camera that moves fast is no cut. So it
+    decides about a frame only two frames later (`num_decided`).
 
     Args:
         cut_ratio: how many times as much as its neighbours a change must be.
@@ -29,16 +29,16 @@ class ShotDetector:
         self._cuts: list[int] = []
 
     def add(self, thumbnail: np.ndarray) -> None:
-        """The next frame: (h, w, 3) uint8 RGB, of one size throughout."""
+        """Take the next frame: (h, w, 3) uint8 RGB, of one size throughout."""
         code = FrameTimecode(self._num_frames, _ANY_RATE)
         self._cuts += [cut.frame_num for cut in self._detector.process_frame(code, thumbnail[..., ::-1])]
         self._num_frames += 1
 
     @property
-    def num_settled(self) -> int:
-        """Of how many frames the shot is known for good."""
+    def num_decided(self) -> int:
+        """How many frames, from the first, have a shot that no later frame can change."""
         return max(0, self._num_frames - self._detector.event_buffer_length)
 
-    def of(self, number: int) -> int:
-        """Which shot a frame belongs to, from 0."""
+    def shot_of(self, number: int) -> int:
+        """Return the number of the shot that a frame lies in, from 0."""
         return bisect_right(self._cuts, number)

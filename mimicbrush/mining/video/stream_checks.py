@@ -1,4 +1,15 @@
-"""What must hold of the packets and frames of one video stream, whatever decodes it."""
+"""What must hold of the packets and frames of one video stream, whatever decodes it.
+
+Refuses as:
+
+* "damaged": a packet or frame has its corrupt flag set, or a packet breaks the rules of its format (`containers`).
+* "bad_timestamps": a frame has no time, or one that does not grow.
+* "size_changes": a frame has another size than the first.
+* "too_large", "too_long": more pixels or seconds than the limits.
+* "missing_packets": fewer packets than the index counts, or an end before the declared one.
+* "missing_frames": another number of frames than of packets.
+* "no_video": a stream without a frame.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +18,7 @@ from dataclasses import dataclass
 import av
 
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.containers import packet_check
+from mimicbrush.mining.video.containers import build_packet_check
 
 #: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.
 _CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
@@ -15,7 +26,7 @@ _CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """See `PyAVReader`."""
+    """Limits that a stream must keep, see `PyAVReader`."""
 
     max_pixels: int
     max_duration_s: float
@@ -28,12 +39,12 @@ class StreamLimits:
 
 
 class StreamChecks:
-    """Lives as long as one pass over one stream."""
+    """Checks of one pass over one stream: of each packet, of each frame, and at the end."""
 
     def __init__(self, stream: av.VideoStream, limits: StreamLimits) -> None:
         self.stream = stream
         self.limits = limits
-        self.packet_fault = packet_check(stream.codec_context.name, stream.codec_context.extradata)
+        self.find_packet_fault = build_packet_check(stream.codec_context.name, stream.codec_context.extradata)
         self.num_packets = 0
         self.num_frames = 0
         self.first_pts = 0
@@ -41,19 +52,19 @@ class StreamChecks:
         self.end_pts = 0
         self.size: tuple[int, int] | None = None
 
-    def packet(self, packet: av.Packet) -> None:
-        """Count a packet and look at its flag (the empty one at the end only flushes the decoder)."""
+    def check_packet(self, packet: av.Packet) -> None:
+        """Count a packet and check its flag and bytes (the empty one at the end only flushes the decoder)."""
         if packet.size == 0:
             return
         self.num_packets += 1
         if packet.is_corrupt:
             raise UntrustedFileError("damaged", f"packet {self.num_packets - 1} is flagged as corrupt")
-        fault = self.packet_fault(bytes(packet))
+        fault = self.find_packet_fault(bytes(packet))
         if fault:
             raise UntrustedFileError("damaged", f"packet {self.num_packets - 1}: {fault}")
 
-    def frame(self, frame: av.VideoFrame) -> float:
-        """Check a frame against the ones before it; its time in seconds since the first."""
+    def check_frame(self, frame: av.VideoFrame) -> float:
+        """Check a frame against those before it, and return its time in seconds since the first."""
         number = self.num_frames
         if frame.is_corrupt:
             raise UntrustedFileError("damaged", f"frame {number} is flagged as corrupt")
@@ -81,8 +92,8 @@ class StreamChecks:
             raise UntrustedFileError("too_long", f"more than {self.limits.max_duration_s:g} s")
         return time_s
 
-    def end(self, container: av.container.InputContainer) -> None:
-        """After the last frame: is all there that the container and the packets promised?"""
+    def check_end(self, container: av.container.InputContainer) -> None:
+        """Check after the last frame that all is there that the container and the packets promised."""
         if self.num_packets == 0 or self.num_frames == 0:
             raise UntrustedFileError("no_video", "the video stream has no frame")
         declared = self.stream.frames

@@ -9,7 +9,7 @@ import numpy as np
 from mimicbrush.errors import InputError
 from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet, fit_cell
-from mimicbrush.ops.plot import mark_hole
+from mimicbrush.ops.plot import mark_mask
 from mimicbrush.pipelines.editing.inputs import EditInputs
 from mimicbrush.pipelines.editing.requests import Edit, number_outputs
 
@@ -45,7 +45,7 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> She
         cells = [None] * 3  # whoever edits tells what is wrong with them
     else:
         source, mask, reference = (np.asarray(image) for image in (inputs.source, inputs.mask, inputs.reference))
-        cells = [mark_hole(source, mask > MASK_THRESHOLD), mask, reference]
+        cells = [mark_mask(source, mask > MASK_THRESHOLD), mask, reference]
     for path in number_outputs(edit.output, num_images):
         try:
             cells.append(np.asarray(read_image(path, "RGB")))

@@ -8,7 +8,7 @@ from toy_data import write_mined_folder
 
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.manifest import read_manifest
-from mimicbrush.data.options import DataOptions, SourceOptions
+from mimicbrush.data.options import DataOptions, PairSourceOptions
 from mimicbrush.data.pair_sources import load_pair_sources, split_by_kind
 from mimicbrush.errors import DataError, InputError
 
@@ -20,9 +20,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_any_number_of_sources_keep_their_weights(mined: Path, other: Path) -> None:
     named = {
-        "clips": SourceOptions(str(mined), "video", 2),
-        "photographs": SourceOptions(str(mined), "image", 1),
-        "more": SourceOptions(str(other), "video", 5),
+        "clips": PairSourceOptions(str(mined), "video", 2),
+        "photographs": PairSourceOptions(str(mined), "image", 1),
+        "more": PairSourceOptions(str(other), "video", 5),
     }
     options = DataOptions(sources=named, heldout_ratio=0.0)
     sources = load_pair_sources(options)
@@ -35,7 +35,7 @@ def test_any_number_of_sources_keep_their_weights(mined: Path, other: Path) -> N
 
 def test_the_simple_form_is_two_sources(mined: Path) -> None:
     simple = DataOptions(root=str(mined), video_ratio=0.75)
-    named = {"v": SourceOptions(str(mined), "video", 0.75), "i": SourceOptions(str(mined), "image", 0.25)}
+    named = {"v": PairSourceOptions(str(mined), "video", 0.75), "i": PairSourceOptions(str(mined), "image", 0.25)}
     one, two = (
         PairDataset(load_pair_sources(options), 16, options, seed=3) for options in (simple, DataOptions(sources=named))
     )
@@ -64,23 +64,23 @@ def test_one_kind_absent_is_said(mined: Path) -> None:
 
 def test_a_source_without_pairs_is_named(other: Path) -> None:
     with pytest.raises(DataError, match=r"data\.sources\.sa1b: of \d pairs in .* none is of kind image"):
-        load_pair_sources(DataOptions(sources={"sa1b": SourceOptions(str(other), "image")}))
+        load_pair_sources(DataOptions(sources={"sa1b": PairSourceOptions(str(other), "image")}))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (SourceOptions("x", "film"), r"data\.sources\.a\.kind must be one of video, image; got 'film'"),
-        (SourceOptions("", "video"), r"data\.sources\.a\.root is not set"),
-        (SourceOptions("x", "video", 0), r"data\.sources\.a\.weight must be above 0, got 0"),
-        (SourceOptions("x", "video", float("inf")), "above 0, got inf"),
+        (PairSourceOptions("x", "film"), r"data\.sources\.a\.kind must be one of video, image; got 'film'"),
+        (PairSourceOptions("", "video"), r"data\.sources\.a\.root is not set"),
+        (PairSourceOptions("x", "video", 0), r"data\.sources\.a\.weight must be above 0, got 0"),
+        (PairSourceOptions("x", "video", float("inf")), "above 0, got inf"),
     ],
 )
-def test_sources_that_make_no_sense(source: SourceOptions, message: str) -> None:
+def test_sources_that_make_no_sense(source: PairSourceOptions, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DataOptions(sources={"a": source})
 
 
 def test_both_forms_at_once_are_an_error() -> None:
     with pytest.raises(InputError, match=r"data\.root=here and data\.sources \(a\) are both given"):
-        DataOptions(root="here", sources={"a": SourceOptions("there")})
+        DataOptions(root="here", sources={"a": PairSourceOptions("there")})

@@ -47,6 +47,6 @@ def test_other_photographs_are_not() -> None:
             assert highest_ssim(image, images[other]) < NEAR_DUPLICATE_SSIM
 
 
-def test_a_image_of_one_colour_agrees_with_nothing() -> None:
+def test_an_image_of_one_colour_agrees_with_nothing() -> None:
     flat = np.full((40, 50, 3), 90, np.uint8)
     assert signature_agreement(phase_signature(flat), phase_signature(photograph("coffee.png"))[None]) == 0

@@ -16,16 +16,16 @@ from mining_inputs import moving_camera, write_clip
 
 from mimicbrush.errors import InputError
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.matroska import matroska_fault
+from mimicbrush.mining.video.matroska import find_matroska_fault
+from mimicbrush.mining.video.other_readers import DecordReader, TorchCodecReader, open_reader
 from mimicbrush.mining.video.pyav_reader import PyAVReader
-from mimicbrush.mining.video.readers import DecordReader, TorchCodecReader, open_reader
 
 #: Reads clips with both readers and prints a line per clip: the numbers of frames, the largest differences.
 COMPARE = """
 import sys
 from pathlib import Path
 import numpy as np
-from mimicbrush.mining.video.readers import open_reader
+from mimicbrush.mining.video.other_readers import open_reader
 other, *paths = sys.argv[1:]
 for path in paths:
     pairs = zip(*(open_reader(name).frames(Path(path)) for name in ("pyav", other)), strict=True)
@@ -40,7 +40,7 @@ for path in paths:
 REFUSE = """
 import sys
 from pathlib import Path
-from mimicbrush.mining.video.readers import open_reader
+from mimicbrush.mining.video.other_readers import open_reader
 from mimicbrush.mining.reasons import UntrustedFileError
 for path in sys.argv[2:]:
     try:
@@ -88,14 +88,14 @@ def test_memory_that_is_short_does_not_accuse_the_file(tmp_path: Path) -> None:
 def test_every_byte_of_a_matroska_file_is_covered(tmp_path: Path) -> None:
     """Each byte changed in turn, in the clusters: its checksum tells. Elsewhere the structure may, too."""
     path = write_clip(tmp_path / "clip.mkv", moving_camera(6))
-    assert matroska_fault(path) == ""
+    assert find_matroska_fault(path) == ""
     data = path.read_bytes()
     start = data.rindex(b"\x1f\x43\xb6\x75")
     end = data.rindex(b"\x1c\x53\xbb\x6b")  # the index of clusters follows them
     changed = tmp_path / "changed.mkv"
     for position in np.random.default_rng(0).choice(np.arange(start, end), 60, replace=False):
         changed.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
-        assert matroska_fault(changed), position
+        assert find_matroska_fault(changed), position
         with pytest.raises(UntrustedFileError):
             list(PyAVReader().frames(changed))
 

@@ -32,8 +32,8 @@ def test_pixels_outside_the_soft_mask_are_the_sources_own() -> None:
 def test_blank_is_black_in_the_hole_and_nothing_elsewhere() -> None:
     source, mask = torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, 1, 8, 8)
     mask[:, :, :4] = 1
-    hole = blank_mask(source, mask)
-    assert torch.all(hole[:, :, :4] == -1) and torch.equal(hole[:, :, 4:], source[:, :, 4:])
+    blanked = blank_mask(source, mask)
+    assert torch.all(blanked[:, :, :4] == -1) and torch.equal(blanked[:, :, 4:], source[:, :, 4:])
 
 
 def test_tensors_round_trip_exactly() -> None:

@@ -14,7 +14,7 @@ from toy_data import photograph
 
 from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.errors import InputError
-from mimicbrush.mining.jpeg import stored_size
+from mimicbrush.mining.jpeg import shrink_to_side
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import select_pairs
 from mimicbrush.mining.video.pyav_reader import VideoFrame
@@ -50,15 +50,15 @@ def test_the_same_frames_give_the_same_pairs() -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [1, 3, 5])
-def test_few_pairs_are_spread_over_a_long_clip(wanted: int) -> None:
+@pytest.mark.parametrize("num_pairs", [1, 3, 5])
+def test_few_pairs_are_spread_over_a_long_clip(num_pairs: int) -> None:
     there = moving_camera(120)
     frames = (there + there[::-1]) * 2  # 20 s
-    pairs = select_pairs(stream(frames), replace(OPTIONS, pairs_per_clip=wanted)).pairs
-    assert len(pairs) == wanted
+    pairs = select_pairs(stream(frames), replace(OPTIONS, pairs_per_clip=num_pairs)).pairs
+    assert len(pairs) == num_pairs
     starts = [pair.a_time_s for pair in pairs]
     assert starts == sorted(starts)
-    if wanted > 1:
+    if num_pairs > 1:
         assert starts[-1] - starts[0] > 20 * 0.4
 
 
@@ -97,7 +97,7 @@ def test_stored_images_are_reduced_and_points_count_in_them() -> None:
     assert decode_jpeg(pair.a_jpeg).shape == (80, 120, 3)
     moved = np.array([0.3, 0.125]) * (pair.b_frame - pair.a_frame)
     np.testing.assert_allclose(np.median(pair.a_points - pair.b_points, axis=0), moved, atol=0.2)
-    assert stored_size(frames[0], 240) is frames[0]
+    assert shrink_to_side(frames[0], 240) is frames[0]
 
 
 @pytest.mark.parametrize(

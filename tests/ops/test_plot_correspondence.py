@@ -37,19 +37,19 @@ def grid_and_mask() -> tuple[np.ndarray, Image.Image]:
     return grid, mask
 
 
-def test_a_large_image_is_drawn_as_it_would_be_at_the_panels_size() -> None:
+def test_a_large_image_is_plotted_as_it_would_be_at_the_panels_size() -> None:
     """And needs little more memory than itself: what is tinted and painted is small."""
     rng = np.random.default_rng(0)
     small = cv2.resize(rng.integers(0, 256, (10, 15, 3)).astype(np.uint8), (600, 400))
     grid, mask = grid_and_mask()
     large = Image.fromarray(small.repeat(8, axis=0).repeat(8, axis=1))
     large_mask = mask.resize(large.size, Image.Resampling.NEAREST)
-    for draw in (plot_correspondence, tint_correspondence):
-        expected = draw(
+    for plot in (plot_correspondence, tint_correspondence):
+        expected = plot(
             Image.fromarray(small), mask, Image.fromarray(small), found_in(grid.astype(np.float32), 20), 400
         )
         tracemalloc.start()
-        got = draw(large, large_mask, large, found_in((grid * 8).astype(np.float32), 160), 400)
+        got = plot(large, large_mask, large, found_in((grid * 8).astype(np.float32), 160), 400)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 10 * large.width * large.height  # bytes; with tints of full size it was more than 40
@@ -76,8 +76,8 @@ def test_spread_attention_is_faded() -> None:
     mask.paste(255, (10, 10, 70, 30))
     black = Image.new("RGB", (80, 40))
     _, image = tint_correspondence(black, mask, black, found_in(grid, 20, focus=0.0), 40)
-    hole = np.asarray(image)[12:28, 12:68].reshape(-1, 3)
-    assert (hole == 128).all(axis=1).mean() > 0.4  # grey, but for the marks
+    masked = np.asarray(image)[12:28, 12:68].reshape(-1, 3)
+    assert (masked == 128).all(axis=1).mean() > 0.4  # grey, but for the marks
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,14 +105,14 @@ def test_the_numbers_are_seen_whole() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 300, (200, 2))
     marks = choose_place_pairs(points, points[::-1], np.ones(200), (300, 300), (300, 300))
-    drawn = plot_place_pairs(np.zeros((300, 620, 3), np.uint8), marks, (0, 0), (320, 0))
+    plotted = plot_place_pairs(np.zeros((300, 620, 3), np.uint8), marks, (0, 0), (320, 0))
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (MARK_PX - 3)
     seen = []
     for mark in marks:
         for x, y in (mark.source, np.add(mark.reference, (320, 0))):
             at = np.round(np.array([x, y]) + ring).astype(int)
-            colours, counts = np.unique(drawn[at[:, 1], at[:, 0]], axis=0, return_counts=True)
+            colours, counts = np.unique(plotted[at[:, 1], at[:, 0]], axis=0, return_counts=True)
             assert counts.max() >= 14  # a digit may reach that far at a point or two
             seen.append(tuple(colours[counts.argmax()]))
     assert seen[::2] == seen[1::2] and len(set(seen)) == len(marks) == MARKS  # one colour at both ends, no two alike
@@ -141,10 +141,10 @@ def test_the_legend_is_never_cut(width: int, height: int) -> None:
     font = ImageFont.load_default(correspondence._LEGEND_PX)
     image, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
     found = found_in(np.array([[width / 2, height / 2]], np.float32), 8, focus=0.1)
-    drawn = plot_correspondence(image, mask, image, found, 200)
-    lines = correspondence._wrapped(LEGEND, drawn.width - 8)
+    plotted = plot_correspondence(image, mask, image, found, 200)
+    lines = correspondence._wrap_text(LEGEND, plotted.width - 8)
     assert " ".join(lines) == LEGEND
-    assert max(font.getlength(line) for line in lines) <= drawn.width - 8
-    assert drawn.height >= TITLE_PX + 200 + len(lines) * 16
-    below = np.asarray(drawn.convert("L"))[TITLE_PX + 200 :]
+    assert max(font.getlength(line) for line in lines) <= plotted.width - 8
+    assert plotted.height >= TITLE_PX + 200 + len(lines) * 16
+    below = np.asarray(plotted.convert("L"))[TITLE_PX + 200 :]
     assert below.min() < 60 and (below[:, -3:] == 255).all()

@@ -1,8 +1,14 @@
-"""Readers by name. decord and torchcodec decode behind a strict pass of `PyAVReader` over the same file.
+"""Readers by name: decord and torchcodec decode behind a strict pass of `PyAVReader` over the same file.
 
-Both conceal damage as FFmpeg does unless it is told otherwise, which neither can be told, and decord opens
-playlists. So the file is scanned first, decoding included: a scan of the packets alone lets through what only
-a decoder notices. What they return must then agree with the scan in number, times and size of the frames.
+Both conceal damage, as FFmpeg does by default, and neither has an option against it; decord also opens playlists. So
+the file is scanned first, decoding included: a scan of the packets alone lets through what only a decoder notices.
+What they return must then agree with the scan in number, times and size of the frames.
+
+Refuses, beside all that the scan refuses, as:
+
+* "no_video": decord cannot open the file.
+* "missing_frames", "bad_timestamps", "size_changes": the library's frames differ from those of the scan.
+* "damaged": the library reports an error.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ _TIME_TOLERANCE_S = 2e-3
 
 @dataclass(frozen=True)
 class DecordReader:
-    """decord behind a scan. Its memory grows with every clip: use it in workers that are replaced.
+    """Reader by decord, behind a scan; its memory grows with every clip: use it in workers that are replaced.
 
     Attributes:
         scanner: reads the file first; its limits hold.
@@ -46,12 +52,12 @@ class DecordReader:
 
     @property
     def name(self) -> str:
-        """See `FrameReader`."""
+        """Versions of decord and of the scanner, as stored in the manifest."""
         return f"decord {importlib.metadata.version('decord')} behind {self.scanner.name}"
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
-        """See `FrameReader`."""
-        decord = _package("decord")
+        """Scan the video, then yield its frames as decord decodes them, see `FrameReader.frames`."""
+        decord = _import_package("decord")
         scan = self.scanner.scan(path)
         try:
             video = decord.VideoReader(str(path.absolute()), num_threads=1)
@@ -60,16 +66,16 @@ class DecordReader:
         try:
             _check_times(scan, video.get_frame_timestamp(range(len(video)))[:, 0])
             for number, time_s in enumerate(scan.times_s):
-                yield _frame(number, time_s, video.next().asnumpy(), scan)
+                yield _build_frame(number, time_s, video.next().asnumpy(), scan)
         except decord.DECORDError as error:
-            raise _failure("decord", error) from error
+            raise _convert_error("decord", error) from error
         except StopIteration as error:
             raise UntrustedFileError("missing_frames", f"decord gave fewer than {len(scan.times_s)} frames") from error
 
 
 @dataclass(frozen=True)
 class TorchCodecReader:
-    """torchcodec behind a scan.
+    """Reader by torchcodec, behind a scan.
 
     Attributes:
         scanner: reads the file first; its limits hold.
@@ -79,27 +85,27 @@ class TorchCodecReader:
 
     @property
     def name(self) -> str:
-        """See `FrameReader`."""
+        """Versions of torchcodec and of the scanner, as stored in the manifest."""
         return f"torchcodec {importlib.metadata.version('torchcodec')} behind {self.scanner.name}"
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
-        """See `FrameReader`."""
-        decoders = _package("torchcodec.decoders")
+        """Scan the video, then yield its frames as torchcodec decodes them, see `FrameReader.frames`."""
+        decoders = _import_package("torchcodec.decoders")
         scan = self.scanner.scan(path)
         try:
             video = decoders.VideoDecoder(
                 path.absolute(), stream_index=scan.stream, dimension_order="NHWC", num_ffmpeg_threads=1
             )
             if len(video) != len(scan.times_s):
-                raise _wrong_number(scan, len(video))
+                raise _number_fault(scan, len(video))
             start_s = video.metadata.begin_stream_seconds
             for number, time_s in enumerate(scan.times_s):
                 frame = video.get_frame_at(number)
                 if abs(frame.pts_seconds - start_s - time_s) > _TIME_TOLERANCE_S:
-                    raise _wrong_time(number, frame.pts_seconds - start_s, time_s)
-                yield _frame(number, time_s, frame.data.numpy(), scan)
+                    raise _time_fault(number, frame.pts_seconds - start_s, time_s)
+                yield _build_frame(number, time_s, frame.data.numpy(), scan)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise _failure("torchcodec", error) from error
+            raise _convert_error("torchcodec", error) from error
 
 
 #: name -> class, for `open_reader`.
@@ -116,7 +122,7 @@ def open_reader(
     max_pixels: int = PyAVReader.max_pixels,
     max_duration_s: float = PyAVReader.max_duration_s,
 ) -> FrameReader:
-    """A reader by the name of its library.
+    """Open a reader of videos by the name of its library.
 
     Args:
         name: pyav, decord or torchcodec.
@@ -131,12 +137,12 @@ def open_reader(
     scanner = PyAVReader(max_pixels=max_pixels, max_duration_s=max_duration_s)
     if name == "pyav":
         return scanner
-    _package("torchcodec.decoders" if name == "torchcodec" else name)
+    _import_package("torchcodec.decoders" if name == "torchcodec" else name)
     reader: FrameReader = _READERS[name](scanner)
     return reader
 
 
-def _package(module: str) -> ModuleType:
+def _import_package(module: str) -> ModuleType:
     """Import an optional package, which is slow: not before it is needed."""
     package = module.split(".")[0]
     try:
@@ -147,7 +153,7 @@ def _package(module: str) -> ModuleType:
         ) from error
 
 
-def _failure(library: str, error: Exception) -> Exception:
+def _convert_error(library: str, error: Exception) -> Exception:
     """What an error of a library means: a fault of the file, unless it speaks of memory."""
     if "allocate memory" in str(error).lower():
         return MemoryError(str(error))
@@ -162,28 +168,28 @@ def _first_line(error: Exception) -> str:
 def _check_times(scan: ScanResult, times_s: np.ndarray) -> None:
     """Raise unless (N,) times agree with those of the scan."""
     if len(times_s) != len(scan.times_s):
-        raise _wrong_number(scan, len(times_s))
+        raise _number_fault(scan, len(times_s))
     difference = np.abs(times_s - times_s[0] - scan.times_s)
     worst = int(difference.argmax())
     if not difference[worst] <= _TIME_TOLERANCE_S:
-        raise _wrong_time(worst, float(times_s[worst] - times_s[0]), scan.times_s[worst])
+        raise _time_fault(worst, float(times_s[worst] - times_s[0]), scan.times_s[worst])
 
 
-def _wrong_number(scan: ScanResult, number: int) -> UntrustedFileError:
+def _number_fault(scan: ScanResult, number: int) -> UntrustedFileError:
     return UntrustedFileError("missing_frames", f"{number} frames, the scan found {len(scan.times_s)}")
 
 
-def _wrong_time(number: int, time_s: float, expected_s: float) -> UntrustedFileError:
+def _time_fault(number: int, time_s: float, expected_s: float) -> UntrustedFileError:
     detail = f"frame {number} is at {time_s:.3f} s, the scan found it at {expected_s:.3f} s"
     return UntrustedFileError("bad_timestamps", detail)
 
 
-def _frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) -> VideoFrame:
+def _build_frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) -> VideoFrame:
     thumbnail = partial(cv2.resize, rgb, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
-    return VideoFrame(number, time_s, partial(_shown, rgb, scan), thumbnail)
+    return VideoFrame(number, time_s, partial(_check_and_stretch, rgb, scan), thumbnail)
 
 
-def _shown(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
+def _check_and_stretch(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
     """Both libraries turn images upright; square pixels are left to us."""
     shape = scan.shape
     stored = (shape.width_px, shape.height_px)

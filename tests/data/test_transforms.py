@@ -59,14 +59,14 @@ def test_orb_follows_what_is_there(pairs: PairTable) -> None:
     pair = of_kind(pairs, "video")
     flat = np.full((160, 160, 3), 90, np.uint8)
     flat[100:140, 100:140] = np.random.default_rng(0).integers(0, 256, (40, 40, 3))
-    drawn = DrawnPair(**{f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)})
-    object.__setattr__(drawn, "image", flat)
+    pair_with_image = PairWithImage(**{f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)})
+    object.__setattr__(pair_with_image, "image", flat)
     options = MaskOptions(strategy="orb_grid", cells=(4, 4), num_fullest=1, fullest=1.0, others=0.0)
-    for mask in masks_of(drawn, options, 10, STILL):
+    for mask in masks_of(pair_with_image, options, 10, STILL):
         assert mask[32:, 32:].sum() == mask.sum() == 16 * 16
 
 
-class DrawnPair(Pair):
+class PairWithImage(Pair):
     """A pair whose image is not in a file."""
 
     image: np.ndarray
@@ -103,7 +103,7 @@ def test_segments_are_united_as_many_as_asked_for(three_segments: Pair) -> None:
         assert {sum(each) for each in corners_of(masks_of(three_segments, options, 40, STILL))} == sums
 
 
-def test_segments_outside_of_the_range_are_not_drawn(three_segments: Pair) -> None:
+def test_segments_outside_of_the_range_are_not_sampled(three_segments: Pair) -> None:
     options = MaskOptions(segments=SegmentOptions(segment_ratio=(0.06, 0.2)))
     assert corners_of(masks_of(three_segments, options, 20, STILL)) == {(0, 1, 0)}
 

@@ -1,4 +1,4 @@
-"""Segments of a photograph in the JSON of SA-1B: COCO run lengths, checked before a library decodes them.
+"""Run lengths of segments (COCO, in the JSON of SA-1B), checked before a library decodes them.
 
 The JSON is ``{"image": {...}, "annotations": [{"segmentation": {"size": [h, w], "counts": ...}, ...}]}``. pycocotools
 trusts what it is given, and reads or writes outside of its memory where the runs do not fit.
@@ -14,15 +14,15 @@ from pycocotools import mask as coco_mask
 
 
 class AnnotationError(ValueError):
-    """A JSON of another layout."""
+    """Error about a JSON of another layout than SA-1B's."""
 
 
 class SegmentError(ValueError):
-    """Run lengths that do not fit the image."""
+    """Error about run lengths that do not fit the image."""
 
 
 def read_annotation(annotation: bytes) -> list[dict[str, Any]]:
-    """The segmentations of a JSON file, ``{"size": ..., "counts": ...}`` each, not looked into yet.
+    """Read the segmentations of a JSON file, ``{"size": ..., "counts": ...}`` each; they are not checked yet.
 
     Raises:
         AnnotationError: not this layout.
@@ -44,7 +44,7 @@ def read_annotation(annotation: bytes) -> list[dict[str, Any]]:
 
 
 def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
-    """The run lengths (background first), checked to tile an image of this size exactly.
+    """Read the run lengths of a segment (background first), checked to tile an image of this size exactly.
 
     Raises:
         SegmentError: they do not.
@@ -52,7 +52,7 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
     if segmentation["size"] != [height, width]:
         raise SegmentError(f"it is of {segmentation['size']}, not {[height, width]}")
     counts = segmentation["counts"]
-    runs = _unpack(counts, height * width) if isinstance(counts, str) else counts
+    runs = _unpack_counts(counts, height * width) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int for run in runs):
         raise SegmentError("the counts are neither a string nor a list of whole numbers")
     if any(run < 0 for run in runs) or sum(runs) != height * width:
@@ -61,7 +61,7 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
 
 
 def decode_segment(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """A segment as an image: (height, width) uint8, 0 or 1.
+    """Decode a segment as a mask: (height, width) uint8, 0 or 1.
 
     Raises:
         SegmentError: its run lengths do not fit.
@@ -73,7 +73,7 @@ def decode_segment(segmentation: dict[str, Any], height: int, width: int) -> np.
     return decoded
 
 
-def _unpack(counts: str, num_pixels: int) -> list[int]:
+def _unpack_counts(counts: str, num_pixels: int) -> list[int]:
     """Undo COCO's packing: 5 bits a character, the sixth says that more follow; differences from run 3 on."""
     runs: list[int] = []
     value, shift = 0, 0
