@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.evaluation.heldout.run import PER_PAIR_FILE
 from mimicbrush.evaluation.paper_tables import ABLATIONS
 from mimicbrush.evaluation.statistics import cluster_interval

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from function_editor import FunctionEditor
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from toy_data import photograph
@@ -15,10 +16,10 @@ from toy_data import photograph
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors import baselines
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
 from mimicbrush.evaluation.heldout.reference_gain import (
     GAIN_DEFINITIONS,
+    GAINS,
     PSNR_CAP_DB,
     ROWS,
     HoleScore,
@@ -40,16 +41,19 @@ SIZE = 48
 OPTIONS = EvaluationOptions(batch_size=3)
 
 
+@FunctionEditor
 def perfect(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     return sources
 
 
+@FunctionEditor
 def deaf(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     """Paints noise from the seed, whatever the reference shows."""
     holes = [np.random.default_rng(seed).integers(0, 256, sources.shape[1:], np.uint8) for seed in seeds]
     return np.where(masks[..., None] > 0, np.stack(holes), sources)
 
 
+@FunctionEditor
 def copying(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     """Copies the reference in place: a true imitation as long as the frames lie close together."""
     return np.where(masks[..., None] > 0, np.uint8(127) if references is None else references, sources)
@@ -181,7 +185,9 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
 
 def test_an_editor_with_results_of_another_size_is_an_error(rendered: list[Pair]) -> None:
     with pytest.raises(InputError, match="the editor returned"):
-        evaluate_heldout(lambda sources, masks, references, seeds: sources[:, ::2], rendered, SIZE, OPTIONS)
+        evaluate_heldout(
+            FunctionEditor(lambda sources, masks, references, seeds: sources[:, ::2]), rendered, SIZE, OPTIONS
+        )
 
 
 def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from function_editor import make_pair_batch
 
-from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
+from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
 from mimicbrush.evaluation.heldout.samples import WARP
 from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
@@ -27,10 +28,10 @@ SCENES = 8
 
 
 @pytest.fixture(scope="module")
-def editor() -> PipelineEditor:
+def editor() -> MimicBrushEditor:
     pipeline = load_pipeline(SHIPPED_MODEL, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    return PipelineEditor(pipeline)
+    return MimicBrushEditor(pipeline)
 
 
 def test_it_is_small_whole_and_tells_what_it_was_trained_on() -> None:
@@ -45,7 +46,7 @@ def test_it_is_small_whole_and_tells_what_it_was_trained_on() -> None:
     assert str(model_folder("runs/a/pipeline")) == "runs/a/pipeline"
 
 
-def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor) -> None:
+def test_it_imitates_on_photographs_that_it_has_not_seen(editor: MimicBrushEditor) -> None:
     """Enough to notice a model that does not look at its reference; docs/RESULTS.md has more."""
     size = shipped_size_px()
     assert editor.pipeline.size_px == size
@@ -59,7 +60,7 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor)
     masks[:] = masks[0]
 
     def error(given: np.ndarray | None) -> np.ndarray:
-        edited = editor(sources, masks, given, seeds=list(range(SCENES)))
+        edited = editor.edit_pairs(make_pair_batch(sources, masks, given, list(range(SCENES)))).images
         difference = (edited.astype(float) - sources)[masks > 0].reshape(SCENES, -1)
         return np.square(difference).mean(axis=1)
 
@@ -69,7 +70,7 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor)
     assert gain_db[1].mean() > 0.25  # over none
 
 
-def test_its_attention_finds_the_place_in_a_hole(editor: PipelineEditor) -> None:
+def test_its_attention_finds_the_place_in_a_hole(editor: MimicBrushEditor) -> None:
     """Far more often than looking at the same place does: colours alone cannot do that."""
     size = shipped_size_px()
     tasks = []

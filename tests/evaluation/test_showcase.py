@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from function_editor import FunctionEditor
 from PIL import Image
 
 from mimicbrush.data.pair import Pair
@@ -29,12 +30,14 @@ from mimicbrush.ops.plot import HOLE_RIM
 SIZE = 48
 
 
+@FunctionEditor
 def untouched(
     sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]
 ) -> np.ndarray:
     return sources
 
 
+@FunctionEditor
 def negative(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     return 255 - sources
 

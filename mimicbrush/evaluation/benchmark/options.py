@@ -29,7 +29,7 @@ class BenchmarkOptions:
     """How to run editors over the benchmark.
 
     Attributes:
-        editors: names, see `editors.KNOWN`.
+        editors: names, see `registry.KNOWN`.
         seed: of the editors' noise (1 in the released script) and of the bootstrap.
         num_inference_steps, guidance_scale: None: each editor's own.
         device: "auto", "cpu" or "cuda".

@@ -18,8 +18,8 @@ from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.layout import Benchmark, Case
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
-from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, NotApplicableError
-from mimicbrush.evaluation.editors.without_model import ResultsEditor
+from mimicbrush.evaluation.editors.baselines import ResultsEditor
+from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor, NotApplicableError
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.images import read_image, write_image
 from mimicbrush.ops.canvas import MASK_THRESHOLD, paste_back
@@ -84,13 +84,13 @@ def check_names(editors: Sequence[str]) -> None:
             raise InputError(f"the results of {other} and {editor} would come into one folder; rename one of them")
 
 
-def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
+def run_editor(editor: Editor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
     """Edit and score every case. Results that are there, of the same editor, images and seed, are not made again.
 
     What another program left in a folder is read again each time: it may have changed since.
 
     Args:
-        editor: see `editors.open_editor`.
+        editor: see `registry.open_editor`.
         benchmark: its cases.
         output: of the evaluation; results come to ``results/EDITOR/TRACK/NNN_result.png``.
         backbones: what measures.
@@ -131,10 +131,10 @@ def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones
     return EditorRun(editor.name, folder, dict(editor.about), cases)
 
 
-def _edit(editor: CaseEditor, case: Case, inputs: CaseInputs, result: Path, place: Path) -> None:
+def _edit(editor: Editor, case: Case, inputs: CaseInputs, result: Path, place: Path) -> None:
     result.unlink(missing_ok=True)
     place.unlink(missing_ok=True)
-    made = editor(case, inputs)
+    made = editor.edit_case(case, inputs)
     if made.image.size != inputs.source.size or made.image.mode != "RGB":
         raise DataError(
             f"{editor.name} returned {made.image.width} x {made.image.height} px {made.image.mode} for a source of "

@@ -26,8 +26,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, resize_to_source
-from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
+from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, load_for_editor, resize_to_source
+from mimicbrush.evaluation.editors.protocol import CaseInputs, CaseOnlyEditor, CaseResult, EditorOptions
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.models.components import LATENT_CHANNELS
 from mimicbrush.models.encoders import decode_latents, encode_latents
@@ -38,7 +38,7 @@ from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tens
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
-from mimicbrush.pipelines.loading import load_pipeline, move_to_device, quiet_libraries, seeded_generator
+from mimicbrush.pipelines.loading import quiet_libraries, seeded_generator
 from mimicbrush.types import ReferenceStates
 
 #: As for the method itself (paper Sec. 4.1).
@@ -88,8 +88,8 @@ class ReferenceOnlyNetworks:
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
 
-class ReferenceOnlyEditor:
-    """See the module, and `CaseEditor`.
+class ReferenceOnlyEditor(CaseOnlyEditor):
+    """Reference-only attention as an editor, see the module and `Editor`.
 
     Args:
         name: of the editor.
@@ -122,8 +122,13 @@ class ReferenceOnlyEditor:
         )
 
     @torch.no_grad()
-    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
-        """See `CaseEditor`."""
+    def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """Edit one benchmark case, see `Editor`.
+
+        Raises:
+            InputError: nothing of the mask is left on the canvas.
+            WeightsError: the result is not finite.
+        """
         net, device = self.networks, self.networks.unet.device
         pixels, reference_px = (self._canvas(image) for image in (inputs.source, inputs.reference))
         mask = letterbox_mask(np.asarray(inputs.mask), net.size_px, net.order)
@@ -175,14 +180,12 @@ class ReferenceOnlyEditor:
         return to_tensor(square[None]).to(self.networks.unet.device)
 
 
-def open_reference_only_of_pipeline(
-    name: str, folder: Path, device: str, num_inference_steps: int | None, guidance_scale: float | None
-) -> CaseEditor:
-    """Reference-only attention on the imitative U-Net of a pipeline, see `editors.open_editor`.
+def open_reference_only_of_pipeline(name: str, folder: Path, options: EditorOptions) -> ReferenceOnlyEditor:
+    """Open reference-only attention on the imitative U-Net of a pipeline, see `registry.open_editor`.
 
     Its own reference U-Net and its image tokens are left out; depth is used as in the pipeline.
     """
-    pipeline: Any = move_to_device(load_pipeline(folder, default_dtype(device)), device)
+    pipeline: Any = load_for_editor(folder, options)
     with torch.no_grad():
         context = pipeline.no_reference_context()
 
@@ -205,8 +208,8 @@ def open_reference_only_of_pipeline(
         "blend": str(pipeline.config.reference_blend),
         "context": "that of no reference",
     }
-    steps = num_inference_steps or pipeline.config.default_num_inference_steps
-    guidance = pipeline.config.default_guidance_scale if guidance_scale is None else guidance_scale
+    steps = options.num_inference_steps or pipeline.config.default_num_inference_steps
+    guidance = pipeline.config.default_guidance_scale if options.guidance_scale is None else options.guidance_scale
     return ReferenceOnlyEditor(name, networks, about, steps, guidance)
 
 
@@ -214,19 +217,17 @@ def open_reference_only_of_sd(
     name: str,
     inpainting: Path,
     stable_diffusion: Path,
-    device: str,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-) -> CaseEditor:
-    """Reference-only attention of SD-1.5 inpainting to SD-1.5, both as they are, see `editors.open_editor`."""
+    options: EditorOptions,
+) -> ReferenceOnlyEditor:
+    """Open reference-only attention of SD-1.5 inpainting to SD-1.5, both as they are, see `registry.open_editor`."""
     quiet_libraries()
-    target, half = _device(device), default_dtype(device)
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": half}
+    device, dtype = _find_device(options.device), options.dtype or default_dtype(options.device)
+    loading: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
     try:
-        unet = UNet2DConditionModel.from_pretrained(inpainting, subfolder="unet", **options)
-        stock = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet", **options)
-        vae = AutoencoderKL.from_pretrained(inpainting, subfolder="vae", **options)
-        text_encoder = CLIPTextModel.from_pretrained(inpainting, subfolder="text_encoder", **options)
+        unet = UNet2DConditionModel.from_pretrained(inpainting, subfolder="unet", **loading)
+        stock = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet", **loading)
+        vae = AutoencoderKL.from_pretrained(inpainting, subfolder="vae", **loading)
+        text_encoder = CLIPTextModel.from_pretrained(inpainting, subfolder="text_encoder", **loading)
         tokenizer = CLIPTokenizer.from_pretrained(inpainting, subfolder="tokenizer", local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
@@ -237,17 +238,17 @@ def open_reference_only_of_sd(
             f"the U-Nets of {inpainting} and {stable_diffusion} take {unet.config.in_channels} and "
             f"{stock.config.in_channels} channels, expected 9 and 4"
         )
-    reference_unet = ReferenceUNet.from_unet(stock).to(target).eval()
-    unet, vae, text_encoder = unet.to(target), vae.to(target), text_encoder.to(target)
+    reference_unet = ReferenceUNet.from_unet(stock).to(device).eval()
+    unet, vae, text_encoder = unet.to(device), vae.to(device), text_encoder.to(device)
     set_reference_processors(unet, 1.0)
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
     with torch.no_grad():
-        context = text_encoder(tokens.to(target)).last_hidden_state  # (1, 77, D)
+        context = text_encoder(tokens.to(device)).last_hidden_state  # (1, 77, D)
 
     def make_stem(source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, seed: int) -> torch.Tensor:
         # The hole is grey (0), as in SD inpainting. There is no depth: the shape cannot be kept.
         hole = encode_latents(vae, source * (1 - mask), None)
-        return torch.cat([F.interpolate(mask, size=hole.shape[-2:]).to(hole), hole], dim=1).to(half)
+        return torch.cat([F.interpolate(mask, size=hole.shape[-2:]).to(hole), hole], dim=1).to(dtype)
 
     networks = ReferenceOnlyNetworks(vae, unet, reference_unet, noise_scheduler(), context, make_stem)
     about = {
@@ -256,11 +257,12 @@ def open_reference_only_of_sd(
         "blend": "1.0",
         "context": "the empty prompt",
     }
-    guidance = GUIDANCE if guidance_scale is None else guidance_scale
-    return ReferenceOnlyEditor(name, networks, about, num_inference_steps or REFERENCE_ONLY_STEPS, guidance)
+    steps = options.num_inference_steps or REFERENCE_ONLY_STEPS
+    guidance = GUIDANCE if options.guidance_scale is None else options.guidance_scale
+    return ReferenceOnlyEditor(name, networks, about, steps, guidance)
 
 
-def _device(device: str) -> torch.device:
+def _find_device(device: str) -> torch.device:
     available = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not available):
         raise InputError(f"the device must be auto or cpu, or cuda where PyTorch sees one; got {device!r}")

@@ -13,11 +13,10 @@ from PIL import Image
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.evaluation.editors.pair_editors import Editor
+from mimicbrush.evaluation.editors.protocol import Editor
 from mimicbrush.evaluation.heldout import report
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.heldout.reference_gain import PairScores, summarise_pairs
+from mimicbrush.evaluation.heldout.reference_gain import GAINS, PairScores, summarise_pairs
 from mimicbrush.evaluation.heldout.samples import EvalSample, plan_samples, spread_shown_samples
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, load_sets
 from mimicbrush.io.images import write_image
@@ -184,7 +183,7 @@ class HeldOutEvaluation:
             except DataError as error:
                 found.append(str(error))
         if batch:
-            edits = edit_batch(editor, batch, with_baselines=False, with_correspondence=is_shown)
+            edits = edit_batch(editor, batch, with_baselines=False, with_correspondences=is_shown)
             for count, edited in enumerate(edits):
                 row = _image_row(edited) if is_shown and edited.set_name == "natural" else None
                 found.append(_Found(readable[count % len(batch)], edited.set_name, edited.scores, row))

@@ -1,4 +1,4 @@
-"""From edited images to numbers: scores of single images, and their summary over pairs."""
+"""From edited images to numbers: scores inside the mask, what a reference gains, and means over pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
 from mimicbrush.ops.similarity import psnr_inside, ssim_inside
 
@@ -19,6 +18,58 @@ SSIM_WINDOW_PX = 11
 
 #: The rows of every table, in order. What they mean: `GAIN_DEFINITIONS`.
 ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
+
+
+class Gain(NamedTuple):
+    """A difference of PSNR in the hole, in dB, between two rows of `ROWS`.
+
+    Attributes:
+        name: in tables and sentences.
+        between: what is subtracted from what, in words.
+        row, minus: the rows.
+        above, below, neither: what is said where its interval lies above zero, below zero, and on both sides of it.
+    """
+
+    name: str
+    between: str
+    row: str
+    minus: str
+    above: str
+    below: str
+    neither: str
+
+
+#: In the order of every report. The first comes first, because the third is also large where a wrong reference
+#: only does harm: it is the first minus the second.
+GAINS = {
+    "gain_over_no_reference_db": Gain(
+        "over none",
+        "true minus no reference",
+        "model",
+        "no_reference",
+        "so the true reference helps.",
+        "the true reference does harm.",
+        "so this does not show that the reference helps.",
+    ),
+    "wrong_against_none_db": Gain(
+        "wrong against none",
+        "wrong minus no reference",
+        "wrong_reference",
+        "no_reference",
+        "so even a reference from another video helps, which is no imitation.",
+        "a reference from another video does harm.",
+        "so this shows no harm by a reference from another video.",
+    ),
+    "reference_gain_db": Gain(
+        "reference gain",
+        "true minus wrong reference",
+        "model",
+        "wrong_reference",
+        "so the true reference serves better than one from another video.",
+        "the true reference serves worse than one from another video.",
+        "so this does not show that the model tells the true reference from another.",
+    ),
+}
 
 GAIN_DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
@@ -107,3 +158,13 @@ def interval_note(n_sources: int) -> str | None:
         f"Only {n_sources} source videos: a percentile bootstrap over so few makes the intervals too narrow, so "
         f"one that is clear of zero shows little. Evaluate on at least {MIN_SOURCES}, better 20 or more."
     )
+
+
+def describe_gain(name: str, low: float, high: float) -> str:
+    """Say in a sentence what the interval of one of `GAINS` shows."""
+    gain = GAINS[name]
+    if low > 0:
+        return f"clear of zero, {gain.above}"
+    if high < 0:
+        return f"clear of zero, on the wrong side: {gain.below}"
+    return f"the interval holds zero, {gain.neither}"

@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.evaluation.heldout.gains import GAINS, describe_gain
-from mimicbrush.evaluation.heldout.reference_gain import ROWS
+from mimicbrush.evaluation.heldout.reference_gain import GAINS, ROWS, describe_gain
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside
 

@@ -12,20 +12,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.evaluation.editors.pair_editors import Editor
+from mimicbrush.evaluation.editors.protocol import Editor
 from mimicbrush.evaluation.heldout import report, showcase
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.heldout.reference_gain import GAIN_DEFINITIONS, PairScores, interval_note, summarise_pairs
+from mimicbrush.evaluation.heldout.reference_gain import (
+    GAIN_DEFINITIONS,
+    GAINS,
+    PairScores,
+    interval_note,
+    summarise_pairs,
+)
 from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, spread_shown_samples
-from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_with_references, load_sets
+from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_samples, load_sets
 from mimicbrush.io.images import write_image
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 from mimicbrush.ops.correspondence import LEGEND, Correspondence
 
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
-PICTURES_FOLDER = "pictures"
+IMAGES_FOLDER = "pictures"
 #: The pairs that are shown, as scripts/infer.py --batch takes them.
 EDITS_FILE = "edits.jsonl"
 SHOWCASE_FILE = "showcase.png"
@@ -133,7 +138,7 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
 
 def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
     """The contact sheet of one set, and its images one by one at the model's own size."""
-    folder = output / PICTURES_FOLDER / name
+    folder = output / IMAGES_FOLDER / name
     (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
     if not shown:
         return
@@ -171,21 +176,22 @@ def _write_showcase(
         return
     samples = [showcase.load_row(plan, hole, size_px, options.seed) for plan, hole in chosen]
     results: list[np.ndarray] = []
-    found: list[Correspondence] = []
+    correspondences: list[Correspondence] = []
     for start in range(0, len(samples), options.batch_size):
-        edited, places = edit_with_references(editor, samples[start : start + options.batch_size])
-        results += edited
-        found += places or []
+        edited = edit_samples(editor, samples[start : start + options.batch_size], "reference", True)
+        results += list(edited.images)
+        correspondences += edited.correspondences or []
     rows = []
     for number, (sample, (_, hole)) in enumerate(zip(samples, chosen, strict=True)):
         caption = (
             f"{sample.plan.pair.source_path}   what the hole covers moved by {hole.moved_ratio:.0%} of the long side"
         )
-        rows.append(showcase.cut_row(caption, sample, results[number], found[number] if found else None))
+        correspondence = correspondences[number] if correspondences else None
+        rows.append(showcase.cut_row(caption, sample, results[number], correspondence))
     title = (
         f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"
         "they were chosen by how they moved, not by their results. Nothing is pasted back."
     )
-    if found:
+    if correspondences:
         title += f"\n{LEGEND}"
     write_image(Image.fromarray(showcase.showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)

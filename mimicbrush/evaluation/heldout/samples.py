@@ -41,7 +41,7 @@ class EvalSample:
         wrong_reference: (S, S, 3) uint8, a frame of another source, through the same geometry.
         mask: (S, S) uint8, 1 = repaint; never on the letterbox's padding.
         area: (S, S) uint8, 1 where the canvas shows the image, 0 on the padding.
-        reference_area: (S, S) uint8, the same of the reference.
+        reference_area, wrong_reference_area: (S, S) uint8, the same of the references.
         noise_seed: of the sampler's noise, the same for every reference.
     """
 
@@ -52,6 +52,7 @@ class EvalSample:
     mask: np.ndarray
     area: np.ndarray
     reference_area: np.ndarray
+    wrong_reference_area: np.ndarray
     noise_seed: int
 
 
@@ -104,15 +105,16 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
     matrix = None
     if set_name == "warped":
         matrix = geometry.random_matrix(WARP, size_px, counter_rng.generator(key, seed, _FOR_WARP), flip=False)
-    reference = plan.pair.read_b()
+    reference, wrong_reference = plan.pair.read_b(), plan.wrong.read_b()
     return EvalSample(
         plan=plan,
         source=canvas.letterbox(image, size_px, canvas.IMAGE_FILL),
         reference=_on_canvas(reference, matrix, size_px),
-        wrong_reference=_on_canvas(plan.wrong.read_b(), matrix, size_px),
+        wrong_reference=_on_canvas(wrong_reference, matrix, size_px),
         mask=_draw_mask(points, area, plan.pair, seed),
         area=area,
         reference_area=_area_on_canvas(reference, matrix, size_px),
+        wrong_reference_area=_area_on_canvas(wrong_reference, matrix, size_px),
         noise_seed=counter_rng.mix(key, seed, _FOR_NOISE),
     )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors import baselines
-from mimicbrush.evaluation.editors.pair_editors import CorrespondenceEditor, Editor
+from mimicbrush.evaluation.editors.protocol import Editor, PairBatch, PairResults
 from mimicbrush.evaluation.heldout.options import SetName
 from mimicbrush.evaluation.heldout.reference_gain import PairScores, score_hole
 from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_sample
@@ -123,7 +124,7 @@ def edit_batch(
     editor: Editor,
     batch: Sequence[Mapping[SetName, EvalSample]],
     with_baselines: bool = True,
-    with_correspondence: bool = False,
+    with_correspondences: bool = False,
 ) -> Iterator[EditedPair]:
     """Edit a few pairs in every way, set by set; what needs no reference is the same in all and done once.
 
@@ -131,24 +132,23 @@ def edit_batch(
         editor: what is measured.
         batch: one or more pairs, each as it is in each of the same sets.
         with_baselines: also fill the holes in the ways that need no model.
-        with_correspondence: ask the editor where the holes came from, if it can tell.
+        with_correspondences: ask the editor where the filled pixels came from, if it can tell.
 
     Raises:
         InputError: the editor returned something of another shape or type.
     """
-    without: list[np.ndarray] | None = None
+    without: PairResults | None = None
     for name in batch[0]:
         samples = [sets[name] for sets in batch]
-        found: Sequence[Correspondence] | None = None
-        references = [sample.reference for sample in samples]
-        if with_correspondence:
-            model, found = edit_with_references(editor, samples)
-        else:
-            model = _edit(editor, samples, references)
-        wrong = _edit(editor, samples, [sample.wrong_reference for sample in samples])
-        without = _edit(editor, samples, None) if without is None else without
+        model = edit_samples(editor, samples, "reference", with_correspondences)
+        wrong = edit_samples(editor, samples, "wrong_reference")
+        without = edit_samples(editor, samples, None) if without is None else without
         for number, sample in enumerate(samples):
-            results = {"model": model[number], "wrong_reference": wrong[number], "no_reference": without[number]}
+            results = {
+                "model": model.images[number],
+                "wrong_reference": wrong.images[number],
+                "no_reference": without.images[number],
+            }
             if with_baselines:
                 results |= {
                     "copy_in_place": baselines.copy_in_place(sample.source, sample.mask, sample.reference),
@@ -159,45 +159,44 @@ def edit_batch(
                 }
             rows = {row: score_hole(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)
-            yield EditedPair(name, sample, results, scores, found[number] if found else None)
+            correspondence = model.correspondences[number] if model.correspondences else None
+            yield EditedPair(name, sample, results, scores, correspondence)
 
 
-def edit_with_references(
-    editor: Editor, samples: Sequence[EvalSample]
-) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
-    """Edit samples with their references, and, if the editor can tell, say where the holes came from.
+def edit_samples(
+    editor: Editor,
+    samples: Sequence[EvalSample],
+    reference: Literal["reference", "wrong_reference"] | None,
+    with_correspondences: bool = False,
+) -> PairResults:
+    """Edit samples in one batch, with one of their references or (None) without.
 
-    Returns:
-        (S, S, 3) uint8 each, and a correspondence each, on the canvas; None: it cannot tell.
+    Args:
+        editor: what is measured.
+        samples: one or more, of one canvas size.
+        reference: which of their references it sees.
+        with_correspondences: ask the editor where the filled pixels came from, if it can tell.
+
+    Raises:
+        InputError: the editor returned something of another shape or type.
     """
-    references = [sample.reference for sample in samples]
-    if isinstance(editor, CorrespondenceEditor):
-        return _edit_with_correspondences(editor, samples, references)
-    return _edit(editor, samples, references), None
 
+    def stack(name: str) -> np.ndarray:
+        return np.stack([getattr(sample, name) for sample in samples])
 
-def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np.ndarray] | None) -> list[np.ndarray]:
-    sources, masks, seeds = _given(samples)
-    return _checked(editor(sources, masks, None if references is None else np.stack(references), seeds), sources)
-
-
-def _edit_with_correspondences(
-    editor: CorrespondenceEditor, samples: Sequence[EvalSample], references: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
-    sources, masks, seeds = _given(samples)
-    result, found = editor.edit_with_correspondences(sources, masks, np.stack(references), seeds)
-    return _checked(result, sources), found
-
-
-def _given(samples: Sequence[EvalSample]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    sources, masks = (np.stack([getattr(sample, name) for sample in samples]) for name in ("source", "mask"))
-    return sources, masks, [sample.noise_seed for sample in samples]
-
-
-def _checked(result: np.ndarray, sources: np.ndarray) -> list[np.ndarray]:
-    if result.shape != sources.shape or result.dtype != np.uint8:
+    batch = PairBatch(
+        sources=stack("source"),
+        masks=stack("mask"),
+        references=None if reference is None else stack(reference),
+        seeds=[sample.noise_seed for sample in samples],
+        source_areas=stack("area"),
+        reference_areas=stack(f"{reference or 'reference'}_area"),
+    )
+    results = editor.edit_pairs(batch, with_correspondences=with_correspondences)
+    images, sources = results.images, batch.sources
+    if images.shape != sources.shape or images.dtype != np.uint8:
         raise InputError(
-            f"the editor returned {result.shape} {result.dtype} for sources of {sources.shape} uint8; "
+            f"the editor returned {images.shape} {images.dtype} for sources of {sources.shape} uint8; "
             "both must be of one shape and type"
         )
-    return list(result)
+    return results
