@@ -22,8 +22,8 @@ from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
     find_efficientnet_weights,
     load_efficientnet,
 )
-from mimicbrush.evaluation.benchmark.metrics import pad_to_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
+from mimicbrush.evaluation.benchmark.subjects import pad_to_square
 from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.pipelines.conversion.untrusted_files import read_state_dict
 

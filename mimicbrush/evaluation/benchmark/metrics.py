@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mimicbrush.evaluation.benchmark.subjects import cut_subject
 from mimicbrush.evaluation.heldout.reference_gain import PSNR_CAP_DB, SSIM_WINDOW_PX
 from mimicbrush.ops.masks import mask_box
 from mimicbrush.ops.similarity import psnr_inside, ssim_luma
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.benchmark.backbones import Backbones
-
-#: What surrounds a subject whose background was removed, and pads its box to a square: white. *Ours*: the paper does
-#: not say.
-SUBJECT_FILL = 255
 
 #: Key -> heading of tables, and digits. The first four need a ground truth, the others a reference mask or a prompt.
 METRICS = {
@@ -118,22 +115,6 @@ def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbone
         else:
             found[key] = network.distance(a, b)
     return found
-
-
-def cut_subject(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A subject without its background, on a square: (H, W, 3), (H, W) -> (S, S, 3) uint8."""
-    left, top, right, bottom = mask_box(mask)
-    alone = np.where(mask[..., None] > 0, image, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
-    return pad_to_square(alone)
-
-
-def pad_to_square(image: np.ndarray) -> np.ndarray:
-    """White around an image: (H, W, 3) -> (S, S, 3) uint8, S the longer side."""
-    side = max(image.shape[:2])
-    square = np.full((side, side, 3), SUBJECT_FILL, np.uint8)
-    y, x = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
-    square[y : y + image.shape[0], x : x + image.shape[1]] = image
-    return square
 
 
 def numeric_scores(scores: Mapping[str, float | str]) -> dict[str, float]:
