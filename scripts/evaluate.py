@@ -23,8 +23,6 @@ NEEDED = {
 #: Options of one kind of evaluation, which would do nothing in the other.
 FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs")
 FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
-#: Side of the canvas for pairs where an editor edits at any size: that of the paper.
-ANY_SIZE_PX = 512
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -101,6 +99,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     )
 
     from mimicbrush.evaluation.heldout.run import EDITS_FILE, IMAGES_FOLDER, evaluate_heldout
+    from mimicbrush.models.options import ModelOptions
 
     # 3. The numbers.
     about = {
@@ -108,8 +107,9 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
         "pairs": str(pairs_folder),
         "selection": " ".join(selection.messages),
     }
-    metrics = evaluate_heldout(editor, selection.pairs, editor.size_px or ANY_SIZE_PX, options, output, about)
-    print(report.terminal_summary(metrics, options.sets))
+    size_px = editor.size_px or ModelOptions().size_px  # an editor of any size gets the paper's canvas
+    metrics = evaluate_heldout(editor, selection.pairs, size_px, options, output, about)
+    print(report.format_summary(metrics, options.sets))
     print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
     edits = output / IMAGES_FOLDER / options.sets[0] / EDITS_FILE
     if edits.is_file() and editor_folder is not None:

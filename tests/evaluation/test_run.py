@@ -22,13 +22,13 @@ from mimicbrush.evaluation.heldout.reference_gain import (
     GAINS,
     PSNR_CAP_DB,
     ROWS,
-    HoleScore,
+    MaskScore,
     PairScores,
-    interval_note,
-    score_hole,
+    describe_few_sources,
+    score_inside_mask,
     summarise_pairs,
 )
-from mimicbrush.evaluation.heldout.report import gain_sentences, terminal_summary
+from mimicbrush.evaluation.heldout.report import describe_gains, format_summary
 from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import ASIDE_PATTERN
@@ -69,7 +69,7 @@ def test_psnr_is_that_of_scikit_image_on_the_masked_pixels() -> None:
 
 def test_equal_images_get_the_cap_and_tiny_canvases_no_ssim() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert score_hole(image, image, np.ones((8, 8))) == (PSNR_CAP_DB, None)
+    assert score_inside_mask(image, image, np.ones((8, 8))) == (PSNR_CAP_DB, None)
 
 
 def test_an_editor_that_returns_the_target_gets_the_cap(rendered: list[Pair]) -> None:
@@ -107,12 +107,12 @@ def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to
     for number in range(2 * MIN_SOURCES):
         true, wrong, none = (level + 0.1 * rng.standard_normal() for level in (12.0, 9.0, 12.5))
         rows = {
-            "model": HoleScore(true, 0.5),
-            "wrong_reference": HoleScore(wrong, 0.5),
-            "no_reference": HoleScore(none, 0.5),
+            "model": MaskScore(true, 0.5),
+            "wrong_reference": MaskScore(wrong, 0.5),
+            "no_reference": MaskScore(none, 0.5),
         }
         scores.append(PairScores(f"video {number}", rows))
-    first, second, third = gain_sentences(summarise_pairs(scores, seed=0)).split("\n")
+    first, second, third = describe_gains(summarise_pairs(scores, seed=0)).split("\n")
     assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
     assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
     assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
@@ -173,14 +173,14 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
     assert few["n_sources"] == metrics["n_sources"] == 4 < MIN_SOURCES == 10
     low, high = few["gain_over_no_reference_db_ci95"]
     bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
-    for line in gain_sentences(few).split("\n"):
+    for line in describe_gains(few).split("\n"):
         assert "too narrow with only 4 source videos)" in line
-    assert f"({bounds}, too narrow" in gain_sentences(few)
+    assert f"({bounds}, too narrow" in describe_gains(few)
     assert "too narrow" in metrics["note"]
-    assert metrics["note"] in terminal_summary(metrics, OPTIONS.sets)
-    assert f"({bounds}): " in gain_sentences(few | {"n_sources": MIN_SOURCES})
-    assert "too narrow" in gain_sentences(few | {"n_sources": MIN_SOURCES - 1})
-    assert interval_note(MIN_SOURCES) is None
+    assert metrics["note"] in format_summary(metrics, OPTIONS.sets)
+    assert f"({bounds}): " in describe_gains(few | {"n_sources": MIN_SOURCES})
+    assert "too narrow" in describe_gains(few | {"n_sources": MIN_SOURCES - 1})
+    assert describe_few_sources(MIN_SOURCES) is None
 
 
 def test_an_editor_with_results_of_another_size_is_an_error(rendered: list[Pair]) -> None:

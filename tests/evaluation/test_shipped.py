@@ -16,7 +16,7 @@ from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.methods import keep_place
 from mimicbrush.evaluation.keypoint_transfer.pck import find_correct
-from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, make_keypoint_grid
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox
 from mimicbrush.ops.counter_rng import generator
 from mimicbrush.ops.geometry import is_inside, random_matrix, transform_points, warp_to_canvas
@@ -77,13 +77,13 @@ def test_its_attention_finds_the_place_in_a_hole(editor: MimicBrushEditor) -> No
     for number, spec in enumerate(demo_clips(HELDOUT_PHOTOGRAPHS, 4, seed=78).values()):
         frame = letterbox(next(iter(render_frames(spec))), size, IMAGE_FILL)
         matrix = random_matrix(WARP, size, generator(number), flip=False)
-        there = transform_points(keypoint_grid(size), matrix)
+        there = transform_points(make_keypoint_grid(size), matrix)
         shown = is_inside(there, size)
         reference = warp_to_canvas(frame, matrix, size, IMAGE_FILL)
-        tasks.append(TransferTask(frame, reference, keypoint_grid(size)[shown], there[shown], size, str(number)))
+        tasks.append(TransferTask(frame, reference, make_keypoint_grid(size)[shown], there[shown], size, str(number)))
     attention = AttentionTransfer(editor.pipeline)
     found, same = (
         np.mean(np.concatenate([find_correct(method(task), task, 0.1) for task in tasks]))
-        for method in (lambda task: attention(task).in_holes, keep_place)
+        for method in (lambda task: attention(task).inside_mask, keep_place)
     )
     assert found > 0.4 and found > same + 0.1

@@ -1,4 +1,4 @@
-"""Choices about a run over the benchmark. Imports nothing heavy."""
+"""Options of a run over the benchmark. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How to run editors over the benchmark.
+    """Options of a run of editors over the benchmark.
 
     Attributes:
         editors: names, see `registry.KNOWN`.

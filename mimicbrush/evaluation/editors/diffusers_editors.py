@@ -1,4 +1,4 @@
-"""Paint-by-Example, and SD inpainting with an IP-Adapter, as diffusers has them, as editors on the benchmark."""
+"""Paint-by-Example, and SD inpainting with an IP-Adapter: pipelines of diffusers as editors."""
 
 from __future__ import annotations
 

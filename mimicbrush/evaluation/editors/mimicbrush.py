@@ -20,7 +20,7 @@ from mimicbrush.evaluation.editors.protocol import (
     PairBatch,
     PairResults,
 )
-from mimicbrush.evaluation.heldout.report import package_versions
+from mimicbrush.evaluation.heldout.report import find_package_versions
 from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops.canvas import crop_back
 from mimicbrush.ops.counter_rng import mix
@@ -164,7 +164,7 @@ def default_dtype(device: str) -> torch.dtype:
 
 def describe_editor(**facts: object) -> dict[str, str]:
     """Collect facts for the metric card, with the versions of the packages that computed."""
-    packages = ", ".join(f"{name} {number}" for name, number in package_versions().items() if number is not None)
+    packages = ", ".join(f"{name} {number}" for name, number in find_package_versions().items() if number is not None)
     return {name: str(value) for name, value in facts.items()} | {"versions": packages}
 
 

@@ -46,7 +46,7 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
     Raises:
         WeightsError: it is not there; says what was looked for.
     """
-    places = _cached(repository) if folder is None else [folder / repository.folder_name, folder]
+    places = _find_cached(repository) if folder is None else [folder / repository.folder_name, folder]
     for place in places:
         if (place / repository.mark).is_file():
             return place
@@ -62,7 +62,7 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
     )
 
 
-def _cached(repository: Repository) -> list[Path]:
+def _find_cached(repository: Repository) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository.hub_id, repository.mark)

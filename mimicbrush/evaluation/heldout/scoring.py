@@ -1,4 +1,4 @@
-"""One batch of pairs, edited in every way and scored; and the images of it that a person looks at."""
+"""One batch of pairs, edited with each reference and scored; and its images for contact sheets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors import baselines
 from mimicbrush.evaluation.editors.protocol import Editor, PairBatch, PairResults
 from mimicbrush.evaluation.heldout.options import SetName
-from mimicbrush.evaluation.heldout.reference_gain import PairScores, score_hole
+from mimicbrush.evaluation.heldout.reference_gain import PairScores, score_inside_mask
 from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_sample
 from mimicbrush.ops import canvas
 from mimicbrush.ops.correspondence import Correspondence, tint_correspondence
@@ -23,7 +23,7 @@ from mimicbrush.ops.plot import mark_hole
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
-#: Headings of the columns of contact sheets, by what `EditedPair.images` calls them.
+#: Headings of the columns of contact sheets, by what `EditedPair.make_images` calls them.
 SHEET_COLUMNS = {
     "source": "source\n(hole in stripes)",
     "mask": "mask\n(white = repaint)",
@@ -46,7 +46,7 @@ _CORRESPONDENCE_PX = 256
 
 @dataclass(frozen=True)
 class EditedPair:
-    """What came out for one pair in one set.
+    """The results and scores of one pair in one set.
 
     Attributes:
         set_name: `natural` or `warped`.
@@ -62,8 +62,8 @@ class EditedPair:
     scores: PairScores
     correspondence: Correspondence | None = None
 
-    def images(self) -> dict[str, np.ndarray]:
-        """All images, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
+    def make_images(self) -> dict[str, np.ndarray]:
+        """Make all images, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
         sample = self.sample
         images = {
             "source": mark_hole(sample.source, sample.mask),
@@ -81,19 +81,19 @@ class EditedPair:
             images |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
         return images
 
-    def cells(self) -> dict[str, np.ndarray]:
-        """`images` as sheets show them: without the padding of their canvases, so that all lie in a cell alike."""
-        source, reference, wrong = area_boxes(self.sample, self.set_name)
+    def make_cells(self) -> dict[str, np.ndarray]:
+        """Cut the padding of their canvases off all images, so that all lie in a cell alike."""
+        source, reference, wrong = find_area_boxes(self.sample, self.set_name)
         boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
         cells = {}
-        for name, image in self.images().items():
+        for name, image in self.make_images().items():
             scale = len(image) / len(self.sample.mask)
             x0, y0, x1, y1 = (round(side * scale) for side in boxes.get(name, source))
             cells[name] = image[y0:y1, x0:x1]
         return cells
 
-    def caption(self) -> str:
-        """Where the pair comes from, and its three scores."""
+    def make_caption(self) -> str:
+        """Describe the pair: its video, and its three scores."""
         psnr = {row: values.psnr for row, values in self.scores.rows.items()}
         return (
             f"{self.sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
@@ -101,8 +101,8 @@ class EditedPair:
         )
 
 
-def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
-    """Where source, reference and wrong reference lie on their canvases.
+def find_area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
+    """Find where source, reference and wrong reference lie on their canvases.
 
     A warped reference has no edges of its own: it is the whole canvas.
     """
@@ -110,13 +110,13 @@ def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
     whole = (0, 0, size_px, size_px)
     of_pair, of_wrong = (
         mask_box(canvas.letterbox_mask(np.full(pair.size_px, 255, np.uint8), size_px))
-        for pair in (plan.pair, plan.wrong)
+        for pair in (plan.pair, plan.wrong_pair)
     )
     return (of_pair, of_pair, of_wrong) if set_name == "natural" else (of_pair, whole, whole)
 
 
 def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
-    """One pair as it is in each set, see `load_sample`."""
+    """Load one pair as it is in each set, see `load_sample`."""
     return {name: load_sample(plan, name, size_px, seed) for name in sets}
 
 
@@ -126,7 +126,7 @@ def edit_batch(
     with_baselines: bool = True,
     with_correspondences: bool = False,
 ) -> Iterator[EditedPair]:
-    """Edit a few pairs in every way, set by set; what needs no reference is the same in all and done once.
+    """Edit a few pairs with the true, the wrong and no reference, set by set, and score them.
 
     Args:
         editor: what is measured.
@@ -157,7 +157,7 @@ def edit_batch(
                         sample.source, sample.mask, sample.reference, sample.area, sample.reference_area
                     ),
                 }
-            rows = {row: score_hole(result, sample.source, sample.mask) for row, result in results.items()}
+            rows = {row: score_inside_mask(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)
             correspondence = model.correspondences[number] if model.correspondences else None
             yield EditedPair(name, sample, results, scores, correspondence)
