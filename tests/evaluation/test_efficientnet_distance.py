@@ -41,7 +41,7 @@ def weights() -> Path:
 
 
 @pytest.fixture(scope="module")
-def measure(weights: Path) -> EfficientNetDistance:
+def distance(weights: Path) -> EfficientNetDistance:
     return EfficientNetDistance(load_efficientnet(weights))
 
 
