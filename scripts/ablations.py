@@ -79,7 +79,7 @@ def main() -> None:
     from mimicbrush.io.atomic import write_aside
 
     effects = ablations.compare_rows(evaluations)
-    text = ablations.ablation_table(effects, ABSENT)
+    text = ablations.format_ablations(effects, ABSENT)
     values = {
         row: {name: {key: asdict(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()

@@ -221,8 +221,8 @@ def lay_out(folder: Path) -> None:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.heldout.pairs_sheet import pairs_sheet
-    from mimicbrush.evaluation.heldout.showcase import ShowcaseRow, showcase_sheet
+    from mimicbrush.evaluation.heldout.pairs_sheet import make_pairs_sheet
+    from mimicbrush.evaluation.heldout.showcase import ShowcaseRow, make_showcase_sheet
     from mimicbrush.io.images import write_image
     from mimicbrush.ops.correspondence import LEGEND, Correspondence
 
@@ -231,7 +231,7 @@ def lay_out(folder: Path) -> None:
             return np.asarray(image)
 
     pairs = read_manifest(folder / "pairs" / "train")
-    write_image(Image.fromarray(pairs_sheet(pairs)), folder / "mined_pairs.png")
+    write_image(Image.fromarray(make_pairs_sheet(pairs)), folder / "mined_pairs.png")
     rows = []
     for edit in read_edits(folder):
         source, mask, reference = (read(folder / "edits" / edit[part]) for part in ("source", "mask", "reference"))
@@ -244,7 +244,7 @@ def lay_out(folder: Path) -> None:
         f"The small model paints a hole at {canvas_px(folder)} px, which is then enlarged.\n"
         f"{LEGEND}\nThe lines are those of the fine-tuned model."
     )
-    write_image(Image.fromarray(showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")
+    write_image(Image.fromarray(make_showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")
 
 
 def canvas_px(folder: Path) -> int:
@@ -260,8 +260,8 @@ def compare(folder: Path, set_name: str, seed: int) -> str:
     """What fine-tuning changed in the holes: pair by pair, with an interval over clips, and no claim that it denies."""
     import numpy as np
 
-    from mimicbrush.evaluation.heldout.reference_gain import interval_note
-    from mimicbrush.evaluation.statistics import cluster_interval
+    from mimicbrush.evaluation.heldout.reference_gain import describe_few_sources
+    from mimicbrush.evaluation.statistics import bootstrap_by_cluster
 
     psnr, source_of = [], {}
     for when in ("before", "after"):
@@ -271,8 +271,8 @@ def compare(folder: Path, set_name: str, seed: int) -> str:
         source_of |= {record["pair_id"]: record["source_hash"] for record in records}
     old, new = (np.array([values[pair] for pair in psnr[0]]) for values in psnr)
     sources = [source_of[pair] for pair in psnr[0]]
-    low, high = cluster_interval(new - old, sources, seed)
-    note = interval_note(len(set(sources)))
+    low, high = bootstrap_by_cluster(new - old, sources, seed)
+    note = describe_few_sources(len(set(sources)))
     return (
         f"{old.mean():.2f} dB before, {new.mean():.2f} after: {(new - old).mean():+.2f} dB (95 % interval {low:+.2f} "
         f"to {high:+.2f})\n{verdict(low, high)}" + (f"\n{note}" if note else "")
@@ -290,7 +290,7 @@ def verdict(low: float, high: float) -> str:
 
 def tell(folder: Path, seed: int) -> str:
     """What happened, in plain words, and where to look."""
-    from mimicbrush.evaluation.heldout.report import gain_sentences
+    from mimicbrush.evaluation.heldout.report import describe_gains
 
     metrics = read_metrics(folder, "after")
     log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -311,8 +311,8 @@ Did fine-tuning help? (PSNR in the hole with the true reference, {metrics["natur
   warped:   {_indented(compare(folder, "warped", seed))}
 
 Does it imitate? (the model that was fine-tuned: with the true reference, less that with one from another clip)
-  as mined: {_indented(gain_sentences(metrics["natural"]))}
-  warped:   {_indented(gain_sentences(metrics["warped"]))}
+  as mined: {_indented(describe_gains(metrics["natural"]))}
+  warped:   {_indented(describe_gains(metrics["warped"]))}
 
 What to expect
   A minute is short, and a model of {metrics["size_px"]} px paints blurred: this shows that all parts work together.

@@ -68,7 +68,6 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     device = values.pop("device")
 
     from mimicbrush.evaluation.heldout.options import EvaluationOptions
-    from mimicbrush.pipelines.small_model import model_folder
 
     if isinstance(values["sets"], list):
         values["sets"] = tuple(values["sets"])
@@ -76,34 +75,44 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     options = EvaluationOptions(**values)
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.editors import pair_editors as editors
-    from mimicbrush.evaluation.heldout import report, selection
+    from mimicbrush.evaluation.editors.registry import check_editor, find_editor_pipeline, open_editor
+    from mimicbrush.evaluation.heldout import report
+    from mimicbrush.evaluation.heldout.selection import TrainingData, read_training_data, select_heldout_pairs
 
-    editor_folder = model_folder(editor_name)
-    editors.check_pipeline_folder(editor_folder)
-    training = selection.read_training_data(editor_folder)
-    selection = selection.select_heldout_pairs(read_manifest(pairs_folder), options.split, training)
+    check_editor(editor_name, for_pairs=True)
+    editor_folder = find_editor_pipeline(editor_name)
+    # An editor without a model was trained on nothing.
+    training = TrainingData(0.0, frozenset()) if editor_folder is None else read_training_data(editor_folder)
+    selection = select_heldout_pairs(read_manifest(pairs_folder), options.split, training)
     for message in selection.messages:
         print(message)
 
-    # 2. The model.
+    # 2. The editor.
     import torch
 
-    from mimicbrush.pipelines.loading import load_pipeline, move_to_device
+    editor = open_editor(
+        editor_name,
+        device=device,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        dtype=torch.float32,
+    )
 
-    pipeline = move_to_device(load_pipeline(editor_folder, torch.float32), device)
-    pipeline.set_progress_bar_config(disable=True)
-    editor = editors.PipelineEditor(pipeline, options.num_inference_steps, options.guidance_scale)
-
-    from mimicbrush.evaluation.heldout.run import EDITS_FILE, PICTURES_FOLDER, evaluate_heldout
+    from mimicbrush.evaluation.heldout.run import EDITS_FILE, IMAGES_FOLDER, evaluate_heldout
+    from mimicbrush.models.options import ModelOptions
 
     # 3. The numbers.
-    about = {"editor": str(editor_folder), "pairs": str(pairs_folder), "selection": " ".join(selection.messages)}
-    metrics = evaluate_heldout(editor, selection.pairs, pipeline.size_px, options, output, about)
-    print(report.terminal_summary(metrics, options.sets))
+    about = {
+        "editor": str(editor_folder or editor_name),
+        "pairs": str(pairs_folder),
+        "selection": " ".join(selection.messages),
+    }
+    size_px = editor.size_px or ModelOptions().size_px  # an editor of any size gets the paper's canvas
+    metrics = evaluate_heldout(editor, selection.pairs, size_px, options, output, about)
+    print(report.format_summary(metrics, options.sets))
     print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
-    edits = output / PICTURES_FOLDER / options.sets[0] / EDITS_FILE
-    if edits.is_file():
+    edits = output / IMAGES_FOLDER / options.sets[0] / EDITS_FILE
+    if edits.is_file() and editor_folder is not None:
         again = ["python", "scripts/infer.py", "--batch", str(edits), "--output-dir", "edits", "--model", editor_name]
         print(f"edit those again: {shlex.join(again)}")
 

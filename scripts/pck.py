@@ -71,7 +71,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from mimicbrush.evaluation.heldout import report
-    from mimicbrush.evaluation.heldout.reference_gain import interval_note
+    from mimicbrush.evaluation.heldout.reference_gain import describe_few_sources
     from mimicbrush.evaluation.keypoint_transfer import methods, pck
     from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
     from mimicbrush.evaluation.keypoint_transfer.transfer_plot import plot_transfers
@@ -95,10 +95,10 @@ def main() -> None:
         for name, each in (("reference attention", pipeline), ("reference attention, untrained", before))
     )
     places = {
-        "reference attention in holes": [each.in_holes for each in found],
-        "reference attention in holes, untrained": [each.in_holes for each in found_before],
-        "reference attention at seen tokens": [each.at_seen_tokens for each in found],
-        "reference attention at seen tokens, untrained": [each.at_seen_tokens for each in found_before],
+        "reference attention in holes": [each.inside_mask for each in found],
+        "reference attention in holes, untrained": [each.inside_mask for each in found_before],
+        "reference attention at seen tokens": [each.outside_mask for each in found],
+        "reference attention at seen tokens, untrained": [each.outside_mask for each in found_before],
     }
 
     # 2. What it is compared with.
@@ -110,10 +110,10 @@ def main() -> None:
     results = pck.measure_pck(places, tasks, arguments.seed)
     sets = pck.measure_sets(places, tasks, arguments.seed)
     layers = pck.measure_layers(found, tasks, arguments.seed)
-    table = pck.pck_markdown(results, absent)
+    table = pck.format_pck(results, absent)
     if sets:
-        table += f"\n{pck.sets_markdown(sets)}"
-    by_layer = pck.layers_markdown(layers)
+        table += f"\n{pck.format_sets(sets)}"
+    by_layer = pck.format_layers(layers)
     card = {
         "model": str(folder),
         "data": str(data.root),
@@ -127,7 +127,7 @@ def main() -> None:
         "logits": arguments.logits,
         "reciprocal": arguments.reciprocal,
         "attention": _ATTENTION[arguments.logits] + (_RECIPROCAL if arguments.reciprocal else ""),
-        "note": interval_note(len({task.group for task in tasks})),
+        "note": describe_few_sources(len({task.group for task in tasks})),
         "pictures": len(tasks),
         "points": sum(len(task.source_xy) for task in tasks),
         "sources": len({task.group for task in tasks}),
@@ -136,7 +136,7 @@ def main() -> None:
         "attention_steps": ATTENTION_STEPS,
         "definition": "correct within alpha of the longer side of the canvas (SPair: of the object's box), mean over "
         "images, 95 % bootstrap over sources",
-        "versions": report.package_versions(),
+        "versions": report.find_package_versions(),
     }
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
@@ -176,22 +176,22 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
     """The images with their keypoints; of mined pairs and photographs only those that were not trained on."""
     from mimicbrush.evaluation.heldout import selection
     from mimicbrush.evaluation.keypoint_transfer import homographies
-    from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, spair_tasks, warped_tasks
+    from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, make_warped_tasks, read_spair_tasks
 
     size_px, most, seed = pipeline.size_px, arguments.max_pairs, arguments.seed
     grid = f"a grid of {GRID} x {GRID}, where both images show it"
     if arguments.spair is not None:
-        return Data(spair_tasks(arguments.spair, size_px, most), arguments.spair, "SPair-71k's", [])
+        return Data(read_spair_tasks(arguments.spair, size_px, most), arguments.spair, "SPair-71k's", [])
     if arguments.homographies is not None:
-        tasks, empty = homographies.homography_tasks(arguments.homographies, size_px, most)
+        tasks, empty = homographies.read_homography_tasks(arguments.homographies, size_px, most)
         left_out = [f"{each}: its images have no keypoint in common" for each in empty]
         return Data(tasks, arguments.homographies, grid, left_out)
 
     training = selection.read_training_data(folder)
     if arguments.photographs is not None:
-        files, seen = homographies.unseen_photographs(arguments.photographs, training)
+        files, seen = homographies.find_unseen_photographs(arguments.photographs, training)
         strengths = [name for name in _STRENGTHS if name in (arguments.strength or _STRENGTHS)]
-        tasks, empty = homographies.photograph_tasks(files, strengths, size_px, most, seed)
+        tasks, empty = homographies.make_photograph_tasks(files, strengths, size_px, most, seed)
         left_out = [f"{each}: its views have no keypoint in common" for each in empty]
         return Data(tasks, arguments.photographs, grid, [f"{each}: it was trained on" for each in seen] + left_out)
 
@@ -200,7 +200,7 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
     selection = selection.select_heldout_pairs(read_manifest(arguments.pairs), "heldout", training)
     for message in selection.messages:
         print(message)
-    tasks, empty = warped_tasks(selection.pairs, size_px, most, seed)
+    tasks, empty = make_warped_tasks(selection.pairs, size_px, most, seed)
     return Data(tasks, arguments.pairs, grid, [f"{each}: its warped frame shows no keypoint" for each in empty])
 
 

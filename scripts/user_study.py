@@ -67,11 +67,11 @@ def make(arguments: argparse.Namespace) -> None:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    from mimicbrush.evaluation.user_study.score import score_study, score_table
+    from mimicbrush.evaluation.user_study.score import format_scores, score_study
     from mimicbrush.io.atomic import write_aside
 
     found = score_study(arguments.study / "key.json", arguments.answers)
-    print(score_table(found))
+    print(format_scores(found))
     for path, missing in found.incomplete.items():
         print(f"incomplete: {path}: {missing} rankings are missing and do not count")
     if arguments.output:

@@ -158,7 +158,7 @@ def build_evaluation(
 
     from accelerate.utils import gather_object
 
-    from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
+    from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
     from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, gather_alone
 
     pairs, notes = evaluated_pairs(options, sources)
@@ -179,7 +179,7 @@ def build_evaluation(
 
     def evaluate(pipeline: MimicBrushPipeline, step: int) -> HeldOutResult:
         pipeline.set_progress_bar_config(disable=True)
-        editor = PipelineEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
+        editor = MimicBrushEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
         result = evaluation(editor, step)
         for note in result.notes:
             accelerator.print(f"note: {note}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.evaluation.paper_tables import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside, write_json

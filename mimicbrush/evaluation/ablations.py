@@ -1,4 +1,4 @@
-"""Ablations, row by row: is the direction of the paper's effect seen? Imports nothing heavy."""
+"""Ablations, row by row: does each measure change in the paper's direction?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.evaluation.heldout.run import PER_PAIR_FILE
 from mimicbrush.evaluation.paper_tables import ABLATIONS
-from mimicbrush.evaluation.statistics import cluster_interval
+from mimicbrush.evaluation.statistics import bootstrap_by_cluster
 
 #: What all other rows are compared with.
 FULL = "full"
@@ -25,26 +25,26 @@ SETS = ("natural", "warped")
 
 @dataclass(frozen=True)
 class AblationEffect:
-    """One measure of one row, on one set of pairs.
+    """The effect of one ablation on one measure, on one set of pairs.
 
     Attributes:
         value: mean over pairs and seeds.
         by_seed: mean over pairs, for each seed.
         change: mean of full - row over the same pairs, positive where full is better; None for full itself.
         interval: 95 % of it, by bootstrap over sources; seeds are averaged before.
-        verdict: "seen" or "opposite" where the interval is clear of zero and every seed alone has that sign; "not seen"
-            otherwise, or "" where the paper states no effect.
+        direction: "seen" or "opposite" where the interval is clear of zero and every seed alone has that sign;
+            "not seen" otherwise, or "" where the paper states no effect.
     """
 
     value: float
     by_seed: list[float]
     change: float | None
     interval: tuple[float, float] | None
-    verdict: str
+    direction: str
 
 
-def read_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Set -> pair -> measures of one run's evaluation; the pair's source stands before its name.
+def read_evaluation(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Read one run's evaluation: set -> pair -> measures; the pair's source stands before its name.
 
     Raises:
         DataError: it was not evaluated.
@@ -52,23 +52,25 @@ def read_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     path = folder / PER_PAIR_FILE
     if not path.is_file():
         raise DataError(f"{folder} holds no {PER_PAIR_FILE}: the run was not evaluated")
-    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in SETS}
+    measures: dict[str, dict[str, dict[str, float]]] = {name: {} for name in SETS}
     for line in path.read_text().splitlines():
         record = json.loads(line)
         model = record["rows"]["model"]
-        found[record["set"]][f"{record['source_hash']} {record['pair_id']}"] = {
+        measures[record["set"]][f"{record['source_hash']} {record['pair_id']}"] = {
             "psnr": model["psnr"],
             "ssim": float("nan") if model["ssim"] is None else model["ssim"],
-            # An evaluation of an earlier version told fewer; what one of them lacks is compared in none.
+            # An evaluation of an earlier version has fewer; what one of them lacks is compared in none.
             **{key: record[key] for key in GAINS if key in record},
         }
-    return found
+    return measures
 
 
 def compare_rows(
     evaluations: Mapping[str, Sequence[Path]], seed: int = 0
 ) -> dict[str, dict[str, dict[str, AblationEffect]]]:
-    """Row -> set -> measure -> effect; a measure that one of the runs does not tell is left out.
+    """Compare ablations with the full model: row -> set -> measure -> effect.
+
+    A measure that one of the runs lacks is left out.
 
     Args:
         evaluations: row -> the evaluation folders of its seeds, in order; with `FULL` among them.
@@ -79,20 +81,20 @@ def compare_rows(
     """
     if FULL not in evaluations:
         raise DataError(f"there is no row {FULL!r} to compare with; there are {', '.join(evaluations) or 'none'}")
-    runs = {row: [read_run(folder) for folder in folders] for row, folders in evaluations.items()}
+    runs = {row: [read_evaluation(folder) for folder in folders] for row, folders in evaluations.items()}
     seeds = len(runs[FULL])
-    for row, found in runs.items():
-        if len(found) != seeds:
-            raise DataError(f"{row} has {len(found)} seeds and {FULL} has {seeds}; the sweep is not complete")
+    for row, own in runs.items():
+        if len(own) != seeds:
+            raise DataError(f"{row} has {len(own)} seeds and {FULL} has {seeds}; the sweep is not complete")
         for name in SETS:
-            if any(set(each[name]) != set(runs[FULL][0][name]) for each in found):
+            if any(set(each[name]) != set(runs[FULL][0][name]) for each in own):
                 raise DataError(f"{row} was evaluated on other pairs of the {name} set than {FULL}; evaluate again")
     return {
         row: {
             name: {
-                measure: _effect(runs, row, name, measure, seed)
+                measure: _compute_effect(runs, row, name, measure, seed)
                 for measure in MEASURES
-                if all(measure in values for found in runs.values() for each in found for values in each[name].values())
+                if all(measure in values for own in runs.values() for each in own for values in each[name].values())
             }
             for name in SETS
             if runs[FULL][0][name]
@@ -101,7 +103,7 @@ def compare_rows(
     }
 
 
-def _effect(
+def _compute_effect(
     runs: Mapping[str, Sequence[dict[str, dict[str, dict[str, float]]]]], row: str, name: str, measure: str, seed: int
 ) -> AblationEffect:
     pairs = sorted(runs[FULL][0][name])
@@ -115,17 +117,19 @@ def _effect(
         return AblationEffect(float(np.mean(by_seed)), by_seed, None, None, "")
     differences = values(FULL) - mine  # (seeds, pairs)
     change = differences.mean(axis=0)
-    known = np.isfinite(change)
-    low, high = cluster_interval(
-        change[known], [pair.split()[0] for pair, use in zip(pairs, known, strict=True) if use], seed
+    is_finite = np.isfinite(change)
+    low, high = bootstrap_by_cluster(
+        change[is_finite], [pair.split()[0] for pair, use in zip(pairs, is_finite, strict=True) if use], seed
     )
     signs = set(np.sign(np.nanmean(differences, axis=1)))
-    verdict = "seen" if low > 0 and signs == {1} else "opposite" if high < 0 and signs == {-1} else "not seen"
-    return AblationEffect(float(np.mean(by_seed)), by_seed, float(change[known].mean()), (low, high), verdict)
+    direction = "seen" if low > 0 and signs == {1} else "opposite" if high < 0 and signs == {-1} else "not seen"
+    return AblationEffect(float(np.mean(by_seed)), by_seed, float(change[is_finite].mean()), (low, high), direction)
 
 
-def ablation_table(effects: Mapping[str, Mapping[str, Mapping[str, AblationEffect]]], absent: Mapping[str, str]) -> str:
-    """The comparison as Markdown, a table for each set of pairs.
+def format_ablations(
+    effects: Mapping[str, Mapping[str, Mapping[str, AblationEffect]]], absent: Mapping[str, str]
+) -> str:
+    """Format the comparison as Markdown, a table for each set of pairs.
 
     Args:
         effects: of `compare_rows`.
@@ -147,16 +151,18 @@ def ablation_table(effects: Mapping[str, Mapping[str, Mapping[str, AblationEffec
         for row, paper in ABLATIONS.items():
             gap = ABLATIONS[FULL].part_composition.psnr - paper.part_composition.psnr
             if row in effects:
-                cells = [_cell(effects[row][name].get(measure), digits) for measure, digits in MEASURES.items()]
-                told = "" if row == FULL else f"{gap:+.2f}"
-                lines.append(f"| {paper.name} | {' | '.join(cells)} | {told} | {effects[row][name]['psnr'].verdict} |")
+                cells = [_format_cell(effects[row][name].get(measure), digits) for measure, digits in MEASURES.items()]
+                paper_gap = "" if row == FULL else f"{gap:+.2f}"
+                lines.append(
+                    f"| {paper.name} | {' | '.join(cells)} | {paper_gap} | {effects[row][name]['psnr'].direction} |"
+                )
             elif row in absent:
                 lines.append(f"| {paper.name} | {' | '.join(['n/a'] * len(HEADINGS))} | {gap:+.2f} | {absent[row]} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(effect: AblationEffect | None, digits: int) -> str:
+def _format_cell(effect: AblationEffect | None, digits: int) -> str:
     if effect is None:
         return "n/a"
     if effect.change is None or effect.interval is None:

@@ -1,4 +1,4 @@
-"""The numbers that the paper prints (arXiv 2406.07547), for tables that set ours beside them. Imports nothing heavy.
+"""Numbers that the paper prints (arXiv 2406.07547), for tables beside ours. Imports nothing heavy.
 
 They are of the paper's benchmark, full training and real weights; what we measure otherwise compares only in order.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class PaperValues(NamedTuple):
-    """One row of one track. The first three are of its inner-ID pairs, the others of its inter-ID pairs.
+    """A row of one task: the first three values are of its inner-ID pairs, the others of its inter-ID pairs.
 
     Attributes:
         ssim: 0..1, higher is better.

@@ -1,4 +1,4 @@
-"""Intervals for means over pairs. Pairs of one video are alike, so whole videos are drawn, not pairs."""
+"""Intervals for means over pairs. Pairs of one video are alike, so the bootstrap resamples videos, not pairs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MIN_SOURCES = 10
 _CHUNK = 1000
 
 
-def cluster_interval(
+def bootstrap_by_cluster(
     values: np.ndarray,
     clusters: Sequence[str],
     seed: int,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, resampling clusters with replacement.
+    """Compute a percentile bootstrap interval of the mean, resampling clusters with replacement.
 
     Args:
         values: (n,) finite numbers, n >= 1.

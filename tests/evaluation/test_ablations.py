@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.ablations import ablation_table, compare_rows
+from mimicbrush.evaluation.ablations import compare_rows, format_ablations
 
 SOURCES, PAIRS = 12, 3
 
@@ -45,8 +45,8 @@ def evaluations(tmp_path: Path) -> dict[str, list[Path]]:
 
 def test_directions_are_told_by_the_interval_of_the_paired_difference(evaluations: dict[str, list[Path]]) -> None:
     effects = compare_rows(evaluations)
-    verdicts = {row: effects[row]["natural"]["psnr"].verdict for row in effects}
-    assert verdicts == {"full": "", "grid_025": "seen", "grid_075": "opposite", "grid_050": "not seen"}
+    directions = {row: effects[row]["natural"]["psnr"].direction for row in effects}
+    assert directions == {"full": "", "grid_025": "seen", "grid_075": "opposite", "grid_050": "not seen"}
     worse = effects["grid_025"]["warped"]["psnr"]
     assert worse.change == pytest.approx(1.0, abs=0.2)
     assert worse.interval is not None
@@ -64,11 +64,11 @@ def test_a_direction_that_the_seeds_disagree_on_is_not_seen(tmp_path: Path) -> N
         for row, of_row in leads.items()
     }
     effect = compare_rows(folders)["grid_025"]["natural"]["psnr"]
-    assert effect.interval is not None and effect.interval[0] > 0 and effect.verdict == "not seen"
+    assert effect.interval is not None and effect.interval[0] > 0 and effect.direction == "not seen"
 
 
 def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path]]) -> None:
-    text = ablation_table(compare_rows(evaluations), {"reference_clip": "no weights"})
+    text = format_ablations(compare_rows(evaluations), {"reference_clip": "no weights"})
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "| n/a | n/a | n/a | n/a | n/a | +0.76 | no weights" in rows["reference encoder: CLIP"]
     assert rows["mask: grid 0.25"].endswith("| +0.44 | seen |")
@@ -78,7 +78,7 @@ def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path
 
 def test_what_an_earlier_version_did_not_tell_reads_na(evaluations: dict[str, list[Path]]) -> None:
     rows = [
-        line.split("|") for line in ablation_table(compare_rows(evaluations), {}).splitlines() if "grid 0.25 " in line
+        line.split("|") for line in format_ablations(compare_rows(evaluations), {}).splitlines() if "grid 0.25 " in line
     ]
     assert [line[5].strip() for line in rows] == ["n/a", "n/a"]  # wrong against none, in both sets
     assert all("[" in line[4] and "[" in line[6] for line in rows)

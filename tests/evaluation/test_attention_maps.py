@@ -47,13 +47,13 @@ def test_all_layers_and_steps_together_are_what_the_record_of_a_hole_says() -> N
     attend(whole, ours)
     ((numbers, attention),) = whole.attention()
     there = [numbers.tolist().index(token) for token in tokens.tolist()]
-    torch.testing.assert_close(ours.maps.mean(), attention[there])
+    torch.testing.assert_close(ours.maps.average(), attention[there])
     assert ours.maps.sides == {path: side for path, (side, _) in LAYERS.items()}
     # Steps 1 and 2, 3, and 4 of four; and the parts make the whole.
     assert [ours.maps.counts["up.1", third] for third in range(3)] == [4, 2, 2]
-    parts = torch.stack([ours.maps.mean(third=third) * (2, 1, 1)[third] / 4 for third in range(3)]).sum(0)
-    torch.testing.assert_close(parts, ours.maps.mean())
-    assert ours.maps.mean("mid").shape == (3, 2, 2)
+    parts = torch.stack([ours.maps.average(third=third) * (2, 1, 1)[third] / 4 for third in range(3)]).sum(0)
+    torch.testing.assert_close(parts, ours.maps.average())
+    assert ours.maps.average("mid").shape == (3, 2, 2)
 
 
 @pytest.mark.parametrize("scores", [False, True])
@@ -62,8 +62,8 @@ def test_transposed_maps_are_columns_of_the_same_attention(scores: bool) -> None
     straight = AttentionAtTokens(every, 8, 4, scores)
     transposed = AttentionAtTokens(every[5:40], 8, 4, scores, transposed=True)
     attend(straight, transposed)
-    full = straight.maps.mean("up.1").view(64, 64)
-    torch.testing.assert_close(transposed.maps.mean("up.1"), full.T[5:40].reshape(-1, 8, 8))
+    full = straight.maps.average("up.1").view(64, 64)
+    torch.testing.assert_close(transposed.maps.average("up.1"), full.T[5:40].reshape(-1, 8, 8))
 
 
 def test_scores_are_standardised_so_that_layers_count_alike() -> None:
@@ -75,18 +75,18 @@ def test_scores_are_standardised_so_that_layers_count_alike() -> None:
     scores = torch.einsum("nhd,mhd->hnm", query[0], key[0]).mean(0) / 8**0.5  # (N, M)
     centred = scores - scores.mean(dim=1, keepdim=True)
     expected = centred / centred.std(correction=0)
-    torch.testing.assert_close(record.maps.mean().view(2, -1), expected[tokens])
+    torch.testing.assert_close(record.maps.average().view(2, -1), expected[tokens])
 
     quiet, loud = (AttentionAtTokens(tokens, 8, 4, scores=True) for _ in range(2))
     attend(quiet)
     attend(loud, louder="up.0")
-    torch.testing.assert_close(loud.maps.mean(), quiet.maps.mean())
+    torch.testing.assert_close(loud.maps.average(), quiet.maps.average())
 
 
 def test_what_it_cannot_note_is_refused() -> None:
     record = AttentionAtTokens(torch.tensor([0]), 8, 4)
     with pytest.raises(InputError, match="no reference attention"):
-        record.maps.mean()
+        record.maps.average()
     attend(record)
     with pytest.raises(InputError, match="4 steps"):
         attend(record)
@@ -123,13 +123,13 @@ def test_planted_attention_is_found_in_holes_and_where_it_is_seen(
     task = task_of((shift[0] * 2, shift[1] * 2))
     found = AttentionTransfer(pipeline, scores=scores)(task)
     assert set(found.sides.values()) == {4, 8}
-    for places in (found.in_holes, found.at_seen_tokens):
+    for places in (found.inside_mask, found.outside_mask):
         assert pck.find_correct(places, task, 0.1).all()  # 1.6 px
     for (path, _), places in found.by_layer.items():  # tokens of 4 px, in places at the edge, say less
         assert pck.find_correct(places, task, 0.3 if path and found.sides[path] == 4 else 0.1).all()
     layers = pck.measure_layers([found, found], [task, task], seed=0)
     assert [layer["path"] for layer in layers] == [*reference_paths(pipeline.unet), None]
-    assert "| all layers |  | 100.0 | 100.0 | 100.0 | 100.0 [100.0, 100.0] |" in pck.layers_markdown(layers)
+    assert "| all layers |  | 100.0 | 100.0 | 100.0 | 100.0 [100.0, 100.0] |" in pck.format_layers(layers)
 
 
 def test_one_layer_that_looks_elsewhere_is_told_from_the_others(pipeline: MimicBrushPipeline) -> None:
@@ -170,11 +170,13 @@ def test_reciprocal_adds_the_transposed_map(pipeline: MimicBrushPipeline, scores
     path = reference_paths(pipeline.unet)[-1]
     plant(pipeline, path, (2, -1))
     task = task_of((0, 0))  # a keypoint for each of 8 x 8 tokens
-    alone, both = (AttentionTransfer(pipeline, scores=scores, reciprocal=flag).maps(task) for flag in (False, True))
+    alone, both = (
+        AttentionTransfer(pipeline, scores=scores, reciprocal=flag).record_maps(task) for flag in (False, True)
+    )
     for single, double in zip(alone, both, strict=True):
         for third in range(len(THIRDS)):
-            map_of = single.mean(path, third).view(64, 64)
-            torch.testing.assert_close(double.mean(path, third).view(64, 64), (map_of + map_of.T) / 2)
+            map_of = single.average(path, third).view(64, 64)
+            torch.testing.assert_close(double.average(path, third).view(64, 64), (map_of + map_of.T) / 2)
 
 
 def test_reciprocal_leaves_the_peaks_of_a_symmetric_map(pipeline: MimicBrushPipeline) -> None:
@@ -182,5 +184,5 @@ def test_reciprocal_leaves_the_peaks_of_a_symmetric_map(pipeline: MimicBrushPipe
         plant(pipeline, path, (0, 0))
     task = task_of((0, 0))
     alone, both = (AttentionTransfer(pipeline, reciprocal=flag)(task) for flag in (False, True))
-    np.testing.assert_allclose(both.in_holes, alone.in_holes, atol=0.5)
-    assert pck.find_correct(both.at_seen_tokens, task, 0.1).all()
+    np.testing.assert_allclose(both.inside_mask, alone.inside_mask, atol=0.5)
+    assert pck.find_correct(both.outside_mask, task, 0.1).all()

@@ -15,9 +15,10 @@ from PIL import Image
 from mimicbrush.errors import InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark, BenchmarkWriter, Case, read_benchmark
 from mimicbrush.evaluation.editors import registry as editors
-from mimicbrush.evaluation.editors.registry import CaseInputs, NotApplicableError, check_editor, open_editor
-from mimicbrush.evaluation.editors.without_model import blur_fill
-from mimicbrush.evaluation.heldout.reference_gain import score_hole
+from mimicbrush.evaluation.editors.baselines import blur_fill
+from mimicbrush.evaluation.editors.protocol import CaseInputs, NotApplicableError
+from mimicbrush.evaluation.editors.registry import check_editor, open_editor
+from mimicbrush.evaluation.heldout.reference_gain import score_inside_mask
 from mimicbrush.io.images import read_image
 
 
@@ -45,12 +46,12 @@ def test_the_oracle_is_perfect_where_there_is_a_truth(benchmark_folder: Benchmar
     for case in benchmark_folder.cases:
         given = inputs(case)
         able, unable = (oracle, untouched) if case.track.has_truth else (untouched, oracle)
-        result = np.asarray(able(case, given).image)
+        result = np.asarray(able.edit_case(case, given).image)
         mask = (np.asarray(given.mask) > 128).astype(np.uint8)
-        assert score_hole(result, np.asarray(given.source), mask).psnr >= 60  # of equal pixels
+        assert score_inside_mask(result, np.asarray(given.source), mask).psnr >= 60  # of equal pixels
         assert np.array_equal(result, np.asarray(given.source))
         with pytest.raises(NotApplicableError, match=case.track.title):
-            unable(case, given)
+            unable.edit_case(case, given)
 
 
 @pytest.mark.parametrize("name", ["blur", "copy_in_place", "opencv_inpaint", "sift_homography"])
@@ -59,13 +60,13 @@ def test_fills_without_a_model_change_the_hole_alone(benchmark_folder: Benchmark
     assert editor.name == name
     for case in benchmark_folder.cases:
         given = inputs(case)
-        source, result = np.asarray(given.source), np.asarray(editor(case, given).image)
+        source, result = np.asarray(given.source), np.asarray(editor.edit_case(case, given).image)
         hole = np.asarray(given.mask) > 128
         assert np.array_equal(result[~hole], source[~hole])
         changed = source.copy()
         changed[hole] = 7
         again = CaseInputs(Image.fromarray(changed), given.mask, given.reference, given.keep_shape, given.seed)
-        assert np.array_equal(np.asarray(editor(case, again).image), result)  # it does not look into the hole
+        assert np.array_equal(np.asarray(editor.edit_case(case, again).image), result)  # it does not look into the hole
 
 
 def test_blur_of_one_colour_is_that_colour() -> None:
@@ -81,7 +82,9 @@ def test_copy_in_place_of_the_source_is_the_source(benchmark_folder: Benchmark) 
     case = benchmark_folder.cases[0]
     given = inputs(case)
     same = CaseInputs(given.source, given.mask, given.source, False, 1)
-    assert np.array_equal(np.asarray(open_editor("copy_in_place")(case, same).image), np.asarray(given.source))
+    assert np.array_equal(
+        np.asarray(open_editor("copy_in_place").edit_case(case, same).image), np.asarray(given.source)
+    )
 
 
 def test_results_of_others_round_trip(benchmark_folder: Benchmark, tmp_path: Path) -> None:
@@ -89,18 +92,18 @@ def test_results_of_others_round_trip(benchmark_folder: Benchmark, tmp_path: Pat
     for case in benchmark_folder.cases:
         path = folder / case.result_path
         path.parent.mkdir(parents=True)
-        blur(case, inputs(case)).image.save(path)
+        blur.edit_case(case, inputs(case)).image.save(path)
     results = open_editor(f"results:{folder}")
     for case in benchmark_folder.cases:
-        found = results(case, inputs(case)).image
-        assert np.array_equal(np.asarray(found), np.asarray(blur(case, inputs(case)).image))
+        found = results.edit_case(case, inputs(case)).image
+        assert np.array_equal(np.asarray(found), np.asarray(blur.edit_case(case, inputs(case)).image))
     first, second, *_ = benchmark_folder.cases
     (folder / first.result_path).unlink()
     with pytest.raises(InputError, match=r"001_result.png: no such file"):
-        results(first, inputs(first))
+        results.edit_case(first, inputs(first))
     Image.new("RGB", (16, 12)).save(folder / second.result_path)
     with pytest.raises(InputError, match=r"is 16 x 12 px, its source 160 x 120 px"):
-        results(second, inputs(second))
+        results.edit_case(second, inputs(second))
 
 
 def test_a_flat_folder_of_results_serves_one_track(benchmark_folder: Benchmark, tmp_path: Path) -> None:
@@ -111,9 +114,9 @@ def test_a_flat_folder_of_results_serves_one_track(benchmark_folder: Benchmark, 
         open_editor(f"results:{flat}")
     inputs(case).source.save(flat / "001_result.png")
     results = open_editor(f"results:{flat}")
-    assert results(case, inputs(case)).image.size == (160, 120)
+    assert results.edit_case(case, inputs(case)).image.size == (160, 120)
     with pytest.raises(InputError, match="is flat"):
-        results(other, inputs(other))
+        results.edit_case(other, inputs(other))
 
 
 @pytest.mark.parametrize(

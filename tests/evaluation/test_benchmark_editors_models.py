@@ -17,9 +17,10 @@ from toy_editors import write_paint_by_example, write_stable_diffusion
 from mimicbrush.assembly import build_components
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
-from mimicbrush.evaluation.editors.mimicbrush import PipelineCaseEditor
+from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
+from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor
 from mimicbrush.evaluation.editors.reference_only import make_reference_unet
-from mimicbrush.evaluation.editors.registry import CaseEditor, CaseInputs, open_editor
+from mimicbrush.evaluation.editors.registry import open_editor
 from mimicbrush.io.images import read_image
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
@@ -71,19 +72,19 @@ def given(case: Case) -> CaseInputs:
     return CaseInputs(source, mask, reference, keep_shape=True, seed=3)
 
 
-def check_manners(editor: CaseEditor, case: Case, given: CaseInputs) -> np.ndarray:
+def check_manners(editor: Editor, case: Case, given: CaseInputs) -> np.ndarray:
     """Size, seeds and the reference matter, the hole's content does not (unless its shape is asked for)."""
     given = replace(given, keep_shape=False)
-    result = editor(case, given).image
+    result = editor.edit_case(case, given).image
     assert (result.size, result.mode) == (given.source.size, "RGB")
     pixels = np.asarray(result)
-    assert np.array_equal(pixels, np.asarray(editor(case, given).image))
-    assert not np.array_equal(pixels, np.asarray(editor(case, replace(given, seed=4)).image))
+    assert np.array_equal(pixels, np.asarray(editor.edit_case(case, given).image))
+    assert not np.array_equal(pixels, np.asarray(editor.edit_case(case, replace(given, seed=4)).image))
     other = given.reference.transpose(Image.Transpose.FLIP_TOP_BOTTOM).convert("L").convert("RGB")
-    assert not np.array_equal(pixels, np.asarray(editor(case, replace(given, reference=other)).image))
+    assert not np.array_equal(pixels, np.asarray(editor.edit_case(case, replace(given, reference=other)).image))
     hidden = given.source.copy()
     hidden.paste((255, 0, 0), (16, 14, 38, 28))  # not at its edge, which is mixed with what is around it when reduced
-    assert np.array_equal(pixels, np.asarray(editor(case, replace(given, source=hidden)).image))
+    assert np.array_equal(pixels, np.asarray(editor.edit_case(case, replace(given, source=hidden)).image))
     assert {"editor", "weights", "steps", "guidance", "versions"} <= editor.about.keys()
     assert all(isinstance(value, str) for value in editor.about.values())
     return pixels
@@ -96,7 +97,7 @@ def test_a_pipeline_folder_edits_as_the_pipeline_itself(pipeline_folder: Path, c
     options = {"num_inference_steps": 2, "guidance_scale": 2.0, "keep_shape": True}
     images = (given.source, given.mask, given.reference)
     square = pipeline(*images, generator=seeded_generator(3), paste_back=False, return_correspondence=True, **options)
-    result = editor(case, given)
+    result = editor.edit_case(case, given)
     assert np.array_equal(np.asarray(result.image), crop_back(np.asarray(square.images[0]), 40, 60))
     assert result.correspondence is not None
     assert np.array_equal(result.correspondence.reference_xy, square.correspondences[0].reference_xy)
@@ -110,13 +111,13 @@ def test_a_pipeline_folder_edits_as_the_pipeline_itself(pipeline_folder: Path, c
 def test_paint_by_example(weights: Path, case: Case, given: CaseInputs) -> None:
     whole = check_manners(open_editor(f"paint_by_example:{weights / 'Paint-by-Example'}", **FAST), case, given)
     boxed = open_editor(f"paint_by_example_box:{weights}", **FAST)
-    result = np.asarray(boxed(case, given).image)
+    result = np.asarray(boxed.edit_case(case, given).image)
     assert not np.array_equal(result, whole)
     cut = replace(given, reference=given.reference.crop((50, 10, 90, 60)), keep_shape=False)
-    same = open_editor(f"paint_by_example:{weights}", **FAST)(case, cut).image
+    same = open_editor(f"paint_by_example:{weights}", **FAST).edit_case(case, cut).image
     assert np.array_equal(result, np.asarray(same))
     with pytest.raises(InputError, match="has no mask beside it"):
-        boxed(replace(case, reference_mask=None), given)
+        boxed.edit_case(replace(case, reference_mask=None), given)
 
 
 def test_ip_adapter(weights: Path, case: Case, given: CaseInputs) -> None:
@@ -128,7 +129,7 @@ def test_ip_adapter(weights: Path, case: Case, given: CaseInputs) -> None:
 def test_reference_only_of_stable_diffusion(weights: Path, case: Case, given: CaseInputs) -> None:
     editor = open_editor(f"reference_only:{weights}", **FAST)
     check_manners(editor, case, given)
-    found = editor(case, given).correspondence
+    found = editor.edit_case(case, given).correspondence
     assert found is not None
     assert len(found.source_xy) > 0
     assert ((found.share > 0) & (found.share < 1)).all()
@@ -137,7 +138,7 @@ def test_reference_only_of_stable_diffusion(weights: Path, case: Case, given: Ca
 def test_reference_only_of_a_pipeline(pipeline_folder: Path, case: Case, given: CaseInputs) -> None:
     editor = open_editor(f"reference_only:{pipeline_folder}", guidance_scale=2.0, **FAST)
     pixels = check_manners(editor, case, given)
-    assert not np.array_equal(pixels, np.asarray(editor(case, given).image))  # the shape is told by depth
+    assert not np.array_equal(pixels, np.asarray(editor.edit_case(case, given).image))  # the shape is told by depth
 
 
 def test_a_pipeline_may_see_the_box_alone_or_look_twice(
@@ -146,15 +147,15 @@ def test_a_pipeline_may_see_the_box_alone_or_look_twice(
     part = ReferencePart((10, 5, 60, 45), 1.0, 1)  # random weights look everywhere
     monkeypatch.setattr(auto_zoom, "find_attended_part", lambda found, area: part)
     whole, boxed, zoomed = (open_editor(f"{look}{pipeline_folder}", **FAST) for look in ("", "boxed:", "auto_zoom:"))
-    assert isinstance(whole, PipelineCaseEditor)
+    assert isinstance(whole, MimicBrushEditor)
     assert [editor.about["reference"] for editor in (whole, boxed)] == ["whole", "boxed"]
     assert "auto_zoom" in zoomed.about["reference"] and "least_share" in zoomed.about["reference"]
     cut = replace(given, reference=given.reference.crop((50, 10, 90, 60)), keep_shape=False)
-    assert np.array_equal(check_manners(boxed, case, given), np.asarray(whole(case, cut).image))
+    assert np.array_equal(check_manners(boxed, case, given), np.asarray(whole.edit_case(case, cut).image))
     closer = replace(given, reference=given.reference.crop(part.box), keep_shape=False)
-    assert np.array_equal(check_manners(zoomed, case, given), np.asarray(whole(case, closer).image))
+    assert np.array_equal(check_manners(zoomed, case, given), np.asarray(whole.edit_case(case, closer).image))
     with pytest.raises(InputError, match="has no mask beside it"):
-        boxed(replace(case, reference_mask=None), given)
+        boxed.edit_case(replace(case, reference_mask=None), given)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -176,7 +177,7 @@ def test_reference_only_that_does_not_look_is_the_pipeline_without_a_reference(
         latents=torch.randn((1, 4, side, side), generator=seeded_generator(given.seed)),
         paste_back=False,
     ).images[0]
-    difference = crop_back(np.asarray(square), 40, 60).astype(int) - np.asarray(editor(case, given).image)
+    difference = crop_back(np.asarray(square), 40, 60).astype(int) - np.asarray(editor.edit_case(case, given).image)
     assert np.abs(difference).max() <= 1  # rounding
 
 

@@ -17,9 +17,9 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark_builder.inter_id import is_same_part
 from mimicbrush.evaluation.benchmark_builder.part_boxes import (
     PART_SIDE_RATIO,
-    best_boxes,
     extract_match_features,
-    matched_boxes,
+    find_best_boxes,
+    find_matched_boxes,
 )
 
 
@@ -84,19 +84,21 @@ def test_the_best_box_is_where_the_moving_matches_are() -> None:
     moving = rng.uniform((600, 200), (800, 400), (30, 2))
     a = np.concatenate([still, moving])
     b = np.concatenate([still, moving - (300, 0)])
-    own, other = best_boxes(a, b, (1000, 1000)) or pytest.fail("no box")
+    own, other = find_best_boxes(a, b, (1000, 1000)) or pytest.fail("no box")
     assert own[0] <= 0.6 and own[2] >= 0.8 and own[1] <= 0.2 and own[3] >= 0.4
     partners = (moving - (300, 0)) / 1000
     assert (partners.min(0) >= np.array(other[:2]) - 0.001).all() and (partners.max(0) <= other[2:]).all()
     assert own[2] - own[0] == pytest.approx(PART_SIDE_RATIO)
-    assert best_boxes(a[:3], b[:3], (1000, 1000)) is None
-    assert best_boxes(a[:0], b[:0], (1000, 1000)) is None
+    assert find_best_boxes(a[:3], b[:3], (1000, 1000)) is None
+    assert find_best_boxes(a[:0], b[:0], (1000, 1000)) is None
 
 
 def test_a_part_is_found_again_in_a_turned_image() -> None:
     image = view("astronaut.png", 0, 330)
     turned = np.ascontiguousarray(np.rot90(image, 2))
-    own, other = matched_boxes(extract_match_features(image), extract_match_features(turned)) or pytest.fail("no box")
+    own, other = find_matched_boxes(extract_match_features(image), extract_match_features(turned)) or pytest.fail(
+        "no box"
+    )
     middle, partner = np.add(own[:2], own[2:]) / 2, np.add(other[:2], other[2:]) / 2
     np.testing.assert_allclose(middle, 1 - partner, atol=0.1)
 

@@ -35,6 +35,7 @@ from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run import evaluate_benchmark
 from mimicbrush.evaluation.benchmark.run_editor import VARIANTS
+from mimicbrush.evaluation.benchmark.subjects import cut_subject
 from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import paste_back
 
@@ -160,7 +161,7 @@ def test_subjects_stand_on_white_squares() -> None:
     image = np.full((40, 60, 3), 7, np.uint8)
     mask = np.zeros((40, 60), np.uint8)
     mask[10:20, 5:35] = 1
-    square = metrics.cut_subject(image, mask)
+    square = cut_subject(image, mask)
     assert square.shape == (30, 30, 3)
     assert (square[10:20] == 7).all()
     assert (square[:10] == 255).all() and (square[20:] == 255).all()

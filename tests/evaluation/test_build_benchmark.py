@@ -165,7 +165,7 @@ def test_images_get_boxes_around_what_both_show_and_duplicates_are_no_pair(image
         assert names != {"cup/00", "cup/02"}
         assert case["source"]["mask"] == "box around SIFT matches"
     assert [note for note in built.notes if "licence" in note] == []
-    assert "see [images-LICENSE.md](licences/pictures-LICENSE.md)" in (tmp_path / "benchmark/LICENCES.md").read_text(
+    assert "see [pictures-LICENSE.md](licences/pictures-LICENSE.md)" in (tmp_path / "benchmark/LICENCES.md").read_text(
         encoding="utf-8"
     )
     (images / "LICENSE.md").unlink()

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from mimicbrush import assembly
 from mimicbrush.data.manifest import read_manifest, split_pairs
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout.gains import GAINS
+from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 

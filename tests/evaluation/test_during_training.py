@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from function_editor import FunctionEditor
 from PIL import Image
 
 from mimicbrush.assembly import build_components
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError, WeightsError
-from mimicbrush.evaluation.editors.pair_editors import Editor, PipelineEditor
+from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
 from mimicbrush.evaluation.heldout.during_training import LOG_FILE, TABLE_COLUMNS, HeldOutEvaluation, HeldOutResult
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions, EvaluationOptions
+from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
@@ -27,6 +28,7 @@ SIZE = 48
 OPTIONS = EvaluationOptions(batch_size=2, sets=("natural",), sheet_pairs=3)
 
 
+@FunctionEditor
 def mixing(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     """Half the reference, half noise of the seed: imitates, and not perfectly."""
     noise = np.stack([np.random.default_rng(seed).integers(0, 256, sources.shape[1:], np.uint8) for seed in seeds])
@@ -90,10 +92,10 @@ def test_processes_that_share_the_pairs_get_what_one_gets(
     def call(rank: int, gather: Callable[[list[Any]], list[Any]]) -> HeldOutResult:
         def counting(*given: Any) -> np.ndarray:
             calls.append(len(given[0]))
-            return mixing(*given)
+            return mixing.edit(*given)
 
         evaluation = HeldOutEvaluation(rendered, SIZE, OPTIONS, tmp_path / "many", rank, world_size, gather)
-        return evaluation(counting, 5)
+        return evaluation(FunctionEditor(counting), 5)
 
     results = shared(world_size, call)
     assert all(without_time(result) == without_time(one) for result in results)
@@ -112,7 +114,7 @@ def test_an_error_in_one_process_is_one_in_all(rendered: list[Pair], tmp_path: P
             raise WeightsError("not finite")
 
         evaluation = HeldOutEvaluation(rendered, SIZE, OPTIONS, tmp_path, rank, 2, gather)
-        return evaluation(failing if rank else mixing, 5)
+        return evaluation(FunctionEditor(failing) if rank else mixing, 5)
 
     assert [type(error) for error in shared(2, call)] == [WeightsError, WeightsError]
 
@@ -163,14 +165,14 @@ def test_pairs_that_cannot_be_read_are_left_out_and_named(rendered: list[Pair], 
 
 
 @pytest.fixture(scope="module")
-def editor(smallest: ToyModel) -> Editor:
+def editor(smallest: ToyModel) -> MimicBrushEditor:
     pipeline = MimicBrushPipeline(**vars(build_components(smallest, 0)), scheduler=noise_scheduler())
     pipeline.set_progress_bar_config(disable=True)
-    return PipelineEditor(pipeline, num_inference_steps=2, guidance_scale=2.0)
+    return MimicBrushEditor(pipeline, num_inference_steps=2, guidance_scale=2.0)
 
 
 def test_a_pipeline_tells_where_the_hole_came_from(
-    editor: PipelineEditor, rendered: list[Pair], tmp_path: Path
+    editor: MimicBrushEditor, rendered: list[Pair], tmp_path: Path
 ) -> None:
     size = editor.pipeline.size_px
     options = replace(OPTIONS, batch_size=4)

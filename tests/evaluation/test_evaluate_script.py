@@ -31,7 +31,9 @@ def test_the_config_says_what_the_dataclass_says() -> None:
     ("arguments", "message"),
     [
         ([], "editor="),
-        (["editor=nowhere", "pairs=nowhere", "output=out"], "no such folder"),
+        (["editor=nowhere", "pairs=nowhere", "output=out"], "neither a folder nor the name of an editor"),
+        (["editor=source", "pairs=nowhere", "output=out"], "edits benchmark cases alone"),
+        (["editor=oracle", "pairs=nowhere", "output=out"], "nowhere"),
         (["editor=nowhere", "pairs=nowhere", "output=out", "split=test"], "heldout, all"),
         (["editor=.", "pairs=nowhere", "output=out"], "model_index.json"),
         (["editor=.", "pairs=nowhere", "output=out", "batch_size=abc"], "batch_size=abc: must be a whole number"),

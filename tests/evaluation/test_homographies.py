@@ -15,10 +15,10 @@ from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData
 from mimicbrush.evaluation.keypoint_transfer.homographies import (
     STRENGTHS,
-    homography_tasks,
-    photograph_tasks,
+    find_unseen_photographs,
+    make_photograph_tasks,
     read_homography,
-    unseen_photographs,
+    read_homography_tasks,
 )
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.io.hashing import hash_file
@@ -57,7 +57,7 @@ def likeness(tasks: list[TransferTask]) -> float:
 @pytest.mark.parametrize(("image_name", "matrix_name"), [("{}.ppm", "H_1_{}"), ("img{}.png", "H1to{}p")])
 def test_folders_of_homographies_are_read(tmp_path: Path, image_name: str, matrix_name: str) -> None:
     write_scene(tmp_path / "v_cups", image_name, matrix_name, MATRICES)
-    tasks, empty = homography_tasks(tmp_path, 96, None)
+    tasks, empty = read_homography_tasks(tmp_path, 96, None)
     assert [task.set_name for task in tasks] == ["1 to 2", "1 to 4"] and not empty
     assert {task.group for task in tasks} == {"v_cups"}
     for task, matrix in zip(tasks, MATRICES.values(), strict=True):
@@ -68,7 +68,7 @@ def test_folders_of_homographies_are_read(tmp_path: Path, image_name: str, matri
         np.testing.assert_allclose(task.reference_xy, expected, atol=1e-6)
         assert len(task.source_xy) > 30 and task.extent_px == 96
     assert likeness(tasks) > 0.95
-    alone, _ = homography_tasks(tmp_path / "v_cups", 96, None)  # the scene itself
+    alone, _ = read_homography_tasks(tmp_path / "v_cups", 96, None)  # the scene itself
     assert all(np.array_equal(a.reference_xy, b.reference_xy) for a, b in zip(alone, tasks, strict=True))
 
 
@@ -76,14 +76,14 @@ def test_pairs_are_spread_over_the_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_scene(tmp_path / name, "{}.ppm", "H_1_{}", MATRICES)
     (tmp_path / "notes").mkdir()
-    assert [task.group for task in homography_tasks(tmp_path, 32, 2)[0]] == ["a", "b"]
+    assert [task.group for task in read_homography_tasks(tmp_path, 32, 2)[0]] == ["a", "b"]
 
 
 def test_the_sign_of_a_matrix_and_what_is_behind_the_camera_do_not_matter(tmp_path: Path) -> None:
     tilted = np.array([[1.0, 0, 0], [0, 1, 0], [-6e-3, 0, 1]])  # the horizon at x = 167: what is right of it is behind
     write_scene(tmp_path / "plus", "{}.ppm", "H_1_{}", {2: tilted})
     write_scene(tmp_path / "minus", "{}.ppm", "H_1_{}", {2: -tilted})
-    minus, plus = homography_tasks(tmp_path, 96, None)[0]
+    minus, plus = read_homography_tasks(tmp_path, 96, None)[0]
     np.testing.assert_allclose(plus.reference_xy, minus.reference_xy, atol=1e-9)
     in_first = (plus.source_xy[:, 0] + 0.5) / 0.32 - 0.5
     assert len(in_first) and (in_first < 167).all()
@@ -107,28 +107,28 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     scene = broken("no_picture")
     (scene / "4.ppm").unlink()
     with pytest.raises(DataError, match=r"H_1_4 belongs to an image 4\.ppm.*found: none"):
-        homography_tasks(scene.parent, 32, None)
+        read_homography_tasks(scene.parent, 32, None)
     scene = broken("two_pictures")
     shutil.copy(scene / "1.ppm", scene / "img1.ppm")
     with pytest.raises(DataError, match=r"found: 1\.ppm, img1\.ppm"):
-        homography_tasks(scene.parent, 32, None)
+        read_homography_tasks(scene.parent, 32, None)
     scene = broken("two_matrices")
     shutil.copy(scene / "H_1_2", scene / "H1to2p")
     with pytest.raises(DataError, match="the same image"):
-        homography_tasks(scene.parent, 32, None)
+        read_homography_tasks(scene.parent, 32, None)
     scene = broken("damaged")
     (scene / "2.ppm").write_bytes((scene / "2.ppm").read_bytes()[:200])
     with pytest.raises(MimicBrushError, match=r"2\.ppm"):
-        homography_tasks(scene.parent, 32, None)
+        read_homography_tasks(scene.parent, 32, None)
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"H_1_2 \.\. H_1_6"):
-        homography_tasks(tmp_path / "none", 32, None)
+        read_homography_tasks(tmp_path / "none", 32, None)
     far = {2: np.array([[1.0, 0, 9e3], [0, 1, 0], [0, 0, 1]])}
     away = write_scene(tmp_path / "away" / "scene", "{}.ppm", "H_1_{}", far)
     with pytest.raises(DataError, match="in common"):
-        homography_tasks(away, 32, None)
+        read_homography_tasks(away, 32, None)
     shutil.copytree(good, tmp_path / "away" / "other")
-    tasks, empty = homography_tasks(tmp_path / "away", 32, None)
+    tasks, empty = read_homography_tasks(tmp_path / "away", 32, None)
     assert len(tasks) == 2 and empty == [str(away / "H_1_2")]
 
 
@@ -144,9 +144,9 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_views_of_photographs_show_the_same_at_growing_strength(photographs: Path) -> None:
-    files, seen = unseen_photographs(photographs, None)
+    files, seen = find_unseen_photographs(photographs, None)
     assert [file.name for file in files] == ["chelsea.png", "coffee.png", "rocket.png"] and not seen
-    tasks, empty = photograph_tasks(files, list(STRENGTHS), 96, None, seed=0)
+    tasks, empty = make_photograph_tasks(files, list(STRENGTHS), 96, None, seed=0)
     assert len(tasks) == 9 and not empty
     moved = {}
     for name in STRENGTHS:
@@ -159,23 +159,25 @@ def test_views_of_photographs_show_the_same_at_growing_strength(photographs: Pat
 
 
 def test_views_hang_on_the_photograph_and_the_seed_alone(photographs: Path) -> None:
-    files, _ = unseen_photographs(photographs, None)
+    files, _ = find_unseen_photographs(photographs, None)
     renamed = files[1].rename(files[1].with_name("other.png"))
-    (one,) = photograph_tasks([renamed], ["strong"], 64, None, seed=0)[0]
+    (one,) = make_photograph_tasks([renamed], ["strong"], 64, None, seed=0)[0]
     files[1] = renamed
-    again = [task for task in photograph_tasks(files, list(STRENGTHS), 64, None, seed=0)[0] if task.group == one.group]
+    again = [
+        task for task in make_photograph_tasks(files, list(STRENGTHS), 64, None, seed=0)[0] if task.group == one.group
+    ]
     assert np.array_equal(one.reference, again[2].reference) and np.array_equal(one.reference_xy, again[2].reference_xy)
-    (other,) = photograph_tasks([renamed], ["strong"], 64, None, seed=1)[0]
+    (other,) = make_photograph_tasks([renamed], ["strong"], 64, None, seed=1)[0]
     assert not np.array_equal(one.reference, other.reference)
-    assert len({task.group for task in photograph_tasks(files, ["weak", "strong"], 64, 4, seed=0)[0]}) == 2
+    assert len({task.group for task in make_photograph_tasks(files, ["weak", "strong"], 64, 4, seed=0)[0]}) == 2
 
 
 def test_photographs_that_were_trained_on_are_left_out(photographs: Path, tmp_path: Path) -> None:
-    files, _ = unseen_photographs(photographs, None)
+    files, _ = find_unseen_photographs(photographs, None)
     training = TrainingData(0.1, frozenset({hash_file(files[0])[:HASH_DIGITS]}))
-    assert unseen_photographs(photographs, training) == (files[1:], files[:1])
+    assert find_unseen_photographs(photographs, training) == (files[1:], files[:1])
     with pytest.raises(InputError, match="trained on all 3"):
-        unseen_photographs(photographs, TrainingData(0.1, frozenset(hash_file(f)[:HASH_DIGITS] for f in files)))
+        find_unseen_photographs(photographs, TrainingData(0.1, frozenset(hash_file(f)[:HASH_DIGITS] for f in files)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no photographs"):
-        unseen_photographs(tmp_path / "empty", None)
+        find_unseen_photographs(tmp_path / "empty", None)

@@ -20,7 +20,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.keypoint_transfer import methods, pck
 from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import AttentionAtTokens
-from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, spair_tasks, warped_tasks
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, make_warped_tasks, read_spair_tasks
 from mimicbrush.evaluation.keypoint_transfer.transfer_plot import RIGHT, WRONG, plot_transfers
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
@@ -51,7 +51,7 @@ def test_percentages_are_those_of_a_case_counted_by_hand() -> None:
     results = pck.measure_pck(places, [task, task], seed=0)
     assert results["mine"]["0.1"]["per_point"] == 50
     assert results["oracle"]["0.05"] == {"per_point": 100, "per_picture": 100, "ci95": [100, 100]}
-    assert "| mine | 25.0 [25.0, 25.0] | 50.0" in pck.pck_markdown(results, {"x": "no weights"})
+    assert "| mine | 25.0 [25.0, 25.0] | 50.0" in pck.format_pck(results, {"x": "no weights"})
     with pytest.raises(DataError, match="finite"):
         pck.find_correct(found * np.nan, task, 0.1)
 
@@ -66,7 +66,7 @@ def test_chance_is_what_geometry_says() -> None:
 
 
 def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
-    tasks, empty = warped_tasks(rendered, 128, max_pairs=4, seed=0)
+    tasks, empty = make_warped_tasks(rendered, 128, max_pairs=4, seed=0)
     assert len(tasks) == 4 and not empty
     alike = []
     for task in tasks:
@@ -82,7 +82,7 @@ def test_warped_keypoints_show_the_same_thing(rendered: list[Pair]) -> None:
 
 
 def test_features_of_any_network_find_a_image_in_itself(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
-    warped = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
+    warped = make_warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     same = TransferTask(warped.source, warped.source, warped.source_xy, warped.source_xy, 32, "a")
     torch.manual_seed(0)
     dinov2 = Dinov2Model(
@@ -97,19 +97,19 @@ def test_features_of_any_network_find_a_image_in_itself(pipeline: MimicBrushPipe
 
 
 def test_attention_gives_a_place_for_every_keypoint(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
-    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
+    task = make_warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     found = AttentionTransfer(pipeline)(task)
-    for places in (found.in_holes, found.at_seen_tokens, *found.by_layer.values()):
+    for places in (found.inside_mask, found.outside_mask, *found.by_layer.values()):
         assert places.shape == task.source_xy.shape
         assert np.isfinite(places).all()
         assert (places > -8).all() and (places < 40).all()
-    assert not np.array_equal(found.in_holes, found.at_seen_tokens)
+    assert not np.array_equal(found.inside_mask, found.outside_mask)
 
 
 def test_in_holes_it_is_what_an_edit_tells_of_its_correspondence(
     pipeline: MimicBrushPipeline, rendered: list[Pair]
 ) -> None:
-    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
+    task = make_warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     found = AttentionTransfer(pipeline)(task)
     field = np.arange(32) // 8
     dark = (field[:, None] + field[None]) % 2
@@ -121,11 +121,11 @@ def test_in_holes_it_is_what_an_edit_tells_of_its_correspondence(
     here = dark[pixel[:, 1], pixel[:, 0]] > 0
     distance = np.linalg.norm(task.source_xy[here, None] + 0.5 - edited.source_xy[None], axis=-1)
     expected = edited.reference_xy[distance.argmin(axis=1)] - 0.5
-    np.testing.assert_allclose(found.in_holes[here], expected, atol=1e-3)
+    np.testing.assert_allclose(found.inside_mask[here], expected, atol=1e-3)
 
 
 def test_two_records_of_one_edit_are_refused(pipeline: MimicBrushPipeline, rendered: list[Pair]) -> None:
-    task = warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
+    task = make_warped_tasks(rendered, 32, max_pairs=1, seed=0)[0][0]
     record = AttentionAtTokens(torch.tensor([0]), 8, 1)
     with pytest.raises(InputError, match="attention_record"):
         pipeline(
@@ -143,8 +143,8 @@ def test_sets_are_measured_apart() -> None:
         "strong": (2, 4),
     }
     assert sets["strong"]["results"]["row"]["0.1"]["per_picture"] == 50
-    assert pck.sets_markdown(sets).splitlines()[0] == "| PCK@0.1 | weak (1) | strong (2) |"
-    assert "| row | 100.0 [100.0, 100.0] | 50.0 " in pck.sets_markdown(sets)
+    assert pck.format_sets(sets).splitlines()[0] == "| PCK@0.1 | weak (1) | strong (2) |"
+    assert "| row | 100.0 [100.0, 100.0] | 50.0 " in pck.format_sets(sets)
     assert pck.measure_sets(places, [task_of(truth, truth)] * 3, seed=0) == {}
 
 
@@ -199,7 +199,7 @@ def write_spair(root: Path) -> None:
 
 def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
     write_spair(tmp_path)
-    (task,) = spair_tasks(tmp_path, 64, None)
+    (task,) = read_spair_tasks(tmp_path, 64, None)
     assert task.extent_px == pytest.approx(100 * 64 / 160)
     # 200 x 100 px on 64: scaled by 0.32, 16 px of white above; pixel centres at whole numbers.
     assert task.source_xy == pytest.approx(np.array([[-0.34, 15.66], [63.34, 47.34]]), abs=1e-3)
@@ -209,13 +209,13 @@ def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
     values = json.loads(annotation.read_text())
     annotation.write_text(json.dumps(values | {"trg_kps": [[1, 2]]}))
     with pytest.raises(DataError, match="keypoints in one image"):
-        spair_tasks(tmp_path, 64, None)
+        read_spair_tasks(tmp_path, 64, None)
     for outside in ({"src_imname": "../../../secret.jpg"}, {"category": "../../secret"}):
         annotation.write_text(json.dumps(values | outside))
         with pytest.raises(InputError, match="leads out"):
-            spair_tasks(tmp_path, 64, None)
+            read_spair_tasks(tmp_path, 64, None)
     with pytest.raises(InputError, match="PairAnnotation/val"):
-        spair_tasks(tmp_path, 64, None, split="val")
+        read_spair_tasks(tmp_path, 64, None, split="val")
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

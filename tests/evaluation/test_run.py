@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from function_editor import FunctionEditor
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from toy_data import photograph
@@ -15,19 +16,19 @@ from toy_data import photograph
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors import baselines
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
 from mimicbrush.evaluation.heldout.reference_gain import (
     GAIN_DEFINITIONS,
+    GAINS,
     PSNR_CAP_DB,
     ROWS,
-    HoleScore,
+    MaskScore,
     PairScores,
-    interval_note,
-    score_hole,
+    describe_few_sources,
+    score_inside_mask,
     summarise_pairs,
 )
-from mimicbrush.evaluation.heldout.report import gain_sentences, terminal_summary
+from mimicbrush.evaluation.heldout.report import describe_gains, format_summary
 from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import ASIDE_PATTERN
@@ -40,16 +41,19 @@ SIZE = 48
 OPTIONS = EvaluationOptions(batch_size=3)
 
 
+@FunctionEditor
 def perfect(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     return sources
 
 
+@FunctionEditor
 def deaf(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     """Paints noise from the seed, whatever the reference shows."""
     holes = [np.random.default_rng(seed).integers(0, 256, sources.shape[1:], np.uint8) for seed in seeds]
     return np.where(masks[..., None] > 0, np.stack(holes), sources)
 
 
+@FunctionEditor
 def copying(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     """Copies the reference in place: a true imitation as long as the frames lie close together."""
     return np.where(masks[..., None] > 0, np.uint8(127) if references is None else references, sources)
@@ -65,7 +69,7 @@ def test_psnr_is_that_of_scikit_image_on_the_masked_pixels() -> None:
 
 def test_equal_images_get_the_cap_and_tiny_canvases_no_ssim() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert score_hole(image, image, np.ones((8, 8))) == (PSNR_CAP_DB, None)
+    assert score_inside_mask(image, image, np.ones((8, 8))) == (PSNR_CAP_DB, None)
 
 
 def test_an_editor_that_returns_the_target_gets_the_cap(rendered: list[Pair]) -> None:
@@ -103,12 +107,12 @@ def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to
     for number in range(2 * MIN_SOURCES):
         true, wrong, none = (level + 0.1 * rng.standard_normal() for level in (12.0, 9.0, 12.5))
         rows = {
-            "model": HoleScore(true, 0.5),
-            "wrong_reference": HoleScore(wrong, 0.5),
-            "no_reference": HoleScore(none, 0.5),
+            "model": MaskScore(true, 0.5),
+            "wrong_reference": MaskScore(wrong, 0.5),
+            "no_reference": MaskScore(none, 0.5),
         }
         scores.append(PairScores(f"video {number}", rows))
-    first, second, third = gain_sentences(summarise_pairs(scores, seed=0)).split("\n")
+    first, second, third = describe_gains(summarise_pairs(scores, seed=0)).split("\n")
     assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
     assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
     assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
@@ -169,19 +173,21 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
     assert few["n_sources"] == metrics["n_sources"] == 4 < MIN_SOURCES == 10
     low, high = few["gain_over_no_reference_db_ci95"]
     bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
-    for line in gain_sentences(few).split("\n"):
+    for line in describe_gains(few).split("\n"):
         assert "too narrow with only 4 source videos)" in line
-    assert f"({bounds}, too narrow" in gain_sentences(few)
+    assert f"({bounds}, too narrow" in describe_gains(few)
     assert "too narrow" in metrics["note"]
-    assert metrics["note"] in terminal_summary(metrics, OPTIONS.sets)
-    assert f"({bounds}): " in gain_sentences(few | {"n_sources": MIN_SOURCES})
-    assert "too narrow" in gain_sentences(few | {"n_sources": MIN_SOURCES - 1})
-    assert interval_note(MIN_SOURCES) is None
+    assert metrics["note"] in format_summary(metrics, OPTIONS.sets)
+    assert f"({bounds}): " in describe_gains(few | {"n_sources": MIN_SOURCES})
+    assert "too narrow" in describe_gains(few | {"n_sources": MIN_SOURCES - 1})
+    assert describe_few_sources(MIN_SOURCES) is None
 
 
 def test_an_editor_with_results_of_another_size_is_an_error(rendered: list[Pair]) -> None:
     with pytest.raises(InputError, match="the editor returned"):
-        evaluate_heldout(lambda sources, masks, references, seeds: sources[:, ::2], rendered, SIZE, OPTIONS)
+        evaluate_heldout(
+            FunctionEditor(lambda sources, masks, references, seeds: sources[:, ::2]), rendered, SIZE, OPTIONS
+        )
 
 
 def test_inpainting_keeps_what_is_known_and_sees_no_padding() -> None:

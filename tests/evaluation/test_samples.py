@@ -19,14 +19,14 @@ def test_the_wrong_reference_is_never_of_the_same_source_and_the_others_take_tur
     assert len(plans) == len(rendered)
     by_source: dict[str, list[str]] = {}
     for plan in plans:
-        assert plan.wrong.source_hash != plan.pair.source_hash
-        by_source.setdefault(plan.pair.source_hash, []).append(plan.wrong.source_hash)
+        assert plan.wrong_pair.source_hash != plan.pair.source_hash
+        by_source.setdefault(plan.pair.source_hash, []).append(plan.wrong_pair.source_hash)
     assert all(len(set(wrong)) == len(wrong) for wrong in by_source.values())
 
 
 def test_one_pair_can_be_evaluated_as_long_as_the_folder_has_another_source(rendered: list[Pair]) -> None:
     (plan,) = plan_samples(rendered, 1, 0)
-    assert plan.wrong.source_hash != plan.pair.source_hash
+    assert plan.wrong_pair.source_hash != plan.pair.source_hash
 
 
 def test_a_single_source_is_an_error(rendered: list[Pair]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.evaluation.heldout.pairs_sheet import pairs_sheet
+from mimicbrush.evaluation.heldout.pairs_sheet import make_pairs_sheet
 from mimicbrush.ops.contact_sheet import (
     SheetRow,
     contact_sheet,
@@ -45,8 +45,8 @@ def test_matches_are_drawn_between_both_images() -> None:
 
 
 def test_a_sheet_of_pairs(rendered: list[Pair]) -> None:
-    sheet = pairs_sheet(rendered, max_pairs=3)
+    sheet = make_pairs_sheet(rendered, max_pairs=3)
     assert sheet.dtype == np.uint8
     assert sheet.shape[0] > 2 * 220
     with pytest.raises(ValueError, match="no pairs"):
-        pairs_sheet([])
+        make_pairs_sheet([])

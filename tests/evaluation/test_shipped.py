@@ -8,14 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from function_editor import make_pair_batch
 
-from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
+from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
 from mimicbrush.evaluation.heldout.samples import WARP
 from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.methods import keep_place
 from mimicbrush.evaluation.keypoint_transfer.pck import find_correct
-from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, make_keypoint_grid
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox
 from mimicbrush.ops.counter_rng import generator
 from mimicbrush.ops.geometry import is_inside, random_matrix, transform_points, warp_to_canvas
@@ -27,10 +28,10 @@ SCENES = 8
 
 
 @pytest.fixture(scope="module")
-def editor() -> PipelineEditor:
+def editor() -> MimicBrushEditor:
     pipeline = load_pipeline(SHIPPED_MODEL, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    return PipelineEditor(pipeline)
+    return MimicBrushEditor(pipeline)
 
 
 def test_it_is_small_whole_and_tells_what_it_was_trained_on() -> None:
@@ -45,7 +46,7 @@ def test_it_is_small_whole_and_tells_what_it_was_trained_on() -> None:
     assert str(model_folder("runs/a/pipeline")) == "runs/a/pipeline"
 
 
-def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor) -> None:
+def test_it_imitates_on_photographs_that_it_has_not_seen(editor: MimicBrushEditor) -> None:
     """Enough to notice a model that does not look at its reference; docs/RESULTS.md has more."""
     size = shipped_size_px()
     assert editor.pipeline.size_px == size
@@ -59,7 +60,7 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor)
     masks[:] = masks[0]
 
     def error(given: np.ndarray | None) -> np.ndarray:
-        edited = editor(sources, masks, given, seeds=list(range(SCENES)))
+        edited = editor.edit_pairs(make_pair_batch(sources, masks, given, list(range(SCENES)))).images
         difference = (edited.astype(float) - sources)[masks > 0].reshape(SCENES, -1)
         return np.square(difference).mean(axis=1)
 
@@ -69,20 +70,20 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: PipelineEditor)
     assert gain_db[1].mean() > 0.25  # over none
 
 
-def test_its_attention_finds_the_place_in_a_hole(editor: PipelineEditor) -> None:
+def test_its_attention_finds_the_place_in_a_hole(editor: MimicBrushEditor) -> None:
     """Far more often than looking at the same place does: colours alone cannot do that."""
     size = shipped_size_px()
     tasks = []
     for number, spec in enumerate(demo_clips(HELDOUT_PHOTOGRAPHS, 4, seed=78).values()):
         frame = letterbox(next(iter(render_frames(spec))), size, IMAGE_FILL)
         matrix = random_matrix(WARP, size, generator(number), flip=False)
-        there = transform_points(keypoint_grid(size), matrix)
+        there = transform_points(make_keypoint_grid(size), matrix)
         shown = is_inside(there, size)
         reference = warp_to_canvas(frame, matrix, size, IMAGE_FILL)
-        tasks.append(TransferTask(frame, reference, keypoint_grid(size)[shown], there[shown], size, str(number)))
+        tasks.append(TransferTask(frame, reference, make_keypoint_grid(size)[shown], there[shown], size, str(number)))
     attention = AttentionTransfer(editor.pipeline)
     found, same = (
         np.mean(np.concatenate([find_correct(method(task), task, 0.1) for task in tasks]))
-        for method in (lambda task: attention(task).in_holes, keep_place)
+        for method in (lambda task: attention(task).inside_mask, keep_place)
     )
     assert found > 0.4 and found > same + 0.1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from function_editor import FunctionEditor
 from PIL import Image
 
 from mimicbrush.data.pair import Pair
@@ -17,10 +18,10 @@ from mimicbrush.evaluation.heldout.scoring import edit_batch, load_sets
 from mimicbrush.evaluation.heldout.showcase import (
     SHOWCASE_COLUMNS,
     ShowcaseRow,
-    choose_rows,
+    choose_showcase_pairs,
     find_farthest_moved,
-    hole_over_what_moved,
-    showcase_sheet,
+    find_moved_mask,
+    make_showcase_sheet,
 )
 from mimicbrush.ops.contact_sheet import cell_corner, cell_fit
 from mimicbrush.ops.correspondence import Correspondence
@@ -29,12 +30,14 @@ from mimicbrush.ops.plot import RIM_COLOUR
 SIZE = 48
 
 
+@FunctionEditor
 def untouched(
     sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]
 ) -> np.ndarray:
     return sources
 
 
+@FunctionEditor
 def negative(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | None, seeds: Sequence[int]) -> np.ndarray:
     return 255 - sources
 
@@ -52,7 +55,7 @@ def moved(pair: Pair, thing_px: float, camera_px: float = 0.0, seed: int = 0) ->
 
 def test_the_hole_lies_over_the_thing_that_moved(rendered: list[Pair]) -> None:
     pair = moved(rendered[0], thing_px=50)
-    hole = hole_over_what_moved(pair)
+    hole = find_moved_mask(pair)
     assert hole is not None
     assert hole.mask.shape == pair.size_px and set(np.unique(hole.mask)) == {0, 255}
     assert hole.moved_ratio == pytest.approx(50 / 160) == hole.against_ratio
@@ -63,18 +66,18 @@ def test_the_hole_lies_over_the_thing_that_moved(rendered: list[Pair]) -> None:
 
 
 def test_where_all_moves_with_the_camera_the_hole_lies_anywhere(rendered: list[Pair]) -> None:
-    hole = hole_over_what_moved(moved(rendered[0], thing_px=-20, camera_px=20))
+    hole = find_moved_mask(moved(rendered[0], thing_px=-20, camera_px=20))
     assert hole is not None and hole.moved_ratio == pytest.approx(20 / 160) and hole.against_ratio < 1e-6
 
 
 def test_without_matches_that_move_together_there_is_no_hole(rendered: list[Pair]) -> None:
     pair = rendered[0]
     none = np.zeros((0, 2), np.float32)
-    assert hole_over_what_moved(replace(pair, a_points=none, b_points=none)) is None
+    assert find_moved_mask(replace(pair, a_points=none, b_points=none)) is None
     rng = np.random.default_rng(0)
     for _ in range(20):  # false matches move anywhere
         points = rng.uniform((0, 0), (160, 120), (2, 60, 2)).astype(np.float32)
-        assert hole_over_what_moved(replace(pair, a_points=points[0], b_points=points[1])) is None
+        assert find_moved_mask(replace(pair, a_points=points[0], b_points=points[1])) is None
 
 
 def test_rows_are_the_pairs_that_moved_farthest_one_of_each_source(rendered: list[Pair]) -> None:
@@ -85,7 +88,7 @@ def test_rows_are_the_pairs_that_moved_farthest_one_of_each_source(rendered: lis
     expected = [pairs[4].pair_id, pairs[1].pair_id, pairs[6].pair_id]
     for _ in range(5):
         random.Random(0).shuffle(plans)
-        assert [plan.pair.pair_id for plan, _ in choose_rows(plans)] == expected
+        assert [plan.pair.pair_id for plan, _ in choose_showcase_pairs(plans)] == expected
     assert len(find_farthest_moved(pairs)) == 4
 
 
@@ -113,10 +116,10 @@ def test_where_no_images_of_the_natural_set_are_asked_for_there_is_none(
 def test_mask_and_images_lie_in_their_cells_alike(rendered: list[Pair]) -> None:
     """Without the padding of the canvas, which is white around an image and black around a mask."""
     wide, tall = rendered[0], replace(rendered[2], size_px=(160, 120))
-    plan = replace(plan_samples(rendered, 1, 0)[0], pair=wide, wrong=tall)
+    plan = replace(plan_samples(rendered, 1, 0)[0], pair=wide, wrong_pair=tall)
     batch = [load_sets(plan, ("natural", "warped"), SIZE, 0)]
     for edited in edit_batch(untouched, batch):
-        cells = edited.cells()
+        cells = edited.make_cells()
         for name in ("source", "mask", "model", "target", "copy_in_place", "opencv_inpaint"):
             assert cells[name].shape[:2] == (36, 48), name
         hole = cells["mask"] > 0
@@ -134,7 +137,7 @@ def test_a_line_joins_the_places_in_both_cells() -> None:
     one = np.ones(1, np.float32)
     found = Correspondence(np.array([[40.0, 30.0]]), np.array([[20.0, 60.0]]), one, one, 5.0, 5.0)
     rows = [ShowcaseRow("", source, mask, reference, [source, source], each) for each in (None, found)]
-    plain, joined = (showcase_sheet("title", SHOWCASE_COLUMNS, [row], 200) for row in rows)
+    plain, joined = (make_showcase_sheet("title", SHOWCASE_COLUMNS, [row], 200) for row in rows)
     assert (plain == RIM_COLOUR).all(axis=2).sum() > 400
     changed = (plain != joined).any(axis=2)
     for column, (shape, point) in enumerate([((60, 80), (40, 30)), ((80, 40), (20, 60))]):

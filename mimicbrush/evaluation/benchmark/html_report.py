@@ -14,12 +14,12 @@ from PIL import Image
 
 from mimicbrush.evaluation.benchmark import table
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark, Case
-from mimicbrush.evaluation.benchmark.metrics import METRICS, numeric_scores
+from mimicbrush.evaluation.benchmark.metrics import METRICS, select_numbers
 from mimicbrush.evaluation.benchmark.run_editor import (
     CaseScores,
     EditorRun,
-    open_cases,
     paste_variants,
+    read_case_images,
     read_correspondence,
 )
 from mimicbrush.io.atomic import write_aside
@@ -49,9 +49,9 @@ def write_benchmark_report(
     images = _Images()
     tracks = []
     for name, track in TRACKS.items():
-        cases = _worst_first(runs, name)
+        cases = _sort_worst_first(runs, name)
         if cases:
-            shown = [_shown(case, runs, images) for case in cases[:shown_cases]]
+            shown = [_show_case(case, runs, images) for case in cases[:shown_cases]]
             tracks.append({"title": track.title, "count": len(cases), "cases": shown})
     environment = Environment(
         loader=PackageLoader("mimicbrush.evaluation.benchmark", "."), autoescape=True, undefined=StrictUndefined
@@ -61,13 +61,13 @@ def write_benchmark_report(
             {
                 "heads": ["method", *(heading for heading, _ in METRICS.values())],
                 "title": f"{task}, {table.TASK_TITLES[variant]}",
-                "rows": [(name, list(cells.values())) for name, cells in table.table_rows(summary, task, variant)],
+                "rows": [(name, list(cells.values())) for name, cells in table.tabulate_task(summary, task, variant)],
             }
-            for task in table.tasks_of(summary)
+            for task in table.list_tasks(summary)
             for variant in table.TASK_TITLES
         ]
-        + [{"heads": table.DIFFERENCE_HEADS, **each} for each in table.difference_rows(differences)],
-        notes=[table.NOT_THE_SAME, *table.list_cautions(summary)],
+        + [{"heads": table.DIFFERENCE_HEADS, **each} for each in table.tabulate_differences(differences)],
+        notes=[table.PAPER_CAUTION, *table.list_cautions(summary)],
         tally=table.count_outcomes(benchmark, runs),
         troubles=table.list_troubles(benchmark, runs),
         tracks=tracks,
@@ -78,11 +78,11 @@ def write_benchmark_report(
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
-    """The cases of a track: those that the first editor failed at, then by what it was measured by first."""
+def _sort_worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
+    """Sort the cases of a track: those that the first editor failed at, then by its first metric."""
 
     def key(scores: CaseScores) -> tuple[float, str]:
-        found = numeric_scores(scores.scores.get("pasted", {}))
+        found = select_numbers(scores.scores.get("pasted", {}))
         for metric in ("psnr", "dinov2_i", "dino_i", "clip_i"):
             if metric in found:
                 return found[metric], scores.case.number
@@ -91,38 +91,42 @@ def _worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
     return [each.case for each in sorted(runs[0].cases, key=key) if each.case.track.name == track]
 
 
-def _shown(case: Case, runs: Sequence[EditorRun], images: _Images) -> dict[str, Any]:
-    source, mask, reference = open_cases(case)
-    hole = (np.asarray(mask) > MASK_THRESHOLD).astype(np.uint8)
+def _show_case(case: Case, runs: Sequence[EditorRun], images: _Images) -> dict[str, Any]:
+    source, mask, reference = read_case_images(case)
+    binary_mask = (np.asarray(mask) > MASK_THRESHOLD).astype(np.uint8)
     cells = [
-        {"title": "source", "picture": images.add(mark_mask(np.asarray(source), hole)), "text": case.subject or ""},
-        {"title": "reference", "picture": images.add(np.asarray(reference)), "text": case.prompt or ""},
+        {
+            "title": "source",
+            "image": images.add(mark_mask(np.asarray(source), binary_mask)),
+            "text": case.subject or "",
+        },
+        {"title": "reference", "image": images.add(np.asarray(reference)), "text": case.prompt or ""},
     ]
     if case.track.has_truth:
-        cells.append({"title": "ground truth", "picture": images.add(np.asarray(source)), "text": ""})
+        cells.append({"title": "ground truth", "image": images.add(np.asarray(source)), "text": ""})
     maps = []
     for run in runs:
         scores = next(each for each in run.cases if each.case == case)
         if scores.result is None:
-            cells.append({"title": run.name, "picture": None, "text": f"{scores.outcome}: {scores.reason}"})
+            cells.append({"title": run.name, "image": None, "text": f"{scores.outcome}: {scores.reason}"})
             continue
         painted = np.asarray(read_image(scores.result, "RGB"))
         pasted = paste_variants(painted, np.asarray(source), np.asarray(mask))["pasted"]
-        cells.append({"title": run.name, "picture": images.add(pasted), "text": _figures(scores)})
+        cells.append({"title": run.name, "image": images.add(pasted), "text": _format_scores(scores)})
         found = read_correspondence(scores)
         if found is not None:
             places, came = tint_correspondence(source, mask, reference, found, _HEIGHT_PX)
             maps += [
-                {"title": f"{run.name}: places of the reference", "picture": images.add(np.asarray(places))},
-                {"title": f"{run.name}: where the hole came from", "picture": images.add(np.asarray(came))},
+                {"title": f"{run.name}: places of the reference", "image": images.add(np.asarray(places))},
+                {"title": f"{run.name}: where the hole came from", "image": images.add(np.asarray(came))},
             ]
     return {"number": case.number, "cells": cells, "maps": maps}
 
 
-def _figures(scores: CaseScores) -> str:
+def _format_scores(scores: CaseScores) -> str:
     return "  ".join(
         f"{METRICS[key][0]} {value:.{METRICS[key][1]}f}"
-        for key, value in numeric_scores(scores.scores["pasted"]).items()
+        for key, value in select_numbers(scores.scores["pasted"]).items()
     )
 
 
@@ -133,7 +137,7 @@ class _Images:
         self.bytes, self.left_out = 0, 0
 
     def add(self, pixels: np.ndarray) -> str | None:
-        """A data URI, or None beyond the limit: (H, W, 3) uint8."""
+        """Make a data URI of an image (H, W, 3) uint8; None beyond the limit."""
         image = Image.fromarray(pixels)
         image.thumbnail((2 * _HEIGHT_PX, _HEIGHT_PX), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

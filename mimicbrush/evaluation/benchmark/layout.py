@@ -23,7 +23,7 @@ ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.
 
 @dataclass(frozen=True)
 class Track:
-    """One of the four.
+    """One of the paper's four kinds of cases.
 
     Attributes:
         folder: in the released layout.
@@ -51,7 +51,7 @@ TRACKS: dict[TrackName, Track] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One case whose files are all there; `group` is what the bootstrap draws together."""
+    """A case whose files are all there; the bootstrap resamples the cases of one `group` together."""
 
     track: Track
     number: str
@@ -65,13 +65,13 @@ class Case:
 
     @property
     def result_path(self) -> PurePosixPath:
-        """Where its result lies, relative to a folder of results."""
+        """The path of its result, relative to a folder of results."""
         return PurePosixPath(self.track.folder) / f"{self.number}_result.png"
 
 
 @dataclass(frozen=True)
 class BenchmarkFault:
-    """Something that is missing, damaged or does not fit."""
+    """A file that is missing, damaged or does not fit, and the reason."""
 
     path: Path
     reason: str
@@ -79,7 +79,7 @@ class BenchmarkFault:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that a folder holds."""
+    """The cases of a benchmark's folder, and its faults."""
 
     root: Path
     cases: list[Case]
@@ -88,7 +88,7 @@ class Benchmark:
 
 
 def read_benchmark(root: Path) -> Benchmark:
-    """Read a benchmark.
+    """Read a benchmark's folder, and check that every mask fits its image.
 
     Raises:
         InputError: it holds none of the four tracks.
@@ -97,8 +97,8 @@ def read_benchmark(root: Path) -> Benchmark:
     cases, faults = [], []
     for track in TRACKS.values():
         folder = root / track.folder
-        prompts, facts = _json(folder / PROMPTS_NAME), _json(folder / CASES_NAME)
-        for number in _numbers(folder):
+        prompts, facts = _read_json(folder / PROMPTS_NAME), _read_json(folder / CASES_NAME)
+        for number in _list_numbers(folder):
             source, mask = folder / f"{number}_source.png", folder / f"{number}_source_mask.png"
             reference = folder / f"{number}_reference.png"
             reference_mask = folder / f"{number}_reference_mask.png"
@@ -126,7 +126,7 @@ def read_benchmark(root: Path) -> Benchmark:
             )
     if not cases and not faults:
         raise InputError(f"{root}: no benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
-    return Benchmark(root, cases, faults, _json(root / ABOUT_NAME))
+    return Benchmark(root, cases, faults, _read_json(root / ABOUT_NAME))
 
 
 def _check_mask(path: Path, image: Image.Image, name: str) -> None:
@@ -137,13 +137,13 @@ def _check_mask(path: Path, image: Image.Image, name: str) -> None:
         raise InputError(f"{path}: the mask is empty (nothing in it is above {MASK_THRESHOLD} of 255)")
 
 
-def _numbers(folder: Path) -> list[str]:
-    """Of all cases of which there is anything: one whose mask is missing is a case, too."""
+def _list_numbers(folder: Path) -> list[str]:
+    """List the numbers of all cases of which there is any file: one whose mask is missing is a case, too."""
     parts = ("_source.png", "_source_mask.png", "_reference.png")
     return sorted({path.name.removesuffix(part) for part in parts for path in folder.glob(f"*{part}")})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -156,7 +156,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class BenchmarkWriter:
-    """Writes a benchmark aside; it gets its name, and an older one is replaced, when it is finished.
+    """A writer that puts a benchmark aside; `finish` gives it its name and replaces an older one.
 
     Args:
         root: the folder to be made.
@@ -179,7 +179,7 @@ class BenchmarkWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What was not finished is removed."""
+        """Remove what was not finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(
@@ -192,7 +192,7 @@ class BenchmarkWriter:
         prompt: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> str:
-        """Add a case.
+        """Write the images of a case.
 
         Returns:
             Its number in the track, such as "001".
@@ -218,7 +218,7 @@ class BenchmarkWriter:
         return number
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Write what is known of it, and give it its name."""
+        """Write the facts and prompts, and give the folder its name."""
         for track, facts in self._facts.items():
             folder = self.folder / TRACKS[track].folder
             for name, values in ((PROMPTS_NAME, self._prompts[track]), (CASES_NAME, facts)):

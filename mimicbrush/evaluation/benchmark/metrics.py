@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mimicbrush.evaluation.benchmark.subjects import cut_subject
 from mimicbrush.evaluation.heldout.reference_gain import PSNR_CAP_DB, SSIM_WINDOW_PX
 from mimicbrush.ops.masks import mask_box
 from mimicbrush.ops.similarity import psnr_inside, ssim_luma
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.benchmark.backbones import Backbones
-
-#: What surrounds a subject whose background was removed, and pads its box to a square: white. *Ours*: the paper does
-#: not say.
-SUBJECT_FILL = 255
 
 #: Key -> heading of tables, and digits. The first four need a ground truth, the others a reference mask or a prompt.
 METRICS = {
@@ -57,7 +54,7 @@ METRIC_DEFINITIONS = {
 
 @dataclass(frozen=True)
 class CasePixels:
-    """One case: (H, W, 3) and (H, W) uint8; masks are 1 inside.
+    """The pixels of one case: (H, W, 3) and (H, W) uint8; masks are 1 inside.
 
     Attributes:
         truth: None where there is none.
@@ -73,69 +70,55 @@ class CasePixels:
 
 
 def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | str]:
-    """Metric -> value, or why there is none.
+    """Score one case: metric -> value, or why there is none.
 
     Those that the track does not have are left out: of inner-ID cases there are SSIM, PSNR, LPIPS and the
     EffNet-Lite0 distance, of inter-ID cases the others.
     """
     if pixels.truth is not None:
-        return _closeness(pixels.result, pixels.truth, pixels.mask, backbones)
-    found: dict[str, float | str] = {}
+        return _score_closeness(pixels.result, pixels.truth, pixels.mask, backbones)
+    scores: dict[str, float | str] = {}
     subjects: tuple[np.ndarray, np.ndarray] | None = None
     if pixels.reference_mask is not None:
         subjects = cut_subject(pixels.result, pixels.mask), cut_subject(pixels.reference, pixels.reference_mask)
     for key, encoder in (("dino_i", backbones.dino), ("dinov2_i", backbones.dinov2), ("clip_i", backbones.clip)):
         if encoder is None:
-            found[key] = backbones.absent[key]
+            scores[key] = backbones.absent[key]
         elif subjects is None:
-            found[key] = "the reference has no mask"
+            scores[key] = "the reference has no mask"
         else:
-            found[key] = 100 * encoder.similarity(*subjects)
+            scores[key] = 100 * encoder.compare(*subjects)
     if backbones.clip is None:
-        found["clip_t"] = backbones.absent["clip_t"]
+        scores["clip_t"] = backbones.absent["clip_t"]
     elif pixels.prompt is None:
-        found["clip_t"] = "there is no prompt"
+        scores["clip_t"] = "there is no prompt"
     else:
-        found["clip_t"] = 100 * backbones.clip.text_similarity(pixels.result, pixels.prompt)
-    return found
+        scores["clip_t"] = 100 * backbones.clip.compare_with_text(pixels.result, pixels.prompt)
+    return scores
 
 
-def _closeness(result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbones: Backbones) -> dict[str, float | str]:
+def _score_closeness(
+    result: np.ndarray, truth: np.ndarray, mask: np.ndarray, backbones: Backbones
+) -> dict[str, float | str]:
     left, top, right, bottom = mask_box(mask)
     a, b = (image[top:bottom, left:right] for image in (result, truth))
     everywhere = np.ones(a.shape[:2], np.uint8)
-    found: dict[str, float | str] = {"psnr": min(psnr_inside(a, b, everywhere), PSNR_CAP_DB)}
+    scores: dict[str, float | str] = {"psnr": min(psnr_inside(a, b, everywhere), PSNR_CAP_DB)}
     small = f"the box of the mask is {right - left} x {bottom - top} px"
     if min(a.shape[:2]) < SSIM_WINDOW_PX:
-        found["ssim"] = small
+        scores["ssim"] = small
     else:
-        found["ssim"] = ssim_luma(*(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)))
+        scores["ssim"] = ssim_luma(*(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)))
     for key, network in (("lpips", backbones.lpips), ("efficientnet_lite0", backbones.efficientnet_lite0)):
         if network is None:
-            found[key] = backbones.absent[key]
-        elif not network.fits(a):
-            found[key] = small
+            scores[key] = backbones.absent[key]
+        elif not network.is_large_enough(a):
+            scores[key] = small
         else:
-            found[key] = network.distance(a, b)
-    return found
+            scores[key] = network.measure(a, b)
+    return scores
 
 
-def cut_subject(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A subject without its background, on a square: (H, W, 3), (H, W) -> (S, S, 3) uint8."""
-    left, top, right, bottom = mask_box(mask)
-    alone = np.where(mask[..., None] > 0, image, np.uint8(SUBJECT_FILL))[top:bottom, left:right]
-    return pad_to_square(alone)
-
-
-def pad_to_square(image: np.ndarray) -> np.ndarray:
-    """White around an image: (H, W, 3) -> (S, S, 3) uint8, S the longer side."""
-    side = max(image.shape[:2])
-    square = np.full((side, side, 3), SUBJECT_FILL, np.uint8)
-    y, x = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
-    square[y : y + image.shape[0], x : x + image.shape[1]] = image
-    return square
-
-
-def numeric_scores(scores: Mapping[str, float | str]) -> dict[str, float]:
-    """Those metrics that have a value."""
+def select_numbers(scores: Mapping[str, float | str]) -> dict[str, float]:
+    """Select the metrics that have a value."""
     return {key: value for key, value in scores.items() if not isinstance(value, str)}

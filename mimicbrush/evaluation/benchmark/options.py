@@ -1,4 +1,4 @@
-"""Choices about a run over the benchmark. Imports nothing heavy."""
+"""Options of a run over the benchmark. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How to run editors over the benchmark.
+    """Options of a run of editors over the benchmark.
 
     Attributes:
-        editors: names, see `editors.KNOWN`.
+        editors: names, see `registry.KNOWN`.
         seed: of the editors' noise (1 in the released script) and of the bootstrap.
         num_inference_steps, guidance_scale: None: each editor's own.
         device: "auto", "cpu" or "cuda".

@@ -12,7 +12,7 @@ from mimicbrush.evaluation.benchmark.backbones import load_backbones
 from mimicbrush.evaluation.benchmark.html_report import write_benchmark_report
 from mimicbrush.evaluation.benchmark.layout import read_benchmark
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
-from mimicbrush.evaluation.benchmark.run_editor import check_names, run_editor
+from mimicbrush.evaluation.benchmark.run_editor import check_result_folders, run_editor
 from mimicbrush.evaluation.editors.registry import check_editor, open_editor
 from mimicbrush.evaluation.heldout import report
 from mimicbrush.io.atomic import write_aside, write_json
@@ -27,7 +27,7 @@ BENCHMARK_METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = (
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What a run came to.
+    """The result of a run over the benchmark.
 
     Attributes:
         metrics: what metrics.json holds.
@@ -53,7 +53,7 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> B
         InputError: there is no benchmark, an editor or a backbone is unknown or cannot be loaded.
         WeightsError: weights of an editor are absent.
     """
-    check_names(options.editors)
+    check_result_folders(options.editors)
     for name in options.editors:
         check_editor(name)
     benchmark = read_benchmark(root)
@@ -70,11 +70,9 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> B
         runs.append(run_editor(editor, benchmark, output, backbones, options.seed))
         del editor
     summary = table.summarise_scores(runs, options.seed)
-    card = table.metric_card(benchmark, options, backbones)
-    differences = table.paired_differences(runs, options.seed)
-    text = "\n".join(
-        part for part in (table.benchmark_markdown(summary), table.differences_markdown(differences)) if part
-    )
+    card = table.build_metric_card(benchmark, options, backbones)
+    differences = table.compare_with_first(runs, options.seed)
+    text = "\n".join(part for part in (table.format_benchmark(summary), table.format_differences(differences)) if part)
     metrics = {"editors": summary, "differences": differences, "card": card}
     write_json(output / BENCHMARK_METRICS_FILE, metrics)
     report.write_jsonl(

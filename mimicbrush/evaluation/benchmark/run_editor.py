@@ -18,8 +18,8 @@ from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.layout import Benchmark, Case
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
-from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, NotApplicableError
-from mimicbrush.evaluation.editors.without_model import ResultsEditor
+from mimicbrush.evaluation.editors.baselines import ResultsEditor
+from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor, NotApplicableError
 from mimicbrush.io.atomic import write_json
 from mimicbrush.io.images import read_image, write_image
 from mimicbrush.ops.canvas import MASK_THRESHOLD, paste_back
@@ -34,7 +34,7 @@ VARIANTS = ("pasted", "painted")
 
 @dataclass(frozen=True)
 class CaseScores:
-    """One editor on one case.
+    """The outcome and scores of one editor on one case.
 
     Attributes:
         outcome: "scored", "not applicable" or "failed".
@@ -54,7 +54,7 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class EditorRun:
-    """One editor on all cases; every case is in it, whatever came of it."""
+    """The outcomes of one editor on all cases, whatever they are."""
 
     name: str
     folder: Path
@@ -62,35 +62,35 @@ class EditorRun:
     cases: list[CaseScores]
 
     def count(self, outcome: str, track: str | None = None) -> int:
-        """How many cases came out so, of one track or of all."""
+        """Count the cases with an outcome, of one track or of all."""
         return sum(each.outcome == outcome and track in (None, each.case.track.name) for each in self.cases)
 
 
-def folder_name(editor: str) -> str:
-    """The folder that holds an editor's results: its name, with nothing in it that a folder's name cannot hold."""
+def name_folder(editor: str) -> str:
+    """Name the folder of an editor's results: its name, without what a folder's name cannot hold."""
     return re.sub(r"[^\w.=+-]+", "_", editor).strip("_.") or "_"
 
 
-def check_names(editors: Sequence[str]) -> None:
-    """Whether each editor gets a folder of its own.
+def check_result_folders(editors: Sequence[str]) -> None:
+    """Check that each editor gets a folder of its own.
 
     Raises:
         InputError: two would share one.
     """
     folders: dict[str, str] = {}
     for editor in editors:
-        other = folders.setdefault(folder_name(editor).casefold(), editor)
+        other = folders.setdefault(name_folder(editor).casefold(), editor)
         if other != editor:
             raise InputError(f"the results of {other} and {editor} would come into one folder; rename one of them")
 
 
-def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
-    """Edit and score every case. Results that are there, of the same editor, images and seed, are not made again.
+def run_editor(editor: Editor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:
+    """Edit and score every case; results of the same editor, images and seed are not made again.
 
     What another program left in a folder is read again each time: it may have changed since.
 
     Args:
-        editor: see `editors.open_editor`.
+        editor: see `registry.open_editor`.
         benchmark: its cases.
         output: of the evaluation; results come to ``results/EDITOR/TRACK/NNN_result.png``.
         backbones: what measures.
@@ -99,28 +99,28 @@ def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones
     Raises:
         InputError: `output` cannot be written.
     """
-    folder = output / RESULTS_FOLDER / folder_name(editor.name)
+    folder = output / RESULTS_FOLDER / name_folder(editor.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output={output} cannot be written ({error}); name another folder") from error
     made_of = _read_made_of(folder / MADE_OF_FILE)
     is_kept = not isinstance(editor, ResultsEditor)
-    editor_key = _digest(json.dumps([editor.name, editor.about, seed], sort_keys=True).encode())
+    editor_key = _hash_bytes(json.dumps([editor.name, editor.about, seed], sort_keys=True).encode())
     cases = []
     for case in tqdm(benchmark.cases, desc=editor.name, unit="case", disable=None):
         result = folder / case.result_path
         place = result.with_name(f"{case.number}_places.npz")
-        key = f"{editor_key} {_case_digest(case)}"
+        key = f"{editor_key} {_hash_case(case)}"
         name = str(case.result_path)
         try:
-            inputs = _inputs(case, seed)
+            inputs = _read_inputs(case, seed)
             if not is_kept or made_of.get(name) != key or not result.is_file():
                 made_of.pop(name, None)
-                _edit(editor, case, inputs, result, place)
+                _edit_case(editor, case, inputs, result, place)
                 made_of[name] = key
                 _write_made_of(folder / MADE_OF_FILE, made_of)
-            scores = _score(case, inputs, result, backbones)
+            scores = _score_variants(case, inputs, result, backbones)
         except NotApplicableError as error:
             cases.append(CaseScores(case, "not applicable", str(error)))
         except MimicBrushError as error:
@@ -131,10 +131,10 @@ def run_editor(editor: CaseEditor, benchmark: Benchmark, output: Path, backbones
     return EditorRun(editor.name, folder, dict(editor.about), cases)
 
 
-def _edit(editor: CaseEditor, case: Case, inputs: CaseInputs, result: Path, place: Path) -> None:
+def _edit_case(editor: Editor, case: Case, inputs: CaseInputs, result: Path, place: Path) -> None:
     result.unlink(missing_ok=True)
     place.unlink(missing_ok=True)
-    made = editor(case, inputs)
+    made = editor.edit_case(case, inputs)
     if made.image.size != inputs.source.size or made.image.mode != "RGB":
         raise DataError(
             f"{editor.name} returned {made.image.width} x {made.image.height} px {made.image.mode} for a source of "
@@ -146,7 +146,7 @@ def _edit(editor: CaseEditor, case: Case, inputs: CaseInputs, result: Path, plac
     write_image(made.image, result)
 
 
-def _inputs(case: Case, seed: int) -> CaseInputs:
+def _read_inputs(case: Case, seed: int) -> CaseInputs:
     return CaseInputs(
         source=read_image(case.source, "RGB"),
         mask=read_image(case.mask, "L"),
@@ -156,7 +156,9 @@ def _inputs(case: Case, seed: int) -> CaseInputs:
     )
 
 
-def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -> dict[str, dict[str, float | str]]:
+def _score_variants(
+    case: Case, inputs: CaseInputs, result: Path, backbones: Backbones
+) -> dict[str, dict[str, float | str]]:
     source, reference = np.asarray(inputs.source), np.asarray(inputs.reference)
     reference_mask = None
     if case.reference_mask is not None:
@@ -179,27 +181,27 @@ def _score(case: Case, inputs: CaseInputs, result: Path, backbones: Backbones) -
 
 
 def paste_variants(painted: np.ndarray, source: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """A result pasted back and as painted, by `VARIANTS`: (H, W, 3) uint8 each; the mask is (H, W) in 0..255."""
+    """Make the `VARIANTS` of a result: (H, W, 3) uint8 each; the mask is (H, W) in 0..255."""
     return {"pasted": paste_back(painted, source, mask).round().astype(np.uint8), "painted": painted}
 
 
 def read_correspondence(scores: CaseScores) -> Correspondence | None:
-    """Which place of the reference filled which of the hole, where the editor told it."""
+    """Read which place of the reference filled which place of the mask; None where the editor gave none."""
     return None if scores.correspondence is None else Correspondence.load(scores.correspondence)
 
 
-def open_cases(case: Case) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Source, mask and reference."""
+def read_case_images(case: Case) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Read the source, mask and reference of a case."""
     return read_image(case.source, "RGB"), read_image(case.mask, "L"), read_image(case.reference, "RGB")
 
 
-def _digest(data: bytes) -> str:
+def _hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _case_digest(case: Case) -> str:
+def _hash_case(case: Case) -> str:
     parts = [case.source, case.mask, case.reference, *([case.reference_mask] if case.reference_mask else [])]
-    return _digest(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in parts))
+    return _hash_bytes(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in parts))
 
 
 def _read_made_of(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Scores of cases -> means with intervals, and the table of methods and metrics beside the paper's."""
+"""Tables: means of scores with intervals, and our methods beside the paper's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.efficientnet_lite0 import PACKAGE
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark
-from mimicbrush.evaluation.benchmark.metrics import METRIC_DEFINITIONS, METRICS, WITH_TRUTH, numeric_scores
+from mimicbrush.evaluation.benchmark.metrics import METRIC_DEFINITIONS, METRICS, WITH_TRUTH, select_numbers
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
 from mimicbrush.evaluation.benchmark.run_editor import VARIANTS, EditorRun
 from mimicbrush.evaluation.heldout import report
 from mimicbrush.evaluation.paper_tables import ABLATIONS, TABLE_1, PaperValues
-from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
+from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, bootstrap_by_cluster
 
 #: Task -> its tracks: with a ground truth, and without.
 TASKS = {"part composition": ("part_inner", "part_inter"), "texture transfer": ("texture_inner", "texture_inter")}
@@ -26,19 +26,19 @@ TASK_TITLES = {
     "painted": "as painted, nothing pasted back",
 }
 DIFFERENCE_HEADS = ["method", "track", "metric", "difference", "cases"]
-NOT_THE_SAME = (
+PAPER_CAUTION = (
     "The paper's benchmark was never published: its rows are of other images and of weights trained at full scale, "
     "so only the order of rows can be compared, not values."
 )
 
 
 def summarise_scores(runs: Sequence[EditorRun], seed: int) -> dict[str, Any]:
-    """Editor -> track -> outcome counts, and variant -> metric -> mean, interval, n."""
+    """Average scores: editor -> track -> outcome counts, and variant -> metric -> mean, interval, n."""
     return {
         run.name: {
             "about": run.about,
             "tracks": {
-                track: _track(run, track, seed)
+                track: _summarise_track(run, track, seed)
                 for track in TRACKS
                 if any(each.case.track.name == track for each in run.cases)
             },
@@ -47,7 +47,7 @@ def summarise_scores(runs: Sequence[EditorRun], seed: int) -> dict[str, Any]:
     }
 
 
-def _track(run: EditorRun, track: str, seed: int) -> dict[str, Any]:
+def _summarise_track(run: EditorRun, track: str, seed: int) -> dict[str, Any]:
     of_track = [each for each in run.cases if each.case.track.name == track]
     scored = [each for each in of_track if each.outcome == "scored"]
     values: dict[str, Any] = {
@@ -63,30 +63,32 @@ def _track(run: EditorRun, track: str, seed: int) -> dict[str, Any]:
             if (metric in WITH_TRUTH) != TRACKS[track].has_truth:  # type: ignore[index]
                 continue
             found = [
-                (numeric_scores(each.scores[variant])[metric], each.case.group or each.case.number)
+                (select_numbers(each.scores[variant])[metric], each.case.group or each.case.number)
                 for each in scored
-                if metric in numeric_scores(each.scores[variant])
+                if metric in select_numbers(each.scores[variant])
             ]
-            values[variant][metric] = _mean(found, seed) | {"n_missing": len(of_track) - len(found)}
+            values[variant][metric] = _average(found, seed) | {"n_missing": len(of_track) - len(found)}
             if not found and scored:
                 values[variant][metric]["why"] = str(scored[0].scores[variant].get(metric, ""))
     return values
 
 
-def _mean(found: Sequence[tuple[float, str]], seed: int) -> dict[str, Any]:
+def _average(found: Sequence[tuple[float, str]], seed: int) -> dict[str, Any]:
     if not found:
         return {"mean": None, "ci95": None, "n": 0}
     values, groups = np.array([value for value, _ in found]), [group for _, group in found]
     return {
         "mean": float(values.mean()),
-        "ci95": list(cluster_interval(values, groups, seed)),
+        "ci95": list(bootstrap_by_cluster(values, groups, seed)),
         "n": len(found),
         "n_groups": len(set(groups)),
     }
 
 
-def paired_differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
-    """What each further editor has more than the first, case by case: a narrower answer than two intervals give.
+def compare_with_first(runs: Sequence[EditorRun], seed: int) -> list[dict[str, Any]]:
+    """Subtract the first editor's scores from each other editor's, case by case.
+
+    The interval of a paired difference is narrower than two separate intervals suggest.
 
     Returns:
         For each editor, track, variant and metric that both have: mean of its value - the first's over the cases that
@@ -96,7 +98,7 @@ def paired_differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, A
     for run in runs[1:]:
         for track, variant in product(TRACKS, VARIANTS):
             scores = [
-                {each.case.number: (numeric_scores(each.scores[variant]), each.case) for each in one.cases
+                {each.case.number: (select_numbers(each.scores[variant]), each.case) for each in one.cases
                  if each.case.track.name == track and each.outcome == "scored"} for one in (runs[0], run)
             ]  # fmt: skip
             for metric in METRICS:
@@ -107,12 +109,12 @@ def paired_differences(runs: Sequence[EditorRun], seed: int) -> list[dict[str, A
                 ]
                 if pairs:
                     about = {"editor": run.name, "beside": runs[0].name, "track": track, "variant": variant}
-                    found.append({**about, "metric": metric, **_mean(pairs, seed)})
+                    found.append({**about, "metric": metric, **_average(pairs, seed)})
     return found
 
 
-def difference_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tables of them, one for each variant that there are any of: a title and rows of (method, other cells)."""
+def tabulate_differences(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lay the differences out, a table for each variant: a title and rows of (method, other cells)."""
     tables = []
     for variant, title in TASK_TITLES.items():
         rows = []
@@ -127,18 +129,18 @@ def difference_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return tables
 
 
-def differences_markdown(found: Sequence[dict[str, Any]]) -> str:
-    """The same for table.md; "" where there are none."""
+def format_differences(found: Sequence[dict[str, Any]]) -> str:
+    """Format the differences for table.md; "" where there are none."""
     parts = []
-    for each in difference_rows(found):
+    for each in tabulate_differences(found):
         lines = [f"### {each['title']}", "", "| " + " | ".join(DIFFERENCE_HEADS) + " |", "|" + "---|" * 5]
         lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in each["rows"]]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def metric_card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) -> dict[str, Any]:
-    """What the numbers hang on."""
+def build_metric_card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Backbones) -> dict[str, Any]:
+    """Build the card of everything that the numbers depend on."""
     return {
         "benchmark": str(benchmark.root),
         "built": benchmark.about,
@@ -151,31 +153,31 @@ def metric_card(benchmark: Benchmark, options: BenchmarkOptions, backbones: Back
         "not_measured": backbones.absent,
         "ci95": f"{LEVEL:.0%} percentile bootstrap, {RESAMPLES} resamples of whole subjects or videos",
         "definitions": METRIC_DEFINITIONS,
-        "versions": report.package_versions(("torchmetrics", "torchvision", PACKAGE)),
+        "versions": report.find_package_versions(("torchmetrics", "torchvision", PACKAGE)),
     }
 
 
-def benchmark_markdown(summary: dict[str, Any]) -> str:
-    """All tables: each task of which there are cases, pasted back and as painted, the paper's rows below ours."""
+def format_benchmark(summary: dict[str, Any]) -> str:
+    """Format all tables: each task, pasted back and as painted, the paper's rows below ours."""
     return (
         "\n\n".join(
-            f"### {task}, {TASK_TITLES[variant]}\n\n" + "\n".join(_lines(summary, task, variant))
-            for task in tasks_of(summary)
+            f"### {task}, {TASK_TITLES[variant]}\n\n" + "\n".join(_format_task(summary, task, variant))
+            for task in list_tasks(summary)
             for variant in VARIANTS
         )
-        + f"\n\n{NOT_THE_SAME}\n"
+        + f"\n\n{PAPER_CAUTION}\n"
         + "".join(f"\n{caution}\n" for caution in list_cautions(summary))
     )
 
 
-def tasks_of(summary: dict[str, Any]) -> list[str]:
-    """The tasks of which there are cases."""
+def list_tasks(summary: dict[str, Any]) -> list[str]:
+    """List the tasks that have cases."""
     there = {track for editor in summary.values() for track in editor["tracks"]}
     return [task for task, tracks in TASKS.items() if there.intersection(tracks)]
 
 
 def list_cautions(summary: dict[str, Any]) -> list[str]:
-    """One line for each track whose intervals are of too few subjects or videos."""
+    """List the tracks whose intervals come from too few subjects or videos, a line each."""
     found = []
     for track in TRACKS:
         groups = [
@@ -194,15 +196,15 @@ def list_cautions(summary: dict[str, Any]) -> list[str]:
     return found
 
 
-def table_rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:
-    """(method, metric -> cell) of one task: our editors, then the paper's rows."""
+def tabulate_task(summary: dict[str, Any], task: str, variant: str) -> list[tuple[str, dict[str, str]]]:
+    """Lay out one task, (method, metric -> cell) a row: our editors, then the paper's rows."""
     inner, inter = TASKS[task]
     found = []
     for name, editor in summary.items():
         cells = {}
         for metric in METRICS:
             track = editor["tracks"].get(inner if metric in WITH_TRUTH else inter)
-            cells[metric] = _cell(track[variant][metric], metric, track["cases"]) if track else "n/a"
+            cells[metric] = _format_cell(track[variant][metric], metric, track["cases"]) if track else "n/a"
         found.append((name, cells))
     paper: dict[str, PaperValues] = (
         dict(TABLE_1) if task == "part composition" else {"MimicBrush": ABLATIONS["full"].texture_transfer}
@@ -213,25 +215,25 @@ def table_rows(summary: dict[str, Any], task: str, variant: str) -> list[tuple[s
     return found
 
 
-def _cell(value: dict[str, Any], metric: str, cases: int) -> str:
+def _format_cell(value: dict[str, Any], metric: str, cases: int) -> str:
     if value["mean"] is None:
         return "n/a"
     digits = METRICS[metric][1]
     low, high = value["ci95"]
-    holes = f", {value['n']} of {cases}" if value["n"] < cases else ""
-    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}{holes}]"
+    missing = f", {value['n']} of {cases}" if value["n"] < cases else ""
+    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}{missing}]"
 
 
-def _lines(summary: dict[str, Any], task: str, variant: str) -> list[str]:
+def _format_task(summary: dict[str, Any], task: str, variant: str) -> list[str]:
     heads = [heading for heading, _ in METRICS.values()]
     lines = ["| method | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
     return lines + [
-        f"| {name} | " + " | ".join(cells.values()) + " |" for name, cells in table_rows(summary, task, variant)
+        f"| {name} | " + " | ".join(cells.values()) + " |" for name, cells in tabulate_task(summary, task, variant)
     ]
 
 
 def list_troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
-    """One line for everything that has no number and should have one."""
+    """List everything that should have a number and has none, a line each."""
     lines = [f"not usable: {fault.path.name}: {fault.reason}" for fault in benchmark.faults]
     for run in runs:
         lines += [
@@ -243,7 +245,7 @@ def list_troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
 
 
 def count_outcomes(benchmark: Benchmark, runs: Sequence[EditorRun]) -> str:
-    """Inputs add up: of every editor each case is counted once."""
+    """Count the outcomes of every editor, in lines that add up to all cases."""
     lines = [f"{len(benchmark.cases) + len(benchmark.faults)} cases = {len(benchmark.cases)} usable "
              f"+ {len(benchmark.faults)} not usable"]  # fmt: skip
     for run in runs:

@@ -1,4 +1,4 @@
-"""Builds a benchmark: inner-ID and inter-ID cases from images and videos that no model was trained on."""
+"""The builder: inner-ID and inter-ID cases from images and videos that no model was trained on."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ from mimicbrush.evaluation.benchmark_builder.contamination import (
 )
 from mimicbrush.evaluation.benchmark_builder.inner_id import (
     InnerPair,
-    dreambooth_pairs,
-    folder_materials,
-    folder_pairs,
+    choose_folder_pairs,
     list_siblings,
-    mined_pairs,
+    read_dreambooth_pairs,
+    read_folder_materials,
+    read_mined_pairs,
 )
-from mimicbrush.evaluation.benchmark_builder.inter_id import PAPER_GROUPS, InterPair, inter_pairs, paper_group
+from mimicbrush.evaluation.benchmark_builder.inter_id import (
+    PAPER_GROUPS,
+    InterPair,
+    choose_inter_pairs,
+    find_paper_group,
+)
 from mimicbrush.evaluation.benchmark_builder.licences import write_licences
 from mimicbrush.evaluation.benchmark_builder.materials import (
     BOX_OF_MATCHES,
@@ -46,7 +51,7 @@ _INTER: dict[TrackName, RegionName] = {"part_inter": "part", "texture_inter": "s
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build from; at least one of the first three.
+    """Options of a build: what to build from (at least one of the first three), and how.
 
     Attributes:
         dreambooth: the DreamBooth dataset; its pairs are those of `manifest`.
@@ -87,13 +92,13 @@ class BuildOptions:
                 raise InputError(f"--{name} {value}: must be at least {least}")
 
     def limit(self, track: TrackName) -> int:
-        """At most so many cases of a kind of source in a track."""
+        """Return the most cases that one kind of origin may give to a track."""
         return PAPER_CASES[track] if self.most is None else self.most
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What came of it.
+    """The cases that were built, and the faults.
 
     Attributes:
         cases: in each track.
@@ -121,7 +126,7 @@ class _Proposal:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """All that was found: inner-ID pairs by their origin, and all images."""
+    """The inner-ID pairs by their origin, and all images."""
 
     inner: dict[str, list[InnerPair]]
     materials: dict[str, Material]
@@ -144,14 +149,14 @@ def build_benchmark(output: Path, options: BuildOptions) -> BuildResult:
     """
     _check_apart(output, options)
     masks = MaskFolder(options.masks)
-    seen = [read_training_origins(folder) for folder in options.against]
-    found = _gather(options, masks, seen)
-    check_hashes(found.files, seen)
-    proposals = _propose(found, options)
+    origins = [read_training_origins(folder) for folder in options.against]
+    gathered = _gather(options, masks, origins)
+    check_hashes(gathered.files, origins)
+    proposals = _propose(gathered, options)
     chosen = {each.key: each for case in proposals for each in (case.source, case.reference)}
-    check_images([(key, material.read) for key, material in chosen.items()], seen)
-    faults, notes = list(found.faults), list(found.notes)
-    unused = masks.unused(found.materials.values())
+    check_images([(key, material.read) for key, material in chosen.items()], origins)
+    faults, notes = list(gathered.faults), list(gathered.notes)
+    unused = masks.list_unused(gathered.materials.values())
     notes += [f"--masks: {name} belongs to no image that was given" for name in unused]
 
     writer = BenchmarkWriter(output)
@@ -167,18 +172,18 @@ def build_benchmark(output: Path, options: BuildOptions) -> BuildResult:
                 continue
             cases[case.track] += 1
             if case.track == "part_inter":
-                groups[paper_group(case.source.kind)] += 1
+                groups[find_paper_group(case.source.kind)] += 1
             folder = TRACKS[case.track].folder
             files += [
                 (f"{folder}/{number}_source.png", case.source),
                 (f"{folder}/{number}_reference.png", case.reference),
             ]
         if not cases:
-            raise DataError(_nothing(faults, notes))
+            raise DataError(_explain_no_cases(faults, notes))
         notes += write_licences(writer.folder, files)
-        unmasked = _unmasked(found, options.to_paint)
+        unmasked = _write_unmasked(gathered, options.to_paint)
         built = BuildResult({track: cases[track] for track in TRACKS}, dict(groups), faults, notes, unmasked)
-        writer.finish(_about(options, found, built, seen))
+        writer.finish(_describe_build(options, gathered, built, origins))
     return built
 
 
@@ -193,58 +198,58 @@ def _check_apart(output: Path, options: BuildOptions) -> None:
         raise InputError(f"--output {output} holds something else, and would be replaced; name another")
 
 
-def _gather(options: BuildOptions, masks: MaskFolder, seen: Sequence[TrainingOrigins]) -> _Gathered:
-    found = _Gathered({}, {}, [], [], [], [])
+def _gather(options: BuildOptions, masks: MaskFolder, origins: Sequence[TrainingOrigins]) -> _Gathered:
+    gathered = _Gathered({}, {}, [], [], [], [])
 
     def keep(origin: str, folder: Path, pairs: list[InnerPair], faults: list[BenchmarkFault], **facts: Any) -> None:
-        found.inner.setdefault(origin, []).extend(pairs)
-        found.faults.extend(faults)
-        found.about.append({"from": origin, "name": folder.resolve().name, "inner_id_pairs": len(pairs), **facts})
+        gathered.inner.setdefault(origin, []).extend(pairs)
+        gathered.faults.extend(faults)
+        gathered.about.append({"from": origin, "name": folder.resolve().name, "inner_id_pairs": len(pairs), **facts})
         for material in (each for pair in pairs for each in (pair.source, pair.reference)):
-            _add(found.materials, material)
+            _add_material(gathered.materials, material)
 
     if options.dreambooth and options.manifest:
-        pairs, faults = dreambooth_pairs(options.dreambooth, options.manifest, masks)
+        pairs, faults = read_dreambooth_pairs(options.dreambooth, options.manifest, masks)
         manifest = {"manifest": options.manifest.name, "manifest_sha256": hash_file(options.manifest)}
         keep("list", options.dreambooth, pairs, faults, **manifest)
-        found.files.extend(list_siblings(each for pair in pairs for each in (pair.source, pair.reference)))
+        gathered.files.extend(list_siblings(each for pair in pairs for each in (pair.source, pair.reference)))
     if options.images:
-        materials, faults = folder_materials(options.images, masks)
+        materials, faults = read_folder_materials(options.images, masks)
         most = max(options.limit(track) for track in _INNER)
-        pairs, without = folder_pairs(materials, options.seed, most)
+        pairs, without = choose_folder_pairs(materials, options.seed, most)
         keep("pictures", options.images, pairs, faults + without, images=len(materials))
         for material in materials:
-            _add(found.materials, material)
-        found.files.extend((material.key, material.sha256) for material in materials)
+            _add_material(gathered.materials, material)
+        gathered.files.extend((material.key, material.sha256) for material in materials)
     for folder in options.pairs:
-        pairs, faults, notes = mined_pairs(folder, masks, seen, options.limit("part_inner"))
+        pairs, faults, notes = read_mined_pairs(folder, masks, origins, options.limit("part_inner"))
         keep("mined videos", folder, pairs, faults)
-        found.notes.extend(notes)
-        found.files.extend((f"{pair.source.subject} of {folder}", pair.source.sha256) for pair in pairs)
-    return found
+        gathered.notes.extend(notes)
+        gathered.files.extend((f"{pair.source.subject} of {folder}", pair.source.sha256) for pair in pairs)
+    return gathered
 
 
-def _add(materials: dict[str, Material], material: Material) -> None:
-    """Keep an image once, with the regions that any pair knows of it."""
+def _add_material(materials: dict[str, Material], material: Material) -> None:
+    """Keep an image once, with the regions of all its pairs."""
     other = materials.get(material.key)
     if other is not None and other.path.resolve() != material.path.resolve():
         raise InputError(
             f"{other.path} and {material.path} are both called {material.key}; build from one of them, or rename one"
         )
     regions = {**material.regions, **(other.regions if other else {})}
-    # A box around matches belongs to one pair: with another image it says nothing.
+    # A box around matches belongs to one pair: it means nothing with another image.
     materials[material.key] = replace(material, regions={k: v for k, v in regions.items() if v.how != BOX_OF_MATCHES})
 
 
-def _propose(found: _Gathered, options: BuildOptions) -> list[_Proposal]:
+def _propose(gathered: _Gathered, options: BuildOptions) -> list[_Proposal]:
     proposals = []
     for track, region in _INNER.items():
-        for origin, pairs in found.inner.items():
+        for origin, pairs in gathered.inner.items():
             usable = [pair for pair in pairs if region in pair.source.regions][: options.limit(track)]
             proposals += [_Proposal(track, pair.source, pair.reference, origin) for pair in usable]
-    materials = [found.materials[key] for key in sorted(found.materials)]
+    materials = [gathered.materials[key] for key in sorted(gathered.materials)]
     for track, region in _INTER.items():
-        chosen: list[InterPair] = inter_pairs(materials, region, options.seed, options.limit(track))
+        chosen: list[InterPair] = choose_inter_pairs(materials, region, options.seed, options.limit(track))
         proposals += [_Proposal(track, pair.source, pair.reference, "classes", pair.prompt) for pair in chosen]
     return proposals
 
@@ -255,16 +260,16 @@ def _write_case(writer: BenchmarkWriter, case: _Proposal, long_side_px: int | No
     masks: dict[str, Image.Image] = {}
     facts: dict[str, Any] = {"from": case.origin, "subject": case.source.subject, "group": case.source.subject}
     if case.source.kind:
-        facts |= {"class": case.source.kind, "paper_group": paper_group(case.source.kind)}
+        facts |= {"class": case.source.kind, "paper_group": find_paper_group(case.source.kind)}
     for side, material in (("source", case.source), ("reference", case.reference)):
         images[side] = material.read()
-        facts[side] = material.facts()
+        facts[side] = material.describe()
         if region in material.regions:
             chosen = material.regions[region]
-            masks[side] = chosen.draw(images[side].size)
+            masks[side] = chosen.render(images[side].size)
             facts[side] |= {"mask": chosen.how, "covers": chosen.label}
-            masks[side] = _reduced(masks[side], long_side_px)
-        images[side] = _reduced(images[side], long_side_px)
+            masks[side] = _reduce(masks[side], long_side_px)
+        images[side] = _reduce(images[side], long_side_px)
     return writer.add(
         case.track,
         source=images["source"],
@@ -276,7 +281,7 @@ def _write_case(writer: BenchmarkWriter, case: _Proposal, long_side_px: int | No
     )
 
 
-def _reduced(image: Image.Image, long_side_px: int | None) -> Image.Image:
+def _reduce(image: Image.Image, long_side_px: int | None) -> Image.Image:
     scale = 1 if long_side_px is None else long_side_px / max(image.size)
     if scale >= 1:
         return image
@@ -284,11 +289,11 @@ def _reduced(image: Image.Image, long_side_px: int | None) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if image.mode == "L" else Image.Resampling.LANCZOS)
 
 
-def _unmasked(found: _Gathered, folder: Path | None) -> dict[RegionName, int]:
+def _write_unmasked(gathered: _Gathered, folder: Path | None) -> dict[RegionName, int]:
     """Count the images without a region, and write them where they can be painted over."""
     counts: dict[RegionName, int] = {}
     for name in REGION_NAMES:
-        without = [each for each in found.materials.values() if name not in each.regions]
+        without = [each for each in gathered.materials.values() if name not in each.regions]
         counts[name] = len(without)
         for material in without if folder else ():
             path = folder / name / f"{material.key}.png"  # type: ignore[operator]
@@ -297,15 +302,15 @@ def _unmasked(found: _Gathered, folder: Path | None) -> dict[RegionName, int]:
     return counts
 
 
-def _about(
-    options: BuildOptions, found: _Gathered, built: BuildResult, seen: Sequence[TrainingOrigins]
+def _describe_build(
+    options: BuildOptions, gathered: _Gathered, built: BuildResult, origins: Sequence[TrainingOrigins]
 ) -> dict[str, Any]:
     return {
         "made_by": "scripts/build_benchmark.py",
         "differs_from_the_paper": "its benchmark was not published: these are other images, pairs and masks",
         "seed": options.seed,
         "long_side_px": options.long_side_px,
-        "sources": found.about,
+        "sources": gathered.about,
         "tracks": {
             track: {"cases": n, "paper": PAPER_CASES[track], "missing": max(0, PAPER_CASES[track] - n)}
             for track, n in built.cases.items()
@@ -318,12 +323,12 @@ def _about(
         "pictures_without_mask": built.unmasked,
         "faults": [{"file": "/".join(fault.path.parts[-2:]), "reason": fault.reason} for fault in built.faults],
         "notes": built.notes,
-        "against": [known.about() for known in seen],
+        "against": [origin.describe() for origin in origins],
         "licences": "LICENCES.md",
     }
 
 
-def _nothing(faults: Sequence[BenchmarkFault], notes: Sequence[str]) -> str:
+def _explain_no_cases(faults: Sequence[BenchmarkFault], notes: Sequence[str]) -> str:
     reasons = [f"{fault.path}: {fault.reason}" for fault in faults[:5]] + list(notes[:3])
     why = "; ".join(reasons) if reasons else "no two images of one subject or class have the masks that a case needs"
     return (

@@ -1,4 +1,4 @@
-"""Whether a benchmark holds anything that a model was trained on."""
+"""Checks that a benchmark holds nothing that a model was trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mimicbrush.ops.similarity import (
 
 #: Frames of the training set are first looked at in a part of their size, at least this much: decoding takes the time.
 _GLANCE_SIDE_PX = 64
-#: A thing that is pasted or filmed from nearer is known again by SIFT, which takes 0.2 s for a frame: one for each of
+#: A thing that is pasted or filmed from nearer is found again by SIFT, which takes 0.2 s for a frame: one for each of
 #: so many sources.
 MAX_SIFT_SOURCES = 2000
 _OWN_KEYPOINTS, _FRAME_KEYPOINTS = 600, 300
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingOrigins:
-    """What was trained on, as far as a folder tells.
+    """The origins of training data, as far as a folder states them.
 
     Attributes:
         folder: the pipeline, or the mined folder.
@@ -54,8 +54,8 @@ class TrainingOrigins:
     names: Mapping[str, str]
     pairs: PairTable | None
 
-    def about(self) -> dict[str, Any]:
-        """For the benchmark's own account: what it was compared with, without paths of this machine."""
+    def describe(self) -> dict[str, Any]:
+        """Describe for benchmark.json what it was compared with, without paths of this machine."""
         return {
             "name": self.folder.resolve().name,
             "kind": "pipeline" if self.pairs is None else "mined folder",
@@ -67,7 +67,7 @@ class TrainingOrigins:
 
 
 def read_training_origins(folder: Path) -> TrainingOrigins:
-    """What a folder says that was trained on.
+    """Read what a folder states about training data.
 
     Args:
         folder: a pipeline folder with its training_data.json, or a mined folder, of which *every* source counts.
@@ -90,69 +90,69 @@ def read_training_origins(folder: Path) -> TrainingOrigins:
     return TrainingOrigins(folder, names, read_manifest(folder))
 
 
-def check_hashes(materials: Iterable[tuple[str, str]], seen: Sequence[TrainingOrigins]) -> None:
-    """No file of the benchmark, nor any other of its subjects, is a source of the training set.
+def check_hashes(materials: Iterable[tuple[str, str]], origins: Sequence[TrainingOrigins]) -> None:
+    """Refuse files that are in the training set, by their hashes.
 
     Args:
         materials: what to call a file, and its SHA-256.
-        seen: what was trained on.
+        origins: what was trained on.
 
     Raises:
         DataError: some are; both sides are named.
     """
     leaks = [
-        f"{name} is {known.names[digest[:HASH_DIGITS]]} of {known.folder}"
+        f"{name} is {origin.names[digest[:HASH_DIGITS]]} of {origin.folder}"
         for name, digest in materials
-        for known in seen
-        if digest[:HASH_DIGITS] in known.names
+        for origin in origins
+        if digest[:HASH_DIGITS] in origin.names
     ]
     _refuse(list(dict.fromkeys(leaks)), "was trained on")
 
 
-def check_images(images: Sequence[tuple[str, Callable[[], Image.Image]]], seen: Sequence[TrainingOrigins]) -> None:
-    """No image of the benchmark is seen in the training set.
+def check_images(images: Sequence[tuple[str, Callable[[], Image.Image]]], origins: Sequence[TrainingOrigins]) -> None:
+    """Refuse images that the training set shows, as a whole or in pieces.
 
     All frames are compared with all images as a whole, also mirrored, shifted and of another size. Of one frame for
     each of up to `MAX_SIFT_SOURCES` sources it is also looked whether it shows a piece of an image. Of a pipeline
-    folder only hashes are known: only `check_hashes` speaks of that.
+    folder only hashes exist: `check_hashes` compares them.
 
     Args:
         images: what to call one, and how to get it.
-        seen: what was trained on.
+        origins: what was trained on.
 
     Raises:
         DataError: some are; both sides are named.
     """
-    tables = [known for known in seen if known.pairs is not None]
+    tables = [origin for origin in origins if origin.pairs is not None]
     if not tables or not images:
         return
     reduced = [reduce_for_matching(np.asarray(read())) for _, read in images]
     # Each as it is, and mirrored.
     signatures = np.stack([phase_signature(view) for whole in reduced for view in (whole, whole[:, ::-1])])
     leaks: list[str] = []
-    for known in tables:
-        assert known.pairs is not None
-        for pair in known.pairs:
+    for origin in tables:
+        assert origin.pairs is not None
+        for pair in origin.pairs:
             reduce = next((each for each in (8, 4, 2) if min(pair.size_px) >= each * _GLANCE_SIDE_PX), 1)
             for span in filter(None, (pair.a_span, pair.b_span)):
                 likely = np.flatnonzero(
                     signature_agreement(phase_signature(pair.read(span, reduce)), signatures) > LIKELY_AGREEMENT
                 )
                 leaks += [
-                    f"{images[number][0]} looks like {pair.source_path} of {known.folder}"
+                    f"{images[number][0]} looks like {pair.source_path} of {origin.folder}"
                     for number in sorted({int(place) // 2 for place in likely})
                     if highest_ssim(reduced[number], pair.read(span)) > NEAR_DUPLICATE_SSIM
                 ]
-        leaks += _shared_pieces(images, reduced, known)
-        _log.info("looked at the images of %d pairs of %s", len(known.pairs), known.folder)
+        leaks += _find_shared_pieces(images, reduced, origin)
+        _log.info("looked at the images of %d pairs of %s", len(origin.pairs), origin.folder)
     _refuse(list(dict.fromkeys(leaks)), "is seen in the training set")
 
 
-def _shared_pieces(
-    images: Sequence[tuple[str, Callable[[], Image.Image]]], reduced: Sequence[np.ndarray], known: TrainingOrigins
+def _find_shared_pieces(
+    images: Sequence[tuple[str, Callable[[], Image.Image]]], reduced: Sequence[np.ndarray], origin: TrainingOrigins
 ) -> list[str]:
-    """Which images share a piece with frames of a mined folder, by SIFT matches that one motion explains."""
-    assert known.pairs is not None
+    """Find images that share a piece with frames of a mined folder, by SIFT matches that one motion explains."""
+    assert origin.pairs is not None
     own = [sift_features(each, _OWN_KEYPOINTS) for each in reduced]
     owner = np.repeat(np.arange(len(own)), [len(features.points) for features in own])
     if len(owner) < 2:
@@ -160,7 +160,7 @@ def _shared_pieces(
     descriptors = np.concatenate([features.descriptors for features in own])
     squares = (descriptors**2).sum(axis=1)
     leaks = []
-    for pair in spread_pairs(known.pairs, min(MAX_SIFT_SOURCES, len(known.names))):
+    for pair in spread_pairs(origin.pairs, min(MAX_SIFT_SOURCES, len(origin.names))):
         frame = pair.read_a()
         features = sift_features(frame, _FRAME_KEYPOINTS)
         distances = squares[None] - 2 * features.descriptors @ descriptors.T
@@ -171,7 +171,7 @@ def _shared_pieces(
         for number in map(int, np.flatnonzero(votes >= _MIN_VOTES)):
             matches = len(match_features(own[number], sift_features(frame))[0])
             if matches >= MIN_SHARED_MATCHES:
-                name = f"{pair.source_path} of {known.folder}"
+                name = f"{pair.source_path} of {origin.folder}"
                 leaks.append(f"{images[number][0]} shares a piece with {name} ({matches} SIFT matches)")
     return leaks
 

@@ -32,15 +32,15 @@ from mimicbrush.evaluation.benchmark_builder.materials import (
     Region,
     RegionName,
     Rights,
-    image_files,
-    licence_files,
+    list_image_files,
+    list_licence_files,
 )
 from mimicbrush.evaluation.benchmark_builder.part_boxes import (
     MIN_PART_MATCHES,
     MatchFeatures,
-    best_boxes,
     extract_match_features,
-    matched_boxes,
+    find_best_boxes,
+    find_matched_boxes,
 )
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, spread_pairs
 from mimicbrush.io.atomic import path_inside
@@ -65,14 +65,14 @@ class InnerPair:
 # ---- the DreamBooth dataset
 
 
-def dreambooth_root(folder: Path) -> Path:
-    """The folder that holds the subjects: the dataset itself, or a clone of google/dreambooth around it.
+def find_dreambooth_root(folder: Path) -> Path:
+    """Find the folder that holds the subjects: the dataset itself, or a clone of google/dreambooth around it.
 
     Raises:
         InputError: neither.
     """
     for root in (folder / "dataset", folder):
-        if root.is_dir() and any(image_files(each) for each in root.iterdir() if each.is_dir()):
+        if root.is_dir() and any(list_image_files(each) for each in root.iterdir() if each.is_dir()):
             return root
     raise InputError(
         f"{folder}: expected folders of images such as dog/00.jpg, or dataset/ with such folders; "
@@ -80,11 +80,13 @@ def dreambooth_root(folder: Path) -> Path:
     )
 
 
-def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[list[InnerPair], list[BenchmarkFault]]:
-    """The pairs of a list (data_manifests/DREAMBOOTH.md), with part and subject boxes on the sources.
+def read_dreambooth_pairs(
+    folder: Path, manifest: Path, masks: MaskFolder
+) -> tuple[list[InnerPair], list[BenchmarkFault]]:
+    """Read the pairs of a list (data_manifests/DREAMBOOTH.md), with part and subject boxes on the sources.
 
     Args:
-        folder: see `dreambooth_root`.
+        folder: see `find_dreambooth_root`.
         manifest: the list; its paths begin with "dataset/".
         masks: go before the boxes.
 
@@ -94,16 +96,18 @@ def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[l
     Raises:
         InputError: no such folder, a list that cannot be read, or paths in it that leave the folder.
     """
-    root = dreambooth_root(folder)
+    root = find_dreambooth_root(folder)
     pairs, faults = [], []
-    for number, line in enumerate(_lines(manifest), 1):
+    for number, line in enumerate(_read_lines(manifest), 1):
         try:
             names = {side: line[side].removeprefix("dataset/") for side in ("source", "reference")}
             paths = {side: path_inside(root, name) for side, name in names.items()}
             labels: dict[RegionName, str] = {"part": str(line["part"]), "subject": str(line["class"])}
-            boxes = {name: _box(line[f"{name}_box"]) for name in labels}
+            boxes = {name: _read_box(line[f"{name}_box"]) for name in labels}
             rights = {
-                side: Rights(line[f"{side}_credit"], line[f"{side}_licence"], line[f"{side}_url"], licence_files(root))
+                side: Rights(
+                    line[f"{side}_credit"], line[f"{side}_licence"], line[f"{side}_url"], list_licence_files(root)
+                )
                 for side in names
             }
             subject, kind = str(line["subject"]), str(line["class"])
@@ -116,23 +120,23 @@ def dreambooth_pairs(folder: Path, manifest: Path, masks: MaskFolder) -> tuple[l
             faults.append(fault)
             continue
         source, reference = (
-            _image(paths[side], str(Path(names[side]).with_suffix("")), subject, kind, rights[side])
+            _make_material(paths[side], str(Path(names[side]).with_suffix("")), subject, kind, rights[side])
             for side in ("source", "reference")
         )
         for name, label in labels.items():
             source = source.with_region(name, Region(HAND_PLACED_BOX, label, boxes[name]))
-        pairs.append(InnerPair(masks.given_to(source), masks.given_to(reference)))
+        pairs.append(InnerPair(masks.add_to(source), masks.add_to(reference)))
     return pairs, faults
 
 
-def _box(values: Sequence[float]) -> RatioBox:
+def _read_box(values: Sequence[float]) -> RatioBox:
     left, top, right, bottom = map(float, values)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ValueError(f"{values} is no box of ratios left < right, top < bottom within 0..1")
     return left, top, right, bottom
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -147,8 +151,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 # ---- any folder of folders
 
 
-def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], list[BenchmarkFault]]:
-    """All images of a folder of folders, a folder per subject.
+def read_folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], list[BenchmarkFault]]:
+    """Read all images of a folder of folders, a folder per subject.
 
     A class is given by lines `subject,class` in prompts_and_classes.txt, as in the DreamBooth dataset; without it,
     nobody says, and no inter-ID case comes of them. Licences are the files of that name in either folder.
@@ -164,22 +168,22 @@ def folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Material], l
     classes = read_classes(folder / CLASSES_FILE)
     found, faults = [], []
     for subject in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
-        texts = licence_files(subject) or licence_files(folder)
-        for path in image_files(subject):
+        texts = list_licence_files(subject) or list_licence_files(folder)
+        for path in list_image_files(subject):
             fault = find_image_fault(path)
             if fault:
                 faults.append(fault)
                 continue
             rights = Rights(texts=texts)
             key = f"{subject.name}/{path.stem}"
-            found.append(masks.given_to(_image(path, key, subject.name, classes.get(subject.name, ""), rights)))
+            found.append(masks.add_to(_make_material(path, key, subject.name, classes.get(subject.name, ""), rights)))
     if not found and not faults:
         raise InputError(f"--pictures {folder}: expected a folder per subject with images, such as dog/00.jpg")
     return found, faults
 
 
 def read_classes(path: Path) -> dict[str, str]:
-    """Subject -> class, from lines `subject,class`; empty where there is no such file. What else it says is ignored."""
+    """Read subject -> class from lines `subject,class`; other lines are ignored, and no file gives nothing."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").split("\nPrompts")[0].splitlines()
@@ -187,10 +191,10 @@ def read_classes(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "subject_name"}
 
 
-def folder_pairs(
+def choose_folder_pairs(
     materials: Sequence[Material], seed: int, max_pairs: int
 ) -> tuple[list[InnerPair], list[BenchmarkFault]]:
-    """Pairs of images of one subject, in a seeded order, the subjects in turn.
+    """Choose pairs of images of one subject, in a seeded order, the subjects in turn.
 
     Near duplicates are no pair: copying the reference would be the ground truth. A source without a part gets the
     box around most of the SIFT matches between the two.
@@ -207,7 +211,7 @@ def folder_pairs(
     for material in materials:
         by_subject.setdefault(material.subject, []).append(material)
     queues = [
-        _shuffled(list(itertools.permutations(by_subject[subject], 2)), seed, number)
+        _shuffle(list(itertools.permutations(by_subject[subject], 2)), seed, number)
         for number, subject in enumerate(sorted(by_subject))
     ]
 
@@ -227,7 +231,7 @@ def folder_pairs(
             source, reference
         ):
             continue
-        boxes = None if "part" in source.regions else matched_boxes(one, other)
+        boxes = None if "part" in source.regions else find_matched_boxes(one, other)
         if boxes:
             source = source.with_region("part", Region(BOX_OF_MATCHES, box=boxes[0]))
             reference = reference.with_region("part", Region(BOX_OF_MATCHES, box=boxes[1]))
@@ -245,7 +249,7 @@ def _are_alike(one: Material, other: Material) -> bool:
     return highest_ssim(np.asarray(one.read()), np.asarray(other.read())) > NEAR_DUPLICATE_SSIM
 
 
-def _shuffled(pairs: list[tuple[Material, Material]], *keys: int) -> list[tuple[Material, Material]]:
+def _shuffle(pairs: list[tuple[Material, Material]], *keys: int) -> list[tuple[Material, Material]]:
     order = counter_rng.generator(*keys).permutation(len(pairs))
     return [pairs[number] for number in order]
 
@@ -253,15 +257,15 @@ def _shuffled(pairs: list[tuple[Material, Material]], *keys: int) -> list[tuple[
 # ---- mined videos
 
 
-def mined_pairs(
-    folder: Path, masks: MaskFolder, seen: Sequence[TrainingOrigins], max_pairs: int
+def read_mined_pairs(
+    folder: Path, masks: MaskFolder, origins: Sequence[TrainingOrigins], max_pairs: int
 ) -> tuple[list[InnerPair], list[BenchmarkFault], list[str]]:
-    """Pairs of frames of videos that were not trained on, spread evenly over the videos.
+    """Read pairs of frames of videos that were not trained on, spread evenly over the videos.
 
     Args:
         folder: a mined folder.
         masks: named by the pair and the frame: part/PAIR_ID-a.png. The first frame is the source.
-        seen: what was trained on; where that is empty, the sources that our trainer would hold out are used.
+        origins: what was trained on; where that is empty, the sources that our trainer would hold out are used.
         max_pairs: at most so many.
 
     Returns:
@@ -272,10 +276,10 @@ def mined_pairs(
     """
     table = read_manifest(folder)
     videos = table.where(table.column("kind") == "video")
-    if seen:
+    if origins:
         keys = np.array([digest[:HASH_DIGITS] for digest in videos.column("source_hash")], dtype=object)
-        known = set().union(*(each.names for each in seen))
-        chosen = videos.where(np.array([key not in known for key in keys], bool))
+        trained = set().union(*(each.names for each in origins))
+        chosen = videos.where(np.array([key not in trained for key in keys], bool))
         note = f"{folder.name}: only videos that none of what --against names was trained on"
     else:
         chosen = split_pairs(videos, "heldout")
@@ -285,7 +289,7 @@ def mined_pairs(
             f"--pairs {folder}: of {len(videos)} pairs from videos none is of a video that was not trained on; "
             "mine other videos, or name the pipeline that the benchmark is for (--against PIPELINE)"
         )
-    rights = _rights_of(folder)
+    rights = _read_rights(folder)
     pairs, faults = [], []
     for pair in spread_pairs(chosen, max_pairs):
         try:
@@ -295,10 +299,11 @@ def mined_pairs(
             faults.append(BenchmarkFault(pair.a_file, str(error)))
             continue
         source, reference = (
-            masks.given_to(_frame(pair, side, rights.get(pair.source_hash, Rights()))) for side in ("a", "b")
+            masks.add_to(_make_frame_material(pair, side, rights.get(pair.source_hash, Rights())))
+            for side in ("a", "b")
         )
         height, width = pair.size_px
-        boxes = best_boxes(pair.a_points, pair.b_points, (width, height))
+        boxes = find_best_boxes(pair.a_points, pair.b_points, (width, height))
         if "part" not in source.regions and boxes:
             source = source.with_region("part", Region(BOX_OF_MATCHES, box=boxes[0]))
             reference = reference.with_region("part", Region(BOX_OF_MATCHES, box=boxes[1]))
@@ -311,7 +316,7 @@ def mined_pairs(
     return pairs, faults, [note]
 
 
-def _frame(pair: Pair, side: str, rights: Rights) -> Material:
+def _make_frame_material(pair: Pair, side: str, rights: Rights) -> Material:
     span = pair.a_span if side == "a" else pair.b_span or pair.a_span
 
     def read() -> Image.Image:
@@ -320,7 +325,7 @@ def _frame(pair: Pair, side: str, rights: Rights) -> Material:
     return Material(f"{pair.pair_id}-{side}", pair.source_path, "", pair.source_hash, rights, pair.a_file, read)
 
 
-def _rights_of(folder: Path) -> dict[str, Rights]:
+def _read_rights(folder: Path) -> dict[str, Rights]:
     rows = read_rows(folder, ["source_hash", "source_path", "licence", "url"]).to_pylist()
     return {row["source_hash"]: Rights(row["source_path"], row["licence"], row["url"]) for row in rows}
 
@@ -329,7 +334,7 @@ def _rights_of(folder: Path) -> dict[str, Rights]:
 
 
 def find_image_fault(path: Path) -> BenchmarkFault | None:
-    """What is wrong with an image file, or None."""
+    """Find what is wrong with an image file; None where it can be read."""
     try:
         read_image(path, "RGB")
     except InputError as error:
@@ -337,11 +342,11 @@ def find_image_fault(path: Path) -> BenchmarkFault | None:
     return None
 
 
-def _image(path: Path, key: str, subject: str, kind: str, rights: Rights) -> Material:
+def _make_material(path: Path, key: str, subject: str, kind: str, rights: Rights) -> Material:
     return Material(key, subject, kind, hash_file(path), rights, path, partial(read_image, path, "RGB"))
 
 
 def list_siblings(materials: Iterable[Material]) -> list[tuple[str, str]]:
-    """Every image file beside some, as what to call it and its SHA-256: a leak of any of a subject is a leak."""
-    files = [path for folder in sorted({each.path.parent for each in materials}) for path in image_files(folder)]
+    """List every image file of the same subjects, as (name, SHA-256): a leak of any of them is a leak."""
+    files = [path for folder in sorted({each.path.parent for each in materials}) for path in list_image_files(folder)]
     return [(f"{path.parent.name}/{path.name}", hash_file(path)) for path in files]

@@ -35,18 +35,18 @@ class InterPair:
 
     @property
     def prompt(self) -> str:
-        """What the result should show, for CLIP-T."""
+        """The text that the result is compared with, for CLIP-T."""
         article = "an" if self.source.kind[:1] in "aeiou" else "a"
         return "a photo of " + (self.source.kind if self.source.kind == "glasses" else f"{article} {self.source.kind}")
 
 
-def paper_group(kind: str) -> str:
-    """The paper's group that a class belongs to, "other" for none."""
+def find_paper_group(kind: str) -> str:
+    """Find the paper's group of a class; "other" where it has none."""
     return next((group for group, kinds in PAPER_GROUPS.items() if kind in kinds), "other")
 
 
-def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, max_pairs: int) -> list[InterPair]:
-    """Ordered pairs of images of different subjects of one class.
+def choose_inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, max_pairs: int) -> list[InterPair]:
+    """Choose ordered pairs of images of different subjects of one class.
 
     At most one for each ordered pair of subjects. Chosen one by one, so that classes, then subjects, then images
     are used as evenly as there are any; the rest is up to the seed.
@@ -70,7 +70,7 @@ def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, ma
     left = [candidates[number] for number in order]
     uses: Counter[tuple[str, str]] = Counter()
 
-    def wear(pair: InterPair) -> tuple[int, ...]:
+    def count_uses(pair: InterPair) -> tuple[int, ...]:
         source, reference = pair.source, pair.reference
         return (
             uses["class", source.kind],
@@ -80,7 +80,7 @@ def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, ma
 
     chosen: list[InterPair] = []
     while left and len(chosen) < max_pairs:
-        pair = min(left, key=wear)
+        pair = min(left, key=count_uses)
         chosen.append(pair)
         source, reference = pair.source, pair.reference
         uses.update(
@@ -98,6 +98,6 @@ def inter_pairs(materials: Sequence[Material], region: RegionName, seed: int, ma
 
 
 def is_same_part(one: str, other: str) -> bool:
-    """Whether two labels name the same part, such as "head with both ears" and "face"."""
+    """Tell whether two labels name the same part, such as "head with both ears" and "face"."""
     words = [frozenset(re.findall(r"[a-z]+", label.lower())) for label in (one, other)]
     return one == other or any(words[0] & part and words[1] & part for part in _SAME_PART)

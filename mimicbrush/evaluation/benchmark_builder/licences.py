@@ -1,4 +1,4 @@
-"""LICENCES.md of a benchmark: whose each of its images is."""
+"""LICENCES.md of a benchmark: author, licence and address of each image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXTS_FOLDER = "licences"
 
 
 def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[str]:
-    """Write the list, and copy the licence files that came with the images.
+    """Write LICENCES.md, and copy the licence files that came with the images.
 
     Args:
         folder: of the benchmark.
@@ -47,9 +47,15 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
     for name, material in sorted(files, key=lambda each: each[0]):
         rights = material.rights
         copies = [f"[{texts[hash_file(path)]}]({TEXTS_FOLDER}/{texts[hash_file(path)]})" for path in rights.texts]
-        licence = _cell(rights.licence) or ("see " + ", ".join(copies) if copies else "")
+        licence = _format_cell(rights.licence) or ("see " + ", ".join(copies) if copies else "")
         unknown += not licence
-        cells = [name, _cell(material.key), _cell(rights.credit), licence or "**not stated**", _cell(rights.url)]
+        cells = [
+            name,
+            _format_cell(material.key),
+            _format_cell(rights.credit),
+            licence or "**not stated**",
+            _format_cell(rights.url),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     if texts:
         lines += ["", "Licence texts that came with them:", ""]
@@ -58,6 +64,6 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
     return [f"{unknown} of {len(files)} images come without a word on their licence"] if unknown else []
 
 
-def _cell(text: str) -> str:
-    """A text from outside as one cell of a table."""
+def _format_cell(text: str) -> str:
+    """Make one cell of a table from a text of outside."""
     return re.sub(r"\s+", " ", text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").strip()

@@ -1,4 +1,4 @@
-"""What cases are made of: images with what is known of them, and regions on them."""
+"""Materials of cases: images with their facts and rights, and regions on them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ REGION_NAMES: tuple[RegionName, ...] = ("part", "subject")
 #: Left, top, right, bottom as ratios 0..1 of width and height.
 RatioBox = tuple[float, float, float, float]
 HAND_PLACED_BOX, BOX_OF_MATCHES, IMPORTED_MASK = "hand-placed box", "box around SIFT matches", "imported mask"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a mask comes from.
+    """A region of an image that a mask covers: a box, or a mask file.
 
     Attributes:
         how: `HAND_PLACED_BOX`, `BOX_OF_MATCHES` or `IMPORTED_MASK`: a case says so.
@@ -39,8 +39,8 @@ class Region:
     box: RatioBox | None = None
     path: Path | None = None
 
-    def draw(self, size: tuple[int, int]) -> Image.Image:
-        """The mask: "L", 255 = repaint, 0 = keep.
+    def render(self, size: tuple[int, int]) -> Image.Image:
+        """Render the mask: "L", 255 = repaint, 0 = keep.
 
         Args:
             size: (width, height) of the image in px.
@@ -70,7 +70,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Rights:
-    """Whose an image is; texts for a person, "" where nobody says.
+    """Author, licence and address of an image; "" where nobody says.
 
     Attributes:
         texts: licence files that came with it; they are copied.
@@ -84,7 +84,7 @@ class Rights:
 
 @dataclass(frozen=True, eq=False)  # told apart as objects, and so keys of a cache
 class Material:
-    """A image that a case can be made of.
+    """An image that a case can be made of.
 
     Attributes:
         key: of its own, such as "dog/01"; masks are named by it: MASKS/part/dog/01.png.
@@ -107,18 +107,18 @@ class Material:
     regions: Mapping[RegionName, Region] = field(default_factory=dict)
 
     def with_region(self, name: RegionName, region: Region) -> Material:
-        """The same with one more region, or another one of this name."""
+        """Return the same with one more region, or another one of this name."""
         return replace(self, regions={**self.regions, name: region})
 
-    def facts(self) -> dict[str, str]:
-        """What a case says of it."""
+    def describe(self) -> dict[str, str]:
+        """Return what a case states about it."""
         rights = {"credit": self.rights.credit, "licence": self.rights.licence, "url": self.rights.url}
         return {"picture": self.key, "subject": self.subject, "sha256": self.sha256, **rights}
 
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """Masks that were painted or made elsewhere: FOLDER/part/KEY.png and FOLDER/subject/KEY.png.
+    """A folder of masks that were painted or made elsewhere: FOLDER/part/KEY.png and FOLDER/subject/KEY.png.
 
     Attributes:
         folder: None: there are none.
@@ -138,8 +138,8 @@ class MaskFolder:
                 f"{self.folder / 'subject'} (for texture transfer), named like their images, such as dog/01.png"
             )
 
-    def given_to(self, material: Material) -> Material:
-        """The material with the masks of this folder, which go before its own boxes."""
+    def add_to(self, material: Material) -> Material:
+        """Return the material with the masks of this folder, which go before its own boxes."""
         for name in REGION_NAMES:
             if self.folder is None:
                 break
@@ -150,8 +150,8 @@ class MaskFolder:
                 material = material.with_region(name, region)
         return material
 
-    def unused(self, materials: Iterable[Material]) -> list[str]:
-        """The masks of the folder that belong to none of these images, as names relative to it."""
+    def list_unused(self, materials: Iterable[Material]) -> list[str]:
+        """List the masks of the folder that belong to none of these images, as names relative to it."""
         if self.folder is None:
             return []
         keys = {material.key for material in materials}
@@ -163,17 +163,17 @@ class MaskFolder:
         return sorted(unused)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files right in a folder, by name; hidden ones are left out."""
+def list_image_files(folder: Path) -> list[Path]:
+    """List the image files right in a folder, by name; hidden ones are left out."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
 
 
-def licence_files(folder: Path) -> tuple[Path, ...]:
-    """Files of a folder whose names say that they are about licences."""
+def list_licence_files(folder: Path) -> tuple[Path, ...]:
+    """List the files of a folder whose names say that they are about licences."""
     return tuple(
         sorted(
             path

@@ -1,4 +1,4 @@
-"""Where a part is that two images of one thing both show: a box around many SIFT matches."""
+"""Boxes of a part that two images of one thing both show: many SIFT matches lie inside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MATCH_LONG_SIDE_PX = 640
 
 @dataclass(frozen=True)
 class MatchFeatures:
-    """What is needed of an image to tell what it shares with others.
+    """Features of an image that tell what it shares with others.
 
     Attributes:
         size: (width, height) in px at which the features were found.
@@ -37,28 +37,28 @@ class MatchFeatures:
 
 
 def reduce_for_matching(image: np.ndarray) -> np.ndarray:
-    """A image at the size at which it is matched: (H, W, 3) uint8, long side 640 px or less."""
+    """Reduce an image to the size at which it is matched: (H, W, 3) uint8, long side 640 px or less."""
     scale = min(1.0, _MATCH_LONG_SIDE_PX / max(image.shape[:2]))
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
 
 
 def extract_match_features(image: np.ndarray) -> MatchFeatures:
-    """Look at an image once, (H, W, 3) uint8 RGB of any size."""
+    """Extract the features of an image, (H, W, 3) uint8 RGB of any size."""
     small = reduce_for_matching(image)
     signatures = np.stack([phase_signature(view) for view in (image, image[:, ::-1])])
     return MatchFeatures((small.shape[1], small.shape[0]), sift_features(small), signatures)
 
 
-def matched_boxes(source: MatchFeatures, reference: MatchFeatures) -> tuple[RatioBox, RatioBox] | None:
-    """`best_boxes` of the SIFT matches between two images."""
+def find_matched_boxes(source: MatchFeatures, reference: MatchFeatures) -> tuple[RatioBox, RatioBox] | None:
+    """Match two images, and find the boxes with the most SIFT matches, see `find_best_boxes`."""
     points = match_features(source.features, reference.features)
-    return best_boxes(*points, source.size, reference.size)
+    return find_best_boxes(*points, source.size, reference.size)
 
 
-def best_boxes(
+def find_best_boxes(
     a_points: np.ndarray, b_points: np.ndarray, a_size: tuple[int, int], b_size: tuple[int, int] | None = None
 ) -> tuple[RatioBox, RatioBox] | None:
-    """The box of `PART_SIDE_RATIO` with the most matches in the source, and the box of their partners.
+    """Find the box of `PART_SIDE_RATIO` with the most matches in the source, and the box of their partners.
 
     Where enough matches moved, only these count: what stands still before a fixed camera is copied, not imitated.
 

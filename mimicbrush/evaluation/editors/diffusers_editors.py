@@ -1,4 +1,4 @@
-"""Paint-by-Example, and SD inpainting with an IP-Adapter, as diffusers has them, as editors on the benchmark."""
+"""Paint-by-Example, and SD inpainting with an IP-Adapter: pipelines of diffusers as editors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
 from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, reference_box, resize_to_source
-from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
+from mimicbrush.evaluation.editors.protocol import CaseInputs, CaseOnlyEditor, CaseResult, EditorOptions
 from mimicbrush.evaluation.editors.weights import IP_ADAPTER_FILE, IP_ADAPTER_FOLDER
 from mimicbrush.models.pretrained.files import read_object
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
@@ -37,8 +37,8 @@ IP_ADAPTER_SCALE = 1.0
 _PREPARED = "letterboxed onto a white square (their authors stretch), result cropped back; no safety checker"
 
 
-class DiffusersEditor:
-    """A pipeline of diffusers that inpaints a square with an example; see `CaseEditor`.
+class DiffusersEditor(CaseOnlyEditor):
+    """A pipeline of diffusers that inpaints a square with an example; see `Editor`.
 
     Args:
         name: of the editor.
@@ -64,8 +64,12 @@ class DiffusersEditor:
         """Side of its square canvas."""
         return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
 
-    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
-        """See `CaseEditor`."""
+    def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """Edit one benchmark case, see `Editor`.
+
+        Raises:
+            InputError: nothing of the mask is left on the canvas, or the reference has no usable box.
+        """
         source = letterbox(np.asarray(inputs.source), self.size_px, IMAGE_FILL)
         mask = letterbox_mask(np.asarray(inputs.mask), self.size_px)
         if not mask.any():
@@ -78,22 +82,21 @@ class DiffusersEditor:
 
 
 def use_whole_reference(case: Case, reference: Image.Image) -> Image.Image:
-    """All of it."""
+    """Return the reference as it is."""
     return reference
 
 
 def crop_to_reference_box(case: Case, reference: Image.Image) -> Image.Image:
-    """The box around the reference's mask; raises as `reference_box` does."""
+    """Cut out the box around the reference's mask; raises as `reference_box` does."""
     return reference.crop(reference_box(case, reference.size))
 
 
-def open_paint_by_example(
-    name: str, folder: Path, with_box: bool, device: str, num_inference_steps: int | None, guidance_scale: float | None
-) -> CaseEditor:
-    """Load Paint-by-Example (Yang et al. 2023), see `editors.open_editor`."""
-    pipeline = _load(lambda: _paint_by_example(folder, default_dtype(device)), folder, device)
-    steps = num_inference_steps or DIFFUSERS_STEPS
-    guidance = PAINT_BY_EXAMPLE_GUIDANCE if guidance_scale is None else guidance_scale
+def open_paint_by_example(name: str, folder: Path, with_box: bool, options: EditorOptions) -> DiffusersEditor:
+    """Load Paint-by-Example (Yang et al. 2023), see `registry.open_editor`."""
+    dtype = options.dtype or default_dtype(options.device)
+    pipeline = _load(lambda: _load_paint_by_example(folder, dtype), folder, options.device)
+    steps = options.num_inference_steps or DIFFUSERS_STEPS
+    guidance = PAINT_BY_EXAMPLE_GUIDANCE if options.guidance_scale is None else options.guidance_scale
     side = pipeline.image_encoder.config.image_size
 
     def paint(source: Image.Image, mask: Image.Image, example: Image.Image, generator: torch.Generator) -> Image.Image:
@@ -122,8 +125,8 @@ def open_paint_by_example(
     return DiffusersEditor(name, pipeline, paint, crop_to_reference_box if with_box else use_whole_reference, about)
 
 
-def _paint_by_example(folder: Path, dtype: torch.dtype) -> PaintByExamplePipeline:
-    """Part by part: its index names a module that diffusers has moved since, and would not find."""
+def _load_paint_by_example(folder: Path, dtype: torch.dtype) -> PaintByExamplePipeline:
+    """Load it part by part: its index names a module that diffusers has moved since, and would not find."""
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     scheduler = read_object(folder / "model_index.json").get("scheduler")
     if not (isinstance(scheduler, list) and hasattr(diffusers, str(scheduler[-1]))):
@@ -142,12 +145,10 @@ def open_ip_adapter(
     name: str,
     inpainting: Path,
     adapter: Path,
-    device: str,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
+    options: EditorOptions,
     scale: float = IP_ADAPTER_SCALE,
-) -> CaseEditor:
-    """Load SD-1.5 inpainting with an IP-Adapter (Ye et al. 2023), see `editors.open_editor`."""
+) -> DiffusersEditor:
+    """Load SD-1.5 inpainting with an IP-Adapter (Ye et al. 2023), see `registry.open_editor`."""
 
     def load() -> Any:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(
@@ -156,7 +157,7 @@ def open_ip_adapter(
             requires_safety_checker=False,
             local_files_only=True,
             use_safetensors=True,
-            dtype=default_dtype(device),
+            dtype=options.dtype or default_dtype(options.device),
         )
         pipeline.load_ip_adapter(
             str(adapter), subfolder=IP_ADAPTER_FOLDER, weight_name=IP_ADAPTER_FILE, local_files_only=True
@@ -164,9 +165,9 @@ def open_ip_adapter(
         pipeline.set_ip_adapter_scale(scale)
         return pipeline
 
-    pipeline = _load(load, inpainting, device)
-    steps = num_inference_steps or DIFFUSERS_STEPS
-    guidance = IP_ADAPTER_GUIDANCE if guidance_scale is None else guidance_scale
+    pipeline = _load(load, inpainting, options.device)
+    steps = options.num_inference_steps or DIFFUSERS_STEPS
+    guidance = IP_ADAPTER_GUIDANCE if options.guidance_scale is None else options.guidance_scale
 
     def paint(source: Image.Image, mask: Image.Image, example: Image.Image, generator: torch.Generator) -> Image.Image:
         result: Image.Image = pipeline(

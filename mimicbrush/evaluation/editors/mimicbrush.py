@@ -1,7 +1,8 @@
-"""A `MimicBrushPipeline` as an editor on the benchmark."""
+"""A `MimicBrushPipeline` as an editor."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
-from mimicbrush.evaluation.heldout.report import package_versions
+from mimicbrush.evaluation.editors.protocol import (
+    CaseInputs,
+    CaseResult,
+    EditorOptions,
+    NotApplicableError,
+    PairBatch,
+    PairResults,
+)
+from mimicbrush.evaluation.heldout.report import find_package_versions
 from mimicbrush.io.images import MASK_THRESHOLD, read_image
 from mimicbrush.ops.canvas import crop_back
+from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Box
 from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -22,29 +31,150 @@ from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import CHOICES
 from mimicbrush.pipelines.loading import load_pipeline, move_to_device, seeded_generator
 
-
-def default_dtype(device: str) -> torch.dtype:
-    """Half precision on a GPU, as scripts/infer.py has it."""
-    return torch.float16 if device != "cpu" and torch.cuda.is_available() else torch.float32
-
-
-def describe_editor(**facts: object) -> dict[str, str]:
-    """Facts for the metric card, with the versions of what computed."""
-    packages = ", ".join(f"{name} {number}" for name, number in package_versions().items() if number is not None)
-    return {name: str(value) for name, value in facts.items()} | {"versions": packages}
-
-
-def resize_to_source(square: Image.Image, source: Image.Image) -> Image.Image:
-    """The model's square canvas without its padding, at the source's size."""
-    return Image.fromarray(np.ascontiguousarray(crop_back(np.asarray(square), source.height, source.width)))
-
-
 #: How a pipeline looks at a reference: at all of it; at the box around its mask; or twice, see `edit_zoomed`.
 ReferenceView = Literal["whole", "boxed", "auto_zoom"]
 
 
+class MimicBrushEditor:
+    """A pipeline; see `Editor`.
+
+    Args:
+        pipeline: on its device.
+        num_inference_steps, guidance_scale: None: the pipeline's own.
+        name: of the editor.
+        reference_view: how it looks at the reference.
+        about: further facts for the metric card, such as where the weights came from.
+    """
+
+    def __init__(
+        self,
+        pipeline: MimicBrushPipeline,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        *,
+        name: str = "mimicbrush",
+        reference_view: ReferenceView = "whole",
+        about: dict[str, str] | None = None,
+    ) -> None:
+        config = pipeline.config
+        self.name, self.pipeline, self.reference_view = name, pipeline, reference_view
+        self.num_inference_steps = num_inference_steps or config.default_num_inference_steps
+        self.guidance_scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
+        self.about = describe_editor(
+            editor="MimicBrushPipeline",
+            steps=self.num_inference_steps,
+            guidance=self.guidance_scale,
+            size_px=pipeline.size_px,
+            dtype=pipeline.unet.dtype,
+            options=pipeline.options(),
+            reference=f"auto_zoom {CHOICES}" if reference_view == "auto_zoom" else reference_view,
+        ) | (about or {})
+
+    @property
+    def size_px(self) -> int:
+        """Side of its square canvas."""
+        return self.pipeline.size_px
+
+    def edit_pairs(self, batch: PairBatch, *, with_correspondences: bool = False) -> PairResults:
+        """Edit a batch of held-out pairs, see `Editor`.
+
+        Correspondences need a reference U-Net; a pipeline without one gives none. The pixels are the same with and
+        without them.
+
+        Raises:
+            NotApplicableError: it looks at the reference in another way than at all of it.
+            WeightsError: the pipeline returned values that are not finite.
+        """
+        if self.reference_view != "whole":
+            raise NotApplicableError(f"{self.name} edits benchmark cases, and no held-out pairs")
+        output: Any = self.pipeline(
+            source=[Image.fromarray(source) for source in batch.sources],
+            mask=[Image.fromarray(mask * np.uint8(255)) for mask in batch.masks],
+            reference=None if batch.references is None else [Image.fromarray(image) for image in batch.references],
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            generator=[seeded_generator(seed) for seed in batch.seeds],
+            latents=self._sample_latents(batch.seeds),
+            paste_back=False,
+            output_type="np",
+            return_correspondence=with_correspondences and self.pipeline.reference_unet is not None,
+        )
+        pixels = np.asarray(output.images, np.float32)
+        if not np.isfinite(pixels).all():
+            raise WeightsError("the pipeline returned values that are not finite; its weights are no good")
+        return PairResults((pixels.clip(0, 1) * 255).round().astype(np.uint8), output.correspondences)
+
+    def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """Edit one benchmark case, see `Editor`; the same pixels as the pipeline called with the same seed."""
+        has_correspondence = self.pipeline.reference_unet is not None
+        images = inputs.source, inputs.mask, inputs.reference
+        options: dict[str, Any] = {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "keep_shape": inputs.keep_shape,
+            "paste_back": False,
+            "return_correspondence": has_correspondence,
+        }
+        output: Any
+        if self.reference_view == "auto_zoom":
+            output, _ = edit_zoomed(self.pipeline, *images, [inputs.seed], **options)
+        else:
+            box = reference_box(case, inputs.reference.size) if self.reference_view == "boxed" else None
+            output = self.pipeline(*images, reference_crop=box, generator=[seeded_generator(inputs.seed)], **options)
+        return CaseResult(
+            resize_to_source(output.images[0], inputs.source), output.correspondences[0] if has_correspondence else None
+        )
+
+    def _sample_latents(self, seeds: Sequence[int]) -> torch.Tensor:
+        """The start of the sampler, (n, 4, h, w), the same with and without a reference.
+
+        The pipeline itself samples it after the reference's posterior, of which there is none without a reference.
+        """
+        side = self.pipeline.unet.config.sample_size
+        shape = (self.pipeline.vae.config.latent_channels, side, side)
+        return torch.stack([torch.randn(shape, generator=seeded_generator(mix(seed, 1))) for seed in seeds])
+
+
+def open_mimicbrush(
+    name: str, folder: Path, options: EditorOptions, reference_view: ReferenceView = "whole"
+) -> MimicBrushEditor:
+    """Load a pipeline folder as an editor, see `registry.open_editor`."""
+    return MimicBrushEditor(
+        load_for_editor(folder, options),
+        options.num_inference_steps,
+        options.guidance_scale,
+        name=name,
+        reference_view=reference_view,
+        about={"weights": str(folder)},
+    )
+
+
+def load_for_editor(folder: Path, options: EditorOptions) -> MimicBrushPipeline:
+    """Load a pipeline folder onto its device, without progress bars."""
+    dtype = options.dtype or default_dtype(options.device)
+    pipeline = move_to_device(load_pipeline(folder, dtype), options.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """Choose half precision on a GPU, as scripts/infer.py does."""
+    return torch.float16 if device != "cpu" and torch.cuda.is_available() else torch.float32
+
+
+def describe_editor(**facts: object) -> dict[str, str]:
+    """Collect facts for the metric card, with the versions of the packages that computed."""
+    packages = ", ".join(f"{name} {number}" for name, number in find_package_versions().items() if number is not None)
+    return {name: str(value) for name, value in facts.items()} | {"versions": packages}
+
+
+def resize_to_source(square: Image.Image, source: Image.Image) -> Image.Image:
+    """Cut the padding off a square canvas, and resize the rest to the source's size."""
+    return Image.fromarray(np.ascontiguousarray(crop_back(np.asarray(square), source.height, source.width)))
+
+
 def reference_box(case: Case, size: tuple[int, int]) -> Box:
-    """The box around the reference's mask (paper Table 1, "with box").
+    """Find the box around the reference's mask (paper Table 1, "with box").
 
     Args:
         case: whose.
@@ -63,73 +193,3 @@ def reference_box(case: Case, size: tuple[int, int]) -> Box:
         sizes = f"{mask.shape[1]} x {mask.shape[0]} px, its reference {size[0]} x {size[1]} px"
         raise InputError(f"{case.reference_mask} must have its reference's size and not be empty; it is {sizes}")
     return mask_box(mask)
-
-
-class PipelineCaseEditor:
-    """A pipeline; see `CaseEditor`.
-
-    Args:
-        name: of the editor.
-        pipeline: on its device.
-        about: where the weights came from.
-        look: how it looks at the reference.
-        num_inference_steps, guidance_scale: None: the pipeline's own.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        pipeline: MimicBrushPipeline,
-        about: dict[str, str],
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        look: ReferenceView = "whole",
-    ) -> None:
-        config = pipeline.config
-        self.name, self.pipeline, self.look = name, pipeline, look
-        self.num_inference_steps = num_inference_steps or config.default_num_inference_steps
-        self.guidance_scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self.about = describe_editor(
-            editor="MimicBrushPipeline",
-            steps=self.num_inference_steps,
-            guidance=self.guidance_scale,
-            size_px=pipeline.size_px,
-            dtype=pipeline.unet.dtype,
-            options=pipeline.options(),
-            reference=f"auto_zoom {CHOICES}" if look == "auto_zoom" else look,
-        ) | dict(about)
-
-    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
-        """See `CaseEditor`; the same pixels as the pipeline called with the same seed."""
-        can_tell = self.pipeline.reference_unet is not None
-        images = inputs.source, inputs.mask, inputs.reference
-        options: dict[str, Any] = {
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "keep_shape": inputs.keep_shape,
-            "paste_back": False,
-            "return_correspondence": can_tell,
-        }
-        output: Any
-        if self.look == "auto_zoom":
-            output, _ = edit_zoomed(self.pipeline, *images, [inputs.seed], **options)
-        else:
-            box = reference_box(case, inputs.reference.size) if self.look == "boxed" else None
-            output = self.pipeline(*images, reference_crop=box, generator=[seeded_generator(inputs.seed)], **options)
-        return CaseResult(
-            resize_to_source(output.images[0], inputs.source), output.correspondences[0] if can_tell else None
-        )
-
-
-def open_pipeline_editor(
-    name: str,
-    folder: Path,
-    device: str,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-    look: ReferenceView = "whole",
-) -> CaseEditor:
-    """Load a pipeline folder, see `editors.open_editor`."""
-    pipeline = move_to_device(load_pipeline(folder, default_dtype(device)), device)
-    pipeline.set_progress_bar_config(disable=True)
-    return PipelineCaseEditor(name, pipeline, {"weights": str(folder)}, num_inference_steps, guidance_scale, look)

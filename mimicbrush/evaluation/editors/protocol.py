@@ -1,13 +1,16 @@
-"""What an editor that is compared on the benchmark gets, gives back, and must be."""
+"""The one protocol of editors, and what an editor gets and gives back. Imports nothing heavy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mimicbrush.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from PIL import Image
 
     from mimicbrush.evaluation.benchmark.layout import Case
@@ -15,15 +18,67 @@ if TYPE_CHECKING:
 
 
 class NotApplicableError(InputError):
-    """A case that an editor is not made for: no failure, and counted apart from those."""
+    """A case or a batch that an editor is not made for: no failure, and counted apart from those."""
+
+
+@dataclass(frozen=True)
+class EditorOptions:
+    """Choices that hold for every editor with weights.
+
+    Attributes:
+        device: "auto", "cpu" or "cuda".
+        num_inference_steps: of the sampler, 1 or more; None: the editor's own default.
+        guidance_scale: of classifier-free guidance; None: the editor's own default.
+        dtype: of the networks; None: half precision on a GPU, float32 on the CPU.
+    """
+
+    device: str = "auto"
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of n held-out pairs on square canvases of side S.
+
+    Attributes:
+        sources: (n, S, S, 3) uint8 RGB, unmasked: the editor itself must not look inside the mask.
+        masks: (n, S, S) uint8, 1 = repaint.
+        references: (n, S, S, 3) uint8 RGB; None: edit without a reference.
+        seeds: n seeds of the noise, below 2**63.
+        source_areas: (n, S, S) uint8, 1 where the canvas shows the source, 0 on its padding.
+        reference_areas: (n, S, S) uint8, the same of the references.
+    """
+
+    sources: np.ndarray
+    masks: np.ndarray
+    references: np.ndarray | None
+    seeds: Sequence[int]
+    source_areas: np.ndarray
+    reference_areas: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairResults:
+    """An edited batch.
+
+    Attributes:
+        images: (n, S, S, 3) uint8 RGB, the editor's own output also outside the masks (nothing pasted back).
+        correspondences: which place of the reference filled which place of the mask, one for each of the n; None
+            where nobody asked, or the editor cannot tell.
+    """
+
+    images: np.ndarray
+    correspondences: Sequence[Correspondence] | None = None
 
 
 @dataclass(frozen=True)
 class CaseInputs:
-    """The images of a case, and how to edit it.
+    """The images of a benchmark case, and how to edit it.
 
     Attributes:
-        source: "RGB", unmasked: the editor itself must not look into the hole.
+        source: "RGB", unmasked: the editor itself must not look inside the mask.
         mask: "L", of the source's size; above 128 = repaint.
         reference: "RGB", any size.
         keep_shape: texture transfer: the depth of the source may be used.
@@ -39,19 +94,23 @@ class CaseInputs:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What an editor made of a case.
+    """An edited benchmark case.
 
     Attributes:
         image: "RGB", of the source's size; the editor's own output also outside the mask (nothing pasted back).
-        correspondence: which place of the reference filled which of the hole, where the editor can tell.
+        correspondence: which place of the reference filled which of the mask, where the editor can tell.
     """
 
     image: Image.Image
     correspondence: Correspondence | None = None
 
 
-class CaseEditor(Protocol):
-    """Edits one case at a time.
+class Editor(Protocol):
+    """Anything that repaints the masked part of a source.
+
+    It has two methods, because the two evaluations ask for different things. Held-out pairs come in batches on
+    square canvases, also without a reference. Benchmark cases come one by one, at their own size. An editor that is
+    made for one of them alone raises `NotApplicableError` in the other; `CaseOnlyEditor` is a base for such.
 
     Attributes:
         name: as it was named to `open_editor`.
@@ -61,11 +120,29 @@ class CaseEditor(Protocol):
     name: str
     about: dict[str, str]
 
-    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
-        """Edit.
+    @property
+    def size_px(self) -> int | None:
+        """Side of the square canvas that it edits on; None: any."""
+        ...
+
+    def edit_pairs(self, batch: PairBatch, *, with_correspondences: bool = False) -> PairResults:
+        """Edit a batch of held-out pairs.
 
         Args:
-            case: which; its prompt is for measuring, no editor is told it.
+            batch: n pairs on canvases of side `size_px`.
+            with_correspondences: also tell which place of the reference filled which place of the mask, if it can.
+
+        Raises:
+            NotApplicableError: the editor is not made for such batches.
+            MimicBrushError: it cannot do this one; the message says why.
+        """
+        ...
+
+    def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """Edit one benchmark case.
+
+        Args:
+            case: which; its prompt is for measuring and is no input of an editor.
             inputs: its images.
 
         Raises:
@@ -73,3 +150,23 @@ class CaseEditor(Protocol):
             MimicBrushError: it cannot do this one; the message says why.
         """
         ...
+
+
+class CaseOnlyEditor:
+    """A base for editors of benchmark cases: it refuses held-out pairs."""
+
+    name: str
+    about: dict[str, str]
+
+    @property
+    def size_px(self) -> int | None:
+        """Side of the square canvas that it edits on; None: any."""
+        return None
+
+    def edit_pairs(self, batch: PairBatch, *, with_correspondences: bool = False) -> PairResults:
+        """Refuse a batch of held-out pairs.
+
+        Raises:
+            NotApplicableError: always.
+        """
+        raise NotApplicableError(f"{self.name} edits benchmark cases, and no held-out pairs")

@@ -1,99 +1,126 @@
 """Reference-only attention: imitation without any training, from the weights of a U-Net that inpaints.
 
 As in "reference_only" of Mikubill's sd-webui-controlnet and in the community pipeline stable_diffusion_reference of
-diffusers, a U-Net reads the reference, noised to the timestep at hand with new noise at each step, and the hidden
-states that enter its self-attention are attended to beside the own ones.
+diffusers, a U-Net reads the reference, noised to the current timestep with new noise at each step. The hidden states
+that enter its self-attention are attended to beside the own ones.
 
 Differs from those in four points. References are read in the mid and up blocks alone, where this project's method reads
 them, not in every block. The unconditional half sees no reference ("style fidelity" 1, theirs is 0.5), so guidance
 strengthens the reference; there is no prompt. The group-norm statistics of the reference are not taken over (their
 "adain"). And the U-Net that reads the reference is a plain one, while the one that paints inpaints.
+
+The sampler is the pipeline's: `ReferenceOnlyPipeline` changes what is read of a reference, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from PIL import Image
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.errors import WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, resize_to_source
-from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
-from mimicbrush.models.attention_recorder import CorrespondenceRecorder
+from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, load_for_editor, resize_to_source
+from mimicbrush.evaluation.editors.protocol import CaseInputs, CaseOnlyEditor, CaseResult, EditorOptions
 from mimicbrush.models.components import LATENT_CHANNELS
-from mimicbrush.models.encoders import decode_latents, encode_latents
-from mimicbrush.models.reference_attention import set_reference_processors
+from mimicbrush.models.encoders import encode_latents
+from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.reference_attention import project_references
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tensor, to_uint8
-from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
-from mimicbrush.pipelines.loading import load_pipeline, move_to_device, quiet_libraries, seeded_generator
+from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.loading import move_to_device, quiet_libraries, seeded_generator
+from mimicbrush.pipelines.prepared import PreparedReference, Projected
 from mimicbrush.types import ReferenceStates
 
 #: As for the method itself (paper Sec. 4.1).
 REFERENCE_ONLY_STEPS, GUIDANCE = 50, 5.0
-
-#: (1, 3, S, S) source in [-1, 1], (1, 1, S, S) mask, whether to keep the shape, seed -> (1, n, h, w) beside the latent.
-MakeStem = Callable[[torch.Tensor, torch.Tensor, bool, int], torch.Tensor]
-
-
-def make_reference_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
-    """A reference U-Net with the weights of one that paints: of its entrance the columns of the noisy latent."""
-    reference = ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
-    weights = dict(unet.state_dict())
-    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
-    reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
-    reference = reference.to(unet.device)
-    return reference if reference.dtype == unet.dtype else reference.to(unet.dtype)
+#: The options of a pipeline that reference-only attention takes over.
+_KEPT_OPTIONS = ("reference_blend", "depth_convention", "no_depth_convention", "letterbox_order", "posterior")
 
 
 @dataclass(frozen=True)
-class ReferenceOnlyNetworks:
-    """What reference-only attention is made of.
+class NoisedReference(PreparedReference):
+    """A reference whose clean latents get new noise at each step.
 
     Attributes:
-        vae, unet, reference_unet, scheduler: on one device; the U-Net reads references.
-        context: (1, N, D) that says nothing, for both U-Nets.
-        make_stem: the channels beside the noisy latent.
-        order: see `letterbox`.
+        noise_seed: of that noise.
     """
 
-    vae: Any
-    unet: UNet2DConditionModel
-    reference_unet: ReferenceUNet
-    scheduler: DDIMScheduler
-    context: torch.Tensor
-    make_stem: MakeStem
-    order: str = "resize_then_pad"
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent, along a side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    @property
-    def size_px(self) -> int:
-        """Side of the canvas."""
-        return int(self.unet.config.sample_size) * self.vae_scale_factor
+    noise_seed: int = 0
 
 
-class ReferenceOnlyEditor:
-    """See the module, and `CaseEditor`.
+class ReferenceOnlyPipeline(MimicBrushPipeline):
+    """The pipeline with another reading of the reference: noised to the current timestep, without image tokens.
+
+    Whoever makes one sets `empty_context`.
+
+    Attributes:
+        empty_context: (1, N, D), the context that says nothing, for both U-Nets.
+    """
+
+    empty_context: torch.Tensor
+
+    def no_reference_context(self) -> torch.Tensor:
+        """Return the context of "no reference", (1, N, D); a reference has the same."""
+        return self.empty_context
+
+    def encode_references(self, pixels: torch.Tensor, placements: list[Placement], generator: Any) -> NoisedReference:
+        """Encode references (R, 3, S, S) in [-1, 1] as the posterior's mean; nothing is random here."""
+        latents = encode_latents(self.vae, pixels, None).to(self.unet.dtype)  # (R, 4, h, w)
+        context = self.empty_context.expand(len(latents), -1, -1)  # (R, N, D)
+        return NoisedReference(latents, context, placements, self._settings())
+
+    def read_references(
+        self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int
+    ) -> Iterator[Projected]:
+        """Yield keys and values of the references at each timestep, see the base class; one timestep in a pass."""
+        if not isinstance(prepared, NoisedReference):
+            yield from super().read_references(None, timesteps, batch_size)
+            return
+        clean = prepared.latents
+        generator = seeded_generator(prepared.noise_seed)  # on the CPU: the same on every device
+        for timestep in timesteps:
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            noisy = self.scheduler.add_noise(clean, noise, timestep[None])  # (R, 4, h, w)
+            states = ReferenceStates()
+            self.reference_unet(noisy, timestep, prepared.context, cross_attention_kwargs={"reference_states": states})
+            yield project_references(self.unet, states.features)
+
+
+class StableDiffusionReferenceOnlyPipeline(ReferenceOnlyPipeline):
+    """Reference-only attention of SD-1.5 inpainting: nine channels, and no image encoder and no depth."""
+
+    def options(self) -> ModelOptions:
+        """Return what an image encoder and a depth projector would tell, if there were any: the defaults."""
+        return ModelOptions(size_px=self.size_px, letterbox_order=self.config.letterbox_order)
+
+    def prepare_stem(
+        self, source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, depth_map: Any, generator: Any
+    ) -> torch.Tensor:
+        """Encode the five channels beside the noisy latent: mask 1, masked source 4 -> (B, 5, h, w).
+
+        Masked pixels are grey (0), as in SD inpainting. There is no depth: the shape cannot be kept.
+        """
+        latents = encode_latents(self.vae, source * (1 - mask), None)  # (B, 4, h, w)
+        latent_mask = F.interpolate(mask, size=latents.shape[-2:])
+        return torch.cat([latent_mask.to(latents), latents], dim=1).to(self.unet.dtype)
+
+
+class ReferenceOnlyEditor(CaseOnlyEditor):
+    """Reference-only attention as an editor, see the module and `Editor`.
 
     Args:
         name: of the editor.
-        networks: what it is made of.
+        pipeline: on its device.
         about: for the metric card.
         num_inference_steps: of the sampler.
         guidance_scale: how far to go from "no reference" to the reference and beyond; 1 or less: just the reference.
@@ -102,131 +129,99 @@ class ReferenceOnlyEditor:
     def __init__(
         self,
         name: str,
-        networks: ReferenceOnlyNetworks,
+        pipeline: ReferenceOnlyPipeline,
         about: dict[str, str],
         num_inference_steps: int = REFERENCE_ONLY_STEPS,
         guidance_scale: float = GUIDANCE,
     ) -> None:
-        self.name, self.networks = name, networks
+        self.name, self.pipeline = name, pipeline
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.about = (
             describe_editor(
                 editor="reference-only attention, nothing trained",
                 steps=num_inference_steps,
                 guidance=guidance_scale,
-                size_px=networks.size_px,
-                reference="noised to the timestep at hand; read in the mid and up blocks",
-                dtype=networks.unet.dtype,
+                size_px=pipeline.size_px,
+                reference="noised to the current timestep; read in the mid and up blocks",
+                dtype=pipeline.unet.dtype,
             )
             | about
         )
 
-    @torch.no_grad()
-    def __call__(self, case: Case, inputs: CaseInputs) -> CaseResult:
-        """See `CaseEditor`."""
-        net, device = self.networks, self.networks.unet.device
-        pixels, reference_px = (self._canvas(image) for image in (inputs.source, inputs.reference))
-        mask = letterbox_mask(np.asarray(inputs.mask), net.size_px, net.order)
-        step = net.vae_scale_factor
-        if not mask[::step, ::step].any():  # all that the latents' mask sees
-            raise InputError(f"the mask is too thin: nothing is left of it at {net.size_px} px, {step} px to a latent")
-        mask_px = torch.from_numpy(mask)[None, None].float().to(device)  # (1, 1, S, S)
-        stem = net.make_stem(pixels, mask_px, inputs.keep_shape, inputs.seed)  # (1, 5 or 9, h, w)
-        clean = encode_latents(net.vae, reference_px, None).to(net.unet.dtype)  # (1, 4, h, w)
-        record = CorrespondenceRecorder(F.interpolate(mask_px, size=stem.shape[-2:]))
-        latents = self._denoise(stem, clean, record, inputs.seed)
-        square = Image.fromarray(to_uint8(decode_latents(net.vae, latents))[0])
-        found = record.attention()
-        placements = [Placement((0, 0, *image.size), net.size_px) for image in (inputs.source, inputs.reference)]
-        tokens, attention = (value.cpu().numpy() for value in found[0])
-        return CaseResult(
-            resize_to_source(square, inputs.source), Correspondence.from_attention(tokens, attention, *placements)
+    @property
+    def size_px(self) -> int:
+        """Side of its square canvas."""
+        return self.pipeline.size_px
+
+    def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
+        """Edit one benchmark case, see `Editor`.
+
+        Raises:
+            InputError: nothing of the mask is left on the canvas.
+            MimicBrushError: the result is not finite.
+        """
+        reference = self.pipeline.prepare_reference(inputs.reference)
+        assert isinstance(reference, NoisedReference)
+        side = self.pipeline.unet.config.sample_size
+        output: Any = self.pipeline(
+            inputs.source,
+            inputs.mask,
+            replace(reference, noise_seed=mix(inputs.seed, 1)),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            keep_shape=inputs.keep_shape,
+            generator=seeded_generator(mix(inputs.seed, 2)),  # of the source's posterior
+            latents=torch.randn((1, LATENT_CHANNELS, side, side), generator=seeded_generator(inputs.seed)),
+            paste_back=False,
+            return_correspondence=True,
         )
-
-    def _denoise(
-        self, stem: torch.Tensor, clean: torch.Tensor, record: CorrespondenceRecorder, seed: int
-    ) -> torch.Tensor:
-        net, guided = self.networks, self.guidance_scale > 1
-        rows = 2 if guided else 1  # [without reference, with it]
-        net.scheduler.set_timesteps(self.num_inference_steps, device=clean.device)
-        start, renoise = seeded_generator(seed), seeded_generator(mix(seed, 1))  # on the CPU: the same on every device
-        latents = torch.randn(clean.shape, generator=start).to(clean) * net.scheduler.init_noise_sigma
-        context, stems = net.context.expand(rows, -1, -1), stem.expand(rows, -1, -1, -1)
-        for timestep in net.scheduler.timesteps:
-            noise = torch.randn(clean.shape, generator=renoise).to(clean)
-            noisy = net.scheduler.add_noise(clean, noise, timestep[None])  # (1, 4, h, w)
-            states = ReferenceStates()
-            net.reference_unet(noisy, timestep, net.context, cross_attention_kwargs={"reference_states": states})
-            states.record = record
-            sample = torch.cat([latents.expand(rows, -1, -1, -1), stems], dim=1)
-            predicted = net.unet(
-                sample, timestep, context, cross_attention_kwargs={"reference_states": states}, return_dict=False
-            )[0]
-            if guided:
-                without, with_reference = predicted.chunk(2)
-                predicted = without + self.guidance_scale * (with_reference - without)
-            latents = net.scheduler.step(predicted, timestep, latents, return_dict=False)[0]
-        if not latents.isfinite().all():
-            raise WeightsError(f"{self.name}: the result is not finite; these weights are no good in {clean.dtype}")
-        return latents
-
-    def _canvas(self, image: Image.Image) -> torch.Tensor:
-        square = letterbox(np.asarray(image), self.networks.size_px, IMAGE_FILL, self.networks.order)
-        return to_tensor(square[None]).to(self.networks.unet.device)
+        return CaseResult(resize_to_source(output.images[0], inputs.source), output.correspondences[0])
 
 
-def open_reference_only_of_pipeline(
-    name: str, folder: Path, device: str, num_inference_steps: int | None, guidance_scale: float | None
-) -> CaseEditor:
-    """Reference-only attention on the imitative U-Net of a pipeline, see `editors.open_editor`.
+def make_reference_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
+    """Make a reference U-Net with the weights of one that paints; its conv_in keeps the noisy latent's columns."""
+    reference = ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
+    weights = dict(unet.state_dict())
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
+    reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
+    reference = reference.to(unet.device)
+    return reference if reference.dtype == unet.dtype else reference.to(unet.dtype)
+
+
+def open_reference_only_of_pipeline(name: str, folder: Path, options: EditorOptions) -> ReferenceOnlyEditor:
+    """Open reference-only attention on the imitative U-Net of a pipeline, see `registry.open_editor`.
 
     Its own reference U-Net and its image tokens are left out; depth is used as in the pipeline.
     """
-    pipeline: Any = move_to_device(load_pipeline(folder, default_dtype(device)), device)
+    trained = load_for_editor(folder, options)
+    networks = {**trained.components, "reference_unet": make_reference_unet(trained.unet).eval()}
+    pipeline = ReferenceOnlyPipeline(**networks, **{option: trained.config[option] for option in _KEPT_OPTIONS})
     with torch.no_grad():
-        context = pipeline.no_reference_context()
-
-    def make_stem(source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, seed: int) -> torch.Tensor:
-        stem: torch.Tensor = pipeline.prepare_stem(source, mask, keep_shape, None, [seeded_generator(mix(seed, 2))])
-        return stem
-
-    networks = ReferenceOnlyNetworks(
-        vae=pipeline.vae,
-        unet=pipeline.unet,
-        reference_unet=make_reference_unet(pipeline.unet).eval(),
-        scheduler=pipeline.scheduler,
-        context=context,
-        make_stem=make_stem,
-        order=pipeline.config.letterbox_order,
-    )
+        pipeline.empty_context = trained.no_reference_context()
+    pipeline.set_progress_bar_config(disable=True)
     about = {
         "weights": f"{folder}: its imitative U-Net, which also reads the reference; its reference U-Net is not used",
         "depth": "as the pipeline has it",
-        "blend": str(pipeline.config.reference_blend),
+        "blend": str(trained.config.reference_blend),
         "context": "that of no reference",
     }
-    steps = num_inference_steps or pipeline.config.default_num_inference_steps
-    guidance = pipeline.config.default_guidance_scale if guidance_scale is None else guidance_scale
-    return ReferenceOnlyEditor(name, networks, about, steps, guidance)
+    steps = options.num_inference_steps or trained.config.default_num_inference_steps
+    guidance = trained.config.default_guidance_scale if options.guidance_scale is None else options.guidance_scale
+    return ReferenceOnlyEditor(name, pipeline, about, steps, guidance)
 
 
 def open_reference_only_of_sd(
-    name: str,
-    inpainting: Path,
-    stable_diffusion: Path,
-    device: str,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-) -> CaseEditor:
-    """Reference-only attention of SD-1.5 inpainting to SD-1.5, both as they are, see `editors.open_editor`."""
+    name: str, inpainting: Path, stable_diffusion: Path, options: EditorOptions
+) -> ReferenceOnlyEditor:
+    """Open reference-only attention of SD-1.5 inpainting to SD-1.5, both as they are, see `registry.open_editor`."""
     quiet_libraries()
-    target, half = _device(device), default_dtype(device)
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": half}
+    dtype = options.dtype or default_dtype(options.device)
+    loading: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
     try:
-        unet = UNet2DConditionModel.from_pretrained(inpainting, subfolder="unet", **options)
-        stock = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet", **options)
-        vae = AutoencoderKL.from_pretrained(inpainting, subfolder="vae", **options)
-        text_encoder = CLIPTextModel.from_pretrained(inpainting, subfolder="text_encoder", **options)
+        unet = UNet2DConditionModel.from_pretrained(inpainting, subfolder="unet", **loading)
+        stock = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet", **loading)
+        vae = AutoencoderKL.from_pretrained(inpainting, subfolder="vae", **loading)
+        text_encoder = CLIPTextModel.from_pretrained(inpainting, subfolder="text_encoder", **loading)
         tokenizer = CLIPTokenizer.from_pretrained(inpainting, subfolder="tokenizer", local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
@@ -237,31 +232,21 @@ def open_reference_only_of_sd(
             f"the U-Nets of {inpainting} and {stable_diffusion} take {unet.config.in_channels} and "
             f"{stock.config.in_channels} channels, expected 9 and 4"
         )
-    reference_unet = ReferenceUNet.from_unet(stock).to(target).eval()
-    unet, vae, text_encoder = unet.to(target), vae.to(target), text_encoder.to(target)
-    set_reference_processors(unet, 1.0)
+    absent: dict[str, Any] = dict.fromkeys(("image_encoder", "image_projector", "depth_estimator", "depth_projector"))
+    reference_unet, scheduler = ReferenceUNet.from_unet(stock).eval(), noise_scheduler()
+    pipeline = StableDiffusionReferenceOnlyPipeline(vae, unet, reference_unet, scheduler=scheduler, **absent)
+    pipeline = move_to_device(pipeline, options.device)
+    pipeline.set_progress_bar_config(disable=True)
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
     with torch.no_grad():
-        context = text_encoder(tokens.to(target)).last_hidden_state  # (1, 77, D)
-
-    def make_stem(source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, seed: int) -> torch.Tensor:
-        # The hole is grey (0), as in SD inpainting. There is no depth: the shape cannot be kept.
-        hole = encode_latents(vae, source * (1 - mask), None)
-        return torch.cat([F.interpolate(mask, size=hole.shape[-2:]).to(hole), hole], dim=1).to(half)
-
-    networks = ReferenceOnlyNetworks(vae, unet, reference_unet, noise_scheduler(), context, make_stem)
+        states = text_encoder.to(pipeline.device)(tokens.to(pipeline.device)).last_hidden_state  # (1, 77, D)
+    pipeline.empty_context = states
     about = {
         "weights": f"{inpainting}, read by {stable_diffusion}",
         "depth": "none: the shape is not kept",
         "blend": "1.0",
         "context": "the empty prompt",
     }
-    guidance = GUIDANCE if guidance_scale is None else guidance_scale
-    return ReferenceOnlyEditor(name, networks, about, num_inference_steps or REFERENCE_ONLY_STEPS, guidance)
-
-
-def _device(device: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not available):
-        raise InputError(f"the device must be auto or cpu, or cuda where PyTorch sees one; got {device!r}")
-    return torch.device("cuda" if device != "cpu" and available else "cpu")
+    steps = options.num_inference_steps or REFERENCE_ONLY_STEPS
+    guidance = GUIDANCE if options.guidance_scale is None else options.guidance_scale
+    return ReferenceOnlyEditor(name, pipeline, about, steps, guidance)

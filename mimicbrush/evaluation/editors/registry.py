@@ -1,4 +1,4 @@
-"""Editors to compare on the benchmark, by the name they have on a command line. Imports nothing heavy."""
+"""Editors by the name that they have on a command line. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.editors.protocol import CaseEditor as CaseEditor
-from mimicbrush.evaluation.editors.protocol import CaseInputs as CaseInputs
-from mimicbrush.evaluation.editors.protocol import CaseResult as CaseResult
-from mimicbrush.evaluation.editors.protocol import NotApplicableError as NotApplicableError
+from mimicbrush.evaluation.editors.protocol import EditorOptions
 from mimicbrush.evaluation.editors.weights import (
     INPAINTING,
     IP_ADAPTER,
@@ -24,19 +21,17 @@ from mimicbrush.io.hashing import fingerprint
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME
 
 if TYPE_CHECKING:
+    import torch
+
     from mimicbrush.evaluation.editors.mimicbrush import ReferenceView
+    from mimicbrush.evaluation.editors.protocol import Editor
 
 RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
 
-#: Editors that need no model: their classes in `editors_without_model`.
-_WITHOUT_MODEL = {
-    "oracle": "OracleEditor",
-    "source": "SourceEditor",
-    "blur": "BlurEditor",
-    "copy_in_place": "CopyEditor",
-    "opencv_inpaint": "InpaintEditor",
-    "sift_homography": "HomographyEditor",
-}
+#: Editors that need no model and no folder: `baselines.open_baseline` makes them.
+_BASELINES = ("oracle", "source", "blur", "copy_in_place", "opencv_inpaint", "sift_homography")
+#: Those of them that also edit held-out pairs. There the source is the ground truth, which `oracle` returns.
+_PAIR_BASELINES = tuple(name for name in _BASELINES if name != "source")
 #: Editors made of public weights, and the repositories that they need.
 _PUBLIC: dict[str, tuple[Repository, ...]] = {
     "paint_by_example": (PAINT_BY_EXAMPLE,),
@@ -45,7 +40,7 @@ _PUBLIC: dict[str, tuple[Repository, ...]] = {
     REFERENCE_ONLY: (INPAINTING, STABLE_DIFFUSION),
 }
 #: Ways in which a pipeline can look at its reference; without one at all of it.
-_LOOKS = ("auto_zoom", "boxed")
+_REFERENCE_VIEWS = ("auto_zoom", "boxed")
 #: All names, and what each is.
 KNOWN = {
     "oracle": "the ground truth, where there is one: the best that can be measured",
@@ -69,20 +64,30 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class _Named:
+    """A name, taken apart: a name out of `KNOWN` or "" for a pipeline folder, and the folder that it names."""
+
     name: str
     folder: Path | None
-    look: ReferenceView = "whole"
+    reference_view: ReferenceView = "whole"
 
 
-def check_editor(text: str) -> None:
-    """Whether `open_editor` can be expected to open this; quick, nothing heavy is imported.
+def check_editor(text: str, *, for_pairs: bool = False) -> None:
+    """Check that `open_editor` can be expected to open this; quick, nothing heavy is imported.
+
+    Args:
+        text: see `open_editor`.
+        for_pairs: it must also edit held-out pairs.
 
     Raises:
-        InputError: no editor is called that, or a folder is absent or something else.
+        InputError: no editor is called that, a folder is absent or something else, or it edits no pairs.
         WeightsError: weights are absent; says where they were looked for.
     """
     named = _parse(text)
-    if named.name in _WITHOUT_MODEL or named.name == RELEASED:
+    if for_pairs and named.name not in ("", SHIPPED_NAME, RELEASED, *_PAIR_BASELINES):
+        raise InputError(f"{text} edits benchmark cases alone; on pairs take a pipeline, {', '.join(_PAIR_BASELINES)}")
+    if for_pairs and named.reference_view != "whole":
+        raise InputError(f"{text} edits benchmark cases alone; on pairs a pipeline looks at the whole reference")
+    if named.name in _BASELINES or named.name == RELEASED:
         return
     if named.name == RESULTS:
         if named.folder is None or not named.folder.is_dir():
@@ -95,21 +100,37 @@ def check_editor(text: str) -> None:
         _check_pipeline(named)
 
 
+def find_editor_pipeline(text: str) -> Path | None:
+    """Find the pipeline folder that a name stands for; None for an editor that is no MimicBrush pipeline.
+
+    Args:
+        text: a name that `check_editor` accepts. "released" is fetched and converted where it is not there yet.
+    """
+    named = _parse(text)
+    if named.name == RELEASED:
+        from mimicbrush.pipelines.folder import find_pipeline
+
+        return find_pipeline(RELEASED)
+    return named.folder if named.name in ("", SHIPPED_NAME) else None
+
+
 def open_editor(
     text: str,
     *,
     device: str = "auto",
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
-) -> CaseEditor:
-    """An editor by its name.
+    dtype: torch.dtype | None = None,
+) -> Editor:
+    """Open an editor by its name, for held-out pairs and for benchmark cases.
 
     Args:
-        text: a name out of `KNOWN`, or a pipeline folder. DIR is where weights lie, see `editor_weights`; without it
-            they are taken from the local Hugging Face cache. Nothing is fetched, except for "released".
-        device: "auto", "cpu" or "cuda"; in half precision on a GPU.
+        text: a name out of `KNOWN`, or a pipeline folder. DIR is where weights lie, see `weights.find_repository`;
+            without it they are taken from the local Hugging Face cache. Nothing is fetched, except for "released".
+        device: "auto", "cpu" or "cuda".
         num_inference_steps: None: the editor's own; editors without a sampler have none.
         guidance_scale: likewise.
+        dtype: of the networks; None: half precision on a GPU, float32 on the CPU.
 
     Raises:
         InputError, WeightsError: see `check_editor`; or what lies there cannot be loaded.
@@ -118,43 +139,45 @@ def open_editor(
         raise InputError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
     check_editor(text)
     named = _parse(text)
-    if named.name in _WITHOUT_MODEL or named.name == RESULTS:
-        from mimicbrush.evaluation.editors import without_model as editors_without_model
+    if named.name in _BASELINES or named.name == RESULTS:
+        from mimicbrush.evaluation.editors import baselines
 
-        if named.folder is not None:
-            return editors_without_model.ResultsEditor(text, named.folder)
-        editor: CaseEditor = getattr(editors_without_model, _WITHOUT_MODEL[named.name])()
-        return editor
-    editor = _open_model(text, named, (device, num_inference_steps, guidance_scale))
-    editor.about["weights"] = fingerprint(_weight_files(named))  # the folder may hold others tomorrow
+        return baselines.open_baseline(text) if named.folder is None else baselines.ResultsEditor(text, named.folder)
+    editor = _open_model(text, named, EditorOptions(device, num_inference_steps, guidance_scale, dtype))
+    editor.about["weights"] = fingerprint(_list_weight_files(named))  # the folder may hold others tomorrow
     return editor
 
 
-def _open_model(text: str, named: _Named, choices: tuple[str, int | None, float | None]) -> CaseEditor:
-    if named.name == REFERENCE_ONLY:
-        from mimicbrush.evaluation.editors import reference_only
-
-        if named.folder is not None and _is_pipeline(named.folder):
-            return reference_only.open_reference_only_of_pipeline(text, named.folder, *choices)
-        pair = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
-        return reference_only.open_reference_only_of_sd(text, pair[0], pair[1], *choices)
+def _open_model(text: str, named: _Named, options: EditorOptions) -> Editor:
     if named.name in _PUBLIC:
-        from mimicbrush.evaluation.editors import diffusers_editors as editors_of_diffusers
+        return _open_public(text, named, options)
+    from mimicbrush.evaluation.editors.mimicbrush import open_mimicbrush
 
-        folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
-        if named.name == "ip_adapter":
-            return editors_of_diffusers.open_ip_adapter(text, folders[0], folders[1], *choices)
-        return editors_of_diffusers.open_paint_by_example(text, folders[0], named.name.endswith("_box"), *choices)
-    from mimicbrush.evaluation.editors import mimicbrush as editors_of_pipelines
-    from mimicbrush.pipelines.folder import find_pipeline
-
-    folder = find_pipeline(RELEASED) if named.name == RELEASED else named.folder
+    folder = find_editor_pipeline(text) if named.name == RELEASED else named.folder
     assert folder is not None  # `_parse` sees to it
-    return editors_of_pipelines.open_pipeline_editor(text, folder, *choices, named.look)
+    return open_mimicbrush(text, folder, options, named.reference_view)
 
 
-def _weight_files(named: _Named) -> list[Path]:
-    """All that a model is loaded from."""
+def _open_public(text: str, named: _Named, options: EditorOptions) -> Editor:
+    """An editor of public weights, or `REFERENCE_ONLY` of a pipeline."""
+    if named.name == REFERENCE_ONLY and named.folder is not None and _is_pipeline(named.folder):
+        from mimicbrush.evaluation.editors.reference_only import open_reference_only_of_pipeline
+
+        return open_reference_only_of_pipeline(text, named.folder, options)
+    folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
+    if named.name == REFERENCE_ONLY:
+        from mimicbrush.evaluation.editors.reference_only import open_reference_only_of_sd
+
+        return open_reference_only_of_sd(text, folders[0], folders[1], options)
+    from mimicbrush.evaluation.editors import diffusers_editors
+
+    if named.name == "ip_adapter":
+        return diffusers_editors.open_ip_adapter(text, folders[0], folders[1], options)
+    return diffusers_editors.open_paint_by_example(text, folders[0], named.name.endswith("_box"), options)
+
+
+def _list_weight_files(named: _Named) -> list[Path]:
+    """The files that a model is loaded from."""
     from mimicbrush.pipelines.folder import find_pipeline
 
     if named.name in _PUBLIC and not _is_pipeline(named.folder):
@@ -170,27 +193,27 @@ def _parse(text: str) -> _Named:
     name, colon, folder = text.partition(":")
     if _is_pipeline(Path(text)):
         return _Named("", Path(text))
-    if name in _LOOKS and not Path(text).expanduser().is_dir():
+    if name in _REFERENCE_VIEWS and not Path(text).expanduser().is_dir():
         named = _parse(folder) if folder else None
-        if named is None or named.name not in ("", SHIPPED_NAME, RELEASED) or named.look != "whole":
+        if named is None or named.name not in ("", SHIPPED_NAME, RELEASED) or named.reference_view != "whole":
             raise InputError(f"{text}: after {name}: is to be a pipeline folder, {SHIPPED_NAME} or {RELEASED}")
-        return replace(named, look=cast("ReferenceView", name))
+        return replace(named, reference_view=cast("ReferenceView", name))
     takes_folder = name in _PUBLIC or name == RESULTS
     if takes_folder and (folder or not colon):
         return _Named(name, Path(folder).expanduser() if folder else None)
-    if not colon and (name in _WITHOUT_MODEL or name == RELEASED):
+    if not colon and (name in _BASELINES or name == RELEASED):
         return _Named(name, None)
     if text == SHIPPED_NAME:
         return _Named(SHIPPED_NAME, SHIPPED_MODEL)
     if Path(text).expanduser().is_dir():
         return _Named("", Path(text).expanduser())
-    names = [known.partition("[")[0].partition(":")[0] for known in KNOWN if known != "DIR"]
+    names = [each.partition("[")[0].partition(":")[0] for each in KNOWN if each != "DIR"]
     close = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
     if name in names and colon:
         hint = f"; {name} " + ("needs the name of a folder after the colon" if takes_folder else "takes no folder")
-    known = "\n".join(f"  {name:28}{meaning}" for name, meaning in KNOWN.items())
-    raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}. Known are:\n{known}")
+    listed = "\n".join(f"  {name:28}{meaning}" for name, meaning in KNOWN.items())
+    raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}. Known are:\n{listed}")
 
 
 def _is_pipeline(folder: Path | None) -> bool:
@@ -210,7 +233,7 @@ def _check_pipeline(named: _Named) -> None:
     if not _is_pipeline(folder) and _is_pipeline(inner):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json); did you mean {inner}?")
     index = read_index(folder)
-    if named.look == "auto_zoom":
+    if named.reference_view == "auto_zoom":
         from mimicbrush.pipelines.folder import class_names
 
         if "reference_unet" not in class_names(index):

@@ -1,4 +1,4 @@
-"""Where the public weights of the editors that are compared lie. Imports nothing heavy."""
+"""Public weights of the editors that are compared, and where they lie. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Repository:
     """A repository of weights.
 
     Attributes:
-        hub_id: by which it is found in the local Hugging Face cache.
-        mark: a file without which it is not this.
+        hub_id: its name in the local Hugging Face cache.
+        mark: a file that shows that a folder holds it.
     """
 
     hub_id: str
@@ -22,7 +22,7 @@ class Repository:
 
     @property
     def folder_name(self) -> str:
-        """What it is called in a folder of several."""
+        """Its name in a folder of several repositories."""
         return self.hub_id.rpartition("/")[2]
 
 
@@ -36,7 +36,7 @@ IP_ADAPTER = Repository("h94/IP-Adapter", f"{IP_ADAPTER_FOLDER}/{IP_ADAPTER_FILE
 
 
 def find_repository(repository: Repository, folder: Path | None) -> Path:
-    """The folder of a repository; nothing is fetched.
+    """Find the folder of a repository; nothing is fetched.
 
     Args:
         repository: which.
@@ -46,7 +46,7 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
     Raises:
         WeightsError: it is not there; says what was looked for.
     """
-    places = _cached(repository) if folder is None else [folder / repository.folder_name, folder]
+    places = _find_cached(repository) if folder is None else [folder / repository.folder_name, folder]
     for place in places:
         if (place / repository.mark).is_file():
             return place
@@ -62,7 +62,7 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
     )
 
 
-def _cached(repository: Repository) -> list[Path]:
+def _find_cached(repository: Repository) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository.hub_id, repository.mark)

@@ -1,4 +1,4 @@
-"""Does it learn to imitate? A few held-out pairs, edited and scored now and then while a model is trained."""
+"""Evaluation during training: a few held-out pairs, edited and scored every so many steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from PIL import Image
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.evaluation.editors.pair_editors import Editor
+from mimicbrush.evaluation.editors.protocol import Editor
 from mimicbrush.evaluation.heldout import report
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.heldout.reference_gain import PairScores, summarise_pairs
-from mimicbrush.evaluation.heldout.samples import EvalSample, plan_samples, spread_shown_samples
+from mimicbrush.evaluation.heldout.reference_gain import GAINS, PairScores, summarise_pairs
+from mimicbrush.evaluation.heldout.samples import EvalSample, choose_shown_samples, plan_samples
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, load_sets
 from mimicbrush.io.images import write_image
 from mimicbrush.io.jsonl import StepLog
@@ -35,7 +34,7 @@ TABLE_COLUMNS = (
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One pair for a tracker's table: its images by column (see `TABLE_COLUMNS`), (H, W[, 3]) uint8."""
+    """A row of a tracker's table: one pair's images by column (see `TABLE_COLUMNS`), (H, W[, 3]) uint8."""
 
     caption: str
     images: dict[str, np.ndarray]
@@ -43,7 +42,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """What was found at one step.
+    """The result of the evaluation at one step.
 
     Attributes:
         step: steps done.
@@ -52,7 +51,7 @@ class HeldOutResult:
             ``_ci95_high``,
             ``heldout/psnr_wrong_reference``, ``heldout/psnr_no_reference``, ``heldout/n``, ``heldout/n_sources``,
             ``heldout/unreadable`` (pairs left out) and ``heldout/seconds``; of the warped set the same from
-            ``heldout_warped/``. Definitions: `measure.DEFINITIONS`. All processes have the same.
+            ``heldout_warped/``. Definitions: `reference_gain.GAIN_DEFINITIONS`. All processes have the same.
         table: the images of a few pairs of the natural set; empty but on the first process.
         notes: what went wrong without ending the run: pairs that cannot be read, files that cannot be written.
     """
@@ -63,8 +62,8 @@ class HeldOutResult:
     notes: list[str] = field(default_factory=list)
 
 
-class _Found(NamedTuple):
-    """What one process found for one pair in one set."""
+class _PairRecord(NamedTuple):
+    """One process's result for one pair in one set."""
 
     number: int
     set_name: SetName
@@ -73,12 +72,12 @@ class _Found(NamedTuple):
 
 
 def gather_alone(items: list[Any]) -> list[Any]:
-    """What gathering is for a single process."""
+    """Gather for a single process: return its own items."""
     return items
 
 
 class HeldOutEvaluation:
-    """Scores an editor on held-out pairs, the same ones with the same masks and noise at every step.
+    """An evaluation on held-out pairs, the same ones with the same masks and noise at every step.
 
     Several processes share the pairs, and all get the figures that one would get, but for rounding: pairs are edited
     together in other batches.
@@ -109,9 +108,9 @@ class HeldOutEvaluation:
     ) -> None:
         self._plans = plan_samples(pairs, options.max_pairs, options.seed)
         self._size_px, self._options, self._output, self._gather = size_px, options, output, gather
-        shown = spread_shown_samples(len(self._plans), options.sheet_pairs)
+        shown = choose_shown_samples(len(self._plans), options.sheet_pairs)
         rest = sorted(set(range(len(self._plans))) - set(shown))
-        # Those that are shown come first, in batches of their own: where the hole came from takes long to tell.
+        # Those that are shown come first, in batches of their own: a correspondence takes long to plot.
         self._batches = [
             (chunk, numbers is shown)
             for numbers in (shown, rest)
@@ -127,81 +126,84 @@ class HeldOutEvaluation:
                     sheet.unlink()
 
     def __call__(self, editor: Editor, step: int) -> HeldOutResult:
-        """Evaluate. All processes must call it, each with an editor that does the same.
+        """Evaluate an editor. All processes must call this, each with an editor that does the same.
 
         Raises:
             DataError: no pair at all could be read.
             MimicBrushError: the editor failed, in whichever process.
         """
         start = time.monotonic()
-        found, unreadable = self._share(editor)
-        scores = {name: [each.scores for each in found if each.set_name == name] for name in self._options.sets}
+        records, unreadable = self._edit_and_gather(editor)
+        scores = {name: [each.scores for each in records if each.set_name == name] for name in self._options.sets}
         summaries = {name: summarise_pairs(scores[name], self._options.seed) for name in self._options.sets}
         figures: dict[str, float] = {}
         for name, summary in summaries.items():
-            figures |= {f"{PREFIXES[name]}{key}": value for key, value in _flat(summary).items()}
+            figures |= {f"{PREFIXES[name]}{key}": value for key, value in _flatten_summary(summary).items()}
         figures |= {"heldout/unreadable": len(unreadable), "heldout/seconds": time.monotonic() - start}
         notes = [f"held-out pair left out at step {step}: {fault}" for fault in unreadable]
         if self._log is None:
             return HeldOutResult(step, figures)
-        table = [each.row for each in found if each.row is not None]
+        table = [each.row for each in records if each.row is not None]
         try:
             self._log.append({"step": step, **figures})
             if table:
                 write_image(
-                    Image.fromarray(_sheet(step, table, summaries["natural"])), self._output / f"step-{step:08d}.png"
+                    Image.fromarray(_make_sheet(step, table, summaries["natural"])),
+                    self._output / f"step-{step:08d}.png",
                 )
         except (OSError, InputError) as error:  # a full disk ends no training
             notes.append(f"the held-out figures or images of step {step} could not be written: {error}")
         return HeldOutResult(step, figures, table, notes)
 
-    def _share(self, editor: Editor) -> tuple[list[_Found], list[str]]:
-        """What all processes found, in the order of the pairs, and what is the matter with those left out."""
-        mine: list[_Found | str | MimicBrushError] = []
+    def _edit_and_gather(self, editor: Editor) -> tuple[list[_PairRecord], list[str]]:
+        """Gather the results of all processes in the order of the pairs, and the faults of unreadable pairs."""
+        own: list[_PairRecord | str | MimicBrushError] = []
         try:
             for numbers, is_shown in self._batches:
-                mine += self._edit(editor, numbers, is_shown)
-        except MimicBrushError as error:  # told to all: who goes on alone would wait for the others for ever
-            mine = [error]
-        every = self._gather(mine)
-        for item in every:
+                own += self._edit(editor, numbers, is_shown)
+        except MimicBrushError as error:  # sent to all: a process that went on alone would wait for the others for ever
+            own = [error]
+        gathered = self._gather(own)
+        for item in gathered:
             if isinstance(item, MimicBrushError):
                 raise item
-        found = sorted((item for item in every if isinstance(item, _Found)), key=lambda each: each.number)
-        unreadable = sorted(item for item in every if isinstance(item, str))
-        if not found:
+        records = sorted((item for item in gathered if isinstance(item, _PairRecord)), key=lambda each: each.number)
+        unreadable = sorted(item for item in gathered if isinstance(item, str))
+        if not records:
             raise DataError(f"none of {len(self._plans)} held-out pairs could be read: {unreadable[0]}")
-        return found, unreadable
+        return records, unreadable
 
-    def _edit(self, editor: Editor, numbers: Sequence[int], is_shown: bool) -> list[_Found | str | MimicBrushError]:
+    def _edit(
+        self, editor: Editor, numbers: Sequence[int], is_shown: bool
+    ) -> list[_PairRecord | str | MimicBrushError]:
         readable: list[int] = []
         batch: list[dict[SetName, EvalSample]] = []
-        found: list[_Found | str | MimicBrushError] = []
+        records: list[_PairRecord | str | MimicBrushError] = []
         for number in numbers:
             try:
                 batch.append(load_sets(self._plans[number], self._options.sets, self._size_px, self._options.seed))
                 readable.append(number)
             except DataError as error:
-                found.append(str(error))
+                records.append(str(error))
         if batch:
-            edits = edit_batch(editor, batch, with_baselines=False, with_correspondence=is_shown)
+            edits = edit_batch(editor, batch, with_baselines=False, with_correspondences=is_shown)
             for count, edited in enumerate(edits):
-                row = _image_row(edited) if is_shown and edited.set_name == "natural" else None
-                found.append(_Found(readable[count % len(batch)], edited.set_name, edited.scores, row))
-        return found
+                row = _make_image_row(edited) if is_shown and edited.set_name == "natural" else None
+                records.append(_PairRecord(readable[count % len(batch)], edited.set_name, edited.scores, row))
+        return records
 
 
 def summarise_in_one_line(step: int, figures: Mapping[str, float]) -> str:
-    """The headline of one evaluation, of the natural set, on one line."""
-    told = []
+    """Summarise the natural set of one evaluation on one line."""
+    parts = []
     for key, gain in GAINS.items():
         value, low, high = (figures[f"{PREFIXES['natural']}{key}{end}"] for end in ("", "_ci95_low", "_ci95_high"))
-        told.append(f"{gain.name} {value:+.2f} dB ({low:+.2f} to {high:+.2f})")
-    return f"step {step}: {', '.join(told)} on {figures['heldout/n']} held-out pairs"
+        parts.append(f"{gain.name} {value:+.2f} dB ({low:+.2f} to {high:+.2f})")
+    return f"step {step}: {', '.join(parts)} on {figures['heldout/n']} held-out pairs"
 
 
-def _flat(summary: dict[str, Any]) -> dict[str, float]:
-    """The figures of one set; what could not be computed is left out."""
+def _flatten_summary(summary: dict[str, Any]) -> dict[str, float]:
+    """Flatten the figures of one set; what could not be computed is left out."""
     rows = summary["rows"]
     values = {
         "psnr": rows["model"]["psnr"],
@@ -217,14 +219,14 @@ def _flat(summary: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _image_row(edited: EditedPair) -> ImageRow:
-    cells = edited.cells()
-    return ImageRow(edited.caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
+def _make_image_row(edited: EditedPair) -> ImageRow:
+    cells = edited.make_cells()
+    return ImageRow(edited.make_caption(), {name: cells[name] for name in TABLE_COLUMNS if name in cells})
 
 
-def _sheet(step: int, table: Sequence[ImageRow], summary: dict[str, Any]) -> np.ndarray:
+def _make_sheet(step: int, table: Sequence[ImageRow], summary: dict[str, Any]) -> np.ndarray:
     columns = [name for name in TABLE_COLUMNS if name in table[0].images]
     title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
-    title += report.gain_sentences(summary)
+    title += report.describe_gains(summary)
     rows = [SheetRow(row.caption, [row.images[name] for name in columns]) for row in table]
     return contact_sheet(title, [SHEET_COLUMNS[name] for name in columns], rows)

@@ -1,4 +1,4 @@
-"""What can be chosen about an evaluation. configs/evaluate.yaml says the same (a test compares)."""
+"""Options of an evaluation on held-out pairs. configs/evaluate.yaml has the same defaults (a test compares)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SetName = Literal["natural", "warped"]
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate.
+    """Options of an evaluation.
 
     Attributes:
         split: `heldout`: the pairs whose source video is held out (all of a folder never trained on);
@@ -69,7 +69,7 @@ class EvaluationOptions:
 
 @dataclass
 class DuringTrainingOptions:
-    """How to evaluate while a model is trained. What is evaluated changes nothing of what is learnt.
+    """Options of the evaluation during training, which changes nothing of what is learnt.
 
     Attributes:
         every_steps: between two evaluations; one more comes at the end of a run. 0: none at all.
@@ -110,7 +110,7 @@ class DuringTrainingOptions:
             raise InputError(f"eval.sets={list(sets)}: must hold natural, which tells the best weights")
 
     def evaluation(self) -> EvaluationOptions:
-        """The same as options of an evaluation."""
+        """Return the same as options of an evaluation."""
         return EvaluationOptions(
             seed=self.seed,
             num_inference_steps=self.num_inference_steps,

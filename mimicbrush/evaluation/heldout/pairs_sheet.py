@@ -13,8 +13,8 @@ from mimicbrush.ops.contact_sheet import GAP_PX, INK, LINE_PX, PAPER, TEXT_PX, t
 from mimicbrush.ops.plot import plot_matches
 
 
-def pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) -> np.ndarray:
-    """Mined pairs, spread over their sources, with their SIFT matches drawn: (H, W, 3) uint8.
+def make_pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 2) -> np.ndarray:
+    """Make a sheet of mined pairs, spread over their videos, with lines for SIFT matches: (H, W, 3) uint8.
 
     Raises:
         ValueError: there are no pairs.

@@ -1,4 +1,4 @@
-"""From edited images to numbers: scores of single images, and their summary over pairs."""
+"""From edited images to numbers: scores inside the mask, what a reference gains, and means over pairs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mimicbrush.evaluation.heldout.gains import GAINS
-from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, cluster_interval
+from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, bootstrap_by_cluster
 from mimicbrush.ops.similarity import psnr_inside, ssim_inside
 
 #: PSNR of equal images is infinite, and one such pair would make every mean infinite. 60 dB is an error of
@@ -19,6 +18,58 @@ SSIM_WINDOW_PX = 11
 
 #: The rows of every table, in order. What they mean: `GAIN_DEFINITIONS`.
 ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
+
+
+class Gain(NamedTuple):
+    """A difference of PSNR inside the mask, in dB, between two rows of `ROWS`.
+
+    Attributes:
+        name: in tables and sentences.
+        between: what is subtracted from what, in words.
+        row, minus: the rows.
+        above, below, neither: what is said where its interval lies above zero, below zero, and on both sides of it.
+    """
+
+    name: str
+    between: str
+    row: str
+    minus: str
+    above: str
+    below: str
+    neither: str
+
+
+#: In the order of every report. The first comes first, because the third is also large where a wrong reference
+#: only does harm: it is the first minus the second.
+GAINS = {
+    "gain_over_no_reference_db": Gain(
+        "over none",
+        "true minus no reference",
+        "model",
+        "no_reference",
+        "so the true reference helps.",
+        "the true reference does harm.",
+        "so this does not show that the reference helps.",
+    ),
+    "wrong_against_none_db": Gain(
+        "wrong against none",
+        "wrong minus no reference",
+        "wrong_reference",
+        "no_reference",
+        "so even a reference from another video helps, which is no imitation.",
+        "a reference from another video does harm.",
+        "so this shows no harm by a reference from another video.",
+    ),
+    "reference_gain_db": Gain(
+        "reference gain",
+        "true minus wrong reference",
+        "model",
+        "wrong_reference",
+        "so the true reference serves better than one from another video.",
+        "the true reference serves worse than one from another video.",
+        "so this does not show that the model tells the true reference from another.",
+    ),
+}
 
 GAIN_DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
@@ -48,33 +99,33 @@ GAIN_DEFINITIONS = {
 }
 
 
-class HoleScore(NamedTuple):
-    """Closeness to the target inside the mask: dB, and -1..1 (None where it cannot be computed)."""
+class MaskScore(NamedTuple):
+    """A score inside the mask: PSNR in dB, and SSIM in -1..1 (None where it cannot be computed)."""
 
     psnr: float
     ssim: float | None
 
 
-def score_hole(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> HoleScore:
-    """Score one image: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
+def score_inside_mask(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> MaskScore:
+    """Score an image inside the mask: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
     psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
-    return HoleScore(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
+    return MaskScore(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
 
 
 class PairScores(NamedTuple):
     """The scores of one pair in one set, by row name, and the source they belong to."""
 
     source_hash: str
-    rows: dict[str, HoleScore]
+    rows: dict[str, MaskScore]
 
     def gain(self, name: str) -> float:
-        """One of `GAINS`, in dB."""
+        """Compute one of `GAINS`, in dB."""
         gain = GAINS[name]
         return self.rows[gain.row].psnr - self.rows[gain.minus].psnr
 
 
 def summarise_pairs(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
-    """Means of the rows and of the gains, with intervals over source videos.
+    """Average the rows and the gains over pairs, with intervals over source videos.
 
     Returns:
         `n`, `n_sources`, `rows` (name -> psnr, ssim, n; of `ROWS` those that were scored), and each of `GAINS` with
@@ -86,11 +137,11 @@ def summarise_pairs(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
     for name in GAINS:
         gains = np.array([item.gain(name) for item in scores])
         summary[name] = float(gains.mean())
-        summary[f"{name}_ci95"] = list(cluster_interval(gains, sources, seed))
+        summary[f"{name}_ci95"] = list(bootstrap_by_cluster(gains, sources, seed))
     return summary
 
 
-def _mean_row(scores: Sequence[HoleScore]) -> dict[str, float | int | None]:
+def _mean_row(scores: Sequence[MaskScore]) -> dict[str, float | int | None]:
     ssim = [item.ssim for item in scores if item.ssim is not None]
     return {
         "psnr": float(np.mean([item.psnr for item in scores])),
@@ -99,11 +150,21 @@ def _mean_row(scores: Sequence[HoleScore]) -> dict[str, float | int | None]:
     }
 
 
-def interval_note(n_sources: int) -> str | None:
-    """What must be said about intervals from few sources; None where there are enough."""
+def describe_few_sources(n_sources: int) -> str | None:
+    """Describe what few source videos do to intervals; None where there are enough."""
     if n_sources >= MIN_SOURCES:
         return None
     return (
         f"Only {n_sources} source videos: a percentile bootstrap over so few makes the intervals too narrow, so "
         f"one that is clear of zero shows little. Evaluate on at least {MIN_SOURCES}, better 20 or more."
     )
+
+
+def describe_gain(name: str, low: float, high: float) -> str:
+    """Say in a sentence what the interval of one of `GAINS` shows."""
+    gain = GAINS[name]
+    if low > 0:
+        return f"clear of zero, {gain.above}"
+    if high < 0:
+        return f"clear of zero, on the wrong side: {gain.below}"
+    return f"the interval holds zero, {gain.neither}"

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: files for programs, and a table and sentences for people."""
+"""Reports of an evaluation: files for programs, and a table and sentences for people."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.evaluation.heldout.gains import GAINS, describe_gain
-from mimicbrush.evaluation.heldout.reference_gain import ROWS
+from mimicbrush.evaluation.heldout.reference_gain import GAINS, ROWS, describe_gain
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside
 
@@ -25,8 +24,8 @@ _ROW_NAMES = {
 }
 
 
-def package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
-    """Name -> version of what a number may depend on; None where a package is not installed."""
+def find_package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
+    """Find the versions that a number may depend on: package -> version, None where it is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in (*_PACKAGES, *more):
         try:
@@ -37,20 +36,20 @@ def package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
 
 
 def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """One JSON object per line, written aside, then renamed."""
+    """Write one JSON object per line aside, then rename the file."""
     text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
     write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
-def terminal_summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
-    """What metrics.json says, for a terminal: a table and three sentences per set, and what must be minded."""
-    parts = [f"\n{_table(name, metrics[name])}\n{gain_sentences(metrics[name])}\n" for name in sets]
+def format_summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
+    """Format metrics.json for a terminal: a table and three sentences per set, and the caution."""
+    parts = [f"\n{_format_table(name, metrics[name])}\n{describe_gains(metrics[name])}\n" for name in sets]
     if metrics["note"]:
         parts.append(f"NOTE: {metrics['note']}\n")
     return "\n".join(parts)
 
 
-def _table(name: str, values: dict[str, Any]) -> str:
+def _format_table(name: str, values: dict[str, Any]) -> str:
     meaning = {"natural": "references as mined", "warped": "references through a homography"}[name]
     lines = [
         f"{name} set: {meaning}; {values['n']} pairs of {values['n_sources']} source videos",
@@ -63,8 +62,8 @@ def _table(name: str, values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def gain_sentences(summary: dict[str, Any]) -> str:
-    """The three figures of one set in the order of `GAINS`, in plain words; with few sources they carry a caution."""
+def describe_gains(summary: dict[str, Any]) -> str:
+    """Describe the three gains of one set in sentences; with few source videos they carry a caution."""
     n_sources = summary["n_sources"]
     is_few = n_sources < MIN_SOURCES
     caution = f", too narrow with only {n_sources} source videos" if is_few else ""

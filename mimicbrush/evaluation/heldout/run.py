@@ -12,13 +12,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.evaluation.editors.pair_editors import Editor
+from mimicbrush.evaluation.editors.protocol import Editor
 from mimicbrush.evaluation.heldout import report, showcase
-from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.heldout.options import EvaluationOptions, SetName
-from mimicbrush.evaluation.heldout.reference_gain import GAIN_DEFINITIONS, PairScores, interval_note, summarise_pairs
-from mimicbrush.evaluation.heldout.samples import SamplePlan, plan_samples, spread_shown_samples
-from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_with_references, load_sets
+from mimicbrush.evaluation.heldout.reference_gain import (
+    GAIN_DEFINITIONS,
+    GAINS,
+    PairScores,
+    describe_few_sources,
+    summarise_pairs,
+)
+from mimicbrush.evaluation.heldout.samples import SamplePlan, choose_shown_samples, plan_samples
+from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_samples, load_sets
 from mimicbrush.io.atomic import write_json
 from mimicbrush.io.images import write_image
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
@@ -26,7 +31,7 @@ from mimicbrush.ops.correspondence import LEGEND, Correspondence
 
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
-PICTURES_FOLDER = "pictures"
+IMAGES_FOLDER = "pictures"
 #: The pairs that are shown, as scripts/infer.py --batch takes them.
 EDITS_FILE = "edits.jsonl"
 SHOWCASE_FILE = "showcase.png"
@@ -48,7 +53,7 @@ def evaluate_heldout(
 
     Args:
         editor: what is measured.
-        pairs: to evaluate on (see `heldout.select_heldout_pairs`); wrong references come from these too.
+        pairs: to evaluate on (see `selection.select_heldout_pairs`); wrong references come from these too.
         size_px: side of the editor's square canvas.
         options: how; `split`, `num_inference_steps` and `guidance_scale` are only noted down here: they are
             the doing of whoever chose the pairs and built the editor.
@@ -63,7 +68,7 @@ def evaluate_heldout(
         InputError: the editor returned something of another shape or type.
     """
     plans = plan_samples(pairs, options.max_pairs, options.seed)
-    shown = spread_shown_samples(len(plans), options.sheet_pairs)
+    shown = choose_shown_samples(len(plans), options.sheet_pairs)
     scores: dict[str, list[PairScores]] = {name: [] for name in options.sets}
     records: list[dict[str, Any]] = []
     images: dict[str, list[EditedPair]] = {name: [] for name in options.sets}
@@ -73,12 +78,12 @@ def evaluate_heldout(
             loaded = [load_sets(plan, options.sets, size_px, options.seed) for plan in batch]
             for count, edited in enumerate(edit_batch(editor, loaded)):
                 scores[edited.set_name].append(edited.scores)
-                records.append(_record(edited))
+                records.append(_build_record(edited))
                 if start + count % len(batch) in shown:
                     images[edited.set_name].append(edited)
             progress.update(len(batch))
     summaries = {name: summarise_pairs(scores[name], options.seed) for name in options.sets}
-    metrics = _metrics(summaries, size_px, options) | {"about": about or {}}
+    metrics = _build_metrics(summaries, size_px, options) | {"about": about or {}}
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         report.write_jsonl(output / PER_PAIR_FILE, records)
@@ -89,7 +94,7 @@ def evaluate_heldout(
     return metrics
 
 
-def _record(edited: EditedPair) -> dict[str, Any]:
+def _build_record(edited: EditedPair) -> dict[str, Any]:
     sample, scores = edited.sample, edited.scores
     pair = sample.plan.pair
     return {
@@ -97,15 +102,17 @@ def _record(edited: EditedPair) -> dict[str, Any]:
         "pair_id": pair.pair_id,
         "source_path": pair.source_path,
         "source_hash": pair.source_hash,
-        "wrong_pair_id": sample.plan.wrong.pair_id,
+        "wrong_pair_id": sample.plan.wrong_pair.pair_id,
         "masked_ratio": float(sample.mask.sum() / sample.area.sum()),
         "rows": {row: values._asdict() for row, values in scores.rows.items()},
         **{gain: scores.gain(gain) for gain in GAINS},
     }
 
 
-def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: EvaluationOptions) -> dict[str, Any]:
-    """The whole of metrics.json. What was not measured is null."""
+def _build_metrics(
+    summaries: dict[SetName, dict[str, Any]], size_px: int, options: EvaluationOptions
+) -> dict[str, Any]:
+    """Build metrics.json. What was not measured is null."""
     top = summaries.get("natural")
     any_set = next(iter(summaries.values()))
     metrics: dict[str, Any] = {
@@ -118,7 +125,7 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
         metrics[gain] = top[gain] if top else None
         metrics[f"{gain}_ci95"] = top[f"{gain}_ci95"] if top else None
     return metrics | {
-        "note": interval_note(any_set["n_sources"]),
+        "note": describe_few_sources(any_set["n_sources"]),
         "split": options.split,
         "seed": options.seed,
         "max_pairs": options.max_pairs,
@@ -128,20 +135,20 @@ def _metrics(summaries: dict[SetName, dict[str, Any]], size_px: int, options: Ev
         "natural": top,
         "warped": summaries.get("warped"),
         "definitions": GAIN_DEFINITIONS,
-        "versions": report.package_versions(),
+        "versions": report.find_package_versions(),
     }
 
 
 def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
-    """The contact sheet of one set, and its images one by one at the model's own size."""
-    folder = output / PICTURES_FOLDER / name
+    """Write the contact sheet of one set, and its images one by one at the model's own size."""
+    folder = output / IMAGES_FOLDER / name
     (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
     if not shown:
         return
     folder.mkdir(parents=True, exist_ok=True)
     rows, edits = [], []
     for number, edited in enumerate(shown):
-        images, cells = edited.images(), edited.cells()
+        images, cells = edited.make_images(), edited.make_cells()
         clip = re.sub(r"\W+", "_", Path(edited.sample.plan.pair.source_path).stem)[:60]
         names = {column: f"{number:02d}_{clip}_{column}.png" for column in images}
         for column, image in images.items():
@@ -154,10 +161,10 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
                 "output": f"{number:02d}_{clip}_edited.png",
             }
         )
-        rows.append(SheetRow(edited.caption(), [cells[column] for column in _SHOWN_COLUMNS]))
+        rows.append(SheetRow(edited.make_caption(), [cells[column] for column in _SHOWN_COLUMNS]))
     report.write_jsonl(folder / EDITS_FILE, edits)
     title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
-    title += report.gain_sentences(summary)
+    title += report.describe_gains(summary)
     sheet = contact_sheet(title, [SHEET_COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
     write_image(Image.fromarray(sheet), output / SHEET_FILES[name])
 
@@ -165,28 +172,29 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
 def _write_showcase(
     path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
 ) -> None:
-    """A few of the pairs, large, with holes over what moved: chosen by the pairs alone, and edited once more."""
+    """Edit a few pairs once more, with masks over what moved, and write them large; the pairs alone choose them."""
     path.unlink(missing_ok=True)  # of an earlier run
-    chosen = showcase.choose_rows(plans) if "natural" in options.sets and options.sheet_pairs else []
+    chosen = showcase.choose_showcase_pairs(plans) if "natural" in options.sets and options.sheet_pairs else []
     if not chosen:
         return
-    samples = [showcase.load_row(plan, hole, size_px, options.seed) for plan, hole in chosen]
+    samples = [showcase.load_showcase_sample(plan, moved, size_px, options.seed) for plan, moved in chosen]
     results: list[np.ndarray] = []
-    found: list[Correspondence] = []
+    correspondences: list[Correspondence] = []
     for start in range(0, len(samples), options.batch_size):
-        edited, places = edit_with_references(editor, samples[start : start + options.batch_size])
-        results += edited
-        found += places or []
+        edited = edit_samples(editor, samples[start : start + options.batch_size], "reference", True)
+        results += list(edited.images)
+        correspondences += edited.correspondences or []
     rows = []
-    for number, (sample, (_, hole)) in enumerate(zip(samples, chosen, strict=True)):
+    for number, (sample, (_, moved)) in enumerate(zip(samples, chosen, strict=True)):
         caption = (
-            f"{sample.plan.pair.source_path}   what the hole covers moved by {hole.moved_ratio:.0%} of the long side"
+            f"{sample.plan.pair.source_path}   what the hole covers moved by {moved.moved_ratio:.0%} of the long side"
         )
-        rows.append(showcase.cut_row(caption, sample, results[number], found[number] if found else None))
+        correspondence = correspondences[number] if correspondences else None
+        rows.append(showcase.make_showcase_row(caption, sample, results[number], correspondence))
     title = (
         f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"
         "they were chosen by how they moved, not by their results. Nothing is pasted back."
     )
-    if found:
+    if correspondences:
         title += f"\n{LEGEND}"
-    write_image(Image.fromarray(showcase.showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)
+    write_image(Image.fromarray(showcase.make_showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)

@@ -1,4 +1,4 @@
-"""From a mined pair to what an editor is given: all of it a function of the pair and the seed."""
+"""Samples: what an editor gets for a mined pair, a function of the pair and the seed alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout.options import SetName
-from mimicbrush.evaluation.heldout.selection import numbers_by_source, spread_numbers
+from mimicbrush.evaluation.heldout.selection import group_by_source, spread_numbers
 from mimicbrush.ops import canvas, counter_rng, geometry, masks
 
 #: The homographies of the warped set: *ours*, strong enough that copying in place does not pay. No flip: a
 #: mirrored reference asks for another image, not for the same one seen from elsewhere.
 WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=0.5)
-_MASK_DRAWS = 1000
+_MASK_TRIES = 1000
 # What a random number is for; part of its key, so that the uses are independent.
 _FOR_MASK, _FOR_NOISE, _FOR_WARP, _FOR_WRONG = range(4)
 
@@ -27,12 +27,12 @@ class SamplePlan:
     """A pair, and the pair of another source whose reference plays the wrong one."""
 
     pair: Pair
-    wrong: Pair
+    wrong_pair: Pair
 
 
 @dataclass(frozen=True)
 class EvalSample:
-    """What an editor is given for one pair, at the editor's canvas size S.
+    """The images that an editor gets for one pair, on canvases of side S.
 
     Attributes:
         plan: where the images come from.
@@ -41,7 +41,7 @@ class EvalSample:
         wrong_reference: (S, S, 3) uint8, a frame of another source, through the same geometry.
         mask: (S, S) uint8, 1 = repaint; never on the letterbox's padding.
         area: (S, S) uint8, 1 where the canvas shows the image, 0 on the padding.
-        reference_area: (S, S) uint8, the same of the reference.
+        reference_area, wrong_reference_area: (S, S) uint8, the same of the references.
         noise_seed: of the sampler's noise, the same for every reference.
     """
 
@@ -52,11 +52,12 @@ class EvalSample:
     mask: np.ndarray
     area: np.ndarray
     reference_area: np.ndarray
+    wrong_reference_area: np.ndarray
     noise_seed: int
 
 
 def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> list[SamplePlan]:
-    """Choose pairs, and for each a wrong reference: the other sources take turns, the pair is drawn by hash.
+    """Choose pairs, and for each a wrong reference: the other videos take turns, a hash chooses the pair.
 
     Args:
         pairs: all that may be used; wrong references come from these too, chosen or not.
@@ -66,7 +67,7 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
     Raises:
         DataError: there is only one source, so that no reference can be wrong.
     """
-    by_source = numbers_by_source(pairs)
+    by_source = group_by_source(pairs)
     sources = list(by_source)
     if len(sources) < 2:
         raise DataError(
@@ -80,13 +81,13 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
         turn[source] += 1
         pair = pairs[number]
         others = by_source[sources[(sources.index(source) + step) % len(sources)]]
-        wrong = others[counter_rng.mix(pair_key(pair), seed, _FOR_WRONG) % len(others)]
+        wrong = others[counter_rng.mix(hash_pair(pair), seed, _FOR_WRONG) % len(others)]
         plans.append(SamplePlan(pair, pairs[wrong]))
     return plans
 
 
-def spread_shown_samples(count: int, at_most: int) -> list[int]:
-    """Which of `count` samples are shown to people: spread evenly, the first included, in order."""
+def choose_shown_samples(count: int, at_most: int) -> list[int]:
+    """Choose the samples of `count` that sheets show: spread evenly, the first included, in order."""
     return [count * i // min(count, at_most) for i in range(min(count, at_most))]
 
 
@@ -100,36 +101,37 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
     area = canvas.letterbox_mask(np.full(image.shape[:2], 255, np.uint8), size_px)
     fit = geometry.letterbox_matrix(image.shape[1], image.shape[0], size_px)
     points = geometry.transform_points(plan.pair.a_points, fit)
-    key = pair_key(plan.pair)
+    key = hash_pair(plan.pair)
     matrix = None
     if set_name == "warped":
         matrix = geometry.random_matrix(WARP, size_px, counter_rng.generator(key, seed, _FOR_WARP), flip=False)
-    reference = plan.pair.read_b()
+    reference, wrong_reference = plan.pair.read_b(), plan.wrong_pair.read_b()
     return EvalSample(
         plan=plan,
         source=canvas.letterbox(image, size_px, canvas.IMAGE_FILL),
-        reference=_on_canvas(reference, matrix, size_px),
-        wrong_reference=_on_canvas(plan.wrong.read_b(), matrix, size_px),
-        mask=_draw_mask(points, area, plan.pair, seed),
+        reference=_put_on_canvas(reference, matrix, size_px),
+        wrong_reference=_put_on_canvas(wrong_reference, matrix, size_px),
+        mask=_sample_mask(points, area, plan.pair, seed),
         area=area,
-        reference_area=_area_on_canvas(reference, matrix, size_px),
+        reference_area=_find_area(reference, matrix, size_px),
+        wrong_reference_area=_find_area(wrong_reference, matrix, size_px),
         noise_seed=counter_rng.mix(key, seed, _FOR_NOISE),
     )
 
 
-def pair_key(pair: Pair) -> int:
-    """A 64-bit number for a pair, the same in every run and on every machine."""
+def hash_pair(pair: Pair) -> int:
+    """Hash a pair to a 64-bit number, the same in every run and on every machine."""
     return int.from_bytes(hashlib.sha256(pair.pair_id.encode()).digest()[:8], "big")
 
 
-def _on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+def _put_on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
     if matrix is None:
         return canvas.letterbox(image, size_px, canvas.IMAGE_FILL)
     fit = geometry.letterbox_matrix(image.shape[1], image.shape[0], size_px)
     return geometry.warp_to_canvas(image, matrix @ fit, size_px, canvas.IMAGE_FILL)
 
 
-def _area_on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
+def _find_area(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
     """(S, S) uint8, 1 where `_on_canvas` shows the image alone."""
     whole = np.full(image.shape[:2], 255, np.uint8)
     if matrix is None:
@@ -138,13 +140,13 @@ def _area_on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) 
     return (geometry.warp_to_canvas(whole, matrix @ fit, size_px, canvas.MASK_FILL) == 255).astype(np.uint8)
 
 
-def _draw_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) -> np.ndarray:
-    """A training mask without the padding, drawn again in the rare case that all or nothing is left of it.
+def _sample_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) -> np.ndarray:
+    """Sample a training mask without the padding, again in the rare case that all or nothing is left of it.
 
     The padding is left out because no user repaints it, and white is no achievement.
     """
-    for draw in range(_MASK_DRAWS):
-        rng = counter_rng.generator(pair_key(pair), seed, _FOR_MASK, draw)
+    for draw in range(_MASK_TRIES):
+        rng = counter_rng.generator(hash_pair(pair), seed, _FOR_MASK, draw)
         mask = masks.sift_grid_mask(points, len(area), rng) * area
         if mask.any() and (mask != area).any():
             return mask

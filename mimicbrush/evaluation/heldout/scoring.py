@@ -1,18 +1,19 @@
-"""One batch of pairs, edited in every way and scored; and the images of it that a person looks at."""
+"""One batch of pairs, edited with each reference and scored; and its images for contact sheets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors import baselines
-from mimicbrush.evaluation.editors.pair_editors import CorrespondenceEditor, Editor
+from mimicbrush.evaluation.editors.protocol import Editor, PairBatch, PairResults
 from mimicbrush.evaluation.heldout.options import SetName
-from mimicbrush.evaluation.heldout.reference_gain import PairScores, score_hole
+from mimicbrush.evaluation.heldout.reference_gain import PairScores, score_inside_mask
 from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_sample
 from mimicbrush.ops import canvas
 from mimicbrush.ops.correspondence import Correspondence, tint_correspondence
@@ -22,7 +23,7 @@ from mimicbrush.ops.plot import mark_mask
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
-#: Headings of the columns of contact sheets, by what `EditedPair.images` calls them.
+#: Headings of the columns of contact sheets, by what `EditedPair.make_images` calls them.
 SHEET_COLUMNS = {
     "source": "source\n(hole in stripes)",
     "mask": "mask\n(white = repaint)",
@@ -45,7 +46,7 @@ _CORRESPONDENCE_PX = 256
 
 @dataclass(frozen=True)
 class EditedPair:
-    """What came out for one pair in one set.
+    """The results and scores of one pair in one set.
 
     Attributes:
         set_name: `natural` or `warped`.
@@ -61,8 +62,8 @@ class EditedPair:
     scores: PairScores
     correspondence: Correspondence | None = None
 
-    def images(self) -> dict[str, np.ndarray]:
-        """All images, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
+    def make_images(self) -> dict[str, np.ndarray]:
+        """Make all images, by the names of `SHEET_COLUMNS`: (H, W, 3) or (H, W) uint8."""
         sample = self.sample
         images = {
             "source": mark_mask(sample.source, sample.mask),
@@ -80,19 +81,19 @@ class EditedPair:
             images |= {"reference_places": np.asarray(places), "correspondence": np.asarray(painted)}
         return images
 
-    def cells(self) -> dict[str, np.ndarray]:
-        """`images` as sheets show them: without the padding of their canvases, so that all lie in a cell alike."""
-        source, reference, wrong = area_boxes(self.sample, self.set_name)
+    def make_cells(self) -> dict[str, np.ndarray]:
+        """Cut the padding of their canvases off all images, so that all lie in a cell alike."""
+        source, reference, wrong = find_area_boxes(self.sample, self.set_name)
         boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
         cells = {}
-        for name, image in self.images().items():
+        for name, image in self.make_images().items():
             scale = len(image) / len(self.sample.mask)
             x0, y0, x1, y1 = (round(side * scale) for side in boxes.get(name, source))
             cells[name] = image[y0:y1, x0:x1]
         return cells
 
-    def caption(self) -> str:
-        """Where the pair comes from, and its three scores."""
+    def make_caption(self) -> str:
+        """Describe the pair: its video, and its three scores."""
         psnr = {row: values.psnr for row, values in self.scores.rows.items()}
         return (
             f"{self.sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
@@ -100,8 +101,8 @@ class EditedPair:
         )
 
 
-def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
-    """Where source, reference and wrong reference lie on their canvases.
+def find_area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
+    """Find where source, reference and wrong reference lie on their canvases.
 
     A warped reference has no edges of its own: it is the whole canvas.
     """
@@ -109,13 +110,13 @@ def area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
     whole = (0, 0, size_px, size_px)
     of_pair, of_wrong = (
         mask_box(canvas.letterbox_mask(np.full(pair.size_px, 255, np.uint8), size_px))
-        for pair in (plan.pair, plan.wrong)
+        for pair in (plan.pair, plan.wrong_pair)
     )
     return (of_pair, of_pair, of_wrong) if set_name == "natural" else (of_pair, whole, whole)
 
 
 def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
-    """One pair as it is in each set, see `load_sample`."""
+    """Load one pair as it is in each set, see `load_sample`."""
     return {name: load_sample(plan, name, size_px, seed) for name in sets}
 
 
@@ -123,32 +124,31 @@ def edit_batch(
     editor: Editor,
     batch: Sequence[Mapping[SetName, EvalSample]],
     with_baselines: bool = True,
-    with_correspondence: bool = False,
+    with_correspondences: bool = False,
 ) -> Iterator[EditedPair]:
-    """Edit a few pairs in every way, set by set; what needs no reference is the same in all and done once.
+    """Edit a few pairs with the true, the wrong and no reference, set by set, and score them.
 
     Args:
         editor: what is measured.
         batch: one or more pairs, each as it is in each of the same sets.
         with_baselines: also fill the holes in the ways that need no model.
-        with_correspondence: ask the editor where the holes came from, if it can tell.
+        with_correspondences: ask the editor where the filled pixels came from, if it can tell.
 
     Raises:
         InputError: the editor returned something of another shape or type.
     """
-    without: list[np.ndarray] | None = None
+    without: PairResults | None = None
     for name in batch[0]:
         samples = [sets[name] for sets in batch]
-        found: Sequence[Correspondence] | None = None
-        references = [sample.reference for sample in samples]
-        if with_correspondence:
-            model, found = edit_with_references(editor, samples)
-        else:
-            model = _edit(editor, samples, references)
-        wrong = _edit(editor, samples, [sample.wrong_reference for sample in samples])
-        without = _edit(editor, samples, None) if without is None else without
+        model = edit_samples(editor, samples, "reference", with_correspondences)
+        wrong = edit_samples(editor, samples, "wrong_reference")
+        without = edit_samples(editor, samples, None) if without is None else without
         for number, sample in enumerate(samples):
-            results = {"model": model[number], "wrong_reference": wrong[number], "no_reference": without[number]}
+            results = {
+                "model": model.images[number],
+                "wrong_reference": wrong.images[number],
+                "no_reference": without.images[number],
+            }
             if with_baselines:
                 results |= {
                     "copy_in_place": baselines.copy_in_place(sample.source, sample.mask, sample.reference),
@@ -157,47 +157,46 @@ def edit_batch(
                         sample.source, sample.mask, sample.reference, sample.area, sample.reference_area
                     ),
                 }
-            rows = {row: score_hole(result, sample.source, sample.mask) for row, result in results.items()}
+            rows = {row: score_inside_mask(result, sample.source, sample.mask) for row, result in results.items()}
             scores = PairScores(sample.plan.pair.source_hash, rows)
-            yield EditedPair(name, sample, results, scores, found[number] if found else None)
+            correspondence = model.correspondences[number] if model.correspondences else None
+            yield EditedPair(name, sample, results, scores, correspondence)
 
 
-def edit_with_references(
-    editor: Editor, samples: Sequence[EvalSample]
-) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
-    """Edit samples with their references, and, if the editor can tell, say where the holes came from.
+def edit_samples(
+    editor: Editor,
+    samples: Sequence[EvalSample],
+    reference: Literal["reference", "wrong_reference"] | None,
+    with_correspondences: bool = False,
+) -> PairResults:
+    """Edit samples in one batch, with one of their references or (None) without.
 
-    Returns:
-        (S, S, 3) uint8 each, and a correspondence each, on the canvas; None: it cannot tell.
+    Args:
+        editor: what is measured.
+        samples: one or more, of one canvas size.
+        reference: which of their references it sees.
+        with_correspondences: ask the editor where the filled pixels came from, if it can tell.
+
+    Raises:
+        InputError: the editor returned something of another shape or type.
     """
-    references = [sample.reference for sample in samples]
-    if isinstance(editor, CorrespondenceEditor):
-        return _edit_with_correspondences(editor, samples, references)
-    return _edit(editor, samples, references), None
 
+    def stack(name: str) -> np.ndarray:
+        return np.stack([getattr(sample, name) for sample in samples])
 
-def _edit(editor: Editor, samples: Sequence[EvalSample], references: Sequence[np.ndarray] | None) -> list[np.ndarray]:
-    sources, masks, seeds = _given(samples)
-    return _checked(editor(sources, masks, None if references is None else np.stack(references), seeds), sources)
-
-
-def _edit_with_correspondences(
-    editor: CorrespondenceEditor, samples: Sequence[EvalSample], references: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], Sequence[Correspondence] | None]:
-    sources, masks, seeds = _given(samples)
-    result, found = editor.edit_with_correspondences(sources, masks, np.stack(references), seeds)
-    return _checked(result, sources), found
-
-
-def _given(samples: Sequence[EvalSample]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    sources, masks = (np.stack([getattr(sample, name) for sample in samples]) for name in ("source", "mask"))
-    return sources, masks, [sample.noise_seed for sample in samples]
-
-
-def _checked(result: np.ndarray, sources: np.ndarray) -> list[np.ndarray]:
-    if result.shape != sources.shape or result.dtype != np.uint8:
+    batch = PairBatch(
+        sources=stack("source"),
+        masks=stack("mask"),
+        references=None if reference is None else stack(reference),
+        seeds=[sample.noise_seed for sample in samples],
+        source_areas=stack("area"),
+        reference_areas=stack(f"{reference or 'reference'}_area"),
+    )
+    results = editor.edit_pairs(batch, with_correspondences=with_correspondences)
+    images, sources = results.images, batch.sources
+    if images.shape != sources.shape or images.dtype != np.uint8:
         raise InputError(
-            f"the editor returned {result.shape} {result.dtype} for sources of {sources.shape} uint8; "
+            f"the editor returned {images.shape} {images.dtype} for sources of {sources.shape} uint8; "
             "both must be of one shape and type"
         )
-    return list(result)
+    return results

@@ -34,7 +34,7 @@ class TrainingData:
     source_hashes: frozenset[str]
 
     def has_seen(self, pair: Pair) -> bool:
-        """Whether the pair's source was trained on."""
+        """Tell whether the pair's source was trained on."""
         return pair.source_hash[:HASH_DIGITS] in self.source_hashes
 
 
@@ -81,7 +81,7 @@ def select_heldout_pairs(
     Raises:
         DataError: no pair is left, because none is held out, or all that are were trained on all the same.
     """
-    kept, messages = _of_one_kind(pairs)
+    kept, messages = _choose_kind(pairs)
     if split == "all":
         seen = len({pair.source_hash for pair in kept if training and training.has_seen(pair)})
         if seen:
@@ -102,11 +102,11 @@ def select_heldout_pairs(
             f"none of the {sources} sources is held out, so there is nothing to evaluate on; "
             "take split=all to use every pair (trained on or not), or another folder of mined pairs"
         )
-    unseen, note = _unseen(heldout, training)
+    unseen, note = _leave_out_trained(heldout, training)
     return HeldOutSelection(unseen, [*messages, *note])
 
 
-def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+def _choose_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     videos = [pair for pair in pairs if pair.kind == "video"]
     if videos:
         return videos, []
@@ -119,7 +119,7 @@ def _of_one_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     return list(pairs), [message]
 
 
-def _unseen(heldout: Sequence[Pair], training: TrainingData | None) -> tuple[list[Pair], list[str]]:
+def _leave_out_trained(heldout: Sequence[Pair], training: TrainingData | None) -> tuple[list[Pair], list[str]]:
     """Held-out pairs that were never trained on: weights may have begun with others, a folder may have lost sources."""
     unseen = [pair for pair in heldout if not (training and training.has_seen(pair))]
     seen = sorted({pair.source_path for pair in heldout if training and training.has_seen(pair)})
@@ -133,12 +133,12 @@ def _unseen(heldout: Sequence[Pair], training: TrainingData | None) -> tuple[lis
 
 
 def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:
-    """At most `max_pairs` pairs, see `spread_numbers`."""
-    return [pairs[number] for _, number in spread_numbers(numbers_by_source(pairs), max_pairs)]
+    """Choose at most `max_pairs` pairs, see `spread_numbers`."""
+    return [pairs[number] for _, number in spread_numbers(group_by_source(pairs), max_pairs)]
 
 
-def numbers_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
-    """Source hash, in order -> the numbers of its pairs; of a table no pair is made into an object."""
+def group_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    """Group pairs by source hash, in order -> the numbers of its pairs; a table makes no `Pair` objects."""
     if isinstance(pairs, PairTable | JoinedPairs):
         hashes = pairs.column("source_hash").tolist()
     else:
@@ -153,7 +153,7 @@ def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None
     """Choose at most `max_pairs`, as evenly over the sources as their numbers allow, and within each.
 
     Args:
-        by_source: see `numbers_by_source`.
+        by_source: see `group_by_source`.
         max_pairs: None for all.
 
     Returns:
@@ -175,7 +175,7 @@ def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None
 
 
 class JoinedPairs(Sequence[Pair]):
-    """Pairs of several tables, one after the other.
+    """The pairs of several tables, one after the other.
 
     Args:
         tables: each of another mined folder.
@@ -200,12 +200,12 @@ class JoinedPairs(Sequence[Pair]):
         return self._tables[which][number - int(self._starts[which])]
 
     def column(self, name: str) -> np.ndarray:
-        """A column of all tables, see `PairTable.column`."""
+        """Return a column of all tables, see `PairTable.column`."""
         return np.concatenate([table.column(name) for table in self._tables])
 
 
 def find_heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[JoinedPairs, list[str]]:
-    """The video pairs that the trainer holds out of the folders it trains on.
+    """Find the video pairs that the trainer holds out of the folders it trains on.
 
     Args:
         tables: all pairs of each of the folders.

@@ -1,4 +1,4 @@
-"""Keypoints carried by the reference attention, in holes and at seen tokens, by layer and by third of the steps."""
+"""Keypoints carried by the reference attention, inside and outside the mask, by layer and third of the steps."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class AttentionPlaces:
-    """Where the reference attention carries K keypoints: px of the reference's canvas, (K, 2) each.
+    """Places to which the reference attention carries K keypoints: px of the reference's canvas, (K, 2) each.
 
     Attributes:
-        in_holes: asked while the keypoint's token is in the hole.
-        at_seen_tokens: asked while it is outside, so that the model sees the keypoint.
-        by_layer: module path (None: all layers) and number in `THIRDS` (None: all steps) -> places in holes.
+        inside_mask: asked while the keypoint's token is inside the mask.
+        outside_mask: asked while it is outside, so that the model sees the keypoint.
+        by_layer: module path (None: all layers) and number in `THIRDS` (None: all steps) -> `inside_mask` of these.
         sides: module path of each reading layer -> its tokens along a side.
     """
 
-    in_holes: np.ndarray
-    at_seen_tokens: np.ndarray
+    inside_mask: np.ndarray
+    outside_mask: np.ndarray
     by_layer: dict[tuple[str | None, int | None], np.ndarray]
     sides: dict[str, int]
 
 
 class AttentionTransfer:
-    """Where the reference attention goes while the pipeline fills a hole at the keypoint, and while it fills others.
+    """A method that carries keypoints by the reference attention while the pipeline fills a mask.
 
-    The source is edited twice, with the dark and with the light fields of a chessboard as its hole, so that every
-    keypoint lies in a hole once, with the source around it, and is seen once. Every head and step counts, and every
+    The source is edited twice, with the dark and with the light fields of a chessboard as its mask. So every
+    keypoint is masked once, with the source around it, and is visible once. Every head and step counts, and every
     layer.
 
     Args:
@@ -47,8 +47,8 @@ class AttentionTransfer:
         fields: of the chessboard, along a side.
         scores: of the attention, the scores before the softmax instead of its probabilities (`AttentionAtTokens`).
         reciprocal: to each map the transposed one is added of the swapped pair, the reference edited with the source
-            as its reference (ZeroCo, arXiv 2412.09072): two more edits. A token of it counts as it was, in the hole or
-            seen.
+            as its reference (ZeroCo, arXiv 2412.09072): two more edits. A token of it counts as it was,
+            masked or visible.
     """
 
     def __init__(
@@ -59,18 +59,19 @@ class AttentionTransfer:
 
     def __call__(self, task: TransferTask) -> AttentionPlaces:
         """Carry the keypoints of a task."""
-        in_holes, at_seen = self.maps(task)
+        inside_mask, outside_mask = self.record_maps(task)
         size = len(task.reference)
         by_layer: dict[tuple[str | None, int | None], np.ndarray] = {
-            (path, third): in_holes.places(size, path, third)
-            for path in (*in_holes.sides, None)
+            (path, third): inside_mask.find_places(size, path, third)
+            for path in (*inside_mask.sides, None)
             for third in (*range(len(THIRDS)), None)
         }
-        return AttentionPlaces(by_layer[None, None], at_seen.places(size), by_layer, in_holes.sides)
+        return AttentionPlaces(by_layer[None, None], outside_mask.find_places(size), by_layer, inside_mask.sides)
 
-    def maps(self, task: TransferTask) -> tuple[AttentionMaps, AttentionMaps]:
-        """Attention of the keypoints' tokens, in holes and seen, in the order of the keypoints."""
-        # 1. Two boards, each the other's hole, and for each keypoint the nearest token of the one that holds it.
+    def record_maps(self, task: TransferTask) -> tuple[AttentionMaps, AttentionMaps]:
+        """Record the attention of the keypoints' tokens, inside and outside the mask, in the keypoints' order."""
+        # 1. Two boards, each the inverse mask of the other. For each keypoint the nearest token of the board that
+        #    masks it.
         size = len(task.source)
         field = np.arange(size) * self.fields // size
         dark = (field[:, None] + field[None]) % 2
@@ -78,26 +79,29 @@ class AttentionTransfer:
         pixel = np.clip(np.round(task.source_xy).astype(int), 0, size - 1)
         in_dark = torch.from_numpy(dark[pixel[:, 1], pixel[:, 0]] > 0)
         side = self.pipeline.unet.config.sample_size
-        holes = [F.interpolate(torch.from_numpy(board)[None].float()[None], side)[0, 0] for board in boards]  # (h, w)
-        of_dark, of_light = (_nearest_token(task.source_xy, size, hole > 0) for hole in holes)
+        latent_masks = [F.interpolate(torch.from_numpy(board)[None, None].float(), side)[0, 0] for board in boards]
+        of_dark, of_light = (
+            _find_nearest_tokens(task.source_xy, size, latent_mask > 0) for latent_mask in latent_masks
+        )
         tokens = torch.where(in_dark, of_dark, of_light)
 
-        # 2. Edited with either, so that each token is in the hole once, and seen once.
+        # 2. Edited with either, so that each token is masked once, and visible once.
         on_dark, on_light = (self._edit(task.source, task.reference, board, tokens) for board in boards)
-        in_holes, at_seen = on_dark.where(in_dark, on_light), on_light.where(in_dark, on_dark)
+        inside_mask, outside_mask = on_dark.merge(in_dark, on_light), on_light.merge(in_dark, on_dark)
         if not self.reciprocal:
-            return in_holes, at_seen
+            return inside_mask, outside_mask
 
         # 3. The swapped pair: how much each token of the reference looks at the keypoints' tokens, likewise.
-        for board, hole in zip(boards, holes, strict=True):
+        for board, latent_mask in zip(boards, latent_masks, strict=True):
             swapped = self._edit(task.reference, task.source, board, tokens, transposed=True)
             for key, maps in swapped.sums.items():
-                share = F.adaptive_avg_pool2d(hole[None], maps.shape[-1])  # (1, n, n), a coarse token may be of both
-                in_holes.sums[key] += maps * share
-                at_seen.sums[key] += maps * (1 - share)
-        for found in (in_holes, at_seen):
-            found.counts = {key: 2 * number for key, number in found.counts.items()}
-        return in_holes, at_seen
+                # A coarse token may lie on both boards.
+                share = F.adaptive_avg_pool2d(latent_mask[None], maps.shape[-1])  # (1, n, n)
+                inside_mask.sums[key] += maps * share
+                outside_mask.sums[key] += maps * (1 - share)
+        for each in (inside_mask, outside_mask):
+            each.counts = {key: 2 * number for key, number in each.counts.items()}
+        return inside_mask, outside_mask
 
     def _edit(
         self,
@@ -123,7 +127,7 @@ class AttentionTransfer:
         return record.maps
 
 
-def _nearest_token(points: np.ndarray, size_px: int, allowed: torch.Tensor) -> torch.Tensor:
+def _find_nearest_tokens(points: np.ndarray, size_px: int, allowed: torch.Tensor) -> torch.Tensor:
     """For points (K, 2) px of the canvas, the numbers (K,) of the tokens of a grid (n, n) bool that are nearest."""
     side = len(allowed)
     numbers = np.flatnonzero(allowed.numpy())

@@ -18,7 +18,7 @@ THIRDS = ("early", "middle", "late")
 
 @dataclass
 class AttentionMaps:
-    """Where K tokens look, summed over the heads and steps of each layer and third of the steps.
+    """Attention maps of K tokens, summed over the heads and steps of each layer and third of the steps.
 
     Attributes:
         are_scores: the maps hold scores before the softmax, standardised (see `AttentionAtTokens`), not probabilities.
@@ -32,16 +32,16 @@ class AttentionMaps:
 
     @property
     def sides(self) -> dict[str, int]:
-        """Module path of each layer, in the order in which they attend -> its tokens along a side."""
+        """Tokens along a side by module path, in the order in which the layers attend."""
         return {path: maps.shape[-1] for (path, _), maps in self.sums.items()}
 
-    def mean(self, path: str | None = None, third: int | None = None) -> torch.Tensor:
-        """Mean over heads, layers and steps, of one layer or third or (None) of all: (K, n, n), n of the finest layer.
+    def average(self, path: str | None = None, third: int | None = None) -> torch.Tensor:
+        """Average over heads, layers and steps, of one layer or third or (None) of all: (K, n, n), the finest n.
 
         A coarse layer's probability is spread evenly over the fine tokens that a coarse one covers; a score is theirs.
 
         Raises:
-            InputError: nothing was noted.
+            InputError: nothing was recorded.
         """
         chosen = {key: maps for key, maps in self.sums.items() if path in (None, key[0]) and third in (None, key[1])}
         if not chosen:
@@ -55,28 +55,28 @@ class AttentionMaps:
             total += _spread(maps, finest, divide=not self.are_scores)
         return total / sum(self.counts[key] for key in chosen)
 
-    def places(self, size_px: int, path: str | None = None, third: int | None = None) -> np.ndarray:
-        """Where the `mean` peaks: (K, 2) float32, px of a canvas of this side, pixel centres at whole numbers.
+    def find_places(self, size_px: int, path: str | None = None, third: int | None = None) -> np.ndarray:
+        """Find the peaks of the `average`: (K, 2) float32, px of a canvas of this side, pixel centres at integers.
 
         The place is the centre of what the peak and the eight tokens around it hold, as in
         `Correspondence.from_attention`; of scores, what their softmax holds.
         """
-        maps = self.mean(path, third)
+        maps = self.average(path, third)
         if self.are_scores:
             maps = maps.flatten(1).softmax(dim=1).view_as(maps)
         canvas = Placement((0, 0, size_px, size_px), size_px)
         no_tokens = np.zeros(len(maps), np.int64)  # where they look from is not asked for
-        found = Correspondence.from_attention(no_tokens, maps.cpu().numpy(), canvas, canvas)
-        return found.reference_xy - 0.5  # from edges to pixel centres
+        correspondence = Correspondence.from_attention(no_tokens, maps.cpu().numpy(), canvas, canvas)
+        return correspondence.reference_xy - 0.5  # from edges to pixel centres
 
-    def where(self, is_own: torch.Tensor, other: AttentionMaps) -> AttentionMaps:
-        """The maps of those tokens that are True in (K,), and the others' of another edit, of the same layers."""
+    def merge(self, is_own: torch.Tensor, other: AttentionMaps) -> AttentionMaps:
+        """Merge the maps of two edits: ours for tokens that are True in (K,), the other's for the rest."""
         sums = {key: torch.where(is_own[:, None, None], maps, other.sums[key]) for key, maps in self.sums.items()}
         return AttentionMaps(self.are_scores, sums, dict(self.counts))
 
 
 class AttentionAtTokens:
-    """Notes the reference attention of K tokens; an `AttentionRecord` for edits of one source.
+    """A record of the reference attention of K tokens; an `AttentionRecord` for edits of one source.
 
     Probabilities are what `CorrespondenceRecorder` adds up: blend times the probability in the softmax over
     [own ; reference], of every head.
@@ -104,7 +104,7 @@ class AttentionAtTokens:
         self._steps_seen: dict[str, int] = {}
 
     def add(self, path: str, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
-        """Note one layer at one step; see `types.AttentionRecord`.
+        """Add one layer at one step; see `types.AttentionRecord`.
 
         Raises:
             InputError: more than one row has a reference, or there are more steps than were announced.
@@ -119,7 +119,7 @@ class AttentionAtTokens:
         at = self._tokens_of(math.isqrt(len(k if self.transposed else q)))
         if self.scores:
             rows, columns = (q, k[at]) if self.transposed else (q[at], k)
-            maps, count = _standard_scores(q, k, rows, columns), 1
+            maps, count = _standardise_scores(q, k, rows, columns), 1
         else:
             rows, columns, row_lse = (q, k[at], lse[0]) if self.transposed else (q[at], k, lse[0, at])
             scores = torch.einsum("ahd,bhd->hab", rows, columns) * q.shape[-1] ** -0.5 - row_lse.T[..., None]
@@ -136,7 +136,7 @@ class AttentionAtTokens:
         return (row * side // self.side) * side + column * side // self.side
 
 
-def _standard_scores(q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _standardise_scores(q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Scores of some queries (A, heads, d) and keys (B, heads, d) of a layer's (N, ...) and (M, ...): (A, B).
 
     See `AttentionAtTokens`. The mean and deviation are those of all N x M scores, which are never held: they follow

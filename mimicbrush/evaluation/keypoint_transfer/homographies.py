@@ -1,4 +1,4 @@
-"""Pairs of images that a known homography joins: rendered from photographs, or read from a folder of real ones."""
+"""Tasks from a known homography: views warped from photographs, or a folder of real images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData, spread_numbers
-from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, keypoint_grid
+from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, make_keypoint_grid
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import IMAGE_FILL
@@ -27,12 +27,12 @@ from mimicbrush.ops.geometry import (
     warp_to_canvas,
 )
 
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".webp")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".webp")
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How far each of the two views may be from the middle of the photograph: *ours*.
+    """A strength of homographies: how far a view may be from the middle of the photograph (*ours*).
 
     Attributes:
         ranges: of rotation, scale and tilt.
@@ -51,13 +51,13 @@ STRENGTHS = {
 }
 
 #: 1.ppm and H_1_2 (HPatches), img1.ppm and H1to2p (Oxford, VGG).
-_PICTURE_NAME = re.compile(r"(?:img)?([1-9])\.(?:ppm|png|jpe?g)", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r"(?:img)?([1-9])\.(?:ppm|png|jpe?g)", re.IGNORECASE)
 _MATRIX_NAME = re.compile(r"H_1_([2-9])|H1to([2-9])p")
 _LAYOUT = "subfolders with 1.ppm .. 6.ppm (or png, jpg) and H_1_2 .. H_1_6, or with img1.ppm .. and H1to2p .."
 
 
-def unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[list[Path], list[Path]]:
-    """The images below a folder, sorted, without hidden ones; and those that were trained on, which are left out.
+def find_unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[list[Path], list[Path]]:
+    """Find the images below a folder that were not trained on, sorted; and those that were.
 
     Whether a model has seen clips that were *rendered* over a photograph cannot be known from the photograph.
 
@@ -71,10 +71,10 @@ def unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[lis
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _PICTURE_SUFFIXES and path.name[0] != "." and path.is_file()
+        if path.suffix.lower() in _IMAGE_SUFFIXES and path.name[0] != "." and path.is_file()
     )
     if not found:
-        raise InputError(f"{folder} holds no photographs ({', '.join(_PICTURE_SUFFIXES)})")
+        raise InputError(f"{folder} holds no photographs ({', '.join(_IMAGE_SUFFIXES)})")
     hashes = training.source_hashes if training else frozenset[str]()
     seen = [path for path in found if hash_file(path)[:HASH_DIGITS] in hashes]
     if len(seen) == len(found):
@@ -82,10 +82,10 @@ def unseen_photographs(folder: Path, training: TrainingData | None) -> tuple[lis
     return [path for path in found if path not in seen], seen
 
 
-def photograph_tasks(
+def make_photograph_tasks(
     files: Sequence[Path], strengths: Sequence[str], size_px: int, max_pairs: int | None, seed: int
 ) -> tuple[list[TransferTask], list[str]]:
-    """Two views of each photograph at each strength, the reference in other colours.
+    """Make two views of each photograph at each strength, the reference in other colours.
 
     A view is the middle square of the photograph through a homography of its own, drawn from the photograph's bytes
     and the seed; white where the photograph ends.
@@ -115,19 +115,19 @@ def photograph_tasks(
         key = hash_file(file)
         for name in strengths:
             rng = generator(int(key[:16], 16), seed, list(STRENGTHS).index(name))
-            views = [_random_view(STRENGTHS[name], image, size_px, rng) for _ in range(2)]
+            views = [_sample_view(STRENGTHS[name], image, size_px, rng) for _ in range(2)]
             jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(image)[:3])
             images = (image, apply_jitter(image, jitter))
-            task = _task(images, views, np.eye(3), size_px, group=key, set_name=name)
+            task = _make_task(images, views, np.eye(3), size_px, group=key, set_name=name)
             if task is None:
                 empty.append(f"{file}, {name}")
             else:
                 tasks.append(task)
-    return _some(tasks, "views"), empty
+    return _refuse_none(tasks, "views"), empty
 
 
-def homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tuple[list[TransferTask], list[str]]:
-    """Real images of planes: the first of each folder is the source, the others are references.
+def read_homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tuple[list[TransferTask], list[str]]:
+    """Read real images of planes: the first of each folder is the source, the others are references.
 
     Args:
         root: subfolders as in HPatches or in Oxford's affine set, see the error; or one of these.
@@ -141,10 +141,10 @@ def homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tuple[l
         InputError: no folder is laid out like this, or an image cannot be read.
         DataError: a file is missing or is no homography; names it.
     """
-    folders = [folder for folder in (root, *sorted(root.glob("*"))) if folder.is_dir() and _matrices_in(folder)]
+    folders = [folder for folder in (root, *sorted(root.glob("*"))) if folder.is_dir() and _find_matrices(folder)]
     if not folders:
         raise InputError(f"{root} holds no images with homographies; expected are {_LAYOUT}")
-    pairs = [(folder, number, file) for folder in folders for number, file in _matrices_in(folder).items()]
+    pairs = [(folder, number, file) for folder in folders for number, file in _find_matrices(folder).items()]
     by_folder: dict[str, list[int]] = {}
     for index, (folder, _, _) in enumerate(pairs):
         by_folder.setdefault(str(folder), []).append(index)
@@ -152,18 +152,18 @@ def homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tuple[l
     for _, index in spread_numbers(by_folder, max_pairs):
         folder, number, file = pairs[index]
         matrix = read_homography(file)
-        images = [np.asarray(read_image(_image_of(folder, each, file), "RGB")) for each in (1, number)]
+        images = [np.asarray(read_image(_find_image(folder, each, file), "RGB")) for each in (1, number)]
         fits = [letterbox_matrix(image.shape[1], image.shape[0], size_px) for image in images]
-        task = _task(images, fits, matrix, size_px, group=folder.name, set_name=f"1 to {number}")
+        task = _make_task(images, fits, matrix, size_px, group=folder.name, set_name=f"1 to {number}")
         if task is None:
             empty.append(str(file))
         else:
             tasks.append(task)
-    return _some(tasks, "pictures"), empty
+    return _refuse_none(tasks, "images"), empty
 
 
 def read_homography(file: Path) -> np.ndarray:
-    """A text file with the nine numbers of a homography, three a line -> (3, 3) float64.
+    """Read a text file with the nine numbers of a homography, three a line -> (3, 3) float64.
 
     Raises:
         DataError: it cannot be read, or is no homography; names it.
@@ -180,7 +180,7 @@ def read_homography(file: Path) -> np.ndarray:
     return matrix
 
 
-def _matrices_in(folder: Path) -> dict[int, Path]:
+def _find_matrices(folder: Path) -> dict[int, Path]:
     """Number of the image that is mapped to -> the file of its homography."""
     found: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
@@ -190,12 +190,12 @@ def _matrices_in(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _image_of(folder: Path, number: int, matrix_file: Path) -> Path:
+def _find_image(folder: Path, number: int, matrix_file: Path) -> Path:
     """The image of a number, which a homography's file asks for."""
     found = [
         file
         for file in sorted(folder.iterdir())
-        if (match := _PICTURE_NAME.fullmatch(file.name)) and int(match[1]) == number
+        if (match := _IMAGE_NAME.fullmatch(file.name)) and int(match[1]) == number
     ]
     if len(found) != 1:
         there = ", ".join(file.name for file in found) or "none"
@@ -206,7 +206,7 @@ def _image_of(folder: Path, number: int, matrix_file: Path) -> Path:
     return found[0]
 
 
-def _random_view(strength: Strength, image: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
+def _sample_view(strength: Strength, image: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
     """(3, 3): from the pixels of an image to a canvas that its middle square fills, and through a homography."""
     height, width = image.shape[:2]
     ratio = size_px / min(width, height)
@@ -218,7 +218,7 @@ def _random_view(strength: Strength, image: np.ndarray, size_px: int, rng: np.ra
     return shift @ view @ middle @ resize_matrix(ratio, ratio)
 
 
-def _task(
+def _make_task(
     images: Sequence[np.ndarray],
     onto: Sequence[np.ndarray],
     between: np.ndarray,
@@ -234,11 +234,11 @@ def _task(
         between: (3, 3), from the source image's pixels to the reference image's.
         size_px, group, set_name: see `TransferTask`.
     """
-    source_xy = keypoint_grid(size_px)
-    in_source = _through(np.linalg.inv(onto[0]), source_xy)
-    in_reference = _through(between, in_source)
-    reference_xy = _through(onto[1], in_reference)
-    shown = _within(in_source, images[0]) & _within(in_reference, images[1]) & is_inside(reference_xy, size_px)
+    source_xy = make_keypoint_grid(size_px)
+    in_source = _transform(np.linalg.inv(onto[0]), source_xy)
+    in_reference = _transform(between, in_source)
+    reference_xy = _transform(onto[1], in_reference)
+    shown = _is_within(in_source, images[0]) & _is_within(in_reference, images[1]) & is_inside(reference_xy, size_px)
     if not shown.any():
         return None
     source, reference = (
@@ -249,7 +249,7 @@ def _task(
     )
 
 
-def _through(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(K, 2) points through a (3, 3) matrix in float64; not a number where they come to lie behind the camera."""
     mapped = np.column_stack([points, np.ones(len(points))]) @ matrix.T
     known = mapped[np.isfinite(mapped).all(axis=1)]
@@ -258,13 +258,13 @@ def _through(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.where(in_front[:, None], mapped[:, :2] / np.where(in_front, mapped[:, 2], 1)[:, None], np.nan)
 
 
-def _within(points: np.ndarray, image: np.ndarray) -> np.ndarray:
+def _is_within(points: np.ndarray, image: np.ndarray) -> np.ndarray:
     """(K,) bool: which points lie between the centres of the image's outermost pixels; what is no number does not."""
     height, width = image.shape[:2]
     return np.all((points >= 0) & (points <= (width - 1, height - 1)), axis=1)
 
 
-def _some(tasks: list[TransferTask], what: str) -> list[TransferTask]:
+def _refuse_none(tasks: list[TransferTask], what: str) -> list[TransferTask]:
     if not tasks:
         raise DataError(f"no two {what} show a keypoint in common")
     return tasks

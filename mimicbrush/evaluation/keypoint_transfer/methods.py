@@ -26,27 +26,27 @@ _SEED = 0
 
 
 def keep_place(task: TransferTask) -> np.ndarray:
-    """No method at all: where they are in the source."""
+    """Leave the keypoints at the place that they have in the source."""
     return task.source_xy
 
 
 class NoFeaturesError(InputError):
-    """A pipeline without what features are taken from."""
+    """A pipeline that has no reference U-Net to take features from."""
 
 
 class RandomPlaces:
-    """A random place of the canvas for each, other ones in every image."""
+    """A method that puts each keypoint at a random place of the canvas."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, task: TransferTask) -> np.ndarray:
-        """See `Method`."""
+        """Carry the keypoints of a task, see `Method`."""
         return self._rng.uniform(-0.5, len(task.reference) - 0.5, task.source_xy.shape)
 
 
 class FeatureTransfer:
-    """The nearest neighbour of features of the reference U-Net, with noise (DIFT, Tang et al. 2023).
+    """A method of nearest neighbours in the reference U-Net's noised features (DIFT, Tang et al. 2023).
 
     Differs from DIFT in the network: it is ours that was trained to be read, instead of one that denoises; and in the
     layer: what enters the last self-attention that is shared, which is the finest.
@@ -65,13 +65,13 @@ class FeatureTransfer:
         self.pipeline, self.timestep, self.dinov2 = pipeline, timestep, dinov2
 
     def __call__(self, task: TransferTask) -> np.ndarray:
-        """See `Method`."""
+        """Carry the keypoints of a task, see `Method`."""
         features = self._features(np.stack([task.source, task.reference]))  # (2, C, n, n)
         size, n = len(task.source), features.shape[-1]
         grid = torch.from_numpy((task.source_xy + 0.5) / size * 2 - 1).float()[None, None]  # (1, 1, K, 2)
-        wanted = F.normalize(F.grid_sample(features[:1], grid, align_corners=False)[0, :, 0], dim=0)  # (C, K)
-        there = F.normalize(features[1].flatten(1), dim=0)  # (C, n * n)
-        row, column = np.divmod((wanted.T @ there).argmax(dim=1).numpy(), n)
+        query = F.normalize(F.grid_sample(features[:1], grid, align_corners=False)[0, :, 0], dim=0)  # (C, K)
+        keys = F.normalize(features[1].flatten(1), dim=0)  # (C, n * n)
+        row, column = np.divmod((query.T @ keys).argmax(dim=1).numpy(), n)
         return (np.stack([column, row], axis=1) + 0.5) * size / n - 0.5
 
     @torch.no_grad()
@@ -86,22 +86,22 @@ class FeatureTransfer:
         states = ReferenceStates()
         pipeline.reference_unet(noisy, timestep, context, cross_attention_kwargs={"reference_states": states})
         last = list(states.features.values())[-1]  # (2, n * n, C), in the order of the layers
-        features = _grid(last)
+        features = _to_grid(last)
         if self.dinov2 is None:
             return features
-        tokens = _grid(encode_image_tokens(self.dinov2, pixels, patches_only=True))
+        tokens = _to_grid(encode_image_tokens(self.dinov2, pixels, patches_only=True))
         resized = F.interpolate(tokens, features.shape[-2:], mode="bilinear")
         return torch.cat([F.normalize(features, dim=1), F.normalize(resized, dim=1)], dim=1)
 
 
-def _grid(tokens: torch.Tensor) -> torch.Tensor:
+def _to_grid(tokens: torch.Tensor) -> torch.Tensor:
     """(B, n * n, C) -> (B, C, n, n)."""
     side = round(tokens.shape[1] ** 0.5)
     return tokens.transpose(1, 2).unflatten(2, (side, side)).float()
 
 
 def make_untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:
-    """The same pipeline before training from scratch: random projectors, and random U-Nets that begin alike."""
+    """Make the same pipeline before training from scratch: random projectors, and random U-Nets that begin alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = {

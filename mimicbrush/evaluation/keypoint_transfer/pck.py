@@ -1,4 +1,4 @@
-"""The percentage of correct keypoints."""
+"""PCK, the percentage of correct keypoints: numbers and tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimicbrush.evaluation.keypoint_transfer.attention import AttentionPlaces
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS
 from mimicbrush.evaluation.keypoint_transfer.methods import Method
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
-from mimicbrush.evaluation.statistics import cluster_interval
+from mimicbrush.evaluation.statistics import bootstrap_by_cluster
 
 #: A keypoint is correct within this part of the extent.
 ALPHAS = (0.05, 0.1, 0.2)
@@ -25,7 +25,7 @@ Places = Mapping[str, Sequence[np.ndarray]]
 
 
 def find_correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.ndarray:
-    """Which keypoints arrived: (K, 2) float, px of the canvas -> (K,) bool.
+    """Find which keypoints are correct: (K, 2) float, px of the canvas -> (K,) bool.
 
     Raises:
         DataError: not one finite place for each keypoint.
@@ -36,7 +36,7 @@ def find_correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.n
 
 
 def carry_keypoints(methods: Mapping[str, Method], tasks: Sequence[TransferTask]) -> dict[str, list[np.ndarray]]:
-    """Where each method, by the name of its row, carries the keypoints of each task."""
+    """Carry the keypoints of each task by each method: row -> places."""
     return {
         name: [method(task) for task in tqdm(tasks, desc=name, unit="picture", disable=None)]
         for name, method in methods.items()
@@ -46,36 +46,36 @@ def carry_keypoints(methods: Mapping[str, Method], tasks: Sequence[TransferTask]
 def measure_pck(
     places: Places, tasks: Sequence[TransferTask], seed: int, alphas: Sequence[float] = ALPHAS
 ) -> dict[str, Any]:
-    """Row -> alpha -> percentage of all points, mean of the percentages of images, and its 95 % interval.
+    """Measure PCK: row -> alpha -> percentage of all points, mean over images, and its 95 % interval.
 
     Args:
         places: of every row, one array for each task.
         tasks: one or more.
-        seed: of the bootstrap, which draws whole groups.
+        seed: of the bootstrap, which resamples whole groups.
         alphas: see `ALPHAS`.
     """
     groups = [task.group for task in tasks]
     results: dict[str, Any] = {}
-    for name, found in places.items():
+    for name, of_row in places.items():
         results[name] = {}
         for alpha in alphas:
-            hits = [find_correct(xy, task, alpha) for xy, task in zip(found, tasks, strict=True)]
+            hits = [find_correct(xy, task, alpha) for xy, task in zip(of_row, tasks, strict=True)]
             by_image = np.array([100 * each.mean() for each in hits])
             results[name][str(alpha)] = {
                 "per_point": float(100 * np.concatenate(hits).mean()),
                 "per_picture": float(by_image.mean()),
-                "ci95": list(cluster_interval(by_image, groups, seed)),
+                "ci95": list(bootstrap_by_cluster(by_image, groups, seed)),
             }
     return results
 
 
 def measure_sets(places: Places, tasks: Sequence[TransferTask], seed: int) -> dict[str, Any]:
-    """Set name -> its `points`, its `images`, and the `results` of `measure_pck`; empty where tasks name none."""
+    """Measure PCK by set: name -> `points`, `pictures`, and the `results` of `measure_pck`."""
     sets: dict[str, Any] = {}
     for name in dict.fromkeys(task.set_name for task in tasks if task.set_name):
         chosen = [number for number, task in enumerate(tasks) if task.set_name == name]
         of_set = [tasks[number] for number in chosen]
-        some = {row: [found[number] for number in chosen] for row, found in places.items()}
+        some = {row: [of_row[number] for number in chosen] for row, of_row in places.items()}
         sets[name] = {
             "pictures": len(of_set),
             "points": sum(len(task.source_xy) for task in of_set),
@@ -85,7 +85,7 @@ def measure_sets(places: Places, tasks: Sequence[TransferTask], seed: int) -> di
 
 
 def measure_layers(found: Sequence[AttentionPlaces], tasks: Sequence[TransferTask], seed: int) -> list[dict[str, Any]]:
-    """Of attention in holes, for each layer and for all of them: PCK at `ALPHA` by third of the steps and of all.
+    """Measure PCK at `ALPHA` of attention inside the mask, by layer and by third of the steps.
 
     Returns:
         A dictionary each: `path` and `tokens` along a side of the layer (None: all layers), and for each of `THIRDS`
@@ -103,37 +103,39 @@ def measure_layers(found: Sequence[AttentionPlaces], tasks: Sequence[TransferTas
     return layers
 
 
-def pck_markdown(results: Mapping[str, Any], absent: Mapping[str, str]) -> str:
-    """The table: percentages per image with intervals; rows that could not be measured say why."""
-    rows = [[name, *(_cell(by_alpha[str(alpha)]) for alpha in ALPHAS)] for name, by_alpha in results.items()]
+def format_pck(results: Mapping[str, Any], absent: Mapping[str, str]) -> str:
+    """Format the table: percentages per image with intervals; rows that could not be measured say why."""
+    rows = [[name, *(_format_cell(by_alpha[str(alpha)]) for alpha in ALPHAS)] for name, by_alpha in results.items()]
     rows += [[f"{name}: {why}", *["n/a"] * len(ALPHAS)] for name, why in absent.items()]
-    return _table(["method", *(f"PCK@{alpha:g}" for alpha in ALPHAS)], rows)
+    return _format_table(["method", *(f"PCK@{alpha:g}" for alpha in ALPHAS)], rows)
 
 
-def sets_markdown(sets: Mapping[str, Any]) -> str:
-    """PCK at `ALPHA`: a column for each set, with the number of its images."""
+def format_sets(sets: Mapping[str, Any]) -> str:
+    """Format PCK at `ALPHA`: a column for each set, with the number of its images."""
     first = next(iter(sets.values()))["results"]
     head = [f"PCK@{ALPHA:g}", *(f"{name} ({values['pictures']})" for name, values in sets.items())]
-    return _table(
-        head, [[row, *(_cell(values["results"][row][str(ALPHA)]) for values in sets.values())] for row in first]
+    return _format_table(
+        head, [[row, *(_format_cell(values["results"][row][str(ALPHA)]) for values in sets.values())] for row in first]
     )
 
 
-def layers_markdown(layers: Sequence[Mapping[str, Any]]) -> str:
-    """PCK at `ALPHA` of attention in holes: a row for each layer, a column for each third of the steps."""
+def format_layers(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Format PCK at `ALPHA` of attention inside the mask: a row for each layer, a column for each third."""
     rows = []
     for layer in layers:
         name, side = layer["path"] or "all layers", layer["tokens"]
         numbers = [f"{layer[third]['per_picture']:.1f}" for third in THIRDS]
-        rows.append([name, f"{side} x {side}" if side else "", *numbers, _cell(layer["all"])])
-    return _table([f"PCK@{ALPHA:g} in holes", "tokens", *(f"{third} steps" for third in THIRDS), "all steps"], rows)
+        rows.append([name, f"{side} x {side}" if side else "", *numbers, _format_cell(layer["all"])])
+    return _format_table(
+        [f"PCK@{ALPHA:g} in holes", "tokens", *(f"{third} steps" for third in THIRDS), "all steps"], rows
+    )
 
 
-def _cell(value: Mapping[str, Any]) -> str:
+def _format_cell(value: Mapping[str, Any]) -> str:
     low, high = value["ci95"]
     return f"{value['per_picture']:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"

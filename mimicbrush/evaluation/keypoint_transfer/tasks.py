@@ -1,4 +1,4 @@
-"""Pairs of images with keypoints whose places in both are known."""
+"""Tasks: pairs of images with keypoints whose places in both are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.heldout.samples import WARP, pair_key
+from mimicbrush.evaluation.heldout.samples import WARP, hash_pair
 from mimicbrush.evaluation.heldout.selection import spread_pairs
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.images import read_image
@@ -28,7 +28,7 @@ GRID = 12
 
 @dataclass(frozen=True)
 class TransferTask:
-    """Keypoints to be carried from a source to a reference, both on square canvases of side S.
+    """A task: keypoints to carry from a source to a reference, both on square canvases of side S.
 
     Attributes:
         source, reference: (S, S, 3) uint8 RGB, letterboxed with white.
@@ -47,10 +47,10 @@ class TransferTask:
     set_name: str = ""
 
 
-def warped_tasks(
+def make_warped_tasks(
     pairs: Sequence[Pair], size_px: int, max_pairs: int | None, seed: int
 ) -> tuple[list[TransferTask], list[str]]:
-    """A frame, and the same frame through a strong homography and other colours: its geometry is known exactly.
+    """Make tasks of a frame and the same frame through a strong homography and in other colours.
 
     Returns:
         The tasks, and the pairs whose warped frame shows no keypoint any more.
@@ -60,13 +60,13 @@ def warped_tasks(
     """
     tasks, empty = [], []
     for pair in spread_pairs(pairs, max_pairs):
-        rng = generator(pair_key(pair), seed)
+        rng = generator(hash_pair(pair), seed)
         image = pair.read_a()
         height, width = image.shape[:2]
         fit = letterbox_matrix(width, height, size_px)
         matrix = random_matrix(WARP, size_px, rng, flip=False)
         jitter = random_jitter(JitterRanges(), rng).matrix(cv2.mean(image)[:3])
-        grid = keypoint_grid(size_px)
+        grid = make_keypoint_grid(size_px)
         in_image = transform_points(grid, np.linalg.inv(fit))
         shown = (in_image >= 0).all(axis=1) & (in_image <= (width - 1, height - 1)).all(axis=1)
         target = transform_points(grid, matrix)
@@ -89,14 +89,14 @@ def warped_tasks(
     return tasks, empty
 
 
-def keypoint_grid(size_px: int) -> np.ndarray:
-    """The keypoints of a canvas whose images have none of their own: (`GRID` x `GRID`, 2) float64, row by row."""
+def make_keypoint_grid(size_px: int) -> np.ndarray:
+    """Make a grid of keypoints over a canvas: (`GRID` x `GRID`, 2) float64, row by row."""
     centres = (np.arange(GRID) + 0.5) * size_px / GRID - 0.5
     return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
 
 
-def spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str = "test") -> list[TransferTask]:
-    """Pairs of SPair-71k (Min et al. 2019): ``PairAnnotation/SPLIT/*.json`` and ``JPEGImages/CATEGORY/*.jpg``.
+def read_spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str = "test") -> list[TransferTask]:
+    """Read SPair-71k (Min et al. 2019): ``PairAnnotation/SPLIT/*.json`` and ``JPEGImages/CATEGORY/*.jpg``.
 
     Its distances are parts of the longer side of the object's box in the reference (its "trg").
 
@@ -109,10 +109,10 @@ def spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str = "t
     if not files:
         raise InputError(f"{folder} holds no annotations; SPair-71k has PairAnnotation/{split}/*.json and JPEGImages/")
     count = len(files) if max_pairs is None else min(max_pairs, len(files))
-    return [_spair_task(root, files[len(files) * number // count], size_px) for number in range(count)]
+    return [_read_spair_task(root, files[len(files) * number // count], size_px) for number in range(count)]
 
 
-def _spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
+def _read_spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
     try:
         values: dict[str, Any] = json.loads(file.read_text())
         category = str(values["category"])

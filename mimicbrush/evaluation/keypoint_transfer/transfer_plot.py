@@ -1,4 +1,4 @@
-"""Transfers to look at."""
+"""Plots of carried keypoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RIGHT, WRONG, _TRUTH = (20, 170, 80), (225, 50, 40), (255, 255, 255)
 def plot_transfers(
     tasks: Sequence[TransferTask], found: Sequence[np.ndarray], title: str, most: int = 6
 ) -> Image.Image:
-    """Source and reference side by side, a numbered line for each of some keypoints.
+    """Plot source and reference side by side, a numbered line for each of some keypoints.
 
     Green lines end within `ALPHA` of the side of the true place, red ones do not: a ring marks where they should end.
 
@@ -33,13 +33,13 @@ def plot_transfers(
     sheet = Image.new("RGB", (width, 2 * _TITLE_PX + count * (_SIDE_PX + _TITLE_PX)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
     draw.text((4, 5), f"Keypoints of a source, carried to its reference by {title}", "black", font)
-    _draw_legend(draw)
+    _plot_legend(draw)
     for number, index in enumerate(shown):
-        _draw_task(sheet, tasks[index], found[index], 2 * _TITLE_PX + number * (_SIDE_PX + _TITLE_PX))
+        _plot_task(sheet, tasks[index], found[index], 2 * _TITLE_PX + number * (_SIDE_PX + _TITLE_PX))
     return sheet
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
+def _plot_legend(draw: ImageDraw.ImageDraw) -> None:
     font = ImageFont.load_default(_FONT_PX)
     x, y = 14.0, 1.5 * _TITLE_PX
     for colour, words in (
@@ -47,12 +47,12 @@ def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
         (WRONG, "not found"),
         (_TRUTH, "where a red one should end"),
     ):
-        _mark(draw, np.array([x, y]), colour, "", 2 * _SIDE_PX)
+        _plot_mark(draw, np.array([x, y]), colour, "", 2 * _SIDE_PX)
         draw.text((x + 12, y), words, "black", font, anchor="lm")
         x += 12 + draw.textlength(words, font) + 28
 
 
-def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: int) -> None:
+def _plot_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: int) -> None:
     """Two panels below `top`, with a line of figures above them."""
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
     is_right = find_correct(found, task, ALPHA)
@@ -69,7 +69,7 @@ def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
         scaled = (points + 0.5) * (_SIDE_PX / len(task.source))
         return np.clip(scaled, 6, _SIDE_PX - 6) + corners[panel]
 
-    chosen = _far_apart(task.source_xy, min(_POINTS, len(found)))
+    chosen = _choose_far_apart(task.source_xy, min(_POINTS, len(found)))
     starts, ends, truths = (
         on_sheet(points[chosen], panel) for points, panel in ((task.source_xy, 0), (found, 1), (task.reference_xy, 1))
     )
@@ -78,12 +78,12 @@ def _draw_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
         draw.line([*start, *end], colour, 2)
     for number, (start, end, truth, colour) in enumerate(zip(starts, ends, truths, colours, strict=True), start=1):
         if colour == WRONG:
-            _mark(draw, truth, _TRUTH, str(number), corners[1][0] + _SIDE_PX)
-        _mark(draw, start, colour, str(number), corners[0][0] + _SIDE_PX)
-        _mark(draw, end, colour, str(number), corners[1][0] + _SIDE_PX)
+            _plot_mark(draw, truth, _TRUTH, str(number), corners[1][0] + _SIDE_PX)
+        _plot_mark(draw, start, colour, str(number), corners[0][0] + _SIDE_PX)
+        _plot_mark(draw, end, colour, str(number), corners[1][0] + _SIDE_PX)
 
 
-def _far_apart(points: np.ndarray, count: int) -> np.ndarray:
+def _choose_far_apart(points: np.ndarray, count: int) -> np.ndarray:
     """Numbers (count,) of points (K, 2), each the farthest from those before it, then in the points' own order."""
     chosen = [0]
     while len(chosen) < count:
@@ -92,7 +92,9 @@ def _far_apart(points: np.ndarray, count: int) -> np.ndarray:
     return np.array(sorted(chosen))
 
 
-def _mark(draw: ImageDraw.ImageDraw, at: np.ndarray, colour: tuple[int, int, int], words: str, right_px: int) -> None:
+def _plot_mark(
+    draw: ImageDraw.ImageDraw, at: np.ndarray, colour: tuple[int, int, int], words: str, right_px: int
+) -> None:
     """A dot, or for `_TRUTH` a ring, and words beside it that stay left of `right_px`."""
     x, y = map(float, at)
     if colour == _TRUTH:

@@ -35,12 +35,12 @@ KEY_FORMAT, ANSWERS_FORMAT = "mimicbrush user study key 1", "mimicbrush user stu
 RATERS_FOLDER, PAGE_NAME, KEY_NAME = "for_raters", "study.html", "key.json"
 STUDY_RESULTS_FOLDER = "results"
 LETTERS = "ABCDEFGH"
-_HOLE = np.array([232, 46, 106], np.float64)
+_MASK_COLOUR = np.array([232, 46, 106], np.float64)
 
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """What came of `make_study`.
+    """A study that was written.
 
     Attributes:
         study: its identity, which answers must name.
@@ -56,7 +56,7 @@ class StudyFiles:
 
 
 def find_editors(evaluation: Path) -> list[str]:
-    """The editors of which an evaluation holds results, by name.
+    """Find the editors whose results an evaluation holds, by name.
 
     Raises:
         InputError: fewer than two, or more than there are letters.
@@ -110,7 +110,7 @@ def make_study(
     read = read_benchmark(benchmark)
     usable, faults = [], list(read.faults)
     for case in read.cases:
-        fault = _first_fault(case, evaluation, names)
+        fault = _find_fault(case, evaluation, names)
         if fault:
             faults.append(fault)
         else:
@@ -118,16 +118,16 @@ def make_study(
     if not usable:
         reasons = "; ".join(f"{fault.path}: {fault.reason}" for fault in faults[:3])
         raise DataError(f"no case has a result of each of {names} ({reasons}); complete them with scripts/evaluate.py")
-    chosen = _spread(usable, max_cases, seed)
+    chosen = _choose_cases(usable, max_cases, seed)
     questions, key = [], {}
     for number, case in enumerate(chosen, 1):
         order = [names[n] for n in counter_rng.generator(seed, number).permutation(len(names))]
         identity = f"q{number:03d}"
         letters = dict(zip(LETTERS, order, strict=False))
-        questions.append({"id": identity} | _images(case, evaluation, letters, long_side_px, pasted_back))
+        questions.append({"id": identity} | _embed_images(case, evaluation, letters, long_side_px, pasted_back))
         key[identity] = {"track": case.track.name, "case": case.number, "letters": letters}
     study = hashlib.sha256(json.dumps([questions, key], sort_keys=True).encode()).hexdigest()[:16]
-    page = _page(study, questions, len(names))
+    page = _render_page(study, questions, len(names))
     about = {"format": KEY_FORMAT, "study": study, "editors": names, "pasted_back": pasted_back, "seed": seed}
 
     def write(folder: Path) -> None:
@@ -142,10 +142,10 @@ def make_study(
     return StudyFiles(study, tuple(names), len(chosen), faults)
 
 
-def _first_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> BenchmarkFault | None:
+def _find_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> BenchmarkFault | None:
     size = read_image(case.source, "RGB").size
     for editor in editors:
-        path = _result(case, evaluation, editor)
+        path = _result_path(case, evaluation, editor)
         try:
             found = read_image(path, "RGB").size
         except MimicBrushError as error:
@@ -155,12 +155,12 @@ def _first_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> Benchm
     return None
 
 
-def _result(case: Case, evaluation: Path, editor: str) -> Path:
+def _result_path(case: Case, evaluation: Path, editor: str) -> Path:
     return evaluation / STUDY_RESULTS_FOLDER / editor / case.result_path
 
 
-def _spread(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
-    """At most so many, the tracks in turn, each in an order of its own; then mixed."""
+def _choose_cases(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
+    """Choose at most so many cases, the tracks in turn, each in an order of its own; then mix them."""
     rng = counter_rng.generator(seed, len(cases))
     queues = [[case for case in cases if case.track.name == track] for track in TRACKS]
     queues = [[queue[n] for n in rng.permutation(len(queue))] for queue in queues]
@@ -168,26 +168,30 @@ def _spread(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
     return [turns[n] for n in rng.permutation(len(turns))]
 
 
-def _images(
+def _embed_images(
     case: Case, evaluation: Path, letters: dict[str, str], long_side_px: int, pasted_back: bool
 ) -> dict[str, Any]:
     from mimicbrush.ops.canvas import paste_back  # torch comes along, and scoring does without
 
     source, mask = np.asarray(read_image(case.source, "RGB")), np.asarray(read_image(case.mask, "L"))
-    # What is in the hole is not shown: of an inner-ID case it is the ground truth.
-    hole = np.where(mask[..., None] > MASK_THRESHOLD, _HOLE, source).astype(np.uint8)
+    # The masked part is hidden: of an inner-ID case it is the ground truth.
+    masked = np.where(mask[..., None] > MASK_THRESHOLD, _MASK_COLOUR, source).astype(np.uint8)
     results = {}
     for letter, editor in letters.items():
-        result = np.asarray(read_image(_result(case, evaluation, editor), "RGB"))
+        result = np.asarray(read_image(_result_path(case, evaluation, editor), "RGB"))
         if pasted_back:
             result = paste_back(result, source, mask).round().astype(np.uint8)
-        results[letter] = _jpeg(result, long_side_px)
+        results[letter] = _embed_jpeg(result, long_side_px)
     reference = np.asarray(read_image(case.reference, "RGB"))
-    return {"source": _jpeg(hole, long_side_px), "reference": _jpeg(reference, long_side_px), "results": results}
+    return {
+        "source": _embed_jpeg(masked, long_side_px),
+        "reference": _embed_jpeg(reference, long_side_px),
+        "results": results,
+    }
 
 
-def _jpeg(image: np.ndarray, long_side_px: int) -> str:
-    """A data address of an image; nothing of its file comes along."""
+def _embed_jpeg(image: np.ndarray, long_side_px: int) -> str:
+    """Make a data address of an image; nothing of its file comes along."""
     scale = long_side_px / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -196,7 +200,7 @@ def _jpeg(image: np.ndarray, long_side_px: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _page(study: str, questions: Sequence[dict[str, Any]], options: int) -> str:
+def _render_page(study: str, questions: Sequence[dict[str, Any]], options: int) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mimicbrush", "evaluation/user_study"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""From the raters' answers to the numbers of the paper's table: how often an editor was ranked best."""
+"""Scores of a study: how often each editor was ranked best, as in the paper's table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CHUNK = 1000
 
 @dataclass(frozen=True)
 class RaterScore:
-    """One editor in one question.
+    """The score of one editor in one question.
 
     Attributes:
         best: how often it was ranked first, in per cent of the complete rankings.
@@ -46,7 +46,7 @@ class RaterScore:
 
 @dataclass(frozen=True)
 class StudyScores:
-    """All scores.
+    """The scores of all editors.
 
     Attributes:
         scores: editor -> question -> score.
@@ -61,7 +61,7 @@ class StudyScores:
     incomplete: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values for JSON."""
         scores = {
             editor: {question: vars(score) for question, score in row.items()} for editor, row in self.scores.items()
         }
@@ -83,7 +83,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
         InputError: a file that is no key or no answers, of another study, damaged, or of a rater who is there already.
         DataError: a question without a single whole ranking.
     """
-    key = _read(key_path, KEY_FORMAT)
+    key = _read_file(key_path, KEY_FORMAT)
     editors, cases = list(key["editors"]), list(key["cases"])
     if not answer_paths:
         raise InputError("no answers were given; name the files that the raters downloaded")
@@ -91,7 +91,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
     raters: dict[str, Path] = {}
     incomplete: dict[str, int] = {}
     for row, path in enumerate(answer_paths):
-        answers = _read(path, ANSWERS_FORMAT)
+        answers = _read_file(path, ANSWERS_FORMAT)
         if answers.get("study") != key["study"]:
             raise InputError(
                 f"{path} answers study {answers.get('study')}, {key_path} is the key of {key['study']}; score each "
@@ -101,7 +101,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
         if rater in raters:
             raise InputError(f"{raters[rater]} and {path} are of one rater ({rater}); give the later one alone")
         raters[rater] = path
-        ranks[row] = _ranks(path, answers, key, editors)
+        ranks[row] = _read_ranks(path, answers, key, editors)
         missing = int(np.isnan(ranks[row, :, :, 0]).sum())
         if missing:
             incomplete[str(path)] = missing
@@ -114,7 +114,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
             values = of_question[:, :, column]
             counted = values[~np.isnan(values)]
             first = np.where(np.isnan(values), np.nan, values == 1)
-            low, high = crossed_interval(first, seed)
+            low, high = bootstrap_by_rater_and_case(first, seed)
             scores[editor][question] = RaterScore(
                 best=100 * float(np.mean(counted == 1)),
                 interval=(100 * low, 100 * high),
@@ -124,8 +124,8 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
     return StudyScores(scores, len(raters), len(cases), incomplete)
 
 
-def crossed_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of a table, drawing its rows and its columns again.
+def bootstrap_by_rater_and_case(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Compute a percentile bootstrap interval of a table's mean, resampling its rows and its columns.
 
     Args:
         values: (raters, cases), NaN where there is none; at least one number.
@@ -137,14 +137,14 @@ def crossed_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) 
     """
     rng = counter_rng.generator(seed, *values.shape)
     is_there = ~np.isnan(values)
-    known = np.where(is_there, values, 0.0)
+    filled = np.where(is_there, values, 0.0)
     num_rows, num_columns = values.shape
     means = []
     for start in range(0, resamples, _CHUNK):
         count = min(_CHUNK, resamples - start)
         rows = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), count)
         columns = rng.multinomial(num_columns, np.full(num_columns, 1 / num_columns), count)
-        total = np.einsum("br,rc,bc->b", rows, known, columns, optimize=True)
+        total = np.einsum("br,rc,bc->b", rows, filled, columns, optimize=True)
         weight = np.einsum("br,rc,bc->b", rows, is_there.astype(float), columns, optimize=True)
         means.append(total[weight > 0] / weight[weight > 0])
     tail = (1 - LEVEL) / 2
@@ -152,8 +152,8 @@ def crossed_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) 
     return float(low), float(high)
 
 
-def score_table(found: StudyScores) -> str:
-    """The scores as a Markdown table, with the paper's below: of other images, raters and rivals."""
+def format_scores(found: StudyScores) -> str:
+    """Format the scores as a Markdown table, with the paper's below: of other images, raters and rivals."""
     heads = "".join(f" {question}, best % |" for question in QUESTIONS)
     lines = [f"| editor |{heads} mean rank |", "|---|" + "---|" * (len(QUESTIONS) + 1)]
     for editor, row in found.scores.items():
@@ -173,7 +173,7 @@ def score_table(found: StudyScores) -> str:
     return "\n".join(lines)
 
 
-def _ranks(path: Path, answers: dict[str, Any], key: dict[str, Any], editors: list[str]) -> np.ndarray:
+def _read_ranks(path: Path, answers: dict[str, Any], key: dict[str, Any], editors: list[str]) -> np.ndarray:
     """(cases, questions, editors), NaN for all editors where a ranking is not whole."""
     given = answers.get("answers")
     if not isinstance(given, dict) or set(given) - set(key["cases"]):
@@ -196,14 +196,14 @@ def _ranks(path: Path, answers: dict[str, Any], key: dict[str, Any], editors: li
 
 
 def _is_ranking(ranking: object, letters: Collection[str]) -> bool:
-    """Whether it gives some of the letters a rank of their own, from 1 to their number."""
+    """Tell whether it gives some of the letters a rank of their own, from 1 to their number."""
     if not isinstance(ranking, dict) or set(ranking) - set(letters):
         return False
     ranks = list(ranking.values())
     return all(type(rank) is int and 1 <= rank <= len(letters) for rank in ranks) and len(set(ranks)) == len(ranks)
 
 
-def _read(path: Path, expected: str) -> dict[str, Any]:
+def _read_file(path: Path, expected: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
