@@ -25,17 +25,20 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel
+from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel, vae_scale_factor
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.check import check_networks
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.token_encoders import TOKEN_ENCODERS
-from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
-
-LATENT_CHANNELS = 4
-#: Noisy latent 4, mask 1, masked-source latent 4, depth latent 4, in this order (paper Sec. 3.2).
-STEM_CHANNELS = 3 * LATENT_CHANNELS + 1
+from mimicbrush.models.unets import (
+    LATENT_CHANNELS,
+    REFERENCE_UNETS,
+    UNET_IN_CHANNELS,
+    ReferenceUNet,
+    init_reference_from_unet,
+    widen_conv_in,
+)
 
 
 @dataclass
@@ -70,14 +73,14 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
     """
     levels = len(options.block_out_channels)
     trained = read_encoders(Path(options.encoders)) if options.encoders else None
-    reduction = 2 ** (len(trained.vae.config.block_out_channels) - 1) if trained else 2
+    reduction = vae_scale_factor(trained.vae.config) if trained else 2
     if options.size_px % (step := reduction * 2 ** (levels - 1)):
         raise InputError(f"model.size_px must be a multiple of {step} with model.encoders={options.encoders}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=options.size_px // reduction,
-            in_channels=STEM_CHANNELS,
+            in_channels=UNET_IN_CHANNELS,
             out_channels=LATENT_CHANNELS,
             block_out_channels=tuple(options.block_out_channels),
             down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
@@ -97,7 +100,7 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
         if reference_unet is not None and options.shared_start:
-            init_reference_from_unet(unet, reference_unet)
+            init_reference_from_unet(reference_unet, unet)
         if trained and tokens_of != "clip":
             raise InputError(f"model.reference_encoder={tokens_of}: among the small encoders is only a CLIP")
         if trained:
@@ -115,13 +118,6 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
             depth_estimator=trained.depth_estimator if trained else depth_estimator.eval(),
             depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=depth_channels),
         )
-
-
-def init_reference_from_unet(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> None:
-    """Give the reference U-Net the imitative one's weights; of its stem those of the noisy latent."""
-    weights = unet.state_dict()
-    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
-    reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
 
 
 class SmallEncoders(NamedTuple):
@@ -239,7 +235,7 @@ def random_components(
         )
     unet = UNet2DConditionModel(
         sample_size=size_px // 8,
-        in_channels=STEM_CHANNELS,
+        in_channels=UNET_IN_CHANNELS,
         block_out_channels=block_out_channels,
         cross_attention_dim=768,
         attention_head_dim=8,
@@ -315,8 +311,8 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
         )
     except OSError as error:
         raise WeightsError(f"starting weights cannot be loaded; only .safetensors are: {error}") from error
-    unet = widen_conv_in(inpainting, STEM_CHANNELS)
-    unet.register_to_config(sample_size=options.size_px // 2 ** (len(vae.config.block_out_channels) - 1))
+    unet = widen_conv_in(inpainting, UNET_IN_CHANNELS)
+    unet.register_to_config(sample_size=options.size_px // vae_scale_factor(vae.config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Components(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mimicbrush.errors import InputError
 
@@ -27,6 +29,15 @@ REFERENCE_ENCODERS = {
     "clip": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection"),
     "dinov2": ReferenceEncoder(("dinov2",), "Dinov2Model"),
 }
+
+
+def vae_scale_factor(config: Mapping[str, Any]) -> int:
+    """Count the pixels of a latent along a side: every level of the autoencoder but the last halves the image.
+
+    Args:
+        config: of the autoencoder; one that states no levels means one level, so a latent is a pixel.
+    """
+    return int(2 ** (len(config.get("block_out_channels", (0,))) - 1))
 
 
 def encoder_without_unet(token_class: str) -> str:

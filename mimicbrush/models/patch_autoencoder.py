@@ -15,6 +15,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from mimicbrush.models.options import vae_scale_factor
+
 _LOG_VARIANCE_OF_NONE = -30.0
 
 
@@ -47,7 +49,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         hidden_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.patch_px = side = 2 ** (len(block_out_channels) - 1)
+        self.patch_px = side = vae_scale_factor(self.config)
         luma = torch.tensor([1.0, 1.0, 1.0]) / 3**0.5
         red_blue = torch.tensor([1.0, 0.0, -1.0]) / 2**0.5
         green = torch.tensor([-1.0, 2.0, -1.0]) / 6**0.5

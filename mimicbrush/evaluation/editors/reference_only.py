@@ -29,11 +29,11 @@ from mimicbrush.evaluation.benchmark.layout import Case
 from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, resize_to_source
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
-from mimicbrush.models.components import LATENT_CHANNELS
 from mimicbrush.models.encoders import decode_latents, encode_latents
+from mimicbrush.models.options import vae_scale_factor
 from mimicbrush.models.reference_attention import set_reference_processors
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.models.unets import LATENT_CHANNELS, ReferenceUNet
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tensor, to_uint8
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.counter_rng import mix
@@ -46,16 +46,6 @@ REFERENCE_ONLY_STEPS, GUIDANCE = 50, 5.0
 
 #: (1, 3, S, S) source in [-1, 1], (1, 1, S, S) mask, whether to keep the shape, seed -> (1, n, h, w) beside the latent.
 MakeStem = Callable[[torch.Tensor, torch.Tensor, bool, int], torch.Tensor]
-
-
-def make_reference_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
-    """A reference U-Net with the weights of one that paints: of its entrance the columns of the noisy latent."""
-    reference = ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
-    weights = dict(unet.state_dict())
-    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
-    reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
-    reference = reference.to(unet.device)
-    return reference if reference.dtype == unet.dtype else reference.to(unet.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,7 +70,7 @@ class ReferenceOnlyNetworks:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent, along a side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return vae_scale_factor(self.vae.config)
 
     @property
     def size_px(self) -> int:
@@ -193,7 +183,7 @@ def open_reference_only_of_pipeline(
     networks = ReferenceOnlyNetworks(
         vae=pipeline.vae,
         unet=pipeline.unet,
-        reference_unet=make_reference_unet(pipeline.unet).eval(),
+        reference_unet=ReferenceUNet.from_unet(pipeline.unet).eval(),
         scheduler=pipeline.scheduler,
         context=context,
         make_stem=make_stem,

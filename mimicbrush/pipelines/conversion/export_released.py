@@ -12,12 +12,11 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_aside
-from mimicbrush.models.components import STEM_CHANNELS
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, clip_config
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet
+from mimicbrush.models.unets import REFERENCE_UNETS, UNET_IN_CHANNELS, ReferenceUNet
 from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
 from mimicbrush.pipelines.conversion.untrusted_files import (
     config_of,
@@ -67,7 +66,7 @@ def export_released(
         check_fit(part, weights[part], expected)
         released[part] = {key: weights[part][key] for key in expected}  # in the order that people know
     released["image_encoder"] = with_position_ids(released["image_encoder"])
-    _check_stem(released)
+    _check_conv_in(released)
 
     def write(aside: Path) -> None:
         # As an open file: PyTorch would write the hidden name into the archive.
@@ -181,8 +180,8 @@ def _check_shares_hidden_states(index: dict[str, Any], weights: StateDict) -> No
         )
 
 
-def _check_stem(released: dict[str, StateDict]) -> None:
-    for part, expected in (("unet", STEM_CHANNELS), ("depth_guider", 1)):
+def _check_conv_in(released: dict[str, StateDict]) -> None:
+    for part, expected in (("unet", UNET_IN_CHANNELS), ("depth_guider", 1)):
         given = released[part]["conv_in.weight"].shape[1]
         if given != expected:
             raise WeightsError(

@@ -11,12 +11,11 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
-from mimicbrush.models.components import LATENT_CHANNELS, STEM_CHANNELS
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.models.unets import LATENT_CHANNELS, UNET_IN_CHANNELS, ReferenceUNet
 from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
 from mimicbrush.pipelines.conversion.key_maps import (
     PARTS,
@@ -61,7 +60,7 @@ def released_pipeline(
     """The pipeline of released weights, to be saved (see `import_released`): its networks hold the mapped files."""
     # 1. The sizes; what is absent shows before 10 GB are read.
     sizes = {
-        "unet": config_of(files.inpainting, "unet") | {"in_channels": STEM_CHANNELS},
+        "unet": config_of(files.inpainting, "unet") | {"in_channels": UNET_IN_CHANNELS},
         "reference_unet": config_of(files.sd15, "unet"),
         "vae": config_of(files.vae),
         "image_encoder": config_of(files.image_encoder),
