@@ -1,7 +1,7 @@
 """Evaluate an editor on held-out pairs, or several on a benchmark (configs/evaluate.yaml).
 
 python scripts/evaluate.py editor=PIPELINE pairs=MINED output=FOLDER
-python scripts/evaluate.py 'editor=[proof,oracle,source,blur]' benchmark=BENCH output=FOLDER
+python scripts/evaluate.py 'editor=[small,oracle,source,blur]' benchmark=BENCH output=FOLDER
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
 
 NEEDED = {
-    "editor": "a pipeline folder, such as runs/NAME/pipeline, or proof; on a benchmark one or more, as editor=[a,b]",
+    "editor": "a pipeline folder, such as runs/NAME/pipeline, or small; on a benchmark one or more, as editor=[a,b]",
     "output": "the folder to write to",
 }
 #: Options of one kind of evaluation, which would do nothing in the other.
@@ -68,7 +68,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     device = values.pop("device")
 
     from mimicbrush.evaluation.heldout.options import EvaluationOptions
-    from mimicbrush.pipelines.small_model import model_folder
+    from mimicbrush.pipelines.find import find_pipeline
 
     if isinstance(values["sets"], list):
         values["sets"] = tuple(values["sets"])
@@ -79,19 +79,16 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     from mimicbrush.evaluation.editors import pair_editors as editors
     from mimicbrush.evaluation.heldout import report, selection
 
-    editor_folder = model_folder(editor_name)
-    editors.check_pipeline_folder(editor_folder)
+    editor_folder = find_pipeline(editor_name)
     training = selection.read_training_data(editor_folder)
     selection = selection.select_heldout_pairs(read_manifest(pairs_folder), options.split, training)
     for message in selection.messages:
         print(message)
 
     # 2. The model.
-    import torch
+    from mimicbrush.pipelines.loading import open_pipeline
 
-    from mimicbrush.pipelines.loading import load_pipeline, move_to_device
-
-    pipeline = move_to_device(load_pipeline(editor_folder, torch.float32), device)
+    pipeline = open_pipeline(editor_folder, device)
     pipeline.set_progress_bar_config(disable=True)
     editor = editors.PipelineEditor(pipeline, options.num_inference_steps, options.guidance_scale)
 

@@ -5,8 +5,6 @@ Toy and full size are the same classes with other numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +20,9 @@ from transformers import (
     Dinov2Model,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.models.library_logs import silence_unused_weights
 from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel, vae_scale_factor
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.check import check_networks
@@ -302,7 +300,7 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
         tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
         kind, stored = TOKEN_ENCODERS[tokens_of], networks[REFERENCE_ENCODERS[tokens_of].weights[-1]]
-        with _no_word_of_unused_weights():  # a whole CLIP has a text encoder
+        with silence_unused_weights():  # a whole CLIP has a text encoder
             image_encoder = kind.model_class.from_pretrained(
                 stored.folder, config=kind.read_config(stored.config), dtype=torch.float32, use_safetensors=True
             )
@@ -326,13 +324,3 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
             depth_estimator=depth_estimator,
             depth_projector=DepthProjector(depth_channels=options.depth_channels),
         )
-
-
-@contextmanager
-def _no_word_of_unused_weights() -> Iterator[None]:
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

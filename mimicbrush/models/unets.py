@@ -13,7 +13,7 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.models.reference_attention import reference_paths, set_reference_write_processors
 
 LATENT_CHANNELS = 4
-#: Of the imitative U-Net (paper Sec. 3.2): noisy latent 4, mask 1, masked-source latent 4, depth latent 4, in this order.
+#: Input of the imitative U-Net: noisy latent 4, mask 1, masked-source latent 4, depth latent 4 (paper Sec. 3.2).
 UNET_IN_CHANNELS = 3 * LATENT_CHANNELS + 1
 
 

@@ -166,7 +166,7 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     # The parts of `MimicBrushPipeline.__call__`, in its order.
     def prepare() -> None:
         found["prepared"] = prepared = pipe.encode_references(pixels, [], None)
-        stem = pipe.prepare_stem(pixels, mask, False, None, None)
+        stem = pipe.prepare_cond_latents(pixels, mask, False, None, None)
         context = torch.cat([pipe.no_reference_context(), prepared.context])
         found["stem"], found["context"] = torch.cat([stem] * 2), context
         found["at_hand"] = project_context(pipe.unet, context)

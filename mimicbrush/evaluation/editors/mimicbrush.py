@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mimicbrush.errors import InputError
@@ -20,12 +19,7 @@ from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import CHOICES
-from mimicbrush.pipelines.loading import load_pipeline, move_to_device, seeded_generator
-
-
-def default_dtype(device: str) -> torch.dtype:
-    """Half precision on a GPU, as scripts/infer.py has it."""
-    return torch.float16 if device != "cpu" and torch.cuda.is_available() else torch.float32
+from mimicbrush.pipelines.loading import open_pipeline, seeded_generator
 
 
 def describe_editor(**facts: object) -> dict[str, str]:
@@ -130,6 +124,6 @@ def open_pipeline_editor(
     look: ReferenceView = "whole",
 ) -> CaseEditor:
     """Load a pipeline folder, see `editors.open_editor`."""
-    pipeline = move_to_device(load_pipeline(folder, default_dtype(device)), device)
+    pipeline = open_pipeline(folder, device)
     pipeline.set_progress_bar_config(disable=True)
     return PipelineCaseEditor(name, pipeline, {"weights": str(folder)}, num_inference_steps, guidance_scale, look)

@@ -26,10 +26,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, resize_to_source
+from mimicbrush.evaluation.editors.mimicbrush import describe_editor, resize_to_source
 from mimicbrush.evaluation.editors.protocol import CaseEditor, CaseInputs, CaseResult
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.models.encoders import decode_latents, encode_latents
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import vae_scale_factor
 from mimicbrush.models.reference_attention import set_reference_processors
 from mimicbrush.models.schedule import noise_scheduler
@@ -38,7 +39,7 @@ from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask, to_tens
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
-from mimicbrush.pipelines.loading import load_pipeline, move_to_device, quiet_libraries, seeded_generator
+from mimicbrush.pipelines.loading import default_dtype, open_pipeline, seeded_generator
 from mimicbrush.types import ReferenceStates
 
 #: As for the method itself (paper Sec. 4.1).
@@ -172,12 +173,14 @@ def open_reference_only_of_pipeline(
 
     Its own reference U-Net and its image tokens are left out; depth is used as in the pipeline.
     """
-    pipeline: Any = move_to_device(load_pipeline(folder, default_dtype(device)), device)
+    pipeline: Any = open_pipeline(folder, device)
     with torch.no_grad():
         context = pipeline.no_reference_context()
 
     def make_stem(source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, seed: int) -> torch.Tensor:
-        stem: torch.Tensor = pipeline.prepare_stem(source, mask, keep_shape, None, [seeded_generator(mix(seed, 2))])
+        stem: torch.Tensor = pipeline.prepare_cond_latents(
+            source, mask, keep_shape, None, [seeded_generator(mix(seed, 2))]
+        )
         return stem
 
     networks = ReferenceOnlyNetworks(

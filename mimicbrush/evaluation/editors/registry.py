@@ -21,12 +21,13 @@ from mimicbrush.evaluation.editors.weights import (
     find_repository,
 )
 from mimicbrush.io.hashing import fingerprint
-from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME
+from mimicbrush.pipelines.folder import RELEASED_NAME, is_pipeline_folder, resolve_pipeline_folder
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.editors.mimicbrush import ReferenceView
 
-RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
+RESULTS, RELEASED, REFERENCE_ONLY = "results", RELEASED_NAME, "reference_only"
 
 #: Editors that need no model: their classes in `editors_without_model`.
 _WITHOUT_MODEL = {
@@ -54,16 +55,16 @@ KNOWN = {
     "copy_in_place": "the reference's pixels at the same place",
     "opencv_inpaint": "OpenCV's inpainting, without the reference",
     "sift_homography": "the reference warped by a homography of SIFT matches, as if all were one plane",
-    SHIPPED_NAME: "the small model that comes with the project",
+    SHIPPED_NAME: "the small model that comes with the project; proof is the same",
     RELEASED: "the released MimicBrush weights",
     "paint_by_example[:DIR]": "Paint-by-Example, of the whole reference",
     "paint_by_example_box[:DIR]": "Paint-by-Example, of the box around the reference's mask",
     "ip_adapter[:DIR]": "SD-1.5 inpainting with an IP-Adapter",
     "reference_only[:DIR]": "reference-only attention, nothing trained; DIR may be a pipeline folder of ours",
-    "auto_zoom:DIR": "a pipeline that looks twice, see docs/EDITING.md; DIR may also be proof or released",
+    "auto_zoom:DIR": "a pipeline that looks twice, see docs/EDITING.md; DIR may also be small or released",
     "boxed:DIR": "a pipeline that sees only the box around the reference's mask; likewise",
     "results:FOLDER": "results of any other method, NNN_result.png",
-    "DIR": "a pipeline folder",
+    "DIR": "a pipeline folder, or the folder of a run that has one",
 }
 
 
@@ -146,21 +147,21 @@ def _open_model(text: str, named: _Named, choices: tuple[str, int | None, float 
             return editors_of_diffusers.open_ip_adapter(text, folders[0], folders[1], *choices)
         return editors_of_diffusers.open_paint_by_example(text, folders[0], named.name.endswith("_box"), *choices)
     from mimicbrush.evaluation.editors import mimicbrush as editors_of_pipelines
-    from mimicbrush.pipelines.folder import find_pipeline
+    from mimicbrush.pipelines.find import find_pipeline
 
-    folder = find_pipeline(RELEASED) if named.name == RELEASED else named.folder
-    assert folder is not None  # `_parse` sees to it
-    return editors_of_pipelines.open_pipeline_editor(text, folder, *choices, named.look)
+    return editors_of_pipelines.open_pipeline_editor(
+        text, find_pipeline(named.folder or named.name), *choices, named.look
+    )
 
 
 def _weight_files(named: _Named) -> list[Path]:
     """All that a model is loaded from."""
-    from mimicbrush.pipelines.folder import find_pipeline
+    from mimicbrush.pipelines.find import find_pipeline
 
     if named.name in _PUBLIC and not _is_pipeline(named.folder):
         folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
     else:
-        folders = [find_pipeline(RELEASED) if named.name == RELEASED else named.folder or Path()]
+        folders = [find_pipeline(named.folder or named.name)]
     suffixes = (".safetensors", ".bin", ".json")
     return [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in suffixes]
 
@@ -180,10 +181,10 @@ def _parse(text: str) -> _Named:
         return _Named(name, Path(folder).expanduser() if folder else None)
     if not colon and (name in _WITHOUT_MODEL or name == RELEASED):
         return _Named(name, None)
-    if text == SHIPPED_NAME:
-        return _Named(SHIPPED_NAME, SHIPPED_MODEL)
+    if text in SHIPPED_NAMES:
+        return _Named(SHIPPED_NAME, model_folder(text))
     if Path(text).expanduser().is_dir():
-        return _Named("", Path(text).expanduser())
+        return _Named("", resolve_pipeline_folder(Path(text).expanduser()))  # of a run, its pipeline
     names = [known.partition("[")[0].partition(":")[0] for known in KNOWN if known != "DIR"]
     close = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -194,21 +195,13 @@ def _parse(text: str) -> _Named:
 
 
 def _is_pipeline(folder: Path | None) -> bool:
-    return folder is not None and (folder / "model_index.json").is_file()
+    return folder is not None and is_pipeline_folder(folder)
 
 
 def _check_pipeline(named: _Named) -> None:
     from mimicbrush.pipelines.folder import read_index
 
     folder = named.folder or Path()
-    if named.name == SHIPPED_NAME and not _is_pipeline(folder):
-        raise InputError(
-            f"{SHIPPED_NAME}: the small model is not in this installation ({folder} is no pipeline folder); name a "
-            "pipeline folder instead"
-        )
-    inner = folder / "pipeline"
-    if not _is_pipeline(folder) and _is_pipeline(inner):
-        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json); did you mean {inner}?")
     index = read_index(folder)
     if named.look == "auto_zoom":
         from mimicbrush.pipelines.folder import class_names

@@ -9,9 +9,9 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # 
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.atomic import replace_folder
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.pipelines.conversion.import_released import released_pipeline
 from mimicbrush.pipelines.conversion.layout import HUB_FILES, find_released
-from mimicbrush.pipelines.loading import quiet_libraries
 
 #: To be raised when an import writes something else than before: older results are then not used any more.
 _VERSION = 1

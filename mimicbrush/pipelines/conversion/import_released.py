@@ -11,6 +11,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
@@ -26,7 +27,6 @@ from mimicbrush.pipelines.conversion.key_maps import (
 )
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles
 from mimicbrush.pipelines.conversion.untrusted_files import config_of, join_shards, read_groups, weights_of
-from mimicbrush.pipelines.loading import quiet_libraries
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
