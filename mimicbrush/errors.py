@@ -28,8 +28,8 @@ class CheckpointError(MimicBrushError):
 def prepare_process() -> None:
     """Let OpenMP's threads sleep while they wait, unless the environment says otherwise.
 
-    OpenMP reads the variable when torch is loaded, so this must come first. By default its threads spin while they wait for each other, and on a
-    CPU that anything else is using, small networks then run many times slower.
+    OpenMP reads the variable when torch is loaded, so this must come first. By default its threads spin while they wait
+    for each other, and on a CPU that anything else is using, small networks then run many times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -1,4 +1,4 @@
-"""The seven networks of a MimicBrush, made from numbers (toy size) or from pretrained weights (full size).
+"""The seven networks of MimicBrush, at toy size from random numbers, or at full size from pretrained weights.
 
 Toy and full size are the same classes with other numbers.
 """
@@ -41,7 +41,7 @@ from mimicbrush.models.unets import (
 
 @dataclass
 class Components:
-    """All networks. Trained: both U-Nets and both projectors. Frozen: the other three.
+    """All networks. Both U-Nets and both projectors are trained; the other three are frozen.
 
     There is no reference U-Net where patch tokens take its place (`ModelOptions.reference_encoder`).
     """
@@ -56,11 +56,11 @@ class Components:
 
 
 def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
-    """All parts at toy size with random weights: for tests and to try a training run.
+    """Build all networks at toy size with random weights: for tests, and to try a training run.
 
-    The image is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
-    encoders: fixed random features of the image, of the right type and shape. With `ToyModel.encoders` all three are
-    trained ones, and only what is to be trained is random.
+    The autoencoder shows images (it is linear and fixed). Image tokens and depth come from *untrained* encoders: fixed
+    random features of the image, of the right type and shape. With `ToyModel.encoders` these three networks are trained
+    ones, and only what is to be trained is random.
 
     Args:
         options: the sizes.
@@ -119,7 +119,7 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
 
 
 class SmallEncoders(NamedTuple):
-    """The frozen networks of the small model."""
+    """Frozen networks of the small model."""
 
     vae: PatchAutoencoder
     image_encoder: CLIPVisionModelWithProjection
@@ -135,7 +135,7 @@ SMALL_ENCODERS = {
 
 
 def read_encoders(folder: Path) -> SmallEncoders:
-    """The frozen networks that scripts/train_small_encoders.py leaves in a folder.
+    """Read the frozen networks that scripts/train_small_encoders.py leaves in a folder.
 
     Raises:
         InputError: one is absent.
@@ -153,7 +153,7 @@ def read_encoders(folder: Path) -> SmallEncoders:
 def small_depth_estimator(
     image_px: int = 28, patch_px: int = 14, initializer_range: float = 0.15
 ) -> DepthAnythingForDepthEstimation:
-    """A Depth Anything with random weights that sees images of `image_px` in patches of `patch_px`.
+    """Build a Depth Anything with random weights that sees images of `image_px` in patches of `patch_px`.
 
     With transformers' usual `initializer_range`, 0.02, an untrained map would be all but zero.
     """
@@ -187,7 +187,7 @@ def random_components(
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
     reference_encoder: str = "unet",
 ) -> Components:
-    """The architecture of the released model with random weights: to count, and to measure speed and memory.
+    """Build the released model with random weights: to count them, and to measure speed and memory.
 
     Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
     with them; all shapes that the U-Nets see stay: latents an eighth of the image, 257 image tokens.
@@ -278,7 +278,7 @@ def random_components(
 
 
 def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Components:
-    """All parts at full size, from the starting weights of paper Sec. 3.2, in float32.
+    """Load all networks at full size, from the starting weights of paper Sec. 3.2, in float32.
 
     Args:
         options: where the weights are.

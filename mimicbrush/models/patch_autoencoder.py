@@ -21,7 +21,7 @@ _LOG_VARIANCE_OF_NONE = -30.0
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """Patches of pixels to four channels by an orthonormal linear map, and back by its transpose.
+    """Autoencoder of patches: pixels to four channels by an orthonormal linear map, and back by its transpose.
 
     The channels are the patch's mean luma, two mean colour differences, and its horizontal luma detail;
     each is divided by its rough standard deviation on photographs, so that latents have about unit variance.
@@ -86,7 +86,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 class _Correction(nn.Module):
-    """A few residual convolutions at one resolution, that give zero at the start."""
+    """Residual convolutions at one resolution, whose output is zero at the start."""
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, blocks: int) -> None:
         super().__init__()

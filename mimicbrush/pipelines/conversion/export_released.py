@@ -36,7 +36,7 @@ def export_released(
 
     Args:
         pipeline: a pipeline folder.
-        output: the file; it gets its name when it is whole.
+        output: the file; it gets its name when it is complete.
         checkpoint: a checkpoint folder of a run, whose weights replace those of the trained networks.
         average: take the checkpoint's averaged (EMA) weights, which is what the run's own pipeline holds, too.
         force: replace an older file.
@@ -78,7 +78,7 @@ def export_released(
 
 
 def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, average: bool) -> dict[str, StateDict]:
-    """The trained parts that a checkpoint of a run holds; parts that were frozen are not among them.
+    """Read the trained parts that a checkpoint of a run holds; frozen parts are not among them.
 
     Args:
         checkpoint: its folder (``run_dir/checkpoints/step-...``).
@@ -113,7 +113,7 @@ def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, aver
 
 
 def find_released_differences(pipeline: Path, released: dict[str, StateDict]) -> list[str]:
-    """What the released code, which has its choices wired in, would do differently with these weights."""
+    """List what the released code, which has its choices wired in, would do differently with these weights."""
     index = pipeline_index(pipeline)
     warnings = [
         f"these weights were trained for {name}={index.get(name)!r}; the released code has {value!r} wired in, "
@@ -146,7 +146,7 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
 
 
 def pipeline_index(pipeline: Path) -> dict[str, Any]:
-    """The model_index.json of a pipeline folder of ours.
+    """Read the model_index.json of a pipeline folder of ours.
 
     Raises:
         InputError: it is none.
@@ -159,7 +159,7 @@ def pipeline_index(pipeline: Path) -> dict[str, Any]:
 
 
 def _networks(pipeline: Path) -> dict[str, nn.Module]:
-    """Part -> the network that the released code would build, on the meta device."""
+    """Build each part's network as the released code would, on the meta device."""
     configs = {part: config_of(pipeline / component) for part, component in PARTS.items()}
     with torch.device("meta"):
         return {

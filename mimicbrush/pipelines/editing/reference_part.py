@@ -1,4 +1,4 @@
-"""Which part of a reference an edit looked at: what a second, closer look is to be at (paper, limitations)."""
+"""Find the part of a reference that an edit looked at, for a second, closer look (paper, limitations)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class ReferencePart:
-    """A part of the reference.
+    """Part of the reference, with its attention.
 
     Attributes:
         box: of it, in pixels of the reference.
@@ -36,9 +36,9 @@ class ReferencePart:
 
 
 def find_attended_part(found: Correspondence, area: Box) -> ReferencePart | None:
-    """The part of the reference that is worth a closer look.
+    """Find the part of the reference that is worth a closer look.
 
-    Each token of the hole counts at the place where its attention peaks, by how much went there. Neighbouring places
+    Each masked token counts at the place where its attention peaks, by how much went there. Neighbouring places
     are one; of several, the one with most is taken.
 
     Args:
