@@ -51,8 +51,8 @@ def encoder_without_unet(token_class: str) -> str:
     """
     names = [name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and name != "unet"]
     if not names:
-        known = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
-        raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(known)}")
+        classes = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
+        raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(classes)}")
     if len(names) > 1:
         raise InputError(f"{' and '.join(names)} have one class, {token_class}; derive a class of its own for each")
     return names[0]

@@ -334,12 +334,12 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2D
     for model, kind in ((unet, ReferenceReadProcessor), (reference_unet, ReferenceWriteProcessor)):
         processors = model.attn_processors
         for path in reference_paths(model):
-            found = processors[f"{path}.processor"]
-            if not isinstance(found, kind):
+            processor = processors[f"{path}.processor"]
+            if not isinstance(processor, kind):
                 raise WeightsError(
-                    f"the attention of {path} is computed by {type(found).__name__}, which does not use a reference "
-                    "(attention slicing, xFormers and fused projections replace the processors); choose a back end "
-                    "with unet.set_attention_backend(...) instead, and load the pipeline again"
+                    f"the attention of {path} is computed by {type(processor).__name__}, which does not use a "
+                    "reference (attention slicing, xFormers and fused projections replace the processors); choose a "
+                    "back end with unet.set_attention_backend(...) instead, and load the pipeline again"
                 )
 
 

@@ -33,11 +33,11 @@ class Conventions:
     size_step_px: int
     prediction_type: str
 
-    def with_choices(self, given: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
+    def with_choices(self, choices: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
         """Complete the options for training on from these weights, where some of them are chosen.
 
         Args:
-            given: options of `ModelOptions` that were chosen, and their values.
+            choices: options of `ModelOptions` that were chosen, and their values.
             prediction_type: `TrainOptions`'.
 
         Returns:
@@ -46,11 +46,11 @@ class Conventions:
         Raises:
             InputError: names every choice that the weights do not allow.
         """
-        other = {name: value for name, value in given.items() if value != self.options[name]}
+        other = {name: value for name, value in choices.items() if value != self.options[name]}
         wrong = [
             f"model.{name} must be {self.options[name]}, got {value}" for name, value in other.items() if name in FIXED
         ]
-        size = given.get("size_px", self.options["size_px"])
+        size = choices.get("size_px", self.options["size_px"])
         if size % self.size_step_px:
             wrong.append(f"model.size_px must be a multiple of {self.size_step_px}, got {size}")
         if prediction_type != self.prediction_type:
@@ -64,7 +64,7 @@ class Conventions:
             f"model.{name}={value}, while the weights were made for {self.options[name]}"
             for name, value in other.items()
         ]
-        return {**self.options, **given}, notes
+        return {**self.options, **choices}, notes
 
 
 def resolve_pipeline_folder(name: str | Path) -> Path | None:
@@ -110,7 +110,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Read the model_index.json of a pipeline folder.
 
     Raises:
-        InputError: the folder is absent, no pipeline, or not whole.
+        InputError: the folder is absent, no pipeline, or not complete.
     """
     index = folder / "model_index.json"
     if not is_pipeline_folder(folder):

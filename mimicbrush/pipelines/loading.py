@@ -43,7 +43,7 @@ def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | s
     return move_to_device(load_pipeline(folder, dtype), device)
 
 
-#: Types that a command can be told, by name.
+#: Types that a command may choose, by name.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -89,9 +89,9 @@ def load_components(folder: Path, size_px: int) -> Components:
         check_weights(name, class_name, network)
     pipeline = load_pipeline(folder, torch.float32)
     for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
-        found, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
-        if found != expected:
-            raise InputError(f"{folder} was made for a noise schedule with {key}={found}, training has {expected}")
+        actual, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
+        if actual != expected:
+            raise InputError(f"{folder} was made for a noise schedule with {key}={actual}, training has {expected}")
     components = Components(**{each.name: getattr(pipeline, each.name) for each in fields(Components)})
     components.unet.register_to_config(sample_size=size_px // pipeline.vae_scale_factor)
     return components

@@ -526,14 +526,16 @@ class MimicBrushPipeline(HubPipeline):
             yield from ({} for _ in timesteps)
             return
         current = self.config.reference_timestep == "current"
-        seen = [float(timestep) if current else 0.0 for timestep in timesteps.tolist()]  # by the reference U-Net
-        if all(timestep in prepared.features for timestep in seen):
-            yield from (prepared.features[timestep] for timestep in seen)
+        read_at = [
+            float(timestep) if current else 0.0 for timestep in timesteps.tolist()
+        ]  # what the reference U-Net sees
+        if all(timestep in prepared.features for timestep in read_at):
+            yield from (prepared.features[timestep] for timestep in read_at)
         elif current:
-            yield from self._run_reference_unet(prepared, seen, batch_size)
+            yield from self._run_reference_unet(prepared, read_at, batch_size)
         else:
-            once = next(self._run_reference_unet(prepared, seen[:1], 1))
-            yield from (once for _ in seen)
+            once = next(self._run_reference_unet(prepared, read_at[:1], 1))
+            yield from (once for _ in read_at)
 
     def _run_reference_unet(
         self, prepared: PreparedReference, timesteps: list[float], batch_size: int

@@ -68,19 +68,19 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
     """
     with torch.device("meta"):
         expected = {depth_hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
-        given = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
+        stored = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
     if class_name == "CLIPVisionModelWithProjection":
-        given = take_vision_half(given)
-        given.pop(POSITION_IDS, None)
+        stored = take_vision_half(stored)
+        stored.pop(POSITION_IDS, None)
     elif class_name == "AutoencoderKL":
-        given = rename_vae_attention(given)
-    check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in given.items()}, expected)
+        stored = rename_vae_attention(stored)
+    check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in stored.items()}, expected)
 
 
 def _build(class_name: str, network: StoredNetwork) -> nn.Module:
     token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
-    if class_name not in (known := (*_DIFFUSERS, *token_encoders, _DEPTH)):
-        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(known)}")
+    if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH)):
+        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(buildable)}")
     try:
         built: nn.Module
         if class_name in _DIFFUSERS:
@@ -104,9 +104,9 @@ def check_every_byte(network: StoredNetwork) -> None:
     for file in network.files:
         expected = _hash_of_hub(file)
         if expected is not None:
-            found = hash_file(file)
-            if found != expected:
-                raise DamagedFileError(file, f"its SHA-256 is {found}, the hub said {expected}")
+            actual = hash_file(file)
+            if actual != expected:
+                raise DamagedFileError(file, f"its SHA-256 is {actual}, the hub states {expected}")
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (no mapping)
                 tensor = opened.get_tensor(key)

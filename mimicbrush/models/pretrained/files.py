@@ -92,18 +92,23 @@ def read_network(folder: Path, file_stem: str) -> StoredNetwork:
 
 
 def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
-    named = read_object(index).get("weight_map")
-    if not isinstance(named, dict) or not named or any(Path(str(name)).name != name for name in named.values()):
+    weight_map = read_object(index).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or any(Path(str(name)).name != name for name in weight_map.values())
+    ):
         raise DamagedFileError(index, "it has no weight_map from tensors to the names of files beside it")
-    files = tuple(index.parent / name for name in sorted(set(named.values())))
+    files = tuple(index.parent / name for name in sorted(set(weight_map.values())))
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise WeightsError(f"{index.parent} lacks {', '.join(absent)}, which {index.name} names")
     heads = {file.name: read_head(file) for file in files}
-    found = {key: name for name, head in heads.items() for key in head}
-    if found != named or sum(map(len, heads.values())) != len(found):
-        differing = sorted(key for key in {**found, **named} if found.get(key) != named.get(key)) or ["a tensor twice"]
-        raise WeightsError(f"{index} does not fit its shards: they do not hold {differing[0]} as it says")
+    holders = {key: name for name, head in heads.items() for key in head}
+    if holders != weight_map or sum(map(len, heads.values())) != len(holders):
+        differing = sorted(key for key in {**holders, **weight_map} if holders.get(key) != weight_map.get(key))
+        first = differing[0] if differing else "a tensor twice"
+        raise WeightsError(f"{index} does not fit its shards: they do not hold {first} as it says")
     return {key: tensor for head in heads.values() for key, tensor in head.items()}, files
 
 

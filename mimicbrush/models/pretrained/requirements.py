@@ -112,27 +112,27 @@ def check_facts(part: str, config: Mapping[str, Any]) -> None:
     Raises:
         WeightsError: names what the config says and what it should say.
     """
-    said = _vision_half(config) if part == "image_encoder" else dict(config)
+    stated = _vision_half(config) if part == "image_encoder" else dict(config)
     if part == "image_encoder":
         kind = config.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             raise WeightsError(f"its config says model_type={kind!r}, expected a CLIP, whole or its image encoder")
-    for key, (expected, unsaid) in _FACTS[part].items():
-        value = said.get(key, unsaid)
+    for key, (expected, default) in _FACTS[part].items():
+        value = stated.get(key, default)
         if value != expected:
             raise WeightsError(f"its config says {key}={value!r}, expected {expected!r}")
-    blocks = said.get("block_out_channels", [0] * _LEVELS)
+    blocks = stated.get("block_out_channels", [0] * _LEVELS)
     if len(blocks) != _LEVELS:
         raise WeightsError(f"its config says block_out_channels={blocks}, expected {_LEVELS} levels")
 
 
 def find_other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
     """List where a network has other sizes than the paper's."""
-    said = _vision_half(config) if part == "image_encoder" else config
+    stated = _vision_half(config) if part == "image_encoder" else config
     return [
-        f"{key}={said[key]} (paper: {expected})"
+        f"{key}={stated[key]} (paper: {expected})"
         for key, expected in _SIZES[part].items()
-        if key in said and said[key] != expected
+        if key in stated and stated[key] != expected
     ]
 
 

@@ -22,12 +22,12 @@ _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _MOST_NAMED = 10
 
 
-def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """Check that a state dict has exactly the keys and shapes that it should have.
 
     Args:
         part: what the errors call it.
-        given: the weights.
+        weights: the state dict.
         expected: tensors of the right shapes; those of a network on the meta device will do.
 
     Raises:
@@ -35,13 +35,13 @@ def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[st
     """
     problems = [
         f"{key} has shape {_shape(tensor)}, expected {_shape(expected[key])}"
-        for key, tensor in given.items()
+        for key, tensor in weights.items()
         if key in expected and tensor.shape != expected[key].shape
     ]
-    problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in given]
+    problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in weights]
     problems += [
         f"{key} is unexpected, given with shape {_shape(tensor)}"
-        for key, tensor in given.items()
+        for key, tensor in weights.items()
         if key not in expected
     ]
     if problems:

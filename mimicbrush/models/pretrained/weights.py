@@ -76,15 +76,15 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
     Raises:
         WeightsError: names every part whose weights are not there, its option and how to get them.
     """
-    found = {part: locate_weights(part, getattr(options, part)) for part in options.weight_options()}
-    missing = [f"  model.{part}={getattr(options, part)}" for part, folder in found.items() if folder is None]
+    folders = {part: locate_weights(part, getattr(options, part)) for part in options.weight_options()}
+    missing = [f"  model.{part}={getattr(options, part)}" for part, folder in folders.items() if folder is None]
     if missing:
         raise WeightsError(
             "starting weights are neither a folder nor (wholly) in the local Hugging Face cache:\n"
             + "\n".join(missing)
             + f"\n  {HOW_TO_FETCH}"
         )
-    return {part: folder for part, folder in found.items() if folder is not None}
+    return {part: folder for part, folder in folders.items() if folder is not None}
 
 
 def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:

@@ -186,8 +186,8 @@ def check_box(value: Any) -> Box:
     Raises:
         InputError: it is none.
     """
-    whole = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
-    if not whole or len(value) != 4:
+    is_box = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
+    if not is_box or len(value) != 4:
         raise InputError(f"'reference_crop' must be four whole numbers x0, y0, x1, y1 (pixels), got {value!r}")
     x0, y0, x1, y1 = value
     return x0, y0, x1, y1
@@ -196,11 +196,11 @@ def check_box(value: Any) -> Box:
 def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
     """Check that no output is named twice or is an image to read: it would count as finished, or be lost."""
     inputs = {path.resolve() for edit in edits for path in (edit.source, edit.mask, edit.reference)}
-    seen: set[Path] = set()
+    outputs: set[Path] = set()
     for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
         resolved = output.resolve()
-        if resolved in seen:
+        if resolved in outputs:
             raise InputError(f"{output} would be the output of two edits; name another for one of them")
         if resolved in inputs:
             raise InputError(f"{output} would be an output, but is one of the images to read")
-        seen.add(resolved)
+        outputs.add(resolved)
