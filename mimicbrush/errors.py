@@ -1,5 +1,6 @@
-"""Errors that a user can act on. Scripts print them as one message, without a traceback."""
+"""Errors that a user can act on. Commands print them as one message, without a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ class MimicBrushError(Exception):
 
 
 class InputError(MimicBrushError, ValueError):
-    """A image, mask, folder or option that cannot be used as given."""
+    """An image, mask, folder or option that cannot be used as given."""
 
 
 class WeightsError(MimicBrushError):
@@ -24,8 +25,21 @@ class CheckpointError(MimicBrushError):
     """A checkpoint that is incomplete, or that belongs to another run."""
 
 
+def prepare_process() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says otherwise.
+
+    OpenMP reads the variable when torch is loaded, so this must come first. By default its threads spin while they wait
+    for each other, and on a CPU that anything else is using, small networks then run many times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def cli_main(main: Callable[[], None]) -> None:
-    """Run a script's main function: an error that the user can mend is printed plainly, status 2; Ctrl-C is 130."""
+    """Run a command's main function in a prepared process (`prepare_process`).
+
+    An error that the user can mend is printed without a traceback, status 2; Ctrl-C is status 130.
+    """
+    prepare_process()
     try:
         main()
     except MimicBrushError as error:

@@ -1,4 +1,4 @@
-"""The values that travel between the rooms, and the shape legend, said once.
+"""The values that are passed between the rooms, and the legend of their shapes.
 
 Legend: ``B`` batch, ``C`` channels, ``H W`` pixels, ``h w`` latents, ``N`` tokens, ``D`` context width.
 Pixels are RGB in [-1, 1] as float tensors (B, 3, H, W), or uint8 in 0..255 as arrays (H, W, 3).
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class AttentionRecord(Protocol):
-    """Something that wants to know where reference attention goes (see `models.correspondence`)."""
+    """Recorder of where reference attention goes, such as `models.attention_recorder.CorrespondenceRecorder`."""
 
     def add(self, path: str, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
-        """Note one layer's attention at one step.
+        """Add one layer's attention at one step.
 
         Args:
             path: of the layer's module in the imitative U-Net.
@@ -33,20 +33,20 @@ class AttentionRecord(Protocol):
 
 
 class ReferenceStates:
-    """What the reference U-Net hands to the imitative U-Net: a value, passed along, owned by the caller.
+    """Value that the caller passes to both U-Nets: the reference U-Net writes into it, the imitative U-Net reads it.
 
     No dataclass: FSDP copies those on their way through a network, and what is written into a copy is lost.
 
     Attributes:
         features: module path of a self-attention layer -> (R, N, C), the *normalised hidden states* that
             enter that layer in the reference U-Net (released code).
-        projected: module path -> keys and values that need no projecting any more: of a self-attention layer
+        projected: module path -> keys and values that are projected already: of a self-attention layer
             the reference's, (R, N, heads, d) each (the paper's way of sharing, or features projected once for
             several steps); of a cross-attention layer those of the context, for all B rows.
         keep: (R,) bool, or None for all. Rows that are False read themselves alone, as if no reference
             had been given (classifier-free guidance, paper Sec. 4.1).
         blend: how much the reference's attention counts, see `ReferenceReadProcessor`; None is the layer's own.
-        record: is told of every reference attention, in inference; None for nobody.
+        record: receives every reference attention, in inference; None: nothing is recorded.
         attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
 
@@ -69,12 +69,12 @@ class ReferenceStates:
 
     @property
     def holds_reference(self) -> bool:
-        """Whether there is more in it than a context."""
+        """Whether it holds more than a context."""
         return bool(self.features) or any(".attn1" in path for path in self.projected)
 
 
 class Matches:
-    """Places of the source, and the places of the reference that show the same.
+    """Matching places: those of the source, and those of the reference that show the same.
 
     No dataclass: FSDP casts the tensors of those to its half precision, which moves places by a pixel.
 
@@ -88,11 +88,11 @@ class Matches:
         self.source_xy, self.reference_xy, self.is_match = source_xy, reference_xy, is_match
 
     def to(self, device: torch.device) -> Matches:
-        """The same matches on another device."""
+        """Move the matches to another device."""
         return Matches(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def pin_memory(self) -> Matches:
-        """The same matches in page-locked memory."""
+        """Copy the matches to page-locked memory."""
         return Matches(*(tensor.pin_memory() for tensor in vars(self).values()))
 
 
@@ -101,7 +101,7 @@ _TENSORS = ("source", "reference", "mask", "key", "index")
 
 @dataclass
 class TrainBatch:
-    """Samples for one step. All pixels are square and already augmented, padded and resized.
+    """Batch of samples for one step. All pixels are square and already augmented, padded and resized.
 
     Attributes:
         source: (B, 3, H, W) float, [-1, 1], *unmasked*: it is also what must be recovered.
@@ -123,12 +123,12 @@ class TrainBatch:
     matches: Matches | None = None
 
     def to(self, device: torch.device) -> TrainBatch:
-        """The same batch on another device."""
+        """Move the batch to another device."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         return replace(self, **moved, matches=self.matches and self.matches.to(device))
 
     def pin_memory(self) -> TrainBatch:
-        """The same batch in page-locked memory: torch's DataLoader looks for this method."""
+        """Copy the batch to page-locked memory: torch's DataLoader looks for this method."""
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
 

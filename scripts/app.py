@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 from mimicbrush.errors import InputError, cli_main
-from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, model_folder, shipped_size_px
+from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
 full model paints."""
@@ -26,12 +27,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|proof", help="as for scripts/infer.py")
+    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help="as for scripts/infer.py")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves everybody (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    dtypes = ("float32", "float16", "bfloat16")
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="on a GPU float16 (default: float32)")
+    dtypes = ("auto", "float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="default: auto, on a GPU float16")
     parser.add_argument("--max-upload-mib", type=int, default=32, help="of one image (default: 32)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments = parser.parse_args()
@@ -42,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    folder = model_folder(arguments.model)
+    folder = resolve_pipeline_folder(arguments.model)  # None: the released weights, found when they are opened
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the editing page needs the package gradio. Install it: pip install 'mimicbrush[demo]'")
 
@@ -54,24 +55,20 @@ def main() -> None:
         serve(arguments, folder, Path(temporary))
 
 
-def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
+def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -> None:
     """Load the model, say where the page is, and serve it until a signal comes."""
     print("loading ...", file=sys.stderr)
     import socket
 
-    import torch
     import uvicorn
 
     from mimicbrush.app.editing_page import build_app
     from mimicbrush.app.editing_service import EditingService
     from mimicbrush.app.examples import examples
     from mimicbrush.app.session_files import SessionFiles, VisitorLimits
-    from mimicbrush.pipelines.folder import find_pipeline
-    from mimicbrush.pipelines.loading import load_pipeline, move_to_device
+    from mimicbrush.pipelines.loading import open_pipeline
 
-    pipeline = move_to_device(
-        load_pipeline(find_pipeline(str(folder)), getattr(torch, arguments.dtype)), arguments.device
-    )
+    pipeline = open_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)
     is_small = folder == SHIPPED_MODEL
     about = SMALL.format(size_px=shipped_size_px()) if is_small else f"The model: {arguments.model}."

@@ -31,7 +31,9 @@ def main() -> None:
     )
     for name in ("reference", "source", "mask"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="pipeline folder")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="pipeline folder, as for scripts/infer.py"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, help="default: the pipeline's")
     arguments = parser.parse_args()
@@ -42,12 +44,12 @@ def main() -> None:
     from mimicbrush.io.images import read_image
     from mimicbrush.ops.canvas import MASK_THRESHOLD
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+    from mimicbrush.pipelines.loading import open_pipeline, seeded_generator
 
     source, reference = read_image(arguments.source, "RGB"), read_image(arguments.reference, "RGB")
     mask = read_image(arguments.mask, "L")
     hole = np.asarray(mask) > MASK_THRESHOLD
-    pipe = load_pipeline(arguments.model)
+    pipe = open_pipeline(arguments.model)
     side = pipe.unet.config.sample_size
     start = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=seeded_generator(arguments.seed))
 

@@ -1,7 +1,7 @@
 """Evaluate an editor on held-out pairs, or several on a benchmark (configs/evaluate.yaml).
 
 python scripts/evaluate.py editor=PIPELINE pairs=MINED output=FOLDER
-python scripts/evaluate.py 'editor=[proof,oracle,source,blur]' benchmark=BENCH output=FOLDER
+python scripts/evaluate.py 'editor=[small,oracle,source,blur]' benchmark=BENCH output=FOLDER
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
 
 NEEDED = {
-    "editor": "a pipeline folder, such as runs/NAME/pipeline, or proof; on a benchmark one or more, as editor=[a,b]",
+    "editor": "a pipeline folder, such as runs/NAME/pipeline, or small; on a benchmark one or more, as editor=[a,b]",
     "output": "the folder to write to",
 }
 #: Options of one kind of evaluation, which would do nothing in the other.
@@ -88,14 +88,11 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
         print(message)
 
     # 2. The editor.
-    import torch
-
     editor = open_editor(
         editor_name,
         device=device,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
-        dtype=torch.float32,
     )
 
     from mimicbrush.evaluation.heldout.run import EDITS_FILE, IMAGES_FOLDER, evaluate_heldout

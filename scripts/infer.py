@@ -35,7 +35,8 @@ from mimicbrush.pipelines.editing.requests import (
     collect_edits,
     number_outputs,
 )
-from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, model_folder, shipped_size_px
+from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
@@ -48,7 +49,7 @@ MODELS = """no model was named, and none comes with this version. --model takes:
   released  the released weights: fetched from the Hugging Face hub and converted once"""
 NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
 how imitating works, not what a full model paints. --model takes:
-  DIR       a pipeline folder, as a training run leaves one in its run_dir
+  DIR       a pipeline folder, or the folder of a training run that left one
   released  the released weights: fetched from the Hugging Face hub and converted once"""
 
 
@@ -62,8 +63,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default=None,
-        metavar="DIR|released|proof",
-        help="pipeline folder, the released weights, or the small model where it comes with the project (default)",
+        metavar="DIR|released|small",
+        help="pipeline or run folder, the released weights, or the small model that comes with the project (default)",
     )
     parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
     add = parser.add_argument_group("how to edit").add_argument
@@ -188,9 +189,8 @@ class Editor:
         if arguments.model is None and not is_shipped():
             raise InputError(MODELS)
         self._is_unnamed = arguments.model is None
-        arguments.model = str(model_folder(arguments.model or SHIPPED_NAME))
-        if arguments.model != "released" and not (Path(arguments.model) / "model_index.json").is_file():
-            raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
+        arguments.model = arguments.model or SHIPPED_NAME
+        resolve_pipeline_folder(arguments.model)  # an error comes before the images are read
 
     def read(self, edit: Edit) -> EditInputs:
         """The images of an edit, checked; needs no model."""
@@ -201,19 +201,9 @@ class Editor:
         """The pipeline on its device."""
         if self._is_unnamed:  # said only once it edits, and not before every error of the images
             print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
-        import torch
+        from mimicbrush.pipelines.loading import open_pipeline
 
-        from mimicbrush.pipelines.folder import find_pipeline
-        from mimicbrush.pipelines.loading import load_pipeline, move_to_device
-
-        folder = find_pipeline(self.arguments.model)
-        dtype = self.arguments.dtype
-        if dtype == "auto":
-            # Half precision halves memory and time on a GPU, and neither on a CPU. float16 rather than bfloat16: the
-            # released code runs in it, SD-1.5's values fit its range, and it rounds eight times finer.
-            on_gpu = self.arguments.device != "cpu" and torch.cuda.is_available()
-            dtype = "float16" if on_gpu else "float32"
-        pipeline = move_to_device(load_pipeline(folder, getattr(torch, dtype)), self.arguments.device)
+        pipeline = open_pipeline(self.arguments.model, self.arguments.device, self.arguments.dtype)
         if self.arguments.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 

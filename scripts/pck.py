@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mimicbrush.errors import InputError, cli_main
-from mimicbrush.pipelines.small_model import SHIPPED_NAME, model_folder
+from mimicbrush.pipelines.small_model import SHIPPED_NAME
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.methods import Method
@@ -35,7 +35,8 @@ def parse_arguments() -> argparse.Namespace:
         "--homographies", type=Path, help="or folders of 1.ppm .. 6.ppm and H_1_2 .. (HPatches), or img1.ppm and H1to2p"
     )
     data.add_argument("--spair", type=Path, help="or the folder of SPair-71k")
-    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|proof", help="pipeline folder (default: proof)")
+    model_help = "pipeline folder, as for scripts/infer.py (default: small)"
+    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help=model_help)
     parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
     parser.add_argument("--max-pairs", type=int, default=46, help="images at most (default: 46)")
     parser.add_argument(
@@ -63,11 +64,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    folder = model_folder(arguments.model)
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"--model {arguments.model} is no pipeline folder (it has no model_index.json)")
 
-    import torch
+    from mimicbrush.pipelines.find import find_pipeline
+
+    folder = find_pipeline(arguments.model)
+
     from tqdm import tqdm
 
     from mimicbrush.evaluation.heldout import report
@@ -77,9 +78,9 @@ def main() -> None:
     from mimicbrush.evaluation.keypoint_transfer.transfer_plot import plot_transfers
     from mimicbrush.io.atomic import write_aside, write_json
     from mimicbrush.io.images import write_image
-    from mimicbrush.pipelines.loading import load_pipeline
+    from mimicbrush.pipelines.loading import open_pipeline
 
-    pipeline = load_pipeline(folder, torch.float32)
+    pipeline = open_pipeline(folder, device="cpu")
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.reference_unet is None:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")

@@ -49,7 +49,7 @@ def origin_keys(sources: Sequence[PairSource]) -> list[int]:
 def seen_origins(options: TrainConfig, sources: Sequence[PairSource]) -> list[str]:
     """Hashes of the source files that the weights have seen in the end, in this run or before it."""
     from mimicbrush.evaluation.heldout.selection import read_training_data
-    from mimicbrush.pipelines.folder import find_pipeline
+    from mimicbrush.pipelines.find import find_pipeline
 
     seen = {f"{key:016x}" for key in origin_keys(sources)}
     if isinstance(options.model, PipelineModel):
@@ -65,7 +65,7 @@ def build_components(options: ModelOptions, seed: int) -> Components:
     if isinstance(options, ToyModel):
         return toy_components(options, seed=seed)
     if isinstance(options, PipelineModel):
-        from mimicbrush.pipelines.folder import find_pipeline
+        from mimicbrush.pipelines.find import find_pipeline
         from mimicbrush.pipelines.loading import load_components
 
         return load_components(find_pipeline(options.path, fetch=False), options.size_px)

@@ -94,7 +94,8 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
     model = config.model
     if OmegaConf.get_type(model) is not PipelineModel:
         return config, []
-    from mimicbrush.pipelines.folder import find_pipeline, read_conventions, read_networks
+    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.folder import read_conventions, read_networks
 
     if not model.path:
         raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
@@ -118,6 +119,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
 FREE_TO_CHANGE = (
     "run_name",
     "run_dir",
+    "model.path",  # the weights themselves are compared, see `run_identity`
     "data.root",
     "data.input_root",
     "data.sources.*.root",
@@ -171,7 +173,8 @@ def _fingerprint_of(config: DictConfig) -> str:
 def list_weight_files(model: ModelOptions) -> list[Path]:
     """The files of all starting weights; none where they are drawn."""
     from mimicbrush.models.pretrained.requirements import inspect_starting_weights
-    from mimicbrush.pipelines.folder import find_pipeline, read_networks
+    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.folder import read_networks
 
     if isinstance(model, PretrainedModel):
         return [file for network in inspect_starting_weights(model).values() for file in network.files]

@@ -1,4 +1,4 @@
-"""Which reference token filled which token of the hole: reference attention, summed as it happens."""
+"""Which reference token filled which masked token: reference attention, summed while the pipeline denoises."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mimicbrush.errors import InputError
 
 
 class CorrespondenceRecorder:
-    """Adds up where the reference attention of the hole's tokens goes.
+    """Recorder that adds up where the reference attention of the masked tokens goes.
 
-    Every head, layer and step counts alike, by what it really paid: the blend times the probability in the softmax
-    over [own ; reference], in which the reference's tokens share what the own tokens leave. A coarse layer's
-    probability is spread evenly over the fine tokens that a coarse one covers.
+    Every head, layer and step counts alike. Each adds ``blend * p``, where p is the probability of a reference token in
+    the softmax over [own ; reference]: what the own tokens get is left out. The probability of a coarse token is spread
+    evenly over the fine tokens that it covers.
 
     Args:
         mask: (R, 1, h, w) on the latents' grid, 1 = repaint; of the rows that have a reference.
@@ -23,19 +23,20 @@ class CorrespondenceRecorder:
 
     def __init__(self, mask: torch.Tensor) -> None:
         self._mask = mask.float()
-        #: tokens along a side -> for each row the summed probabilities (M, side * side), M tokens of the hole.
+        #: tokens along a side -> for each row the summed probabilities (M, side * side), M masked tokens.
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._heads = 0
 
     def add(self, path: str, query: torch.Tensor, reference_key: torch.Tensor, lse: torch.Tensor, blend: float) -> None:
-        """Note one layer at one step; see `types.AttentionRecord`."""
+        """Add one layer at one step; see `types.AttentionRecord`."""
         side = math.isqrt(query.shape[1])
         sums = self._sums.setdefault(side, [])
         for row in range(len(query)):
-            hole = self._hole(side)[row]
-            scores = torch.einsum("mhd,nhd->hmn", query[row, hole].float(), reference_key[row].float())
-            scores = scores * query.shape[-1] ** -0.5 - lse[row, hole].T[..., None]
-            probability = scores.exp_().sum(dim=0) * blend  # (M, N)
+            masked = self._masked_tokens(side)[row]  # (N,) bool
+            # log p = q k' / sqrt(d) - lse over [own ; reference]
+            scores = torch.einsum("mhd,nhd->hmn", query[row, masked].float(), reference_key[row].float())
+            log_probability = scores * query.shape[-1] ** -0.5 - lse[row, masked].T[..., None]  # (heads, M, N)
+            probability = log_probability.exp_().sum(dim=0) * blend  # (M, N)
             if len(sums) <= row:
                 sums.append(probability)
             else:
@@ -43,7 +44,7 @@ class CorrespondenceRecorder:
         self._heads += query.shape[2]
 
     def attention(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each row: the hole's tokens (M,) on the finest grid, and their mean attention (M, side, side).
+        """Average what was added: for each row the masked tokens (M,) on the finest grid, and (M, side, side).
 
         Raises:
             InputError: nothing was noted.
@@ -55,22 +56,22 @@ class CorrespondenceRecorder:
             )
         finest = max(self._sums)
         results = []
-        for row, hole in enumerate(self._hole(finest)):
-            total = torch.zeros(int(hole.sum()), finest, finest, device=hole.device)
+        for row, masked in enumerate(self._masked_tokens(finest)):
+            total = torch.zeros(int(masked.sum()), finest, finest, device=masked.device)
             for side, sums in self._sums.items():
                 factor = finest // side
-                coarse = self._hole(side)[row].float().cumsum(0).long().view(side, side) - 1  # number in sums
-                number = _spread(coarse, factor).flatten()[hole]
+                coarse = self._masked_tokens(side)[row].float().cumsum(0).long().view(side, side) - 1  # number in sums
+                number = _spread(coarse, factor).flatten()[masked]
                 maps = sums[row][number].view(-1, side, side)
                 total += _spread(maps, factor) / factor**2
-            results.append((hole.nonzero().squeeze(1), total / self._heads))
+            results.append((masked.nonzero().squeeze(1), total / self._heads))
         return results
 
-    def _hole(self, side: int) -> torch.Tensor:
-        """(R, side * side) bool: tokens that hold any of the hole."""
+    def _masked_tokens(self, side: int) -> torch.Tensor:
+        """Find the tokens that hold any of the mask, (R, side * side) bool."""
         return F.adaptive_max_pool2d(self._mask, side).flatten(1) > 0
 
 
 def _spread(grid: torch.Tensor, factor: int) -> torch.Tensor:
-    """(..., n, n) -> (..., n * factor, n * factor), every cell repeated."""
+    """Repeat every cell: (..., n, n) -> (..., n * factor, n * factor)."""
     return grid.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

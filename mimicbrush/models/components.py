@@ -1,12 +1,10 @@
-"""The seven networks of a MimicBrush, made from numbers (toy size) or from pretrained weights (full size).
+"""The seven networks of MimicBrush, at toy size from random numbers, or at full size from pretrained weights.
 
 Toy and full size are the same classes with other numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,25 +20,28 @@ from transformers import (
     Dinov2Model,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel
+from mimicbrush.models.library_logs import silence_unused_weights
+from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel, vae_scale_factor
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.check import check_networks
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.token_encoders import TOKEN_ENCODERS
-from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet, widen_conv_in
-
-LATENT_CHANNELS = 4
-#: Noisy latent 4, mask 1, masked-source latent 4, depth latent 4, in this order (paper Sec. 3.2).
-STEM_CHANNELS = 3 * LATENT_CHANNELS + 1
+from mimicbrush.models.unets import (
+    LATENT_CHANNELS,
+    REFERENCE_UNETS,
+    UNET_IN_CHANNELS,
+    ReferenceUNet,
+    init_reference_from_unet,
+    widen_conv_in,
+)
 
 
 @dataclass
 class Components:
-    """All networks. Trained: both U-Nets and both projectors. Frozen: the other three.
+    """All networks. Both U-Nets and both projectors are trained; the other three are frozen.
 
     There is no reference U-Net where patch tokens take its place (`ModelOptions.reference_encoder`).
     """
@@ -55,11 +56,11 @@ class Components:
 
 
 def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
-    """All parts at toy size with random weights: for tests and to try a training run.
+    """Build all networks at toy size with random weights: for tests, and to try a training run.
 
-    The image is honest (a fixed linear autoencoder); image tokens and depth come from *untrained*
-    encoders: fixed random features of the image, of the right type and shape. With `ToyModel.encoders` all three are
-    trained ones, and only what is to be trained is random.
+    The autoencoder shows images (it is linear and fixed). Image tokens and depth come from *untrained* encoders: fixed
+    random features of the image, of the right type and shape. With `ToyModel.encoders` these three networks are trained
+    ones, and only what is to be trained is random.
 
     Args:
         options: the sizes.
@@ -70,14 +71,14 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
     """
     levels = len(options.block_out_channels)
     trained = read_encoders(Path(options.encoders)) if options.encoders else None
-    reduction = 2 ** (len(trained.vae.config.block_out_channels) - 1) if trained else 2
+    reduction = vae_scale_factor(trained.vae.config) if trained else 2
     if options.size_px % (step := reduction * 2 ** (levels - 1)):
         raise InputError(f"model.size_px must be a multiple of {step} with model.encoders={options.encoders}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=options.size_px // reduction,
-            in_channels=STEM_CHANNELS,
+            in_channels=UNET_IN_CHANNELS,
             out_channels=LATENT_CHANNELS,
             block_out_channels=tuple(options.block_out_channels),
             down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
@@ -97,7 +98,7 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
                 {**unet.config, "in_channels": LATENT_CHANNELS}
             )
         if reference_unet is not None and options.shared_start:
-            init_reference_from_unet(unet, reference_unet)
+            init_reference_from_unet(reference_unet, unet)
         if trained and tokens_of != "clip":
             raise InputError(f"model.reference_encoder={tokens_of}: among the small encoders is only a CLIP")
         if trained:
@@ -117,15 +118,8 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
         )
 
 
-def init_reference_from_unet(unet: UNet2DConditionModel, reference_unet: ReferenceUNet) -> None:
-    """Give the reference U-Net the imitative one's weights; of its stem those of the noisy latent."""
-    weights = unet.state_dict()
-    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
-    reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
-
-
 class SmallEncoders(NamedTuple):
-    """The frozen networks of the small model."""
+    """Frozen networks of the small model."""
 
     vae: PatchAutoencoder
     image_encoder: CLIPVisionModelWithProjection
@@ -141,7 +135,7 @@ SMALL_ENCODERS = {
 
 
 def read_encoders(folder: Path) -> SmallEncoders:
-    """The frozen networks that scripts/train_small_encoders.py leaves in a folder.
+    """Read the frozen networks that scripts/train_small_encoders.py leaves in a folder.
 
     Raises:
         InputError: one is absent.
@@ -159,7 +153,7 @@ def read_encoders(folder: Path) -> SmallEncoders:
 def small_depth_estimator(
     image_px: int = 28, patch_px: int = 14, initializer_range: float = 0.15
 ) -> DepthAnythingForDepthEstimation:
-    """A Depth Anything with random weights that sees images of `image_px` in patches of `patch_px`.
+    """Build a Depth Anything with random weights that sees images of `image_px` in patches of `patch_px`.
 
     With transformers' usual `initializer_range`, 0.02, an untrained map would be all but zero.
     """
@@ -193,7 +187,7 @@ def random_components(
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
     reference_encoder: str = "unet",
 ) -> Components:
-    """The architecture of the released model with random weights: to count, and to measure speed and memory.
+    """Build the released model with random weights: to count them, and to measure speed and memory.
 
     Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
     with them; all shapes that the U-Nets see stay: latents an eighth of the image, 257 image tokens.
@@ -239,7 +233,7 @@ def random_components(
         )
     unet = UNet2DConditionModel(
         sample_size=size_px // 8,
-        in_channels=STEM_CHANNELS,
+        in_channels=UNET_IN_CHANNELS,
         block_out_channels=block_out_channels,
         cross_attention_dim=768,
         attention_head_dim=8,
@@ -284,7 +278,7 @@ def random_components(
 
 
 def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Components:
-    """All parts at full size, from the starting weights of paper Sec. 3.2, in float32.
+    """Load all networks at full size, from the starting weights of paper Sec. 3.2, in float32.
 
     Args:
         options: where the weights are.
@@ -306,7 +300,7 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
         tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
         kind, stored = TOKEN_ENCODERS[tokens_of], networks[REFERENCE_ENCODERS[tokens_of].weights[-1]]
-        with _no_word_of_unused_weights():  # a whole CLIP has a text encoder
+        with silence_unused_weights():  # a whole CLIP has a text encoder
             image_encoder = kind.model_class.from_pretrained(
                 stored.folder, config=kind.read_config(stored.config), dtype=torch.float32, use_safetensors=True
             )
@@ -315,8 +309,8 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
         )
     except OSError as error:
         raise WeightsError(f"starting weights cannot be loaded; only .safetensors are: {error}") from error
-    unet = widen_conv_in(inpainting, STEM_CHANNELS)
-    unet.register_to_config(sample_size=options.size_px // 2 ** (len(vae.config.block_out_channels) - 1))
+    unet = widen_conv_in(inpainting, UNET_IN_CHANNELS)
+    unet.register_to_config(sample_size=options.size_px // vae_scale_factor(vae.config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Components(
@@ -330,13 +324,3 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
             depth_estimator=depth_estimator,
             depth_projector=DepthProjector(depth_channels=options.depth_channels),
         )
-
-
-@contextmanager
-def _no_word_of_unused_weights() -> Iterator[None]:
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -22,7 +22,7 @@ from mimicbrush.ops.pillow_resize import resize_like_pillow
 def encode_latents(
     vae: AutoencoderKL | PatchAutoencoder, pixels: torch.Tensor, noise: torch.Tensor | None
 ) -> torch.Tensor:
-    """Pixels -> latents (B, 4, h, w), scaled.
+    """Encode pixels into latents (B, 4, h, w), scaled.
 
     Args:
         vae: the autoencoder.
@@ -42,14 +42,14 @@ def encode_latents(
 
 
 def decode_latents(vae: AutoencoderKL | PatchAutoencoder, latents: torch.Tensor) -> torch.Tensor:
-    """Latents (B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1]."""
+    """Decode latents (B, 4, h, w) into pixels (B, 3, H, W), about [-1, 1]."""
     return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
 
 
 def encode_image_tokens(
     image_encoder: PreTrainedModel, pixels: torch.Tensor, patches_only: bool = False
 ) -> torch.Tensor:
-    """Square pixels -> image tokens (B, N, C), see `TOKEN_ENCODERS`.
+    """Encode square pixels into image tokens (B, N, C), see `TOKEN_ENCODERS`.
 
     The image is resized as the released code's CLIP processor does it, which is why pixels are taken to be those of
     an 8-bit image.
@@ -63,7 +63,7 @@ def encode_image_tokens(
 
 
 def encoder_pixels(image_encoder: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Square pixels (B, 3, S, S) in [-1, 1] -> what the encoder takes: (B, 3, s, s), resized and normalised."""
+    """Resize and normalise square pixels (B, 3, S, S) in [-1, 1] for the image encoder: (B, 3, s, s)."""
     kind = token_encoder_kind(image_encoder)
     size = kind.image_px(image_encoder.config)
     resized = resize_like_pillow(((pixels.double() + 1) * 127.5).round(), size).float() / 255
@@ -73,13 +73,13 @@ def encoder_pixels(image_encoder: PreTrainedModel, pixels: torch.Tensor) -> torc
 def encode_no_image_tokens(
     image_encoder: PreTrainedModel, batch: int, device: torch.device, patches_only: bool = False
 ) -> torch.Tensor:
-    """Image tokens (B, N, C) of "no reference": an all-zero *normalised* pixel tensor (released code)."""
+    """Encode "no reference", an all-zero *normalised* pixel tensor (released code), into image tokens (B, N, C)."""
     size = token_encoder_kind(image_encoder).image_px(image_encoder.config)
     zeros = torch.zeros(1, 3, size, size, device=device)
     return _image_tokens(image_encoder, zeros, patches_only).expand(batch, -1, -1)
 
 
-@apply_forward_hook  # the parts of a model are called here, not the model: offloading must hear of it
+@apply_forward_hook  # only layers of the model are called here, not the model itself, and offloading must notice it
 def _image_tokens(image_encoder: PreTrainedModel, normalised: torch.Tensor, patches_only: bool) -> torch.Tensor:
     kind = token_encoder_kind(image_encoder)
     tokens = kind.tokens(image_encoder, normalised.to(image_encoder.dtype))
@@ -89,7 +89,7 @@ def _image_tokens(image_encoder: PreTrainedModel, normalised: torch.Tensor, patc
 def estimate_depth(
     depth_estimator: DepthAnythingForDepthEstimation, pixels: torch.Tensor, convention: str
 ) -> torch.Tensor:
-    """Square pixels -> relative inverse depth (B, 1, any, any).
+    """Estimate relative inverse depth (B, 1, any, any) of square pixels.
 
     The released code applies ImageNet statistics to pixels in 0..255 and divides by 255 *afterwards*
     (convention "released"); its weights need that. "standard" is what the estimator was trained with.
@@ -110,7 +110,7 @@ def estimate_depth(
 def make_no_depth_map(
     depth_estimator: DepthAnythingForDepthEstimation, batch: int, convention: str, device: torch.device
 ) -> torch.Tensor:
-    """The depth map of "no depth", (B, 1, any, any).
+    """Make the depth map of "no depth", (B, 1, any, any).
 
     "zero_map" is all zeros (paper); "zero_input" is what the estimator makes of an all-zero tensor
     (released code). What training drops to must be what inference feeds.
@@ -123,7 +123,7 @@ def make_no_depth_map(
 
 
 def normalise_pixels(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Channel by channel: (B, 3, H, W), less the mean, over the standard deviation."""
+    """Normalise pixels (B, 3, H, W) channel by channel: subtract the mean, divide by the standard deviation."""
     # Filled in where the pixels are: a copy from the CPU would wait for all that a GPU has to do before it.
     means, stds = (torch.cat([pixels.new_full((1, 1, 1), value) for value in values]) for values in (mean, std))
     return (pixels - means) / stds

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class HalfGroupNorm(nn.GroupNorm):
-    """A `GroupNorm` in the type of its input, also under autocast, which would compute it, and keep it, in float32.
+    """`GroupNorm` in the type of its input, also under autocast, which would compute it, and keep it, in float32.
 
     The kernels still sum up in float32.
     """
@@ -22,7 +22,7 @@ class HalfGroupNorm(nn.GroupNorm):
 
 
 class HalfLayerNorm(nn.LayerNorm):
-    """A `LayerNorm` in the type of its input, see `HalfGroupNorm`."""
+    """`LayerNorm` in the type of its input, see `HalfGroupNorm`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., C) -> the same shape and type."""

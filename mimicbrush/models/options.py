@@ -1,15 +1,17 @@
-"""Choices about the model. No heavy import here: the command line reads this before anything else."""
+"""Choices about the model. Imports no torch: the command line reads this before anything else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mimicbrush.errors import InputError
 
 
 @dataclass(frozen=True)
 class ReferenceEncoder:
-    """Something that may read the reference.
+    """Network, or pair of networks, that may read the reference.
 
     Attributes:
         weights: the options of `PretrainedModel` whose weights it takes, beside those that all take; last of what makes
@@ -29,8 +31,17 @@ REFERENCE_ENCODERS = {
 }
 
 
+def vae_scale_factor(config: Mapping[str, Any]) -> int:
+    """Count the pixels of a latent along a side: every level of the autoencoder but the last halves the image.
+
+    Args:
+        config: of the autoencoder; one that states no levels means one level, so a latent is a pixel.
+    """
+    return int(2 ** (len(config.get("block_out_channels", (0,))) - 1))
+
+
 def encoder_without_unet(token_class: str) -> str:
-    """What reads the reference where there is no reference U-Net.
+    """Name the encoder that reads the reference where there is no reference U-Net.
 
     Args:
         token_class: of the network that makes image tokens.
@@ -40,8 +51,8 @@ def encoder_without_unet(token_class: str) -> str:
     """
     names = [name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and name != "unet"]
     if not names:
-        known = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
-        raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(known)}")
+        classes = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
+        raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(classes)}")
     if len(names) > 1:
         raise InputError(f"{' and '.join(names)} have one class, {token_class}; derive a class of its own for each")
     return names[0]
@@ -49,7 +60,7 @@ def encoder_without_unet(token_class: str) -> str:
 
 @dataclass
 class ModelOptions:
-    """What paper and released code do differently (docs/DECISIONS.md); saved with every pipeline.
+    """Choices in which paper and released code differ (docs/DECISIONS.md); saved with every pipeline.
 
     Attributes:
         size_px: side of the square canvas.
@@ -77,7 +88,7 @@ class ModelOptions:
     no_depth_convention: str = "zero_map"
 
     def _size_step_px(self) -> int:
-        """What the size must be a multiple of: pixels per token at the lowest level."""
+        """Return what the size must be a multiple of: pixels per token at the lowest level."""
         return 1
 
     def __post_init__(self) -> None:
@@ -109,7 +120,7 @@ RELEASED_CONVENTIONS = {
 
 @dataclass
 class PretrainedModel(ModelOptions):
-    """Full size, from starting weights: each a folder, or a hub id that is in the local cache.
+    """Model at full size, from starting weights: each a folder, or a hub id that is in the local cache.
 
     Attributes:
         unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
@@ -132,19 +143,19 @@ class PretrainedModel(ModelOptions):
         return 64  # the VAE reduces by 8, SD-1.5 by another 8
 
     def weight_options(self) -> tuple[str, ...]:
-        """The options that name weights which these choices need."""
+        """List the options that name weights which these choices need."""
         return ("unet", *REFERENCE_ENCODERS[self.reference_encoder].weights, "vae", "depth_estimator")
 
 
 @dataclass
 class PipelineModel(ModelOptions):
-    """From the weights of a pipeline: the released ones, or those that a run of our own left behind.
+    """Model from the weights of a pipeline: the released ones, or those of a run of our own.
 
     The defaults here are no values: an option that keeps one becomes what the pipeline was made for, before an object
     is made of it (`assembly.apply_pipeline_conventions`).
 
     Attributes:
-        path: its folder, or "released" for the released weights.
+        path: its folder, that of a run, "small" for the model that comes with the project, or "released".
     """
 
     size_px: int = 0
@@ -161,7 +172,7 @@ class PipelineModel(ModelOptions):
 
 @dataclass
 class ToyModel(ModelOptions):
-    """The same classes with small numbers and random weights: for tests, a first try, and the small model.
+    """Model of the same classes with small numbers and random weights: for tests, a first try, and the small model.
 
     Attributes:
         size_px: side of the square canvas, a multiple of 2 ** levels, or with `encoders` of what these need.

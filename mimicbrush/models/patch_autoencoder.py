@@ -15,11 +15,13 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from mimicbrush.models.options import vae_scale_factor
+
 _LOG_VARIANCE_OF_NONE = -30.0
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """Patches of pixels to four channels by an orthonormal linear map, and back by its transpose.
+    """Autoencoder of patches: pixels to four channels by an orthonormal linear map, and back by its transpose.
 
     The channels are the patch's mean luma, two mean colour differences, and its horizontal luma detail;
     each is divided by its rough standard deviation on photographs, so that latents have about unit variance.
@@ -47,7 +49,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         hidden_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.patch_px = side = 2 ** (len(block_out_channels) - 1)
+        self.patch_px = side = vae_scale_factor(self.config)
         luma = torch.tensor([1.0, 1.0, 1.0]) / 3**0.5
         red_blue = torch.tensor([1.0, 0.0, -1.0]) / 2**0.5
         green = torch.tensor([-1.0, 2.0, -1.0]) / 6**0.5
@@ -84,7 +86,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 class _Correction(nn.Module):
-    """A few residual convolutions at one resolution, that give zero at the start."""
+    """Residual convolutions at one resolution, whose output is zero at the start."""
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, blocks: int) -> None:
         super().__init__()

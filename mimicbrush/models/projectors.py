@@ -28,7 +28,7 @@ class ImageProjector(ModelMixin, ConfigMixin):
 
 
 class DepthProjector(ModelMixin, ConfigMixin):
-    """Depth projection: a depth map becomes four latent channels of the stem (paper Sec. 3.2).
+    """Depth projection: a depth map becomes four of the imitative U-Net's input channels (paper Sec. 3.2).
 
     3 x 3 convolutions with SiLU between; each step of `block_channels` halves the size, so
     ``len(block_channels) - 1`` is log2 of the VAE's reduction. The released one takes one channel (the
@@ -48,7 +48,7 @@ class DepthProjector(ModelMixin, ConfigMixin):
         for narrow, wide in pairwise(block_channels):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
-        # Not zero-initialised: the stem's new columns are zero already, and zero times zero learns nothing.
+        # Not zero-initialised: the new columns of conv_in are zero already, and zero times zero learns nothing.
         self.conv_out = nn.Conv2d(block_channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, depth_map: torch.Tensor, size_px: int) -> torch.Tensor:

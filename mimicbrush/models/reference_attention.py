@@ -1,14 +1,37 @@
-"""Reference attention by diffusers' own extension point: processors, and a value that travels past them.
+"""Reference attention, the heart of the method (paper Sec. 3.2): one U-Net reads what another one wrote.
 
-The reference U-Net writes the normalised hidden states that enter its self-attention into a
-`ReferenceStates`; the imitative U-Net reads them at the layer of the same module path::
+A self-attention layer of the imitative U-Net has queries, keys and values of its own tokens: Q, K, V. The same layer of
+the reference U-Net sees the reference image and hands over K', V'. The imitative U-Net then attends to both::
+
+    o = softmax(Q [K ; K']^T / sqrt(d)) [V ; V']                        (paper Sec. 3.2; `_attend_to_both`)
+
+Each query decides by itself whether it copies from its own image or from the reference. No matching is trained.
+
+That softmax can be computed without the concatenation. Let o_self, o_ref be the attentions over the own tokens and
+over the reference's tokens alone, and lse_self, lse_ref the log-sum-exp of their scores. The softmax over both weighs
+the two with exp(lse_self) and exp(lse_ref), and a ``blend`` below 1 keeps a part of the self-attention::
+
+    o = o_self + blend * sigmoid(lse_ref - lse_self) * (o_ref - o_self)            (`_merge_by_lse`)
+
+``blend`` is 1.0 in the paper; the released code averages self-attention and the softmax over both, so 0.5.
+
+How a layer of one U-Net meets its partner in the other: both U-Nets are of one architecture, so a layer and its partner
+have the same *module path*, for instance ``up_blocks.1.attentions.0.transformer_blocks.0.attn1``. `ReferenceStates`
+is a set of dictionaries by that path. The caller makes one, the reference U-Net's processors write into it, and the
+imitative U-Net's processors read from it::
 
     states = ReferenceStates()
     reference_unet(ref_latents, t_ref, context, cross_attention_kwargs={"reference_states": states})
-    noise = unet(stem, t, context, cross_attention_kwargs={"reference_states": states}).sample
+    noise = unet(unet_input, t, context, cross_attention_kwargs={"reference_states": states}).sample
 
-The released code shares these hidden states and projects them with the imitative U-Net's own ``to_k`` and
-``to_v``. Paper Sec. 3.2 shares the reference's own keys and values: `ReferenceWriteProcessor(keys_values=True)`.
+Both U-Nets stay stock diffusers models: diffusers lets a *processor* compute an attention layer, and hands
+``cross_attention_kwargs`` to it. A processor must *name* each of these keyword arguments in its signature. diffusers
+drops those that are not named, with no more than a warning, and the reference would be lost. So every processor here
+names ``reference_states``, also those that have little use for it.
+
+What is shared: the released code shares the normalised hidden states that enter the layer, and the imitative U-Net
+projects them with its own ``to_k`` and ``to_v``. The paper shares the reference's own keys and values
+(``ReferenceWriteProcessor(keys_values=True)``).
 """
 
 from __future__ import annotations
@@ -17,23 +40,73 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.attention import PlainAttentionProcessor, attend_with_lse, join_heads, project, split_heads
 from mimicbrush.types import ReferenceStates
 
 if TYPE_CHECKING:
     from mimicbrush.types import KeysValues
 
 
-class ReferenceWriteProcessor(PlainAttentionProcessor):
-    """Self-attention of the reference U-Net: note what is to be shared, then attend as usual.
+# --- The three processors -------------------------------------------------------------------------------------------
+
+
+class PlainAttentionProcessor:
+    """Self- or cross-attention that does not look at the reference's features.
+
+    A cross-attention takes its keys and values from `ReferenceStates.projected`, if they are there: the context is the
+    same at every step, so they are projected once (`project_context`).
 
     Args:
-        path: of the layer.
-        is_last: nothing reads what this layer would return.
+        path: module path of the layer in its U-Net.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Set by diffusers' set_attention_backend(); None is PyTorch's own choice.
+        self._attention_backend: str | None = None
+        self._parallel_config = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        reference_states: ReferenceStates | None = None,
+    ) -> torch.Tensor:
+        """Attend: (B, N, C), context (B, M, D) or none -> (B, N, C)."""
+        is_cross = encoder_hidden_states is not None
+        cached_kv = reference_states.projected if reference_states is not None and is_cross else {}
+        if self.path in cached_kv:
+            key, value = cached_kv[self.path]  # (B, M, heads, d) each
+        else:
+            key, value = project(attn, hidden_states if encoder_hidden_states is None else encoder_hidden_states)
+        query = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, N, heads, d)
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], len(query))
+            attention_mask = attention_mask.unflatten(0, (len(query), attn.heads))  # (B, heads, 1 or N, M)
+        return join_heads(attn, self.attend(query, key, value, attention_mask))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Softmax attention by the chosen back end: (B, N, heads, d), (B, M, heads, d) twice -> (B, N, heads, d)."""
+        return dispatch_attention_fn(
+            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+
+
+class ReferenceWriteProcessor(PlainAttentionProcessor):
+    """Self-attention of the reference U-Net, which first writes down what is to be shared.
+
+    Args:
+        path: module path of the layer.
+        is_last: no other layer reads the output of this one, so it need not be computed.
         keys_values: share keys and values (paper) instead of hidden states (released code).
     """
 
@@ -50,13 +123,13 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Write under this layer's path, and attend: (B, N, C) -> (B, N, C). Masks are refused."""
+        """Write under this layer's path, then attend: (B, N, C) -> (B, N, C). Masks are refused."""
         _refuse_mask(attention_mask)
         if reference_states is not None:
             if self.keys_values:
-                reference_states.projected[self.path] = project(attn, hidden_states)
+                reference_states.projected[self.path] = project(attn, hidden_states)  # K', V'
             else:
-                reference_states.features[self.path] = hidden_states
+                reference_states.features[self.path] = hidden_states  # K', V' are projected by the reading layer
         if self.is_last:
             return hidden_states
         return super().__call__(attn, hidden_states)
@@ -65,16 +138,14 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
 class ReferenceReadProcessor(PlainAttentionProcessor):
     """Self-attention of the imitative U-Net over [own tokens ; reference tokens].
 
-    ``out = (1 - blend) * attn(q; own) + blend * attn(q; [own ; reference])``. The paper's softmax over both
-    is blend 1.0; the released code averages the two, blend 0.5.
+    In inference the two attentions are merged by their log-sum-exp (`_merge_by_lse`): the own tokens are attended to
+    once for all rows, the reference's only for the rows that have one. In training that has no gradient, and a back
+    end that was chosen by name does not return a log-sum-exp; then the softmax runs over the concatenation
+    (`_attend_to_both`). The two are equal up to rounding.
 
-    In inference the attention over the own tokens is computed once for all rows, the one over the reference's
-    tokens only for the rows that have a reference, and they are merged through their log-sum-exp, which is exact::
-
-        out = o_self + blend * sigmoid(lse_ref - lse_self) * (o_ref - o_self)
-
-    In training, where that has no gradient, and with a back end that was chosen by name, the second softmax is
-    computed over the concatenation.
+    Args:
+        path: module path of the layer.
+        blend: how much of the softmax over both is taken, 0..1; the rest is self-attention.
     """
 
     def __init__(self, path: str, blend: float = 1.0) -> None:
@@ -92,83 +163,121 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
     ) -> torch.Tensor:
         """Attend: (B, N, C) -> (B, N, C). See `ReferenceStates` for which rows have a reference. Masks are refused."""
         _refuse_mask(attention_mask)
-        query = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, N, heads, d)
-        own = project(attn, hidden_states)
+        query = split_heads(attn.to_q(hidden_states), attn.heads)  # Q, (B, N, heads, d)
+        own = project(attn, hidden_states)  # K, V, (B, N, heads, d) each
         if reference_states is None or not reference_states.holds_reference:
             return join_heads(attn, self.attend(query, *own))
-        reference = reference_states.projected.get(self.path)  # (R, M, heads, d) each
+        reference = reference_states.projected.get(self.path)  # K', V', (R, M, heads, d) each
         if reference is None:
             reference = project(attn, reference_states.features[self.path])
         if reference_states.attended is not None:
             reference_states.attended[self.path] = query[-len(reference[0]) :], reference[0]
-        lean = not torch.is_grad_enabled() and self._attention_backend is None
-        combine = self._merge if lean else self._concatenate
-        return join_heads(attn, combine(query, own, reference, reference_states))
+        can_merge = not torch.is_grad_enabled() and self._attention_backend is None
+        attend_to_reference = self._merge_by_lse if can_merge else self._attend_to_both
+        return join_heads(attn, attend_to_reference(query, own, reference, reference_states))
 
-    def _merge(
+    def _merge_by_lse(
         self, query: torch.Tensor, own: KeysValues, reference: KeysValues, states: ReferenceStates
     ) -> torch.Tensor:
+        """o = o_self + blend * sigmoid(lse_ref - lse_self) * (o_ref - o_self), for inference."""
         blend = self.blend if states.blend is None else states.blend
-        alone = len(query) - len(reference[0])  # the first rows, which have no reference
-        attended, own_lse = attend_with_lse(query, *own)
-        attended_reference, reference_lse = attend_with_lse(query[alone:], *reference)
-        own_lse = own_lse[alone:]
+        first = len(query) - len(reference[0])  # rows before this one have no reference
+        o_self, lse_self = attend_with_lse(query, *own)  # (B, N, heads, d), (B, N, heads)
+        o_ref, lse_ref = attend_with_lse(query[first:], *reference)  # (R, N, heads, d), (R, N, heads)
+        lse_self = lse_self[first:]  # (R, N, heads)
         if states.record is not None:
-            lse = torch.logaddexp(own_lse, reference_lse)
-            states.record.add(self.path, query[alone:], reference[0], lse, blend)
-        weight = blend * torch.sigmoid(reference_lse - own_lse)[..., None]  # (R, N, heads, 1)
+            lse_both = torch.logaddexp(lse_self, lse_ref)  # log of the denominator of the softmax over both
+            states.record.add(self.path, query[first:], reference[0], lse_both, blend)
+        weight = blend * torch.sigmoid(lse_ref - lse_self)[..., None]  # (R, N, heads, 1)
         if states.keep is not None:
             weight = weight * states.keep.view(-1, 1, 1, 1)
-        attended[alone:].lerp_(attended_reference, weight.to(attended.dtype))
-        return attended
+        o_self[first:].lerp_(o_ref, weight.to(o_self.dtype))  # o_self + weight * (o_ref - o_self), in place
+        return o_self
 
-    def _concatenate(
+    def _attend_to_both(
         self, query: torch.Tensor, own: KeysValues, reference: KeysValues, states: ReferenceStates
     ) -> torch.Tensor:
+        """o = (1 - blend) * attention(Q, K, V) + blend * attention(Q, [K ; K'], [V ; V']), for training."""
         blend = self.blend if states.blend is None else states.blend
-        alone = len(query) - len(reference[0])
-        own_last = (own[0][alone:], own[1][alone:])
+        first = len(query) - len(reference[0])  # rows before this one have no reference
+        query_r, (key, value), (key_r, value_r) = query[first:], (each[first:] for each in own), reference
         if states.keep is not None:
-            # A softmax over [own ; own] equals one over [own]: dropped rows need neither a mask, which would
-            # rule out flash attention, nor a second attention.
+            # A softmax over [own ; own] equals one over [own]. So rows whose reference is dropped need no mask, which
+            # would rule out flash attention, and no second attention.
             keep = states.keep.view(-1, 1, 1, 1)
-            reference = (torch.where(keep, reference[0], own_last[0]), torch.where(keep, reference[1], own_last[1]))
-        both = self.attend(query[alone:], *(torch.cat(pair, dim=1) for pair in zip(own_last, reference, strict=True)))
+            key_r, value_r = torch.where(keep, key_r, key), torch.where(keep, value_r, value)
+        both = self.attend(query_r, torch.cat([key, key_r], dim=1), torch.cat([value, value_r], dim=1))
         if blend != 1.0:
-            both = torch.lerp(self.attend(query[alone:], *own_last), both, blend)
-        if not alone:
-            return both
-        return torch.cat([self.attend(query[:alone], own[0][:alone], own[1][:alone]), both])
+            both = torch.lerp(self.attend(query_r, key, value), both, blend)
+        if not first:
+            return both  # (B, N, heads, d)
+        return torch.cat([self.attend(query[:first], own[0][:first], own[1][:first]), both])
 
 
 def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
-    """Raises ValueError: what a mask over the own tokens means for those of the reference is not defined."""
+    """Raise ValueError on a mask: what one over the own tokens means for the reference's is not defined."""
     if attention_mask is not None:
         raise ValueError("self-attention that writes or reads a reference takes no attention_mask")
 
 
-@apply_forward_hook  # parts of the U-Net are called here, not the U-Net: offloading must hear of it
-def project_references(unet: UNet2DConditionModel, features: dict[str, torch.Tensor]) -> dict[str, KeysValues]:
-    """Keys and values that the imitative U-Net makes of reference features, (R, N, C) by module path.
+# --- Attention on tensors -------------------------------------------------------------------------------------------
 
-    They can be used at every step that the features hold for.
+
+def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """Split channels into heads, in diffusers' layout: (B, N, C) -> (B, N, heads, C / heads)."""
+    return tokens.unflatten(-1, (heads, -1))
+
+
+def project(attn: Attention, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute a layer's keys and values of tokens: (B, M, D) -> (B, M, heads, C / heads) each."""
+    return split_heads(attn.to_k(tokens), attn.heads), split_heads(attn.to_v(tokens), attn.heads)
+
+
+def join_heads(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
+    """Join the heads and apply the layer's output projection and dropout: (B, N, heads, C / heads) -> (B, N, C)."""
+    return attn.to_out[1](attn.to_out[0](attended.flatten(2)))
+
+
+def attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute attention and the log-sum-exp of its scores, by PyTorch's flash or memory-efficient kernels.
+
+    Neither kernel has a gradient through the log-sum-exp: for inference only.
+
+    Args:
+        query: (B, N, heads, d).
+        key, value: (B, M, heads, d).
+
+    Returns:
+        The attention, (B, N, heads, d), and the log-sum-exp, (B, N, heads) in float32 (float64 for float64).
     """
-    return {path: project(unet.get_submodule(path), feature) for path, feature in features.items()}
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))  # (B, heads, N or M, d)
+    aten = torch.ops.aten
+    if q.device.type == "cuda":
+        half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+        if half and torch.cuda.get_device_properties(q.device).major >= 8:  # flash attention needs Ampere or later
+            out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+        else:
+            out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+            lse = lse[..., : q.shape[2]]  # that kernel rounds the number of queries up
+    elif q.device.type in ("cpu", "meta"):
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
+    else:
+        scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+        lse = scores.logsumexp(-1)
+        out = (scores - lse[..., None]).exp().to(v.dtype) @ v
+    return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-@apply_forward_hook
-def project_context(unet: UNet2DConditionModel, context: torch.Tensor) -> dict[str, KeysValues]:
-    """Keys and values of every cross-attention for a context (B, N, D), which is the same at every step."""
-    return {path: project(unet.get_submodule(path), context) for path in attention_paths(unet) if "attn2" in path}
+# --- Which layers take part, and who sets their processors ----------------------------------------------------------
 
 
 def attention_paths(unet: UNet2DConditionModel) -> list[str]:
-    """Module paths of all attention layers."""
+    """List the module paths of all attention layers."""
     return [name.removesuffix(".processor") for name in unet.attn_processors]
 
 
 def reference_paths(unet: UNet2DConditionModel) -> list[str]:
-    """Module paths of the self-attention layers in the mid and up blocks, in forward order (paper Sec. 3.2)."""
+    """List the self-attention layers of the mid and up blocks, by path, in forward order (paper Sec. 3.2)."""
     chosen = [p for p in attention_paths(unet) if p.endswith(".attn1") and p.startswith(("mid_block.", "up_blocks."))]
     return sorted(chosen, key=lambda path: path.startswith("up_blocks."))  # stable: mid before up
 
@@ -180,21 +289,29 @@ def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
 
     Args:
         unet: the imitative U-Net.
-        blend: see `ReferenceReadProcessor`; where `ReferenceStates.blend` says nothing else.
+        blend: see `ReferenceReadProcessor`. `ReferenceStates.blend` overrides it.
     """
-    reading, found = set(reference_paths(unet)), unet.attn_processors
+    reading, present = set(reference_paths(unet)), unet.attn_processors
     processors: dict[str, Any] = {}
     for path in attention_paths(unet):
         name = f"{path}.processor"
         kind = ReferenceReadProcessor if path in reading else PlainAttentionProcessor
-        processors[name] = found[name] if type(found[name]) is kind else kind(path)
+        processors[name] = present[name] if type(present[name]) is kind else kind(path)
         if isinstance(processors[name], ReferenceReadProcessor):
             processors[name].blend = blend
     unet.set_attn_processor(processors)
 
 
 def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
-    """Let the mid and up self-attention of the reference U-Net write what is to be shared."""
+    """Let the mid and up self-attention of the reference U-Net write what is to be shared.
+
+    Args:
+        unet: the reference U-Net.
+        keys_values: see `ReferenceWriteProcessor`.
+
+    Raises:
+        WeightsError: there is no such layer.
+    """
     writing = reference_paths(unet)
     if not writing:
         raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
@@ -209,7 +326,7 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
 
 
 def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel) -> None:
-    """Whether the processors of both U-Nets are still those of this module.
+    """Check that both U-Nets still have the processors of this module.
 
     Raises:
         WeightsError: others took their place, which would leave the reference out in silence.
@@ -217,10 +334,28 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2D
     for model, kind in ((unet, ReferenceReadProcessor), (reference_unet, ReferenceWriteProcessor)):
         processors = model.attn_processors
         for path in reference_paths(model):
-            found = processors[f"{path}.processor"]
-            if not isinstance(found, kind):
+            processor = processors[f"{path}.processor"]
+            if not isinstance(processor, kind):
                 raise WeightsError(
-                    f"the attention of {path} is done by {type(found).__name__}, which knows no reference "
-                    "(attention slicing, xFormers and fused projections replace the processors); choose a back end "
-                    "with unet.set_attention_backend(...) instead, and load the pipeline again"
+                    f"the attention of {path} is computed by {type(processor).__name__}, which does not use a "
+                    "reference (attention slicing, xFormers and fused projections replace the processors); choose a "
+                    "back end with unet.set_attention_backend(...) instead, and load the pipeline again"
                 )
+
+
+# --- Keys and values that hold for several steps --------------------------------------------------------------------
+
+
+@apply_forward_hook  # only layers of the U-Net are called here, not the U-Net itself, and offloading must notice it
+def project_references(unet: UNet2DConditionModel, features: dict[str, torch.Tensor]) -> dict[str, KeysValues]:
+    """Compute the imitative U-Net's keys and values of reference features, (R, N, C) by module path.
+
+    They can be used at every step that the features hold for.
+    """
+    return {path: project(unet.get_submodule(path), feature) for path, feature in features.items()}
+
+
+@apply_forward_hook
+def project_context(unet: UNet2DConditionModel, context: torch.Tensor) -> dict[str, KeysValues]:
+    """Compute keys and values of every cross-attention for a context (B, N, D), which is the same at every step."""
+    return {path: project(unet.get_submodule(path), context) for path in attention_paths(unet) if "attn2" in path}

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 
 
 def noise_scheduler(prediction_type: str = "epsilon", timestep_spacing: str = "leading") -> DDIMScheduler:
-    """The schedule of the released inference code (ali-vilab/MimicBrush, run_inference_benchmark.py).
+    """Make the schedule of the released inference code (ali-vilab/MimicBrush, run_inference_benchmark.py).
 
     Args:
         prediction_type: "epsilon" or "v_prediction".

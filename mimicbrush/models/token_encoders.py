@@ -22,7 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class TokenEncoder:
-    """A kind of network that makes image tokens.
+    """Kind of network that makes image tokens.
 
     Attributes:
         model_class: of transformers.
@@ -45,7 +45,7 @@ class TokenEncoder:
 
 
 def clip_tokens(encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
-    """`hidden_states[-2]` (paper Sec. 3.2), without computing the last layer and the projection: nobody reads them."""
+    """Compute `hidden_states[-2]` (paper Sec. 3.2), without the last layer and the projection: nothing reads them."""
     vision = encoder.vision_model
     hidden = vision.pre_layrnorm(vision.embeddings(pixels))
     for layer in vision.encoder.layers[:-1]:
@@ -54,7 +54,7 @@ def clip_tokens(encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) ->
 
 
 def last_tokens(encoder: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """The normalised output of the last layer."""
+    """Compute the normalised output of the last layer, (B, N, C)."""
     tokens: torch.Tensor = encoder(pixels).last_hidden_state
     return tokens
 
@@ -99,7 +99,7 @@ TOKEN_ENCODERS: dict[str, TokenEncoder] = {
 
 
 def token_encoder_name(encoder: PreTrainedModel) -> str:
-    """The name of an encoder of image tokens in `TOKEN_ENCODERS`, also of a compiled one.
+    """Find the name of an encoder of image tokens in `TOKEN_ENCODERS`, also of a compiled one.
 
     Raises:
         InputError: it is none of them.
@@ -108,5 +108,5 @@ def token_encoder_name(encoder: PreTrainedModel) -> str:
 
 
 def token_encoder_kind(encoder: PreTrainedModel) -> TokenEncoder:
-    """What is known of an encoder of image tokens; raises as `token_encoder_name` does."""
+    """Find the entry of an encoder in `TOKEN_ENCODERS`; raises as `token_encoder_name` does."""
     return TOKEN_ENCODERS[token_encoder_name(encoder)]

@@ -1,4 +1,4 @@
-"""The two U-Nets: stock diffusers models, one with a wider entrance, one without its dead tail."""
+"""The two U-Nets: stock diffusers models, one with a wider conv_in, one without its dead tail."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from torch import nn
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.reference_attention import reference_paths, set_reference_write_processors
 
+LATENT_CHANNELS = 4
+#: Input of the imitative U-Net: noisy latent 4, mask 1, masked-source latent 4, depth latent 4 (paper Sec. 3.2).
+UNET_IN_CHANNELS = 3 * LATENT_CHANNELS + 1
+
 
 class ReferenceUNet(UNet2DConditionModel):
     """A U-Net that only writes `ReferenceStates`; its `.sample` means nothing.
 
-    What lies behind the last self-attention that is read gets no gradient, and DDP would stop on it, so it
-    is left out: 24 keys for SD-1.5, exactly those that the released ``referencenet`` lacks.
+    The layers behind the last self-attention that is read get no gradient, and DDP would stop on them. So they are left
+    out: 24 keys for SD-1.5, exactly those that the released ``referencenet`` lacks.
     """
 
     _shares_keys_values = False
@@ -43,10 +47,14 @@ class ReferenceUNet(UNet2DConditionModel):
 
     @classmethod
     def from_unet(cls, unet: UNet2DConditionModel) -> ReferenceUNet:
-        """A reference U-Net with the weights of a stock U-Net, less the dead tail."""
-        reference = cls.from_config(unet.config)
-        weights = unet.state_dict()
-        reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
+        """Make a reference U-Net with the weights of another U-Net, on its device and in its type.
+
+        Args:
+            unet: a stock U-Net, or one that paints, see `init_reference_from_unet`.
+        """
+        reference = cls.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
+        init_reference_from_unet(reference, unet)
+        reference = reference.to(unet.device)
         return reference if reference.dtype == unet.dtype else reference.to(unet.dtype)
 
 
@@ -62,6 +70,17 @@ class KeyValueReferenceUNet(ReferenceUNet):
 
 #: The reference U-Nets, by `ModelOptions.reference_sharing`.
 REFERENCE_UNETS = {"hidden_states": ReferenceUNet, "keys_values": KeyValueReferenceUNet}
+
+
+def init_reference_from_unet(reference_unet: ReferenceUNet, unet: UNet2DConditionModel) -> None:
+    """Copy the weights of a U-Net into a reference U-Net, all but the dead tail.
+
+    A U-Net that paints has more input channels than the reference U-Net, which sees clean latents alone. Of its conv_in
+    the columns of the noisy latent are taken, which come first.
+    """
+    weights = unet.state_dict()
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
+    reference_unet.load_state_dict({key: weights[key] for key in reference_unet.state_dict()})
 
 
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:

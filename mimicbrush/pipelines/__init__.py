@@ -1,7 +1,23 @@
-"""The editing pipeline, in diffusers' manners.
+"""The editing pipeline, as diffusers has pipelines.
 
-The pipeline is imported when it is first asked for: what a script can check without a model (`edit_list`,
-`edit_inputs`) lives in this room, too, and must not wait ten seconds for torch and diffusers.
+In reading order:
+
+* ``pipeline_mimicbrush`` - `MimicBrushPipeline`: the whole edit, in numbered steps
+* ``prepared`` - references that are encoded once for many edits
+* ``image_inputs`` - what users hand in: images and masks, checked, on square canvases
+* ``image_outputs`` - what the networks painted, pasted back into the sources
+* ``pipeline_output`` - `MimicBrushPipelineOutput`
+* ``cache`` - values that depend on weights alone
+* ``hub`` - loading, saving and uploading: safetensors only, with a model card
+* ``loading`` - `open_pipeline`, by which every command opens its pipeline
+* ``find`` - the folder of a pipeline by its name, also of the released one
+* ``folder`` - pipeline folders, found and read without loading them; no torch
+* ``small_model`` - the small model that comes with the project
+* ``editing/`` - edits from files: one, many, and with a second look at the reference
+* ``conversion/`` - the released weights, to and from a pipeline folder
+
+The two classes are imported when they are first asked for: what a command can check without a model also lives in this
+room, and must not wait ten seconds for torch and diffusers.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Values that hang on nothing but weights, computed once for as long as those stay the same."""
+"""Values that depend on weights alone, computed once for as long as these stay the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class WeightDependentCache:
-    """Remembers values by name, and forgets one as soon as any parameter it was made of is not what it was.
+    """Cache of values by name, which forgets a value as soon as a parameter that it was made of changes.
 
     A parameter counts as changed when it is another object, on another device, of another type, or was written to
     in place (PyTorch counts such writes). It does not count those through `.data`, which is how diffusers' `EMAModel`
@@ -18,38 +18,38 @@ class WeightDependentCache:
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[list[_Seen], torch.Tensor]] = {}
+        self._values: dict[str, tuple[list[_ParameterState], torch.Tensor]] = {}
 
     def get(
         self, name: str, frozen: nn.Module, trained: nn.Module, compute: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
-        """The value, computed only if it is not known or no longer true.
+        """Return the value; compute it only if it is absent, or a parameter has changed.
 
         Args:
             name: of the value.
-            frozen: a network that it depends on, and that nobody trains.
+            frozen: a network that it depends on, and that is never trained.
             trained: a small network that it depends on.
             compute: makes it.
         """
         parameters = [*frozen.parameters(), *trained.parameters()]
-        if name in self._held:
-            seen, value = self._held[name]
-            if len(seen) == len(parameters) and all(map(_Seen.is_still, seen, parameters)):
+        if name in self._values:
+            states, value = self._values[name]
+            if len(states) == len(parameters) and all(map(_ParameterState.is_unchanged, states, parameters)):
                 return value
         value = compute()
-        seen = [_Seen(parameter) for parameter in frozen.parameters()]
-        seen += [_Seen(parameter, parameter.detach().clone()) for parameter in trained.parameters()]
-        self._held[name] = seen, value
+        states = [_ParameterState(parameter) for parameter in frozen.parameters()]
+        states += [_ParameterState(parameter, parameter.detach().clone()) for parameter in trained.parameters()]
+        self._values[name] = states, value
         return value
 
 
-class _Seen:
-    """A parameter as it was."""
+class _ParameterState:
+    """State of a parameter when a value was computed of it."""
 
     def __init__(self, parameter: nn.Parameter, values: torch.Tensor | None = None) -> None:
         self._parameter, self._state, self._values = weakref.ref(parameter), self._state_of(parameter), values
 
-    def is_still(self, parameter: nn.Parameter) -> bool:
+    def is_unchanged(self, parameter: nn.Parameter) -> bool:
         if self._parameter() is not parameter or self._state != self._state_of(parameter):
             return False
         # On the meta device, where offloading leaves them, there are no values to compare.

@@ -1,4 +1,4 @@
-"""What a pipeline folder says of itself, without loading it. No heavy import here: see `models.weight_files`."""
+"""Pipeline folders, found and read without loading them. Imports no torch: errors must come at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.options import ModelOptions, encoder_without_unet
+from mimicbrush.models.options import ModelOptions, encoder_without_unet, vae_scale_factor
 from mimicbrush.models.pretrained.files import StoredNetwork, read_network, read_object
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
+
+#: The name of the released weights on command lines.
+RELEASED_NAME = "released"
 
 #: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
@@ -17,7 +21,7 @@ FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a pipeline is made for.
+    """Choices that a pipeline was made for.
 
     Attributes:
         options: every option of `ModelOptions` and its value.
@@ -29,11 +33,11 @@ class Conventions:
     size_step_px: int
     prediction_type: str
 
-    def with_choices(self, given: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
-        """All options for training on from these weights, some of them chosen.
+    def with_choices(self, choices: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
+        """Complete the options for training on from these weights, where some of them are chosen.
 
         Args:
-            given: options of `ModelOptions` that were chosen, and their values.
+            choices: options of `ModelOptions` that were chosen, and their values.
             prediction_type: `TrainOptions`'.
 
         Returns:
@@ -42,11 +46,11 @@ class Conventions:
         Raises:
             InputError: names every choice that the weights do not allow.
         """
-        other = {name: value for name, value in given.items() if value != self.options[name]}
+        other = {name: value for name, value in choices.items() if value != self.options[name]}
         wrong = [
             f"model.{name} must be {self.options[name]}, got {value}" for name, value in other.items() if name in FIXED
         ]
-        size = given.get("size_px", self.options["size_px"])
+        size = choices.get("size_px", self.options["size_px"])
         if size % self.size_step_px:
             wrong.append(f"model.size_px must be a multiple of {self.size_step_px}, got {size}")
         if prediction_type != self.prediction_type:
@@ -60,35 +64,56 @@ class Conventions:
             f"model.{name}={value}, while the weights were made for {self.options[name]}"
             for name, value in other.items()
         ]
-        return {**self.options, **given}, notes
+        return {**self.options, **choices}, notes
 
 
-def find_pipeline(name: str, *, fetch: bool = True) -> Path:
-    """The folder of a pipeline.
+def resolve_pipeline_folder(name: str | Path) -> Path | None:
+    """Find the folder of a pipeline by its name, without importing torch and without fetching anything.
 
     Args:
-        name: a folder, or "released" for the released weights, which are converted once, and, unless they are in
-            the local Hugging Face cache, fetched.
-        fetch: False never fetches.
+        name: "small" (also "proof"), the model that comes with the project; "released", the released weights; a
+            pipeline folder; or the folder of a training run, which leaves its pipeline in RUN/pipeline. A pipeline
+            folder comes before a name.
+
+    Returns:
+        The folder. None for "released", whose folder may have to be made first: `find.find_pipeline` does so.
 
     Raises:
-        WeightsError: the released weights are not to be had.
+        InputError: there is no such pipeline; says what to name, or what to do.
     """
-    if name == "released" and not (Path(name) / "model_index.json").is_file():
-        from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
+    folder, inner = Path(name), Path(name) / "pipeline"
+    if is_pipeline_folder(folder):
+        return folder
+    if str(name) == RELEASED_NAME:
+        return None
+    if str(name) in SHIPPED_NAMES:
+        return model_folder(str(name))
+    if is_pipeline_folder(inner):
+        return inner
+    if (folder / "checkpoints").is_dir():
+        raise InputError(
+            f"{folder} is a training run that has no pipeline yet; `python scripts/export_run.py {folder}` makes one, "
+            f"{folder / 'exported'}, of its newest checkpoint"
+        )
+    reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
+    raise InputError(
+        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or {RELEASED_NAME}"
+    )
 
-        return released_pipeline_folder(fetch=fetch)
-    return Path(name)
+
+def is_pipeline_folder(folder: Path) -> bool:
+    """Whether a folder looks like a pipeline: it has a model_index.json."""
+    return (folder / "model_index.json").is_file()
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The model_index.json of a pipeline folder.
+    """Read the model_index.json of a pipeline folder.
 
     Raises:
-        InputError: the folder is absent, no pipeline, or not whole.
+        InputError: the folder is absent, no pipeline, or not complete.
     """
     index = folder / "model_index.json"
-    if not index.is_file():
+    if not is_pipeline_folder(folder):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
     try:
         components: dict[str, Any] = json.loads(index.read_text())
@@ -106,12 +131,12 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def class_names(index: dict[str, Any]) -> dict[str, str]:
-    """Component -> its class, of those that there are."""
+    """List the classes of the components that there are, by component."""
     return {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
 
 
 def read_networks(folder: Path) -> dict[str, tuple[str, StoredNetwork]]:
-    """Component -> class and files of each network of a pipeline folder.
+    """Read class and files of each network of a pipeline folder, by component.
 
     Raises:
         InputError: see `read_index`.
@@ -120,13 +145,14 @@ def read_networks(folder: Path) -> dict[str, tuple[str, StoredNetwork]]:
     networks = {}
     for name, class_name in class_names(read_index(folder)).items():
         if name != "scheduler":
-            stem = "model" if any((folder / name).glob("model*.safetensors")) else "diffusion_pytorch_model"
-            networks[name] = class_name, read_network(folder / name, stem)
+            is_of_transformers = any((folder / name).glob("model*.safetensors"))
+            file_stem = "model" if is_of_transformers else "diffusion_pytorch_model"
+            networks[name] = class_name, read_network(folder / name, file_stem)
     return networks
 
 
 def read_conventions(folder: Path) -> Conventions:
-    """What a pipeline folder is made for, as its `options` say once it is loaded.
+    """Read what a pipeline folder was made for, as `MimicBrushPipeline.options` says once it is loaded.
 
     Raises:
         InputError: see `read_index`.
@@ -138,7 +164,7 @@ def read_conventions(folder: Path) -> Conventions:
     unet, vae = configs["unet"], configs["vae"]
     defaults = ModelOptions()
     options = {each.name: index.get(each.name, getattr(defaults, each.name)) for each in fields(ModelOptions)}
-    px_per_latent = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    px_per_latent = vae_scale_factor(vae)
     tokens_of = encoder_without_unet(classes["image_encoder"])
     try:
         options |= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ModelOptions
+from mimicbrush.pipelines.small_model import SHIPPED_NAMES, model_folder
 
 
 def write_model_card(folder: Path, options: ModelOptions, config: Mapping[str, object]) -> None:
@@ -79,7 +80,11 @@ def _check_safe(name: str, value: bool | None) -> None:
 
 
 class HubPipeline(DiffusionPipeline):
-    """diffusers' loading, saving and uploading: safetensors only, and with our card instead of a general one."""
+    """Base of the pipeline: diffusers' loading, saving and uploading with three differences.
+
+    Weights are safetensors only; the model card is ours; and attention processors of diffusers that would leave the
+    reference out are refused.
+    """
 
     @classmethod
     def from_pretrained(
@@ -92,7 +97,8 @@ class HubPipeline(DiffusionPipeline):
         """Load as diffusers does, but never a pickle.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a repository of the hub.
+            pretrained_model_name_or_path: a folder, a repository of the hub, or "small" for the model that comes with
+                the project.
             use_safetensors: there is no other choice; None, diffusers' "where there are any", means True, too.
             options: as in diffusers.
 
@@ -101,11 +107,13 @@ class HubPipeline(DiffusionPipeline):
             OSError: a network has no safetensors; or as in diffusers.
         """
         _check_safe("use_safetensors", use_safetensors)
+        if str(pretrained_model_name_or_path) in SHIPPED_NAMES:
+            pretrained_model_name_or_path = model_folder(str(pretrained_model_name_or_path))
         loaded: Self = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **options)
         return loaded
 
     def options(self) -> ModelOptions:
-        """What this pipeline does where paper and released code differ."""
+        """Return the options of this pipeline where paper and released code differ."""
         raise NotImplementedError
 
     def save_pretrained(
@@ -171,3 +179,28 @@ class HubPipeline(DiffusionPipeline):
                 create_pr=create_pr,
                 subfolder=subfolder,
             )
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Refuse attention slicing: diffusers' sliced attention would leave the reference out.
+
+        Raises:
+            InputError: always, except for None, which is how diffusers turns slicing off.
+        """
+        if slice_size is None:
+            return
+        raise InputError(
+            "attention slicing would leave the reference out; PyTorch's attention needs little memory as it is, and "
+            "enable_model_cpu_offload() or pipe.vae.enable_slicing() save more"
+        )
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Callable[..., Any] | None = None) -> None:
+        """Refuse xFormers' processors, which would leave the reference out; xFormers is available as a back end.
+
+        Raises:
+            InputError: always; names the call that chooses the back end.
+        """
+        raise InputError(
+            "xFormers' processors would leave the reference out; "
+            'pipe.unet.set_attention_backend("xformers") chooses it '
+            "as a back end"
+        )

@@ -1,4 +1,4 @@
-"""What users hand to the pipeline, as arrays; errors say what does not fit."""
+"""Images that users hand to the pipeline, as arrays and on canvases; errors say what does not fit."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.images import normalise_mode
-from mimicbrush.ops.canvas import MASK_THRESHOLD
-from mimicbrush.ops.crops import Box, crop_box
+from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
+from mimicbrush.ops.crops import Box, Placement, crop_box
 
 ImageInput = Image.Image | np.ndarray
 
 
 def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
-    """One image or several, as a list."""
-    found = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
-    for image in found:
+    """List one image or several.
+
+    Raises:
+        InputError: something else than images.
+    """
+    listed = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
+    for image in listed:
         if not isinstance(image, Image.Image | np.ndarray):
             raise InputError(f"an image must be a PIL image or a NumPy array, got {type(image).__name__}")
-    return found
+    return listed
 
 
 def to_rgb_array(image: ImageInput) -> np.ndarray:
-    """A image as (H, W, 3) uint8, turned as its EXIF says."""
+    """Convert an image to (H, W, 3) uint8, turned as its EXIF says."""
     array = np.asarray(normalise_mode(image, "RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InputError(f"an image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
@@ -33,7 +37,7 @@ def to_rgb_array(image: ImageInput) -> np.ndarray:
 
 
 def to_mask_array(image: ImageInput) -> np.ndarray:
-    """A mask as (H, W) uint8 in 0..255; a boolean array is True where to repaint."""
+    """Convert a mask to (H, W) uint8 in 0..255; a boolean array is True where to repaint."""
     array = np.asarray(normalise_mode(image, "L")) if isinstance(image, Image.Image) else image
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -43,7 +47,7 @@ def to_mask_array(image: ImageInput) -> np.ndarray:
 
 
 def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
-    """Whether there is one mask per source, of its size, and not empty.
+    """Check that there is one mask per source, of its size, and not empty.
 
     Raises:
         InputError: names the first that does not fit.
@@ -63,7 +67,7 @@ def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
 
 
 def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[Box]:
-    """Which part of each image is meant: one box for all, a list with one each, or all of it.
+    """List the box of each image that is meant: one for all, a list with one each, or the full image.
 
     Raises:
         InputError: a list of another length, or a box that does not lie within its image.
@@ -77,5 +81,90 @@ def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[
 
 
 def full_box(image: np.ndarray) -> Box:
-    """The box of all of an image."""
+    """Find the box that holds the full image, (x0, y0, x1, y1)."""
     return 0, 0, image.shape[1], image.shape[0]
+
+
+def letterbox_images(images: list[np.ndarray], placements: list[Placement], size_px: int, order: str) -> np.ndarray:
+    """Put images, (H, W, 3) uint8, onto square canvases, (B, S, S, 3) uint8.
+
+    Args:
+        images: B of them.
+        placements: which part of each is shown.
+        size_px: S.
+        order: see `ops.canvas.letterbox`.
+    """
+    return np.stack(
+        [
+            letterbox(crop_box(image, placement.box, "image"), size_px, IMAGE_FILL, order)
+            for image, placement in zip(images, placements, strict=True)
+        ]
+    )
+
+
+def letterbox_masks(
+    masks: list[np.ndarray], placements: list[Placement], size_px: int, order: str, px_per_latent: int
+) -> np.ndarray:
+    """Put masks, (H, W) uint8 in 0..255, onto square canvases, (B, S, S) uint8, 0 or 1.
+
+    Args:
+        masks: B of them.
+        placements, size_px, order: see `letterbox_images`.
+        px_per_latent: along a side.
+
+    Raises:
+        InputError: nothing is left of a mask on the grid of the latents.
+    """
+    canvases = [
+        letterbox_mask(crop_box(mask, placement.box, "mask"), size_px, order)
+        for mask, placement in zip(masks, placements, strict=True)
+    ]
+    for number, canvas in enumerate(canvases):
+        # The mask of the latents takes every eighth pixel of it.
+        if not canvas[::px_per_latent, ::px_per_latent].any():
+            raise InputError(
+                f"mask {number} is too thin: nothing is left of it at the {size_px} px that the model "
+                f"paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it "
+                '(crop="auto")'
+            )
+    return np.stack(canvases)
+
+
+def check_counts(sources: int, num_images_per_prompt: int, num_inference_steps: int, generator: object) -> None:
+    """Check that there is something to do, and one generator for all results or one each.
+
+    Raises:
+        InputError: says what does not fit.
+    """
+    if num_inference_steps < 1 or num_images_per_prompt < 1:
+        raise InputError(
+            "num_inference_steps and num_images_per_prompt must be 1 or more, "
+            f"got {num_inference_steps} and {num_images_per_prompt}"
+        )
+    rows = sources * num_images_per_prompt
+    if isinstance(generator, list) and len(generator) != rows:
+        raise InputError(
+            f"{len(generator)} generators for {sources} sources x {num_images_per_prompt} images; give one, or {rows}"
+        )
+
+
+def check_recording(has_reference: bool, has_reference_unet: bool, correspondence: bool, record: object | None) -> None:
+    """Check that reference attention can be recorded, where that is asked for.
+
+    Args:
+        has_reference: of the call.
+        has_reference_unet: of the pipeline.
+        correspondence, record: the options of the call that record.
+
+    Raises:
+        InputError: there is none, or both options are given.
+    """
+    if not correspondence and record is None:
+        return
+    option = "return_correspondence" if correspondence else "attention_record"
+    if not has_reference:
+        raise InputError(f"{option} needs a reference")
+    if not has_reference_unet:
+        raise InputError(f"{option} needs a reference U-Net, which this pipeline was trained without")
+    if correspondence and record is not None:
+        raise InputError("return_correspondence is a record of attention, too: ask for it or give attention_record")

@@ -1,13 +1,22 @@
-"""Edit an image by imitating another (paper Sec. 3; inference as in ali-vilab/MimicBrush)."""
+"""Edit an image by imitating another (paper Sec. 3; inference as in ali-vilab/MimicBrush).
+
+`MimicBrushPipeline.__call__` is the whole edit in numbered steps. Each step names the network that it calls. The
+methods behind it are in the same order, and each can be called by itself.
+
+Shapes: ``B`` sources, ``n`` results of each, ``R`` references (1 or B), ``S`` side of the canvas in pixels, ``h w`` of
+the latents, ``N`` image tokens, ``D`` context width. Pixels on the canvas are in [-1, 1].
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -15,39 +24,55 @@ from transformers import DepthAnythingForDepthEstimation, PreTrainedModel
 
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
-from mimicbrush.models.encoders import decode_latents
+from mimicbrush.models.encoders import (
+    decode_latents,
+    encode_image_tokens,
+    encode_latents,
+    encode_no_image_tokens,
+    estimate_depth,
+    make_no_depth_map,
+)
+from mimicbrush.models.options import ModelOptions, vae_scale_factor
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import (
     check_references_are_read,
     project_context,
+    project_references,
     set_reference_processors,
 )
-from mimicbrush.models.unets import ReferenceUNet
-from mimicbrush.ops.canvas import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
-from mimicbrush.ops.correspondence import Correspondence
-from mimicbrush.ops.crops import Box, Placement, grow_box, square_around
-from mimicbrush.ops.masks import mask_box
+from mimicbrush.models.token_encoders import token_encoder_name
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+from mimicbrush.ops.canvas import blank_mask, to_tensor
+from mimicbrush.ops.crops import Box, Placement, square_around
 from mimicbrush.pipelines.cache import WeightDependentCache
-from mimicbrush.pipelines.conditioning import ConditionedPipeline, Generator
+from mimicbrush.pipelines.hub import HubPipeline
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
+    check_counts,
     check_masks,
+    check_recording,
     full_box,
+    letterbox_images,
+    letterbox_masks,
+    list_boxes,
     list_images,
     to_mask_array,
     to_rgb_array,
 )
+from mimicbrush.pipelines.image_outputs import list_correspondences, paste_into_sources, to_square_images, to_unit_range
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
-from mimicbrush.pipelines.prepared import PreparedReference, repeat_rows
+from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
 from mimicbrush.types import AttentionRecord, ReferenceStates
 
-#: A mask above this (of 255) is seen when it is pasted back: the crop around it must hold it.
-_BLENDED = 8
+#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
+_VISIBLE_WHEN_PASTED = 8
+
+Generator = torch.Generator | list[torch.Generator] | None
 
 
-class MimicBrushPipeline(ConditionedPipeline):
-    """Repaint the masked region of a source so that it imitates the matching part of a reference.
+class MimicBrushPipeline(HubPipeline):
+    """Pipeline that repaints the masked region of a source so that it imitates the matching part of a reference.
 
     Args:
         vae, unet, reference_unet, image_encoder, image_projector, depth_estimator, depth_projector,
@@ -58,16 +83,16 @@ class MimicBrushPipeline(ConditionedPipeline):
             (released code), or "zero", once (ours; weights must be trained for it).
         depth_convention, no_depth_convention: see `mimicbrush.models.encoders`.
         letterbox_order: see `mimicbrush.ops.canvas.letterbox`.
-        posterior: "sample" draws from the VAE's posterior (released code), "mean" takes its mean, which makes
+        posterior: "sample" samples the VAE's posterior (released code), "mean" takes its mean, which makes
             encodings independent of seeds.
         default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:
             50 and 5).
 
-    Without a reference U-Net, patch tokens of the reference in the cross-attention are all that is seen of it, of CLIP
-    or DINOv2, whichever `image_encoder` is (the ablation of the paper's Table 3).
+    Without a reference U-Net, the cross-attention to patch tokens of the reference is the only way to see it (the
+    ablation of the paper's Table 3). The tokens are CLIP's or DINOv2's, whichever `image_encoder` is.
 
     What the reference U-Net shares (`ModelOptions.reference_sharing`) and how many channels the depth projector
-    takes are told by those networks themselves.
+    takes follow from these networks.
     """
 
     model_cpu_offload_seq = (
@@ -120,51 +145,52 @@ class MimicBrushPipeline(ConditionedPipeline):
         if posterior not in ("sample", "mean"):
             raise InputError(f"posterior must be sample or mean, got {posterior!r}")
         set_reference_processors(unet, reference_blend)
-        self._constants = WeightDependentCache()
+        self._cache = WeightDependentCache()
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, default_guidance_scale
+
+    def options(self) -> ModelOptions:
+        """Return the options of this pipeline where paper and released code differ."""
+        shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
+        tokens_of = token_encoder_name(self.image_encoder)
+        return ModelOptions(
+            size_px=self.size_px,
+            letterbox_order=self.config.letterbox_order,
+            reference_encoder=tokens_of if self.reference_unet is None else "unet",
+            reference_sharing="keys_values" if shares_keys_values else "hidden_states",
+            reference_blend=self.config.reference_blend,
+            reference_timestep=self.config.reference_timestep,
+            depth_channels=self.depth_projector.config.depth_channels,
+            depth_convention=self.config.depth_convention,
+            no_depth_convention=self.config.no_depth_convention,
+        )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Number of pixels per latent, along a side."""
+        return vae_scale_factor(self.vae.config)
+
+    @property
+    def size_px(self) -> int:
+        """Side of the square canvas that the model paints on."""
+        return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
     def guidance_scale(self) -> float:
-        """Of the present or last call, for callbacks: one that sets `_guidance_scale` changes it for the next steps.
+        """Guidance scale of the present or last call; a callback that sets `_guidance_scale` changes the next steps.
 
-        As everywhere, 1 or less is no guidance; a call that began without any goes on without.
+        1 or less is no guidance. A call that began without guidance continues without it.
         """
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Of the present or last call, for callbacks."""
+        """Number of timesteps of the present or last call, for callbacks."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """A callback that sets `_interrupt` ends the call after this step, with the image as it is then."""
+        """Whether the call is to end after this step, with the image as it is then; a callback sets `_interrupt`."""
         return self._interrupt
-
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Refused: diffusers' sliced attention knows no reference.
-
-        Raises:
-            InputError: always, except for None, which is how diffusers turns slicing off.
-        """
-        if slice_size is None:
-            return
-        raise InputError(
-            "attention slicing would leave the reference out; PyTorch's attention needs little memory as it is, and "
-            "enable_model_cpu_offload() or pipe.vae.enable_slicing() save more"
-        )
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Callable[..., Any] | None = None) -> None:
-        """Refused: xFormers' processors know no reference.
-
-        Raises:
-            InputError: always; names what does the same.
-        """
-        raise InputError(
-            "xFormers' processors would leave the reference out; "
-            'pipe.unet.set_attention_backend("xformers") chooses it '
-            "as a back end"
-        )
 
     @torch.no_grad()
     def __call__(
@@ -204,53 +230,48 @@ class MimicBrushPipeline(ConditionedPipeline):
             keep_shape: texture transfer: give the depth map of the unmasked source (paper Sec. 3.4).
             depth_map: (B, 1, any, any), relative inverse depth on the canvas, instead of an estimated one.
             num_images_per_prompt: results per source, n; one after the other in the output.
-            crop: "auto" edits a square around the hole at full resolution (see `ops.crops.square_around`), for small
+            crop: "auto" edits a square around the mask at full resolution (see `ops.crops.square_around`), for small
                 regions in large images; "full" the whole image.
             reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list.
             eta: of DDIM; schedulers without it ignore it.
             generator: one for all, or a list of B * n. With a list each result is what a call of its own would give;
-                with one, the n results of a source share the VAE's draw of the reference, and so its features.
-            latents: (B * n, 4, h, w) standard normal start, instead of drawing it.
+                with one, the n results of a source share the sample of the reference's posterior, and so its features.
+            latents: (B * n, 4, h, w) standard normal start, instead of sampling it.
             paste_back: put the repainted region into the source at its full size; otherwise return the
                 model's square canvas. Only for "pil" and "np".
             output_type: see `MimicBrushPipelineOutput`.
             return_dict: False returns a plain tuple (images, and correspondences if asked for).
-            return_correspondence: also tell which place of the reference filled which place of the hole.
-            attention_record: gets every reference attention on the way, to measure what
-                `return_correspondence` does not; not both at once.
+            return_correspondence: also return which place of the reference filled which place of the masked region.
+            attention_record: receives every reference attention, for measurements beyond `return_correspondence`; not
+                both at once.
             reference_batch_size: timesteps that the reference U-Net reads in one pass, where it reads several.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; "latents" that it
                 returns replace them.
-            callback_on_step_end_tensor_inputs: names of the tensors that it gets: "latents" is all there is.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets; only "latents" exists.
 
         Raises:
             InputError: images, masks, references and options that do not fit together.
             WeightsError: something replaced the attention that reads the reference.
         """
-        # 1. What is asked for.
+        # 1. Check the inputs.
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
-        recording = "return_correspondence" if return_correspondence else "attention_record"
-        if (return_correspondence or attention_record is not None) and reference is None:
-            raise InputError(f"{recording} needs a reference")
-        if (return_correspondence or attention_record is not None) and self.reference_unet is None:
-            raise InputError(f"{recording} needs a reference U-Net, which this pipeline was trained without")
-        if return_correspondence and attention_record is not None:
-            raise InputError("return_correspondence is a record of attention, too: ask for it or give attention_record")
-        rows, device = len(sources) * num_images_per_prompt, self._execution_device
+        check_recording(reference is not None, self.reference_unet is not None, return_correspondence, attention_record)
+        rows, device = len(sources) * num_images_per_prompt, self._execution_device  # rows = B n
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
 
-        # 2. Images onto square canvases.
+        # 2. Letterbox source and mask onto square canvases. No network.
         placements = self.place(sources, masks, crop)
-        source_px = self._canvas(sources, placements)  # (B, 3, S, S)
-        mask_px = self._mask_canvas(masks, placements)  # (B, 1, S, S)
+        source_px = self._to_canvas(sources, placements)  # (B, 3, S, S)
+        mask_px = self._to_mask_canvas(masks, placements)  # (B, 1, S, S), 1 = repaint
 
-        # 3. Everything that is random, in the released order: reference posterior, noise, source posterior.
-        prepared: PreparedReference | None = None
+        # 3. Encode the reference: `vae` -> clean latents, `image_encoder` and `image_projector` -> context.
+        #    Random numbers are sampled in the released order: reference posterior, start noise, source posterior.
+        prepared: PreparedReference | None = None  # latents (R, 4, h, w), context (R, N, D)
         if isinstance(reference, PreparedReference):
             if reference_crop is not None:
                 raise InputError("reference_crop must be given to prepare_reference, for this reference is prepared")
@@ -259,44 +280,50 @@ class MimicBrushPipeline(ConditionedPipeline):
             prepared = self.prepare_reference(reference, reference_crop=reference_crop, generator=generator)
         if prepared is not None:
             prepared.check_serves(self._settings(), len(sources))
+
+        # 4. Sample the start noise. No network.
         shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)  # (B n, 4, h, w)
         elif tuple(latents.shape) != shape:
             raise InputError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
-        stem_rest = self.prepare_stem(source_px, mask_px, keep_shape, depth_map, generator)  # (B or B n, 9, h, w)
-        stem_rest = stem_rest.repeat_interleave(rows // len(stem_rest), 0)  # (B n, 9, h, w)
 
-        # 4. The context, [unconditional, conditional], and its keys and values in every cross-attention.
+        # 5. Encode the source: `vae` -> masked source, `depth_estimator` and `depth_projector` -> depth. (B n, 9, h, w)
+        cond_latents = self.prepare_cond_latents(source_px, mask_px, keep_shape, depth_map, generator)
+        cond_latents = cond_latents.repeat_interleave(rows // len(cond_latents), 0)  # (B n, 9, h, w)
+
+        # 6. Prepare guidance, rows [unconditional ; conditional]: "no reference" has a context, too (`image_encoder`,
+        #    `image_projector`). Project the context for each cross-attention of `unet`: it is the same at every step.
         context = self.no_reference_context().expand(rows, -1, -1)  # (B n, N, D)
         if prepared is not None:
-            known = prepared.context.repeat_interleave(rows // len(prepared), 0)
-            context = torch.cat([context, known]) if guided else known
+            reference_context = prepared.context.repeat_interleave(rows // len(prepared), 0)  # (B n, N, D)
+            context = torch.cat([context, reference_context]) if guided else reference_context  # (B n or 2 B n, N, D)
         if guided:
-            stem_rest = torch.cat([stem_rest] * 2)
-        context_at_hand = project_context(self.unet, context)
-        hole = torch.nn.functional.interpolate(mask_px, size=shape[-2:]).repeat_interleave(num_images_per_prompt, 0)
-        record = CorrespondenceRecorder(hole) if return_correspondence else None
+            cond_latents = torch.cat([cond_latents] * 2)  # (2 B n, 9, h, w)
+        cached_kv = project_context(self.unet, context)  # by path, (B n or 2 B n, N, heads, d) each
+        latent_mask = F.interpolate(mask_px, size=shape[-2:])  # (B, 1, h, w)
+        latent_mask = latent_mask.repeat_interleave(num_images_per_prompt, 0)  # (B n, 1, h, w)
+        recorder = CorrespondenceRecorder(latent_mask) if return_correspondence else None
 
-        # 5. Denoise.
+        # 7. Denoise: `reference_unet` writes its features, `unet` reads them and predicts, `scheduler` steps.
         self.scheduler.set_timesteps(steps, device=device)
-        timesteps = self.scheduler.timesteps
+        timesteps = self.scheduler.timesteps  # (steps,)
         self._num_timesteps = len(timesteps)
-        latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
-        features = self.read_references(prepared, timesteps, reference_batch_size)
+        latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma  # (B n, 4, h, w)
+        references = self.read_references(prepared, timesteps, reference_batch_size)
         step_options = self._step_options(generator, eta)
         with self.progress_bar(total=len(timesteps)) as progress:
             for number, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                reference_at_hand = repeat_rows(next(features), rows)
+                reference_kv = repeat_rows(next(references), rows)  # by path, (B n, M, heads, d) each
                 states = ReferenceStates(
-                    projected={**context_at_hand, **reference_at_hand},
+                    projected={**cached_kv, **reference_kv},
                     blend=self.config.reference_blend,
-                    record=attention_record if record is None else record,
+                    record=attention_record if recorder is None else recorder,
                 )
                 scale = max(self.guidance_scale, 1.0) if guided else None  # a callback may have changed it
-                noise = self.denoise(latents, stem_rest, timestep, context, states, scale)
+                noise = self.denoise(latents, cond_latents, timestep, context, states, scale)  # (B n, 4, h, w)
                 latents = self.scheduler.step(noise, timestep, latents, **step_options, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
@@ -304,11 +331,11 @@ class MimicBrushPipeline(ConditionedPipeline):
                     latents = changed.pop("latents", latents)
                 progress.update()
 
-        # 6. Back to images.
+        # 8. Decode with `vae`, and paste the repainted region into the source.
         images = self.decode(latents, sources, masks, placements, paste_back, output_type)
         correspondences = None
-        if record is not None and prepared is not None:
-            correspondences = self._correspondences(record, placements, prepared.placements)
+        if recorder is not None and prepared is not None:
+            correspondences = list_correspondences(recorder, placements, prepared.placements)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images, correspondences) if return_correspondence else (images,)
@@ -323,7 +350,12 @@ class MimicBrushPipeline(ConditionedPipeline):
         generator: Generator,
         output_type: str,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Sources and masks as lists of arrays, (H, W, 3) and (H, W) uint8; errors say what does not fit."""
+        """Check the inputs, and list sources and masks as arrays, (H, W, 3) and (H, W) uint8.
+
+        Raises:
+            InputError: says what does not fit.
+            WeightsError: see `check_references_are_read`.
+        """
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
         sources, masks = (
@@ -331,55 +363,242 @@ class MimicBrushPipeline(ConditionedPipeline):
             [to_mask_array(image) for image in list_images(mask)],
         )
         check_masks(sources, masks)
-        if num_inference_steps < 1 or num_images_per_prompt < 1:
-            raise InputError(
-                "num_inference_steps and num_images_per_prompt must be 1 or more, "
-                f"got {num_inference_steps} and {num_images_per_prompt}"
-            )
-        rows = len(sources) * num_images_per_prompt
-        if isinstance(generator, list) and len(generator) != rows:
-            raise InputError(
-                f"{len(generator)} generators for {len(sources)} sources x {num_images_per_prompt} images; "
-                f"give one, or {rows}"
-            )
+        check_counts(len(sources), num_images_per_prompt, num_inference_steps, generator)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         return sources, masks
 
     def place(self, sources: list[np.ndarray], masks: list[np.ndarray], how: str) -> list[Placement]:
-        """Which part of each source is edited: all of it ("full"), or a square around the hole ("auto")."""
+        """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto")."""
         if how not in ("full", "auto"):
             raise InputError(f"crop must be full or auto, got {how!r}")
         boxes = [
-            square_around(mask > _BLENDED, self.size_px) if how == "auto" else full_box(source)
+            square_around(mask > _VISIBLE_WHEN_PASTED, self.size_px) if how == "auto" else full_box(source)
             for source, mask in zip(sources, masks, strict=True)
         ]
         return [Placement(box, self.size_px) for box in boxes]
 
+    def _to_canvas(self, images: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+        """Letterbox B images -> (B, 3, S, S) in [-1, 1]."""
+        squares = letterbox_images(images, placements, self.size_px, self.config.letterbox_order)  # (B, S, S, 3)
+        return to_tensor(squares).to(self._execution_device)
+
+    def _to_mask_canvas(self, masks: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+        """Letterbox B masks -> (B, 1, S, S), 0 or 1."""
+        order, px_per_latent = self.config.letterbox_order, self.vae_scale_factor
+        squares = letterbox_masks(masks, placements, self.size_px, order, px_per_latent)  # (B, S, S)
+        return torch.from_numpy(squares)[:, None].float().to(self._execution_device)
+
+    @torch.no_grad()
+    def prepare_reference(
+        self,
+        reference: ImageInput | Sequence[ImageInput],
+        *,
+        reference_crop: Box | list[Box] | None = None,
+        generator: Generator = None,
+        num_inference_steps: int | None = None,
+        reference_batch_size: int = 4,
+    ) -> PreparedReference:
+        """Encode references once for many edits; `PreparedReference` says when reusing them is exact.
+
+        Args:
+            reference: R images.
+            reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list.
+            generator: samples the VAE's posterior; a list samples len(list) / R times for each.
+            num_inference_steps: with ``reference_timestep="current"``: hold the features for this number of steps,
+                too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
+            reference_batch_size: timesteps that the reference U-Net reads in one pass.
+        """
+        images = [to_rgb_array(image) for image in list_images(reference)]
+        if not images or (isinstance(generator, list) and len(generator) % len(images)):
+            results = len(generator) if isinstance(generator, list) else 1
+            raise InputError(f"{len(images)} references cannot serve {results} results; give one, or one per source")
+        placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
+        prepared = self.encode_references(self._to_canvas(images, placements), placements, generator)
+        if self.reference_unet is None:
+            return prepared
+        if self.config.reference_timestep == "zero":
+            timesteps = [0.0]
+        elif num_inference_steps is not None:
+            self.scheduler.set_timesteps(num_inference_steps)
+            timesteps = [float(timestep) for timestep in self.scheduler.timesteps.tolist()]
+        else:
+            return prepared
+        features = dict(
+            zip(timesteps, self._run_reference_unet(prepared, timesteps, reference_batch_size), strict=True)
+        )
+        return replace(prepared, features=features)
+
+    def encode_references(
+        self, pixels: torch.Tensor, placements: list[Placement], generator: Generator
+    ) -> PreparedReference:
+        """Encode references (R, 3, S, S) in [-1, 1]: clean latents and context, without features."""
+        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reference_unet is None)  # (R, N, C)
+        context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)  # (R, N, D)
+        noise = self._posterior_noise(len(pixels), generator)
+        latents = encode_latents(self.vae, pixels, noise).to(self.unet.dtype)  # (R or more, 4, h, w)
+        context = context.repeat_interleave(len(latents) // len(context), 0)
+        return PreparedReference(latents, context, placements, self._settings())
+
+    def prepare_cond_latents(
+        self,
+        source: torch.Tensor,
+        mask: torch.Tensor,
+        keep_shape: bool,
+        depth_map: torch.Tensor | None,
+        generator: Generator,
+    ) -> torch.Tensor:
+        """Encode the nine channels beside the noisy latent: mask 1, masked source 4, depth 4.
+
+        Args:
+            source: (B, 3, S, S) in [-1, 1].
+            mask: (B, 1, S, S), 1 = repaint.
+            keep_shape, depth_map, generator: see `__call__`.
+
+        Returns:
+            (B, 9, h, w); (B n, 9, h, w) for a list of B n generators and a posterior that is sampled.
+        """
+        noise = self._posterior_noise(len(source), generator)
+        masked_source_latents = encode_latents(self.vae, blank_mask(source, mask), noise)  # (B or B n, 4, h, w)
+        times = len(masked_source_latents) // len(source)  # n samples, where each result has a generator of its own
+        latent_mask = F.interpolate(mask, size=masked_source_latents.shape[-2:])  # (B, 1, h, w), nearest, as in SD
+        if depth_map is not None:
+            if depth_map.ndim != 4 or depth_map.shape[:2] != (len(source), 1):
+                raise InputError(
+                    f"depth_map has shape {tuple(depth_map.shape)}, expected ({len(source)}, 1, height, width)"
+                )
+            depth_latents = self._project_depth(depth_map.to(source.device))  # (B, 4, h, w)
+        elif keep_shape:
+            depth_map = estimate_depth(self.depth_estimator, source, self.config.depth_convention)  # (B, 1, any, any)
+            depth_latents = self._project_depth(depth_map)
+        else:
+            depth_latents = self.no_depth_latent().expand(len(source), -1, -1, -1)
+        latent_mask, depth_latents = (each.repeat_interleave(times, 0) for each in (latent_mask, depth_latents))
+        channels = [
+            latent_mask.to(masked_source_latents),
+            masked_source_latents,
+            depth_latents.to(masked_source_latents),
+        ]
+        return torch.cat(channels, dim=1).to(self.unet.dtype)
+
+    #: The older name of `prepare_cond_latents`.
+    prepare_stem = prepare_cond_latents
+
+    def no_depth_latent(self) -> torch.Tensor:
+        """Compute the depth latent of "no depth", (1, 4, h, w), the same for all edits."""
+        return self._cache.get(
+            f"no_depth_latent, {self.config.no_depth_convention}, {self.size_px} px",
+            self.depth_estimator,
+            self.depth_projector,
+            lambda: self._project_depth(
+                make_no_depth_map(self.depth_estimator, 1, self.config.no_depth_convention, self._execution_device)
+            ),
+        )
+
+    def no_reference_context(self) -> torch.Tensor:
+        """Compute the context of "no reference", (1, N, D), the same for all edits."""
+        context = self._cache.get(
+            "no_reference_context",
+            self.image_encoder,
+            self.image_projector,
+            lambda: self.image_projector(
+                encode_no_image_tokens(
+                    self.image_encoder, 1, self._execution_device, patches_only=self.reference_unet is None
+                ).to(self.image_projector.dtype)
+            ),
+        )
+        return context.to(self.unet.dtype)
+
+    def read_references(
+        self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int
+    ) -> Iterator[Projected]:
+        """Yield the references' keys and values for each timestep in turn.
+
+        Args:
+            prepared: R references; with None nothing is read, and the dictionaries are empty.
+            timesteps: (steps,).
+            batch_size: timesteps in one pass of the reference U-Net.
+
+        Yields:
+            Module path -> keys and values, (R, M, heads, d) each.
+        """
+        if prepared is None or self.reference_unet is None:
+            yield from ({} for _ in timesteps)
+            return
+        current = self.config.reference_timestep == "current"
+        read_at = [
+            float(timestep) if current else 0.0 for timestep in timesteps.tolist()
+        ]  # what the reference U-Net sees
+        if all(timestep in prepared.features for timestep in read_at):
+            yield from (prepared.features[timestep] for timestep in read_at)
+        elif current:
+            yield from self._run_reference_unet(prepared, read_at, batch_size)
+        else:
+            once = next(self._run_reference_unet(prepared, read_at[:1], 1))
+            yield from (once for _ in read_at)
+
+    def _run_reference_unet(
+        self, prepared: PreparedReference, timesteps: list[float], batch_size: int
+    ) -> Iterator[Projected]:
+        """Run the reference U-Net over clean latents, T timesteps in one batch, and project what it wrote."""
+        rows, dtype = len(prepared), self.reference_unet.dtype  # which may differ from the other U-Net's
+        latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)  # (R, 4, h, w), (R, N, D)
+        cached_kv = project_context(self.reference_unet, context)  # the same at every timestep
+        for start in range(0, len(timesteps), max(1, batch_size)):
+            chunk = torch.tensor(timesteps[start : start + max(1, batch_size)], device=prepared.latents.device)  # (T,)
+            times = len(chunk)
+            states = ReferenceStates(projected=repeat_rows(cached_kv, rows * times))
+            self.reference_unet(
+                latents.repeat_interleave(times, 0),  # (R T, 4, h, w)
+                chunk.repeat(rows),  # (R T,)
+                context.repeat_interleave(times, 0),  # (R T, N, D)
+                cross_attention_kwargs={"reference_states": states},
+                return_dict=False,
+            )
+            dtype = self.unet.dtype
+            keys_values = {
+                path: (key.to(dtype), value.to(dtype))
+                for path, (key, value) in states.projected.items()
+                if path not in cached_kv
+            }
+            features = {path: feature.to(dtype) for path, feature in states.features.items()}  # (R T, M, C) each
+            keys_values |= project_references(self.unet, features)  # (R T, M, heads, d) each
+            for one in range(times):
+                yield {path: (key[one::times], value[one::times]) for path, (key, value) in keys_values.items()}
+
     def denoise(
         self,
         latents: torch.Tensor,
-        stem_rest: torch.Tensor,
+        cond_latents: torch.Tensor,
         timestep: torch.Tensor,
         context: torch.Tensor,
         states: ReferenceStates,
         guidance_scale: float | None,
     ) -> torch.Tensor:
-        """Predicted noise (B, 4, h, w).
+        """Predict the noise of latents, (B, 4, h, w) -> (B, 4, h, w).
 
-        With guidance, `stem_rest` and `context` hold 2B rows, [unconditional, conditional]; the reference
-        states hold the B conditional ones, so the unconditional half attends to itself alone.
+        With guidance, `cond_latents` and `context` hold 2 B rows, [unconditional ; conditional]. The reference states
+        hold the B conditional rows, so the unconditional half attends to itself alone.
+
+        Args:
+            latents: (B, 4, h, w).
+            cond_latents: (B or 2 B, 9, h, w), see `prepare_cond_latents`.
+            timestep: a scalar.
+            context: (B or 2 B, N, D).
+            states: the references' keys and values.
+            guidance_scale: None: no guidance.
         """
-        sample = latents if guidance_scale is None else torch.cat([latents] * 2)
+        sample = latents if guidance_scale is None else torch.cat([latents] * 2)  # (B or 2 B, 4, h, w)
         sample = self.scheduler.scale_model_input(sample, timestep)
-        stem = torch.cat([sample, stem_rest], dim=1)  # (B or 2B, 13, h, w)
+        unet_input = torch.cat([sample, cond_latents], dim=1)  # (B or 2 B, 13, h, w)
         noise = self.unet(
-            stem, timestep, context, cross_attention_kwargs={"reference_states": states}, return_dict=False
-        )[0]
+            unet_input, timestep, context, cross_attention_kwargs={"reference_states": states}, return_dict=False
+        )[0]  # (B or 2 B, 4, h, w)
         if guidance_scale is None:
             return noise
-        without, with_reference = noise.chunk(2)
-        return without + guidance_scale * (with_reference - without)
+        # Classifier-free guidance (paper Sec. 4.1): from "no reference" towards the reference, and beyond.
+        unconditional, conditional = noise.chunk(2)  # (B, 4, h, w) each
+        return unconditional + guidance_scale * (conditional - unconditional)
 
     def decode(
         self,
@@ -390,7 +609,11 @@ class MimicBrushPipeline(ConditionedPipeline):
         paste: bool,
         output_type: str,
     ) -> list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor:
-        """Latents (B n, 4, h, w) -> images, pasted back into their sources if asked for."""
+        """Decode latents (B n, 4, h, w) into images, pasted back into their sources if asked for.
+
+        Raises:
+            MimicBrushError: the numbers overflowed.
+        """
         if output_type == "latent":
             return latents
         pixels = decode_latents(self.vae, latents)  # (B n, 3, S, S)
@@ -400,43 +623,30 @@ class MimicBrushPipeline(ConditionedPipeline):
                 "use bfloat16 or float32"
             )
         if output_type == "pt":
-            return (pixels.float() / 2 + 0.5).clamp(0, 1)
-        squares = to_uint8(pixels)
+            return to_unit_range(pixels)
         if not paste:
-            if output_type == "np":
-                return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-            return [Image.fromarray(square) for square in squares]
-        each = len(squares) // len(sources)
-        composites = []
-        for row, square in enumerate(squares):
-            source, mask, placement = sources[row // each], masks[row // each], placements[row // each]
-            x0, y0, x1, y1 = placement.box
-            result = crop_back(square, y1 - y0, x1 - x0)
-            mask = mask[y0:y1, x0:x1]
-            # Only where the paste-back changes anything: a large image in floats takes much memory.
-            x2, y2, x3, y3 = grow_box(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
-            part = slice(y0 + y2, y0 + y3), slice(x0 + x2, x0 + x3)
-            pasted = paste_back(result[y2:y3, x2:x3], source[part], mask[y2:y3, x2:x3])
-            composite = source / np.float32(255) if output_type == "np" else source.copy()
-            composite[part] = pasted / 255 if output_type == "np" else pasted.round()
-            composites.append(composite)
-        return composites if output_type == "np" else [Image.fromarray(composite) for composite in composites]
+            return to_square_images(pixels, output_type)
+        return paste_into_sources(pixels, sources, masks, placements, output_type)
+
+    def _settings(self) -> tuple[object, ...]:
+        """Return the options, type and device that a prepared reference depends on."""
+        options = self.options()
+        read_by = (options.reference_encoder, options.reference_sharing, options.reference_timestep)
+        return (options.size_px, *read_by, options.letterbox_order, self.unet.dtype, self._execution_device)
+
+    def _posterior_noise(self, images: int, generator: Generator) -> torch.Tensor | None:
+        """Sample noise for the posterior, (B or B n, 4, h, w): one per image or per generator; None for its mean."""
+        if self.config.posterior == "mean":
+            return None
+        rows = len(generator) if isinstance(generator, list) else images
+        shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.vae.dtype)
+
+    def _project_depth(self, depth_map: torch.Tensor) -> torch.Tensor:
+        """Project depth maps, (B, 1, any, any) -> (B, 4, h, w)."""
+        return self.depth_projector(depth_map.to(self.depth_projector.dtype), self.size_px)
 
     def _step_options(self, generator: Generator, eta: float) -> dict[str, object]:
-        """The arguments that only some schedulers take."""
-        known = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
-
-    def _correspondences(
-        self, record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement]
-    ) -> list[Correspondence]:
-        found = record.attention()
-        return [
-            Correspondence.from_attention(
-                tokens.cpu().numpy(),
-                attention.cpu().numpy(),
-                sources[row * len(sources) // len(found)],
-                references[row * len(references) // len(found)],
-            )
-            for row, (tokens, attention) in enumerate(found)
-        ]
+        """Return those arguments of a step that this scheduler takes."""
+        accepted = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}

@@ -1,4 +1,4 @@
-"""A reference, made ready once for many edits."""
+"""References that are encoded once for many edits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Projected = dict[str, "KeysValues"]
 
 
 def repeat_rows(projected: Projected, rows: int) -> Projected:
-    """Keys and values of fewer rows for this many, each repeated equally often."""
+    """Repeat each row of keys and values equally often, so that there are this many rows."""
     return {path: (_repeated(key, rows), _repeated(value, rows)) for path, (key, value) in projected.items()}
 
 
@@ -29,13 +29,13 @@ def _repeated(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PreparedReference:
-    """All that an edit needs to know of its references; nothing in it hangs on a source, a mask or a scale.
+    """Encoded references: all that an edit needs of them, for any source, mask and guidance scale.
 
     Made by `MimicBrushPipeline.prepare_reference`. Reusing it is exact: an edit computes the same numbers as if it
     had read the reference itself, for any source, mask, seed, guidance, number of steps and scheduler, as long as
     the pipeline's weights, options, device and type stay what they were. Two things to know:
 
-    * The VAE's posterior of the reference was drawn once, when it was prepared. So an edit with a generator of seed
+    * The VAE's posterior of the reference was sampled once, when it was prepared. So an edit with a generator of seed
       s equals one with the image itself only if that same generator was handed to `prepare_reference` just
       before (or if the pipeline takes the posterior's mean).
     * Features are held for the timesteps in `features`. With ``reference_timestep="zero"`` there is just one, and it
@@ -60,7 +60,7 @@ class PreparedReference:
         return len(self.latents)
 
     def check_serves(self, settings: tuple[object, ...], sources: int) -> None:
-        """Whether this can be used for an edit.
+        """Check that this can be used for an edit.
 
         Args:
             settings: of the pipeline.

@@ -1,4 +1,4 @@
-"""The small model that comes with the project: where it is. Imports nothing heavy."""
+"""The small model that comes with the project: its names and its folder. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.options import vae_scale_factor
 
-#: How it is named on command lines.
-SHIPPED_NAME = "proof"
+#: Its name on command lines.
+SHIPPED_NAME = "small"
+#: All names that it has; the second is an older one.
+SHIPPED_NAMES = (SHIPPED_NAME, "proof")
 #: A pipeline folder, with a card that says what it was trained on and what it can do.
 SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "proof"
 
@@ -19,21 +22,22 @@ def is_shipped() -> bool:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model that is named on a command line: "proof" for the shipped one, otherwise itself.
+    """Find the folder of a model: that of the small model for one of its names, otherwise the name as a path.
 
     Raises:
-        InputError: the shipped one is named, and this installation has none.
+        InputError: the small model is named, and this installation has none.
     """
-    if name != SHIPPED_NAME or (Path(name) / "model_index.json").is_file():
+    if name not in SHIPPED_NAMES or (Path(name) / "model_index.json").is_file():
         return Path(name)
     if not is_shipped():
         raise InputError(
-            f"{name}: no model comes with this installation; name a pipeline folder, or train one (docs/SMALL_MODEL.md)"
+            f"{name}: the small model is not in this installation; name a pipeline folder, or train one "
+            "(docs/SMALL_MODEL.md)"
         )
     return SHIPPED_MODEL
 
 
 def shipped_size_px() -> int:
-    """Side of the square canvas that the shipped model edits at."""
+    """Read the side of the square canvas that the small model edits at."""
     unet, vae = (json.loads((SHIPPED_MODEL / part / "config.json").read_text()) for part in ("unet", "vae"))
-    return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    return int(unet["sample_size"] * vae_scale_factor(vae))

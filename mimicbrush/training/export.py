@@ -13,10 +13,10 @@ from torch import nn
 
 from mimicbrush.io.atomic import apply_umask, replace_folder
 from mimicbrush.models.components import Components
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import quiet_libraries
 from mimicbrush.training.lora import freeze_and_adapt, merge_adapters
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions

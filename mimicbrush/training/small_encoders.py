@@ -20,10 +20,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from mimicbrush.models.components import LATENT_CHANNELS, small_depth_estimator
+from mimicbrush.models.components import small_depth_estimator
 from mimicbrush.models.encoders import encoder_pixels, normalise_pixels
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD
+from mimicbrush.models.unets import LATENT_CHANNELS
 
 #: Batches that tell the scales of latents.
 _SCALED_BY = 16

@@ -166,18 +166,18 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     # The parts of `MimicBrushPipeline.__call__`, in its order.
     def prepare() -> None:
         found["prepared"] = prepared = pipe.encode_references(pixels, [], None)
-        stem = pipe.prepare_stem(pixels, mask, False, None, None)
+        cond_latents = pipe.prepare_cond_latents(pixels, mask, False, None, None)
         context = torch.cat([pipe.no_reference_context(), prepared.context])
-        found["stem"], found["context"] = torch.cat([stem] * 2), context
-        found["at_hand"] = project_context(pipe.unet, context)
+        found["cond_latents"], found["context"] = torch.cat([cond_latents] * 2), context
+        found["cached_kv"] = project_context(pipe.unet, context)
         decode_latents(pipe.vae, latents)
 
     def read() -> None:
         (found["features"],) = pipe.read_references(found["prepared"], timestep[None], 1)
 
     def step() -> None:
-        states = ReferenceStates(projected={**found["at_hand"], **found["features"]})
-        pipe.denoise(latents, found["stem"], timestep, found["context"], states, 5.0)
+        states = ReferenceStates(projected={**found["cached_kv"], **found["features"]})
+        pipe.denoise(latents, found["cond_latents"], timestep, found["context"], states, 5.0)
 
     released = ReleasedAlgorithm(pipe)
 

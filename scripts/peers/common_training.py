@@ -26,10 +26,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from mimicbrush.models.attention import PlainAttentionProcessor
 from mimicbrush.models.components import Components
 from mimicbrush.models.encoders import encode_latents, estimate_depth
-from mimicbrush.models.reference_attention import attention_paths, reference_paths
+from mimicbrush.models.reference_attention import PlainAttentionProcessor, attention_paths, reference_paths
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.ops.pillow_resize import resize_like_pillow

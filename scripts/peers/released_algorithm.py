@@ -16,9 +16,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 
-from mimicbrush.models.attention import PlainAttentionProcessor
 from mimicbrush.models.encoders import estimate_depth, make_no_depth_map
-from mimicbrush.models.reference_attention import attention_paths, reference_paths
+from mimicbrush.models.reference_attention import PlainAttentionProcessor, attention_paths, reference_paths
 from mimicbrush.ops.canvas import to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.types import ReferenceStates

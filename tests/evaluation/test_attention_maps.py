@@ -14,11 +14,10 @@ from mimicbrush.evaluation.keypoint_transfer import pck
 from mimicbrush.evaluation.keypoint_transfer.attention import ATTENTION_STEPS, AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS, AttentionAtTokens
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
-from mimicbrush.models.attention import attend_with_lse
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.reference_attention import reference_paths
+from mimicbrush.models.reference_attention import attend_with_lse, reference_paths
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from mimicbrush.errors import InputError, MimicBrushError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Benchmark, BenchmarkWriter, Case, read_benchmark
-from mimicbrush.evaluation.editors import registry as editors
 from mimicbrush.evaluation.editors.baselines import blur_fill
 from mimicbrush.evaluation.editors.protocol import CaseInputs, NotApplicableError
 from mimicbrush.evaluation.editors.registry import check_editor, open_editor
 from mimicbrush.evaluation.heldout.reference_gain import score_inside_mask
 from mimicbrush.io.images import read_image
+from mimicbrush.pipelines import small_model
 
 
 @pytest.fixture
@@ -152,13 +152,20 @@ def test_absent_weights_are_named(name: str, tmp_path: Path, monkeypatch: pytest
 def test_folders_that_are_no_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no pipeline folder"):
         check_editor(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match=r"a training run that has no pipeline yet.*scripts/export_run\.py"):
+        check_editor(str(tmp_path))
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    with pytest.raises(InputError, match="did you mean"):
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'pipeline'} is no whole MimicBrush pipeline")):
         check_editor(str(tmp_path))
-    monkeypatch.setattr(editors, "SHIPPED_MODEL", tmp_path / "absent")
-    with pytest.raises(MimicBrushError, match="not in this installation"):
-        check_editor("proof")
+    for name in small_model.SHIPPED_NAMES:
+        check_editor(name)
+        check_editor(f"boxed:{name}")
+    monkeypatch.setattr(small_model, "SHIPPED_MODEL", tmp_path / "absent")
+    for name in small_model.SHIPPED_NAMES:
+        with pytest.raises(MimicBrushError, match="not in this installation"):
+            check_editor(name)
 
 
 def test_names_are_checked_before_anything_heavy_is_imported() -> None:

@@ -42,7 +42,7 @@ def test_it_is_small_whole_and_tells_what_it_was_trained_on() -> None:
     for config in SHIPPED_MODEL.rglob("*.json"):  # nothing of the machine that it was trained on
         assert "/work" not in config.read_text() and "/home" not in config.read_text()
         json.loads(config.read_text())
-    assert model_folder("proof") == SHIPPED_MODEL
+    assert model_folder("small") == model_folder("proof") == SHIPPED_MODEL
     assert str(model_folder("runs/a/pipeline")) == "runs/a/pipeline"
 
 

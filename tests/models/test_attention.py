@@ -4,8 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from mimicbrush.models.attention import PlainAttentionProcessor, attend_with_lse
-from mimicbrush.models.reference_attention import ReferenceReadProcessor
+from mimicbrush.models.reference_attention import PlainAttentionProcessor, ReferenceReadProcessor, attend_with_lse
 from mimicbrush.types import ReferenceStates
 
 
@@ -37,15 +36,15 @@ def test_merged_equals_concatenated(blend: float, keep: list[bool] | None, rows:
     torch.testing.assert_close(merged, trained.detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_keys_and_values_at_hand_are_those_that_would_be_projected() -> None:
+def test_cached_keys_and_values_are_those_that_would_be_projected() -> None:
     torch.manual_seed(0)
     layer = Attention(24, cross_attention_dim=10, heads=3, dim_head=8, processor=PlainAttentionProcessor("layer"))
     hidden, context = torch.randn(2, 40, 24), torch.randn(2, 5, 10)
     key, value = (projection(context).unflatten(-1, (3, 8)) for projection in (layer.to_k, layer.to_v))
-    at_hand = ReferenceStates(projected={"layer": (key, value)})
+    cached = ReferenceStates(projected={"layer": (key, value)})
     expected = layer(hidden, encoder_hidden_states=context)
     torch.testing.assert_close(
-        layer(hidden, encoder_hidden_states=context, reference_states=at_hand), expected, atol=1e-6, rtol=1e-5
+        layer(hidden, encoder_hidden_states=context, reference_states=cached), expected, atol=1e-6, rtol=1e-5
     )
     # Those of another layer are no concern of this one.
     other = ReferenceStates(projected={"other": (value, key)})

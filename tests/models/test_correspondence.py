@@ -12,11 +12,10 @@ from PIL import Image
 from planted_attention import plant
 from toy_data import photograph
 
-from mimicbrush.models.attention import attend_with_lse
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.reference_attention import reference_paths
+from mimicbrush.models.reference_attention import attend_with_lse, reference_paths
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.correspondence import TITLE_PX, Correspondence, plot_correspondence
 from mimicbrush.pipelines import MimicBrushPipeline

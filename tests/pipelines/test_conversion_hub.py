@@ -106,7 +106,7 @@ def test_offline_with_nothing_says_what_to_fetch(tmp_path: Path, monkeypatch: py
         released_pipeline_folder()
     message = str(caught.value)
     assert "hf download xichenhku/MimicBrush --include 'mimicbrush/mimicbrush.bin'" in message
-    assert "not at hand" in message
+    assert "not in the local cache" in message
 
 
 def test_what_a_partial_copy_lacks_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

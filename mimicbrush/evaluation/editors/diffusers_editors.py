@@ -22,12 +22,13 @@ from transformers import CLIPImageProcessor
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, reference_box, resize_to_source
+from mimicbrush.evaluation.editors.mimicbrush import describe_editor, reference_box, resize_to_source
 from mimicbrush.evaluation.editors.protocol import CaseInputs, CaseOnlyEditor, CaseResult, EditorOptions
 from mimicbrush.evaluation.editors.weights import IP_ADAPTER_FILE, IP_ADAPTER_FOLDER
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.pretrained.files import read_object
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
-from mimicbrush.pipelines.loading import move_to_device, quiet_libraries, seeded_generator
+from mimicbrush.pipelines.loading import default_dtype, move_to_device, seeded_generator
 
 DIFFUSERS_STEPS = 50
 #: What the authors of each run it with.

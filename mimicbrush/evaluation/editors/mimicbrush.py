@@ -29,7 +29,7 @@ from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import CHOICES
-from mimicbrush.pipelines.loading import load_pipeline, move_to_device, seeded_generator
+from mimicbrush.pipelines.loading import open_pipeline, seeded_generator
 
 #: How a pipeline looks at a reference: at all of it; at the box around its mask; or twice, see `edit_zoomed`.
 ReferenceView = Literal["whole", "boxed", "auto_zoom"]
@@ -151,15 +151,9 @@ def open_mimicbrush(
 
 def load_for_editor(folder: Path, options: EditorOptions) -> MimicBrushPipeline:
     """Load a pipeline folder onto its device, without progress bars."""
-    dtype = options.dtype or default_dtype(options.device)
-    pipeline = move_to_device(load_pipeline(folder, dtype), options.device)
+    pipeline = open_pipeline(folder, options.device, options.dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def default_dtype(device: str) -> torch.dtype:
-    """Choose half precision on a GPU, as scripts/infer.py does."""
-    return torch.float16 if device != "cpu" and torch.cuda.is_available() else torch.float32
 
 
 def describe_editor(**facts: object) -> dict[str, str]:

@@ -26,18 +26,18 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.evaluation.benchmark.layout import Case
-from mimicbrush.evaluation.editors.mimicbrush import default_dtype, describe_editor, load_for_editor, resize_to_source
+from mimicbrush.evaluation.editors.mimicbrush import describe_editor, load_for_editor, resize_to_source
 from mimicbrush.evaluation.editors.protocol import CaseInputs, CaseOnlyEditor, CaseResult, EditorOptions
-from mimicbrush.models.components import LATENT_CHANNELS
 from mimicbrush.models.encoders import encode_latents
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.reference_attention import project_references
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.models.unets import LATENT_CHANNELS, ReferenceUNet
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import move_to_device, quiet_libraries, seeded_generator
+from mimicbrush.pipelines.loading import default_dtype, move_to_device, seeded_generator
 from mimicbrush.pipelines.prepared import PreparedReference, Projected
 from mimicbrush.types import ReferenceStates
 
@@ -103,7 +103,7 @@ class StableDiffusionReferenceOnlyPipeline(ReferenceOnlyPipeline):
         """Return what an image encoder and a depth projector would tell, if there were any: the defaults."""
         return ModelOptions(size_px=self.size_px, letterbox_order=self.config.letterbox_order)
 
-    def prepare_stem(
+    def prepare_cond_latents(
         self, source: torch.Tensor, mask: torch.Tensor, keep_shape: bool, depth_map: Any, generator: Any
     ) -> torch.Tensor:
         """Encode the five channels beside the noisy latent: mask 1, masked source 4 -> (B, 5, h, w).
@@ -178,23 +178,13 @@ class ReferenceOnlyEditor(CaseOnlyEditor):
         return CaseResult(resize_to_source(output.images[0], inputs.source), output.correspondences[0])
 
 
-def make_reference_unet(unet: UNet2DConditionModel) -> ReferenceUNet:
-    """Make a reference U-Net with the weights of one that paints; its conv_in keeps the noisy latent's columns."""
-    reference = ReferenceUNet.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
-    weights = dict(unet.state_dict())
-    weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
-    reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
-    reference = reference.to(unet.device)
-    return reference if reference.dtype == unet.dtype else reference.to(unet.dtype)
-
-
 def open_reference_only_of_pipeline(name: str, folder: Path, options: EditorOptions) -> ReferenceOnlyEditor:
     """Open reference-only attention on the imitative U-Net of a pipeline, see `registry.open_editor`.
 
     Its own reference U-Net and its image tokens are left out; depth is used as in the pipeline.
     """
     trained = load_for_editor(folder, options)
-    networks = {**trained.components, "reference_unet": make_reference_unet(trained.unet).eval()}
+    networks = {**trained.components, "reference_unet": ReferenceUNet.from_unet(trained.unet).eval()}
     pipeline = ReferenceOnlyPipeline(**networks, **{option: trained.config[option] for option in _KEPT_OPTIONS})
     with torch.no_grad():
         pipeline.empty_context = trained.no_reference_context()

@@ -18,7 +18,8 @@ from mimicbrush.evaluation.editors.weights import (
     find_repository,
 )
 from mimicbrush.io.hashing import fingerprint
-from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME
+from mimicbrush.pipelines.folder import RELEASED_NAME, is_pipeline_folder, resolve_pipeline_folder
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mimicbrush.evaluation.editors.mimicbrush import ReferenceView
     from mimicbrush.evaluation.editors.protocol import Editor
 
-RESULTS, RELEASED, REFERENCE_ONLY = "results", "released", "reference_only"
+RESULTS, RELEASED, REFERENCE_ONLY = "results", RELEASED_NAME, "reference_only"
 
 #: Editors that need no model and no folder: `baselines.open_baseline` makes them.
 _BASELINES = ("oracle", "source", "blur", "copy_in_place", "opencv_inpaint", "sift_homography")
@@ -55,10 +56,10 @@ KNOWN = {
     "paint_by_example_box[:DIR]": "Paint-by-Example, of the box around the reference's mask",
     "ip_adapter[:DIR]": "SD-1.5 inpainting with an IP-Adapter",
     "reference_only[:DIR]": "reference-only attention, nothing trained; DIR may be a pipeline folder of ours",
-    "auto_zoom:DIR": "a pipeline that looks twice, see docs/EDITING.md; DIR may also be proof or released",
+    "auto_zoom:DIR": "a pipeline that looks twice, see docs/EDITING.md; DIR may also be small or released",
     "boxed:DIR": "a pipeline that sees only the box around the reference's mask; likewise",
     "results:FOLDER": "results of any other method, NNN_result.png",
-    "DIR": "a pipeline folder",
+    "DIR": "a pipeline folder, or the folder of a run that has one",
 }
 
 
@@ -108,7 +109,7 @@ def find_editor_pipeline(text: str) -> Path | None:
     """
     named = _parse(text)
     if named.name == RELEASED:
-        from mimicbrush.pipelines.folder import find_pipeline
+        from mimicbrush.pipelines.find import find_pipeline
 
         return find_pipeline(RELEASED)
     return named.folder if named.name in ("", SHIPPED_NAME) else None
@@ -178,7 +179,7 @@ def _open_public(text: str, named: _Named, options: EditorOptions) -> Editor:
 
 def _list_weight_files(named: _Named) -> list[Path]:
     """The files that a model is loaded from."""
-    from mimicbrush.pipelines.folder import find_pipeline
+    from mimicbrush.pipelines.find import find_pipeline
 
     if named.name in _PUBLIC and not _is_pipeline(named.folder):
         folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
@@ -203,10 +204,10 @@ def _parse(text: str) -> _Named:
         return _Named(name, Path(folder).expanduser() if folder else None)
     if not colon and (name in _BASELINES or name == RELEASED):
         return _Named(name, None)
-    if text == SHIPPED_NAME:
-        return _Named(SHIPPED_NAME, SHIPPED_MODEL)
+    if text in SHIPPED_NAMES:
+        return _Named(SHIPPED_NAME, model_folder(text))
     if Path(text).expanduser().is_dir():
-        return _Named("", Path(text).expanduser())
+        return _Named("", resolve_pipeline_folder(Path(text).expanduser()))  # of a run, its pipeline
     names = [each.partition("[")[0].partition(":")[0] for each in KNOWN if each != "DIR"]
     close = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -217,21 +218,13 @@ def _parse(text: str) -> _Named:
 
 
 def _is_pipeline(folder: Path | None) -> bool:
-    return folder is not None and (folder / "model_index.json").is_file()
+    return folder is not None and is_pipeline_folder(folder)
 
 
 def _check_pipeline(named: _Named) -> None:
     from mimicbrush.pipelines.folder import read_index
 
     folder = named.folder or Path()
-    if named.name == SHIPPED_NAME and not _is_pipeline(folder):
-        raise InputError(
-            f"{SHIPPED_NAME}: the small model is not in this installation ({folder} is no pipeline folder); name a "
-            "pipeline folder instead"
-        )
-    inner = folder / "pipeline"
-    if not _is_pipeline(folder) and _is_pipeline(inner):
-        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json); did you mean {inner}?")
     index = read_index(folder)
     if named.reference_view == "auto_zoom":
         from mimicbrush.pipelines.folder import class_names

@@ -11,9 +11,8 @@ from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
-from mimicbrush.models.components import init_reference_from_unet
 from mimicbrush.models.encoders import encode_image_tokens, encode_latents
-from mimicbrush.models.unets import KeyValueReferenceUNet
+from mimicbrush.models.unets import KeyValueReferenceUNet, init_reference_from_unet
 from mimicbrush.ops.canvas import to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.types import ReferenceStates
@@ -110,7 +109,7 @@ def make_untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipelin
             if (part := getattr(pipeline, name)) is not None
         }
     if "reference_unet" in fresh:
-        init_reference_from_unet(fresh["unet"], fresh["reference_unet"])
+        init_reference_from_unet(fresh["reference_unet"], fresh["unet"])
     parts = pipeline.components
     choices = {name: value for name, value in pipeline.config.items() if name not in parts and name[0] != "_"}
     return type(pipeline)(**{**parts, **fresh}, **choices)

@@ -1,8 +1,7 @@
-"""Whether starting weights are those of the networks that their configs describe."""
+"""Check that starting weights are those of the networks that their configs describe."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.hashing import hash_file
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.files import DamagedFileError, StoredNetwork
 from mimicbrush.models.pretrained.stored_weights import (
@@ -48,13 +48,13 @@ _DEPTH = DepthAnythingForDepthEstimation.__name__
 
 
 def check_networks(networks: Mapping[str, StoredNetwork]) -> None:
-    """Whether each network of `PretrainedModel` has the weights that its config asks for, see `check_weights`."""
+    """Check that each network of `PretrainedModel` has the weights that its config asks for, see `check_weights`."""
     for part, network in networks.items():
         check_weights(part, CLASSES[part], network)
 
 
 def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
-    """Whether a network has the weights, by names and shapes, that its config asks for.
+    """Check that a network has the weights, by names and shapes, that its config asks for.
 
     The libraries would fill in random numbers for weights that are missing.
 
@@ -68,19 +68,19 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
     """
     with torch.device("meta"):
         expected = {depth_hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
-        given = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
+        stored = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
     if class_name == "CLIPVisionModelWithProjection":
-        given = take_vision_half(given)
-        given.pop(POSITION_IDS, None)
+        stored = take_vision_half(stored)
+        stored.pop(POSITION_IDS, None)
     elif class_name == "AutoencoderKL":
-        given = rename_vae_attention(given)
-    check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in given.items()}, expected)
+        stored = rename_vae_attention(stored)
+    check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in stored.items()}, expected)
 
 
 def _build(class_name: str, network: StoredNetwork) -> nn.Module:
     token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
-    if class_name not in (known := (*_DIFFUSERS, *token_encoders, _DEPTH)):
-        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(known)}")
+    if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH)):
+        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(buildable)}")
     try:
         built: nn.Module
         if class_name in _DIFFUSERS:
@@ -96,18 +96,17 @@ def _build(class_name: str, network: StoredNetwork) -> nn.Module:
 
 
 def check_every_byte(network: StoredNetwork) -> None:
-    """Read the weights whole: they must be finite, and, in the hub's cache, have the hash that the hub told.
+    """Read all bytes of the weights: they must be finite, and, in the hub's cache, have the hash that the hub states.
 
     Raises:
         DamagedFileError: names the file, and the tensor.
     """
     for file in network.files:
-        told = _hash_of_hub(file)
-        if told is not None:
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != told:
-                raise DamagedFileError(file, f"its SHA-256 is {found}, the hub said {told}")
+        expected = _hash_of_hub(file)
+        if expected is not None:
+            actual = hash_file(file)
+            if actual != expected:
+                raise DamagedFileError(file, f"its SHA-256 is {actual}, the hub states {expected}")
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (no mapping)
                 tensor = opened.get_tensor(key)
@@ -116,6 +115,6 @@ def check_every_byte(network: StoredNetwork) -> None:
 
 
 def _hash_of_hub(file: Path) -> str | None:
-    """In the hub's cache, files are links to others that are named by their hashes."""
+    """Return the SHA-256 of a file in the hub's cache, where files are links to others that are named by it."""
     name = file.resolve().name
     return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else None

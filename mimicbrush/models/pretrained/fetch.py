@@ -1,4 +1,4 @@
-"""All starting weights: fetched where they are not at hand, checked, and told of part by part."""
+"""All starting weights: fetched where they are absent, checked, and reported part by part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_or_fetch_weights(
         options: name them.
         fetching: False only looks at what is on this machine.
         deep: also read every byte, see `check_every_byte`.
-        say: is told what is being fetched.
+        say: prints what is being fetched.
 
     Returns:
         One report a part; those of parts that cannot be used have a problem.
@@ -30,22 +30,22 @@ def check_or_fetch_weights(
     reports = []
     for part in options.weight_options():
         name = getattr(options, part)
-        report, tried = _examined(part, name, deep), list[Path | None]()
-        while fetching and not Path(name).is_dir() and _may_be_mended(report) and _damaged(report) not in tried:
-            tried.append(_damaged(report))
+        report, tried = _inspect(part, name, deep), list[Path | None]()
+        while fetching and not Path(name).is_dir() and _can_be_fetched(report) and _damaged_file(report) not in tried:
+            tried.append(_damaged_file(report))
             say(f"fetching {report.named}" + (f" again: {report.problem}" if tried[-1] else ""))
             try:
                 fetch_network(part, name, damaged=tried[-1])
             except WeightsError as error:
                 report.problem = error
                 break
-            report = _examined(part, name, deep)
+            report = _inspect(part, name, deep)
         reports.append(report)
     add_together(reports)
     return reports
 
 
-def _examined(part: str, name: str, deep: bool) -> PartReport:
+def _inspect(part: str, name: str, deep: bool) -> PartReport:
     folder = locate_weights(part, name)
     if folder is None:
         absent = WeightsError("neither a folder nor (wholly) in the local Hugging Face cache")
@@ -61,10 +61,10 @@ def _examined(part: str, name: str, deep: bool) -> PartReport:
     return report
 
 
-def _may_be_mended(report: PartReport) -> bool:
+def _can_be_fetched(report: PartReport) -> bool:
     """Whether fetching may help: files are absent or damaged, rather than those of another network."""
-    return report.network is None or _damaged(report) is not None
+    return report.network is None or _damaged_file(report) is not None
 
 
-def _damaged(report: PartReport) -> Path | None:
+def _damaged_file(report: PartReport) -> Path | None:
     return report.problem.file if isinstance(report.problem, DamagedFileError) else None

@@ -1,4 +1,4 @@
-"""What starting weights must be, so that the method can begin from them. No heavy import here: see `weight_files`.
+"""What starting weights must be, so that the method can begin from them. Imports no torch, see `files`.
 
 Some facts make the method, such as the nine channels that become thirteen: other weights are an error. Sizes, such
 as the width of the context, only have to fit together; where they are not the paper's, that is noted.
@@ -61,7 +61,7 @@ _SHARED = ("block_out_channels", "layers_per_block", "down_block_types", "up_blo
 
 @dataclass
 class PartReport:
-    """What is known of the starting weights of one part.
+    """Report on the starting weights of one part.
 
     Attributes:
         part: which.
@@ -79,19 +79,21 @@ class PartReport:
 
 
 def inspect_part(part: str, name: str, folder: Any) -> PartReport:
-    """A part by its files' heads and its config.
+    """Inspect a part by the heads of its files and its config.
 
     Args:
         part, name: an option of `PretrainedModel` and its value.
-        folder: of its network, see `weights.locate`.
+        folder: of its network, see `weights.locate_weights`.
     """
     report = PartReport(part, f"model.{part}={name}")
     try:
-        report.network = read_network(folder, LAYOUTS[part].stem)
+        report.network = read_network(folder, LAYOUTS[part].file_stem)
         check_facts(part, report.network.config)
-        whole = sum(tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL" for tensor in _learnt(report.network))
-        if whole:
-            raise WeightsError(f"{folder} holds {whole} tensors of whole numbers, expected weights")
+        integers = sum(
+            tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL" for tensor in _list_weights(report.network)
+        )
+        if integers:
+            raise WeightsError(f"{folder} holds {integers} tensors of whole numbers, expected weights")
     except WeightsError as error:
         report.problem = error
     else:
@@ -99,43 +101,43 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
     return report
 
 
-def _learnt(network: StoredNetwork) -> list[Any]:
+def _list_weights(network: StoredNetwork) -> list[Any]:
     # Older versions of transformers kept the numbers of the positions with the weights.
     return [tensor for key, tensor in network.tensors.items() if not key.endswith("position_ids")]
 
 
 def check_facts(part: str, config: Mapping[str, Any]) -> None:
-    """Whether a network is of the kind that the method begins from.
+    """Check that a network is of the kind that the method begins from.
 
     Raises:
         WeightsError: names what the config says and what it should say.
     """
-    said = _of_vision(config) if part == "image_encoder" else dict(config)
+    stated = _vision_half(config) if part == "image_encoder" else dict(config)
     if part == "image_encoder":
         kind = config.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             raise WeightsError(f"its config says model_type={kind!r}, expected a CLIP, whole or its image encoder")
-    for key, (expected, unsaid) in _FACTS[part].items():
-        value = said.get(key, unsaid)
+    for key, (expected, default) in _FACTS[part].items():
+        value = stated.get(key, default)
         if value != expected:
             raise WeightsError(f"its config says {key}={value!r}, expected {expected!r}")
-    blocks = said.get("block_out_channels", [0] * _LEVELS)
+    blocks = stated.get("block_out_channels", [0] * _LEVELS)
     if len(blocks) != _LEVELS:
         raise WeightsError(f"its config says block_out_channels={blocks}, expected {_LEVELS} levels")
 
 
 def find_other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
-    """Where a network has other sizes than the paper's."""
-    said = _of_vision(config) if part == "image_encoder" else config
+    """List where a network has other sizes than the paper's."""
+    stated = _vision_half(config) if part == "image_encoder" else config
     return [
-        f"{key}={said[key]} (paper: {expected})"
+        f"{key}={stated[key]} (paper: {expected})"
         for key, expected in _SIZES[part].items()
-        if key in said and said[key] != expected
+        if key in stated and stated[key] != expected
     ]
 
 
 def check_together(networks: Mapping[str, StoredNetwork]) -> None:
-    """Whether the networks fit each other.
+    """Check that the networks fit each other.
 
     Raises:
         WeightsError: names the two, and what differs.
@@ -153,7 +155,7 @@ def check_together(networks: Mapping[str, StoredNetwork]) -> None:
 
 
 def inspect_starting_weights(options: PretrainedModel) -> dict[str, StoredNetwork]:
-    """All starting weights on this machine, by what shows without loading them.
+    """Inspect all starting weights on this machine without loading them.
 
     Raises:
         WeightsError: names every part that is absent, damaged or not what it should be, its option and its place.
@@ -165,7 +167,7 @@ def inspect_starting_weights(options: PretrainedModel) -> dict[str, StoredNetwor
 
 
 def add_together(reports: list[PartReport]) -> None:
-    """Put what `check_together` finds into the reports, if each of them is good by itself."""
+    """Add to the reports what `check_together` finds, if each of them is good by itself."""
     if all(report.problem is None for report in reports):
         by_part = {report.part: report for report in reports}
         try:
@@ -181,6 +183,6 @@ def raise_problems(reports: list[PartReport]) -> None:
         raise WeightsError("starting weights cannot be used:\n" + "\n".join(wrong) + f"\n  {HOW_TO_FETCH}")
 
 
-def _of_vision(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a whole CLIP the half that sees."""
+def _vision_half(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the image encoder, also out of that of a whole CLIP."""
     return dict(config.get("vision_config", config))

@@ -22,12 +22,12 @@ _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _MOST_NAMED = 10
 
 
-def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Whether a state dict has exactly the keys and shapes that it should have.
+def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Check that a state dict has exactly the keys and shapes that it should have.
 
     Args:
         part: what the errors call it.
-        given: the weights.
+        weights: the state dict.
         expected: tensors of the right shapes; those of a network on the meta device will do.
 
     Raises:
@@ -35,13 +35,13 @@ def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[st
     """
     problems = [
         f"{key} has shape {_shape(tensor)}, expected {_shape(expected[key])}"
-        for key, tensor in given.items()
+        for key, tensor in weights.items()
         if key in expected and tensor.shape != expected[key].shape
     ]
-    problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in given]
+    problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in weights]
     problems += [
         f"{key} is unexpected, given with shape {_shape(tensor)}"
-        for key, tensor in given.items()
+        for key, tensor in weights.items()
         if key not in expected
     ]
     if problems:
@@ -52,7 +52,7 @@ def check_fit(part: str, given: Mapping[str, torch.Tensor], expected: Mapping[st
 
 
 def rename_vae_attention(weights: StateDict) -> StateDict:
-    """VAE weights with the attention's present names, whichever they have.
+    """Rename VAE weights to the present names of its attention layers.
 
     Raises:
         WeightsError: a key under its old and its present name.
@@ -69,13 +69,13 @@ def rename_vae_attention(weights: StateDict) -> StateDict:
 
 
 def take_vision_half(weights: StateDict) -> StateDict:
-    """CLIP's image encoder, also out of a file that holds the text encoder beside it."""
+    """Take the weights of CLIP's image encoder, also out of a file that holds the text encoder beside it."""
     text = ("text_model.", "text_projection.", "logit_scale")
     return {key: tensor for key, tensor in weights.items() if not key.startswith(text)}
 
 
 def depth_hub_name(name: str) -> str:
-    """A name in memory of a Depth Anything of any transformers version -> its name on the hub.
+    """Map a name in memory of a Depth Anything of any transformers version to its name on the hub.
 
     In some versions of transformers 5, DINOv2's attention has other names in memory than in files.
     """
@@ -90,7 +90,7 @@ def depth_hub_name(name: str) -> str:
 
 
 def clip_config(stored: dict[str, Any]) -> CLIPVisionConfig:
-    """What a config.json of any transformers version says about CLIP's image encoder.
+    """Build the config of CLIP's image encoder from a config.json of any transformers version.
 
     Older ones also hold dozens of fields about text generation and the like, some of which newer versions refuse,
     or all of CLIP. What decides about weights and numbers is taken, and nothing else.

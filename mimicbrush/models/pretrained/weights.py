@@ -1,4 +1,4 @@
-"""Where starting weights lie, and how they come there. No heavy import here: see `weight_files`."""
+"""Where starting weights lie, and how they come there. Imports no torch, see `files`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mimicbrush.models.options import PretrainedModel
 
 @dataclass(frozen=True)
 class WeightsLayout:
-    """How a network lies in a repository or folder.
+    """Layout of a network in a repository or folder.
 
     Attributes:
         subfolder: where it lies if the folder has that; otherwise at the root, or always at the root (None).
-        stem: what its library calls its files.
+        file_stem: what its library calls its files.
     """
 
     subfolder: str | None
-    stem: str
+    file_stem: str
 
     def files(self) -> list[str]:
-        """Patterns of all that is needed: no pickles, no half-precision variants, nothing of other networks."""
+        """List patterns of all needed files: no pickles, no half-precision variants, nothing of other networks."""
         names = [
             "config.json",
-            f"{self.stem}.safetensors",
-            f"{self.stem}.safetensors.index.json",
-            f"{self.stem}-*-of-*.safetensors",
+            f"{self.file_stem}.safetensors",
+            f"{self.file_stem}.safetensors.index.json",
+            f"{self.file_stem}-*-of-*.safetensors",
         ]
         return names + ([] if self.subfolder is None else [f"{self.subfolder}/{name}" for name in names])
 
@@ -51,7 +51,7 @@ HOW_TO_FETCH = (
 
 
 def locate_weights(part: str, name: str) -> Path | None:
-    """The folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
+    """Find the folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
 
     Args:
         part: an option of `PretrainedModel`.
@@ -71,24 +71,24 @@ def locate_weights(part: str, name: str) -> Path | None:
 
 
 def find_weights(options: PretrainedModel) -> dict[str, Path]:
-    """Part -> local folder of its network. Nothing is downloaded: a run of days should not begin by surprise.
+    """Find the local folder of each part's network. Nothing is downloaded: a run of days should not begin by surprise.
 
     Raises:
         WeightsError: names every part whose weights are not there, its option and how to get them.
     """
-    found = {part: locate_weights(part, getattr(options, part)) for part in options.weight_options()}
-    missing = [f"  model.{part}={getattr(options, part)}" for part, folder in found.items() if folder is None]
+    folders = {part: locate_weights(part, getattr(options, part)) for part in options.weight_options()}
+    missing = [f"  model.{part}={getattr(options, part)}" for part, folder in folders.items() if folder is None]
     if missing:
         raise WeightsError(
             "starting weights are neither a folder nor (wholly) in the local Hugging Face cache:\n"
             + "\n".join(missing)
             + f"\n  {HOW_TO_FETCH}"
         )
-    return {part: folder for part, folder in found.items() if folder is not None}
+    return {part: folder for part, folder in folders.items() if folder is not None}
 
 
 def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
-    """Bring the files of a network into the local Hugging Face cache; files that are there already stay.
+    """Fetch the files of a network into the local Hugging Face cache; files that are there already stay.
 
     Args:
         part: an option of `PretrainedModel`.

@@ -36,7 +36,7 @@ CHANGE_TITLES = {
     "depth": "depth estimator",
 }
 
-_STEM = "conv_in.weight"
+_CONV_IN = "conv_in.weight"
 _CHECKPOINT = "checkpoint"
 # Parts that only a pipeline folder holds, and how it calls them.
 _FROZEN = {"vae": "vae", "depth": "depth_estimator"}
@@ -44,7 +44,7 @@ _FROZEN = {"vae": "vae", "depth": "depth_estimator"}
 
 @dataclass(frozen=True)
 class WeightChange:
-    """How much some weights differ from their stock.
+    """Difference between some weights and their stock.
 
     Attributes:
         relative: ||new - stock|| / ||stock|| over all of them; NaN where a stock of zeros was changed.
@@ -60,17 +60,17 @@ class WeightChange:
 
     @property
     def verdict(self) -> str:
-        """One of `EQUAL`, `EQUAL_IN_HALF`, `CHANGED`."""
+        """Verdict on these weights, one of `EQUAL`, `EQUAL_IN_HALF`, `CHANGED`."""
         return EQUAL if self.equal else EQUAL_IN_HALF if self.equal_in_half else CHANGED
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN."""
+        """Convert to values for JSON, which has no NaN."""
         return {"verdict": self.verdict, "relative": self.relative if math.isfinite(self.relative) else None}
 
 
 @dataclass(frozen=True)
 class PartChange:
-    """A part against its stock.
+    """Difference between a part and its stock.
 
     Attributes:
         name: as in `CHANGE_TITLES`.
@@ -94,7 +94,7 @@ class PartChange:
         return self.total.verdict if self.total is not None else NO_STOCK
 
     def sentence(self) -> str:
-        """What it means."""
+        """Say in a sentence what the difference means."""
         title = f"The {CHANGE_TITLES[self.name]}"
         if self.total is None:
             return f"{title} has no stock weights: all of it was learnt."
@@ -120,7 +120,7 @@ class PartChange:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to values for JSON."""
         return {
             "part": self.name,
             "stock": None if self.stock is None else str(self.stock),
@@ -142,7 +142,7 @@ def compare_with_stock(
     vae: Path | None = None,
     depth: Path | None = None,
 ) -> list[PartChange]:
-    """Every part of a released checkpoint, or of a pipeline folder, against the weights that it started from.
+    """Compare every part of a released checkpoint, or of a pipeline folder, with the weights that it started from.
 
     Args:
         given: ``mimicbrush.bin`` or a pipeline folder.
@@ -192,7 +192,7 @@ def compare_with_stock(
 
 
 def compare_part(name: str, new: StateDict, stock: StateDict, origin: Path, excused: Sequence[str] = ()) -> PartChange:
-    """A part against its stock, whose keys must be the same.
+    """Compare a part with its stock, whose keys must be the same.
 
     Args:
         name: of the part.
@@ -205,7 +205,7 @@ def compare_part(name: str, new: StateDict, stock: StateDict, origin: Path, excu
     """
     new_inputs = None
     if name == "unet":
-        new, new_inputs = _split_stem(new, stock)
+        new, new_inputs = _split_conv_in(new, stock)
     check_fit(name, new, {key: tensor for key, tensor in stock.items() if key not in excused})
     members: dict[str, list[str]] = {}
     for key in new:
@@ -221,7 +221,7 @@ def compare_part(name: str, new: StateDict, stock: StateDict, origin: Path, excu
 
 
 def change_of(new: StateDict, stock: StateDict, keys: list[str]) -> WeightChange:
-    """The change of some weights, taken together."""
+    """Measure the change of some weights, taken together."""
     moved = size = 0.0
     equal = equal_in_half = rounded = True
     for key in keys:
@@ -236,7 +236,7 @@ def change_of(new: StateDict, stock: StateDict, keys: list[str]) -> WeightChange
 
 
 def block_of(key: str) -> str:
-    """The block that a weight belongs to: its name up to the first number, or up to its own last word."""
+    """Name the block that a weight belongs to: its name up to the first number, or up to its own last word."""
     words = key.split(".")
     for number, word in enumerate(words):
         if word.isdecimal():
@@ -245,7 +245,7 @@ def block_of(key: str) -> str:
 
 
 def find_dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> list[str]:
-    """The keys of a stock U-Net that the reference U-Net is known not to have: 24 for SD-1.5.
+    """List the keys of a stock U-Net that the reference U-Net does not have: 24 for SD-1.5.
 
     Args:
         config: of the stock U-Net.
@@ -257,14 +257,14 @@ def find_dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> li
     return [key for key in stock.state_dict() if key not in kept]
 
 
-def _split_stem(new: StateDict, stock: StateDict) -> tuple[StateDict, dict[str, Any]]:
-    """The imitative U-Net with an entrance as narrow as its stock's, and what the added channels hold."""
+def _split_conv_in(new: StateDict, stock: StateDict) -> tuple[StateDict, dict[str, Any]]:
+    """Split the imitative U-Net: weights with a conv_in as narrow as its stock's, and what the added channels hold."""
     for weights in (new, stock):
-        if _STEM not in weights:
-            raise WeightsError(f"unet does not fit:\n  {_STEM} is missing")
-    known = stock[_STEM].shape[1]
-    added = new[_STEM][:, known:].double()
-    return {**new, _STEM: new[_STEM][:, :known]}, {
+        if _CONV_IN not in weights:
+            raise WeightsError(f"unet does not fit:\n  {_CONV_IN} is missing")
+    known = stock[_CONV_IN].shape[1]
+    added = new[_CONV_IN][:, known:].double()
+    return {**new, _CONV_IN: new[_CONV_IN][:, :known]}, {
         "channels": added.shape[1],
         "norm": float(added.norm()),
         "all_zero": not bool(added.any()),
@@ -272,7 +272,7 @@ def _split_stem(new: StateDict, stock: StateDict) -> tuple[StateDict, dict[str, 
 
 
 def describe_changes(changes: list[PartChange]) -> str:
-    """All changes as text for people: the blocks of what has changed, and one sentence per part at the end."""
+    """Describe all changes for people: the blocks of what has changed, and one sentence per part at the end."""
     lines = []
     for part in changes:
         lines.append(f"{part.name}: {part.verdict}" + _percent(part.total))
@@ -290,7 +290,7 @@ def describe_changes(changes: list[PartChange]) -> str:
 
 
 def changes_as_json(changes: list[PartChange]) -> dict[str, Any]:
-    """All changes as JSON for programs."""
+    """Convert all changes to JSON for programs."""
     return {"parts": [part.as_dict() for part in changes]}
 
 

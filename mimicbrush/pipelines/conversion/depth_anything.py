@@ -22,11 +22,11 @@ _LAST_BLOCKS = 4
 
 
 def depth_estimator(weights: StateDict, given: Path, *, scratch: Path | None = None) -> DepthAnythingForDepthEstimation:
-    """The network.
+    """Build the network from its weights.
 
     Args:
         weights: under the original names, or under the hub's.
-        given: where they come from; with the hub's names there must be a config.json (see `reading.config_of`).
+        given: where they come from; with the hub's names there must be a config.json (see `untrusted_files.config_of`).
         scratch: an existing folder for temporary files.
 
     Raises:
@@ -49,7 +49,7 @@ def depth_estimator(weights: StateDict, given: Path, *, scratch: Path | None = N
 
 
 def hub_weights(weights: StateDict, given: Path) -> tuple[StateDict, DepthAnythingConfig]:
-    """Weights under the hub's names, checked, and the config that belongs to them (see `depth_estimator`)."""
+    """Rename and check weights: those under the hub's names, and their config (see `depth_estimator`)."""
     original = any(key.startswith("pretrained.") for key in weights)
     config = original_config(weights) if original else DepthAnythingConfig.from_dict(config_of(given))
     with torch.device("meta"):
@@ -71,7 +71,7 @@ def hub_weights(weights: StateDict, given: Path) -> tuple[StateDict, DepthAnythi
 
 
 def original_config(weights: StateDict) -> DepthAnythingConfig:
-    """The size of a network, small, base, large or any other, read off the shapes of its original weights.
+    """Read the size of a network, small, base, large or any other, off the shapes of its original weights.
 
     Raises:
         WeightsError: a key is missing that tells it, or the width is no multiple of DINOv2's 64 channels per head.
@@ -113,7 +113,7 @@ def original_config(weights: StateDict) -> DepthAnythingConfig:
 
 
 def original_names(num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Depth Anything's own names -> those on the hub for its transformers class.
+    """Yield Depth Anything's own names, and those on the hub for its transformers class.
 
     As LiheYoung/Depth-Anything writes them (`dpt.py`, over DINOv2), and as the hub's ``depth-anything-*-hf``
     repositories do. One name becomes three where query, key and value are one matrix.
@@ -167,7 +167,7 @@ def original_names(num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def split_original(original: StateDict, hub: Mapping[str, torch.Tensor], num_layers: int) -> StateDict:
-    """Weights under their original names -> under the hub's, with query, key and value apart.
+    """Rename weights from their original names to the hub's, with query, key and value split.
 
     Args:
         original: the weights.
@@ -187,7 +187,7 @@ def split_original(original: StateDict, hub: Mapping[str, torch.Tensor], num_lay
 
 
 def _joined(name: str, hub: Mapping[str, torch.Tensor], parts: tuple[str, ...]) -> torch.Tensor:
-    """A tensor of the shape that an original weight must have."""
+    """Make a tensor of the shape that an original weight must have."""
     absent = [part for part in parts if part not in hub]
     if absent:
         raise WeightsError(f"depth does not fit:\n  {name} is unexpected: this network has no {absent[0]}")

@@ -12,12 +12,11 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_aside
-from mimicbrush.models.components import STEM_CHANNELS
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, clip_config
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.unets import REFERENCE_UNETS, ReferenceUNet
+from mimicbrush.models.unets import REFERENCE_UNETS, UNET_IN_CHANNELS, ReferenceUNet
 from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
 from mimicbrush.pipelines.conversion.untrusted_files import (
     config_of,
@@ -37,7 +36,7 @@ def export_released(
 
     Args:
         pipeline: a pipeline folder.
-        output: the file; it gets its name when it is whole.
+        output: the file; it gets its name when it is complete.
         checkpoint: a checkpoint folder of a run, whose weights replace those of the trained networks.
         average: take the checkpoint's averaged (EMA) weights, which is what the run's own pipeline holds, too.
         force: replace an older file.
@@ -67,7 +66,7 @@ def export_released(
         check_fit(part, weights[part], expected)
         released[part] = {key: weights[part][key] for key in expected}  # in the order that people know
     released["image_encoder"] = with_position_ids(released["image_encoder"])
-    _check_stem(released)
+    _check_conv_in(released)
 
     def write(aside: Path) -> None:
         # As an open file: PyTorch would write the hidden name into the archive.
@@ -79,7 +78,7 @@ def export_released(
 
 
 def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, average: bool) -> dict[str, StateDict]:
-    """The trained parts that a checkpoint of a run holds; parts that were frozen are not among them.
+    """Read the trained parts that a checkpoint of a run holds; frozen parts are not among them.
 
     Args:
         checkpoint: its folder (``run_dir/checkpoints/step-...``).
@@ -114,7 +113,7 @@ def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, aver
 
 
 def find_released_differences(pipeline: Path, released: dict[str, StateDict]) -> list[str]:
-    """What the released code, which has its choices wired in, would do differently with these weights."""
+    """List what the released code, which has its choices wired in, would do differently with these weights."""
     index = pipeline_index(pipeline)
     warnings = [
         f"these weights were trained for {name}={index.get(name)!r}; the released code has {value!r} wired in, "
@@ -147,7 +146,7 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
 
 
 def pipeline_index(pipeline: Path) -> dict[str, Any]:
-    """The model_index.json of a pipeline folder of ours.
+    """Read the model_index.json of a pipeline folder of ours.
 
     Raises:
         InputError: it is none.
@@ -160,7 +159,7 @@ def pipeline_index(pipeline: Path) -> dict[str, Any]:
 
 
 def _networks(pipeline: Path) -> dict[str, nn.Module]:
-    """Part -> the network that the released code would build, on the meta device."""
+    """Build each part's network as the released code would, on the meta device."""
     configs = {part: config_of(pipeline / component) for part, component in PARTS.items()}
     with torch.device("meta"):
         return {
@@ -181,8 +180,8 @@ def _check_shares_hidden_states(index: dict[str, Any], weights: StateDict) -> No
         )
 
 
-def _check_stem(released: dict[str, StateDict]) -> None:
-    for part, expected in (("unet", STEM_CHANNELS), ("depth_guider", 1)):
+def _check_conv_in(released: dict[str, StateDict]) -> None:
+    for part, expected in (("unet", UNET_IN_CHANNELS), ("depth_guider", 1)):
         given = released[part]["conv_in.weight"].shape[1]
         if given != expected:
             raise WeightsError(

@@ -1,4 +1,4 @@
-"""The released weights from the Hugging Face hub: fetched once, converted once, then at hand."""
+"""The released weights of the Hugging Face hub as a pipeline folder: fetched once, converted once, then kept."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # 
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.atomic import replace_folder
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.pipelines.conversion.import_released import released_pipeline
 from mimicbrush.pipelines.conversion.layout import HUB_FILES, find_released
-from mimicbrush.pipelines.loading import quiet_libraries
 
 #: To be raised when an import writes something else than before: older results are then not used any more.
 _VERSION = 1
 
 
 def released_pipeline_folder(*, fetch: bool = True) -> Path:
-    """The released weights as a pipeline folder.
+    """Return the released weights as a pipeline folder; convert them, if that has not been done.
 
     What is not in the local Hugging Face cache is fetched (2.5 billion weights), if `fetch`. The result
     lies among huggingface_hub's assets, by the commits that it was made of. Of several processes that ask at once,
@@ -29,27 +29,27 @@ def released_pipeline_folder(*, fetch: bool = True) -> Path:
     """
     snapshots = {repository: _snapshot(repository, fetch) for repository in HUB_FILES}
     name = "-".join([f"v{_VERSION}", *[folder.name[:16] for folder in snapshots.values()]])
-    room = cached_assets_path("mimicbrush", "released", name)
-    final = room / "pipeline"
+    folder = cached_assets_path("mimicbrush", "released", name)
+    final = folder / "pipeline"
     if not final.is_dir():
-        with WeakFileLock(room / "pipeline.lock"):
+        with WeakFileLock(folder / "pipeline.lock"):
             if not final.is_dir():
                 quiet_libraries()
-                released = released_pipeline(find_released(*snapshots.values()), scratch=room)
+                released = released_pipeline(find_released(*snapshots.values()), scratch=folder)
                 replace_folder(final, released.save_pretrained)
     return final
 
 
 def _snapshot(repository: str, fetch: bool) -> Path:
-    """The folder of a repository in the local cache, with all files that are needed."""
+    """Find the folder of a repository in the local cache, with all files that are needed."""
     patterns = list(HUB_FILES[repository])
     problem = ""
-    # What is at hand is good enough: the weights were released once.
+    # The local copy comes first: the weights were released only once.
     for local_files_only in (True, False) if fetch else (True,):
         try:
             found = snapshot_download(repository, allow_patterns=patterns, local_files_only=local_files_only)
         except OSError as error:  # absent, no network, no such repository, disk full
-            problem = problem or f"it is not at hand and could not be fetched ({_first_line(error)})"
+            problem = problem or f"it is not in the local cache and could not be fetched ({_first_line(error)})"
         else:
             missing = [pattern for pattern in patterns if not any(Path(found).glob(pattern))]
             if not missing:

@@ -11,12 +11,12 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
-from mimicbrush.models.components import LATENT_CHANNELS, STEM_CHANNELS
+from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.models.unets import LATENT_CHANNELS, UNET_IN_CHANNELS, ReferenceUNet
 from mimicbrush.pipelines.conversion.depth_anything import depth_estimator
 from mimicbrush.pipelines.conversion.key_maps import (
     PARTS,
@@ -27,7 +27,6 @@ from mimicbrush.pipelines.conversion.key_maps import (
 )
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles
 from mimicbrush.pipelines.conversion.untrusted_files import config_of, join_shards, read_groups, weights_of
-from mimicbrush.pipelines.loading import quiet_libraries
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
@@ -38,7 +37,7 @@ def import_released(
 
     Args:
         files: the weights.
-        output: the pipeline folder; it gets its name when it is whole.
+        output: the pipeline folder; it gets its name when it is complete.
         dtype: what to store the weights as; None keeps what they are.
         force: replace an older pipeline there.
 
@@ -58,10 +57,10 @@ def import_released(
 def released_pipeline(
     files: ReleasedFiles, *, dtype: torch.dtype | None = None, scratch: Path | None = None
 ) -> MimicBrushPipeline:
-    """The pipeline of released weights, to be saved (see `import_released`): its networks hold the mapped files."""
+    """Build the pipeline of released weights, to be saved (see `import_released`): its networks hold mapped files."""
     # 1. The sizes; what is absent shows before 10 GB are read.
     sizes = {
-        "unet": config_of(files.inpainting, "unet") | {"in_channels": STEM_CHANNELS},
+        "unet": config_of(files.inpainting, "unet") | {"in_channels": UNET_IN_CHANNELS},
         "reference_unet": config_of(files.sd15, "unet"),
         "vae": config_of(files.vae),
         "image_encoder": config_of(files.image_encoder),
@@ -87,7 +86,7 @@ def released_pipeline(
 
 
 def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, StateDict]) -> dict[str, Any]:
-    """All networks but the depth estimator: component -> network.
+    """Build all networks but the depth estimator, by component.
 
     Args:
         sizes: the configs of ``unet``, ``reference_unet``, ``vae`` and ``image_encoder``; the two projectors' follow.
@@ -122,7 +121,7 @@ def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Sta
 
 
 def depth_projector_sizes(weights: StateDict) -> tuple[int, int, tuple[int, ...]]:
-    """The arguments of `DepthProjector`, read off the shapes of its weights.
+    """Read the arguments of `DepthProjector` off the shapes of its weights.
 
     Raises:
         WeightsError: a key is missing that tells them.
@@ -140,7 +139,7 @@ def depth_projector_sizes(weights: StateDict) -> tuple[int, int, tuple[int, ...]
 
 
 def check_free(output: Path, force: bool) -> None:
-    """Whether a pipeline folder can be written.
+    """Check that a pipeline folder can be written.
 
     Raises:
         InputError: something is there, or the folder around it is not.

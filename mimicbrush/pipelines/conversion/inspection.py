@@ -20,7 +20,7 @@ from mimicbrush.pipelines.conversion.untrusted_files import (
 
 @dataclass(frozen=True)
 class InspectedPart:
-    """A network's worth of tensors.
+    """Tensors of one network.
 
     Attributes:
         name: of the part or component.
@@ -32,7 +32,7 @@ class InspectedPart:
 
     @property
     def parameters(self) -> int:
-        """How many numbers there are."""
+        """Number of numbers in all tensors."""
         return sum(math.prod(entry.shape) for entry in self.entries)
 
     @property
@@ -41,7 +41,7 @@ class InspectedPart:
         return dict(Counter(entry.dtype for entry in self.entries))
 
     def as_dict(self, *, keys: bool) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to values for JSON."""
         found: dict[str, Any] = {
             "part": self.name,
             "num_keys": len(self.entries),
@@ -56,7 +56,7 @@ class InspectedPart:
 
 
 def inspect_weights(given: Path) -> list[InspectedPart]:
-    """The parts of a file, of a network's folder or of a pipeline folder, those without weights left out.
+    """List the parts of a file, of a network's folder or of a pipeline folder that have weights.
 
     Raises:
         WeightsError: absent, damaged, or refused (see `reading.read_files`).
@@ -87,7 +87,7 @@ def _entries_of(given: Path) -> list[TensorEntry]:
 
 
 def describe_parts(parts: list[InspectedPart], *, keys: bool) -> str:
-    """Parts as text for people."""
+    """Describe parts for people."""
     width = max(len(part.name) for part in parts)
     lines = []
     for part in parts:
@@ -99,5 +99,5 @@ def describe_parts(parts: list[InspectedPart], *, keys: bool) -> str:
 
 
 def parts_as_json(parts: list[InspectedPart], *, keys: bool) -> dict[str, Any]:
-    """Parts as JSON for programs."""
+    """Convert parts to JSON for programs."""
     return {"parts": [part.as_dict(keys=keys) for part in parts]}

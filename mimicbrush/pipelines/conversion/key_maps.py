@@ -35,14 +35,14 @@ def fill_network(part: str, module: nn.Module, weights: StateDict) -> None:
 
 
 def cast_weights(weights: StateDict, dtype: torch.dtype | None) -> StateDict:
-    """Floating-point weights as another type; None leaves them as they are."""
+    """Convert floating-point weights to another type; None leaves them as they are."""
     if dtype is None:
         return weights
     return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
 
 
 def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) -> dict[str, StateDict]:
-    """A released checkpoint, part by part.
+    """Split a released checkpoint into its parts.
 
     Args:
         contents: see `reading.read_files`.
@@ -68,7 +68,7 @@ def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) 
 
 
 def without_position_ids(weights: StateDict) -> StateDict:
-    """CLIP weights of any transformers version as newer ones keep them.
+    """Remove from CLIP weights of any transformers version what newer versions do not keep.
 
     Raises:
         WeightsError: the buffer that is left out holds something else than 0, 1, 2, ...
@@ -88,12 +88,12 @@ def without_position_ids(weights: StateDict) -> StateDict:
 
 
 def with_position_ids(weights: StateDict) -> StateDict:
-    """CLIP weights as transformers 4.25 wants them: the released code loads strictly."""
+    """Add to CLIP weights what transformers 4.25 keeps: the released code loads strictly."""
     return {POSITION_IDS: position_ids(weights), **weights}
 
 
 def position_ids(weights: StateDict) -> torch.Tensor:
-    """What `POSITION_IDS` holds: (1, N) int64."""
+    """Make the tensor of `POSITION_IDS`, (1, N) int64."""
     return torch.arange(len(weights[_POSITIONS]))[None]
 
 

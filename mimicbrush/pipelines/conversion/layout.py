@@ -12,7 +12,7 @@ MIMICBRUSH_REPOSITORY, BASE_REPOSITORY = "xichenhku/MimicBrush", "xichenhku/clea
 
 @dataclass(frozen=True)
 class ReleasedFiles:
-    """Where the released weights lie: each a file, or the folder that holds it (see `reading.weights_of`).
+    """Paths of the released weights: each a file, or the folder that holds it (see `untrusted_files.weights_of`).
 
     Attributes:
         checkpoint: ``mimicbrush.bin``; all trained weights, and the image encoder's.
@@ -55,14 +55,14 @@ HUB_FILES = {
 
 
 def how_to_fetch_released(name: str) -> str:
-    """The command that fetches an input of `ReleasedFiles`."""
+    """Write the command that fetches an input of `ReleasedFiles`."""
     repository, path = LAYOUT[name]
     pattern = path if Path(path).suffix else f"{path}/*"
     return f"hf download {repository} --include '{pattern}'"
 
 
 def find_released(snapshot: Path | None, base: Path | None, **named: Path | None) -> ReleasedFiles:
-    """All inputs of an import: those named, the others from the hub's layout.
+    """Find all inputs of an import: those that are named, the others in the hub's layout.
 
     Args:
         snapshot: folder of `MIMICBRUSH_REPOSITORY`.

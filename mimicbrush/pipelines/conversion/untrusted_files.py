@@ -58,7 +58,7 @@ def read_files(
     scratch: Path | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Content]:
-    """The tensors of some files, each by its path of keys (see `TensorEntry`).
+    """Read the tensors of some files, each by its path of keys (see `TensorEntry`).
 
     Args:
         files: safetensors, or pickles.
@@ -95,7 +95,7 @@ def read_groups(groups: Mapping[str, Sequence[Path]], *, scratch: Path | None = 
 
 
 def read_state_dict(files: Sequence[Path]) -> StateDict:
-    """The state dict that a file holds, or several (shards) hold together.
+    """Read the state dict that a file holds, or several files (shards) hold together.
 
     Raises:
         WeightsError: see `read_files`; or a file nests its tensors deeper.
@@ -104,7 +104,7 @@ def read_state_dict(files: Sequence[Path]) -> StateDict:
 
 
 def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> StateDict:
-    """What `read_files` found in some files, as one state dict.
+    """Join what `read_files` found in some files to one state dict.
 
     Raises:
         WeightsError: a file holds something else; or see `check_shards`.
@@ -120,7 +120,7 @@ def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> StateDict
 
 
 def check_shards(files: Sequence[Path], contents: Sequence[Iterable[tuple[str, ...]]]) -> None:
-    """Whether the files of one network hold each key once, and those that their index names, where there is one.
+    """Check that the files of one network hold each key once, and the keys of their index, where there is one.
 
     Args:
         files: see `weights_of`.
@@ -147,7 +147,7 @@ def check_shards(files: Sequence[Path], contents: Sequence[Iterable[tuple[str, .
 
 
 def shards_of(index: Path) -> dict[str, Path]:
-    """Key -> the file that holds it, as an index file says.
+    """Read which file holds each key, as an index file says.
 
     Raises:
         WeightsError: damaged, or it names a file that does not lie beside it.
@@ -163,7 +163,7 @@ def shards_of(index: Path) -> dict[str, Path]:
 
 
 def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[TensorEntry]:
-    """What a file holds, without reading the weights of a safetensors file or copying those of a pickle.
+    """List what a file holds, without reading the weights of a safetensors file or copying those of a pickle.
 
     Raises:
         WeightsError: see `read_files`; other things than tensors are left out.
@@ -187,7 +187,7 @@ def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[TensorEntr
 
 
 def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
-    """The files with a network's weights: several where it was saved in shards.
+    """Find the files with a network's weights: several where it was saved in shards.
 
     Args:
         given: a file, or a folder as diffusers or transformers write it.
@@ -219,7 +219,7 @@ def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
 
 
 def config_of(given: Path, subfolder: str | None = None) -> dict[str, Any]:
-    """The config.json of a network: in its folder, or beside its file (see `weights_of`).
+    """Read the config.json of a network: in its folder, or beside its file (see `weights_of`).
 
     Raises:
         WeightsError: absent or damaged.
@@ -231,7 +231,7 @@ def config_of(given: Path, subfolder: str | None = None) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object from a file.
 
     Raises:
         WeightsError: damaged.
@@ -254,7 +254,7 @@ def _folder_of(given: Path, subfolder: str | None) -> Path:
 
 
 def _check_types(files: Sequence[Path]) -> list[Path]:
-    """Those files that are pickles."""
+    """List those files that are pickles."""
     for file in files:
         if not file.is_file():
             raise WeightsError(f"{file}: no such file")
@@ -272,7 +272,7 @@ def _read_safetensors(file: Path, *, named: Path) -> StateDict:
 
 
 def _convert(files: list[Path], room: Path, what: str, timeout_s: float) -> dict[Path, Path]:
-    """Let another process convert pickles; file -> the folder of what came out of it."""
+    """Let another process convert pickles; return the folder of what came out of each file."""
     folders = {file: room / str(number) for number, file in enumerate(files)}
     if not files:
         return folders
@@ -307,7 +307,7 @@ def _convert(files: list[Path], room: Path, what: str, timeout_s: float) -> dict
 
 
 def _listed(folder: Path, file: Path) -> dict[str, Any]:
-    """What `_convert` has listed of a file."""
+    """Read what `_convert` has listed of a file."""
     listed: dict[str, Any] = json.loads((folder / unpickle_process.LIST_FILE).read_text())
     for path, count in Counter(tuple(path) for path, _, _ in listed["tensors"]).items():
         if count > 1:  # as of a number and of a text that look alike
@@ -320,7 +320,7 @@ def _damaged(file: Path, reason: object) -> WeightsError:
 
 
 def _short(reason: str) -> str:
-    """The telling part of PyTorch's long messages."""
+    """Shorten PyTorch's long messages to what matters."""
     telling = re.search(r"(unsupported|blocked)[^\n]*?(?= whose|\.? by default|\n|$)", reason, re.IGNORECASE)
     return telling[0] if telling else reason.strip().splitlines()[0].split(". ")[0]
 

@@ -36,12 +36,12 @@ def edit_zoomed(
     paste_back: bool = True,
     return_correspondence: bool = False,
 ) -> tuple[MimicBrushPipelineOutput, list[ReferencePart | None]]:
-    """Edit one image once for each seed, each with a closer look of its own.
+    """Edit one image once for each seed, each time with a closer look at the reference.
 
     Args:
         pipeline: with a reference U-Net.
         source, mask, reference: one of each, as the pipeline takes them.
-        seeds: one for each result; both passes draw the same noise.
+        seeds: one for each result; both passes begin with the same noise.
         reference_crop: look only within this part.
         num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence: as the pipeline takes
             them.
@@ -87,7 +87,7 @@ def edit_zoomed(
 
 
 def check_can_zoom(has_reference_unet: bool) -> None:
-    """Whether a pipeline can tell what it looked at.
+    """Check that a pipeline can tell which part of the reference it looked at.
 
     Raises:
         InputError: it was trained without a reference U-Net.

@@ -18,15 +18,15 @@ from mimicbrush.pipelines.editing.requests import Edit, number_outputs
 
 #: What to do where an edit needs more memory than there is.
 NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller image, or on a GPU --dtype float16"
-# PyTorch tells it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
-_TOLD_BY_TORCH = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
+# PyTorch says it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
+_NO_MEMORY_IN_TORCH = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 class BatchEditor(Protocol):
-    """Reads images and edits them."""
+    """Editor of a batch: reads images and edits them."""
 
     def read(self, edit: Edit) -> EditInputs:
-        """The images of an edit; an InputError, or too little memory, is the edit's failure."""
+        """Read the images of an edit; an InputError, or too little memory, is the edit's failure."""
         ...
 
     def load(self) -> object:
@@ -34,13 +34,13 @@ class BatchEditor(Protocol):
         ...
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
-        """One result per seed; an InputError, or too little memory, is the edit's failure; else the batch ends."""
+        """Edit once per seed; an InputError, or too little memory, is the edit's failure; others end the batch."""
         ...
 
 
 @dataclass
 class BatchCounts:
-    """What became of a batch.
+    """Counts of edits of a batch: done, skipped, failed.
 
     Attributes:
         done, skipped: edits that were done now, and before.
@@ -53,7 +53,7 @@ class BatchCounts:
 
     @property
     def total(self) -> int:
-        """Edits that were looked at."""
+        """Number of edits whose turn has come."""
         return self.done + self.skipped + len(self.failures)
 
     def __str__(self) -> str:
@@ -63,13 +63,13 @@ class BatchCounts:
 
 @contextmanager
 def convert_memory_errors() -> Iterator[None]:
-    """Make an InputError, which says what to do, of too little memory: the machine's or the GPU's."""
+    """Convert errors of too little memory, the machine's or the GPU's, to an InputError that says what to do."""
     try:
         yield
     except MemoryError as error:
         raise InputError(NO_MEMORY) from error
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or _TOLD_BY_TORCH.search(str(error)):
+        if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY_IN_TORCH.search(str(error)):
             raise InputError(NO_MEMORY) from error
         raise
 
@@ -90,7 +90,7 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
 
 
 def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: int = 1, force: bool = False) -> None:
-    """Do what is still to be done of an edit, write each result, and count it.
+    """Make the results of an edit that are still missing, write them, and count the edit.
 
     Args:
         edit: the edit.
@@ -130,7 +130,7 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
 
 
 def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
-    """Whether a contact sheet, which a batch makes anew each time, has a name of its own.
+    """Check that a contact sheet, which a batch makes anew each time, has a name of its own.
 
     Raises:
         InputError: it is an image that the batch reads or writes.
@@ -142,7 +142,7 @@ def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> No
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:
-    """Whether files may be written: none is there yet (or may be replaced), and none is named twice.
+    """Check that files may be written: none is there yet (or may be replaced), and none is named twice.
 
     Args:
         paths: images, or ``.npz``.

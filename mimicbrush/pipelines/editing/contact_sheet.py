@@ -17,7 +17,7 @@ EDIT_CELL_PX = 256
 
 
 def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_images: int = 1) -> np.ndarray:
-    """One row per edit: source with its hole, mask, reference and the results that are there.
+    """Make a sheet with one row per edit: source with its marked mask, mask, reference, and results that are there.
 
     Args:
         edits: what was asked for; cells of what cannot be read stay empty.

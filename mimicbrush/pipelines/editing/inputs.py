@@ -55,7 +55,7 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
 
 
 def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:
-    """A mask of another size than its source, brought to that size by nearest neighbour if that is wanted.
+    """Resize a mask to the size of its source by nearest neighbour, if that is wanted.
 
     Args:
         mask: "L".
@@ -80,7 +80,7 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
 
 
 def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
-    """Whether a mask has something to repaint and something to keep; warns of one that looks inverted, or no mask.
+    """Check that a mask has something to repaint and to keep; warn of one that looks inverted, or like no mask.
 
     Args:
         mask: "L".

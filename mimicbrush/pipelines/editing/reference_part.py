@@ -1,4 +1,4 @@
-"""Which part of a reference an edit looked at: what a second, closer look is to be at (paper, limitations)."""
+"""Find the part of a reference that an edit looked at, for a second, closer look (paper, limitations)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class ReferencePart:
-    """A part of the reference.
+    """Part of the reference, with its attention.
 
     Attributes:
         box: of it, in pixels of the reference.
@@ -35,14 +35,14 @@ class ReferencePart:
     places: int
 
 
-def find_attended_part(found: Correspondence, area: Box) -> ReferencePart | None:
-    """The part of the reference that is worth a closer look.
+def find_attended_part(correspondence: Correspondence, area: Box) -> ReferencePart | None:
+    """Find the part of the reference that is worth a closer look.
 
-    Each token of the hole counts at the place where its attention peaks, by how much went there. Neighbouring places
+    Each masked token counts at the place where its attention peaks, by how much went there. Neighbouring places
     are one; of several, the one with most is taken.
 
     Args:
-        found: of an edit.
+        correspondence: of an edit.
         area: the part of the reference that it was given, all of it or a crop.
 
     Returns:
@@ -51,9 +51,9 @@ def find_attended_part(found: Correspondence, area: Box) -> ReferencePart | None
     """
     # 1. How much attention each token of the reference got.
     x0, y0, x1, y1 = area
-    width, height, token_px = x1 - x0, y1 - y0, found.reference_token_px
+    width, height, token_px = x1 - x0, y1 - y0, correspondence.reference_token_px
     rows, columns = math.ceil(height / token_px), math.ceil(width / token_px)
-    weights, at = found.share * found.focus, found.reference_xy - (x0, y0)
+    weights, at = correspondence.share * correspondence.focus, correspondence.reference_xy - (x0, y0)
     inside = ((at >= 0) & (at < (width, height))).all(axis=1)
     column, row = (at / token_px).astype(int).T
     attention = np.zeros((rows, columns), np.float32)

@@ -42,7 +42,7 @@ class Edit:
 
 
 def number_outputs(path: Path, count: int) -> list[Path]:
-    """The file itself, or with several images name_0.png, name_1.png, ..."""
+    """List the output files: the file itself, or with several images name_0.png, name_1.png, ..."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(count)]
@@ -51,7 +51,7 @@ def number_outputs(path: Path, count: int) -> list[Path]:
 def collect_edits(
     batch: Path, output_dir: Path, seed: int = 1, keep_shape: bool | None = None, num_images: int = 1
 ) -> list[Edit]:
-    """The edits of a folder in the benchmark's layout, or of a JSON-lines list.
+    """List the edits of a folder in the benchmark's layout, or of a JSON-lines file.
 
     Args:
         batch: a folder (see `folder_edits`) or a file (see `list_edits`).
@@ -74,7 +74,7 @@ def collect_edits(
 
 
 def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | None) -> list[Edit]:
-    """The edits of a folder and its subfolders in the layout of the released benchmark (paper Sec. 3.4).
+    """List the edits of a folder and its subfolders in the layout of the released benchmark (paper Sec. 3.4).
 
     ``NNN_source.png``, ``NNN_source_mask.png`` and ``NNN_reference.png`` give ``NNN_result.png``, in a subfolder of
     the same name. A mask or reference that is missing is found out when its turn comes.
@@ -106,7 +106,7 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
 
 
 def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
-    """The edits of a JSON-lines list: one object a line; empty lines do not count.
+    """List the edits of a JSON-lines file: one object a line; empty lines do not count.
 
     Keys: source, mask, reference (paths relative to the list, inside its folder); optional are output (relative to
     `output_dir`, inside it; default: the source's name with ``_edited.png``), seed, keep_shape and reference_crop
@@ -164,7 +164,7 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def check_seed(value: Any) -> int:
-    """A seed, of a list or of the command line.
+    """Check a seed of a list or of the command line.
 
     Raises:
         InputError: it is none.
@@ -181,26 +181,26 @@ def _flag(value: Any) -> bool:
 
 
 def check_box(value: Any) -> Box:
-    """A box, of a list or of the command line; whether it lies in its image is not known yet.
+    """Check a box of a list or of the command line; whether it lies in its image is checked later.
 
     Raises:
         InputError: it is none.
     """
-    whole = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
-    if not whole or len(value) != 4:
+    is_box = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
+    if not is_box or len(value) != 4:
         raise InputError(f"'reference_crop' must be four whole numbers x0, y0, x1, y1 (pixels), got {value!r}")
     x0, y0, x1, y1 = value
     return x0, y0, x1, y1
 
 
 def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
-    """No output twice, and none that is an image to read: it would count as finished, or be lost."""
+    """Check that no output is named twice or is an image to read: it would count as finished, or be lost."""
     inputs = {path.resolve() for edit in edits for path in (edit.source, edit.mask, edit.reference)}
-    seen: set[Path] = set()
+    outputs: set[Path] = set()
     for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
         resolved = output.resolve()
-        if resolved in seen:
+        if resolved in outputs:
             raise InputError(f"{output} would be the output of two edits; name another for one of them")
         if resolved in inputs:
             raise InputError(f"{output} would be an output, but is one of the images to read")
-        seen.add(resolved)
+        outputs.add(resolved)

@@ -1,0 +1,26 @@
+"""What diffusers and transformers print while they load and save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+
+def quiet_libraries() -> None:
+    """Turn off the libraries' progress bars for weights: commands have their own, for what takes long."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def silence_unused_weights() -> Iterator[None]:
+    """Silence transformers' report of weights that a file holds and a network does not take."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,27 @@
+"""Find the folder of a pipeline, also of the released one; torch is imported only where that must be converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mimicbrush.pipelines.folder import resolve_pipeline_folder
+
+
+def find_pipeline(name: str | Path, *, fetch: bool = True) -> Path:
+    """Find the folder of a pipeline by its name.
+
+    Args:
+        name: see `folder.resolve_pipeline_folder`. The released weights are converted once, and fetched unless they are
+            in the local Hugging Face cache.
+        fetch: False never fetches.
+
+    Raises:
+        InputError: there is no such pipeline.
+        WeightsError: the released weights are neither in the cache nor can they be fetched.
+    """
+    folder = resolve_pipeline_folder(name)
+    if folder is None:
+        from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
+
+        folder = released_pipeline_folder(fetch=fetch)
+    return folder

@@ -1,0 +1,86 @@
+"""What the pipeline painted, as the images and correspondences that a caller asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mimicbrush.models.attention_recorder import CorrespondenceRecorder
+from mimicbrush.ops.canvas import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
+from mimicbrush.ops.correspondence import Correspondence
+from mimicbrush.ops.crops import Placement, grow_box
+from mimicbrush.ops.masks import mask_box
+
+
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """Convert pixels of any shape from about [-1, 1] to float32 in 0..1."""
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+
+def to_square_images(pixels: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray:
+    """Convert pixels to the model's square canvases.
+
+    Args:
+        pixels: (B, 3, S, S), about [-1, 1].
+        output_type: "np" for (B, S, S, 3) float32 in 0..1, "pil" for PIL images.
+    """
+    if output_type == "np":
+        return to_unit_range(pixels).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(square) for square in to_uint8(pixels)]
+
+
+def paste_into_sources(
+    pixels: torch.Tensor,
+    sources: list[np.ndarray],
+    masks: list[np.ndarray],
+    placements: list[Placement],
+    output_type: str,
+) -> list[Image.Image] | list[np.ndarray]:
+    """Put the repainted regions into their sources at full size, with a soft edge.
+
+    Args:
+        pixels: (B n, 3, S, S), about [-1, 1]; the n results of a source follow each other.
+        sources: B of (H, W, 3) uint8.
+        masks: B of (H, W) uint8.
+        placements: how each source lies on the canvas.
+        output_type: "np" for (H, W, 3) float32 in 0..1, "pil" for PIL images.
+    """
+    squares = to_uint8(pixels)  # (B n, S, S, 3)
+    results_per_source = len(squares) // len(sources)
+    composites = []
+    for row, square in enumerate(squares):
+        number = row // results_per_source
+        source, mask, (x0, y0, x1, y1) = sources[number], masks[number], placements[number].box
+        result = crop_back(square, y1 - y0, x1 - x0)  # (y1 - y0, x1 - x0, 3)
+        mask = mask[y0:y1, x0:x1]
+        # Only where the paste-back changes anything: a large image in floats takes much memory.
+        x2, y2, x3, y3 = grow_box(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
+        region = slice(y0 + y2, y0 + y3), slice(x0 + x2, x0 + x3)
+        pasted = paste_back(result[y2:y3, x2:x3], source[region], mask[y2:y3, x2:x3])
+        composite = source / np.float32(255) if output_type == "np" else source.copy()
+        composite[region] = pasted / 255 if output_type == "np" else pasted.round()
+        composites.append(composite)
+    return composites if output_type == "np" else [Image.fromarray(composite) for composite in composites]
+
+
+def list_correspondences(
+    record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement]
+) -> list[Correspondence]:
+    """Make one correspondence per result of what was recorded.
+
+    Args:
+        record: of R = B n rows, the n results of a source following each other.
+        sources: B placements.
+        references: one placement, or B.
+    """
+    attentions = record.attention()
+    return [
+        Correspondence.from_attention(
+            tokens.cpu().numpy(),
+            attention.cpu().numpy(),
+            sources[row * len(sources) // len(attentions)],
+            references[row * len(references) // len(attentions)],
+        )
+        for row, (tokens, attention) in enumerate(attentions)
+    ]
