@@ -19,7 +19,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
 from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
 from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor
-from mimicbrush.evaluation.editors.reference_only import make_reference_unet
+from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.evaluation.editors.registry import open_editor
 from mimicbrush.io.images import read_image
 from mimicbrush.models.options import ToyModel
@@ -197,7 +197,7 @@ def test_steps_must_be_some(pipeline_folder: Path) -> None:
 
 def test_the_reading_unet_has_the_painting_ones_weights(pipeline_folder: Path) -> None:
     unet = load_pipeline(pipeline_folder).unet
-    reading = make_reference_unet(unet)
+    reading = ReferenceUNet.from_unet(unet)
     assert reading.config.in_channels == 4
     painting = unet.state_dict()
     for key, weight in reading.state_dict().items():
