@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, model_folder, shipped_size_px
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
@@ -23,6 +23,7 @@ full model paints."""
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Serve the editing page until a signal comes."""
     arguments = parse_arguments()
     folder = model_folder(arguments.model)
     if importlib.util.find_spec("gradio") is None:
@@ -98,7 +100,3 @@ def serve(arguments: argparse.Namespace, folder: Path, temporary: Path) -> None:
 
             webbrowser.open(url)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
-
-
-if __name__ == "__main__":
-    cli_main(main)

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import demo
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 from mimicbrush import assembly
+from mimicbrush.cli.dev import demo
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.showcase import hole_over_what_moved
