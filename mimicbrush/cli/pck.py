@@ -175,7 +175,7 @@ class Data(NamedTuple):
 
 
 def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> Data:
-    """Read the images with their keypoints; of mined pairs and photographs only those that were not trained on."""
+    """The images with their keypoints; of mined pairs and photographs only those that were not trained on."""
     from mimicbrush.evaluation.heldout import selection
     from mimicbrush.evaluation.keypoint_transfer import homographies
     from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, spair_tasks, warped_tasks
