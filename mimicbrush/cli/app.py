@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
 
@@ -24,6 +24,7 @@ full model paints."""
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Serve the editing page until a signal comes."""
     arguments = parse_arguments()
     folder = resolve_pipeline_folder(arguments.model)  # None: the released weights, found when they are opened
     if importlib.util.find_spec("gradio") is None:
@@ -95,7 +97,3 @@ def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -
 
             webbrowser.open(url)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
-
-
-if __name__ == "__main__":
-    cli_main(main)

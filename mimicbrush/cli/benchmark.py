@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.errors import cli_main
+from mimicbrush.cli.repository import DATA_MANIFESTS, check_repository
 
-MANIFEST = Path(__file__).parents[1] / "data_manifests" / "dreambooth_inner_id.jsonl"
+MANIFEST = DATA_MANIFESTS / "dreambooth_inner_id.jsonl"
 
 
 def main() -> None:
+    """Build a benchmark, and say what is in it and what was left out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -44,6 +45,8 @@ def main() -> None:
     add("--long-side-px", type=int, default=1024, help="larger images are reduced (default: 1024; 0: as they are)")
     add("--to-paint", type=Path, metavar="DIR", help="write the images that lack a mask here, to be painted over")
     arguments = parser.parse_args()
+    if arguments.dreambooth is not None and arguments.manifest == MANIFEST:
+        check_repository(DATA_MANIFESTS)
 
     from mimicbrush.evaluation.benchmark.layout import TRACKS
     from mimicbrush.evaluation.benchmark_builder.build import PAPER_CASES, BuildOptions, build_benchmark
@@ -77,7 +80,3 @@ def main() -> None:
     where = f", written to {arguments.to_paint} to be painted over" if arguments.to_paint else ""
     print(f"images that could give more: {unmasked}{where}")
     print(f"{len(built.faults)} things were left out; the benchmark is {arguments.output}")
-
-
-if __name__ == "__main__":
-    cli_main(main)

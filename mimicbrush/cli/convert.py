@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -21,6 +21,7 @@ INPUTS = {
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -67,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def import_(arguments: argparse.Namespace) -> None:
-    """Released weights -> a pipeline folder."""
+    """Make a pipeline folder of released weights."""
     import torch
 
     from mimicbrush.pipelines.conversion.import_released import import_released
@@ -84,7 +85,7 @@ def import_(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """A pipeline, or a checkpoint of a run -> mimicbrush.bin."""
+    """Make a mimicbrush.bin of a pipeline, or of a checkpoint of a run."""
     pipeline = arguments.pipeline
     if pipeline is None and arguments.checkpoint is None:
         raise InputError("nothing to export; give --pipeline DIR, or --checkpoint RUN/checkpoints/step-...")
@@ -153,12 +154,9 @@ def check_paths(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Import, export, inspect or compare weights."""
     arguments = parse_arguments()
     check_paths(arguments)
     if arguments.command != "inspect":
         print("reading weights; at full size this takes a minute or more", file=sys.stderr)
     {"import": import_, "export": export, "inspect": inspect, "diff": diff}[arguments.command](arguments)
-
-
-if __name__ == "__main__":
-    cli_main(main)

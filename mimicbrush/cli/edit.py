@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 from mimicbrush.io.images import write_image
 from mimicbrush.pipelines.editing.batch import (
     BatchCounts,
@@ -54,6 +54,7 @@ how imitating works, not what a full model paints. --model takes:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; None takes that of the process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -193,7 +194,7 @@ class Editor:
         resolve_pipeline_folder(arguments.model)  # an error comes before the images are read
 
     def read(self, edit: Edit) -> EditInputs:
-        """The images of an edit, checked; needs no model."""
+        """Read and check the images of an edit; this needs no model."""
         return read_inputs(edit, resize_mask=self.arguments.resize_mask, allow_full_mask=self.arguments.allow_full_mask)
 
     @cached_property
@@ -219,7 +220,7 @@ class Editor:
         return self.pipeline
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
-        """One result per seed."""
+        """Edit once per seed; say which part auto-zoom chose."""
         images = cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
         from tqdm import tqdm
 
@@ -228,7 +229,7 @@ class Editor:
         return images
 
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
-        """One result per seed, with the correspondences if they are asked for."""
+        """Edit once per seed, with the correspondences if they are asked for."""
         options = {
             "num_inference_steps": self.arguments.steps,
             "guidance_scale": self.arguments.guidance,
@@ -252,14 +253,14 @@ class Editor:
 
 
 class _Once(logging.Filter):
-    """Lets a message through once: a contact sheet reads the images again."""
+    """Filter that lets a message through once: a contact sheet reads the images again."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is new."""
+        """Tell whether the message is new."""
         message = record.getMessage()
         is_new = message not in self.seen
         self.seen.add(message)
@@ -267,6 +268,7 @@ class _Once(logging.Filter):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Edit one image, or a batch of them."""
     arguments = parse_arguments(argv)
     notes = logging.StreamHandler()
     notes.addFilter(_Once())
@@ -284,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
+    """Edit one image, and write the results, maps and contact sheet."""
     edit = Edit(
         source=arguments.source,
         mask=arguments.mask,
@@ -330,6 +333,7 @@ def _told(part: ReferencePart | None) -> str:
 
 
 def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
+    """Edit all images of a folder or list; what is finished is skipped."""
     # 1. What is asked for, and where it goes.
     edits = collect_edits(
         arguments.batch, arguments.output_dir, arguments.seed, arguments.keep_shape, arguments.num_images
@@ -363,6 +367,7 @@ def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
 
 
 def report(tally: BatchCounts, wanted: int) -> None:
+    """Print how many edits of a batch were made, and why others failed."""
     if tally.total == wanted:
         print(tally)
     else:
@@ -372,11 +377,8 @@ def report(tally: BatchCounts, wanted: int) -> None:
 
 
 def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:
+    """Write a contact sheet of finished edits."""
     from mimicbrush.pipelines.editing.contact_sheet import edit_sheet
 
     write_image(Image.fromarray(edit_sheet(edits, editor.read, editor.arguments.num_images)), path)
     print(f"{path}: contact sheet")
-
-
-if __name__ == "__main__":
-    cli_main(main)

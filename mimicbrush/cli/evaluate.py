@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
 
 NEEDED = {
@@ -25,12 +26,20 @@ FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs")
 FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
-def main(config: DictConfig) -> None:
+def main() -> None:
+    """Evaluate with the options of the command line."""
+    check_repository(CONFIGS)
+    evaluate_composed()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
+def evaluate_composed(config: DictConfig) -> None:
+    """Evaluate with the config that Hydra composed."""
     cli_main(lambda: run(config))
 
 
 def run(config: DictConfig) -> None:
+    """Check the options, and evaluate on pairs or on a benchmark."""
     missing = [f"{key}={meaning}" for key, meaning in NEEDED.items() if OmegaConf.is_missing(config, key)]
     values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     given = [key for key in ("pairs", "benchmark") if values[key] is not None]
@@ -56,14 +65,14 @@ def run(config: DictConfig) -> None:
 
 
 def _refuse(options: tuple[str, ...], kind: str) -> None:
-    """Options that would do nothing, where they are given on the command line."""
+    """Refuse options that would do nothing, where the command line has them."""
     given = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in options]
     if given:
         raise InputError(f"{' '.join(given)}: no option of an evaluation with {kind}=; leave it out")
 
 
 def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[str, Any]) -> None:
-    """What a reference is worth on held-out pairs, and what a wrong one costs."""
+    """Measure what a reference is worth on held-out pairs, and what a wrong one costs."""
     # 1. What can be checked before anything heavy is imported.
     device = values.pop("device")
 
@@ -115,7 +124,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
 
 
 def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, Any]) -> None:
-    """The paper's metrics on the four tracks."""
+    """Measure the paper's metrics on the four tracks."""
     from mimicbrush.evaluation.benchmark.options import BackboneOptions, BenchmarkOptions
     from mimicbrush.evaluation.editors.registry import check_editor
 
@@ -134,7 +143,3 @@ def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, A
     print("\n".join(f"wrote {output / name}" for name in (REPORT_FILE, TABLE_FILE, BENCHMARK_METRICS_FILE)))
     if found.lost:
         raise MimicBrushError(f"{', '.join(found.lost)}: not one case could be scored (see above)")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.errors import cli_main
-
 
 def main() -> None:
+    """Make a pipeline folder of a checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -29,7 +28,3 @@ def main() -> None:
     checkpoint = export_run(arguments.run, arguments.checkpoint, output, average=not arguments.raw, half=arguments.half)
     print(f"{output} holds the {'last' if arguments.raw else 'averaged'} weights of {checkpoint}. Edit with it:")
     print(f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {output}")
-
-
-if __name__ == "__main__":
-    cli_main(main)

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimicbrush.errors import cli_main
+from mimicbrush.cli.repository import CONFIGS, check_repository
 
 if TYPE_CHECKING:
     from mimicbrush.models.pretrained.requirements import PartReport
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
 
 def main() -> None:
+    """Fetch what a training run needs, and print what was checked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -32,6 +30,7 @@ def main() -> None:
         "--deep", action="store_true", help="read every byte: hashes of the hub's files, and finite numbers"
     )
     arguments = parser.parse_args()
+    check_repository(CONFIGS)
 
     from mimicbrush import assembly
 
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def as_table(reports: list[PartReport]) -> str:
-    """Part, files, size, type, check, and where, in columns."""
+    """Write part, files, size, type, check and place of each network in columns."""
     rows = [("part", "files", "size", "type", "check", "where")]
     for report in reports:
         network = report.network
@@ -68,13 +67,9 @@ def as_table(reports: list[PartReport]) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """1234567 -> 1.2 MB."""
+    """Write a number of bytes for people: 1234567 -> 1.23 MB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
-
-
-if __name__ == "__main__":
-    cli_main(main)

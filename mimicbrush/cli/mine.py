@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import InputError, cli_main
 
 if TYPE_CHECKING:
@@ -16,15 +17,23 @@ if TYPE_CHECKING:
 
 #: Options of how it runs, which go into `Resources`.
 RESOURCES = ("engine", "workers", "timeout_s", "memory_gib", "ray_address")
-EXAMPLE = "python scripts/mine_pairs.py input=../shared/data/videos output=runs/mined"
+EXAMPLE = "python scripts/mine_pairs.py input=videos output=pairs"
 
 
-@hydra.main(config_path="../configs", config_name="mine", version_base="1.3")
-def main(config: DictConfig) -> None:
+def main() -> None:
+    """Mine with the options of the command line."""
+    check_repository(CONFIGS)
+    mine_composed()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="mine")
+def mine_composed(config: DictConfig) -> None:
+    """Mine with the config that Hydra composed."""
     cli_main(lambda: run(config))
 
 
 def run(config: DictConfig) -> None:
+    """Mine a folder, and print how it went."""
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if missing:
         raise InputError(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
@@ -34,8 +43,7 @@ def run(config: DictConfig) -> None:
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.run import ArrayTask, mine_folder
 
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     inputs, output = (Path(str(values.pop(key))).expanduser() for key in ("input", "output"))
     input_root = values.pop("input_root")
     task, progress = ArrayTask(**values.pop("task")), values.pop("progress")
@@ -57,7 +65,7 @@ def run(config: DictConfig) -> None:
 
 
 def report(mined: MiningResult, output: Path) -> str:
-    """What a person wants to know at the end, with sums that can be checked and the next step."""
+    """Say what a person wants to know at the end, with sums that can be checked and the next step."""
     summary = mined.summary
     if summary is None:
         done = f"{mined.shards_done} of {mined.shards} shards are done, {mined.shards_mined} of them by this task."
@@ -82,7 +90,3 @@ def report(mined: MiningResult, output: Path) -> str:
     else:
         lines.append("no pair to train on: the columns reason and detail of the manifest say why")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

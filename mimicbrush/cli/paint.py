@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.errors import cli_main
-
 
 def main() -> None:
+    """Serve the painting page until Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -35,7 +34,3 @@ def main() -> None:
 
             webbrowser.open(server.url)
         server.serve_forever()
-
-
-if __name__ == "__main__":
-    cli_main(main)

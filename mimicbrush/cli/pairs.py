@@ -12,10 +12,11 @@ import os
 import sys
 from pathlib import Path
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 
 
 def main() -> None:
+    """Verify, export or report a mined folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -42,6 +43,7 @@ def main() -> None:
 
 
 def verify_folder(arguments: argparse.Namespace) -> int:
+    """Check every file of a mined folder; the exit status is 1 where something is wrong."""
     from mimicbrush.mining.verify.folder import verify_folder
 
     found = verify_folder(
@@ -61,6 +63,7 @@ def verify_folder(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> None:
+    """Write all rows of the manifest as JSON lines."""
     from mimicbrush.io.atomic import write_aside
     from mimicbrush.mining.export import export_rows
 
@@ -82,11 +85,8 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
+    """Write the report of a mined folder again."""
     from mimicbrush.mining.report.page import write_mining_report
 
     write_mining_report(arguments.folder, input_root=arguments.input_root)
     print(f"look at {arguments.folder / 'report.html'}")
-
-
-if __name__ == "__main__":
-    cli_main(main)

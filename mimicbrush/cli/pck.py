@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 from mimicbrush.pipelines.small_model import SHIPPED_NAME
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _STRENGTHS = ("weak", "medium", "strong")
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -63,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure keypoint transfer, and write its table, numbers and plot."""
     arguments = parse_arguments()
 
     from mimicbrush.pipelines.find import find_pipeline
@@ -198,17 +200,17 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
 
     from mimicbrush.data.manifest import read_manifest
 
-    selection = selection.select_heldout_pairs(read_manifest(arguments.pairs), "heldout", training)
-    for message in selection.messages:
+    heldout = selection.select_heldout_pairs(read_manifest(arguments.pairs), "heldout", training)
+    for message in heldout.messages:
         print(message)
-    tasks, empty = make_warped_tasks(selection.pairs, size_px, most, seed)
+    tasks, empty = make_warped_tasks(heldout.pairs, size_px, most, seed)
     return Data(tasks, arguments.pairs, grid, [f"{each}: its warped frame shows no keypoint" for each in empty])
 
 
 def feature_methods(
     arguments: argparse.Namespace, pipeline: MimicBrushPipeline, before: MimicBrushPipeline
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Rows of features, which see the keypoints, and rows that cannot be measured, with the reason."""
+    """Build the rows of features, which see the keypoints; rows that cannot be measured come with the reason."""
     from mimicbrush.evaluation.keypoint_transfer import methods
 
     rows: dict[str, Method] = {}
@@ -227,7 +229,7 @@ def feature_methods(
 
 
 def read_dinov2(folder: Path):  # type: ignore[no-untyped-def]  # the class is imported late
-    """DINOv2, of a folder."""
+    """Load DINOv2 from a folder."""
     from transformers import Dinov2Model
 
     try:
@@ -239,7 +241,3 @@ def read_dinov2(folder: Path):  # type: ignore[no-untyped-def]  # the class is i
     if missing := sorted(info["missing_keys"]):  # the library would fill in random ones
         raise InputError(f"--dinov2 {folder} lacks {len(missing)} weights of a DINOv2, {missing[0]} among them")
     return model.eval()
-
-
-if __name__ == "__main__":
-    cli_main(main)

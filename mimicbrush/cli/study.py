@@ -13,10 +13,11 @@ import argparse
 import json
 from pathlib import Path
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 
 
 def main() -> None:
+    """Make a study, or score one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 def make(arguments: argparse.Namespace) -> None:
+    """Write the page for the raters, and the key."""
     for name, least in (("cases", 1), ("long_side_px", 64)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
@@ -67,6 +69,7 @@ def make(arguments: argparse.Namespace) -> None:
 
 
 def score(arguments: argparse.Namespace) -> None:
+    """Score the answers of the raters, and print the table."""
     from mimicbrush.evaluation.user_study.score import format_scores, score_study
     from mimicbrush.io.atomic import write_aside
 
@@ -77,7 +80,3 @@ def score(arguments: argparse.Namespace) -> None:
     if arguments.output:
         text = json.dumps(found.to_json(), indent=1) + "\n"
         write_aside(arguments.output, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    cli_main(main)

@@ -5,6 +5,8 @@
 has the commands for one GPU, eight, and clusters.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -15,14 +17,25 @@ from omegaconf import DictConfig
 
 from mimicbrush import assembly
 from mimicbrush.assembly import sweeps
+from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import cli_main
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = ("experiment", "ablation", "model", "data", "data/augmentation", "train", "eval")
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(config: DictConfig) -> None:
+def main() -> None:
+    """Train with the options of the command line, or show what there is to choose."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        show_help()
+        return
+    check_repository(CONFIGS)
+    assembly.register_schemas()
+    train_composed()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def train_composed(config: DictConfig) -> None:
+    """Train one run, or one job of a sweep, with the config that Hydra composed."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         sweeps.train_job(config)
     else:
@@ -30,16 +43,8 @@ def main(config: DictConfig) -> None:
 
 
 def show_help() -> None:
-    """What there is to choose. Hydra's own help takes seconds for this many options."""
+    """Print what there is to choose; Hydra's own help takes seconds for this many options."""
     print(__doc__)
     for group in GROUPS:
         names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
         print(f"  {'+' if group in GROUPS[:2] else ''}{group:18}  {names}")
-
-
-if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        show_help()
-    else:
-        assembly.register_schemas()
-        main()

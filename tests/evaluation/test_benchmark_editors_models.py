@@ -19,11 +19,11 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
 from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
 from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor
-from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.evaluation.editors.registry import open_editor
 from mimicbrush.io.images import read_image
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import crop_back
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing import auto_zoom

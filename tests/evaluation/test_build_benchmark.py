@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import build_benchmark as build_benchmark_script
 import cv2
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from benchmark_material import (
 )
 from PIL import Image
 
+from mimicbrush.cli import benchmark as benchmark_command
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, read_benchmark
 from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, build_benchmark
@@ -316,10 +316,10 @@ def test_the_script_says_what_it_built_and_what_is_missing(
     (images / "cup/09.png").write_bytes(b"")
     command = ["build_benchmark.py", "--pictures", str(images), "--output", str(tmp_path / "benchmark")]
     monkeypatch.setattr(sys, "argv", command)
-    build_benchmark_script.main()
+    benchmark_command.main()
     said = capsys.readouterr().out
     assert f"left out: {images / 'cup/09.png'}: not an image" in said
     assert "part composition, inter-ID: 0 cases; the paper has 120, 120 are missing" in said
     monkeypatch.setattr(sys, "argv", [*command, "--most", "0"])
     with pytest.raises(InputError, match="--most 0: must be at least 1"):
-        build_benchmark_script.main()
+        benchmark_command.main()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
-import evaluate as evaluate_script
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mimicbrush import assembly
+from mimicbrush.cli import evaluate as evaluate_command
 from mimicbrush.data.manifest import read_manifest, split_pairs
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout.reference_gain import GAINS
@@ -90,7 +90,7 @@ def test_the_figures_are_those_that_the_script_finds(mined: Path, tmp_path: Path
     arguments = {"editor": str(tmp_path / "pipeline"), "pairs": str(mined), "output": str(tmp_path / "out"), "seed": 3,
                  "max_pairs": 4, "num_inference_steps": 2, "guidance_scale": 2, "batch_size": 1, "sets": ["natural"],
                  "device": "cpu"}  # fmt: skip
-    evaluate_script.run(OmegaConf.create({**DEFAULTS, **arguments}))
+    evaluate_command.run(OmegaConf.create({**DEFAULTS, **arguments}))
     expected = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for name in ("psnr", "ssim", "n", "n_sources", *GAINS):
         assert found.figures[f"heldout/{name}"] == expected[name], name

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import user_study
 from browser import page_of
 from PIL import Image
 
+from mimicbrush.cli import study as study_command
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark.layout import BenchmarkWriter, TrackName, read_benchmark
 from mimicbrush.evaluation.user_study.pages import ANSWERS_FORMAT, QUESTIONS, make_study
@@ -302,7 +302,7 @@ def test_the_script_makes_and_scores(
 ) -> None:
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["user_study.py", *map(str, arguments)])
-        user_study.main()
+        study_command.main()
         return capsys.readouterr().out
 
     study = tmp_path / "study"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import sys
 from dataclasses import replace
@@ -15,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from released_snapshot import OLD_VAE_NAMES, UNET, write_snapshot
 from safetensors.torch import load_file, save_file
 
+from mimicbrush.cli import convert
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
@@ -27,7 +27,6 @@ from mimicbrush.pipelines.conversion.key_maps import cast_weights
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
 from mimicbrush.pipelines.loading import load_pipeline
 
-ROOT = Path(__file__).parents[2]
 STOCK = ("inpainting", "sd15", "image_encoder")
 
 
@@ -58,7 +57,7 @@ def exported(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def script(*arguments: object) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"))["main"]()
+        convert.main()
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import demo
 import numpy as np
 import pytest
 import warm_scripts
 from hydra import compose, initialize_config_dir
 
 from mimicbrush import assembly
+from mimicbrush.cli.dev import demo
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.showcase import find_moved_mask

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import fetch_weights
 import pytest
 from local_hub import COMMIT, LocalHub, local_hub
 from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
 
 from mimicbrush import assembly
+from mimicbrush.cli import fetch
 from mimicbrush.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -63,7 +63,7 @@ def test_the_command_fetches_what_is_needed_and_tells_of_it(
     def run(*more: str) -> tuple[object, list[str]]:
         monkeypatch.setattr("sys.argv", ["fetch_weights.py", *OPTIONS, *more])
         with pytest.raises(SystemExit) as ended:
-            fetch_weights.main()
+            fetch.main()
         return ended.value.code, capsys.readouterr().out.splitlines()
 
     status, lines = run()

@@ -1,17 +1,16 @@
 """scripts/infer.py as a user runs it, on files of all kinds.
 
-What takes seconds, importing everything in a process of its own, is done twice; the rest calls the script's `main`.
+What takes seconds, importing everything in a process of its own, is done twice; the rest calls the command's `main`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import warm_scripts
 from PIL import Image
 from toy_data import photograph
 
+from mimicbrush.cli.edit import main
 from mimicbrush.errors import cli_main
 from mimicbrush.io.images import read_image
 from mimicbrush.models.components import toy_components
@@ -59,17 +59,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def main() -> Callable[[Sequence[str]], None]:
-    specification = importlib.util.spec_from_file_location("infer", ROOT / "scripts" / "infer.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.main
-
-
 @pytest.fixture
-def infer(main: Callable[[Sequence[str]], None], toy_pipeline: Path, folder: Path) -> Callable[..., int]:
+def infer(toy_pipeline: Path, folder: Path) -> Callable[..., int]:
     """Runs the script in two steps on a CPU, and gives its exit status."""
 
     def run(*arguments: str) -> int:
@@ -151,7 +142,6 @@ def test_wrong_usage(
     arguments: list[str],
     message: str,
     folder: Path,
-    main: Callable[[Sequence[str]], None],
     toy_pipeline: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -165,7 +155,6 @@ def test_wrong_usage(
 
 def test_without_a_model_the_choices_are_named(
     folder: Path,
-    main: Callable[[Sequence[str]], None],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -176,9 +165,7 @@ def test_without_a_model_the_choices_are_named(
     assert "runs/smoke/pipeline" in message and "released" in message
 
 
-def test_without_a_model_the_shipped_one_edits_and_says_so(
-    folder: Path, main: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_model_the_shipped_one_edits_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli_main(lambda: main([*PICTURES, "--steps", "2", "-o", "result.png"]))
     message = capsys.readouterr().err
     assert "no model was named" in message and "64 px" in message and "released" in message

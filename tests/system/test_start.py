@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pkgutil
+import runpy
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import mimicbrush
+from mimicbrush import __main__ as command_line
+from mimicbrush.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
@@ -44,6 +49,78 @@ def test_help_needs_nothing_heavy(script: str, script_environment: Callable[[], 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
+
+
+def test_the_list_of_commands_imports_none_of_them(script_environment: Callable[[], dict[str, str]]) -> None:
+    code = (
+        "import sys; from mimicbrush.__main__ import main; sys.argv = ['mimicbrush', '--help']; main()\n"
+        "slow = {'torch', 'numpy', 'PIL', 'hydra', 'mimicbrush.cli'} & set(sys.modules)\n"
+        "sys.exit(f'the list imports {slow}' if slow else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=script_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    listed = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert listed.keys() == command_line.COMMANDS.keys() and all(listed.values())
+
+
+def test_every_command_is_a_script_too() -> None:
+    commands = {import_module(f"mimicbrush.cli.{module}").main for module, _ in command_line.COMMANDS.values()}
+    doors = [ROOT / "scripts" / name for name in SCRIPTS if "mimicbrush.cli" in (ROOT / "scripts" / name).read_text()]
+    assert {runpy.run_path(str(door))["main"] for door in doors} == commands
+    assert len(doors) == len(commands) == len(command_line.COMMANDS)
+
+
+def test_the_installed_command_is_the_same() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert named == {"mimicbrush": "mimicbrush.__main__:main"}
+
+
+def test_a_misspelt_command_is_told_of_the_nearest(
+    tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mimicbrush", "trian", "+experiment=smoke"],
+        cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: there is no command trian; did you mean train? `mimicbrush --help` lists all\n"
+    with pytest.raises(InputError, match="there is no command 7; `mimicbrush --help`"):
+        command_line.run_command(["7"])
+
+
+def test_a_command_takes_what_follows_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mimicbrush", "edit", "ref.jpg", "src.jpg"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith("usage: mimicbrush edit ") and "three images are needed" in told
+
+
+def test_training_is_composed_in_any_folder(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
+    options = ["+experiment=smoke", "seed=7", "--cfg", "job"]
+    printed = [
+        subprocess.run(
+            [sys.executable, *door, *options],
+            cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=True,
+        ).stdout
+        for door in (["-m", "mimicbrush", "train"], [str(ROOT / "scripts" / "train.py")])
+    ]  # fmt: skip
+    assert printed[0] == printed[1] and printed[0].startswith("run_name: smoke\n") and "seed: 7\n" in printed[0]
+
+
+@pytest.mark.parametrize("name", ["train", "mine", "evaluate", "fetch"])
+def test_without_the_repository_a_command_says_that_it_needs_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"mimicbrush.cli.{name}.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(sys, "argv", ["mimicbrush"])
+    with pytest.raises(InputError, match="needs the repository, and its folder configs/ is not beside"):
+        command_line.run_command([name])
 
 
 def test_the_papers_setting_names_what_is_missing(

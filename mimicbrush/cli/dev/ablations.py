@@ -15,14 +15,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mimicbrush.errors import InputError, MimicBrushError, cli_main
+from mimicbrush.errors import InputError, MimicBrushError
 
-SCRIPTS = Path(__file__).parent
 ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
 ABSENT = dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not at hand")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line, and leave the options of training as they are."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -39,6 +39,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> None:
+    """Train all rows with all seeds, evaluate them, and write the table of effects."""
     arguments, overrides = parse_arguments()
     # Before hours of training, not after them.
     if "full" not in arguments.rows:
@@ -49,8 +50,8 @@ def main() -> None:
             "  python scripts/small_model_data.py --output small_model_data"
         )
     seeds = ",".join(map(str, arguments.seeds))
-    run(
-        "train.py",
+    run_command(
+        "train",
         "-m",
         f"+experiment={arguments.experiment}",
         f"+ablation={','.join(arguments.rows)}",
@@ -65,8 +66,8 @@ def main() -> None:
             if is_evaluated(folder, arguments):
                 print(f"{folder} is there already and is kept")
             else:
-                run(
-                    "evaluate.py",
+                run_command(
+                    "evaluate",
                     f"editor={folder.parent / 'pipeline'}",
                     f"pairs={arguments.pairs}",
                     f"output={folder}",
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
-    """Whether a run was evaluated on these pairs, in this way."""
+    """Tell whether a run was evaluated on these pairs, in this way."""
     path = folder / "metrics.json"  # written last
     if not path.is_file():
         return False
@@ -102,12 +103,8 @@ def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
     )
 
 
-def run(script: str, *arguments: str) -> None:
-    """Run one of the scripts, and end with it where it fails."""
-    done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], check=False)
+def run_command(name: str, *arguments: str) -> None:
+    """Run one of the commands, and end with it where it fails."""
+    done = subprocess.run([sys.executable, "-m", "mimicbrush", name, *arguments], check=False)
     if done.returncode:
-        raise MimicBrushError(f"{script} ended with status {done.returncode}; the same command goes on from here")
-
-
-if __name__ == "__main__":
-    cli_main(main)
+        raise MimicBrushError(f"{name}.py ended with status {done.returncode}; the same command goes on from here")

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-from mimicbrush.errors import InputError, MimicBrushError, cli_main
+from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.io.atomic import write_aside
 
-SCRIPTS = Path(__file__).parent
 #: Chosen before anything was trained: of these real clips nothing is trained on.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
 #: How `--pack` mines: frames just large enough for a canvas of 128 px.
@@ -29,6 +29,7 @@ CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -50,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Render clips and stills, copy real clips, and mine pairs of all."""
     arguments = parse_arguments()
     for name in ("videos", "photographs", "heldout"):
         given = getattr(arguments, name)
@@ -83,7 +85,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, spec in tqdm(specs.items(), desc=f"rendering {folder}", unit="clip"):
             if not (folder / name).exists():
-                write_aside(folder / name, lambda aside, spec=spec: write_clip(aside, spec))
+                write_aside(folder / name, partial(write_clip, spec=spec))
     if not (train / "stills").exists():
         aside = arguments.output / ".stills"
         shutil.rmtree(aside, ignore_errors=True)
@@ -120,12 +122,12 @@ def pack(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.pack} ({arguments.pack.stat().st_size / 2**20:.0f} MiB); unpack it where the GPU is")
 
 
-def mine(source: Path, output: Path, *options: str) -> None:
+def mine(inputs: Path, output: Path, *options: str) -> None:
     """Mine pairs as a user would."""
-    command = ["mine_pairs.py", f"input={source}", f"output={output}", "pairs_per_clip=64", *options]
-    done = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], check=False)
+    command = ["-m", "mimicbrush", "mine", f"input={inputs}", f"output={output}", "pairs_per_clip=64", *options]
+    done = subprocess.run([sys.executable, *command], check=False)
     if done.returncode:
-        raise MimicBrushError(f"{command[0]} ended with status {done.returncode}; the same command goes on from here")
+        raise MimicBrushError(f"mine_pairs.py ended with status {done.returncode}; the same command goes on from here")
 
 
 def keep_options(arguments: argparse.Namespace) -> None:
@@ -145,12 +147,8 @@ def keep_options(arguments: argparse.Namespace) -> None:
 
 
 def copy_clips(videos: Iterable[Path], folder: Path) -> None:
-    """Copies, so that what was mined stays readable when the originals go."""
+    """Copy clips, so that what was mined stays readable when the originals go."""
     folder.mkdir(parents=True, exist_ok=True)
     for video in videos:
         if not (folder / video.name).exists():
-            write_aside(folder / video.name, lambda aside, video=video: shutil.copyfile(video, aside))
-
-
-if __name__ == "__main__":
-    cli_main(main)
+            write_aside(folder / video.name, partial(shutil.copyfile, video))

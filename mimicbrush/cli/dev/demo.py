@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.errors import InputError, MimicBrushError, cli_main
+from mimicbrush.cli.repository import SCRIPTS, check_repository
+from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
 
-SCRIPTS = Path(__file__).parent
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
 TRAIN_CLIPS, HELDOUT_CLIPS, EDITS = 14, 12, 3
@@ -31,7 +31,7 @@ EVALUATED_PAIRS = 24
 
 
 class Story:
-    """Tells what happens, and remembers how long it took."""
+    """Log of the steps, which prints each and keeps how long it took."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -45,18 +45,20 @@ class Story:
         print(f"   ({self.seconds[title]:.0f} s)", flush=True)
 
     def timetable(self) -> str:
-        """How long each step took."""
+        """List how long each step took, and all of them."""
         lines = [f"  {seconds:5.0f} s  {title}" for title, seconds in self.seconds.items()]
         return "\n".join([*lines, f"  {sum(self.seconds.values()):5.0f} s  in all"])
 
 
 def main() -> None:
+    """Run all steps, and say what came out and how long each took."""
     arguments = parse_arguments()
     if not is_shipped():
         raise InputError(
             "the demo begins with the small model that comes with the project, and this installation has none; take a "
             "whole checkout, or train from random weights: python scripts/train.py +experiment=smoke data.root=MINED"
         )
+    check_repository(SCRIPTS)
     folder = fresh_folder(arguments.output)
     story = Story()
 
@@ -76,6 +78,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of clips, training and evaluation (default: 0)")
@@ -100,7 +103,7 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def override(key: str, path: Path) -> str:
-    """A Hydra override; a path with other than plain characters is quoted for Hydra's grammar."""
+    """Write an override for Hydra; a path with other than plain characters is quoted for Hydra's grammar."""
     text = str(path)
     if re.fullmatch(r"[\w./-]+", text):
         return f"{key}={text}"
@@ -130,6 +133,7 @@ def render(folder: Path, seed: int) -> None:
 
 
 def mine(folder: Path) -> None:
+    """Mine the clips to train on and those to test with."""
     for name in ("train", "heldout"):
         arguments = override("input", folder / "clips" / name), override("output", folder / "pairs" / name)
         command("mine_pairs.py", *arguments)
@@ -144,7 +148,7 @@ def before(folder: Path, seed: int) -> None:
 
 
 def after(folder: Path, seed: int) -> None:
-    """The same with the model that was fine-tuned, one by one, for a map of where each hole looked."""
+    """Edit and evaluate as before with the fine-tuned model, one image at a time, for a map of each edit."""
     pipeline = folder / "run" / "pipeline"
     (folder / "after").mkdir()
     for edit in read_edits(folder):
@@ -157,6 +161,7 @@ def after(folder: Path, seed: int) -> None:
 
 
 def evaluate(editor: str, folder: Path, when: str, seed: int) -> None:
+    """Evaluate an editor on the pairs to test with."""
     command(
         "evaluate.py",
         f"editor={editor}",
@@ -186,7 +191,7 @@ def fine_tune(folder: Path, seed: int, minutes: float) -> None:
 
 
 def write_edits(folder: Path) -> Path:
-    """Of the first held-out clips the pair in which something moved farthest, with a hole over it, as image files.
+    """Write the edits: of the first held-out clips the pair that moved farthest, with a hole over what moved.
 
     Returns:
         The folder, with the list that scripts/infer.py --batch takes.
@@ -212,11 +217,12 @@ def write_edits(folder: Path) -> Path:
 
 
 def read_edits(folder: Path) -> list[dict[str, str]]:
+    """Read the list of edits that `write_edits` wrote."""
     return [json.loads(line) for line in (folder / "edits" / "edits.jsonl").read_text().splitlines()]
 
 
 def lay_out(folder: Path) -> None:
-    """The two sheets: what was mined, and what was painted."""
+    """Write the two sheets: what was mined, and what was painted."""
     import numpy as np
     from PIL import Image
 
@@ -248,22 +254,25 @@ def lay_out(folder: Path) -> None:
 
 
 def canvas_px(folder: Path) -> int:
+    """Read the side of the model's canvas from the evaluation, in pixels."""
     return int(read_metrics(folder, "before")["size_px"])
 
 
 def read_metrics(folder: Path, when: str) -> dict[str, Any]:
+    """Read the numbers of the evaluation before or after fine-tuning."""
     metrics: dict[str, Any] = json.loads((folder / "evaluation" / when / "metrics.json").read_text())
     return metrics
 
 
 def compare(folder: Path, set_name: str, seed: int) -> str:
-    """What fine-tuning changed in the holes: pair by pair, with an interval over clips, and no claim that it denies."""
+    """Say what fine-tuning changed, pair by pair, with an interval over clips and no claim that it denies."""
     import numpy as np
 
     from mimicbrush.evaluation.heldout.reference_gain import describe_few_sources
     from mimicbrush.evaluation.statistics import bootstrap_by_cluster
 
-    psnr, source_of = [], {}
+    psnr: list[dict[str, float]] = []
+    source_of: dict[str, str] = {}
     for when in ("before", "after"):
         lines = (folder / "evaluation" / when / "per_pair.jsonl").read_text().splitlines()
         records = [record for record in map(json.loads, lines) if record["set"] == set_name]
@@ -280,7 +289,7 @@ def compare(folder: Path, set_name: str, seed: int) -> str:
 
 
 def verdict(low: float, high: float) -> str:
-    """Whether fine-tuning helped, by the interval of what it changed."""
+    """Judge whether fine-tuning helped, by the interval of what it changed."""
     if low > 0:
         return "Fine-tuning helped here: the interval is clear of zero."
     if high < 0:
@@ -289,7 +298,7 @@ def verdict(low: float, high: float) -> str:
 
 
 def tell(folder: Path, seed: int) -> str:
-    """What happened, in plain words, and where to look."""
+    """Say what happened, in plain words, and where to look."""
     from mimicbrush.evaluation.heldout.report import describe_gains
 
     metrics = read_metrics(folder, "after")
@@ -330,7 +339,3 @@ Where to look
 
 def _indented(text: str) -> str:
     return text.replace("\n", "\n            ")
-
-
-if __name__ == "__main__":
-    cli_main(main)

@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mimicbrush.errors import InputError, cli_main
+from mimicbrush.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ RENDERED_CLIPS = 90
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -43,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Train the networks that are not there yet, one after the other."""
     arguments = parse_arguments()
     if not (arguments.data / "pairs" / "train").is_dir():
         raise InputError(f"{arguments.data} has no pairs/train; scripts/small_model_data.py makes such a folder")
@@ -63,6 +65,7 @@ def main() -> None:
             print(f"{folder} is there already and is kept")
             continue
         seed = 3 * arguments.seed + number
+        network: Any
         if name == "vae":
             network = small_encoders.train_autoencoder(pairs(arguments.data, 8, seed), schedule, seed)
         elif name == "image_encoder":
@@ -74,7 +77,7 @@ def main() -> None:
 
 
 def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of the two views of training samples, with the strong augmentation."""
+    """Yield batches of the two views of training samples without end, with the strong augmentation."""
     from mimicbrush.data.batch import collate_samples
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.options import DataOptions
@@ -84,13 +87,13 @@ def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor
     dataset = PairDataset(load_pair_sources(options), SIZE_PX, options, seed=seed)
     first = 0
     while True:
-        batch = collate_samples([dataset[number] for number in range(first, first + batch_size)])  # type: ignore[misc]
+        batch = collate_samples([dataset[number] for number in range(first, first + batch_size)])  # type: ignore[arg-type]
         yield batch.source, batch.reference  # type: ignore[union-attr]
         first += batch_size
 
 
 def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of rendered frames, over other leaves and photographs in every clip, with their depth."""
+    """Yield batches of rendered frames with their depth without end; each clip has other leaves and photographs."""
     import numpy as np
     import torch
     from tqdm import tqdm
@@ -116,7 +119,3 @@ def depths(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Ten
             images.append(warp_to_canvas(jittered, matrix, SIZE_PX, IMAGE_FILL))
             maps.append(warp_to_canvas((depth * 255).round().astype(np.uint8), matrix, SIZE_PX, 0))
         yield to_tensor(np.stack(images)), torch.from_numpy(np.stack(maps))[:, None].float() / 255
-
-
-if __name__ == "__main__":
-    cli_main(main)

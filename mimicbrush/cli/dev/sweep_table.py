@@ -10,16 +10,12 @@ import argparse
 from pathlib import Path
 
 from mimicbrush.assembly.sweep_table import print_table
-from mimicbrush.errors import cli_main
 
 
 def main() -> None:
+    """Print the table of a sweep, and write it into the sweep's folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
     print_table(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    cli_main(main)
