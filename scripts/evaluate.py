@@ -76,12 +76,13 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     options = EvaluationOptions(**values)
 
     from mimicbrush.data.manifest import read_manifest
+    from mimicbrush.data.training_data import read_training_data
     from mimicbrush.evaluation.editors import pair_editors as editors
     from mimicbrush.evaluation.heldout import report, selection
 
     editor_folder = model_folder(editor_name)
     editors.check_pipeline_folder(editor_folder)
-    training = selection.read_training_data(editor_folder)
+    training = read_training_data(editor_folder)
     selection = selection.select_heldout_pairs(read_manifest(pairs_folder), options.split, training)
     for message in selection.messages:
         print(message)

@@ -174,6 +174,7 @@ class Data(NamedTuple):
 
 def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> Data:
     """The images with their keypoints; of mined pairs and photographs only those that were not trained on."""
+    from mimicbrush.data.training_data import read_training_data
     from mimicbrush.evaluation.heldout import selection
     from mimicbrush.evaluation.keypoint_transfer import homographies
     from mimicbrush.evaluation.keypoint_transfer.tasks import GRID, spair_tasks, warped_tasks
@@ -187,7 +188,7 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
         left_out = [f"{each}: its images have no keypoint in common" for each in empty]
         return Data(tasks, arguments.homographies, grid, left_out)
 
-    training = selection.read_training_data(folder)
+    training = read_training_data(folder)
     if arguments.photographs is not None:
         files, seen = homographies.unseen_photographs(arguments.photographs, training)
         strengths = [name for name in _STRENGTHS if name in (arguments.strength or _STRENGTHS)]

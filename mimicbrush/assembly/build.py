@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mimicbrush.data.batch import DecodedBatch
     from mimicbrush.data.pair import Pair
     from mimicbrush.data.pair_sources import PairSource
+    from mimicbrush.data.training_data import TrainingData
     from mimicbrush.evaluation.heldout.during_training import HeldOutResult
     from mimicbrush.models.components import Components
     from mimicbrush.pipelines import MimicBrushPipeline
@@ -46,16 +47,16 @@ def origin_keys(sources: Sequence[PairSource]) -> list[int]:
     return [int(key) for key in np.unique(np.concatenate(keys))]
 
 
-def seen_origins(options: TrainConfig, sources: Sequence[PairSource]) -> list[str]:
-    """Hashes of the source files that the weights have seen in the end, in this run or before it."""
-    from mimicbrush.evaluation.heldout.selection import read_training_data
+def find_training_data(options: TrainConfig, sources: Sequence[PairSource]) -> TrainingData:
+    """List what the weights have been trained on in the end, in this run or before it."""
+    from mimicbrush.data.training_data import TrainingData, read_training_data
     from mimicbrush.pipelines.folder import find_pipeline
 
-    seen = {f"{key:016x}" for key in origin_keys(sources)}
+    seen = frozenset(f"{key:016x}" for key in origin_keys(sources))
     if isinstance(options.model, PipelineModel):
         before = read_training_data(find_pipeline(options.model.path, fetch=False))
         seen |= before.source_hashes if before else frozenset()
-    return sorted(seen)
+    return TrainingData(options.data.heldout_ratio, seen)
 
 
 def build_components(options: ModelOptions, seed: int) -> Components:
@@ -191,9 +192,9 @@ def build_evaluation(
 def evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
     """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.heldout.selection import TrainingData, find_heldout_pairs, select_heldout_pairs
+    from mimicbrush.evaluation.heldout.selection import find_heldout_pairs, select_heldout_pairs
 
-    training = TrainingData(options.data.heldout_ratio, frozenset(seen_origins(options, sources)))
+    training = find_training_data(options, sources)
     if options.eval.pairs is not None:
         try:
             selection = select_heldout_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)

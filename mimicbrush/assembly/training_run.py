@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,12 +14,12 @@ from mimicbrush.assembly.build import (
     build_evaluation,
     build_loader,
     build_model,
+    find_training_data,
     half_precision,
     make_accelerator,
     on_main_process,
     origin_keys,
     read_pair_sources,
-    seen_origins,
 )
 from mimicbrush.assembly.config import (
     TrainConfig,
@@ -31,6 +30,7 @@ from mimicbrush.assembly.config import (
     run_identity,
 )
 from mimicbrush.assembly.prerequisites import check_prerequisites
+from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.jsonl import read_steps
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 #: What a run leaves in its folder for whoever exports it.
-CONFIG_FILE, TRAINING_DATA_FILE = "config.yaml", "training_data.json"
+CONFIG_FILE = "config.yaml"
 
 
 def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> int:
@@ -105,7 +105,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     trainee = build_model(parts, options.model, options.train)
     freeze_and_adapt(dict(trainee.named_children()), options.train)
     set_seed(options.seed, device_specific=True)  # of dropout, on each process its own
-    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_origins(options, sources)}
+    training_data = find_training_data(options, sources)
     publisher = PipelineExporter(trainee, parts, options.model, options.train, training_data)
     # Counted while all are on the CPU; it takes seconds, and tells nothing of a CPU.
     flop = training_flop(trainee, frozen) if accelerator.device.type == "cuda" else None
@@ -119,7 +119,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
         (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
-        (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
+        write_training_data(run_dir, training_data)
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(as_run), found)
 
     # 4. The evaluation on the way.
@@ -242,7 +242,8 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
         raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
     parts = build_components(model, config.seed)
     trainee = build_model(parts, model, train)
-    training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
+    training_data = read_training_data(run_dir)
+    assert training_data is not None
     publisher = PipelineExporter(trainee, parts, model, train, training_data)
     freeze_and_adapt(dict(trainee.named_children()), train)
     publisher.export(saved_weights(found, trainee, average=average), output, half=half)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from mimicbrush.data.training_data import TrainingData, write_training_data
 from mimicbrush.io.atomic import replace_folder, with_usual_permissions
 from mimicbrush.models.components import Components
 from mimicbrush.models.options import ModelOptions
@@ -32,7 +32,7 @@ class PipelineExporter:
         trainee: the trained networks, before they are sharded; only their shapes are looked at.
         parts: all networks; the frozen ones are saved as they are.
         model, train: options of the run.
-        training_data: what is told of the data beside the pipeline, for whoever evaluates it.
+        training_data: saved beside each pipeline, for whoever evaluates it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PipelineExporter:
         parts: Components,
         model: ModelOptions,
         train: TrainOptions,
-        training_data: dict[str, Any],
+        training_data: TrainingData,
     ) -> None:
         self.parts, self.model, self.train, self.training_data = parts, model, train, training_data
         self.made_of: dict[str, tuple[Any, Any]] = {
@@ -106,7 +106,7 @@ class PipelineExporter:
                     if isinstance(network, nn.Module):
                         network.half()
             pipeline.save_pretrained(aside)
-            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
+            write_training_data(aside, self.training_data)
             with_usual_permissions(aside)
 
         replace_folder(folder, write)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from mimicbrush.data.training_data import read_training_data
 from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
 from mimicbrush.evaluation.heldout.samples import WARP
-from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.methods import keep_place
 from mimicbrush.evaluation.keypoint_transfer.pck import find_correct
