@@ -3,8 +3,8 @@
 from mimicbrush.assembly.build import (
     build_components,
     build_evaluation,
-    evaluated_pairs,
-    origin_keys,
+    find_evaluated_pairs,
+    list_origin_keys,
     read_pair_sources,
 )
 from mimicbrush.assembly.config import (
@@ -23,9 +23,9 @@ __all__ = [
     "build_components",
     "build_evaluation",
     "check_option_names",
-    "evaluated_pairs",
     "export_run",
-    "origin_keys",
+    "find_evaluated_pairs",
+    "list_origin_keys",
     "provide_weights",
     "read_pair_sources",
     "register_schemas",

@@ -41,7 +41,7 @@ def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]
     return sources, [str(warning.message) for warning in caught]
 
 
-def origin_keys(sources: Sequence[PairSource]) -> list[int]:
+def list_origin_keys(sources: Sequence[PairSource]) -> list[int]:
     """The first 64 bits of the hashes of all source files, sorted, each once."""
     keys = [source.pairs.column("origin_key") for source in sources]
     return [int(key) for key in np.unique(np.concatenate(keys))]
@@ -52,7 +52,7 @@ def find_training_data(options: TrainConfig, sources: Sequence[PairSource]) -> T
     from mimicbrush.data.training_data import TrainingData, read_training_data
     from mimicbrush.pipelines.folder import find_pipeline
 
-    seen = frozenset(f"{key:016x}" for key in origin_keys(sources))
+    seen = frozenset(f"{key:016x}" for key in list_origin_keys(sources))
     if isinstance(options.model, PipelineModel):
         before = read_training_data(find_pipeline(options.model.path, fetch=False))
         seen |= before.source_hashes if before else frozenset()
@@ -162,7 +162,7 @@ def build_evaluation(
     from mimicbrush.evaluation.editors.pair_editors import PipelineEditor
     from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, gather_alone
 
-    pairs, notes = evaluated_pairs(options, sources)
+    pairs, notes = find_evaluated_pairs(options, sources)
     for note in notes:
         accelerator.print(f"note: {note}")
     if not len(pairs):
@@ -189,7 +189,7 @@ def build_evaluation(
     return evaluate
 
 
-def evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
+def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
     """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation.heldout.selection import find_heldout_pairs, select_heldout_pairs
@@ -239,7 +239,7 @@ def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
     return accelerator
 
 
-def half_precision(mixed_precision: str) -> torch.dtype:
+def choose_frozen_dtype(mixed_precision: str) -> torch.dtype:
     """The type of what is not trained."""
     import torch
 
@@ -249,7 +249,7 @@ def half_precision(mixed_precision: str) -> torch.dtype:
 T = TypeVar("T")
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+def run_on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Do something once, and give all processes what came out, an error of ours too."""
     from accelerate.utils import broadcast_object_list
 

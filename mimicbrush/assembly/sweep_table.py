@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mimicbrush.assembly.run_folder import FINISHED_FILE
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.gains import GAINS
 from mimicbrush.evaluation.paper_tables import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.jsonl import read_steps
-from mimicbrush.training.run_folder import FINISHED_FILE
 
 #: In the folder of each job: what it is, and why it failed.
 JOB_FILE = "job.json"

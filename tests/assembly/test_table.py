@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from mimicbrush.assembly.run_folder import FinishedRun, write_finished_run
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, as_markdown, as_values, print_table, read_sweep
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.paper_tables import ABLATIONS
-from mimicbrush.training.run_folder import FinishedRun, write_finished
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = {
@@ -43,7 +43,7 @@ def complete(sweep: Path, name: str, seed: int, loss: float, heldout: dict[str, 
     if heldout is not None:
         (folder / "heldout").mkdir()
         (folder / "heldout" / "heldout.jsonl").write_text(json.dumps({"step": 20, **heldout}) + "\n")
-    write_finished(folder, FinishedRun(20, 1.0, {}, {}))
+    write_finished_run(folder, FinishedRun(20, 1.0, {}, {}))
     return folder
 
 

@@ -22,7 +22,7 @@ from mimicbrush.ops import pillow_resize
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.performance import apply_speedups, peak_flop_per_s, training_flop
+from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
 from mimicbrush.types import Matches, TrainBatch
 
 CPU = torch.device("cpu")
@@ -248,7 +248,7 @@ def test_a_sample_of_the_papers_model_takes_913_tflop() -> None:
     with torch.device("meta"):
         parts = random_components()
     # ../shared/REFERENCE.md, section 7: 3 x (0.908 + 0.779) + 3 x 1.117 + 0.72; CLIP's last layer is not computed here.
-    found = training_flop(trainee_of(parts, 512), FrozenEncoders(parts, ModelOptions()))
+    found = count_training_flop(trainee_of(parts, 512), FrozenEncoders(parts, ModelOptions()))
     assert found == pytest.approx(9.13e12, rel=2e-3)
 
 
@@ -257,7 +257,7 @@ def test_counting_leaves_nothing_behind(smallest: ToyModel) -> None:
     encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
     before = encoders.encode(batch, draw(batch, 8))
     fresh = FrozenEncoders(parts, smallest)
-    assert training_flop(trainee_of(parts, smallest.size_px), fresh) > 1e6
+    assert count_training_flop(trainee_of(parts, smallest.size_px), fresh) > 1e6
     after = fresh.encode(batch, draw(batch, 8))
     assert all(torch.equal(one, other) for one, other in zip(vars(before).values(), vars(after).values(), strict=True))
     assert all(parameter.grad is None for parameter in parts.unet.parameters())
@@ -273,4 +273,4 @@ def test_fsdp_and_a_gpu_are_told_apart_by_whoever_calls(smallest: ToyModel) -> N
 
 
 def test_no_peak_is_made_up() -> None:
-    assert peak_flop_per_s(CPU, "bf16") is None
+    assert find_peak_flop_per_s(CPU, "bf16") is None

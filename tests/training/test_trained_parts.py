@@ -141,10 +141,10 @@ def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: s
     plain = denoising_loss(model, scheduler, conditions, draws)
     weighed = denoising_loss(model, scheduler, conditions, draws, min_snr_gamma=5.0)
     with torch.no_grad():
-        noisy = scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
+        noisy = scheduler.add_noise(conditions.source_latents, draws.noise, draws.timestep)
         target = draws.noise
         if prediction_type == "v_prediction":
-            target = scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
+            target = scheduler.get_velocity(conditions.source_latents, draws.noise, draws.timestep)
         error = (
             (model(noisy, draws.timestep, conditions, draws.keep_reference).sample - target)
             .square()

@@ -32,13 +32,13 @@ class FinishedRun:
     identity: dict[str, Any]
 
 
-def write_finished(run_dir: Path, finished: FinishedRun) -> None:
+def write_finished_run(run_dir: Path, finished: FinishedRun) -> None:
     """Mark a run as complete; everything else must be there already."""
     text = json.dumps(asdict(finished), indent=1, allow_nan=False) + "\n"
     write_aside(run_dir / FINISHED_FILE, lambda aside: aside.write_text(text))
 
 
-def read_finished(run_dir: Path) -> FinishedRun | None:
+def read_finished_run(run_dir: Path) -> FinishedRun | None:
     """How a run ended; None where it has not.
 
     Raises:
@@ -53,7 +53,7 @@ def read_finished(run_dir: Path) -> FinishedRun | None:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and the run goes on where it stands") from error
 
 
-def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
+def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
     """How a run ended that has nothing left to do; None where there is something, and nothing speaks against it.
 
     Args:
@@ -65,7 +65,7 @@ def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, re
     Raises:
         CheckpointError: another run is complete there, or this one, which is not to go on, or cannot.
     """
-    finished = read_finished(run_dir)
+    finished = read_finished_run(run_dir)
     if finished is None:
         return None
     differing = find_identity_differences(finished.identity, identity)
