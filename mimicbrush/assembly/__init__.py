@@ -1,4 +1,15 @@
-"""Config -> objects. The only room that knows hydra and omegaconf."""
+"""Assembly: from a configuration to a training run. Only this room imports hydra and omegaconf.
+
+In reading order:
+
+* `training_run`: a run in three steps: plan it, build it, run it; and the export of its checkpoints.
+* `config`: schemas of all options, unknown names, the identity of a run.
+* `prerequisites`: data, weights, packages and GPUs that a run needs, checked within seconds.
+* `build`: networks, loader, evaluation and accelerator from options.
+* `run_folder`: the mark of a complete run.
+* `sweeps`: the jobs of ``train.py -m``.
+* `sweep_table`: their results, beside the paper's.
+"""
 
 from mimicbrush.assembly.build import (
     build_components,

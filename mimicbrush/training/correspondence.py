@@ -38,13 +38,13 @@ class CorrespondenceLoss(NamedTuple):
         per_sample: (B,) mean over a sample's matches and over layers; 0 without matches or reference. Attention that
             is spread evenly over the reference has a loss of 1.
         num_samples: () number of samples that have a match and their reference.
-        found: (2,) summed share of layers in which the attention peaks within `FOUND_RATIO` of the match, and the
-            number of matches. Without gradients.
+        match_counts: (2,) matches that the attention finds, each counted by the share of layers in which it peaks
+            within `FOUND_RATIO` of the place; and all matches. Without gradients.
     """
 
     per_sample: torch.Tensor
     num_samples: torch.Tensor
-    found: torch.Tensor
+    match_counts: torch.Tensor
 
 
 def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
@@ -106,10 +106,10 @@ def correspondence_loss(
     is_used = matches.is_match & keep_reference[:, None]  # (B, K)
     count = is_used.sum(dim=1)  # (B,)
     per_layer = [_layer_loss(*layer, matches, size_px, heads_ratio) for layer in layers]
-    losses, found = (torch.stack(each).mean(0) for each in zip(*per_layer, strict=True))  # (B, K) each
+    losses, found_ratio = (torch.stack(each).mean(0) for each in zip(*per_layer, strict=True))  # (B, K) each
     per_sample = torch.where(is_used, losses, 0).sum(dim=1) / count.clamp(min=1)
-    sums = torch.stack([torch.where(is_used, found, 0).sum(), count.sum()])
-    return CorrespondenceLoss(per_sample, (count > 0).sum(), sums)
+    match_counts = torch.stack([torch.where(is_used, found_ratio, 0).sum(), count.sum()])
+    return CorrespondenceLoss(per_sample, (count > 0).sum(), match_counts)
 
 
 def _layer_loss(

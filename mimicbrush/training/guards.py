@@ -42,7 +42,7 @@ class AsyncScalars:
         self._arrived.record()
 
     def read(self) -> list[float]:
-        """The numbers."""
+        """Return the numbers."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [float(value) for value in self._values]
@@ -95,7 +95,7 @@ class StopRequests:
         self.signal, self._is_late = 0, False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def catch_signals(self) -> Iterator[None]:
         """Catch signals while inside; a second Ctrl-C ends the process at once, as always."""
         before = {number: signal.signal(number, self._catch) for number in EXIT_STATUS}
         try:

@@ -58,8 +58,8 @@ class NoiseSample:
             reference_drop_ratio, depth_drop_ratio: probabilities (paper Sec. 4.1: 0.10 and 0.50).
             reference_drop: "random", each sample by itself (paper), or "first_quarter" of the batch, whatever the
                 ratio (what the released attention does in training).
-            noise_device: where the noise of the whole batch is made in one call, by `counter_normal`; None makes it on
-                the CPU, sample by sample, with PyTorch's generator: other numbers.
+            noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normal`; None
+                makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
         """
         timesteps, references, depths = [], [], []
         for key in keys.tolist():
@@ -73,7 +73,7 @@ class NoiseSample:
             posteriors = torch.stack([_normal((3,), latent_shape, seed) for seed in posterior_seeds], dim=1)
         else:
             noise, posteriors = (
-                counter_normal(_copy_seeds(seeds, noise_device), math.prod(shape)).unflatten(1, shape)
+                sample_counter_normal(_copy_seeds(seeds, noise_device), math.prod(shape)).unflatten(1, shape)
                 for seeds, shape in ((noise_seeds, latent_shape), (posterior_seeds, (3, *latent_shape)))
             )
             posteriors = posteriors.transpose(0, 1)
@@ -102,7 +102,7 @@ class NoiseSample:
 _STEP, _FIRST, _SECOND = (number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def counter_normal(seeds: torch.Tensor, count: int) -> torch.Tensor:
+def sample_counter_normal(seeds: torch.Tensor, count: int) -> torch.Tensor:
     """Sample standard normal numbers of many seeds at once, on their device: (B,) int64 -> (B, count) float32.
 
     Each number is a function of its seed and its place alone: splitmix64 of both, then Box and Muller. A sample

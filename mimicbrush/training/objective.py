@@ -117,7 +117,7 @@ class FrozenEncoders:
         )
 
     def _unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1, N, C) tokens and (1, 1, any, any) map of "no reference" and "no depth": constants, computed once."""
+        """Compute once the constants of "no reference" and "no depth": (1, N, C) tokens, (1, 1, any, any) map."""
         if self._unconditional is None or self._unconditional[0].device != device:
             tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
             depth_map = make_no_depth_map(self.depth_estimator, 1, self.no_depth_convention, device)
@@ -292,7 +292,7 @@ def denoising_loss(
         per_sample = correspondence.per_sample
         total = total + correspondence_weight * per_sample.mean()
         sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
-        correspondence_sums = torch.cat([sums, correspondence.found])
+        correspondence_sums = torch.cat([sums, correspondence.match_counts])
 
     parts, bands = _sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
     return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)

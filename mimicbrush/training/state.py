@@ -77,7 +77,7 @@ class TrainingState:
                 _keep(groups[AVERAGE], name, shadow, is_main)
         groups[RANDOM] = {
             f"{kind}.{rank}": value
-            for rank, states in enumerate(gather_object([_random_state(accelerator.device)]))
+            for rank, states in enumerate(gather_object([_copy_random_state(accelerator.device)]))
             for kind, value in states.items()
         }
         scaler = accelerator.scaler
@@ -177,9 +177,9 @@ def _read(checkpoint: Path, group: str, expected: Mapping[str, torch.Tensor]) ->
     """Read one tensor at a time from the mapped file: eight processes of a machine share its pages."""
     path = checkpoint / f"{group}.safetensors"
     with safe_open(path, "pt") as file:
-        found = set(file.keys())
-        if found != expected.keys():
-            differing = sorted(found ^ expected.keys())
+        stored = set(file.keys())
+        if stored != expected.keys():
+            differing = sorted(stored ^ expected.keys())
             raise CheckpointError(
                 f"{path} and this run train other parameters, {len(differing)} of them: {', '.join(differing[:3])}"
             )
@@ -200,8 +200,8 @@ def _json_of_schedule(schedule: LRScheduler) -> dict[str, Any]:
     }
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of PyTorch's own generators, which only dropout uses: all else comes from the keys of the samples."""
+def _copy_random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Copy the states of PyTorch's generators, which only dropout uses: all else comes from the keys of the samples."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -210,8 +210,8 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 def _restore_random_state(checkpoint: Path, accelerator: Accelerator) -> None:
     with safe_open(checkpoint / f"{RANDOM}.safetensors", "pt") as file:
-        rank, found = accelerator.process_index, set(file.keys())
-        if f"cpu.{rank}" in found:
+        rank, stored = accelerator.process_index, set(file.keys())
+        if f"cpu.{rank}" in stored:
             torch.set_rng_state(file.get_tensor(f"cpu.{rank}"))
-        if f"cuda.{rank}" in found and accelerator.device.type == "cuda":
+        if f"cuda.{rank}" in stored and accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(file.get_tensor(f"cuda.{rank}"), accelerator.device)

@@ -1,4 +1,4 @@
-"""The training loop. `Trainer.train` is the whole story; the methods below it are its steps in the same order."""
+"""The training loop: `Trainer.train` tells it from a batch to a checkpoint, the methods below it are its steps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Loader = Callable[[int, int], Iterable[TrainBatch | DecodedBatch]]
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """What the loop calls now and then without knowing what it is. Every process calls all of it.
+    """Functions that the loop calls now and then: the evaluation. Every process calls them.
 
     Attributes:
         evaluate: (weights, step) -> figures of these weights on held-out pairs; None where nothing is evaluated. The
@@ -67,11 +67,11 @@ class TrainingHooks:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended.
+    """Result of a run, or of a part of it.
 
     Attributes:
         step: steps that the run has now.
-        figures: the last that were logged, of losses and of an evaluation.
+        figures: the last logged ones, of losses and of an evaluation.
         seconds: spent in this call.
         signal: the signal that ended it, or 0.
     """
@@ -180,7 +180,7 @@ class Trainer:
             average = EMAModel(parameters.values(), decay=options.ema_decay, foreach=True)
         self.state = TrainingState(parameters, self.adam, schedule, average)
         self.saver = CheckpointSaver(run_dir / "checkpoints", options.keep_checkpoints, tqdm.write)
-        self.step_log: StepLog | None = None  # on the main process, once it is known where the run goes on
+        self.step_log: StepLog | None = None  # on the main process, made once the step is clear
 
         #: Messages about pairs that could not be read since the last log, of this process.
         self.faults: list[str] = []
@@ -207,7 +207,7 @@ class Trainer:
         progress = tqdm(
             total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_local_main_process
         )
-        with stop.listening(), progress:
+        with stop.catch_signals(), progress:
             if self.resume_from is not None and self.hooks.is_due(state.step, options.max_steps):
                 self._evaluate()  # the checkpoint was written before the evaluation
 
@@ -373,7 +373,7 @@ class Trainer:
 
 
 def _shorten_figures(figures: dict[str, float | None]) -> dict[str, str]:
-    """The figures that fit beside a progress bar."""
+    """Choose the figures that fit beside a progress bar."""
     short = {"loss": "loss", "loss_inside": "inside", "samples_per_s": "samples/s", "data_wait_ratio": "wait",
              "share_of_peak": "of peak", "skipped_steps": "skipped"}  # fmt: skip
     return {word: f"{figures[name]:.3g}" for name, word in short.items() if figures.get(name)}

@@ -88,7 +88,7 @@ def test_it_is_the_cross_entropy_of_pytorch_with_bilinear_targets() -> None:
                 losses.append(F.cross_entropy(scores[None], torch.from_numpy(target.ravel()).float()[None]))
         expected = torch.stack(losses).mean() / math.log(SIDE * SIDE) if losses else torch.tensor(0.0)
         torch.testing.assert_close(found.per_sample[row], expected, atol=1e-5, rtol=1e-5)
-    assert found.found[1] == (matches.is_match & keep[:, None]).sum()
+    assert found.match_counts[1] == (matches.is_match & keep[:, None]).sum()
 
 
 def test_even_attention_costs_one_and_right_attention_nothing() -> None:
@@ -102,9 +102,9 @@ def test_even_attention_costs_one_and_right_attention_nothing() -> None:
     codes = torch.eye(SIDE * SIDE)[None, :, None].expand(3, -1, 2, -1)
     right = correspondence_loss({"a": (codes * 1000, codes.flip(1))}, matches, ALL, SIZE, 1.0)
     assert right.per_sample.max() < 1e-4
-    assert right.found[0] == right.found[1] == 3 * SIDE * SIDE
+    assert right.match_counts[0] == right.match_counts[1] == 3 * SIDE * SIDE
     wrong = correspondence_loss({"a": (codes * 1000, codes)}, matches, ALL, SIZE, 1.0)
-    assert wrong.per_sample.min() > 1 and wrong.found[0] < 0.1 * wrong.found[1]
+    assert wrong.per_sample.min() > 1 and wrong.match_counts[0] < 0.1 * wrong.match_counts[1]
 
 
 def test_only_the_first_heads_of_kept_samples_are_taught() -> None:
@@ -126,7 +126,7 @@ def test_padding_counts_for_nothing() -> None:
         matches.is_match,
     )
     found = correspondence_loss({"a": (query, key)}, elsewhere, ALL, SIZE, 0.5)
-    assert torch.equal(found.per_sample, expected.per_sample) and torch.equal(found.found, expected.found)
+    assert torch.equal(found.per_sample, expected.per_sample) and torch.equal(found.match_counts, expected.match_counts)
     none = Matches(matches.source_xy, matches.reference_xy, torch.zeros_like(matches.is_match))
     assert correspondence_loss({"a": (query, key)}, none, ALL, SIZE, 0.5).per_sample.tolist() == [0, 0, 0]
 

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from mimicbrush.ops.counter_rng import mix
-from mimicbrush.training.noise import NoiseSample, counter_normal
+from mimicbrush.training.noise import NoiseSample, sample_counter_normal
 
 SHAPE = (4, 8, 8)
 
@@ -56,7 +56,7 @@ def test_the_released_code_drops_the_first_quarter_of_a_batch() -> None:
 
 def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> None:
     seeds = torch.tensor([mix(number, 2) for number in range(400)])
-    numbers = counter_normal(seeds, 501)
+    numbers = sample_counter_normal(seeds, 501)
     assert numbers.shape == (400, 501) and numbers.dtype == torch.float32
     assert stats.kstest(numbers.double().flatten().numpy(), "norm").pvalue > 0.01
     # Neither neighbours in a sample nor samples side by side hang together, nor do their squares.
@@ -67,8 +67,8 @@ def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> 
     ):
         for power in (1, 2):
             assert abs(np.corrcoef(one.flatten() ** power, other.flatten() ** power)[0, 1]) < 0.01
-    assert torch.equal(counter_normal(seeds[7:9], 501), numbers[7:9])
-    assert torch.equal(counter_normal(seeds, 100), numbers[:, :100])
+    assert torch.equal(sample_counter_normal(seeds[7:9], 501), numbers[7:9])
+    assert torch.equal(sample_counter_normal(seeds, 100), numbers[:, :100])
 
 
 def test_where_noise_is_drawn_changes_nothing_else() -> None:
