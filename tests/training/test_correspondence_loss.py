@@ -252,27 +252,27 @@ def parts_and_batch(
     matches = Matches(xy[0], xy[1], torch.ones(rows, 6, dtype=torch.bool))
     batch = TrainBatch(source, reference, mask, torch.arange(rows), torch.arange(rows), matches=matches)
     side = options.size_px // 2
-    draws = NoiseSample.for_keys(
+    noise_sample = NoiseSample.for_keys(
         batch.key, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
     )
-    return model, FrozenEncoders(parts, options), batch, draws
+    return model, FrozenEncoders(parts, options), batch, noise_sample
 
 
 @pytest.mark.parametrize("sharing", ["hidden_states", "keys_values"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_adds_to_the_loss_and_reaches_both_u_nets(smallest: ToyModel, sharing: str, checkpointing: bool) -> None:
     options = ToyModel(**{**vars(smallest), "reference_sharing": sharing})
-    model, encoders, batch, draws = parts_and_batch(options)
+    model, encoders, batch, noise_sample = parts_and_batch(options)
     if checkpointing:
         for unet in (model.unet, model.reference_unet):
             unet.enable_gradient_checkpointing()
     model.train()
-    conditions, scheduler = encoders.encode(batch, draws), noise_scheduler()
-    plain = denoising_loss(model, scheduler, conditions, draws)
-    supervised = denoising_loss(model, scheduler, conditions, draws, None, batch.matches, 0.5)
+    conditions, scheduler = encoders.encode(batch, noise_sample), noise_scheduler()
+    plain = denoising_loss(model, scheduler, conditions, noise_sample)
+    supervised = denoising_loss(model, scheduler, conditions, noise_sample, None, batch.matches, 0.5)
     assert torch.equal(plain.correspondence, torch.zeros(4))
     total, count, _, points = supervised.correspondence
-    assert count == draws.keep_reference.sum() < 4 and points == 6 * count  # told of those that were taught
+    assert count == noise_sample.keep_reference.sum() < 4 and points == 6 * count  # told of those that were taught
     torch.testing.assert_close(supervised.total, plain.total + 0.5 * total / 4)
     gradients = {}
     for name, loss in (("plain", plain), ("supervised", supervised)):
@@ -301,13 +301,13 @@ class Operations(TorchDispatchMode):
 
 
 def test_it_costs_nothing_where_its_weight_is_zero(smallest: ToyModel, mined: Path) -> None:
-    model, encoders, batch, draws = parts_and_batch(smallest)
-    conditions, scheduler = encoders.encode(batch, draws), noise_scheduler()
+    model, encoders, batch, noise_sample = parts_and_batch(smallest)
+    conditions, scheduler = encoders.encode(batch, noise_sample), noise_scheduler()
     done = []
     for matches in (None, batch.matches):
         model.zero_grad()  # or the second pass would add to the gradients of the first
         with Operations() as operations:
-            denoising_loss(model, scheduler, conditions, draws, None, matches, 0.3).total.backward()
+            denoising_loss(model, scheduler, conditions, noise_sample, None, matches, 0.3).total.backward()
         done.append(operations.names)
     plain, supervised = (Counter(names) for names in done)
     assert not plain - supervised and supervised - plain  # what comes on top is the loss alone
@@ -322,11 +322,13 @@ def test_it_costs_nothing_where_its_weight_is_zero(smallest: ToyModel, mined: Pa
 
 
 def test_the_same_matches_give_the_same_loss_in_any_split_of_a_batch(smallest: ToyModel) -> None:
-    model, encoders, batch, draws = parts_and_batch(smallest)
+    model, encoders, batch, noise_sample = parts_and_batch(smallest)
     batch.matches.is_match[0, 2:] = False
     batch.matches.is_match[1] = False
     scheduler = noise_scheduler()
-    whole = denoising_loss(model, scheduler, encoders.encode(batch, draws), draws, None, batch.matches, 0.5).total
+    whole = denoising_loss(
+        model, scheduler, encoders.encode(batch, noise_sample), noise_sample, None, batch.matches, 0.5
+    ).total
     halves = []
     for rows in (slice(0, 2), slice(2, 4)):
         part = TrainBatch(*(getattr(batch, name)[rows] for name in ("source", "reference", "mask", "key", "index")))

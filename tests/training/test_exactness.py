@@ -35,11 +35,12 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     honest = method.denoising_loss
 
     def recording(
-        model: Any, scheduler: Any, conditions: Any, draws: Any, gamma: Any, matches: Any, weight: Any
+        model: Any, scheduler: Any, conditions: Any, noise_sample: Any, gamma: Any, matches: Any, weight: Any
     ) -> Any:
-        fed.append((draws.timestep, draws.noise, draws.posteriors, draws.keep_reference, draws.keep_depth,
-                    *vars(conditions).values(), *(vars(matches).values() if matches else ())))  # fmt: skip
-        return honest(model, scheduler, conditions, draws, gamma, matches, weight)
+        sampled = (noise_sample.timestep, noise_sample.noise, noise_sample.posteriors)
+        drops = (noise_sample.keep_reference, noise_sample.keep_depth)
+        fed.append((*sampled, *drops, *vars(conditions).values(), *(vars(matches).values() if matches else ())))
+        return honest(model, scheduler, conditions, noise_sample, gamma, matches, weight)
 
     monkeypatch.setattr(method, "denoising_loss", recording)
     return fed

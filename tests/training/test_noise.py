@@ -10,14 +10,14 @@ from mimicbrush.training.noise import NoiseSample, sample_counter_normal
 SHAPE = (4, 8, 8)
 
 
-def draw(keys: list[int], reference: float = 0.1, depth: float = 0.5) -> NoiseSample:
+def sample_noise(keys: list[int], reference: float = 0.1, depth: float = 0.5) -> NoiseSample:
     return NoiseSample.for_keys(
         torch.tensor(keys), SHAPE, num_timesteps=1000, reference_drop_ratio=reference, depth_drop_ratio=depth
     )
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
-    together, alone = draw([5, 6, 7]), draw([6])
+    together, alone = sample_noise([5, 6, 7]), sample_noise([6])
     assert torch.equal(together.noise[1], alone.noise[0])
     assert torch.equal(together.posteriors[:, 1], alone.posteriors[:, 0])
     assert together.timestep[1] == alone.timestep[0]
@@ -25,20 +25,20 @@ def test_a_sample_draws_the_same_in_any_batch() -> None:
 
 
 def test_drops_happen_per_sample_at_their_rates() -> None:
-    draws = draw(list(range(4000)))
-    assert abs((~draws.keep_reference).float().mean() - 0.10) < 0.02
-    assert abs((~draws.keep_depth).float().mean() - 0.50) < 0.035
-    both = (~draws.keep_reference & ~draws.keep_depth).float().mean()
+    noise_sample = sample_noise(list(range(4000)))
+    assert abs((~noise_sample.keep_reference).float().mean() - 0.10) < 0.02
+    assert abs((~noise_sample.keep_depth).float().mean() - 0.50) < 0.035
+    both = (~noise_sample.keep_reference & ~noise_sample.keep_depth).float().mean()
     assert abs(both - 0.05) < 0.015  # independent
-    assert draws.timestep.min() < 5 and draws.timestep.max() > 994
-    assert draw([1, 2], reference=0, depth=1).keep_reference.all()
-    assert not draw([1, 2], reference=0, depth=1).keep_depth.any()
+    assert noise_sample.timestep.min() < 5 and noise_sample.timestep.max() > 994
+    assert sample_noise([1, 2], reference=0, depth=1).keep_reference.all()
+    assert not sample_noise([1, 2], reference=0, depth=1).keep_depth.any()
 
 
 def test_noise_is_standard_normal_and_each_its_own() -> None:
-    draws = draw(list(range(200)))
-    assert abs(draws.noise.mean()) < 0.02 and abs(draws.noise.std() - 1) < 0.02
-    everything = torch.cat([draws.noise[None], draws.posteriors]).flatten(2)  # (4, B, n)
+    noise_sample = sample_noise(list(range(200)))
+    assert abs(noise_sample.noise.mean()) < 0.02 and abs(noise_sample.noise.std() - 1) < 0.02
+    everything = torch.cat([noise_sample.noise[None], noise_sample.posteriors]).flatten(2)  # (4, B, n)
     correlation = torch.corrcoef(everything.reshape(4, -1))
     assert (correlation - torch.eye(4)).abs().max() < 0.03
 
