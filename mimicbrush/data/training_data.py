@@ -1,6 +1,7 @@
 """What a model was trained on, as its run and its pipelines state it in ``training_data.json``.
 
-The trainer writes the file. Evaluation reads it, so that nothing is measured on what was trained on.
+The trainer writes the file. Evaluation reads it, so that nothing is measured on what was trained on. Nothing heavy is
+imported here: a command reads this before it knows whether there is anything to do.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
+
+if TYPE_CHECKING:
+    from mimicbrush.data.pair import Pair
 
 #: Name of the file, in the folder of a run and in each pipeline folder.
 TRAINING_DATA_FILE = "training_data.json"
