@@ -1,10 +1,21 @@
-"""Config -> objects. The only room that knows hydra and omegaconf."""
+"""Assembly: from a configuration to a training run. Only this room imports hydra and omegaconf.
+
+In reading order:
+
+* `training_run`: a run in three steps: plan it, build it, run it; and the export of its checkpoints.
+* `config`: schemas of all options, unknown names, the identity of a run.
+* `prerequisites`: data, weights, packages and GPUs that a run needs, checked within seconds.
+* `build`: networks, loader, evaluation and accelerator from options.
+* `run_folder`: the mark of a complete run.
+* `sweeps`: the jobs of ``train.py -m``.
+* `sweep_table`: their results, beside the paper's.
+"""
 
 from mimicbrush.assembly.build import (
     build_components,
     build_evaluation,
-    evaluated_pairs,
-    origin_keys,
+    find_evaluated_pairs,
+    list_origin_keys,
     read_pair_sources,
 )
 from mimicbrush.assembly.config import (
@@ -23,9 +34,9 @@ __all__ = [
     "build_components",
     "build_evaluation",
     "check_option_names",
-    "evaluated_pairs",
     "export_run",
-    "origin_keys",
+    "find_evaluated_pairs",
+    "list_origin_keys",
     "provide_weights",
     "read_pair_sources",
     "register_schemas",

@@ -1,4 +1,4 @@
-"""Options -> objects."""
+"""Builders: from options to the objects of a run."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mimicbrush.data.batch import DecodedBatch
     from mimicbrush.data.pair import Pair
     from mimicbrush.data.pair_sources import PairSource
+    from mimicbrush.data.training_data import TrainingData
     from mimicbrush.evaluation.heldout.during_training import HeldOutResult
     from mimicbrush.models.components import Components
     from mimicbrush.pipelines import MimicBrushPipeline
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]]:
-    """The sources to train on, without the pairs held out, and what there is to say about them."""
+    """Read the pair sources to train on, without the pairs held out; and notes about them for the user."""
     from mimicbrush.data.pair_sources import load_pair_sources
 
     with warnings.catch_warnings(record=True) as caught:
@@ -40,26 +41,26 @@ def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]
     return sources, [str(warning.message) for warning in caught]
 
 
-def origin_keys(sources: Sequence[PairSource]) -> list[int]:
-    """The first 64 bits of the hashes of all source files, sorted, each once."""
+def list_origin_keys(sources: Sequence[PairSource]) -> list[int]:
+    """List the first 64 bits of the hashes of all source files, sorted, each once."""
     keys = [source.pairs.column("origin_key") for source in sources]
     return [int(key) for key in np.unique(np.concatenate(keys))]
 
 
-def seen_origins(options: TrainConfig, sources: Sequence[PairSource]) -> list[str]:
-    """Hashes of the source files that the weights have seen in the end, in this run or before it."""
-    from mimicbrush.evaluation.heldout.selection import read_training_data
+def find_training_data(options: TrainConfig, sources: Sequence[PairSource]) -> TrainingData:
+    """List what the weights have been trained on in the end, in this run or before it."""
+    from mimicbrush.data.training_data import TrainingData, read_training_data
     from mimicbrush.pipelines.find import find_pipeline
 
-    seen = {f"{key:016x}" for key in origin_keys(sources)}
+    hashes = frozenset(f"{key:016x}" for key in list_origin_keys(sources))
     if isinstance(options.model, PipelineModel):
         before = read_training_data(find_pipeline(options.model.path, fetch=False))
-        seen |= before.source_hashes if before else frozenset()
-    return sorted(seen)
+        hashes |= before.source_hashes if before else frozenset()
+    return TrainingData(options.data.heldout_ratio, hashes)
 
 
 def build_components(options: ModelOptions, seed: int) -> Components:
-    """All networks, with starting weights."""
+    """Build all networks, with their starting weights."""
     from mimicbrush.models.components import pretrained_components, toy_components
 
     if isinstance(options, ToyModel):
@@ -72,39 +73,38 @@ def build_components(options: ModelOptions, seed: int) -> Components:
     return pretrained_components(cast(PretrainedModel, options), seed=seed)
 
 
-def build_model(parts: Components, model: ModelOptions, train: TrainOptions) -> MimicBrushModel:
-    """The networks that are trained, as one.
+def build_model(components: Components, model_options: ModelOptions, train_options: TrainOptions) -> MimicBrushModel:
+    """Build the model that is trained, of all networks.
 
     Args:
-        parts: the networks.
-        model: what was chosen about them.
-        train: what was chosen about the training.
+        components: all networks.
+        model_options, train_options: of the run.
 
     Raises:
-        InputError: the correspondence loss is asked for, and no layer reads a reference on a grid fine enough.
+        InputError: the correspondence loss is chosen, and no layer reads a reference on a grid that is fine enough.
     """
-    if train.correspondence_weight:
+    if train_options.correspondence_weight:
         from mimicbrush.training.correspondence import check_reading_layers
 
-        check_reading_layers(parts.unet if parts.reference_unet is not None else None)
+        check_reading_layers(components.unet if components.reference_unet is not None else None)
     from mimicbrush.training.objective import MimicBrushModel
 
     return MimicBrushModel(
-        parts.unet,
-        parts.reference_unet,
-        parts.image_projector,
-        parts.depth_projector,
-        size_px=model.size_px,
-        reference_blend=model.reference_blend,
-        reference_timestep=model.reference_timestep,
-        correspondence_heads=train.correspondence_heads,
+        components.unet,
+        components.reference_unet,
+        components.image_projector,
+        components.depth_projector,
+        size_px=model_options.size_px,
+        reference_blend=model_options.reference_blend,
+        reference_timestep=model_options.reference_timestep,
+        correspondence_heads=train_options.correspondence_heads,
     )
 
 
 def build_loader(
     sources: Sequence[PairSource], options: TrainConfig, accelerator: Accelerator
 ) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch]]:
-    """(first step, last step) -> this rank's micro-batches."""
+    """Build the loader: (first step, last step) -> this rank's micro-batches."""
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.loader import load_batches
     from mimicbrush.data.sampler import RankBatches
@@ -136,19 +136,19 @@ def build_loader(
 def build_evaluation(
     options: TrainConfig, sources: Sequence[PairSource], run_dir: Path, accelerator: Accelerator, first_step: int = 0
 ) -> Callable[[MimicBrushPipeline, int], HeldOutResult] | None:
-    """(pipeline with the weights at a step, step) -> what it does on pairs that are not trained on.
+    """Build the evaluation: (pipeline with the weights at a step, step) -> its result on pairs that are not trained on.
 
-    Every process must call it, each with the same weights on its own device. The files come to `run_dir`/heldout.
+    Every process must call it, each with the same weights on its own device. It writes into `run_dir`/heldout.
 
     Args:
         options: of the run.
-        sources: what is trained on.
+        sources: of the pairs to train on.
         run_dir: of the run.
         accelerator: says how many processes share the pairs.
-        first_step: of which the run goes on.
+        first_step: at which the run goes on.
 
     Returns:
-        None where nothing is to be evaluated, or nothing can be, which is said.
+        None where evaluation is off, or where there are no pairs for it, which is printed.
 
     Raises:
         DataError: `eval.pairs` was trained on, or has too few pairs.
@@ -161,7 +161,7 @@ def build_evaluation(
     from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
     from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, gather_alone
 
-    pairs, notes = evaluated_pairs(options, sources)
+    pairs, notes = find_evaluated_pairs(options, sources)
     for note in notes:
         accelerator.print(f"note: {note}")
     if not len(pairs):
@@ -188,20 +188,22 @@ def build_evaluation(
     return evaluate
 
 
-def evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
-    """The pairs to evaluate on while training, none where there are too few, and what there is to say about them."""
+def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
+    """Find the pairs to evaluate on while training, none where there are too few; and notes for the user."""
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.heldout.selection import TrainingData, find_heldout_pairs, select_heldout_pairs
+    from mimicbrush.evaluation.heldout.selection import find_heldout_pairs, select_heldout_pairs
 
-    training = TrainingData(options.data.heldout_ratio, frozenset(seen_origins(options, sources)))
+    training = find_training_data(options, sources)
     if options.eval.pairs is not None:
         try:
             selection = select_heldout_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
         except DataError as error:
             raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
         if len({pair.source_hash for pair in selection.pairs}) < 2:
-            told = " ".join(selection.messages)
-            raise DataError(f"eval.pairs={options.eval.pairs}: one video is left, and it takes two or more. {told}")
+            raise DataError(
+                f"eval.pairs={options.eval.pairs}: one video is left, and it takes two or more. "
+                + " ".join(selection.messages)
+            )
         return selection.pairs, selection.messages
     named = [(source.root, source.input_root) for source in options.data.sources.values()]
     roots = dict(named or [(options.data.root, options.data.input_root)])
@@ -219,12 +221,12 @@ def evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tupl
 
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
-    """What runs the training on one or many devices; it hears what `accelerate launch` or torchrun say."""
+    """Make the accelerator, which runs the training on one or many devices as `accelerate launch` or torchrun say."""
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     accelerator = Accelerator(
         kwargs_handlers=[
-            # Gradients live in the buckets that travel, and not a second time beside them.
+            # Gradients are views of the buckets that DDP sends, and not a second copy.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             # One process hashes, writes and exports tens of gigabytes while the others wait for it.
             InitProcessGroupKwargs(timeout=timedelta(hours=2)),
@@ -238,8 +240,8 @@ def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
     return accelerator
 
 
-def half_precision(mixed_precision: str) -> torch.dtype:
-    """The type of what is not trained."""
+def choose_frozen_dtype(mixed_precision: str) -> torch.dtype:
+    """Choose the type of the frozen networks."""
     import torch
 
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
@@ -248,8 +250,8 @@ def half_precision(mixed_precision: str) -> torch.dtype:
 T = TypeVar("T")
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do something once, and give all processes what came out, an error of ours too."""
+def run_on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do something once, and give all processes its result, or the error of ours that it raised."""
     from accelerate.utils import broadcast_object_list
 
     result: list[Any] = [None, None]

@@ -1,4 +1,4 @@
-"""Options: their schemas, what is unknown among them, and what a run is identified by.
+"""Options of a run: their schemas, unknown names among them, and the identity of a run.
 
 Every group of ``configs/train.yaml`` is a dataclass, registered here as its schema: defaults and meanings are stated
 once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an error.
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainConfig:
-    """All of ``configs/train.yaml``.
+    """Options of ``configs/train.yaml``.
 
     Attributes:
         run_name: names the run's folder under runs/ and the run in a tracker.
-        run_dir: everything that the run leaves behind.
+        run_dir: folder for everything that the run leaves.
         seed: of weights (toy size), data, noise and drops.
     """
 
@@ -64,26 +64,26 @@ def check_option_names(config: DictConfig) -> None:
     Raises:
         InputError: names them, and what may have been meant.
     """
-    unknown = _unknown(config, TrainConfig)
+    unknown = _find_unknown(config, TrainConfig)
     if unknown:
         raise InputError("there is no such option:\n" + "\n".join(f"  {line}" for line in unknown))
 
 
-def _unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
+def _find_unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     # The entries of a plain dict, such as data.sources, have names of the user's own.
-    known = [str(key) for key in config] if schema is dict else [each.name for each in fields(schema)]
+    allowed = [str(key) for key in config] if schema is dict else [each.name for each in fields(schema)]
     lines: list[str] = []
     for key in map(str, config):
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, n=1)
             lines.append(f"{prefix}{key}" + (f" (did you mean {prefix}{close[0]}?)" if close else ""))
         elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            lines += _unknown(config[key], OmegaConf.get_type(config[key]), f"{prefix}{key}.")
+            lines += _find_unknown(config[key], OmegaConf.get_type(config[key]), f"{prefix}{key}.")
     return lines
 
 
 def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Fill in what ``model=pipeline`` leaves open: what the pipeline was made for.
+    """Fill in the options that ``model=pipeline`` leaves open with those that the pipeline was made for.
 
     Returns:
         The config, and where it differs from the pipeline.
@@ -115,7 +115,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
     return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
 
 
-#: What may change between a run and its continuation without changing what is learnt, but for rounding.
+#: Options that may change between a run and its continuation: they do not change what is learnt, up to rounding.
 FREE_TO_CHANGE = (
     "run_name",
     "run_dir",
@@ -149,10 +149,10 @@ FREE_TO_CHANGE = (
 
 
 def run_identity(config: DictConfig, sources: Sequence[PairSource]) -> dict[str, Any]:
-    """What a checkpoint must agree on to be resumed: option -> value, and which pairs there are."""
+    """Collect what a checkpoint must agree on to be resumed: option -> value, the pairs, the starting weights."""
     bound = set()
     if not config.train.lr_scheduler.startswith("constant"):
-        bound.add("train.max_steps")  # the rates of all steps hang on it
+        bound.add("train.max_steps")  # the rates of all steps depend on it
     if config.train.correspondence_final is not None:
         bound.add("train.max_steps")  # so do the weights of the correspondence loss
     if config.train.reference_drop == "first_quarter":
@@ -163,15 +163,15 @@ def run_identity(config: DictConfig, sources: Sequence[PairSource]) -> dict[str,
         if key in bound or not any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
     }
     pairs = [f"{source.name} {len(source.pairs)} ({source.pairs.digest()[:16]})" for source in sources]
-    return {**chosen, "pairs": ", ".join(pairs), "starting weights": _fingerprint_of(config)}
+    return {**chosen, "pairs": ", ".join(pairs), "starting weights": _hash_starting_weights(config)}
 
 
-def _fingerprint_of(config: DictConfig) -> str:
+def _hash_starting_weights(config: DictConfig) -> str:
     return fingerprint(list_weight_files(cast(ModelOptions, OmegaConf.to_object(config.model))))
 
 
 def list_weight_files(model: ModelOptions) -> list[Path]:
-    """The files of all starting weights; none where they are drawn."""
+    """List the files of all starting weights; none where these are random."""
     from mimicbrush.models.pretrained.requirements import inspect_starting_weights
     from mimicbrush.pipelines.find import find_pipeline
     from mimicbrush.pipelines.folder import read_networks
@@ -187,7 +187,7 @@ def list_weight_files(model: ModelOptions) -> list[Path]:
 
 
 def flatten_config(config: DictConfig) -> dict[str, Any]:
-    """A config as option -> value, with dots in the names; lists as text, as trackers want it."""
+    """Flatten a config into option -> value, with dots in the names; lists become text, as trackers want it."""
     flat: dict[str, Any] = {}
     for key, value in config.items_ex(resolve=True):
         if isinstance(value, DictConfig):

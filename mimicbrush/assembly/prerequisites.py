@@ -1,4 +1,4 @@
-"""What must be there before a run can start: data, weights, packages, GPUs."""
+"""Prerequisites of a run: data, weights, packages, GPUs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SMALL_MODEL_DATA = "small_model_data"
 
 
 def check_prerequisites(config: DictConfig) -> None:
-    """Stop within seconds where data, weights or GPUs are absent, and name all that is.
+    """Check within seconds that data, weights, packages and GPUs are there; name all that are absent.
 
     Raises:
         InputError: says what is missing, which option points to it and how to get it.
     """
     missing: list[str] = []
-    missing += _absent_folders(config.data)
+    missing += _find_absent_folders(config.data)
     if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
         missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
     model = OmegaConf.to_object(config.model)
@@ -56,8 +56,8 @@ def check_prerequisites(config: DictConfig) -> None:
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
 
 
-def _absent_folders(data: DictConfig) -> list[str]:
-    """Which folders of mined pairs are not given, or not there."""
+def _find_absent_folders(data: DictConfig) -> list[str]:
+    """List the folders of mined pairs that are not given, or not there, with what to do."""
     named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
     if data.root or not named:
         named["data.root"] = data.root
@@ -78,19 +78,19 @@ def _has_gpu() -> bool:
 
 
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
-    """The weights that a training run with these options would begin from: fetched, where that is wanted, and checked.
+    """Fetch, where that is wanted, and check the weights that a training run with these options would begin from.
 
     Args:
         overrides: of ``configs/train.yaml``.
         configs: the folder of that.
-        fetching: False only looks at what is on this machine.
+        fetching: False only looks at the files on this machine.
         deep: read every byte.
 
     Returns:
         A report for each network; none where a model begins from random weights.
 
     Raises:
-        InputError: the options are no good, or a pipeline cannot be had.
+        InputError: the options cannot be used, or a pipeline cannot be fetched.
     """
     from mimicbrush.models.pretrained.fetch import check_or_fetch_weights
 

@@ -1,4 +1,4 @@
-"""What came out of a sweep, job by job, beside what the paper says. Imports nothing heavy."""
+"""The table of a sweep: the result of each job, beside the paper's. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mimicbrush.assembly.run_folder import FINISHED_FILE
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.evaluation.paper_tables import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside, write_json
 from mimicbrush.io.jsonl import read_steps
-from mimicbrush.training.run_folder import FINISHED_FILE
 
-#: In the folder of each job: what it is, and why it failed.
+#: Files in the folder of each job: its name and seed, and why it failed.
 JOB_FILE = "job.json"
 FAILED_FILE = "failed.json"
-#: In the folder of a sweep.
+#: Name of the table's files in the folder of a sweep, without suffix.
 TABLE_NAME = "table"
 
-#: Figure -> heading and digits. The first two are logged while training, the others found on held-out pairs.
+#: Figure -> heading and digits. The first two are logged while training, the others measured on held-out pairs.
 _COLUMNS = {
     "loss": ("loss", 4),
     "loss_inside": ("loss inside", 4),
@@ -41,13 +41,13 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One job.
+    """Result of one job of a sweep.
 
     Attributes:
         folder: of the job, within that of the sweep.
         run_name, seed: of the run.
         state: "complete", "unfinished" (it runs, waits, or was stopped) or "failed".
-        step, max_steps: that it has, and is to have.
+        step, max_steps: that it has, and must reach.
         figures: the last of each name: those logged while training, and those of the last evaluation.
         heldout_step: of that evaluation.
         error: why it failed.
@@ -67,12 +67,12 @@ class SweepRun:
 
     @property
     def row(self) -> str:
-        """What runs that differ by their seed alone share."""
+        """Name of the table row, which runs that differ by their seed alone share."""
         return self.folder.replace(f"-seed{self.seed}", "", 1)
 
 
 def read_sweep(folder: Path) -> list[SweepRun]:
-    """All jobs of a sweep, in the order of the paper's rows, then by name.
+    """Read all jobs of a sweep, in the order of the paper's rows, then by name.
 
     Raises:
         InputError: there are none.
@@ -115,9 +115,9 @@ def _read_run(sweep: Path, folder: Path) -> SweepRun:
 def print_table(folder: Path) -> list[SweepRun]:
     """Write ``table.md`` and ``table.json`` into the folder of a sweep, and print the first; see `read_sweep`."""
     runs = read_sweep(folder)
-    text = as_markdown(runs)
+    text = format_markdown(runs)
     write_aside(folder / f"{TABLE_NAME}.md", lambda aside: aside.write_text(text))
-    write_json(folder / f"{TABLE_NAME}.json", as_values(runs))
+    write_json(folder / f"{TABLE_NAME}.json", collect_values(runs))
     print(f"\n{text}\nwrote {folder / TABLE_NAME}.md and .json")
     return runs
 
@@ -130,13 +130,13 @@ def _by_row(runs: Sequence[SweepRun]) -> dict[str, list[SweepRun]]:
 
 
 def _means(runs: Sequence[SweepRun]) -> dict[str, float]:
-    """Of all figures that every one of these runs has."""
+    """Average all figures that every one of these runs has."""
     shared = set.intersection(*(set(run.figures) for run in runs)) if runs else set()
     return {name: sum(run.figures[name] for run in runs) / len(runs) for name in sorted(shared)}
 
 
-def as_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
-    """The table for programs: per row the paper's values, every run, and the means over complete ones."""
+def collect_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
+    """Collect the table for programs: per row the paper's values, every run, and the means over complete ones."""
     rows = []
     for row, of_row in _by_row(runs).items():
         paper = ABLATIONS.get(of_row[0].run_name)
@@ -159,8 +159,8 @@ def as_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
     return {"note": _NOTE, "rows": rows}
 
 
-def as_markdown(runs: Sequence[SweepRun]) -> str:
-    """The table for people; of several seeds their mean comes first, then each."""
+def format_markdown(runs: Sequence[SweepRun]) -> str:
+    """Format the table for people; of several seeds their mean comes first, then each."""
     headings = ["row", "seed", "steps", *(heading for heading, _ in _COLUMNS.values())]
     headings += [f"paper: {PAPER_COLUMNS[0]}", *PAPER_COLUMNS[1:]]
     lines = [headings, ["---"] * len(headings)]
@@ -184,9 +184,9 @@ def as_markdown(runs: Sequence[SweepRun]) -> str:
 
 
 def _cells(figures: Mapping[str, float], run: SweepRun | None = None) -> list[str]:
-    """One per column; of a single run the gains with their intervals, and the step where that is not the last.
+    """Format one cell per column; of a single run the gains with intervals, and the step where that is not the last.
 
-    A gain that an evaluation did not tell yet, in a run of an earlier version, reads n/a.
+    A gain that the evaluation of an earlier version did not measure reads n/a.
     """
     cells = [f"{figures[name]:.{digits}f}" if name in figures else "-" for name, (_, digits) in _COLUMNS.items()]
     for number, name in enumerate(_GAINS, len(_COLUMNS) - len(_GAINS)):

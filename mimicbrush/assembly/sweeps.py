@@ -1,6 +1,6 @@
-"""The jobs of ``scripts/train.py -m``. A sweep that is started again skips what is complete and goes on with the rest.
+"""Sweeps, ``scripts/train.py -m``: one that is started again skips complete jobs and goes on with the others.
 
-Hydra itself gives every job a number, runs all of them again, and stops telling at the first that failed.
+Hydra itself gives every job a number, runs all of them again, and reports no more than the first that failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SWEEP_FILE = "multirun.yaml"
 
 
 class SweepCallback(Callback):
-    """Gives each job a folder that depends on its options alone, and sums up at the end (``hydra.callbacks``)."""
+    """Callback of Hydra that gives each job a folder by its options alone, and sums up at the end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the folders, unless ``hydra.sweep.subdir`` is given on the command line."""
@@ -57,10 +57,10 @@ class SweepCallback(Callback):
 
 
 def subdir_for(overrides: Sequence[str]) -> str:
-    """The folder of a job within its sweep, as text with interpolations that each job fills in.
+    """Name the folder of a job within its sweep, as text with interpolations that each job fills in.
 
     Name and seed of the run, and each other option that is swept: two jobs must never share a folder. An experiment
-    or an ablation brings a name along; so it need not be told again, unless another name takes its place.
+    or an ablation sets the name itself, so it is not repeated unless another name takes its place.
 
     Args:
         overrides: of the command line, such as "seed=0,1".
@@ -78,7 +78,7 @@ def subdir_for(overrides: Sequence[str]) -> str:
 
 
 def train_job(config: DictConfig) -> None:
-    """Train one job of a sweep. That it failed is put down in its folder, and the others go on.
+    """Train one job of a sweep. A failure is written into its folder, and the others go on.
 
     Raises:
         SystemExit: a signal ended the training, or one of several processes that train together failed, without which
@@ -88,7 +88,7 @@ def train_job(config: DictConfig) -> None:
     run_dir = Path(job.runtime.output_dir)
     if not any(override.lstrip("+").startswith("train.resume=") for override in job.overrides.task):
         config.train.resume = "latest"
-    _put_down_job(config, run_dir)
+    _write_job(config, run_dir)
     (run_dir / FAILED_FILE).unlink(missing_ok=True)
     _connect_tasks()
     status = 0
@@ -96,26 +96,26 @@ def train_job(config: DictConfig) -> None:
         status = assembly.train(config, run_dir, stay_connected=True)
     except MimicBrushError as error:
         print(f"error: {run_dir.name}: {error}", file=sys.stderr)
-        status = _put_down_failure(run_dir, str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told, put down, and no reason to leave the others
+        status = _write_failure(run_dir, str(error))
+    except Exception as error:  # noqa: BLE001 - any error ends this job alone; it is printed and written down
         traceback.print_exc()
-        status = _put_down_failure(run_dir, f"{type(error).__name__}: {error}")
+        status = _write_failure(run_dir, f"{type(error).__name__}: {error}")
     finally:
-        _clear_up()
+        _reset_process()
     if status:
         raise SystemExit(status)
 
 
-def _put_down_job(config: DictConfig, run_dir: Path) -> None:
-    """Let the table know of the job from the start; what is there already is not touched."""
+def _write_job(config: DictConfig, run_dir: Path) -> None:
+    """Write the file by which the table finds the job; one with the same text is not touched."""
     about = {"run_name": config.run_name, "seed": config.seed, "max_steps": config.train.max_steps}
     text, path = json.dumps(about), run_dir / JOB_FILE
     if not path.is_file() or path.read_text() != text:
         write_aside(path, lambda aside: aside.write_text(text))
 
 
-def _put_down_failure(run_dir: Path, error: str) -> int:
-    """Returns the status to end with, 0 where the sweep can go on."""
+def _write_failure(run_dir: Path, error: str) -> int:
+    """Write why the job failed; return the status to end with, 0 where the sweep can go on."""
     write_json(run_dir / FAILED_FILE, {"error": error})
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0
@@ -128,7 +128,7 @@ def _put_down_failure(run_dir: Path, error: str) -> int:
 
 
 def _connect_tasks() -> None:
-    """Tell the tasks of a submitit job of each other, as torchrun would (``hydra.launcher.tasks_per_node=8``)."""
+    """Connect the tasks of a submitit job, as torchrun would (``hydra.launcher.tasks_per_node=8``)."""
     if "SUBMITIT_EXECUTOR" not in os.environ or "WORLD_SIZE" in os.environ:
         return
     from submitit import JobEnvironment
@@ -142,8 +142,8 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _clear_up() -> None:
-    """Leave the process to the next job as if it were new: it may want another precision, or all of the memory."""
+def _reset_process() -> None:
+    """Reset the process for the next job, which may want another precision, or all of the memory."""
     accelerate_state, wandb, torch = (sys.modules.get(name) for name in ("accelerate.state", "wandb", "torch"))
     if accelerate_state is not None:
         connected = torch is not None and torch.distributed.is_initialized()

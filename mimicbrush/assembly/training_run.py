@@ -1,12 +1,11 @@
-"""A training run from its options, in reading order, and a pipeline from what it left."""
+"""A training run from its options: plan it, build it, run it; and a pipeline from the checkpoints of a run."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,12 +14,12 @@ from mimicbrush.assembly.build import (
     build_evaluation,
     build_loader,
     build_model,
-    half_precision,
+    choose_frozen_dtype,
+    find_training_data,
+    list_origin_keys,
     make_accelerator,
-    on_main_process,
-    origin_keys,
     read_pair_sources,
-    seen_origins,
+    run_on_main_process,
 )
 from mimicbrush.assembly.config import (
     TrainConfig,
@@ -31,6 +30,8 @@ from mimicbrush.assembly.config import (
     run_identity,
 )
 from mimicbrush.assembly.prerequisites import check_prerequisites
+from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
+from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.jsonl import read_steps
@@ -38,11 +39,16 @@ from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedMod
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.training.export import ExportWeights
+    from mimicbrush.training.method import MimicBrushMethod
+    from mimicbrush.training.trainer import Trainer, TrainingHooks
 
 
-#: What a run leaves in its folder for whoever exports it.
-CONFIG_FILE, TRAINING_DATA_FILE = "config.yaml", "training_data.json"
+#: The options of a run, in its folder.
+CONFIG_FILE = "config.yaml"
 
 
 def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> int:
@@ -56,141 +62,218 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     Returns:
         The exit status: 0, or that of a process which a signal ended.
     """
-    # 1. What can be checked before anything heavy is loaded.
+    plan = _plan_run(config, run_dir)
+    if plan is None:
+        return 0
+    return _run_and_report(plan, _build_run(plan), stay_connected)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What will be run: the options, checked before anything heavy is loaded.
+
+    Attributes:
+        config: with all conventions filled in.
+        options: the same as dataclasses.
+        run_dir: of the run.
+        pair_sources: to train on, without the pairs held out.
+        notes: for the user.
+        identity: what a checkpoint must agree on to be resumed, see `run_identity`.
+    """
+
+    config: DictConfig
+    options: TrainConfig
+    run_dir: Path
+    pair_sources: list[PairSource]
+    notes: list[str]
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BuiltRun:
+    """A run that is ready to start: its trainer, and the step that it starts from."""
+
+    trainer: Trainer
+    first_step: int
+
+
+def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
+    """1. Find out what will be run; None where the run is complete already, which is printed.
+
+    Raises:
+        MimicBrushError: an option, the data or the run folder do not allow it.
+    """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
     from mimicbrush.training import checkpoints
-    from mimicbrush.training.run_folder import FINISHED_FILE, FinishedRun, find_finished, write_finished
 
-    sources, notes = read_pair_sources(options.data)
-    notes += changed
-    identity = run_identity(config, sources)
-    finished = find_finished(run_dir, identity, options.train.max_steps, options.train.resume)
+    pair_sources, notes = read_pair_sources(options.data)
+    identity = run_identity(config, pair_sources)
+    finished = find_finished_run(run_dir, identity, options.train.max_steps, options.train.resume)
     if finished is not None:
         print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
-        return 0
-    folder = run_dir / "checkpoints"
-    for newest in checkpoints.list_checkpoints(folder)[-1:]:
+        return None
+    # Another run's checkpoint is refused here, within seconds; the full check of the files comes later.
+    for newest in checkpoints.list_checkpoints(run_dir / "checkpoints")[-1:]:
         if options.train.resume == "latest" and checkpoints.find_damage(newest, deep=False) is None:
             checkpoints.check_identity(newest, identity)
+    return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity)
 
+
+def _build_run(plan: RunPlan) -> BuiltRun:
+    """2. Build it: devices, networks, run folder, evaluation, trainer.
+
+    Raises:
+        MimicBrushError: the checkpoint, the weights or the options do not allow it.
+    """
     import torch
     from accelerate.utils import DistributedType, set_seed
 
-    from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
     from mimicbrush.models.schedule import noise_scheduler
-    from mimicbrush.training import trainer
+    from mimicbrush.training import checkpoints
     from mimicbrush.training.export import PipelineExporter
-    from mimicbrush.training.guards import EXIT_STATUS, BadSamples
+    from mimicbrush.training.guards import BadSamples
     from mimicbrush.training.lora import freeze_and_adapt
-    from mimicbrush.training.metrics import TrainingMetrics, finite_or_none, log_image_table, start_tracker
+    from mimicbrush.training.method import MimicBrushMethod
+    from mimicbrush.training.metrics import TrainingMetrics, start_tracker
     from mimicbrush.training.objective import FrozenEncoders
-    from mimicbrush.training.performance import apply_speedups, peak_flop_per_s, training_flop
+    from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
+    from mimicbrush.training.trainer import Trainer
 
-    # 2. Where it goes on.
+    options, run_dir = plan.options, plan.run_dir
+
+    # The devices, and the checkpoint to go on from.
     accelerator = make_accelerator(options.train, run_dir)
-    found = on_main_process(accelerator, lambda: checkpoints.find_checkpoint(folder, options.train.resume))
-    if found is not None:
-        checkpoints.check_identity(found, identity)
-
-    # 3. The networks.
-    if options.train.cpu_threads:
-        torch.set_num_threads(options.train.cpu_threads)
-    set_seed(options.seed)
-    parts = build_components(options.model, options.seed)
-    frozen = FrozenEncoders(parts, options.model)
-    trainee = build_model(parts, options.model, options.train)
-    freeze_and_adapt(dict(trainee.named_children()), options.train)
-    set_seed(options.seed, device_specific=True)  # of dropout, on each process its own
-    training_data = {"heldout_ratio": options.data.heldout_ratio, "source_hashes": seen_origins(options, sources)}
-    publisher = PipelineExporter(trainee, parts, options.model, options.train, training_data)
-    # Counted while all are on the CPU; it takes seconds, and tells nothing of a CPU.
-    flop = training_flop(trainee, frozen) if accelerator.device.type == "cuda" else None
+    is_on_gpu = accelerator.device.type == "cuda"
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     if is_sharded and options.train.compile:
         raise InputError("train.compile with sharded weights was never tried; leave out one of them")
-    apply_speedups(trainee, options.train, channels_last=accelerator.device.type == "cuda" and not is_sharded)
-    encoders = frozen.to(accelerator.device, half_precision(options.train.mixed_precision))
-    as_run = cast(DictConfig, OmegaConf.merge(config, {"run_dir": str(run_dir)}))
+    checkpoint = run_on_main_process(
+        accelerator, lambda: checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
+    )
+    first_step = 0
+    if checkpoint is not None:
+        checkpoints.check_identity(checkpoint, plan.identity)
+        first_step = checkpoints.read_state(checkpoint)["step"]
+
+    # The networks: those that are trained, and the frozen ones in the type that they run in.
+    if options.train.cpu_threads:
+        torch.set_num_threads(options.train.cpu_threads)
+    set_seed(options.seed)
+    components = build_components(options.model, options.seed)
+    encoders = FrozenEncoders(components, options.model)
+    model = build_model(components, options.model, options.train)
+    freeze_and_adapt(dict(model.named_children()), options.train)
+    set_seed(options.seed, device_specific=True)  # for dropout, each process its own
+    training_data = find_training_data(options, plan.pair_sources)
+    exporter = PipelineExporter(model, components, options.model, options.train, training_data)
+    # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
+    flop_per_sample = count_training_flop(model, encoders) if is_on_gpu else None
+    apply_speedups(model, options.train, channels_last=is_on_gpu and not is_sharded)
+    encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
+    scheduler = noise_scheduler(options.train.prediction_type)
+    method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train)
+
+    # The run folder, and the tracker.
+    config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": str(run_dir)}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
-        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(as_run, resolve=True))
-        (run_dir / TRAINING_DATA_FILE).write_text(json.dumps(training_data, indent=1))
-    start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(as_run), found)
+        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(config, resolve=True))
+        write_training_data(run_dir, training_data)
+    start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(config), checkpoint)
 
-    # 4. The evaluation on the way.
-    first_step = 0 if found is None else checkpoints.read_state(found)["step"]
-    outside = trainer.TrainingHooks(publisher.export, evaluate_every=options.eval.every_steps)
-    # That of the step from which the run goes on is made again: its checkpoint was written before it.
-    is_again = outside.is_due(first_step, options.train.max_steps)
-    evaluate = build_evaluation(options, sources, run_dir, accelerator, first_step - is_again)
+    # The evaluation, and the trainer that holds everything.
+    trainer = Trainer(
+        method=method,
+        hooks=_build_hooks(plan, accelerator, method, first_step),
+        loader=build_loader(plan.pair_sources, options, accelerator),
+        options=options.train,
+        accelerator=accelerator,
+        metrics=TrainingMetrics(
+            accelerator.device,
+            accelerator.gradient_accumulation_steps,
+            scheduler.config.num_train_timesteps,
+            flop_per_sample,
+            find_peak_flop_per_s(accelerator.device, options.train.mixed_precision),
+        ),
+        bad_samples=BadSamples(options.data.max_bad_ratio, run_dir / "bad_samples.txt"),
+        run_dir=run_dir,
+        identity=plan.identity,
+        resume_from=checkpoint,
+    )
+    return BuiltRun(trainer, first_step)
+
+
+def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
+    """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
+    from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
+    from mimicbrush.training.metrics import log_image_table
+    from mimicbrush.training.trainer import TrainingHooks
+
+    options, folder = plan.options, plan.run_dir / "heldout"
+    hooks = TrainingHooks(evaluate_every=options.eval.every_steps)
+    # The evaluation at the step from which the run goes on is made again: its checkpoint was written before it.
+    is_repeated = hooks.is_due(first_step, options.train.max_steps)
+    evaluate = build_evaluation(options, plan.pair_sources, plan.run_dir, accelerator, first_step - is_repeated)
+    if evaluate is None:
+        return TrainingHooks()
 
     def evaluate_weights(weights: ExportWeights, step: int) -> dict[str, float]:
-        assert evaluate is not None
-        result = evaluate(publisher.pipeline(weights, encoders=encoders), step)
-        accelerator.print(f"{summarise_in_one_line(step, result.figures)}; images in {run_dir / 'heldout'}")
+        result = evaluate(method.exporter.build_pipeline(weights, encoders=method.encoders), step)
+        accelerator.print(f"{summarise_in_one_line(step, result.figures)}; images in {folder}")
         log_image_table(accelerator, "heldout/pictures", [(row.caption, row.images) for row in result.table], step)
         return result.figures
 
-    if evaluate is None:
-        outside = trainer.TrainingHooks(publisher.export)
-    else:
-        # Of what the main process has just cut to the steps before: all must agree on which weights are the best.
-        lines = on_main_process(accelerator, lambda: read_steps(run_dir / "heldout" / LOG_FILE))
-        known = (line[outside.measure] for line in lines if outside.measure in line)
-        best = max((float(str(value)) for value in known), default=-math.inf)
-        outside = replace(outside, evaluate=evaluate_weights, best=best)
+    # The main process has just cut this log to the steps before. It reads it for all: they must agree on the best.
+    lines = run_on_main_process(accelerator, lambda: read_steps(folder / LOG_FILE))
+    values = [float(str(line[hooks.best_figure])) for line in lines if hooks.best_figure in line]
+    return replace(hooks, evaluate=evaluate_weights, best_value=max(values, default=-math.inf))
 
-    # 5. The run.
-    passes = accelerator.gradient_accumulation_steps
-    for note in notes:
+
+def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
+    """3. Run it, and say how it went; return the exit status.
+
+    Raises:
+        MimicBrushError: see `Trainer.train`.
+    """
+    from mimicbrush.training.guards import EXIT_STATUS
+    from mimicbrush.training.metrics import finite_or_none
+
+    options, run_dir, accelerator = plan.options, plan.run_dir, run.trainer.accelerator
+    max_steps = options.train.max_steps
+    for note in plan.notes:
         accelerator.print(f"note: {note}")
     accelerator.print(
-        f"{sum(len(source.pairs) for source in sources)} pairs of {len(origin_keys(sources))} source files to train on "
-        f"(data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
-        f"{accelerator.num_processes} process(es) on {accelerator.device}, {passes} pass(es) a step"
+        f"{sum(len(source.pairs) for source in plan.pair_sources)} pairs of {len(list_origin_keys(plan.pair_sources))} "
+        f"source files to train on (data.heldout_ratio={options.data.heldout_ratio} keeps the others for evaluation); "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, "
+        f"{accelerator.gradient_accumulation_steps} pass(es) a step"
     )
-    outcome = trainer.train(
-        trainee=trainee,
-        encoders=encoders,
-        noise_scheduler=noise_scheduler(options.train.prediction_type),
-        loader=build_loader(sources, options, accelerator),
-        outside=outside,
-        options=options.train,
-        meters=TrainingMetrics(
-            accelerator.device,
-            passes,
-            noise_scheduler().config.num_train_timesteps,
-            flop,
-            peak_flop_per_s(accelerator.device, options.train.mixed_precision),
-        ),
-        bad_samples=BadSamples(options.data.max_bad_ratio, run_dir / "bad_samples.txt"),
-        accelerator=accelerator,
-        run_dir=run_dir,
-        identity=identity,
-        resume_from=found,
-    )
+
+    result = run.trainer.train()
+
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers.clear()
     accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them is gone
     if not stay_connected:
         accelerator.end_training()
-    if outcome.signal:
+    if result.signal:
         accelerator.print(
-            f"stopped by signal {outcome.signal} after step {outcome.step} of {options.train.max_steps}; saved. "
+            f"stopped by signal {result.signal} after step {result.step} of {max_steps}; saved. "
             f"train.resume=latest goes on; python scripts/export_run.py {run_dir} makes a pipeline of it"
         )
-        return EXIT_STATUS[outcome.signal]
-    if accelerator.is_main_process and outcome.step >= options.train.max_steps:
-        write_finished(run_dir, FinishedRun(outcome.step, outcome.seconds, finite_or_none(outcome.figures), identity))
+        return EXIT_STATUS[result.signal]
+    if accelerator.is_main_process and result.step >= max_steps:
+        figures = finite_or_none(result.figures)
+        write_finished_run(run_dir, FinishedRun(result.step, result.seconds, figures, plan.identity))
     accelerator.print(
-        f"{outcome.step} of {options.train.max_steps} steps done"
-        + (" before; train.max_steps=MORE goes on" if outcome.step == first_step else "")
+        f"{result.step} of {max_steps} steps done"
+        + (" before; train.max_steps=MORE goes on" if result.step == run.first_step else "")
         + ". Edit with it:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )
@@ -198,12 +281,12 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
 
 
 def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True, half: bool = False) -> Path:
-    """A pipeline of a checkpoint of a run, whether the run is over or goes on.
+    """Make a pipeline of a checkpoint of a run, whether the run is over or goes on.
 
     Args:
         run_dir: of the run.
         checkpoint: "latest" for the newest that verifies, or its folder.
-        output: the pipeline folder; an older one is replaced when the new one is whole.
+        output: the pipeline folder; an older one is replaced when the new one is complete.
         average: the averaged weights, or those of the last step.
         half: all networks in half precision (float16).
 
@@ -224,32 +307,33 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     from mimicbrush.training import checkpoints
 
     if checkpoint == "latest":
-        found = checkpoints.find_checkpoint(run_dir / "checkpoints", "latest")
+        folder = checkpoints.find_checkpoint(run_dir / "checkpoints", "latest")
     else:
-        found = checkpoints.check_named_checkpoint(Path(checkpoint))
-    if found is None:
+        folder = checkpoints.check_named_checkpoint(Path(checkpoint))
+    if folder is None:
         raise CheckpointError(f"{run_dir} has no checkpoint yet")
 
     from mimicbrush.training.export import PipelineExporter
     from mimicbrush.training.lora import freeze_and_adapt
-    from mimicbrush.training.state import saved_weights
+    from mimicbrush.training.state import read_saved_weights
 
     config = OmegaConf.load(run_dir / CONFIG_FILE)
-    model = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
-    train = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
-    there, now = checkpoints.read_state(found)["identity"]["starting weights"], fingerprint(list_weight_files(model))
-    if there != now:  # what was frozen, or adapted, is not in the checkpoint
+    model_options = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
+    train_options = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
+    before = checkpoints.read_state(folder)["identity"]["starting weights"]
+    if before != fingerprint(list_weight_files(model_options)):  # frozen or adapted weights are not in the checkpoint
         raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
-    parts = build_components(model, config.seed)
-    trainee = build_model(parts, model, train)
-    training_data = json.loads((run_dir / TRAINING_DATA_FILE).read_text())
-    publisher = PipelineExporter(trainee, parts, model, train, training_data)
-    freeze_and_adapt(dict(trainee.named_children()), train)
-    publisher.export(saved_weights(found, trainee, average=average), output, half=half)
-    return found
+    training_data = read_training_data(run_dir)
+    assert training_data is not None
+    components = build_components(model_options, config.seed)
+    model = build_model(components, model_options, train_options)
+    exporter = PipelineExporter(model, components, model_options, train_options, training_data)
+    freeze_and_adapt(dict(model.named_children()), train_options)
+    exporter.export(read_saved_weights(folder, model, average=average), output, half=half)
+    return folder
 
 
 def _model_schema(model: DictConfig) -> type[ModelOptions]:
-    """Which of the schemas a saved configuration was made of: that with all of its options, and perhaps newer ones."""
+    """Find the schema of a saved configuration: the one with all of its options, and perhaps newer ones."""
     schemas = (ToyModel, PretrainedModel, PipelineModel)
     return next(schema for schema in schemas if {each.name for each in fields(schema)} >= set(model))

@@ -84,9 +84,10 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     options = EvaluationOptions(**values)
 
     from mimicbrush.data.manifest import read_manifest
+    from mimicbrush.data.training_data import TrainingData, read_training_data
     from mimicbrush.evaluation.editors.registry import check_editor, find_editor_pipeline, open_editor
     from mimicbrush.evaluation.heldout import report
-    from mimicbrush.evaluation.heldout.selection import TrainingData, read_training_data, select_heldout_pairs
+    from mimicbrush.evaluation.heldout.selection import select_heldout_pairs
 
     check_editor(editor_name, for_pairs=True)
     editor_folder = find_editor_pipeline(editor_name)

@@ -190,7 +190,9 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
         left_out = [f"{each}: its images have no keypoint in common" for each in empty]
         return Data(tasks, arguments.homographies, grid, left_out)
 
-    training = selection.read_training_data(folder)
+    from mimicbrush.data.training_data import read_training_data
+
+    training = read_training_data(folder)
     if arguments.photographs is not None:
         files, seen = homographies.find_unseen_photographs(arguments.photographs, training)
         strengths = [name for name in _STRENGTHS if name in (arguments.strength or _STRENGTHS)]

@@ -1,7 +1,7 @@
-"""Checkpoints on the disk: written aside, hashed, renamed when whole, and only then are old ones deleted.
+"""Checkpoints on the disk: written aside, hashed, renamed when complete; only then are old ones deleted.
 
 A checkpoint is a folder ``step-00001000`` of safetensors files and a ``state.json``, which names the size and the
-SHA-256 of each and is written last. Here is only what happens on the disk; what a run needs to go on is
+SHA-256 of each and is written last. This file is about the disk alone; what a run needs to go on is
 `training.state`.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 STATE_FILE = "state.json"
-#: So many good checkpoints stay at least, whatever is asked for.
+#: At least this many good checkpoints stay, whatever `keep` says.
 LEAST_KEPT = 2
 #: Raised by 1 where older checkpoints can no longer be read.
 FORMAT = 2
@@ -38,23 +38,23 @@ Tensors = Mapping[str, Mapping[str, "torch.Tensor"]]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after this many steps lies."""
+    """Path of the checkpoint after this many steps."""
     return folder / f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints that got their names, oldest first; damaged ones included."""
+    """List all checkpoints that got their names, oldest first; damaged ones included."""
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
-    """Write a checkpoint whole, then delete all but the newest `keep` good ones.
+    """Write a complete checkpoint, then delete all but the newest `keep` good ones.
 
     Args:
         folder: of all checkpoints; made if it is absent.
         step: how many steps were done.
-        tensors: what to save.
-        state: what else to save, as JSON.
+        tensors: to save, by file.
+        state: the rest to save, as JSON.
         keep: at least `LEAST_KEPT` stay.
 
     Returns:
@@ -79,15 +79,14 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             save_file({key: value.contiguous() for key, value in group.items()}, path)
             _flush(path)
             files[path.name] = [path.stat().st_size, hash_file(path)]
-        whole = {"format": FORMAT, "step": step, **state, "files": files}
-        _write_json(aside / STATE_FILE, whole)
+        _write_json(aside / STATE_FILE, {"format": FORMAT, "step": step, **state, "files": files})
         apply_umask(aside)
         _flush(aside)
         if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
             _remove(final)
         aside.rename(final)
         _flush(folder)
-    except SafetensorError as error:  # how safetensors tells of a disk that refuses
+    except SafetensorError as error:  # how safetensors reports a disk that refuses
         raise OSError(errno.EIO, str(error), str(aside)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -96,16 +95,16 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
 
 
 def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
-    """The checkpoint that `resume` names: "never" -> none, "latest" -> the newest that verifies or none, or a folder.
+    """Find the checkpoint that `resume` names: "never" is none, "latest" the newest that verifies or none, or a folder.
 
     Args:
         folder: of all checkpoints.
         resume: see above.
-        say: is told of checkpoints that are passed over, and why.
+        say: gets a message for each checkpoint that is passed over, with the reason.
 
     Raises:
-        CheckpointError: "never" though there are checkpoints, none of several verifies, or a folder that is no good
-            checkpoint.
+        CheckpointError: "never" though there are checkpoints, none of several verifies, or a folder that is not a
+            good checkpoint.
     """
     existing = list_checkpoints(folder)
     if resume == "never":
@@ -127,14 +126,14 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
                 "to start anew"
             )
         return None
-    return _named(folder, resume, existing)
+    return _find_named_checkpoint(folder, resume, existing)
 
 
 def check_named_checkpoint(checkpoint: Path) -> Path:
-    """A checkpoint that somebody named.
+    """Verify the folder of a checkpoint that a user named, and return it.
 
     Raises:
-        CheckpointError: it is none, or it is damaged.
+        CheckpointError: it is not a checkpoint, or it is damaged.
     """
     if not (checkpoint / STATE_FILE).is_file():
         raise CheckpointError(f"{checkpoint} is no checkpoint (it has no {STATE_FILE})")
@@ -144,7 +143,7 @@ def check_named_checkpoint(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _named(folder: Path, resume: str, existing: list[Path]) -> Path:
+def _find_named_checkpoint(folder: Path, resume: str, existing: list[Path]) -> Path:
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
         raise CheckpointError(
@@ -161,7 +160,7 @@ def _named(folder: Path, resume: str, existing: list[Path]) -> Path:
 
 
 def find_damage(checkpoint: Path, deep: bool = True) -> str | None:
-    """What is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None: nothing.
+    """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None where nothing is.
 
     Hashes take a second for a gigabyte or so.
     """
@@ -179,7 +178,7 @@ def find_damage(checkpoint: Path, deep: bool = True) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint, and how it was saved.
+    """Read the JSON of a checkpoint.
 
     Raises:
         CheckpointError: it cannot be read, or is of another version.
@@ -196,7 +195,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
-    """Whether a checkpoint is of the same run.
+    """Check that a checkpoint belongs to the same run.
 
     Args:
         checkpoint: its folder.
@@ -205,8 +204,7 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the run differs; the message names all differences. Or see `read_state`.
     """
-    found = read_state(checkpoint)["identity"]
-    differing = find_identity_differences(found, expected)
+    differing = find_identity_differences(read_state(checkpoint)["identity"], expected)
     if differing:
         raise CheckpointError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}); "
@@ -214,7 +212,7 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
         )
 
 
-#: Options that came after checkpoints could first be resumed, and what earlier versions did, as in an identity.
+#: Options that are newer than the oldest checkpoints -> what the versions before them did.
 ADDED_LATER: dict[str, Any] = {
     "data.num_matches": 64,
     "train.correspondence_weight": 0.0,
@@ -225,9 +223,9 @@ ADDED_LATER: dict[str, Any] = {
 }
 
 
-def find_identity_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What two runs do not agree on, for people."""
-    before = {**ADDED_LATER, **found}
+def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """List what two runs do not agree on, for a message."""
+    before = {**ADDED_LATER, **stored}
     return [
         f"{name}: {before.get(name)!r} there, {value!r} now"
         for name, value in expected.items()
@@ -236,7 +234,7 @@ def find_identity_differences(found: Mapping[str, Any], expected: Mapping[str, A
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Delete what is older than the newest `keep` good ones, so that damaged ones do not count."""
+    """Delete all that are older than the newest `keep` good ones; damaged ones do not count."""
     good = 0
     for path in reversed(list_checkpoints(folder)):
         if good >= max(keep, LEAST_KEPT):
@@ -245,11 +243,11 @@ def _rotate(folder: Path, keep: int) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Take the name away first: a half-deleted folder must not look like a checkpoint."""
-    going = checkpoint.with_suffix(".old.tmp")
-    with contextlib.suppress(OSError):  # what cannot be deleted now is tried again with the next checkpoint
-        checkpoint.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+    """Delete a checkpoint. It loses its name first: a half-deleted folder must not look like a checkpoint."""
+    renamed = checkpoint.with_suffix(".old.tmp")
+    with contextlib.suppress(OSError):  # a folder that cannot be deleted now is tried again with the next checkpoint
+        checkpoint.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -268,7 +266,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _write_json(path: Path, state: Mapping[str, Any]) -> None:
-    """With its own hash: a flipped bit must not go unseen here either."""
+    """Write JSON with its own hash: a flipped bit must not stay unnoticed here either."""
     write_json(path, {"sha256": _json_hash(state), "state": state})
 
 
@@ -287,7 +285,7 @@ def _json_hash(state: Mapping[str, Any]) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk, a file or what a folder names; Windows opens no folders."""
+    """Flush a file, or the names in a folder, onto the disk; Windows cannot open folders for this."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -298,12 +296,14 @@ def _flush(path: Path) -> None:
 
 
 class CheckpointSaver:
-    """Writes one checkpoint at a time in the background. safetensors and hashing let other threads run.
+    """Writes one checkpoint at a time in a thread, beside the training.
+
+    Safetensors and hashing release the lock of the interpreter.
 
     Args:
         folder: of all checkpoints.
         keep: see `write_checkpoint`.
-        say: is told of checkpoints that could not be written.
+        say: gets a message for each checkpoint that could not be written.
     """
 
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
@@ -313,12 +313,12 @@ class CheckpointSaver:
         self._writing: Future[Path] | None = None
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Begin to write; waits for the one before. The tensors must not be changed any more."""
+        """Start to write, after the one before is done. Nobody may change the tensors any more."""
         self.wait()
         self._writing = self._pool.submit(write_checkpoint, self.folder, step, tensors, state, self.keep)
 
     def wait(self, must_succeed: bool = False) -> None:
-        """Until nothing is being written. A checkpoint that could not be written is told of here.
+        """Wait until nothing is being written, and report a checkpoint that could not be written.
 
         Args:
             must_succeed: the run ends here, so that such a checkpoint is an error.

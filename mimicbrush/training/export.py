@@ -1,8 +1,7 @@
-"""Weights of a run -> a pipeline that edits, at any time."""
+"""Export: from the weights of a run to a pipeline that edits, at any time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from mimicbrush.data.training_data import TrainingData, write_training_data
 from mimicbrush.io.atomic import apply_umask, replace_folder
 from mimicbrush.models.components import Components
 from mimicbrush.models.library_logs import quiet_libraries
@@ -26,47 +26,48 @@ ExportWeights = Iterable[tuple[str, torch.Tensor]]
 
 
 class PipelineExporter:
-    """Makes pipelines of weights, with the conventions of the run and the sources that it has seen.
+    """Makes pipelines of weights, with the conventions of a run and a record of its training data.
 
     Args:
-        trainee: the trained networks, before they are sharded; only their shapes are looked at.
-        parts: all networks; the frozen ones are saved as they are.
-        model, train: options of the run.
-        training_data: what is told of the data beside the pipeline, for whoever evaluates it.
+        model: the trained networks, before they are sharded; only their classes and configs are kept.
+        components: all networks; the frozen ones are saved as they are.
+        model_options, train_options: of the run.
+        training_data: saved beside each pipeline, for whoever evaluates it.
     """
 
     def __init__(
         self,
-        trainee: MimicBrushModel,
-        parts: Components,
-        model: ModelOptions,
-        train: TrainOptions,
-        training_data: dict[str, Any],
+        model: MimicBrushModel,
+        components: Components,
+        model_options: ModelOptions,
+        train_options: TrainOptions,
+        training_data: TrainingData,
     ) -> None:
-        self.parts, self.model, self.train, self.training_data = parts, model, train, training_data
-        self.made_of: dict[str, tuple[Any, Any]] = {
-            name: (type(module), module.config) for name, module in trainee.named_children()
+        self.components, self.training_data = components, training_data
+        self.model_options, self.train_options = model_options, train_options
+        self.networks: dict[str, tuple[Any, Any]] = {
+            name: (type(module), module.config) for name, module in model.named_children()
         }
 
-    def pipeline(
+    def build_pipeline(
         self,
         weights: ExportWeights,
         *,
         encoders: FrozenEncoders | None = None,
         adapters: Path | None = None,
     ) -> MimicBrushPipeline:
-        """A pipeline with copies of these weights, adapters merged.
+        """Build a pipeline with copies of these weights, adapters merged.
 
         Args:
             weights: name in `MimicBrushModel` -> tensor, all of them.
-            encoders: frozen networks to share, whose device and type the copies get; None: those of `parts`, and copies
-                in float32 on the CPU.
+            encoders: frozen networks to share, whose device and type the copies get; None: those of `components`,
+                and copies in float32 on the CPU.
             adapters: a folder to write adapters into, where there are any.
         """
         device = torch.device("cpu") if encoders is None else encoders.vae.device
         with torch.device("meta"):
-            modules = {name: kind.from_config(config) for name, (kind, config) in self.made_of.items()}
-            freeze_and_adapt(modules, self.train)
+            modules = {name: kind.from_config(config) for name, (kind, config) in self.networks.items()}
+            freeze_and_adapt(modules, self.train_options)
         for name, module in modules.items():
             modules[name] = module.to_empty(device=device)
         for name, tensor in weights:
@@ -78,9 +79,9 @@ class PipelineExporter:
             frozen = {name: getattr(encoders, name) for name in ("vae", "image_encoder", "depth_estimator")}
             dtype = encoders.vae.dtype
             modules = {name: module if module.dtype == dtype else module.to(dtype) for name, module in modules.items()}
-        model, train = self.model, self.train
+        model, train = self.model_options, self.train_options
         return MimicBrushPipeline(
-            **{**vars(self.parts), **frozen, **modules},
+            **{**vars(self.components), **frozen, **modules},
             scheduler=noise_scheduler(train.prediction_type, train.default_timestep_spacing),
             reference_blend=model.reference_blend,
             reference_timestep=model.reference_timestep,
@@ -92,21 +93,27 @@ class PipelineExporter:
         )
 
     def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
-        """Save such a pipeline, perhaps in half precision. Every process must call it; the main one writes."""
+        """Save a pipeline with these weights. Every process must call it; the main one writes.
+
+        Args:
+            weights: name in `MimicBrushModel` -> tensor, all of them.
+            folder: an older one is replaced when the new one is complete.
+            half: all networks in half precision (float16).
+        """
         quiet_libraries()
         if not PartialState().is_main_process:
-            for _ in weights:  # sharded tensors are put together by all
+            for _ in weights:  # all processes gather sharded tensors together
                 pass
             return
 
         def write(aside: Path) -> None:
-            pipeline = self.pipeline(weights, adapters=aside / "adapters")
+            pipeline = self.build_pipeline(weights, adapters=aside / "adapters")
             if half:  # network by network: the pipeline itself would warn that it is of no use on a CPU
                 for network in pipeline.components.values():
                     if isinstance(network, nn.Module):
                         network.half()
             pipeline.save_pretrained(aside)
-            (aside / "training_data.json").write_text(json.dumps(self.training_data, indent=1))
+            write_training_data(aside, self.training_data)
             apply_umask(aside)
 
         replace_folder(folder, write)

@@ -1,4 +1,4 @@
-"""What stops a step, or a run: numbers that are none, signals, and the clock. All processes decide alike."""
+"""What stops a step or a run: gradients that are not finite, signals, the clock, bad data. All processes agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mimicbrush.errors import DataError, MimicBrushError
 
-#: So many steps in a row that had to be skipped end a run.
+#: This many skipped steps in a row end a run.
 MOST_SKIPPED_IN_A_ROW = 10
 
 #: Signals after which a run saves and ends, and its exit status: clusters send the first two before they take the
@@ -25,7 +25,7 @@ if hasattr(signal, "SIGUSR1"):
 
 
 class AsyncScalars:
-    """A few numbers that are on their way from the device: reading them waits for what made them, and no longer.
+    """A few numbers on their way from the device: reading them waits for what computed them, and no longer.
 
     Args:
         values: (n,) on any device.
@@ -42,28 +42,28 @@ class AsyncScalars:
         self._arrived.record()
 
     def read(self) -> list[float]:
-        """The numbers."""
+        """Return the numbers."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [float(value) for value in self._values]
 
 
 class SkippedSteps:
-    """Counts steps whose gradients were no numbers.
+    """Counts steps whose gradients were not finite.
 
     Args:
-        in_a_row: so many came just before.
-        total: so many in the whole run.
+        in_a_row: the skipped steps just before.
+        total: those of the whole run.
     """
 
     def __init__(self, in_a_row: int = 0, total: int = 0) -> None:
         self.in_a_row, self.total = in_a_row, total
 
     def count(self, was_skipped: bool, step: int, folder: Path) -> None:
-        """Take note of a step.
+        """Count a step.
 
         Raises:
-            MimicBrushError: it was one too many in a row.
+            MimicBrushError: too many in a row were skipped.
         """
         self.in_a_row = self.in_a_row + 1 if was_skipped else 0
         self.total += was_skipped
@@ -77,49 +77,62 @@ class SkippedSteps:
 
 
 class StopRequests:
-    """Whether the run is to end: a signal came, or its time is over.
+    """Requests to end the run: by a signal, or because its time is over.
 
-    Every process hears signals of its own, and has a clock of its own; so with several of them each step's answer
-    is the largest of all, which travels on the device beside the gradients.
+    Every process gets signals of its own, and has a clock of its own. With several of them each step's answer is
+    therefore the largest of all, which travels on the device beside the gradients. The run ends when that has arrived.
 
     Args:
         max_minutes: from now; None for no limit.
+
+    Attributes:
+        signal: the number of the signal that all processes agreed on, or 0.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
         self._ends_at = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._signal = 0
+        self._own_signal = 0
+        self.signal, self._is_late = 0, False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take signals while inside; a second Ctrl-C ends the process at once, as always."""
-        before = {number: signal.signal(number, self._hear) for number in EXIT_STATUS}
+    def catch_signals(self) -> Iterator[None]:
+        """Catch signals while inside; a second Ctrl-C ends the process at once, as always."""
+        before = {number: signal.signal(number, self._catch) for number in EXIT_STATUS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = number
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        self._own_signal = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def ask(self, device: torch.device) -> torch.Tensor:
-        """(2,) on the device: the number of a signal that came or 0, and 1 where the time is over."""
+        """Ask all processes: (2,) on the device, the number of a signal or 0, and 1 where the time is over."""
         is_late = self._ends_at is not None and time.monotonic() >= self._ends_at
-        answer = torch.tensor([float(self._signal), float(is_late)]).to(device, non_blocking=True)
+        answer = torch.tensor([float(self._own_signal), float(is_late)]).to(device, non_blocking=True)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(answer, op=dist.ReduceOp.MAX)
         return answer
 
+    def agree(self, signal_number: int, is_late: bool) -> None:
+        """Note the answer of all processes, once it has arrived from the device."""
+        self.signal, self._is_late = signal_number, is_late
 
-#: So many never stop a run, or one early fault would.
+    @property
+    def is_agreed(self) -> bool:
+        """Whether all processes agreed to end the run."""
+        return self.signal != 0 or self._is_late
+
+
+#: This many bad samples never stop a run: a single early one would exceed any ratio.
 ALWAYS_ALLOWED = 10
 
 
 class BadSamples:
-    """Counts what the loader had to replace, over all processes.
+    """Counts the pairs that the loader had to replace, over all processes.
 
     Args:
         max_ratio: unreadable pairs over samples; above it (and above `ALWAYS_ALLOWED`) the run stops. It holds for the
@@ -133,7 +146,7 @@ class BadSamples:
         self.num_faults = self.num_samples = 0
 
     def write(self, faults: Sequence[str]) -> None:
-        """Name them in the file; on one process only."""
+        """Append them to the file; on one process only."""
         if faults:
             with self.path.open("a") as file:
                 file.writelines(f"{fault}\n" for fault in faults)
@@ -146,10 +159,10 @@ class BadSamples:
         """
         self.num_faults += len(faults)
         self.num_samples += num_samples
-        for found, among in ((len(faults), num_samples), (self.num_faults, self.num_samples)):
-            if found > max(ALWAYS_ALLOWED, self.max_ratio * among):
+        for bad, among in ((len(faults), num_samples), (self.num_faults, self.num_samples)):
+            if bad > max(ALWAYS_ALLOWED, self.max_ratio * among):
                 raise DataError(
-                    f"{found} pairs could not be read among {among} samples, more than data.max_bad_ratio="
+                    f"{bad} pairs could not be read among {among} samples, more than data.max_bad_ratio="
                     f"{self.max_ratio} allows. All are named in {self.path}; the last:\n  {faults[-1]}\n"
                     "Mend the data and go on with train.resume=latest, or allow more."
                 )

@@ -1,4 +1,4 @@
-"""Which networks are trained, and how: whole, not at all, or by low-rank adapters (LoRA) beside frozen weights."""
+"""Which networks are trained, and how: fully, not at all, or by low-rank adapters (LoRA) beside frozen weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> N
     Adapters start as zero, so that nothing changes before the first step.
 
     Args:
-        parts: the networks of `Trainee`, by name.
+        parts: the networks of `MimicBrushModel`, by name.
         options: says what to do with each.
 
     Raises:
@@ -39,11 +39,11 @@ def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> N
 
 
 def add_adapters(unet: nn.Module, options: TrainOptions) -> None:
-    """Low-rank adapters on the attention projections of a U-Net, through diffusers and peft."""
+    """Add low-rank adapters to the attention projections of a U-Net, through diffusers and peft."""
     from peft import LoraConfig
 
     assert isinstance(unet, UNet2DConditionModel)
-    # By their whole names: the reference U-Net has projections that were pruned away, which peft would stumble over.
+    # By their full names: the reference U-Net has projections that were pruned away, on which peft would fail.
     targets = [
         name
         for name, module in unet.named_modules()
@@ -63,7 +63,7 @@ def add_adapters(unet: nn.Module, options: TrainOptions) -> None:
 
 
 def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -> None:
-    """Add adapters to the weights that they stand beside, for good; the networks are plain ones afterwards.
+    """Add adapters to the weights that they stand beside; the networks have no adapters afterwards.
 
     Args:
         parts: networks, with adapters or without.

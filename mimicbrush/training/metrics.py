@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: sums on the device, times on the clock, one dictionary per logged step."""
+"""Metrics of a run, and its trackers: sums on the device, times on the clock, one dictionary per logged step."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TrainingMetrics:
-    """Sums since the last log. Nothing here waits for the device before `read`.
+    """Sums of the losses and times since the last log. Nothing here waits for the device before `read`.
 
     Args:
         device: where the losses are.
         passes: micro-batches per step and process.
         num_timesteps: of the noise schedule, for the names of the bands.
-        flop_per_sample: of a training step over its samples; None: not known.
-        peak_flop_per_s: of one device at this precision; None: not known.
+        flop_per_sample: FLOP of a training step over its samples; None where they were not counted.
+        peak_flop_per_s: of one device at this precision; None where that is not known.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class TrainingMetrics:
         self._since, self._num_steps = time.monotonic(), 0
 
     def add(self, loss: TrainingLoss) -> None:
-        """Take note of a micro-batch."""
+        """Add a micro-batch to the step under way."""
         total = loss.total.detach()[None] / self.passes
         self._step += torch.cat([total, loss.parts, loss.bands.flatten(), loss.correspondence])
 
     def end_step(self, is_good: torch.Tensor) -> None:
-        """The micro-batches of a step are done; what a skipped step measured is left out.
+        """Close a step after its micro-batches; the losses of a skipped step are left out.
 
         Args:
             is_good: () bool on the device.
@@ -66,20 +66,25 @@ class TrainingMetrics:
         self._num_steps += 1
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time inside is spent waiting for data."""
+    def measure_waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
         start = time.monotonic()
         yield
         self._waited_s += time.monotonic() - start
 
     def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+        """Leave out a time that was not spent on training."""
         self._since += seconds
 
     def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
-        """Name -> figure since the last call, the same on all processes but for times; then start over.
+        """Return name -> figure since the last call, the same on all processes but for times; then start over.
 
-        What no sample measured (a band of timesteps, everything where all steps were skipped) is None.
+        A figure without samples is None: an empty band of timesteps, or all losses where every step was skipped.
+
+        Args:
+            samples_per_step: over all processes.
+            num_processes: that share these.
+            reduce: adds up a tensor over all processes.
         """
         sums = reduce(self._sums).tolist()
         loss, parts, bands, correspondence, good = sums[0], sums[1:5], sums[5:-5], sums[-5:-1], sums[-1]
@@ -114,8 +119,8 @@ class TrainingMetrics:
         return values
 
 
-def gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Norms of the gradients before they are clipped, () on the device: of all, and of each trained network."""
+def compute_gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Compute the norms of the gradients, () on the device: of all, and of each trained network."""
     norms: dict[str, torch.Tensor] = {}
     for part, _ in model.named_children():
         gradients = [p.grad for name, p in parameters.items() if name.startswith(f"{part}.") and p.grad is not None]
@@ -126,12 +131,12 @@ def gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 
 
 def finite_or_none(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """What JSON can hold."""
+    """Replace by None what JSON cannot hold."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def finite_only(values: Mapping[str, float | None]) -> dict[str, float]:
-    """What a tracker can show."""
+    """Keep what a tracker can show."""
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
@@ -147,7 +152,7 @@ def start_tracker(
     config: dict[str, Any],
     resume_from: Path | None,
 ) -> None:
-    """Start what `Accelerator.log` logs to.
+    """Start the tracker that `Accelerator.log` logs to.
 
     Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later.
 
@@ -155,7 +160,7 @@ def start_tracker(
         accelerator: made with this tracker.
         name: "none", "wandb" or "tensorboard".
         run_name: what the run is called there.
-        run_dir: for what stays here.
+        run_dir: gets the files of the tracker.
         config: option -> value.
         resume_from: the checkpoint that the run goes on from.
     """
@@ -172,7 +177,7 @@ def start_tracker(
     accelerator.init_trackers(
         "mimicbrush",
         config=config,
-        # What was logged beyond the checkpoint will be logged again.
+        # Steps beyond the checkpoint will be logged again.
         init_kwargs={"wandb": wandb, "tensorboard": {"purge_step": state["step"] + 1 if "step" in state else None}},
     )
 
@@ -180,7 +185,7 @@ def start_tracker(
 def log_image_table(
     accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
 ) -> None:
-    """Show a table of images: to wandb as one, to tensorboard column by column.
+    """Log a table of images: to wandb as one, to tensorboard column by column.
 
     Args:
         accelerator: with its trackers.
@@ -205,8 +210,8 @@ def log_image_table(
             tracker.log_images(stacked, step=step, dataformats="NHWC")
 
 
-def tracker_ids(accelerator: Accelerator) -> dict[str, str]:
-    """What a checkpoint must keep for the tracker to go on with the same run; on the main process."""
+def read_tracker_ids(accelerator: Accelerator) -> dict[str, str]:
+    """Return what a checkpoint must keep for the tracker to go on with the same run; on the main process."""
     return {tracker.name: str(tracker.tracker.id) for tracker in accelerator.trackers if tracker.name == "wandb"}
 
 

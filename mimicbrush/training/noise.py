@@ -1,6 +1,6 @@
-"""Everything random that happens to a sample after loading, from its own key.
+"""Everything random that happens to a sample after loading, made from its own key.
 
-So noise, timesteps and drops do not depend on ranks, workers, batch size or restarts.
+Noise, timesteps and drops therefore do not depend on ranks, workers, batch size or restarts.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import torch
 
 from mimicbrush.ops.counter_rng import generator, mix
 
-# One stream per purpose: adding a draw to one of them must not shift the others. (0 is the dataset's.)
+# One stream per purpose: one more number in a stream must not shift the others. (0 is the dataset's.)
 _DECISIONS, _NOISE, _POSTERIORS = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class NoiseSample:
-    """What was drawn for a batch.
+    """Random numbers of a batch: timesteps, noise, and which conditions are dropped.
 
     Attributes:
         timestep: (B,) int64.
-        noise: (B, 4, h, w), what the model must predict.
+        noise: (B, 4, h, w) standard normal, added to the source latents.
         posteriors: (3, B, 4, h, w), for sampling the latents of source, masked source and reference.
         keep_reference, keep_depth: (B,) bool, False = dropped.
-        reference_rows, depth_rows: (K,) int64, the rows that are kept; known here, so that nobody has to ask a GPU how
-            many there are.
+        reference_rows, depth_rows: (K,) int64, the rows that are kept. They are listed on the CPU, since asking a GPU
+            how many there are would make the CPU wait.
     """
 
     timestep: torch.Tensor
@@ -49,7 +49,7 @@ class NoiseSample:
         reference_drop: str = "random",
         noise_device: torch.device | None = None,
     ) -> NoiseSample:
-        """Draw for a batch. The keys lie on the CPU: those on a GPU would make it wait.
+        """Sample for a batch. The keys must lie on the CPU: reading them from a GPU would make the CPU wait.
 
         Args:
             keys: (B,) int64, `TrainBatch.key`.
@@ -58,8 +58,8 @@ class NoiseSample:
             reference_drop_ratio, depth_drop_ratio: probabilities (paper Sec. 4.1: 0.10 and 0.50).
             reference_drop: "random", each sample by itself (paper), or "first_quarter" of the batch, whatever the
                 ratio (what the released attention does in training).
-            noise_device: where the noise of the whole batch is made in one call, by `counter_normal`; None makes it on
-                the CPU, sample by sample, with PyTorch's generator: other numbers.
+            noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normal`; None
+                makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
         """
         timesteps, references, depths = [], [], []
         for key in keys.tolist():
@@ -73,7 +73,7 @@ class NoiseSample:
             posteriors = torch.stack([_normal((3,), latent_shape, seed) for seed in posterior_seeds], dim=1)
         else:
             noise, posteriors = (
-                counter_normal(_on_device(seeds, noise_device), math.prod(shape)).unflatten(1, shape)
+                sample_counter_normal(_copy_seeds(seeds, noise_device), math.prod(shape)).unflatten(1, shape)
                 for seeds, shape in ((noise_seeds, latent_shape), (posterior_seeds, (3, *latent_shape)))
             )
             posteriors = posteriors.transpose(0, 1)
@@ -91,22 +91,22 @@ class NoiseSample:
         )
 
     def to(self, device: torch.device) -> NoiseSample:
-        """The same draws on another device; a GPU copies them from pinned memory, without anyone waiting."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Copy to another device; to a GPU from pinned memory, so that the CPU does not wait."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         if device.type == "cuda":
-            held = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in held.items()}
-        return NoiseSample(**{name: tensor.to(device, non_blocking=True) for name, tensor in held.items()})
+            tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
+        return NoiseSample(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-#: Of splitmix64 (Steele et al. 2014), as int64, which wraps around.
+#: Constants of splitmix64 (Steele et al. 2014), as int64, which wraps around.
 _STEP, _FIRST, _SECOND = (number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def counter_normal(seeds: torch.Tensor, count: int) -> torch.Tensor:
-    """Standard normal numbers of many seeds at once, on their device: (B,) int64 -> (B, count) float32.
+def sample_counter_normal(seeds: torch.Tensor, count: int) -> torch.Tensor:
+    """Sample standard normal numbers of many seeds at once, on their device: (B,) int64 -> (B, count) float32.
 
-    Each number is a function of its seed and its place alone (splitmix64 of both, then Box and Muller), so a sample has
-    the same noise in any batch, and on any device but for rounding.
+    Each number is a function of its seed and its place alone: splitmix64 of both, then Box and Muller. A sample
+    therefore has the same noise in any batch and, up to rounding, on any device.
     """
     place = torch.arange(1, (count + 1) // 2 + 1, device=seeds.device)
     state = seeds[:, None] + place * _STEP
@@ -114,21 +114,22 @@ def counter_normal(seeds: torch.Tensor, count: int) -> torch.Tensor:
     state = (state ^ _shift_right(state, 27)) * _SECOND
     state = state ^ _shift_right(state, 31)
     high, low = _shift_right(state, 32), state & 0xFFFFFFFF
+    # Box and Muller: r = sqrt(-2 ln u), with u in (0, 1); r cos(a) and r sin(a) are independent and normal.
     radius = (-2 * ((high + 0.5) / 2.0**32).log()).sqrt()
     angle = low * (2 * math.pi / 2.0**32)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :count]
 
 
 def _shift_right(bits: torch.Tensor, by: int) -> torch.Tensor:
-    """As of unsigned numbers: PyTorch's own shift repeats the sign."""
+    """Shift as unsigned numbers do: PyTorch's own shift repeats the sign."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _on_device(seeds: list[int], device: torch.device) -> torch.Tensor:
-    held = torch.tensor(seeds)
-    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
+def _copy_seeds(seeds: list[int], device: torch.device) -> torch.Tensor:
+    tensor = torch.tensor(seeds)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _normal(lead: tuple[int, ...], shape: tuple[int, int, int], seed: int) -> torch.Tensor:
-    """Standard normal numbers, made on the CPU: the same ones for every kind of device."""
+    """Sample standard normal numbers on the CPU: the same ones for every kind of device."""
     return torch.randn(*lead, *shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,8 @@
-"""The method: what the frozen encoders make of a batch, what the trained networks make of that, the loss."""
+"""The objective of MimicBrush: conditions of a batch, prediction of the trained networks, loss (paper Sec. 3.2).
+
+In reading order: `FrozenEncoders` turns pixels into `Conditions`, `MimicBrushModel` predicts the noise (or v) from
+them, `denoising_loss` compares.
+"""
 
 from __future__ import annotations
 
@@ -30,33 +34,38 @@ from mimicbrush.training.correspondence import CorrespondenceLoss, correspondenc
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.types import Matches, ReferenceStates, TrainBatch
 
-#: The loss is also told for so many equal bands of timesteps: small ones are easy and always were.
+#: The loss is also logged for this many equal bands of timesteps: an image at a small one is nearly clean, and easy.
 NUM_BANDS = 4
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """A batch as the frozen encoders see it.
+    """Conditions of a batch: what the frozen encoders compute from its pixels, float32.
 
     Attributes:
-        source: (B, 4, h, w) latents of the unmasked source: what is to be recovered.
-        hole: (B, 4, h, w) latents of the masked source.
-        reference: (B, 4, h, w) latents, clean.
-        mask: (B, 1, h, w), 1 = repaint.
+        source_latents: (B, 4, h, w) of the unmasked source: what is to be recovered.
+        masked_source_latents: (B, 4, h, w) of the source with its masked pixels blanked.
+        reference_latents: (B, 4, h, w), clean.
+        latent_mask: (B, 1, h, w), 1 = repaint.
         image_tokens: (B, N, C) of the reference, or of "no reference" where it is dropped.
-        depth_map: (B, 1, any, any), or "no depth" where it is dropped.
+        depth_map: (B, 1, any, any) of the source, or "no depth" where it is dropped.
     """
 
-    source: torch.Tensor
-    hole: torch.Tensor
-    reference: torch.Tensor
-    mask: torch.Tensor
+    source_latents: torch.Tensor
+    masked_source_latents: torch.Tensor
+    reference_latents: torch.Tensor
+    latent_mask: torch.Tensor
     image_tokens: torch.Tensor
     depth_map: torch.Tensor
 
 
 class FrozenEncoders:
-    """VAE, CLIP encoder and depth estimator, without gradients."""
+    """VAE, image encoder and depth estimator, without gradients.
+
+    Args:
+        parts: of which these three are taken; they are frozen.
+        options: the conventions of "no reference" and "no depth".
+    """
 
     def __init__(self, parts: Components, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
@@ -65,12 +74,12 @@ class FrozenEncoders:
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
-        self._nothing: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._unconditional: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> FrozenEncoders:
-        """The encoders on a device; in half precision they are copies, so that the originals can be exported."""
+        """Move the encoders to a device; in half precision they are copies, so that the originals can be exported."""
         moved = copy.copy(self)
-        moved._nothing = None
+        moved._unconditional = None
         for name in ("vae", "image_encoder", "depth_estimator"):
             module = getattr(self, name)
             if module.dtype != dtype:
@@ -81,58 +90,62 @@ class FrozenEncoders:
         return moved
 
     @torch.no_grad()
-    def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
-        """Pixels -> `Conditions`, float32, with the drops applied. What is dropped is not computed."""
-        three = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
-        latents = encode_latents(self.vae, three, draws.posteriors.flatten(0, 1)).float()
-        source, hole, reference = latents.chunk(3)
+    def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
+        """Encode a batch, with the drops applied. What is dropped is not computed."""
+        # One call of the VAE for source, masked source and reference; each is a sample of its posterior.
+        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        latents = encode_latents(self.vae, images, noise_sample.posteriors.flatten(0, 1)).float()
+        source_latents, masked_source_latents, reference_latents = latents.chunk(3)
 
-        no_tokens, no_depth_map = self._of_nothing(latents.device)
-        tokens = _in_rows(
+        # Dropped conditions (paper Sec. 4.1: reference 10 %, depth 50 %) make classifier-free guidance possible.
+        no_tokens, no_depth_map = self._unconditional_inputs(latents.device)
+        image_tokens = _encode_rows(
             batch.reference,
-            draws.reference_rows,
+            noise_sample.reference_rows,
             lambda pixels: encode_image_tokens(self.image_encoder, pixels, self.patches_only),
             no_tokens,
         )
-        depth_map = _in_rows(
+        depth_map = _encode_rows(
             batch.source,
-            draws.depth_rows,
+            noise_sample.depth_rows,
             lambda pixels: estimate_depth(self.depth_estimator, pixels, self.depth_convention),
             no_depth_map,
         )
-        mask = F.interpolate(batch.mask, size=source.shape[-2:])  # nearest, as at inference
-        return Conditions(source, hole, reference, mask, tokens, depth_map)
+        latent_mask = F.interpolate(batch.mask, size=source_latents.shape[-2:])  # nearest, as at inference
+        return Conditions(
+            source_latents, masked_source_latents, reference_latents, latent_mask, image_tokens, depth_map
+        )
 
-    def _of_nothing(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1, N, C) tokens and (1, 1, any, any) map of "no reference" and "no depth": constants, computed once."""
-        if self._nothing is None or self._nothing[0].device != device:
+    def _unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute once the constants of "no reference" and "no depth": (1, N, C) tokens, (1, 1, any, any) map."""
+        if self._unconditional is None or self._unconditional[0].device != device:
             tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
             depth_map = make_no_depth_map(self.depth_estimator, 1, self.no_depth_convention, device)
-            self._nothing = tokens.float(), depth_map.float()
-        return self._nothing
+            self._unconditional = tokens.float(), depth_map.float()
+        return self._unconditional
 
 
-def _in_rows(
+def _encode_rows(
     pixels: torch.Tensor,
     rows: torch.Tensor,
     encode: Callable[[torch.Tensor], torch.Tensor],
-    otherwise: torch.Tensor,
+    constant: torch.Tensor,
 ) -> torch.Tensor:
     """Encode some rows (B, ...) -> (B, ...) float32, and put the same constant (1, ...) into the others."""
     if len(rows) == len(pixels):
         return encode(pixels).float()
-    result = otherwise.repeat(len(pixels), *[1] * (otherwise.ndim - 1))
+    result = constant.repeat(len(pixels), *[1] * (constant.ndim - 1))
     if len(rows):
         result.index_copy_(0, rows, encode(pixels[rows]).float())
     return result
 
 
 class Prediction(NamedTuple):
-    """What the trained networks make of a batch.
+    """Prediction of the trained networks for a batch.
 
     Attributes:
         sample: (B, 4, h, w), the noise or v.
-        correspondence: what its reference attention does at the matches, where there are any; otherwise None.
+        correspondence: the correspondence loss of its reference attention; None where there are no matches.
     """
 
     sample: torch.Tensor
@@ -140,7 +153,17 @@ class Prediction(NamedTuple):
 
 
 class MimicBrushModel(nn.Module):
-    """The trained networks as one module with one forward: what DDP, EMA and checkpoints see."""
+    """Both U-Nets and both projectors as one module with one forward: what DDP, EMA and checkpoints see.
+
+    Args:
+        unet: the imitative U-Net, of 13 input channels.
+        reference_unet: the reference U-Net; None where the reference gives image tokens alone.
+        image_projector, depth_projector: from image tokens to the context, from a depth map to latents.
+        size_px: side of the canvas.
+        reference_blend: how much the reference's attention counts, see `ReferenceReadProcessor`.
+        reference_timestep: of the reference U-Net: "current", that of the noisy latents; otherwise 0.
+        correspondence_heads: part of the heads that the correspondence loss teaches, above 0 and at most 1.
+    """
 
     def __init__(
         self,
@@ -162,7 +185,7 @@ class MimicBrushModel(nn.Module):
         set_reference_processors(unet, reference_blend)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter that is trained, always in the same order."""
+        """List what is trained: name -> parameter, always in the same order."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def forward(
@@ -173,24 +196,37 @@ class MimicBrushModel(nn.Module):
         keep_reference: torch.Tensor,
         matches: Matches | None = None,
     ) -> Prediction:
-        """Noisy source latents (B, 4, h, w) at timestep (B,) -> prediction (B, 4, h, w) (paper Sec. 3.2).
+        """Predict from noisy source latents (B, 4, h, w) at timestep (B,) -> (B, 4, h, w) (paper Sec. 3.2).
 
-        With matches, the correspondence loss comes with it: computed here, so that DDP and FSDP see one forward.
+        With matches, the correspondence loss is computed here too, so that DDP and FSDP see one forward.
+
+        Args:
+            noisy: (B, 4, h, w).
+            timestep: (B,) int64.
+            conditions: of the batch.
+            keep_reference: (B,) bool, False = dropped.
+            matches: of the batch, or None.
         """
         context = self.image_projector(conditions.image_tokens)  # (B, N, D)
-        depth = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
-        stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)  # (B, 13, h, w)
+        depth_latents = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
+        # 4 + 1 + 4 + 4 channels: those of Stable Diffusion inpainting, then depth.
+        unet_input = torch.cat(
+            [noisy, conditions.latent_mask, conditions.masked_source_latents, depth_latents], dim=1
+        )  # (B, 13, h, w)
 
-        if self.reference_unet is None:  # all that is seen of the reference is its tokens
-            return Prediction(self.unet(stem, timestep, context).sample)
+        if self.reference_unet is None:  # the reference gives its tokens alone
+            return Prediction(self.unet(unet_input, timestep, context).sample)
+        # The reference U-Net writes its features into `states`, the imitative U-Net reads them in its self-attention.
         states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
-        seen = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
-        travelling = {"reference_states": states}
-        unread = self.reference_unet(conditions.reference, seen, context, cross_attention_kwargs=travelling).sample
-        sample = self.unet(stem, timestep, context, cross_attention_kwargs=travelling).sample
+        reference_timestep = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
+        attention_kwargs = {"reference_states": states}
+        reference_sample = self.reference_unet(
+            conditions.reference_latents, reference_timestep, context, cross_attention_kwargs=attention_kwargs
+        ).sample
+        sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
         # last block of the reference U-Net, whose features are read on the way, would get none.
-        sample = sample + 0 * unread.mean(dim=(1, 2, 3), keepdim=True)
+        sample = sample + 0 * reference_sample.mean(dim=(1, 2, 3), keepdim=True)
         if matches is None or states.attended is None:
             return Prediction(sample)
         heads = self.correspondence_heads
@@ -199,15 +235,14 @@ class MimicBrushModel(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """The mean squared error, and what it is made of.
+    """Loss of a batch, and the sums that are logged of it. Sums of several passes and processes add up.
 
     Attributes:
-        total: what is trained on: the mean over everything, perhaps weighed, and the weighed correspondence loss.
-        parts: (4,) summed error inside the hole, cells inside, summed error outside, cells outside. Sums, so
-            that batches of several processes and passes add up.
+        total: () what is trained on: the mean over everything, perhaps weighed, and the weighed correspondence loss.
+        parts: (4,) summed squared error inside the mask, cells inside, the same outside, cells outside.
         bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
-        correspondence: (4,) summed correspondence loss of the samples that have matches, their number; found matches,
-            their number. All 0 where it is not trained with.
+        correspondence: (4,) summed correspondence loss of the samples that have matches, their number; matches that
+            the attention found, their number. All 0 where it is not trained with.
     """
 
     total: torch.Tensor
@@ -217,10 +252,10 @@ class TrainingLoss:
 
 
 def denoising_loss(
-    trainee: nn.Module,
+    model: nn.Module,
     noise_scheduler: DDIMScheduler,
     conditions: Conditions,
-    draws: NoiseSample,
+    noise_sample: NoiseSample,
     min_snr_gamma: float | None = None,
     matches: Matches | None = None,
     correspondence_weight: float = 0.0,
@@ -228,36 +263,46 @@ def denoising_loss(
     """Noise the source latents, predict the noise (or v), compare.
 
     Args:
-        trainee: a `MimicBrushModel`, as it is or wrapped.
+        model: a `MimicBrushModel`, as it is or wrapped.
         noise_scheduler: says how much noise a timestep has, and what is predicted.
-        conditions, draws: of the batch.
-        min_snr_gamma: see `TrainOptions`; it weighs what is trained on, the parts of the loss are told as they are.
+        conditions, noise_sample: of the batch.
+        min_snr_gamma: see `TrainOptions`; it weighs `total` alone, the logged sums stay unweighed.
         matches: of the batch, for the correspondence loss; None leaves it out.
         correspondence_weight: of the correspondence loss.
     """
-    noisy = noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
-    if noise_scheduler.config.prediction_type == "epsilon":
-        target = draws.noise
-    else:
-        target = noise_scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
-    prediction, correspondence = trainee(noisy, draws.timestep, conditions, draws.keep_reference, matches)
+    latents, noise, timestep = conditions.source_latents, noise_sample.noise, noise_sample.timestep
+    predicts_noise = noise_scheduler.config.prediction_type == "epsilon"
+
+    # x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, with a_t = alphas_cumprod[t] (DDPM, arXiv 2006.11239, Eq. 4).
+    noisy = noise_scheduler.add_noise(latents, noise, timestep)
+    # The target is eps (DDPM, Eq. 14), or v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 (arXiv 2202.00512, Sec. 4).
+    target = noise if predicts_noise else noise_scheduler.get_velocity(latents, noise, timestep)
+    prediction, correspondence = model(noisy, timestep, conditions, noise_sample.keep_reference, matches)
     error = (prediction.float() - target).square().mean(dim=1, keepdim=True)  # (B, 1, h, w)
-    mask = conditions.mask
-    known = error.detach()
-    parts = [(known * mask).sum(), mask.sum(), (known * (1 - mask)).sum(), (1 - mask).sum()]
-    band = draws.timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
-    in_band = (band[:, None] == torch.arange(NUM_BANDS, device=band.device)).to(known.dtype)  # (B, NUM_BANDS)
-    bands = torch.stack([known.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])
+
     total = error.mean()
     if min_snr_gamma is not None:
-        snr = compute_snr(noise_scheduler, draws.timestep)  # (B,)
-        predicts_noise = noise_scheduler.config.prediction_type == "epsilon"
+        # Min-SNR (arXiv 2303.09556), with SNR = a_t / (1 - a_t): the loss of a sample counts
+        # min(SNR, gamma) / SNR where eps is predicted, min(SNR, gamma) / (SNR + 1) where v is.
+        snr = compute_snr(noise_scheduler, timestep)  # (B,)
         weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
         total = (error.mean(dim=(1, 2, 3)) * weight).mean()
-    supervised = torch.zeros(4, device=total.device)
+    correspondence_sums = torch.zeros(4, device=total.device)
     if correspondence is not None:
         per_sample = correspondence.per_sample
         total = total + correspondence_weight * per_sample.mean()
         sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
-        supervised = torch.cat([sums, correspondence.found])
-    return TrainingLoss(total=total, parts=torch.stack(parts), bands=bands, correspondence=supervised)
+        correspondence_sums = torch.cat([sums, correspondence.match_counts])
+
+    parts, bands = _sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
+    return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)
+
+
+def _sum_errors(
+    error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: DDIMScheduler
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the squared error (B, 1, h, w): (4,) inside and outside the mask, (2, NUM_BANDS) by timestep; see above."""
+    parts = torch.stack([(error * mask).sum(), mask.sum(), (error * (1 - mask)).sum(), (1 - mask).sum()])
+    band = timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
+    in_band = (band[:, None] == torch.arange(NUM_BANDS, device=band.device)).to(error.dtype)  # (B, NUM_BANDS)
+    return parts, torch.stack([error.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])

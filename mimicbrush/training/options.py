@@ -1,4 +1,4 @@
-"""Choices about a training run. No heavy import here: the command line reads this before anything else."""
+"""Options of a training run. No heavy import here: the command line reads this before anything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine
 
 @dataclass
 class TrainOptions:
-    """A training run. Defaults are the paper's (Sec. 4.1); those marked *ours* are published nowhere.
+    """Options of a training run. Defaults are the paper's (Sec. 4.1); those marked *ours* are published nowhere.
 
     Attributes:
         device: "cuda", "cpu", or "auto" for whatever is there.
@@ -31,21 +31,21 @@ class TrainOptions:
         adam_betas, adam_weight_decay, max_grad_norm: of the optimizer (*ours*).
         ema_decay: of the weights that are exported (*ours*); 0 exports the raw weights.
         reference_drop: "random" drops references with `reference_drop_ratio` (paper); "first_quarter" drops those of
-            the first quarter of every pass (released code), so it hangs on how the batch is split.
+            the first quarter of every pass (released code), so it depends on how the batch is split.
         reference_drop_ratio: probability that a sample is trained without its reference.
         depth_drop_ratio: probability that a sample is trained without its depth map.
         prediction_type: "epsilon" or "v_prediction".
         min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
             None weighs all alike (paper).
         correspondence_weight: of the correspondence loss (*ours*, see `training.correspondence`): the reference
-            attention of every reading layer is taught to look where the reference shows the same; 0 (paper) leaves
-            that to the denoising loss.
-        correspondence_final: what that weight goes to from above 0, in a straight line over `max_steps`; None keeps it.
-        correspondence_heads: part of the attention heads of each layer that are taught so; the others stay free.
+            attention of every reading layer learns to look where the reference shows the same; 0 (paper) leaves that
+            to the denoising loss.
+        correspondence_final: the value that this weight reaches in a straight line over `max_steps`; None keeps it.
+        correspondence_heads: part of the attention heads of each layer that learn from it; the others stay free.
         unrelated_reference_ratio: probability that a sample gets the reference of another source file (*ours*), to
             learn to leave out what does not match; 0 (paper) never.
-        noise_on: "cpu" draws noise with PyTorch's generator; "device" draws that of a whole batch in one call where the
-            model is: other numbers, and faster for small models with large batches.
+        noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
+            the model is: other numbers, and faster for small models with large batches.
         unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
         image_projector, depth_projector: "trained" (paper) or "frozen".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
@@ -155,14 +155,14 @@ class TrainOptions:
             raise InputError(f"train.keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
 
     def correspondence_weight_at(self, step: int) -> float:
-        """The weight of the correspondence loss in the step that begins after `step` steps."""
+        """Compute the weight of the correspondence loss in the step that begins after `step` steps."""
         if self.correspondence_final is None:
             return self.correspondence_weight
         done = min(step / self.max_steps, 1.0)
         return (1 - done) * self.correspondence_weight + done * self.correspondence_final
 
     def split_batch(self, world_size: int) -> tuple[int, int]:
-        """(samples per process and pass, passes per step) that make `total_batch_size` with this many processes.
+        """Split `total_batch_size` over processes: (samples per process and pass, passes per step).
 
         Raises:
             InputError: the processes cannot share the batch evenly.

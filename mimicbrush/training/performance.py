@@ -1,4 +1,4 @@
-"""What makes a step faster or smaller without changing what is learnt, and how much a step is."""
+"""Options that make a step faster or smaller without changing what is learnt, and FLOP of a step."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import TrainBatch
 
 
-def apply_speedups(trainee: nn.Module, options: TrainOptions, channels_last: bool) -> None:
+def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool) -> None:
     """Prepare the trained networks, before they are wrapped or sharded.
 
     Args:
-        trainee: holds the U-Nets.
-        options: says what is asked for.
-        channels_last: the order of memory that convolutions in half precision are fastest in on a GPU; FSDP has no
-            place for it.
+        model: holds the U-Nets.
+        options: of the run.
+        channels_last: the order of memory that convolutions in half precision are fastest in on a GPU; FSDP cannot
+            keep it.
     """
-    unets = [part for part in trainee.children() if isinstance(part, UNet2DConditionModel)]
+    unets = [part for part in model.children() if isinstance(part, UNet2DConditionModel)]
     for unet in unets:
         if options.attention_backend is not None:
             unet.set_attention_backend(options.attention_backend)
@@ -37,7 +37,7 @@ def apply_speedups(trainee: nn.Module, options: TrainOptions, channels_last: boo
         if options.compile:
             unet.compile_repeated_blocks(fullgraph=True)
     if channels_last:
-        trainee.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
 
 
 #: Dense half-precision FLOP per second by the makers' data sheets, without sparsity: part of the name -> rate.
@@ -56,32 +56,33 @@ PEAK_FLOP_PER_S = {
 }
 
 
-def peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | None:
-    """What the device could do at best in half precision; None where that is not known, or nobody asked for it."""
+def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | None:
+    """Look up what the device could do at best in half precision; None where that is not known or not used."""
     if device.type != "cuda" or mixed_precision == "no":
         return None
     name = torch.cuda.get_device_name(device)
     return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
-def training_flop(trainee: MimicBrushModel, encoders: FrozenEncoders) -> float:
-    """FLOP of training on one sample: what is frozen forward, what is trained forward and, at twice that, backward.
+def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> float:
+    """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
 
-    Counted on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped, nothing
-    is computed twice, and frozen weights count as if they were trained.
+    It counts on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped,
+    nothing is computed twice, and frozen weights count as if they were trained.
     """
-    size_px, side = trainee.size_px, trainee.unet.config.sample_size
+    size_px, side = model.size_px, model.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
         image, mask, number = torch.empty(1, 3, size_px, size_px), torch.empty(1, 1, size_px, size_px), torch.ones(1)
         batch = TrainBatch(image, image, mask, number.long(), number.long())
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
-        draws = NoiseSample(number.long(), latents, latents.expand(3, -1, -1, -1, -1), keep, keep, rows, rows)
-        counted = copy.copy(encoders)  # whose constants, real ones, are not wanted here
+        posteriors = latents.expand(3, -1, -1, -1, -1)
+        noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows)
+        counted = copy.copy(encoders)  # a copy, since its constants must not be replaced by tensors without content
         counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
-        counted.encode(batch, draws)
+        counted.encode(batch, noise_sample)
         with FlopCounterMode(display=False) as frozen:
-            conditions = counted.encode(batch, draws)
+            conditions = counted.encode(batch, noise_sample)
         with FlopCounterMode(display=False) as trained, torch.no_grad():
-            trainee(latents, draws.timestep, conditions, keep)
+            model(latents, noise_sample.timestep, conditions, keep)
     return float(frozen.get_total_flops() + 3 * trained.get_total_flops())

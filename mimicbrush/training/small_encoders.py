@@ -1,12 +1,12 @@
-"""The three frozen networks of the small model, trained from scratch: there are no pretrained ones of this size.
+"""Training of the small model's three frozen networks, from scratch: no pretrained ones of this size exist.
 
-They play the parts of those of the full-size model, and all but the first are of the same classes:
+Each takes the place of one in the full-size model. All but the first are of the same classes as there:
 
 * the **autoencoder**, a `PatchAutoencoder` that reduces by 4, as the VAE of Stable Diffusion does by 8;
-* the **image encoder**, the visual half of a CLIP. It learns to tell which two of many images are views of one
-  scene, by CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of an image and its caption;
+* the **image encoder**, the visual half of a CLIP. It learns which two of many images are views of one scene, by
+  CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of an image and its caption;
 * the **depth estimator**, a Depth Anything. It learns the relative inverse depth of rendered clips, up to scale and
-  shift (Ranftl et al. 2020, Sec. 5), which is no more than: a thing is before the ground.
+  shift (Ranftl et al. 2020, Sec. 5). Such a depth says little more than: a thing is before the ground.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.models.unets import LATENT_CHANNELS
 
-#: Batches that tell the scales of latents.
-_SCALED_BY = 16
-#: On latents, which a diffusion model never meets exactly.
+#: Batches from which the scales of latents are measured.
+_NUM_SCALE_BATCHES = 16
+#: Added to latents before decoding, since a diffusion model never gives them exactly.
 _LATENT_NOISE = 0.05
 #: Of the autoencoder's loss: the error of gradients, beside that of pixels, keeps edges sharp.
 _GRADIENT_WEIGHT = 0.3
@@ -42,37 +42,37 @@ Depths = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: the rate warms up over the first twentieth, and falls to zero by a cosine."""
+    """Steps and learning rate: the rate warms up over the first twentieth, and falls to zero by a cosine."""
 
     steps: int
     learning_rate: float = 1e-3
 
 
 def train_autoencoder(pairs: Pairs, schedule: Schedule, seed: int) -> PatchAutoencoder:
-    """An autoencoder that reduces by 4; its scales are measured, so that latents have unit variance."""
+    """Train an autoencoder that reduces by 4; its scales are measured, so that latents have unit variance."""
     torch.manual_seed(seed)
-    some = torch.cat([torch.cat(next(pairs)) for _ in range(_SCALED_BY)])
+    sample = torch.cat([torch.cat(next(pairs)) for _ in range(_NUM_SCALE_BATCHES)])
     shape = {"block_out_channels": (1, 1, 1), "hidden_channels": 64}
     linear = PatchAutoencoder(channel_std=(1.0,) * LATENT_CHANNELS, **shape)
     with torch.no_grad():
-        stds = linear.encode(some).latent_dist.mean.std(dim=(0, 2, 3))
+        stds = linear.encode(sample).latent_dist.mean.std(dim=(0, 2, 3))
     vae = PatchAutoencoder(channel_std=tuple(stds.tolist()), **shape)
 
-    def loss_of() -> torch.Tensor:
+    def compute_loss() -> torch.Tensor:
         pixels = torch.cat(next(pairs))
         latents = vae.encode(pixels).latent_dist.mean
         error = vae.decode(latents + _LATENT_NOISE * torch.randn_like(latents)).sample - pixels
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         return error.abs().mean() + error.square().mean() + _GRADIENT_WEIGHT * edges
 
-    _optimise(vae, loss_of, schedule, "autoencoder")
+    _optimise(vae, compute_loss, schedule, "autoencoder")
     with torch.no_grad():
-        vae.register_to_config(scaling_factor=float(1 / vae.encode(some).latent_dist.mean.std()))
+        vae.register_to_config(scaling_factor=float(1 / vae.encode(sample).latent_dist.mean.std()))
     return vae
 
 
 def train_image_encoder(pairs: Pairs, schedule: Schedule, seed: int) -> CLIPVisionModelWithProjection:
-    """An image encoder for images of 32 px: 16 patches and a class token, 64 wide."""
+    """Train an image encoder for images of 32 px: 16 patches and a class token, 64 wide."""
     torch.manual_seed(seed)
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
@@ -86,50 +86,51 @@ def train_image_encoder(pairs: Pairs, schedule: Schedule, seed: int) -> CLIPVisi
         )
     )
 
-    def loss_of() -> torch.Tensor:
+    def compute_loss() -> torch.Tensor:
+        # InfoNCE in both directions: row i of the first views belongs to row i of the second ones.
         first, second = (
             F.normalize(encoder(encoder_pixels(encoder, pixels).float()).image_embeds, dim=1) for pixels in next(pairs)
         )
-        similar = first @ second.T / _TEMPERATURE
-        same = torch.arange(len(similar))
-        return (F.cross_entropy(similar, same) + F.cross_entropy(similar.T, same)) / 2
+        logits = first @ second.T / _TEMPERATURE
+        labels = torch.arange(len(logits))
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
-    _optimise(encoder, loss_of, schedule, "image encoder")
+    _optimise(encoder, compute_loss, schedule, "image encoder")
     return encoder
 
 
 def train_depth_estimator(depths: Depths, schedule: Schedule, seed: int) -> nn.Module:
-    """A depth estimator for images of 56 px."""
+    """Train a depth estimator for images of 56 px."""
     torch.manual_seed(seed)
     estimator = small_depth_estimator(image_px=56, patch_px=7, initializer_range=0.05)
 
-    def loss_of() -> torch.Tensor:
+    def compute_loss() -> torch.Tensor:
         pixels, depth = next(depths)
         size = estimator.config.backbone_config.image_size
         unit = F.interpolate((pixels + 1) / 2, (size, size), mode="bicubic")
-        found = estimator(normalise_pixels(unit, IMAGENET_MEAN, IMAGENET_STD)).predicted_depth[:, None]
-        known = F.interpolate(depth, found.shape[-2:], mode="area")
-        return (_standard(found) - _standard(known)).abs().mean()
+        predicted = estimator(normalise_pixels(unit, IMAGENET_MEAN, IMAGENET_STD)).predicted_depth[:, None]
+        target = F.interpolate(depth, predicted.shape[-2:], mode="area")
+        return (_standardise(predicted) - _standardise(target)).abs().mean()
 
-    _optimise(estimator, loss_of, schedule, "depth estimator")
+    _optimise(estimator, compute_loss, schedule, "depth estimator")
     return estimator
 
 
-def _standard(depth: torch.Tensor) -> torch.Tensor:
-    """Without scale and shift, which a relative depth has not."""
+def _standardise(depth: torch.Tensor) -> torch.Tensor:
+    """Remove shift and scale, in which relative depths are free."""
     centred = depth - depth.mean(dim=(1, 2, 3), keepdim=True)
     return centred / centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-4).sqrt()
 
 
-def _optimise(module: nn.Module, loss_of: Callable[[], torch.Tensor], schedule: Schedule, name: str) -> None:
-    """Train by AdamW, leaving the module in evaluation mode and in need of no gradients."""
+def _optimise(module: nn.Module, compute_loss: Callable[[], torch.Tensor], schedule: Schedule, name: str) -> None:
+    """Train by AdamW; the module ends in evaluation mode and needs no gradients."""
     module.train()
     optimizer = torch.optim.AdamW(module.parameters(), schedule.learning_rate, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps, pct_start=0.05)
     smooth = 0.0
     with tqdm(range(schedule.steps), desc=name, unit="step", mininterval=1.0) as progress:
         for step in progress:
-            loss = loss_of()
+            loss = compute_loss()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -1,7 +1,7 @@
-"""All that changes while a run goes on, so that a checkpoint is one value and going on is one call.
+"""The state of a run: `TrainingState.snapshot` makes a checkpoint of it, `restore` goes back to one.
 
-Names are those of the trained parameters in `Trainee`, for weights, average and optimizer alike. Tensors are whole
-in a checkpoint, however they are sharded in memory: a run may go on with another number of processes.
+Weights, average and optimizer share the names of the trained parameters. A checkpoint holds full tensors, however they
+are sharded in memory: a run may go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ WEIGHTS, AVERAGE, OPTIMIZER, RANDOM = "weights", "ema", "optimizer", "random"
 
 @dataclass
 class TrainingState:
-    """A run between two steps.
+    """All that changes in a run, between two steps.
 
     Attributes:
         parameters: name -> trained parameter, as the optimizer holds it.
         optimizer: over these.
         schedule: of its learning rate.
-        average: of the parameters (EMA), or None for none.
+        average: of the parameters (EMA); None where none is kept.
         step: steps done, skipped ones included: the position in the data.
         skipped: steps that changed nothing.
         tracker: what a tracker needs to go on with the same run.
@@ -50,9 +50,9 @@ class TrainingState:
     tracker: dict[str, str] = field(default_factory=dict)
 
     def weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name -> weight of a whole model, one at a time: the trained ones averaged, the others as they are.
+        """Yield name -> weight of a whole model, one at a time: the trained ones averaged, the others as they are.
 
-        Where tensors are sharded they are put together, and all processes must take all of them.
+        Sharded tensors are gathered, so all processes must take all of them.
         """
         averaged: dict[str, torch.Tensor] = {}
         if self.average is not None:
@@ -61,23 +61,23 @@ class TrainingState:
             yield name, gather_full_tensor(averaged.get(name, parameter.detach()))
 
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Everything as tensors on the CPU and as JSON; copies, so that the training may go on at once.
+        """Copy everything, as tensors on the CPU and as JSON; the training may go on at once.
 
-        All processes must call it; what it returns is whole on the main process, and random states alone elsewhere.
+        All processes must call it. It returns everything on the main process, and random states alone elsewhere.
         """
-        keeps = accelerator.is_main_process
+        is_main = accelerator.is_main_process
         groups: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, OPTIMIZER: {}}
         for name, parameter in self.parameters.items():
-            _keep(groups[WEIGHTS], name, parameter.detach(), keeps)
+            _keep(groups[WEIGHTS], name, parameter.detach(), is_main)
             for kind, value in self.optimizer.state.get(parameter, {}).items():
-                _keep(groups[OPTIMIZER], f"{kind}.{name}", value, keeps)
+                _keep(groups[OPTIMIZER], f"{kind}.{name}", value, is_main)
         if self.average is not None:
             groups[AVERAGE] = {}
             for name, shadow in zip(self.parameters, self.average.shadow_params, strict=True):
-                _keep(groups[AVERAGE], name, shadow, keeps)
+                _keep(groups[AVERAGE], name, shadow, is_main)
         groups[RANDOM] = {
             f"{kind}.{rank}": value
-            for rank, states in enumerate(gather_object([_random_state(accelerator.device)]))
+            for rank, states in enumerate(gather_object([_copy_random_state(accelerator.device)]))
             for kind, value in states.items()
         }
         scaler = accelerator.scaler
@@ -103,11 +103,11 @@ class TrainingState:
         state = read_state(checkpoint)
         with torch.no_grad():
             for name, value in _read(checkpoint, WEIGHTS, self.parameters):
-                self.parameters[name].copy_(_placed(value, self.parameters[name]))
+                self.parameters[name].copy_(_place_like(value, self.parameters[name]))
             if self.average is not None:
                 shadows = dict(zip(self.parameters, self.average.shadow_params, strict=True))
                 for name, value in _read(checkpoint, AVERAGE, shadows):
-                    shadows[name].copy_(_placed(value, shadows[name]))
+                    shadows[name].copy_(_place_like(value, shadows[name]))
                 self.average.optimization_step = state["average_updates"]
             self._restore_optimizer(checkpoint)
         self.schedule.load_state_dict(state["schedule"])
@@ -130,18 +130,18 @@ class TrainingState:
                 parameter, value = self.parameters[name], file.get_tensor(key)
                 # Adam's count of steps is a scalar. Moments must lie in memory as the parameter does (channels last):
                 # the fused kernel goes through both alike.
-                placed = value.to(parameter.device)
+                moment = value.to(parameter.device)
                 if value.ndim:
-                    placed = torch.empty_like(parameter, requires_grad=False).copy_(_placed(value, parameter))
-                self.optimizer.state[parameter][kind] = placed
+                    moment = torch.empty_like(parameter, requires_grad=False).copy_(_place_like(value, parameter))
+                self.optimizer.state[parameter][kind] = moment
 
 
-def saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name -> weight of a whole model, as `TrainingState.weights` gives them, from a checkpoint.
+def read_saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name -> weight of a whole model from a checkpoint, as `TrainingState.weights` does from memory.
 
     Args:
         checkpoint: its folder, verified.
-        model: whose other parameters were not trained.
+        model: gives the weights that were not trained.
         average: the averaged weights, or those of the last step.
 
     Raises:
@@ -154,19 +154,19 @@ def saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Itera
     yield from ((name, p.detach()) for name, p in model.named_parameters() if not p.requires_grad)
 
 
-def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, keeps: bool) -> None:
-    put_together = gather_full_tensor(tensor)  # on all processes, also where nothing is kept: they gather together
-    if keeps:
-        group[name] = put_together.to("cpu", copy=True)
+def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, is_main: bool) -> None:
+    full = gather_full_tensor(tensor)  # on all processes, also where nothing is kept: they gather together
+    if is_main:
+        group[name] = full.to("cpu", copy=True)
 
 
 def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be sharded, put together; all processes must call it."""
+    """Gather a tensor that may be sharded; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor where, and sharded as, another one is."""
+def _place_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Put a full tensor where another one is, and shard it alike."""
     value = value.to(like.device)
     if not isinstance(like, DTensor):
         return value
@@ -174,12 +174,12 @@ def _placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _read(checkpoint: Path, group: str, expected: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """One tensor at a time, from the mapped file: eight processes of a machine share its pages."""
+    """Read one tensor at a time from the mapped file: eight processes of a machine share its pages."""
     path = checkpoint / f"{group}.safetensors"
     with safe_open(path, "pt") as file:
-        found = set(file.keys())
-        if found != expected.keys():
-            differing = sorted(found ^ expected.keys())
+        stored = set(file.keys())
+        if stored != expected.keys():
+            differing = sorted(stored ^ expected.keys())
             raise CheckpointError(
                 f"{path} and this run train other parameters, {len(differing)} of them: {', '.join(differing[:3])}"
             )
@@ -193,15 +193,15 @@ def _read(checkpoint: Path, group: str, expected: Mapping[str, torch.Tensor]) ->
 
 
 def _json_of_schedule(schedule: LRScheduler) -> dict[str, Any]:
-    """Without the functions that diffusers' schedules are made of: they are made again from the options."""
+    """Leave out the functions in diffusers' schedules: they are made again from the options."""
     state = schedule.state_dict()
     return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
         "lr_lambdas": [None for _ in state.get("lr_lambdas", [])]
     }
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """PyTorch's own generators, which only dropout uses: all else is drawn from the keys of the samples."""
+def _copy_random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Copy the states of PyTorch's generators, which only dropout uses: all else comes from the keys of the samples."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -210,8 +210,8 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 def _restore_random_state(checkpoint: Path, accelerator: Accelerator) -> None:
     with safe_open(checkpoint / f"{RANDOM}.safetensors", "pt") as file:
-        rank, found = accelerator.process_index, set(file.keys())
-        if f"cpu.{rank}" in found:
+        rank, stored = accelerator.process_index, set(file.keys())
+        if f"cpu.{rank}" in stored:
             torch.set_rng_state(file.get_tensor(f"cpu.{rank}"))
-        if f"cuda.{rank}" in found and accelerator.device.type == "cuda":
+        if f"cuda.{rank}" in stored and accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(file.get_tensor(f"cuda.{rank}"), accelerator.device)

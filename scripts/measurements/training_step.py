@@ -62,11 +62,11 @@ class OurTraining:
         """A step: loss, and the norm of the gradients."""
         from torch import nn
 
-        from mimicbrush.training.metrics import gradient_norms
+        from mimicbrush.training.metrics import compute_gradient_norms
 
         assert self.adam is not None
         loss = self.loss_and_gradients(batch, draws)
-        norm = gradient_norms(self.trainee, self.trained)["gradient_norm"]
+        norm = compute_gradient_norms(self.trainee, self.trained)["gradient_norm"]
         nn.utils.clip_grads_with_norm_(self.trained.values(), MAX_GRAD_NORM, norm)
         self.adam.__dict__.update(grad_scale=None, found_inf=(~norm.isfinite()).float())
         self.adam.step()

@@ -109,13 +109,13 @@ class CommonTrainee(nn.Module):
         keep_reference: torch.Tensor,
         matches: None = None,
     ) -> Prediction:
-        """As `Trainee.forward`."""
+        """As `MimicBrushModel.forward`."""
         context = self.image_projector(conditions.image_tokens)
         depth = self.depth_projector(conditions.depth_map, self.size_px)
         BANK.clear()
         BANK["keep"] = keep_reference
-        self.reference_unet(conditions.reference, timestep, context)
-        stem = torch.cat([noisy, conditions.mask, conditions.hole, depth], dim=1)
+        self.reference_unet(conditions.reference_latents, timestep, context)
+        stem = torch.cat([noisy, conditions.latent_mask, conditions.masked_source_latents, depth], dim=1)
         return Prediction(self.unet(stem, timestep, context).sample)
 
 
@@ -176,7 +176,7 @@ class CommonTraining:
         conditions = self.encode(batch, draws)
         device = batch.source.device.type
         with torch.autocast(device, self.autocast) if self.autocast else nullcontext():
-            noisy = self.noise_scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
+            noisy = self.noise_scheduler.add_noise(conditions.source_latents, draws.noise, draws.timestep)
             prediction = self.trainee(noisy, draws.timestep, conditions, draws.keep_reference).sample
             loss = F.mse_loss(prediction.float(), draws.noise)
         loss.backward()

@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 
-from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, as_markdown, as_values, print_table, read_sweep
+from mimicbrush.assembly.run_folder import FinishedRun, write_finished_run
+from mimicbrush.assembly.sweep_table import (
+    FAILED_FILE,
+    JOB_FILE,
+    collect_values,
+    format_markdown,
+    print_table,
+    read_sweep,
+)
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.paper_tables import ABLATIONS
-from mimicbrush.training.run_folder import FinishedRun, write_finished
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = {
@@ -43,7 +50,7 @@ def complete(sweep: Path, name: str, seed: int, loss: float, heldout: dict[str, 
     if heldout is not None:
         (folder / "heldout").mkdir()
         (folder / "heldout" / "heldout.jsonl").write_text(json.dumps({"step": 20, **heldout}) + "\n")
-    write_finished(folder, FinishedRun(20, 1.0, {}, {}))
+    write_finished_run(folder, FinishedRun(20, 1.0, {}, {}))
     return folder
 
 
@@ -65,7 +72,7 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     (failed / FAILED_FILE).write_text(json.dumps({"error": "no more memory\nat all"}))
     runs = read_sweep(tmp_path)
     assert [run.run_name for run in runs] == ["grid_025", "grid_050", "full", "own"]
-    text = as_markdown(runs)
+    text = format_markdown(runs)
     (full,) = cells(text, "full")
     assert full == ["full", "0", "20 of 20", "0.2500", "0.5000", "17.00", "0.500",
                     "+0.25 (-0.50 to +1.00)", "-1.25 (-2.00 to -0.50)", "+1.50 (+0.50 to +2.50)",
@@ -75,7 +82,9 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert cells(text, "grid_025")[0][1:4] == ["0", "0 of 20, failed", "-"]
     assert cells(text, "own")[0][10:] == [""] * 6
     assert "* grid_025-seed0 failed: no more memory\n" in text
-    assert "of 9 videos only" in text and "videos only" not in as_markdown([run for run in runs if run.row != "full"])
+    assert "of 9 videos only" in text and "videos only" not in format_markdown(
+        [run for run in runs if run.row != "full"]
+    )
 
 
 def test_several_seeds_are_averaged_where_they_are_complete(tmp_path: Path) -> None:
@@ -83,11 +92,11 @@ def test_several_seeds_are_averaged_where_they_are_complete(tmp_path: Path) -> N
     complete(tmp_path, "full", 1, 0.4, {**HELDOUT, "heldout/reference_gain_db": 0.5})
     job(tmp_path, "full", 2, loss=99.0, steps=3)
     runs = read_sweep(tmp_path)
-    mean, *each = cells(as_markdown(runs), "full")
+    mean, *each = cells(format_markdown(runs), "full")
     assert mean[1:8] == ["mean", "2 of 3 complete", "0.3000", "0.6000", "17.00", "0.500", "+0.25"]
     assert mean[8:10] == ["-1.25", "+1.00"] and mean[11] == "17.54"
     assert [line[1] for line in each] == ["0", "1", "2"] and all(line[10:] == [""] * 6 for line in each)
-    (row,) = as_values(runs)["rows"]
+    (row,) = collect_values(runs)["rows"]
     assert row["mean"]["loss"] == pytest.approx(0.3) and row["complete"] == 2
     assert [run["seed"] for run in row["runs"]] == [0, 1, 2]
     assert row["paper"]["texture_transfer"]["psnr"] == 17.73
@@ -97,7 +106,7 @@ def test_options_that_were_swept_make_rows_of_their_own(tmp_path: Path) -> None:
     for rate in ("0.1", "0.2"):
         for seed in (0, 1):
             job(tmp_path, "full", seed, label=f"-train.learning_rate_{rate}")
-    rows = as_values(read_sweep(tmp_path))["rows"]
+    rows = collect_values(read_sweep(tmp_path))["rows"]
     assert [(row["row"], len(row["runs"])) for row in rows] == [
         ("full-train.learning_rate_0.1", 2),
         ("full-train.learning_rate_0.2", 2),
@@ -107,14 +116,14 @@ def test_options_that_were_swept_make_rows_of_their_own(tmp_path: Path) -> None:
 def test_runs_of_an_earlier_version_are_read_and_what_they_lack_reads_na(tmp_path: Path) -> None:
     old = {name: value for name, value in HELDOUT.items() if "wrong_against_none" not in name}
     complete(tmp_path, "full", 0, 0.2, old)
-    (row,) = cells(as_markdown(read_sweep(tmp_path)), "full")
+    (row,) = cells(format_markdown(read_sweep(tmp_path)), "full")
     assert row[7:10] == ["+0.25 (-0.50 to +1.00)", "n/a", "+1.50 (+0.50 to +2.50)"]
 
 
 def test_an_evaluation_that_is_not_of_the_last_step_says_so(tmp_path: Path) -> None:
     folder = complete(tmp_path, "full", 0, 0.2, HELDOUT)
     (folder / "heldout" / "heldout.jsonl").write_text(json.dumps({"step": 10, **HELDOUT}) + '\n{"step": 20, "hel')
-    assert "to +2.50) at step 10 |" in as_markdown(read_sweep(tmp_path))
+    assert "to +2.50) at step 10 |" in format_markdown(read_sweep(tmp_path))
 
 
 def test_the_table_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

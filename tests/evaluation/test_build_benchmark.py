@@ -26,11 +26,11 @@ from benchmark_material import (
 from PIL import Image
 
 from mimicbrush.cli import benchmark as benchmark_command
+from mimicbrush.data.training_data import HASH_DIGITS
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark.layout import TRACKS, read_benchmark
 from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, build_benchmark
 from mimicbrush.evaluation.benchmark_builder.part_boxes import PART_SIDE_RATIO
-from mimicbrush.evaluation.heldout.selection import HASH_DIGITS
 from mimicbrush.ops.masks import mask_box
 
 ROOT = Path(__file__).parents[2]

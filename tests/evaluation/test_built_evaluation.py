@@ -61,7 +61,7 @@ def copied(mined: Path, root: Path, change: Callable[[pa.Table], pa.Table]) -> P
 
 def pairs_and_notes(chosen: assembly.TrainConfig) -> tuple[set[str], list[str]]:
     sources, _ = assembly.read_pair_sources(chosen.data)
-    pairs, notes = assembly.evaluated_pairs(chosen, sources)
+    pairs, notes = assembly.find_evaluated_pairs(chosen, sources)
     trained_on = {pair.source_hash for source in sources for pair in source.pairs}
     assert not trained_on & {pair.source_hash for pair in pairs}
     assert all(pair.kind == "video" for pair in pairs)
@@ -84,7 +84,7 @@ def test_the_figures_are_those_that_the_script_finds(mined: Path, tmp_path: Path
     assert names == ["heldout.jsonl", "step-00000007.png"]
 
     pipeline.save_pretrained(tmp_path / "pipeline")
-    seen = [f"{key:016x}" for key in assembly.origin_keys(sources)]
+    seen = [f"{key:016x}" for key in assembly.list_origin_keys(sources)]
     training_data = {"heldout_ratio": chosen.data.heldout_ratio, "source_hashes": seen}
     (tmp_path / "pipeline" / "training_data.json").write_text(json.dumps(training_data))
     arguments = {"editor": str(tmp_path / "pipeline"), "pairs": str(mined), "output": str(tmp_path / "out"), "seed": 3,

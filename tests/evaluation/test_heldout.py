@@ -9,8 +9,9 @@ import pytest
 
 from mimicbrush.data.manifest import split_pairs
 from mimicbrush.data.pair import Pair
+from mimicbrush.data.training_data import TrainingData, read_training_data
 from mimicbrush.errors import DataError
-from mimicbrush.evaluation.heldout.selection import TrainingData, read_training_data, select_heldout_pairs, spread_pairs
+from mimicbrush.evaluation.heldout.selection import select_heldout_pairs, spread_pairs
 
 
 def _trained_on(pairs: list[Pair], ratio: float = 0.1) -> TrainingData:

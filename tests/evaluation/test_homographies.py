@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from toy_data import photograph
 
+from mimicbrush.data.training_data import HASH_DIGITS, TrainingData
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData
 from mimicbrush.evaluation.keypoint_transfer.homographies import (
     STRENGTHS,
     find_unseen_photographs,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from function_editor import make_pair_batch
 
+from mimicbrush.data.training_data import read_training_data
 from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
 from mimicbrush.evaluation.heldout.samples import WARP
-from mimicbrush.evaluation.heldout.selection import read_training_data
 from mimicbrush.evaluation.keypoint_transfer.attention import AttentionTransfer
 from mimicbrush.evaluation.keypoint_transfer.methods import keep_place
 from mimicbrush.evaluation.keypoint_transfer.pck import find_correct

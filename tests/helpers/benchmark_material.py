@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from toy_data import photograph
 
+from mimicbrush.data.training_data import HASH_DIGITS, TrainingData, write_training_data
 from mimicbrush.evaluation.benchmark.layout import TRACKS, TrackName
 from mimicbrush.evaluation.benchmark_builder.build import BuildOptions, BuildResult, build_benchmark
-from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE
 from mimicbrush.io.images import read_image
 
 MANIFEST = Path(__file__).parents[2] / "data_manifests/dreambooth_inner_id.jsonl"
@@ -79,8 +79,7 @@ def write_images(root: Path) -> Path:
 
 def trained_on(folder: Path, hashes: list[str]) -> Path:
     folder.mkdir(parents=True)
-    values = {"heldout_ratio": 0.1, "source_hashes": [each[:HASH_DIGITS] for each in hashes]}
-    (folder / TRAINING_DATA_FILE).write_text(json.dumps(values))
+    write_training_data(folder, TrainingData(0.1, frozenset(each[:HASH_DIGITS] for each in hashes)))
     return folder
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.assembly import training_run
-from mimicbrush.training import trainer
+from mimicbrush.training import method
 from mimicbrush.training.noise import NoiseSample
 
 
@@ -24,25 +24,25 @@ def note_inputs(file: Path) -> None:
     honest = NoiseSample.for_keys.__func__
 
     def noting(cls: type[NoiseSample], keys: Any, *arguments: Any, **options: Any) -> NoiseSample:
-        draws = honest(cls, keys, *arguments, **options)
+        noise_sample = honest(cls, keys, *arguments, **options)
         lines = [
             json.dumps(
                 [
                     key,
-                    int(draws.timestep[row]),
-                    hashlib.sha256(draws.noise[row].numpy().tobytes()).hexdigest()[:16],
-                    hashlib.sha256(draws.posteriors[:, row].numpy().tobytes()).hexdigest()[:16],
-                    bool(draws.keep_reference[row]),
-                    bool(draws.keep_depth[row]),
+                    int(noise_sample.timestep[row]),
+                    hashlib.sha256(noise_sample.noise[row].numpy().tobytes()).hexdigest()[:16],
+                    hashlib.sha256(noise_sample.posteriors[:, row].numpy().tobytes()).hexdigest()[:16],
+                    bool(noise_sample.keep_reference[row]),
+                    bool(noise_sample.keep_depth[row]),
                 ]
             )
             for row, key in enumerate(keys.tolist())
         ]
         with file.with_suffix(f".{os.environ.get('RANK', 0)}").open("a") as opened:
             opened.writelines(f"{line}\n" for line in lines)
-        return draws
+        return noise_sample
 
-    trainer.Draws.for_keys = classmethod(noting)  # type: ignore[method-assign]
+    NoiseSample.for_keys = classmethod(noting)  # type: ignore[method-assign]
 
 
 def shard() -> None:
@@ -70,7 +70,7 @@ def shard() -> None:
 
 def signal_one_process() -> None:
     """Let the last process hear a signal in its third step."""
-    honest, passes = trainer.denoising_loss, [0]
+    honest, passes = method.denoising_loss, [0]
 
     def interrupting(*arguments: Any) -> Any:
         passes[0] += 1
@@ -78,7 +78,7 @@ def signal_one_process() -> None:
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         return honest(*arguments)
 
-    trainer.denoising_loss = interrupting
+    method.denoising_loss = interrupting
 
 
 if __name__ == "__main__":

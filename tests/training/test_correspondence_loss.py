@@ -88,7 +88,7 @@ def test_it_is_the_cross_entropy_of_pytorch_with_bilinear_targets() -> None:
                 losses.append(F.cross_entropy(scores[None], torch.from_numpy(target.ravel()).float()[None]))
         expected = torch.stack(losses).mean() / math.log(SIDE * SIDE) if losses else torch.tensor(0.0)
         torch.testing.assert_close(found.per_sample[row], expected, atol=1e-5, rtol=1e-5)
-    assert found.found[1] == (matches.is_match & keep[:, None]).sum()
+    assert found.match_counts[1] == (matches.is_match & keep[:, None]).sum()
 
 
 def test_even_attention_costs_one_and_right_attention_nothing() -> None:
@@ -102,9 +102,9 @@ def test_even_attention_costs_one_and_right_attention_nothing() -> None:
     codes = torch.eye(SIDE * SIDE)[None, :, None].expand(3, -1, 2, -1)
     right = correspondence_loss({"a": (codes * 1000, codes.flip(1))}, matches, ALL, SIZE, 1.0)
     assert right.per_sample.max() < 1e-4
-    assert right.found[0] == right.found[1] == 3 * SIDE * SIDE
+    assert right.match_counts[0] == right.match_counts[1] == 3 * SIDE * SIDE
     wrong = correspondence_loss({"a": (codes * 1000, codes)}, matches, ALL, SIZE, 1.0)
-    assert wrong.per_sample.min() > 1 and wrong.found[0] < 0.1 * wrong.found[1]
+    assert wrong.per_sample.min() > 1 and wrong.match_counts[0] < 0.1 * wrong.match_counts[1]
 
 
 def test_only_the_first_heads_of_kept_samples_are_taught() -> None:
@@ -126,7 +126,7 @@ def test_padding_counts_for_nothing() -> None:
         matches.is_match,
     )
     found = correspondence_loss({"a": (query, key)}, elsewhere, ALL, SIZE, 0.5)
-    assert torch.equal(found.per_sample, expected.per_sample) and torch.equal(found.found, expected.found)
+    assert torch.equal(found.per_sample, expected.per_sample) and torch.equal(found.match_counts, expected.match_counts)
     none = Matches(matches.source_xy, matches.reference_xy, torch.zeros_like(matches.is_match))
     assert correspondence_loss({"a": (query, key)}, none, ALL, SIZE, 0.5).per_sample.tolist() == [0, 0, 0]
 
@@ -252,27 +252,27 @@ def parts_and_batch(
     matches = Matches(xy[0], xy[1], torch.ones(rows, 6, dtype=torch.bool))
     batch = TrainBatch(source, reference, mask, torch.arange(rows), torch.arange(rows), matches=matches)
     side = options.size_px // 2
-    draws = NoiseSample.for_keys(
+    noise_sample = NoiseSample.for_keys(
         batch.key, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
     )
-    return model, FrozenEncoders(parts, options), batch, draws
+    return model, FrozenEncoders(parts, options), batch, noise_sample
 
 
 @pytest.mark.parametrize("sharing", ["hidden_states", "keys_values"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_adds_to_the_loss_and_reaches_both_u_nets(smallest: ToyModel, sharing: str, checkpointing: bool) -> None:
     options = ToyModel(**{**vars(smallest), "reference_sharing": sharing})
-    model, encoders, batch, draws = parts_and_batch(options)
+    model, encoders, batch, noise_sample = parts_and_batch(options)
     if checkpointing:
         for unet in (model.unet, model.reference_unet):
             unet.enable_gradient_checkpointing()
     model.train()
-    conditions, scheduler = encoders.encode(batch, draws), noise_scheduler()
-    plain = denoising_loss(model, scheduler, conditions, draws)
-    supervised = denoising_loss(model, scheduler, conditions, draws, None, batch.matches, 0.5)
+    conditions, scheduler = encoders.encode(batch, noise_sample), noise_scheduler()
+    plain = denoising_loss(model, scheduler, conditions, noise_sample)
+    supervised = denoising_loss(model, scheduler, conditions, noise_sample, None, batch.matches, 0.5)
     assert torch.equal(plain.correspondence, torch.zeros(4))
     total, count, _, points = supervised.correspondence
-    assert count == draws.keep_reference.sum() < 4 and points == 6 * count  # told of those that were taught
+    assert count == noise_sample.keep_reference.sum() < 4 and points == 6 * count  # told of those that were taught
     torch.testing.assert_close(supervised.total, plain.total + 0.5 * total / 4)
     gradients = {}
     for name, loss in (("plain", plain), ("supervised", supervised)):
@@ -301,13 +301,13 @@ class Operations(TorchDispatchMode):
 
 
 def test_it_costs_nothing_where_its_weight_is_zero(smallest: ToyModel, mined: Path) -> None:
-    model, encoders, batch, draws = parts_and_batch(smallest)
-    conditions, scheduler = encoders.encode(batch, draws), noise_scheduler()
+    model, encoders, batch, noise_sample = parts_and_batch(smallest)
+    conditions, scheduler = encoders.encode(batch, noise_sample), noise_scheduler()
     done = []
     for matches in (None, batch.matches):
         model.zero_grad()  # or the second pass would add to the gradients of the first
         with Operations() as operations:
-            denoising_loss(model, scheduler, conditions, draws, None, matches, 0.3).total.backward()
+            denoising_loss(model, scheduler, conditions, noise_sample, None, matches, 0.3).total.backward()
         done.append(operations.names)
     plain, supervised = (Counter(names) for names in done)
     assert not plain - supervised and supervised - plain  # what comes on top is the loss alone
@@ -322,11 +322,13 @@ def test_it_costs_nothing_where_its_weight_is_zero(smallest: ToyModel, mined: Pa
 
 
 def test_the_same_matches_give_the_same_loss_in_any_split_of_a_batch(smallest: ToyModel) -> None:
-    model, encoders, batch, draws = parts_and_batch(smallest)
+    model, encoders, batch, noise_sample = parts_and_batch(smallest)
     batch.matches.is_match[0, 2:] = False
     batch.matches.is_match[1] = False
     scheduler = noise_scheduler()
-    whole = denoising_loss(model, scheduler, encoders.encode(batch, draws), draws, None, batch.matches, 0.5).total
+    whole = denoising_loss(
+        model, scheduler, encoders.encode(batch, noise_sample), noise_sample, None, batch.matches, 0.5
+    ).total
     halves = []
     for rows in (slice(0, 2), slice(2, 4)):
         part = TrainBatch(*(getattr(batch, name)[rows] for name in ("source", "reference", "mask", "key", "index")))

@@ -17,7 +17,7 @@ import torch
 from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import CheckpointError
-from mimicbrush.training import performance, trainer
+from mimicbrush.training import method, performance
 from mimicbrush.training.checkpoints import ADDED_LATER, checkpoint_path, find_identity_differences, read_state
 
 ROOT = Path(__file__).parents[2]
@@ -32,16 +32,17 @@ def fresh_accelerate() -> Iterator[None]:
 def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What every pass feeds its loss, bit for bit."""
     fed: list[tuple[Any, ...]] = []
-    honest = trainer.denoising_loss
+    honest = method.denoising_loss
 
     def recording(
-        model: Any, scheduler: Any, conditions: Any, draws: Any, gamma: Any, matches: Any, weight: Any
+        model: Any, scheduler: Any, conditions: Any, noise_sample: Any, gamma: Any, matches: Any, weight: Any
     ) -> Any:
-        fed.append((draws.timestep, draws.noise, draws.posteriors, draws.keep_reference, draws.keep_depth,
-                    *vars(conditions).values(), *(vars(matches).values() if matches else ())))  # fmt: skip
-        return honest(model, scheduler, conditions, draws, gamma, matches, weight)
+        sampled = (noise_sample.timestep, noise_sample.noise, noise_sample.posteriors)
+        drops = (noise_sample.keep_reference, noise_sample.keep_depth)
+        fed.append((*sampled, *drops, *vars(conditions).values(), *(vars(matches).values() if matches else ())))
+        return honest(model, scheduler, conditions, noise_sample, gamma, matches, weight)
 
-    monkeypatch.setattr(trainer, "denoising_loss", recording)
+    monkeypatch.setattr(method, "denoising_loss", recording)
     return fed
 
 

@@ -15,7 +15,7 @@ import warm_scripts
 from toy_run import SMALLEST, differing, everything, forget_accelerate, metrics, train
 
 from mimicbrush.errors import MimicBrushError
-from mimicbrush.training import checkpoints, trainer
+from mimicbrush.training import checkpoints, method
 from mimicbrush.training.guards import MOST_SKIPPED_IN_A_ROW, SkippedSteps
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> None:
     """Let the loss of some passes, counted from 1, be no number."""
-    honest, passes = trainer.denoising_loss, [0]
+    honest, passes = method.denoising_loss, [0]
 
     def spoilt(*arguments: Any) -> Any:
         loss = honest(*arguments)
@@ -38,7 +38,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> Non
             return loss
         return type(loss)(**{name: value * float("nan") for name, value in vars(loss).items()})
 
-    monkeypatch.setattr(trainer, "denoising_loss", spoilt)
+    monkeypatch.setattr(method, "denoising_loss", spoilt)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -136,7 +136,7 @@ def test_a_signal_saves_and_ends_the_run(
 def test_a_run_that_a_signal_stopped_goes_on_to_the_same_bits(
     straight: Path, mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, passes = trainer.denoising_loss, [0]
+    honest, passes = method.denoising_loss, [0]
 
     def interrupting(*arguments: Any) -> Any:
         passes[0] += 1
@@ -144,7 +144,7 @@ def test_a_run_that_a_signal_stopped_goes_on_to_the_same_bits(
             os.kill(os.getpid(), signal.SIGTERM)
         return honest(*arguments)
 
-    monkeypatch.setattr(trainer, "denoising_loss", interrupting)
+    monkeypatch.setattr(method, "denoising_loss", interrupting)
     assert train(mined, tmp_path, "train.max_steps=3", "train.checkpoint_every=100") == 143
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")] == ["step-00000002"]
     assert train(mined, tmp_path, "train.max_steps=3", "train.checkpoint_every=100", "train.resume=latest") == 0

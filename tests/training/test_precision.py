@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from toy_run import everything, forget_accelerate, metrics, train
 
 from mimicbrush.assembly import training_run
-from mimicbrush.training import checkpoints, trainer
+from mimicbrush.training import checkpoints, method
 
 
 @pytest.fixture(autouse=True)
@@ -111,12 +111,12 @@ def test_frozen_networks_compute_in_half_precision(
     mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[torch.dtype] = set()
-    honest: Callable[..., Any] = trainer.FrozenEncoders.encode
+    honest: Callable[..., Any] = method.FrozenEncoders.encode
 
-    def encode(encoders: trainer.FrozenEncoders, *arguments: Any) -> Any:
+    def encode(encoders: method.FrozenEncoders, *arguments: Any) -> Any:
         seen.update(module.dtype for module in (encoders.vae, encoders.image_encoder, encoders.depth_estimator))
         return honest(encoders, *arguments)
 
-    monkeypatch.setattr(trainer.FrozenEncoders, "encode", encode)
+    monkeypatch.setattr(method.FrozenEncoders, "encode", encode)
     train(mined, tmp_path, "train.max_steps=1", "train.mixed_precision=bf16")
     assert torch.bfloat16 in seen

@@ -53,18 +53,18 @@ def test_every_trained_parameter_learns_and_a_dropped_reference_is_not_seen(smal
     encoders = FrozenEncoders(parts, options)
     batch = a_batch(options.size_px)
     drop = {"num_timesteps": 1000, "depth_drop_ratio": 0.0}
-    draws = NoiseSample.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=0.0, **drop)
-    denoising_loss(model, noise_scheduler(), encoders.encode(batch, draws), draws).total.backward()
+    noise_sample = NoiseSample.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=0.0, **drop)
+    denoising_loss(model, noise_scheduler(), encoders.encode(batch, noise_sample), noise_sample).total.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert bool(parts.image_projector.projector.weight.grad.abs().sum() > 0)
 
-    def predict(reference: torch.Tensor, draws: NoiseSample) -> torch.Tensor:
-        conditions = encoders.encode(replace(batch, reference=reference), draws)
+    def predict(reference: torch.Tensor, noise_sample: NoiseSample) -> torch.Tensor:
+        conditions = encoders.encode(replace(batch, reference=reference), noise_sample)
         with torch.no_grad():
-            return model(draws.noise, draws.timestep, conditions, draws.keep_reference).sample
+            return model(noise_sample.noise, noise_sample.timestep, conditions, noise_sample.keep_reference).sample
 
     other = batch.reference.flip(0)
-    assert not torch.allclose(predict(batch.reference, draws), predict(other, draws), atol=1e-4)
+    assert not torch.allclose(predict(batch.reference, noise_sample), predict(other, noise_sample), atol=1e-4)
     dropped = NoiseSample.for_keys(batch.key, (4, 8, 8), reference_drop_ratio=1.0, **drop)
     torch.testing.assert_close(predict(batch.reference, dropped), predict(other, dropped))
 

@@ -102,9 +102,9 @@ def test_a_run_of_an_earlier_version_goes_on_and_keeps_the_best_over_none(
 
 
 def test_what_a_gpu_makes_of_its_time() -> None:
-    meters = TrainingMetrics(torch.device("cpu"), 1, 1000, flop_per_sample=1e12, peak_flop_per_s=1e15)
-    meters.end_step(torch.tensor(True))
-    found = meters.read(samples_per_step=8, num_processes=2, reduce=lambda sums: sums)
+    training_metrics = TrainingMetrics(torch.device("cpu"), 1, 1000, flop_per_sample=1e12, peak_flop_per_s=1e15)
+    training_metrics.end_step(torch.tensor(True))
+    found = training_metrics.read(samples_per_step=8, num_processes=2, reduce=lambda sums: sums)
     assert found["tflop_per_s_and_device"] == pytest.approx(found["samples_per_s"] / 2)
     assert found["share_of_peak"] == pytest.approx(found["tflop_per_s_and_device"] / 1000)
 
@@ -122,10 +122,10 @@ def test_a_disk_that_refuses_the_best_weights_ends_no_run(
 ) -> None:
     honest = PipelineExporter.export
 
-    def refuse(publisher: PipelineExporter, weights: Any, folder: Path) -> None:
+    def refuse(exporter: PipelineExporter, weights: Any, folder: Path) -> None:
         if folder.name == "best":
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
-        honest(publisher, weights, folder)
+        honest(exporter, weights, folder)
 
     monkeypatch.setattr(PipelineExporter, "export", refuse)
     assert train(mined, tmp_path, "train.max_steps=3", *EVALUATED) == 0

@@ -22,13 +22,13 @@ from mimicbrush.ops import pillow_resize
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.performance import apply_speedups, peak_flop_per_s, training_flop
+from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
 from mimicbrush.types import Matches, TrainBatch
 
 CPU = torch.device("cpu")
 
 
-def trainee_of(parts: Components, size_px: int) -> MimicBrushModel:
+def build_model_of(parts: Components, size_px: int) -> MimicBrushModel:
     assert parts.reference_unet is not None
     return MimicBrushModel(
         parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=size_px
@@ -47,7 +47,7 @@ def some_matches(size_px: int, rows: int = 4) -> Matches:
     return Matches(source, reference, torch.tensor([[True] * 4 + [False] * 2]).expand(rows, -1))
 
 
-def draw(batch: TrainBatch, side: int, reference: float = 0.5, depth: float = 0.5) -> NoiseSample:
+def sample_noise(batch: TrainBatch, side: int, reference: float = 0.5, depth: float = 0.5) -> NoiseSample:
     return NoiseSample.for_keys(
         batch.key, (4, side, side), num_timesteps=1000, reference_drop_ratio=reference, depth_drop_ratio=depth
     )
@@ -59,17 +59,19 @@ class Setting:
     def __init__(self, options: ToyModel) -> None:
         parts = toy_components(options)
         nn.init.normal_(parts.unet.conv_in.weight, std=0.1)
-        self.model, self.scheduler = trainee_of(parts, options.size_px), noise_scheduler()
+        self.model, self.scheduler = build_model_of(parts, options.size_px), noise_scheduler()
         batch = a_batch(options.size_px)
-        self.draws = draw(batch, options.size_px // 2)
-        self.conditions = FrozenEncoders(parts, options).encode(batch, self.draws)
+        self.noise_sample = sample_noise(batch, options.size_px // 2)
+        self.conditions = FrozenEncoders(parts, options).encode(batch, self.noise_sample)
         self.matches = some_matches(options.size_px)
 
     def loss_and_gradients(
         self, model: MimicBrushModel, autocast: torch.dtype | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            loss = denoising_loss(model, self.scheduler, self.conditions, self.draws, None, self.matches, 0.3).total
+            loss = denoising_loss(
+                model, self.scheduler, self.conditions, self.noise_sample, None, self.matches, 0.3
+            ).total
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -141,9 +143,9 @@ def test_compiled_blocks_give_the_same_loss_and_gradients(setting: Setting) -> N
 def test_dropped_rows_are_not_computed_and_kept_ones_are_as_before(smallest: ToyModel) -> None:
     parts = toy_components(smallest)
     encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
-    whole = encoders.encode(batch, draw(batch, 8, reference=0, depth=0))
-    nothing = encoders.encode(batch, draw(batch, 8, reference=1, depth=1))
-    some_draws = draw(batch, 8)
+    whole = encoders.encode(batch, sample_noise(batch, 8, reference=0, depth=0))
+    nothing = encoders.encode(batch, sample_noise(batch, 8, reference=1, depth=1))
+    some_draws = sample_noise(batch, 8)
     some = encoders.encode(batch, some_draws)
     for name, keep in (("image_tokens", some_draws.keep_reference), ("depth_map", some_draws.keep_depth)):
         assert keep.any() and not keep.all()
@@ -151,7 +153,7 @@ def test_dropped_rows_are_not_computed_and_kept_ones_are_as_before(smallest: Toy
             expected = getattr(whole if kept else nothing, name)[row]
             torch.testing.assert_close(getattr(some, name)[row], expected, atol=1e-6, rtol=1e-5)
         assert torch.equal(getattr(nothing, name)[0], getattr(nothing, name)[1])
-    assert torch.equal(some.source, whole.source)
+    assert torch.equal(some.source_latents, whole.source_latents)
 
 
 class NoQuestions(TorchDispatchMode):
@@ -175,14 +177,14 @@ class NoQuestions(TorchDispatchMode):
 def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> None:
     parts = toy_components(smallest)
     encoders, scheduler = FrozenEncoders(parts, smallest), noise_scheduler()
-    model = trainee_of(parts, smallest.size_px)
+    model = build_model_of(parts, smallest.size_px)
     apply_speedups(model, options, channels_last=True)
     batch = a_batch(smallest.size_px)
-    draws = draw(batch, 8)
+    noise_sample = sample_noise(batch, 8)
     with NoQuestions():
-        conditions = encoders.encode(batch, draws)
+        conditions = encoders.encode(batch, noise_sample)
         matches = some_matches(smallest.size_px)
-        loss = denoising_loss(model, scheduler, conditions, draws, options.min_snr_gamma, matches, 0.3)
+        loss = denoising_loss(model, scheduler, conditions, noise_sample, options.min_snr_gamma, matches, 0.3)
         loss.total.backward()
     with pytest.raises(AssertionError, match="makes the host wait"), NoQuestions():
         float(loss.total.detach())
@@ -202,7 +204,7 @@ class NoCopies(TorchDispatchMode):
 def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that there need not be: tensors without content that say they are there."""
     parts, batch = toy_components(smallest), a_batch(smallest.size_px)
-    draws = draw(batch, 8)
+    noise_sample = sample_noise(batch, 8)
 
     def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
@@ -210,17 +212,17 @@ def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.Mo
     # What is kept from one step to the next is not kept for tensors without content; see the test below.
     monkeypatch.setattr(pillow_resize, "_weights_beside", lambda pixels, old, new: pixels.new_empty(new, old))
     with FakeTensorMode():
-        model, encoders = trainee_of(parts, smallest.size_px), FrozenEncoders(parts, smallest)
+        model, encoders = build_model_of(parts, smallest.size_px), FrozenEncoders(parts, smallest)
         for part in vars(parts).values():
             part._apply(on_gpu)
         batch = TrainBatch(*(on_gpu(getattr(batch, name)) for name in ("source", "reference", "mask", "key", "index")))
-        draws = NoiseSample(**{name: on_gpu(tensor) for name, tensor in vars(draws).items()})
+        noise_sample = NoiseSample(**{name: on_gpu(tensor) for name, tensor in vars(noise_sample).items()})
         matches = Matches(*map(on_gpu, vars(some_matches(smallest.size_px)).values()))
         scheduler = noise_scheduler()
         scheduler.alphas_cumprod = on_gpu(scheduler.alphas_cumprod)  # which it does by itself at the first step
         with NoCopies():
-            conditions = encoders.encode(batch, draws)
-            loss = denoising_loss(model, scheduler, conditions, draws, 5.0, matches, 0.3)
+            conditions = encoders.encode(batch, noise_sample)
+            loss = denoising_loss(model, scheduler, conditions, noise_sample, 5.0, matches, 0.3)
         with pytest.raises(AssertionError, match="copies between cpu and cuda"), NoCopies():
             loss.total.detach().new_tensor([1.0, 2.0])
 
@@ -248,23 +250,23 @@ def test_a_sample_of_the_papers_model_takes_913_tflop() -> None:
     with torch.device("meta"):
         parts = random_components()
     # ../shared/REFERENCE.md, section 7: 3 x (0.908 + 0.779) + 3 x 1.117 + 0.72; CLIP's last layer is not computed here.
-    found = training_flop(trainee_of(parts, 512), FrozenEncoders(parts, ModelOptions()))
+    found = count_training_flop(build_model_of(parts, 512), FrozenEncoders(parts, ModelOptions()))
     assert found == pytest.approx(9.13e12, rel=2e-3)
 
 
 def test_counting_leaves_nothing_behind(smallest: ToyModel) -> None:
     parts = toy_components(smallest)
     encoders, batch = FrozenEncoders(parts, smallest), a_batch(smallest.size_px)
-    before = encoders.encode(batch, draw(batch, 8))
+    before = encoders.encode(batch, sample_noise(batch, 8))
     fresh = FrozenEncoders(parts, smallest)
-    assert training_flop(trainee_of(parts, smallest.size_px), fresh) > 1e6
-    after = fresh.encode(batch, draw(batch, 8))
+    assert count_training_flop(build_model_of(parts, smallest.size_px), fresh) > 1e6
+    after = fresh.encode(batch, sample_noise(batch, 8))
     assert all(torch.equal(one, other) for one, other in zip(vars(before).values(), vars(after).values(), strict=True))
     assert all(parameter.grad is None for parameter in parts.unet.parameters())
 
 
 def test_fsdp_and_a_gpu_are_told_apart_by_whoever_calls(smallest: ToyModel) -> None:
-    model = trainee_of(toy_components(smallest), smallest.size_px)
+    model = build_model_of(toy_components(smallest), smallest.size_px)
     weight = model.unet.conv_in.weight
     apply_speedups(model, TrainOptions(), channels_last=False)
     assert weight.is_contiguous()
@@ -273,4 +275,4 @@ def test_fsdp_and_a_gpu_are_told_apart_by_whoever_calls(smallest: ToyModel) -> N
 
 
 def test_no_peak_is_made_up() -> None:
-    assert peak_flop_per_s(CPU, "bf16") is None
+    assert find_peak_flop_per_s(CPU, "bf16") is None

@@ -29,7 +29,7 @@ def fresh_accelerate() -> Iterator[None]:
     forget_accelerate()
 
 
-def trainee(smallest: ToyModel) -> MimicBrushModel:
+def toy_model(smallest: ToyModel) -> MimicBrushModel:
     parts = toy_components(smallest)
     torch.nn.init.normal_(parts.unet.conv_in.weight[:, 4:], std=0.1)
     return MimicBrushModel(
@@ -44,10 +44,10 @@ def batch(smallest: ToyModel, rows: int = 4) -> tuple[Conditions, NoiseSample]:
     mask = (torch.rand(rows, 1, side, side, generator=generator) > 0.5).float()
     tokens = torch.randn(rows, 17, 64, generator=generator)
     depth = torch.rand(rows, 1, 28, 28, generator=generator)
-    draws = NoiseSample.for_keys(
+    noise_sample = NoiseSample.for_keys(
         torch.arange(rows), (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
     )
-    return Conditions(*latents, mask, tokens, depth), draws
+    return Conditions(*latents, mask, tokens, depth), noise_sample
 
 
 def loss_of(model: MimicBrushModel, smallest: ToyModel) -> torch.Tensor:
@@ -56,7 +56,7 @@ def loss_of(model: MimicBrushModel, smallest: ToyModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("frozen", [*[(name,) for name in TRAINED_PARTS], ("unet", "reference_unet")], ids=str)
 def test_only_what_is_trained_gets_gradients(smallest: ToyModel, frozen: tuple[str, ...]) -> None:
-    model = trainee(smallest)
+    model = toy_model(smallest)
     freeze_and_adapt(dict(model.named_children()), TrainOptions(**dict.fromkeys(frozen, "frozen")))
     loss_of(model, smallest).backward()
     for name, parameter in model.named_parameters():
@@ -75,7 +75,7 @@ def test_adapters_learn_where_to_look(mined: Path, tmp_path: Path) -> None:
 def test_frozen_alone_is_an_error(smallest: ToyModel) -> None:
     with pytest.raises(InputError, match=r"nothing would be trained: train\.unet=frozen train\.reference_unet=frozen"):
         freeze_and_adapt(
-            dict(trainee(smallest).named_children()), TrainOptions(**dict.fromkeys(TRAINED_PARTS, "frozen"))
+            dict(toy_model(smallest).named_children()), TrainOptions(**dict.fromkeys(TRAINED_PARTS, "frozen"))
         )
 
 
@@ -83,7 +83,7 @@ LORA = TrainOptions(unet="lora", reference_unet="lora", lora_rank=2, image_proje
 
 
 def test_adapters_start_as_nothing_and_learn(smallest: ToyModel) -> None:
-    plain = trainee(smallest)
+    plain = toy_model(smallest)
     adapted = copy.deepcopy(plain)
     freeze_and_adapt(dict(adapted.named_children()), LORA)
     before = loss_of(adapted, smallest)
@@ -99,7 +99,7 @@ def test_adapters_start_as_nothing_and_learn(smallest: ToyModel) -> None:
 
 
 def test_merged_adapters_give_what_adapters_gave(smallest: ToyModel, tmp_path: Path) -> None:
-    model = trainee(smallest)
+    model = toy_model(smallest)
     freeze_and_adapt(dict(model.named_children()), LORA)
     with torch.no_grad():
         for parameter in model.trained_parameters().values():
@@ -136,21 +136,21 @@ def test_a_run_with_adapters_resumes_and_exports_a_plain_pipeline(mined: Path, t
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: str) -> None:
-    model, scheduler = trainee(smallest), noise_scheduler(prediction_type)
-    conditions, draws = batch(smallest)
-    plain = denoising_loss(model, scheduler, conditions, draws)
-    weighed = denoising_loss(model, scheduler, conditions, draws, min_snr_gamma=5.0)
+    model, scheduler = toy_model(smallest), noise_scheduler(prediction_type)
+    conditions, noise_sample = batch(smallest)
+    plain = denoising_loss(model, scheduler, conditions, noise_sample)
+    weighed = denoising_loss(model, scheduler, conditions, noise_sample, min_snr_gamma=5.0)
     with torch.no_grad():
-        noisy = scheduler.add_noise(conditions.source, draws.noise, draws.timestep)
-        target = draws.noise
+        noisy = scheduler.add_noise(conditions.source_latents, noise_sample.noise, noise_sample.timestep)
+        target = noise_sample.noise
         if prediction_type == "v_prediction":
-            target = scheduler.get_velocity(conditions.source, draws.noise, draws.timestep)
+            target = scheduler.get_velocity(conditions.source_latents, noise_sample.noise, noise_sample.timestep)
         error = (
-            (model(noisy, draws.timestep, conditions, draws.keep_reference).sample - target)
+            (model(noisy, noise_sample.timestep, conditions, noise_sample.keep_reference).sample - target)
             .square()
             .mean(dim=(1, 2, 3))
         )
-    alpha = scheduler.alphas_cumprod[draws.timestep]
+    alpha = scheduler.alphas_cumprod[noise_sample.timestep]
     snr = alpha / (1 - alpha)
     divisor = snr if prediction_type == "epsilon" else snr + 1
     expected = (error * torch.minimum(snr, torch.tensor(5.0)) / divisor).mean()
@@ -158,9 +158,9 @@ def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: s
 
 
 def test_parts_and_bands_add_up_to_the_loss(smallest: ToyModel) -> None:
-    loss = denoising_loss(trainee(smallest), noise_scheduler(), *batch(smallest))
+    loss = denoising_loss(toy_model(smallest), noise_scheduler(), *batch(smallest))
     inside, cells_inside, outside, cells_outside = loss.parts
     assert torch.allclose((inside + outside) / (cells_inside + cells_outside), loss.total, rtol=1e-5)
     assert torch.allclose(loss.bands[0].sum() / loss.bands[1].sum(), loss.total, rtol=1e-5)
-    draws = batch(smallest)[1]
-    assert loss.bands[1].tolist() == [int((draws.timestep // 250 == band).sum()) for band in range(4)]
+    noise_sample = batch(smallest)[1]
+    assert loss.bands[1].tolist() == [int((noise_sample.timestep // 250 == band).sum()) for band in range(4)]

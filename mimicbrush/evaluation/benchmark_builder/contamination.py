@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.data.manifest import PairTable, read_manifest, read_rows
+from mimicbrush.data.training_data import HASH_DIGITS, TRAINING_DATA_FILE, read_training_data
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark_builder.part_boxes import reduce_for_matching
-from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TRAINING_DATA_FILE, read_training_data, spread_pairs
+from mimicbrush.evaluation.heldout.selection import spread_pairs
 from mimicbrush.ops.keypoints import match_features, sift_features
 from mimicbrush.ops.similarity import (
     LIKELY_AGREEMENT,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mimicbrush.data.manifest import read_manifest, read_rows, split_pairs
 from mimicbrush.data.pair import Pair
+from mimicbrush.data.training_data import HASH_DIGITS
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.benchmark.layout import BenchmarkFault
 from mimicbrush.evaluation.benchmark_builder.contamination import TrainingOrigins
@@ -42,7 +43,7 @@ from mimicbrush.evaluation.benchmark_builder.part_boxes import (
     find_best_boxes,
     find_matched_boxes,
 )
-from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, spread_pairs
+from mimicbrush.evaluation.heldout.selection import spread_pairs
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.io.images import read_image

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 
 from mimicbrush.data.manifest import PairTable, origin_key, split_pairs
 from mimicbrush.data.pair import Pair
+from mimicbrush.data.training_data import TRAINING_DATA_FILE, TrainingData
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout.options import EvaluationSplit
-
-#: Written by the trainer into each pipeline folder.
-TRAINING_DATA_FILE = "training_data.json"
-#: Hex digits of a source hash that this file keeps.
-HASH_DIGITS = 16
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a model was trained on.
-
-    Attributes:
-        heldout_ratio: part of the source videos that was held out, 0..1.
-        source_hashes: the first `HASH_DIGITS` hex digits of every source trained on.
-    """
-
-    heldout_ratio: float
-    source_hashes: frozenset[str]
-
-    def has_seen(self, pair: Pair) -> bool:
-        """Tell whether the pair's source was trained on."""
-        return pair.source_hash[:HASH_DIGITS] in self.source_hashes
 
 
 @dataclass(frozen=True)
@@ -44,25 +21,6 @@ class HeldOutSelection:
 
     pairs: list[Pair]
     messages: list[str]
-
-
-def read_training_data(pipeline_folder: Path) -> TrainingData | None:
-    """What a pipeline folder says about its training, or None where it says nothing.
-
-    Raises:
-        DataError: the file is there but cannot be read.
-    """
-    path = pipeline_folder / TRAINING_DATA_FILE
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text())
-        return TrainingData(float(values["heldout_ratio"]), frozenset(map(str, values["source_hashes"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error!r}); expected heldout_ratio and source_hashes. "
-            "Without it nobody knows what was trained on: save the pipeline again, or evaluate with split=all"
-        ) from error
 
 
 def select_heldout_pairs(

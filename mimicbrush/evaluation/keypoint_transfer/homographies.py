@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mimicbrush.data.training_data import HASH_DIGITS, TrainingData
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.evaluation.heldout.selection import HASH_DIGITS, TrainingData, spread_numbers
+from mimicbrush.evaluation.heldout.selection import spread_numbers
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, make_keypoint_grid
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.io.images import read_image

@@ -5,19 +5,19 @@ import torch
 from scipy import stats
 
 from mimicbrush.ops.counter_rng import mix
-from mimicbrush.training.noise import NoiseSample, counter_normal
+from mimicbrush.training.noise import NoiseSample, sample_counter_normal
 
 SHAPE = (4, 8, 8)
 
 
-def draw(keys: list[int], reference: float = 0.1, depth: float = 0.5) -> NoiseSample:
+def sample_noise(keys: list[int], reference: float = 0.1, depth: float = 0.5) -> NoiseSample:
     return NoiseSample.for_keys(
         torch.tensor(keys), SHAPE, num_timesteps=1000, reference_drop_ratio=reference, depth_drop_ratio=depth
     )
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
-    together, alone = draw([5, 6, 7]), draw([6])
+    together, alone = sample_noise([5, 6, 7]), sample_noise([6])
     assert torch.equal(together.noise[1], alone.noise[0])
     assert torch.equal(together.posteriors[:, 1], alone.posteriors[:, 0])
     assert together.timestep[1] == alone.timestep[0]
@@ -25,20 +25,20 @@ def test_a_sample_draws_the_same_in_any_batch() -> None:
 
 
 def test_drops_happen_per_sample_at_their_rates() -> None:
-    draws = draw(list(range(4000)))
-    assert abs((~draws.keep_reference).float().mean() - 0.10) < 0.02
-    assert abs((~draws.keep_depth).float().mean() - 0.50) < 0.035
-    both = (~draws.keep_reference & ~draws.keep_depth).float().mean()
+    noise_sample = sample_noise(list(range(4000)))
+    assert abs((~noise_sample.keep_reference).float().mean() - 0.10) < 0.02
+    assert abs((~noise_sample.keep_depth).float().mean() - 0.50) < 0.035
+    both = (~noise_sample.keep_reference & ~noise_sample.keep_depth).float().mean()
     assert abs(both - 0.05) < 0.015  # independent
-    assert draws.timestep.min() < 5 and draws.timestep.max() > 994
-    assert draw([1, 2], reference=0, depth=1).keep_reference.all()
-    assert not draw([1, 2], reference=0, depth=1).keep_depth.any()
+    assert noise_sample.timestep.min() < 5 and noise_sample.timestep.max() > 994
+    assert sample_noise([1, 2], reference=0, depth=1).keep_reference.all()
+    assert not sample_noise([1, 2], reference=0, depth=1).keep_depth.any()
 
 
 def test_noise_is_standard_normal_and_each_its_own() -> None:
-    draws = draw(list(range(200)))
-    assert abs(draws.noise.mean()) < 0.02 and abs(draws.noise.std() - 1) < 0.02
-    everything = torch.cat([draws.noise[None], draws.posteriors]).flatten(2)  # (4, B, n)
+    noise_sample = sample_noise(list(range(200)))
+    assert abs(noise_sample.noise.mean()) < 0.02 and abs(noise_sample.noise.std() - 1) < 0.02
+    everything = torch.cat([noise_sample.noise[None], noise_sample.posteriors]).flatten(2)  # (4, B, n)
     correlation = torch.corrcoef(everything.reshape(4, -1))
     assert (correlation - torch.eye(4)).abs().max() < 0.03
 
@@ -56,7 +56,7 @@ def test_the_released_code_drops_the_first_quarter_of_a_batch() -> None:
 
 def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> None:
     seeds = torch.tensor([mix(number, 2) for number in range(400)])
-    numbers = counter_normal(seeds, 501)
+    numbers = sample_counter_normal(seeds, 501)
     assert numbers.shape == (400, 501) and numbers.dtype == torch.float32
     assert stats.kstest(numbers.double().flatten().numpy(), "norm").pvalue > 0.01
     # Neither neighbours in a sample nor samples side by side hang together, nor do their squares.
@@ -67,8 +67,8 @@ def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> 
     ):
         for power in (1, 2):
             assert abs(np.corrcoef(one.flatten() ** power, other.flatten() ** power)[0, 1]) < 0.01
-    assert torch.equal(counter_normal(seeds[7:9], 501), numbers[7:9])
-    assert torch.equal(counter_normal(seeds, 100), numbers[:, :100])
+    assert torch.equal(sample_counter_normal(seeds[7:9], 501), numbers[7:9])
+    assert torch.equal(sample_counter_normal(seeds, 100), numbers[:, :100])
 
 
 def test_where_noise_is_drawn_changes_nothing_else() -> None:

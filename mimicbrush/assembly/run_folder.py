@@ -1,4 +1,4 @@
-"""Whether a run is complete: what it leaves behind last. Imports nothing heavy, so that a sweep can skip at once."""
+"""The mark of a complete run, written last. Nothing heavy is imported, so that a sweep can skip a run at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FINISHED_FILE = "finished.json"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """How a run ended.
+    """Result of a complete run.
 
     Attributes:
         steps: that it has.
-        seconds: spent in the last of its starts.
-        figures: the last that were logged in it.
+        seconds: since it was last started.
+        figures: the last logged ones.
         identity: what a run must agree on to be the same one, see `assembly.run_identity`.
     """
 
@@ -32,13 +32,13 @@ class FinishedRun:
     identity: dict[str, Any]
 
 
-def write_finished(run_dir: Path, finished: FinishedRun) -> None:
+def write_finished_run(run_dir: Path, finished: FinishedRun) -> None:
     """Mark a run as complete; everything else must be there already."""
     write_json(run_dir / FINISHED_FILE, asdict(finished))
 
 
-def read_finished(run_dir: Path) -> FinishedRun | None:
-    """How a run ended; None where it has not.
+def read_finished_run(run_dir: Path) -> FinishedRun | None:
+    """Read the result of a run; None where it is not complete.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -52,19 +52,19 @@ def read_finished(run_dir: Path) -> FinishedRun | None:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and the run goes on where it stands") from error
 
 
-def find_finished(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
-    """How a run ended that has nothing left to do; None where there is something, and nothing speaks against it.
+def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
+    """Find the result of a run that has nothing left to do; None where it may go on, or start.
 
     Args:
         run_dir: of the run.
-        identity: of the run that is to be there.
-        max_steps: that it is to have.
+        identity: that the run there must have.
+        max_steps: that it must reach.
         resume: `train.resume`.
 
     Raises:
-        CheckpointError: another run is complete there, or this one, which is not to go on, or cannot.
+        CheckpointError: another run is complete there, or this one is and may not, or cannot, go on.
     """
-    finished = read_finished(run_dir)
+    finished = read_finished_run(run_dir)
     if finished is None:
         return None
     differing = find_identity_differences(finished.identity, identity)

@@ -1,0 +1,64 @@
+"""What a model was trained on, as its run and its pipelines state it in ``training_data.json``.
+
+The trainer writes the file. Evaluation reads it, so that nothing is measured on what was trained on. Nothing heavy is
+imported here: a command reads this before it knows whether there is anything to do.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimicbrush.errors import DataError
+
+if TYPE_CHECKING:
+    from mimicbrush.data.pair import Pair
+
+#: Name of the file, in the folder of a run and in each pipeline folder.
+TRAINING_DATA_FILE = "training_data.json"
+#: Hex digits of a source hash that the file keeps.
+HASH_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model was trained on.
+
+    Attributes:
+        heldout_ratio: part of the source videos that was held out, 0..1.
+        source_hashes: the first `HASH_DIGITS` hex digits of every source trained on.
+    """
+
+    heldout_ratio: float
+    source_hashes: frozenset[str]
+
+    def has_seen(self, pair: Pair) -> bool:
+        """Whether the pair's source was trained on."""
+        return pair.source_hash[:HASH_DIGITS] in self.source_hashes
+
+
+def write_training_data(folder: Path, training: TrainingData) -> None:
+    """Write `TRAINING_DATA_FILE` into the folder of a run or of a pipeline."""
+    values = {"heldout_ratio": training.heldout_ratio, "source_hashes": sorted(training.source_hashes)}
+    (folder / TRAINING_DATA_FILE).write_text(json.dumps(values, indent=1))
+
+
+def read_training_data(folder: Path) -> TrainingData | None:
+    """Read what the folder of a run or of a pipeline states about its training; None where it states nothing.
+
+    Raises:
+        DataError: the file is there but cannot be read.
+    """
+    path = folder / TRAINING_DATA_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        return TrainingData(float(values["heldout_ratio"]), frozenset(map(str, values["source_hashes"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r}); expected heldout_ratio and source_hashes. "
+            "Without it nobody knows what was trained on: save the pipeline again, or evaluate with split=all"
+        ) from error

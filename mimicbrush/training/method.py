@@ -1,0 +1,149 @@
+"""What the trainer needs of a family of models, and the two U-Nets of MimicBrush as the first of them.
+
+A second family (another backbone, another loss) is trained by a class that has what `TrainingMethod` lists. The loop,
+the checkpoints, the metrics and the guards then work as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+
+from mimicbrush.data.batch import DecodedBatch
+from mimicbrush.training.export import ExportWeights, PipelineExporter
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import (
+    Conditions,
+    FrozenEncoders,
+    MimicBrushModel,
+    TrainingLoss,
+    denoising_loss,
+)
+from mimicbrush.training.options import TrainOptions
+from mimicbrush.types import Matches, TrainBatch
+
+#: What a method makes of a batch before the trained networks see it; the trainer only hands it on.
+InputsT = TypeVar("InputsT")
+
+
+class TrainingMethod(Protocol[InputsT]):
+    """What the `Trainer` asks of a family of models.
+
+    A step calls `encode`, then `loss`, for each micro-batch. `encode` runs outside of autocast, `loss` inside.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """All trained networks as one module, which DDP or FSDP wrap.
+
+        Each child counts as a network of its own in the logged norms of gradients.
+        """
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """List what is trained: name in `model` -> parameter, always in the same order.
+
+        Sharding replaces parameters; so this is called again after it.
+        """
+
+    def encode(self, batch: TrainBatch | DecodedBatch, device: torch.device) -> InputsT:
+        """Compute everything about a batch that needs no gradients: its random numbers and its conditions.
+
+        Args:
+            batch: as the loader gives it, on the CPU.
+            device: where the inputs of the trained networks are to be.
+        """
+
+    def loss(self, model: nn.Module, inputs: InputsT, step: int) -> TrainingLoss:
+        """Compute the loss of a batch.
+
+        Args:
+            model: `model`, as it is or wrapped: the call must go through the wrapper's forward.
+            inputs: from `encode`.
+            step: steps done so far; a weight in the loss may depend on it.
+        """
+
+    def export(self, weights: ExportWeights, folder: Path) -> None:
+        """Save something that can be used with these weights. Every process calls it, the main one writes.
+
+        Args:
+            weights: name in `model` -> tensor, all of them, one at a time.
+            folder: an older one is replaced when the new one is complete.
+        """
+
+
+class EncodedBatch(NamedTuple):
+    """Inputs of `MimicBrushModel` for one batch, on the device.
+
+    Attributes:
+        conditions: from the frozen encoders.
+        noise_sample: timesteps, noise and drops.
+        matches: of the batch, for the correspondence loss; None where it is not trained with.
+    """
+
+    conditions: Conditions
+    noise_sample: NoiseSample
+    matches: Matches | None
+
+
+class MimicBrushMethod:
+    """MimicBrush as a `TrainingMethod`: an imitative U-Net that reads the features of a reference U-Net.
+
+    Args:
+        model: the trained networks.
+        encoders: the frozen networks, on the device.
+        noise_scheduler: adds the noise; its `prediction_type` says what is predicted.
+        exporter: makes pipelines.
+        options: of the run.
+    """
+
+    def __init__(
+        self,
+        model: MimicBrushModel,
+        encoders: FrozenEncoders,
+        noise_scheduler: DDIMScheduler,
+        exporter: PipelineExporter,
+        options: TrainOptions,
+    ) -> None:
+        self.model, self.encoders, self.noise_scheduler = model, encoders, noise_scheduler
+        self.exporter, self.options = exporter, options
+        latent_side = model.unet.config.sample_size
+        self.latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """List what is trained, see `MimicBrushModel.trained_parameters`."""
+        return self.model.trained_parameters()
+
+    def encode(self, batch: TrainBatch | DecodedBatch, device: torch.device) -> EncodedBatch:
+        """Sample timesteps, noise and drops from the keys of the batch, and run the frozen encoders."""
+        options = self.options
+        noise_sample = NoiseSample.for_keys(
+            batch.key,
+            self.latent_shape,
+            num_timesteps=self.noise_scheduler.config.num_train_timesteps,
+            reference_drop=options.reference_drop,
+            reference_drop_ratio=options.reference_drop_ratio,
+            depth_drop_ratio=options.depth_drop_ratio,
+            noise_device=device if options.noise_on == "device" else None,
+        ).to(device)
+        on_device = batch.to(device)
+        return EncodedBatch(self.encoders.encode(on_device, noise_sample), noise_sample, on_device.matches)
+
+    def loss(self, model: nn.Module, inputs: EncodedBatch, step: int) -> TrainingLoss:
+        """Compute the denoising loss and, where it is asked for, the correspondence loss; see `denoising_loss`."""
+        return denoising_loss(
+            model,
+            self.noise_scheduler,
+            inputs.conditions,
+            inputs.noise_sample,
+            self.options.min_snr_gamma,
+            inputs.matches,
+            self.options.correspondence_weight_at(step),
+        )
+
+    def export(self, weights: ExportWeights, folder: Path) -> None:
+        """Save a pipeline that edits with these weights, see `PipelineExporter.export`."""
+        self.exporter.export(weights, folder)
