@@ -49,7 +49,7 @@ def encoder_without_unet(token_class: str) -> str:
 
 @dataclass
 class ModelOptions:
-    """What paper and released code do differently (docs/DECISIONS.md); saved with every pipeline.
+    """What paper and released code do differently (docs/paper_vs_code.md); saved with every pipeline.
 
     Attributes:
         size_px: side of the square canvas.

@@ -28,7 +28,7 @@ def model_folder(name: str) -> Path:
         return Path(name)
     if not is_shipped():
         raise InputError(
-            f"{name}: no model comes with this installation; name a pipeline folder, or train one (docs/SMALL_MODEL.md)"
+            f"{name}: no model comes with this installation; name a pipeline folder, or train one (docs/training.md)"
         )
     return SHIPPED_MODEL
 

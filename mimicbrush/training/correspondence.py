@@ -1,7 +1,7 @@
 """The correspondence loss: reference attention is taught to look where the reference shows the same (*ours*).
 
 The denoising loss alone hardly teaches a small model to look: colours reach it sooner by the image tokens
-(docs/RESULTS.md). Which places match is known anyway: the miner stores SIFT matches of every video pair, and both views
+(docs/results.md). Which places match is known anyway: the miner stores SIFT matches of every video pair, and both views
 of a photograph come with their matrices. So the attention itself is supervised, in some heads of every reading layer.
 
 Matches as soft targets of attention: SIFT-VTON (arXiv 2605.01296), CORAL (2602.17636), MOSAIC (2509.01977) for try-on;
