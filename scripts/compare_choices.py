@@ -4,7 +4,7 @@ python scripts/compare_choices.py REF SRC MASK --model DIR
 
 Prints a Markdown table: the mean difference inside the hole, in levels of 255, between an edit as the pipeline's
 weights want it and one with that choice made the other way; same seed. Choices that other weights would be needed
-for (docs/PAPER_AND_RELEASED.md says which) are not in it.
+for (docs/paper_vs_code.md says which) are not in it.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _find_absent_folders(data: DictConfig) -> list[str]:
     if data.root or not named:
         named["data.root"] = data.root
     mine = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
-    make_small_model_data = f"python scripts/small_model_data.py --output {SMALL_MODEL_DATA} (docs/SMALL_MODEL.md)"
+    make_small_model_data = f"python scripts/small_model_data.py --output {SMALL_MODEL_DATA} (docs/training.md)"
     return [
         f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
         f"with\n  {make_small_model_data if Path(root or '.').parts[:1] == (SMALL_MODEL_DATA,) else mine}"

@@ -1,6 +1,6 @@
 """Edit an image by imitating another: python scripts/infer.py REF.jpg SRC.jpg MASK.png --model DIR.
 
-Many edits: python scripts/infer.py --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/EDITING.md).
+Many edits: python scripts/infer.py --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/editing.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 
 from mimicbrush.errors import InputError
 
-#: (points, size_px, rng) -> mask, see docs/EXTENDING.md. Points are matches of a video pair, (K, 2) canvas pixels
+#: (points, size_px, rng) -> mask, see docs/extending.md. Points are matches of a video pair, (K, 2) canvas pixels
 #: (x, y); of a photograph, of which no matches are stored, (0, 2). The mask is (S, S), 1 = repaint.
 MaskFunction = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 

@@ -47,7 +47,7 @@ class MaskOptions:
 
     Attributes:
         strategy: of video pairs: "sift_grid" (paper), "random_grid", "box", or "orb_grid" (released data utilities); or
-            a function of your own, "module:function" (docs/EXTENDING.md).
+            a function of your own, "module:function" (docs/extending.md).
         image_strategy: of photographs: "segment" (paper), "random_grid", "box" or "orb_grid"; or a function.
         cells: smallest and largest N of the N x N grid, in all three grids.
         matched: sift_grid: probability that a cell with a matched SIFT point is masked.

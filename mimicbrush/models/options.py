@@ -60,7 +60,7 @@ def encoder_without_unet(token_class: str) -> str:
 
 @dataclass
 class ModelOptions:
-    """Choices in which paper and released code differ (docs/DECISIONS.md); saved with every pipeline.
+    """Choices in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
 
     Attributes:
         size_px: side of the square canvas.

@@ -29,7 +29,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     With `hidden_channels` convolutions on the patches' grid add to what the linear maps give, in both directions. Their
     last layers are zero at the start, so that training begins at the linear maps and keeps their colours, which an
-    AutoencoderKL of this size did not find in the time that there was (docs/LOG.md).
+    AutoencoderKL of this size did not find in the time that there was (docs/dev/log.md).
 
     Args:
         channel_std: of the four channels on photographs with pixels in [-1, 1] (measured on the photographs

@@ -1,6 +1,6 @@
 """Networks that make image tokens of a reference: CLIP (the method), or another in the ablation of the paper's Table 3.
 
-Adding one is an entry in `TOKEN_ENCODERS` and one in `options.REFERENCE_ENCODERS`: docs/EXTENDING.md.
+Adding one is an entry in `TOKEN_ENCODERS` and one in `options.REFERENCE_ENCODERS`: docs/extending.md.
 """
 
 from __future__ import annotations

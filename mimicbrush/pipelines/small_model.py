@@ -32,7 +32,7 @@ def model_folder(name: str) -> Path:
     if not is_shipped():
         raise InputError(
             f"{name}: the small model is not in this installation; name a pipeline folder, or train one "
-            "(docs/SMALL_MODEL.md)"
+            "(docs/training.md)"
         )
     return SHIPPED_MODEL
 

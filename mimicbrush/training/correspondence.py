@@ -1,7 +1,7 @@
 """The correspondence loss: it teaches the reference attention to look where the reference shows the same (*ours*).
 
 The denoising loss alone hardly teaches this to a small model: colours reach it sooner through the image tokens
-(docs/RESULTS.md). The matching places are there without labels: the miner stores SIFT matches of every video pair, and
+(docs/results.md). The matching places are there without labels: the miner stores SIFT matches of every video pair, and
 both views of a photograph come with their matrices. The loss supervises some heads of every reading layer.
 
 Matches as soft targets of attention: SIFT-VTON (arXiv 2605.01296), CORAL (2602.17636), MOSAIC (2509.01977) for try-on;

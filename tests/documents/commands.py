@@ -8,12 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 #: In this order: what an earlier one leaves behind is there for a later one.
+_FIRST = ["docs/quickstart.md", "README.md", "docs/evaluation.md"]
+_OTHERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [
-    "docs/YOUR_VIDEOS.md",
-    "README.md",
-    *sorted(
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md") if path.name != "YOUR_VIDEOS.md"
-    ),
+    *_FIRST,
+    *(name for name in _OTHERS if name not in _FIRST),
     "CONTRIBUTING.md",
     "data_manifests/README.md",
     "data_manifests/DREAMBOOTH.md",
@@ -105,7 +104,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py memory", Elsewhere(f"{_SPEED}::test_a_full_size_u_net_keeps_what_reference_md_says")),
     (r".*speed\.py train_step( .*)?", Elsewhere(f"{_SPEED}::test_the_peer_trains_as_we_do")),
     (r".*speed\.py dropped_references( .*)?", Elsewhere("tests/system/test_speed.py::test_a_measurement_is_written")),
-    (r".*speed\.py mining( .*)?", Never("a minute on clips of ../shared; equal results are asserted by the command itself")),
+    (r".*speed\.py mining( .*)?", Never("a minute on real clips; equal results are asserted by the command itself")),
     (r".*speed\.py samples( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
     (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),

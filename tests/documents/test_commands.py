@@ -26,7 +26,7 @@ from toy_run import forget_accelerate, train
 
 from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clips
 
-SIZE = (420, 360)  # of the images that are edited: the crop in docs/EDITING.md lies within
+SIZE = (420, 360)  # of the images that are edited: the crop in docs/editing.md lies within
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -101,18 +101,14 @@ def _furnish(folder: Path) -> None:
     # Clips, photographs with segments, images of subjects.
     for name, spec in demo_clips(HELDOUT_PHOTOGRAPHS, 5, seed=3).items():
         list(write_clips(folder / "videos", {name: type(spec)(**{**vars(spec), "seconds": 2.5})}))
-    shared = folder.parent / "shared" / "data"
-    shared.mkdir(parents=True)
-    (shared / "videos").symlink_to(folder / "videos")
-    (shared / "images").symlink_to(folder / "FOLDER" / "cup")
-    (folder / "FOLDER_OR_LIST").symlink_to(folder / "videos")
+    for name in ("VIDEOS", "FOLDER_OR_LIST"):
+        (folder / name).symlink_to(folder / "videos")
     jpeg, annotation = photograph_with_segments()
     content = {"sa_1.jpg": jpeg, "sa_1.json": json.dumps(annotation).encode()}
     (folder / "sa1b").mkdir()
     write_tar(folder / "sa1b" / "sa_000000.tar", content)
     for name in ("dreambooth", "DREAMBOOTH"):
         write_dreambooth(folder / name, folder.parent / "unused.jsonl")
-    write_dreambooth(shared / "dreambooth", folder.parent / "unused.jsonl")
     write_images(folder / "FOLDER")
     painted(folder / "MASKS", "tabby/00", "part", (40, 40, 120, 120))
     # Images to edit.
@@ -132,12 +128,12 @@ def _furnish(folder: Path) -> None:
     for short, name in (("ref", "reference"), ("src", "source"), ("mask", "source_mask")):
         made[short].save(parts / f"001_{name}.png")
     (folder / "edits.jsonl").write_text('{"source": "src.jpg", "mask": "mask.png", "reference": "ref.jpg"}\n')
-    (folder / "stripes.py").write_text(blocks_of("docs/EXTENDING.md", "python")[0])
+    (folder / "stripes.py").write_text(blocks_of("docs/extending.md", "python")[0])
     write_snapshot(folder)
 
 
 def _later(workplace: Workplace) -> None:
-    """What the documents take for granted once the page on own videos was followed: other names for what it made."""
+    """What the documents take for granted once the quickstart was followed: other names for what it made."""
     folder = workplace.folder
     if (folder / "DIR").is_symlink():
         return

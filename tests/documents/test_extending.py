@@ -1,4 +1,4 @@
-"""The worked examples of docs/EXTENDING.md do what they say."""
+"""The worked examples of docs/extending.md do what they say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mimicbrush.models import options as model_options
 from mimicbrush.models import token_encoders
 from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "EXTENDING.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 MASKS, ENCODER = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 
 

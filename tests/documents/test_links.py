@@ -33,4 +33,5 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_every_document_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in readme] == []
+    names = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert names and [name for name in names if f"]({name})" not in readme] == []

@@ -13,7 +13,7 @@ from PIL import Image
 from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
 from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor, NotApplicableError
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "COMPARING_EDITORS.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
 def test_the_example_edits() -> None:

@@ -47,7 +47,7 @@ def test_it_is_small_whole_and_tells_what_it_was_trained_on() -> None:
 
 
 def test_it_imitates_on_photographs_that_it_has_not_seen(editor: MimicBrushEditor) -> None:
-    """Enough to notice a model that does not look at its reference; docs/RESULTS.md has more."""
+    """Enough to notice a model that does not look at its reference; docs/results.md has more."""
     size = shipped_size_px()
     assert editor.pipeline.size_px == size
     frames = []

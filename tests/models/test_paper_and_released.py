@@ -56,7 +56,7 @@ def edited(pipe: MimicBrushPipeline, keep_shape: bool) -> torch.Tensor:
 def test_the_defaults_are_those_that_are_documented() -> None:
     assert set(CHOICES) == {field.name for field in fields(ModelOptions)} - {"size_px", "reference_encoder"}
     assert {name: getattr(ModelOptions(), name) for name in CHOICES} == {name: c[0] for name, c in CHOICES.items()}
-    document = (Path(__file__).parents[2] / "docs" / "PAPER_AND_RELEASED.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "paper_vs_code.md").read_text()
     assert all(f"`{name}" in document for name in CHOICES)
 
 

@@ -56,7 +56,7 @@ KNOWN = {
     "paint_by_example_box[:DIR]": "Paint-by-Example, of the box around the reference's mask",
     "ip_adapter[:DIR]": "SD-1.5 inpainting with an IP-Adapter",
     "reference_only[:DIR]": "reference-only attention, nothing trained; DIR may be a pipeline folder of ours",
-    "auto_zoom:DIR": "a pipeline that looks twice, see docs/EDITING.md; DIR may also be small or released",
+    "auto_zoom:DIR": "a pipeline that looks twice, see docs/editing.md; DIR may also be small or released",
     "boxed:DIR": "a pipeline that sees only the box around the reference's mask; likewise",
     "results:FOLDER": "results of any other method, NNN_result.png",
     "DIR": "a pipeline folder, or the folder of a run that has one",
