@@ -118,15 +118,12 @@ def _layer_loss(
     """Compute of one layer, (B, K) float32 each: the loss at each match; 1 where the attention peaks near it."""
     side, heads = math.isqrt(key.shape[1]), math.ceil(round(heads_ratio * query.shape[2], 6))
     rows = torch.arange(len(query), device=query.device)[:, None]
-    # The query of the source token that holds each match.
-    matched_query = query[
-        rows, _token_index(matches.source_xy, math.isqrt(query.shape[1]), size_px), :heads
-    ]  # (B, K, heads, d)
+    # q of the source token that holds each match, and k of all reference tokens, of the taught heads.
+    token = _token_index(matches.source_xy, math.isqrt(query.shape[1]), size_px)  # (B, K)
+    q, k = query[rows, token, :heads], key[:, :, :heads]  # (B, K, heads, d) and (B, M, heads, d)
     # Scores in float32 also under autocast: a softmax over thousands of tokens needs it.
     with torch.autocast(query.device.type, enabled=False):
-        scores = (
-            torch.einsum("bkhd,bmhd->bhkm", matched_query.float(), key[:, :, :heads].float()) * query.shape[-1] ** -0.5
-        )
+        scores = torch.einsum("bkhd,bmhd->bhkm", q.float(), k.float()) * query.shape[-1] ** -0.5
         tokens, weights = _bilinear(matches.reference_xy, side, size_px)  # (B, K, 4) each
         around = scores.gather(-1, tokens[:, None].expand(-1, heads, -1, -1))  # (B, heads, K, 4)
         # -sum_i w_i log softmax(s)_i = logsumexp(s) - sum_i w_i s_i, as the four weights add up to 1.
