@@ -119,7 +119,6 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
 FREE_TO_CHANGE = (
     "run_name",
     "run_dir",
-    "model.path",  # the weights themselves are compared, see `run_identity`
     "data.root",
     "data.input_root",
     "data.sources.*.root",
