@@ -12,7 +12,7 @@ from importlib import import_module
 from mimicbrush.errors import InputError, cli_main
 
 #: Group -> command -> its module in `mimicbrush.cli`, and what it does.
-GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+COMMAND_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Edit": {
         "edit": ("edit", "edit an image by imitating another; or many images, from a list"),
         "app": ("app", "edit in the browser"),
@@ -40,7 +40,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "ablations": ("dev.ablations", "train and compare the rows of the paper's Tables 3 and 4, small"),
     },
 }
-COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def help_text() -> str:
     """List all commands, one a line."""
     width = max(map(len, COMMANDS))
     lines = ["usage: mimicbrush COMMAND ...", "", "`mimicbrush COMMAND --help` shows the options of a command."]
-    for title, group in GROUPS.items():
+    for title, group in COMMAND_GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:{width}}  {meaning}" for name, (_, meaning) in group.items())]
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def list_origin_keys(sources: Sequence[PairSource]) -> list[int]:
 def find_training_data(options: TrainConfig, sources: Sequence[PairSource]) -> TrainingData:
     """List what the weights have been trained on in the end, in this run or before it."""
     from mimicbrush.data.training_data import TrainingData, read_training_data
-    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.find_pipeline import find_pipeline
 
     hashes = frozenset(f"{key:016x}" for key in list_origin_keys(sources))
     if isinstance(options.model, PipelineModel):
@@ -66,7 +66,7 @@ def build_components(options: ModelOptions, seed: int) -> Components:
     if isinstance(options, ToyModel):
         return toy_components(options, seed=seed)
     if isinstance(options, PipelineModel):
-        from mimicbrush.pipelines.find import find_pipeline
+        from mimicbrush.pipelines.find_pipeline import find_pipeline
         from mimicbrush.pipelines.loading import load_components
 
         return load_components(find_pipeline(options.path, fetch=False), options.size_px)
@@ -84,7 +84,7 @@ def build_model(components: Components, model_options: ModelOptions, train_optio
         InputError: the correspondence loss is chosen, and no layer reads a reference on a grid that is fine enough.
     """
     if train_options.correspondence_weight:
-        from mimicbrush.training.correspondence import check_reading_layers
+        from mimicbrush.training.correspondence_loss import check_reading_layers
 
         check_reading_layers(components.unet if components.reference_unet is not None else None)
     from mimicbrush.training.objective import MimicBrushModel

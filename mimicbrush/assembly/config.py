@@ -94,7 +94,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
     model = config.model
     if OmegaConf.get_type(model) is not PipelineModel:
         return config, []
-    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.find_pipeline import find_pipeline
     from mimicbrush.pipelines.folder import read_conventions, read_networks
 
     if not model.path:
@@ -172,7 +172,7 @@ def _hash_starting_weights(config: DictConfig) -> str:
 def list_weight_files(model: ModelOptions) -> list[Path]:
     """List the files of all starting weights; none where these are random."""
     from mimicbrush.models.pretrained.requirements import inspect_starting_weights
-    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.find_pipeline import find_pipeline
     from mimicbrush.pipelines.folder import read_networks
 
     if isinstance(model, PretrainedModel):

@@ -102,7 +102,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
         raise InputError(f"these options cannot be used: {error}") from error
     check_option_names(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
-        from mimicbrush.pipelines.find import find_pipeline
+        from mimicbrush.pipelines.find_pipeline import find_pipeline
         from mimicbrush.pipelines.loading import inspect_pipeline_networks
 
         if not config.model.path:

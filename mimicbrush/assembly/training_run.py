@@ -118,7 +118,7 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
         return None
     # Another run's checkpoint is refused here, within seconds; the full check of the files comes later.
     for newest in checkpoints.list_checkpoints(run_dir / "checkpoints")[-1:]:
-        if options.train.resume == "latest" and checkpoints.find_damage(newest, deep=False) is None:
+        if options.train.resume == "latest" and checkpoints.verify_checkpoint(newest, deep=False) is None:
             checkpoints.check_identity(newest, identity)
     return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity)
 

@@ -29,7 +29,7 @@ def main() -> None:
     add("-o", "--output", type=Path, required=True, metavar="BENCH", help="folder for the benchmark; replaced if there")
     add("--dreambooth", type=Path, metavar="DIR", help="the DreamBooth dataset, or a clone of google/dreambooth")
     add("--manifest", type=Path, default=MANIFEST, metavar="FILE", help=f"its pairs (default: {MANIFEST.name})")
-    add("--pictures", type=Path, metavar="DIR", help="a folder of images per subject")
+    add("--pictures", dest="images", type=Path, metavar="DIR", help="a folder of images per subject")
     add("--pairs", type=Path, action="append", default=[], metavar="MINED", help="mined videos; may be repeated")
     add("--masks", type=Path, metavar="DIR", help="painted or imported masks; they go before boxes")
     add(
@@ -53,7 +53,7 @@ def main() -> None:
 
     options = BuildOptions(
         dreambooth=arguments.dreambooth,
-        images=arguments.pictures,
+        images=arguments.images,
         pairs=tuple(arguments.pairs),
         manifest=arguments.manifest,
         masks=arguments.masks,

@@ -177,7 +177,7 @@ def _box(text: str) -> Box:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-class Editor:
+class LoadedEditor:
     """The model, loaded when the first edit needs it, and how it is to edit.
 
     Attributes:
@@ -273,9 +273,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = logging.StreamHandler()
     notes.addFilter(_Once())
     logging.basicConfig(format="note: %(message)s", handlers=[notes])
-    editor = Editor(arguments)
+    editor = LoadedEditor(arguments)
     if arguments.batch is not None:
-        edit_batch(arguments, editor)
+        edit_all(arguments, editor)
         return
     try:
         with convert_memory_errors():
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def edit_one(arguments: argparse.Namespace, editor: Editor) -> None:
+def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     """Edit one image, and write the results, maps and contact sheet."""
     edit = Edit(
         source=arguments.source,
@@ -332,7 +332,7 @@ def _told(part: ReferencePart | None) -> str:
     return f"auto-zoom: only {box} of the reference, {of}, at which {part.share:.0%} of the attention peaked"
 
 
-def edit_batch(arguments: argparse.Namespace, editor: Editor) -> None:
+def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     """Edit all images of a folder or list; what is finished is skipped."""
     # 1. What is asked for, and where it goes.
     edits = collect_edits(
@@ -376,7 +376,7 @@ def report(tally: BatchCounts, wanted: int) -> None:
         print(f"failed: {edit.source}: {reason}", file=sys.stderr)
 
 
-def write_sheet(path: Path, edits: Sequence[Edit], editor: Editor) -> None:
+def write_sheet(path: Path, edits: Sequence[Edit], editor: LoadedEditor) -> None:
     """Write a contact sheet of finished edits."""
     from mimicbrush.pipelines.editing.contact_sheet import edit_sheet
 

@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("pictures", type=Path, nargs="?", metavar="PICTURES", help="a folder of images, of any depth")
+    parser.add_argument("images", type=Path, nargs="?", metavar="PICTURES", help="a folder of images, of any depth")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MASKS", help="folder for the masks")
     parser.add_argument("--port", type=int, default=8765, help="0 takes one that is free (default: 8765)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -26,7 +26,7 @@ def main() -> None:
 
     from mimicbrush.app.mask_painter import MaskStore, PainterServer
 
-    store = MaskStore(arguments.output, arguments.pictures, on_save=lambda path: print(f"saved {path}", flush=True))
+    store = MaskStore(arguments.output, arguments.images, on_save=lambda path: print(f"saved {path}", flush=True))
     with PainterServer(store, arguments.port) as server:
         print(f"{len(store.names())} images; paint at {server.url} (Ctrl-C ends it)", flush=True)
         if arguments.open:

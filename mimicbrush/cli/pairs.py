@@ -35,14 +35,14 @@ def main() -> None:
     exporting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     arguments = parser.parse_args()
     if arguments.command == "verify":
-        sys.exit(verify_folder(arguments))
+        sys.exit(verify(arguments))
     if arguments.command == "export":
         export(arguments)
     else:
         report(arguments)
 
 
-def verify_folder(arguments: argparse.Namespace) -> int:
+def verify(arguments: argparse.Namespace) -> int:
     """Check every file of a mined folder; the exit status is 1 where something is wrong."""
     from mimicbrush.mining.verify.folder import verify_folder
 

@@ -67,7 +67,7 @@ def main() -> None:
     """Measure keypoint transfer, and write its table, numbers and plot."""
     arguments = parse_arguments()
 
-    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.find_pipeline import find_pipeline
 
     folder = find_pipeline(arguments.model)
 

@@ -20,7 +20,7 @@ from mimicbrush.assembly import sweeps
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import cli_main
 
-GROUPS = ("experiment", "ablation", "model", "data", "data/augmentation", "train", "eval")
+CONFIG_GROUPS = ("experiment", "ablation", "model", "data", "data/augmentation", "train", "eval")
 
 
 def main() -> None:
@@ -45,6 +45,6 @@ def train_composed(config: DictConfig) -> None:
 def show_help() -> None:
     """Print what there is to choose; Hydra's own help takes seconds for this many options."""
     print(__doc__)
-    for group in GROUPS:
+    for group in CONFIG_GROUPS:
         names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
-        print(f"  {'+' if group in GROUPS[:2] else ''}{group:18}  {names}")
+        print(f"  {'+' if group in CONFIG_GROUPS[:2] else ''}{group:18}  {names}")

@@ -99,7 +99,7 @@ class MaskOptions:
 
 @dataclass
 class PairSourceOptions:
-    """One of several mined folders to train on, see `DataOptions.sources`.
+    """A mined folder, one of several to train on, see `DataOptions.sources`.
 
     Attributes:
         root: a folder made by scripts/mine_pairs.py.

@@ -28,7 +28,7 @@ def bootstrap_by_cluster(
 
     Args:
         values: (n,) finite numbers, n >= 1.
-        clusters: n names; values of one name are drawn together.
+        clusters: n names; values of one name are sampled together.
         seed: of the resampling.
         resamples: how many.
         level: of the interval, in 0..1.
@@ -42,8 +42,8 @@ def bootstrap_by_cluster(
     rng = counter_rng.generator(seed, len(counts))
     means = []
     for start in range(0, resamples, _CHUNK):
-        drawn = rng.integers(len(counts), size=(min(_CHUNK, resamples - start), len(counts)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+        sampled = rng.integers(len(counts), size=(min(_CHUNK, resamples - start), len(counts)))
+        means.append(sums[sampled].sum(axis=1) / counts[sampled].sum(axis=1))
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)

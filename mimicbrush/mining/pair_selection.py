@@ -26,8 +26,8 @@ import numpy as np
 from mimicbrush.mining.jpeg import encode_jpeg, shrink_to_side
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.report.audit import RefusedExample, make_thumbnail
-from mimicbrush.mining.video.pyav_reader import VideoFrame
 from mimicbrush.mining.video.shots import ShotDetector
+from mimicbrush.mining.video.strict_reader import VideoFrame
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
 from mimicbrush.ops.similarity import sharpness, ssim_luma, ssim_thumbnail

@@ -5,7 +5,7 @@ Where a file is refused, by the file of this room that decides it:
 * Before it is opened: `plan` (outside_link, not_a_file, bad_name, unreadable) and `input_list` (absent, unknown_type).
 * Its bytes: `worker` (changed, hash_mismatch, empty, too_large, unreadable, out_of_memory).
 * A video: `video/containers` and `video/matroska` (the container), `video/stream_checks` (packets, frames, times and
-  sizes), `video/decoders` and `video/pyav_reader` (errors of FFmpeg), `video/other_readers` (decord and torchcodec).
+  sizes), `video/decoders` and `video/strict_reader` (errors of FFmpeg), `video/other_readers` (decord and torchcodec).
 * A photograph or a tar: `segmented_images` (rotated, bad_json, bad_segment, bad_archive, damaged, too_large).
 * Its process: `worker_pool` (timeout, worker_died).
 * Readable, but without a pair: `pair_selection` (videos) and `worker` (no_segment).

@@ -21,7 +21,7 @@ from mimicbrush.mining.report.page import write_mining_report
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.other_readers import open_reader
-from mimicbrush.mining.video.pyav_reader import FrameReader
+from mimicbrush.mining.video.strict_reader import FrameReader
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
-from mimicbrush.mining.video.pyav_reader import FrameReader
+from mimicbrush.mining.video.strict_reader import FrameReader
 from mimicbrush.mining.worker import ItemOutcome, MinedFile, refuse_file
 from mimicbrush.mining.worker_pool import WorkerPool
 

@@ -22,7 +22,7 @@ from pebble import ProcessExpired, ProcessPool
 from mimicbrush.errors import DataError
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
-from mimicbrush.mining.video.pyav_reader import FrameReader
+from mimicbrush.mining.video.strict_reader import FrameReader
 from mimicbrush.mining.worker import ItemOutcome, mine_item, refuse_file
 
 #: A file that ended this many workers is taken to be the cause.

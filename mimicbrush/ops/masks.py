@@ -1,6 +1,9 @@
 """Mask strategies: what is to be repainted, as (S, S) uint8, 1 = repaint. None is ever empty or full.
 
 (*Ours*: a sample with nothing to repaint, or with nothing around it, teaches nothing.)
+
+Which of them a sample gets, and the mask of a photograph's segments, is decided in `data.transforms`; masks of a user's
+own function come from `data.custom_masks`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ In reading order:
 * ``cache`` - values that depend on weights alone
 * ``hub`` - loading, saving and uploading: safetensors only, with a model card
 * ``loading`` - `open_pipeline`, by which every command opens its pipeline
-* ``find`` - the folder of a pipeline by its name, also of the released one
+* ``find_pipeline`` - the folder of a pipeline by its name, also of the released one
 * ``folder`` - pipeline folders, found and read without loading them; no torch
 * ``small_model`` - the small model that comes with the project
 * ``editing/`` - edits from files: one, many, and with a second look at the reference

@@ -13,7 +13,7 @@ from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.pretrained.check import check_every_byte, check_weights
 from mimicbrush.models.pretrained.requirements import PartReport
 from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.pipelines.find import find_pipeline
+from mimicbrush.pipelines.find_pipeline import find_pipeline
 from mimicbrush.pipelines.folder import read_index, read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 

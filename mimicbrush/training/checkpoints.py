@@ -116,7 +116,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
         return None
     if resume == "latest":
         for path in reversed(existing):
-            damage = find_damage(path)
+            damage = verify_checkpoint(path)
             if damage is None:
                 return path
             say(f"{path} is damaged ({damage}); trying the one before it")
@@ -137,7 +137,7 @@ def check_named_checkpoint(checkpoint: Path) -> Path:
     """
     if not (checkpoint / STATE_FILE).is_file():
         raise CheckpointError(f"{checkpoint} is no checkpoint (it has no {STATE_FILE})")
-    damage = find_damage(checkpoint)
+    damage = verify_checkpoint(checkpoint)
     if damage is not None:
         raise CheckpointError(f"{checkpoint} is damaged ({damage})")
     return checkpoint
@@ -159,7 +159,7 @@ def _find_named_checkpoint(folder: Path, resume: str, existing: list[Path]) -> P
     return check_named_checkpoint(path)
 
 
-def find_damage(checkpoint: Path, deep: bool = True) -> str | None:
+def verify_checkpoint(checkpoint: Path, deep: bool = True) -> str | None:
     """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None where nothing is.
 
     Hashes take a second for a gigabyte or so.
@@ -239,7 +239,7 @@ def _rotate(folder: Path, keep: int) -> None:
     for path in reversed(list_checkpoints(folder)):
         if good >= max(keep, LEAST_KEPT):
             _remove(path)
-        good += find_damage(path, deep=False) is None
+        good += verify_checkpoint(path, deep=False) is None
 
 
 def _remove(checkpoint: Path) -> None:

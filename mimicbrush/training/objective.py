@@ -30,7 +30,7 @@ from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import set_reference_processors
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask
-from mimicbrush.training.correspondence import CorrespondenceLoss, correspondence_loss
+from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.types import Matches, ReferenceStates, TrainBatch
 

@@ -29,7 +29,7 @@ WEIGHTS, AVERAGE, OPTIMIZER, RANDOM = "weights", "ema", "optimizer", "random"
 
 @dataclass
 class TrainingState:
-    """All that changes in a run, between two steps.
+    """A run between two steps: everything in it that changes.
 
     Attributes:
         parameters: name -> trained parameter, as the optimizer holds it.

@@ -16,7 +16,7 @@ from damaged.make import Damaged
 from pebble import ProcessExpired, ProcessPool
 
 from mimicbrush.errors import DataError
-from mimicbrush.mining.video.pyav_reader import FrameReader, PyAVReader
+from mimicbrush.mining.video.strict_reader import FrameReader, PyAVReader
 
 #: The peers, each as it is used commonly: with its defaults, but one thread.
 READERS = ("decord", "opencv")

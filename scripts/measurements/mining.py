@@ -39,7 +39,7 @@ def reading_cases(clip: Path) -> Iterator[Case]:
     """The frames of the pairs that are kept, and of all pairs that are compared on the way."""
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.pair_selection import select_pairs
-    from mimicbrush.mining.video.pyav_reader import PyAVReader
+    from mimicbrush.mining.video.strict_reader import PyAVReader
 
     options = MiningOptions()
     selection = select_pairs(PyAVReader().frames(clip), options)
@@ -99,7 +99,7 @@ class FramesInOnePass:
         """(H, W, 3) uint8 each, at the stored size."""
         from mimicbrush.mining.jpeg import shrink_to_side
         from mimicbrush.mining.options import MiningOptions
-        from mimicbrush.mining.video.pyav_reader import PyAVReader
+        from mimicbrush.mining.video.strict_reader import PyAVReader
 
         wanted, found = set(self.numbers), {}
         self.num_decoded = 0

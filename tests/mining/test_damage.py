@@ -15,7 +15,7 @@ from damaged.make import DAMAGES, Damaged, encode, make_damaged
 from damaged.read import Reading, read_all, read_one, write_truth
 from mining_inputs import moving_camera
 
-from mimicbrush.mining.video.pyav_reader import PyAVReader
+from mimicbrush.mining.video.strict_reader import PyAVReader
 
 ROOT = Path(__file__).parents[2]
 #: What may never give a wrong frame, nor a visibly damaged one.

@@ -21,7 +21,7 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.run import mine_folder
-from mimicbrush.mining.video.pyav_reader import PyAVReader, VideoFrame
+from mimicbrush.mining.video.strict_reader import PyAVReader, VideoFrame
 from mimicbrush.mining.worker_pool import WorkerPool
 
 ROOT = Path(__file__).parents[2]

@@ -33,7 +33,7 @@ from mimicbrush.mining.plan import Item
 from mimicbrush.mining.reasons import QUARANTINED, REJECTED
 from mimicbrush.mining.run import mine_folder
 from mimicbrush.mining.summary import Summary
-from mimicbrush.mining.video.pyav_reader import PyAVReader, VideoFrame
+from mimicbrush.mining.video.strict_reader import PyAVReader, VideoFrame
 from mimicbrush.mining.worker import mine_item
 
 OPTIONS = MiningOptions(pairs_per_clip=2, inputs_per_shard=1)

@@ -18,7 +18,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.mining.reasons import UntrustedFileError
 from mimicbrush.mining.video.matroska import find_matroska_fault
 from mimicbrush.mining.video.other_readers import DecordReader, TorchCodecReader, open_reader
-from mimicbrush.mining.video.pyav_reader import PyAVReader
+from mimicbrush.mining.video.strict_reader import PyAVReader
 
 #: Reads clips with both readers and prints a line per clip: the numbers of frames, the largest differences.
 COMPARE = """

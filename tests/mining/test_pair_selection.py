@@ -17,7 +17,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.mining.jpeg import shrink_to_side
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import select_pairs
-from mimicbrush.mining.video.pyav_reader import VideoFrame
+from mimicbrush.mining.video.strict_reader import VideoFrame
 
 OPTIONS = MiningOptions()
 

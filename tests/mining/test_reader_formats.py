@@ -13,7 +13,7 @@ import pytest
 from mining_inputs import moving_camera, write_clip
 
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.pyav_reader import PyAVReader
+from mimicbrush.mining.video.strict_reader import PyAVReader
 
 QUIET = "log-level=none"
 SIZE_PX = (160, 96)

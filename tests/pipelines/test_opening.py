@@ -15,7 +15,7 @@ from toy_edit import an_edit, build
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline, loading, small_model
-from mimicbrush.pipelines.find import find_pipeline
+from mimicbrush.pipelines.find_pipeline import find_pipeline
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.loading import default_dtype, open_pipeline, seeded_generator
 
@@ -91,7 +91,7 @@ def test_names_are_resolved_without_torch_and_imports_change_nothing(
     code = (
         "import os, sys; before = dict(os.environ); import mimicbrush\n"
         "from mimicbrush.errors import cli_main\n"
-        "from mimicbrush.pipelines.find import find_pipeline\n"
+        "from mimicbrush.pipelines.find_pipeline import find_pipeline\n"
         "from mimicbrush.pipelines.small_model import SHIPPED_MODEL\n"
         "assert find_pipeline('small') == find_pipeline('proof') == SHIPPED_MODEL\n"
         "assert dict(os.environ) == before and 'torch' not in sys.modules\n"

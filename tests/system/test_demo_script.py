@@ -18,7 +18,7 @@ from mimicbrush.evaluation.heldout.showcase import find_moved_mask
 from mimicbrush.pipelines import small_model as shipped
 from mimicbrush.pipelines.editing.inputs import read_inputs
 from mimicbrush.pipelines.editing.requests import collect_edits
-from mimicbrush.pipelines.find import find_pipeline
+from mimicbrush.pipelines.find_pipeline import find_pipeline
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "scripts" / "demo.py"

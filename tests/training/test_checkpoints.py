@@ -40,7 +40,7 @@ def flip_a_bit(path: Path, position: int) -> None:
 
 def test_a_checkpoint_holds_what_was_given(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
-    assert checkpoints.find_damage(path) is None
+    assert checkpoints.verify_checkpoint(path) is None
     state = checkpoints.read_state(path)
     assert state["step"] == 3 and state["identity"] == {"seed": 1}
     assert torch.equal(load_file(path / "ema.safetensors")["w"], tensors(3)["ema"]["w"])
@@ -213,7 +213,7 @@ def test_a_hundred_kills_at_random_moments_lose_at_most_one_interval(tmp_path: P
         step = checkpoints.read_state(found)["step"]
         assert step in (saved, saved + 1)  # the last may have got its name without having been told
         assert float(load_file(found / "weights.safetensors")["w"][0]) == step
-        good = [path for path in checkpoints.list_checkpoints(tmp_path) if checkpoints.find_damage(path) is None]
+        good = [path for path in checkpoints.list_checkpoints(tmp_path) if checkpoints.verify_checkpoint(path) is None]
         assert len(good) >= min(2, step)
         saved = step
     assert saved > 10 and interrupted > 10, (saved, interrupted)

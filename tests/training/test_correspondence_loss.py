@@ -31,7 +31,7 @@ from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.color_jitter import JitterRanges
-from mimicbrush.training.correspondence import check_reading_layers, correspondence_loss
+from mimicbrush.training.correspondence_loss import check_reading_layers, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions

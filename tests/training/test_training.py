@@ -184,7 +184,7 @@ def test_killed_at_random_moments_a_run_loses_at_most_one_interval(
         assert found is not None
         step = checkpoints.read_state(found)["step"]
         assert step >= reached + 2 and step >= max(before) - 2  # logged every other step, saved after it
-        assert sum(checkpoints.find_damage(path) is None for path in checkpoints.list_checkpoints(folder)) >= 2
+        assert sum(checkpoints.verify_checkpoint(path) is None for path in checkpoints.list_checkpoints(folder)) >= 2
         reached = step
     # The data go on where the newest checkpoint was, to the same bits as without any kill.
     train(mined, tmp_path / "straight", f"train.max_steps={reached + 2}", "train.checkpoint_every=1")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mimicbrush.errors import InputError, MimicBrushError
 
-ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
+ABLATION_ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
 ABSENT = dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not at hand")
 
 
@@ -32,7 +32,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all; full is needed")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ABLATION_ROWS, default=list(ABLATION_ROWS), help="default: all; full is needed"
+    )
     parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler (default: 4)")
     return parser.parse_known_args()
@@ -50,7 +52,7 @@ def main() -> None:
             "  python scripts/small_model_data.py --output small_model_data"
         )
     seeds = ",".join(map(str, arguments.seeds))
-    run_command(
+    run_step(
         "train",
         "-m",
         f"+experiment={arguments.experiment}",
@@ -66,7 +68,7 @@ def main() -> None:
             if is_evaluated(folder, arguments):
                 print(f"{folder} is there already and is kept")
             else:
-                run_command(
+                run_step(
                     "evaluate",
                     f"editor={folder.parent / 'pipeline'}",
                     f"pairs={arguments.pairs}",
@@ -103,7 +105,7 @@ def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
     )
 
 
-def run_command(name: str, *arguments: str) -> None:
+def run_step(name: str, *arguments: str) -> None:
     """Run one of the commands, and end with it where it fails."""
     done = subprocess.run([sys.executable, "-m", "mimicbrush", name, *arguments], check=False)
     if done.returncode:

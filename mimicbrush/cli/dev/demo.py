@@ -26,7 +26,7 @@ from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shi
 
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
-TRAIN_CLIPS, HELDOUT_CLIPS, EDITS = 14, 12, 3
+TRAIN_CLIPS, DEMO_HELDOUT_CLIPS, EDITS = 14, 12, 3
 EVALUATED_PAIRS = 24
 
 
@@ -63,10 +63,10 @@ def main() -> None:
     story = Story()
 
     story.step(
-        f"Render {TRAIN_CLIPS} clips to train on and {HELDOUT_CLIPS} to test with (H.264, other photographs)",
+        f"Render {TRAIN_CLIPS} clips to train on and {DEMO_HELDOUT_CLIPS} to test with (H.264, other photographs)",
         lambda: render(folder / "clips", arguments.seed),
     )
-    story.step("Mine pairs of frames from both", lambda: mine(folder))
+    story.step("Mine pairs of frames from both", lambda: mine_clips(folder))
     story.step("Before: edit and evaluate with the small model as it comes", lambda: before(folder, arguments.seed))
     story.step(
         f"Fine-tune it on the training clips, at most {arguments.minutes:g} minutes",
@@ -125,14 +125,14 @@ def render(folder: Path, seed: int) -> None:
     from mimicbrush.synthetic import clips
 
     train = clips.demo_clips(clips.TRAIN_PHOTOGRAPHS, TRAIN_CLIPS, seed=2 * seed)
-    heldout = clips.demo_clips(clips.HELDOUT_PHOTOGRAPHS, HELDOUT_CLIPS, seed=2 * seed + 1)
+    heldout = clips.demo_clips(clips.HELDOUT_PHOTOGRAPHS, DEMO_HELDOUT_CLIPS, seed=2 * seed + 1)
     for name, specs in (("train", train), ("heldout", heldout)):
         written = list(clips.write_clips(folder / name, specs))
         size = sum(path.stat().st_size for path in written) / 1e6
         print(f"{folder / name}: {len(written)} clips, {size:.1f} MB")
 
 
-def mine(folder: Path) -> None:
+def mine_clips(folder: Path) -> None:
     """Mine the clips to train on and those to test with."""
     for name in ("train", "heldout"):
         arguments = override("input", folder / "clips" / name), override("output", folder / "pairs" / name)

@@ -23,7 +23,7 @@ ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.
 
 @dataclass(frozen=True)
 class Track:
-    """One of the paper's four kinds of cases.
+    """A track of the benchmark: one of the paper's four kinds of cases.
 
     Attributes:
         folder: in the released layout.

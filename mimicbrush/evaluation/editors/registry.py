@@ -109,7 +109,7 @@ def find_editor_pipeline(text: str) -> Path | None:
     """
     named = _parse(text)
     if named.name == RELEASED:
-        from mimicbrush.pipelines.find import find_pipeline
+        from mimicbrush.pipelines.find_pipeline import find_pipeline
 
         return find_pipeline(RELEASED)
     return named.folder if named.name in ("", SHIPPED_NAME) else None
@@ -179,7 +179,7 @@ def _open_public(text: str, named: _Named, options: EditorOptions) -> Editor:
 
 def _list_weight_files(named: _Named) -> list[Path]:
     """The files that a model is loaded from."""
-    from mimicbrush.pipelines.find import find_pipeline
+    from mimicbrush.pipelines.find_pipeline import find_pipeline
 
     if named.name in _PUBLIC and not _is_pipeline(named.folder):
         folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]

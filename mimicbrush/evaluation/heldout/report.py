@@ -70,9 +70,9 @@ def describe_gains(summary: dict[str, Any]) -> str:
     lines = []
     for key, gain in GAINS.items():
         low, high = summary[f"{key}_ci95"]
-        says = "too few to say." if is_few else describe_gain(key, low, high)
+        sentence = "too few to say." if is_few else describe_gain(key, low, high)
         lines.append(
             f"{gain.name.capitalize()} ({gain.between}) {summary[key]:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}"
-            f"{caution}): {says}"
+            f"{caution}): {sentence}"
         )
     return "\n".join(lines)

@@ -291,11 +291,11 @@ class _ShardReading:
             return
         for side in ("a", "b"):
             points = np.array(values[f"{side}_points"], np.int64).reshape(-1, 2)
-            outside = int((points > np.array(size) * POINT_UNITS_PER_PX).any(axis=1).sum())
-            if outside:
+            num_outside = int((points > np.array(size) * POINT_UNITS_PER_PX).any(axis=1).sum())
+            if num_outside:
                 self._add_fault(
                     name,
-                    f"{outside} points of image {side} lie outside",
+                    f"{num_outside} points of image {side} lie outside",
                     f"all inside {size[0]} x {size[1]} px",
                     values["pair_id"],
                 )

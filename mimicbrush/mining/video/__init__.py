@@ -2,7 +2,7 @@
 
 In reading order; each file says at its top which reasons it gives:
 
-* `pyav_reader`: the default reader, FFmpeg through PyAV.
+* `strict_reader`: the default reader, FFmpeg through PyAV.
 * `containers`: checks that the file is as long as its container says, and the bytes of its packets.
 * `matroska`: checks the structure of Matroska and WebM files.
 * `decoders`: decoders that report damage as errors.

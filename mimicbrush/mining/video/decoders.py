@@ -1,7 +1,7 @@
 """Decoders that report what they can, where FFmpeg's usual one does not.
 
 Refuses as "damaged" an HEVC video of which two ways of decoding give different frames. Errors of the decoders
-themselves are refused in `pyav_reader`.
+themselves are refused in `strict_reader`.
 """
 
 from __future__ import annotations

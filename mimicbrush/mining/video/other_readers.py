@@ -27,7 +27,7 @@ import numpy as np
 
 from mimicbrush.errors import InputError
 from mimicbrush.mining.reasons import UntrustedFileError
-from mimicbrush.mining.video.pyav_reader import (
+from mimicbrush.mining.video.strict_reader import (
     THUMBNAIL_SIZE,
     FrameReader,
     PyAVReader,
