@@ -116,7 +116,7 @@ def test_damage_in_the_cache_is_found_and_mended(online: LocalHub, tmp_path: Pat
     # A bit that flipped: only a deep look sees it.
     vae.resolve().write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert not any(provide(fetching=False).values())
-    assert "the hub said" in provide(fetching=False, deep=True)["vae"]
+    assert "the hub states" in provide(fetching=False, deep=True)["vae"]
     assert not any(provide(deep=True).values()) and vae.read_bytes() == data
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, bootstrap_by_cluster
-from mimicbrush.ops.similarity import psnr_inside, ssim_inside
 
 #: PSNR of equal images is infinite, and one such pair would make every mean infinite. 60 dB is an error of
 #: a quarter of a grey level: nothing that is painted comes near it.
@@ -108,6 +107,8 @@ class MaskScore(NamedTuple):
 
 def score_inside_mask(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> MaskScore:
     """Score an image inside the mask: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
+    from mimicbrush.ops.similarity import psnr_inside, ssim_inside  # heavy; a sweep's table needs the names alone
+
     psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
     return MaskScore(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)
 
