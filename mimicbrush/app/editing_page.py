@@ -1,7 +1,7 @@
 """The editing page as an application: gradio's controls around the mask painter.
 
-Uploads and results do not go through gradio's file cache, whose addresses anybody may open: they are kept by `Visits`,
-and a cookie says whose they are. Gradio runs the queue, its progress and its controls.
+Uploads and results do not go through gradio's file cache, whose addresses anybody may open. `SessionFiles` keeps
+them, and a cookie says whose they are. Gradio runs the queue, its progress and its controls.
 """
 
 from __future__ import annotations

@@ -273,8 +273,9 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
         write_finished_run(run_dir, FinishedRun(result.step, result.seconds, figures, plan.identity))
     accelerator.print(
         f"{result.step} of {max_steps} steps done"
-        + (" before; train.max_steps=MORE goes on" if result.step == run.first_step else "")
-        + ". Edit with it:\n"
+        + (" before; train.max_steps=MORE goes on" if result.step == run.first_step >= max_steps else "")
+        + ("; train.resume=latest goes on" if result.step < max_steps else "")
+        + ". Edit with its pipeline:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
     )
     return 0
@@ -294,9 +295,9 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
         The checkpoint that was taken.
 
     Raises:
-        InputError: the folder is none of a run, or `output` holds something else.
+        InputError: `run_dir` is no folder of a run, or `output` holds something else.
         CheckpointError: there is no good checkpoint, or no average in it.
-        WeightsError: the starting weights, whose frozen networks checkpoints do not hold, are absent or others.
+        WeightsError: the starting weights, whose frozen networks checkpoints do not hold, are missing or have changed.
     """
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():

@@ -133,7 +133,7 @@ class DataOptions:
         augment_on: "cpu" renders in the loader's processes; "device" lets them decode only, and jitters and warps
             whole batches where the model is. Same parameters, same samples up to rounding.
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
-            (a few are always allowed, see `training.bad_samples`).
+            (a few are always allowed, see `training.guards.BadSamples`).
         num_workers: loader processes per rank.
         num_matches: the most matched points of a sample that `train.correspondence_weight` supervises, 1..4096; more
             are thinned at random.

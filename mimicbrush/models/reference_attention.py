@@ -5,7 +5,7 @@ the reference U-Net sees the reference image and hands over K', V'. The imitativ
 
     o = softmax(Q [K ; K']^T / sqrt(d)) [V ; V']                        (paper Sec. 3.2; `_attend_to_both`)
 
-Each query decides by itself whether it copies from its own image or from the reference. No matching is trained.
+Each query decides by itself whether it copies from its own image or from the reference. The paper trains no matching.
 
 That softmax can be computed without the concatenation. Let o_self, o_ref be the attentions over the own tokens and
 over the reference's tokens alone, and lse_self, lse_ref the log-sum-exp of their scores. The softmax over both weighs
@@ -102,7 +102,7 @@ class PlainAttentionProcessor:
 
 
 class ReferenceWriteProcessor(PlainAttentionProcessor):
-    """Self-attention of the reference U-Net, which first writes down what is to be shared.
+    """Self-attention of the reference U-Net, which first stores what it shares.
 
     Args:
         path: module path of the layer.
@@ -172,7 +172,9 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
             reference = project(attn, reference_states.features[self.path])
         if reference_states.attended is not None:
             reference_states.attended[self.path] = query[-len(reference[0]) :], reference[0]
-        can_merge = not torch.is_grad_enabled() and self._attention_backend is None
+        # Only the kernels of `attend_with_lse` give what a record needs: where one is asked for, they are taken.
+        is_free = self._attention_backend is None or reference_states.record is not None
+        can_merge = not torch.is_grad_enabled() and is_free
         attend_to_reference = self._merge_by_lse if can_merge else self._attend_to_both
         return join_heads(attn, attend_to_reference(query, own, reference, reference_states))
 

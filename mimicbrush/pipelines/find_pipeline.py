@@ -1,4 +1,7 @@
-"""Find the folder of a pipeline, also of the released one; torch is imported only where that must be converted."""
+"""Find the folder of a pipeline, also of the released one. To open it: `loading.open_pipeline`.
+
+PyTorch is imported only where the released weights must be converted.
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
             folder comes before a name.
 
     Returns:
-        The folder. None for "released", whose folder may have to be made first: `find.find_pipeline` does so.
+        The folder. None for "released", whose folder may have to be made first: `find_pipeline.find_pipeline` does so.
 
     Raises:
         InputError: there is no such pipeline; says what to name, or what to do.

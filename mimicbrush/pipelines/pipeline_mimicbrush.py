@@ -481,7 +481,7 @@ class MimicBrushPipeline(HubPipeline):
         ]
         return torch.cat(channels, dim=1).to(self.unet.dtype)
 
-    #: The older name of `prepare_cond_latents`.
+    #: Kept for callers of earlier versions: see `prepare_cond_latents`.
     prepare_stem = prepare_cond_latents
 
     def no_depth_latent(self) -> torch.Tensor:

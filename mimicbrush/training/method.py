@@ -1,4 +1,4 @@
-"""What the trainer needs of a family of models, and the two U-Nets of MimicBrush as the first of them.
+"""The protocol by which the trainer sees a method, and the adapter of MimicBrush to it; the loss is in `objective`.
 
 A second family (another backbone, another loss) is trained by a class that has what `TrainingMethod` lists. The loop,
 the checkpoints, the metrics and the guards then work as they are.
@@ -118,7 +118,7 @@ class MimicBrushMethod:
         return self.model.trained_parameters()
 
     def encode(self, batch: TrainBatch | DecodedBatch, device: torch.device) -> EncodedBatch:
-        """Sample timesteps, noise and drops from the keys of the batch, and run the frozen encoders."""
+        """Sample timesteps, noise and drops from `batch.key`, and run the frozen encoders."""
         options = self.options
         noise_sample = NoiseSample.for_keys(
             batch.key,

@@ -37,7 +37,7 @@ class TrainOptions:
         prediction_type: "epsilon" or "v_prediction".
         min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
             None weighs all alike (paper).
-        correspondence_weight: of the correspondence loss (*ours*, see `training.correspondence`): the reference
+        correspondence_weight: of the correspondence loss (*ours*, see `training.correspondence_loss`): the reference
             attention of every reading layer learns to look where the reference shows the same; 0 (paper) leaves that
             to the denoising loss.
         correspondence_final: the value that this weight reaches in a straight line over `max_steps`; None keeps it.

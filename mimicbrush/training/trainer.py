@@ -366,7 +366,7 @@ class Trainer:
         self.saver.wait(must_succeed=True)
         accelerator.wait_for_everyone()
         if (faults := gather_object(self.faults)) and accelerator.is_main_process:
-            self.bad_samples.write(faults)
+            self._write_or_warn(lambda: self.bad_samples.write(faults))
         if not has_signal:
             self.method.export(self.state.weights(self.method.model), self.run_dir / "pipeline")
         accelerator.wait_for_everyone()

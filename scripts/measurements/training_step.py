@@ -25,7 +25,7 @@ FULL_SIZE_PX, FULL_WIDTHS = 512, (320, 640, 1280, 1280)
 
 
 class OurTraining:
-    """A step as `training.loop.train` makes it, without loader, logs and checkpoints."""
+    """A step as `training.trainer.Trainer.train` makes it, without loader, logs and checkpoints."""
 
     def __init__(self, trainee: MimicBrushModel, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
         import torch

@@ -109,6 +109,6 @@ def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
         check_editor(str(tmp_path), for_pairs=True)
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    with pytest.raises(InputError, match="did you mean"):
+    with pytest.raises(InputError, match=r"pipeline is no whole MimicBrush pipeline"):  # of a run, its pipeline
         check_editor(str(tmp_path), for_pairs=True)
-    assert find_editor_pipeline(str(tmp_path)) == tmp_path
+    assert find_editor_pipeline(str(tmp_path)) == tmp_path / "pipeline"

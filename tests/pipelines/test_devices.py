@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -152,6 +153,17 @@ def test_attention_back_ends_agree(smallest: ToyModel, backend: str, blend: floa
     for network in (pipe.unet, pipe.reference_unet):
         network.reset_attention_backend()  # of the networks: the global choice stays
     torch.testing.assert_close(latents_of(pipe), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("active_backend")
+def test_a_named_back_end_still_tells_where_from(smallest: ToyModel) -> None:
+    pipe = build(smallest)
+    options = {"num_inference_steps": 2, "return_correspondence": True}
+    expected = pipe(**an_edit(), **options, generator=seeded_generator(0)).correspondences[0]
+    for network in (pipe.unet, pipe.reference_unet):
+        network.set_attention_backend("native")
+    found = pipe(**an_edit(), **options, generator=seeded_generator(0)).correspondences[0]
+    np.testing.assert_allclose(found.reference_xy, expected.reference_xy)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class MatchFeatures:
     Attributes:
         size: (width, height) in px at which the features were found.
         features: SIFT.
-        signatures: (2, 32, 17), of the image and of the mirrored one, see `near_duplicates.signature`.
+        signatures: (2, 32, 17), of the image and of the mirrored one, see `ops.similarity.phase_signature`.
     """
 
     size: tuple[int, int]

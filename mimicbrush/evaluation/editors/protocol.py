@@ -113,7 +113,7 @@ class Editor(Protocol):
     made for one of them alone raises `NotApplicableError` in the other; `CaseOnlyEditor` is a base for such.
 
     Attributes:
-        name: as it was named to `open_editor`.
+        name: as it was named to `registry.open_editor`.
         about: what its numbers depend on, for the metric card: weights, steps, guidance, how images are prepared.
     """
 

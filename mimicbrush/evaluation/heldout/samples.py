@@ -132,7 +132,7 @@ def _put_on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -
 
 
 def _find_area(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
-    """(S, S) uint8, 1 where `_on_canvas` shows the image alone."""
+    """(S, S) uint8, 1 where `_put_on_canvas` shows the image alone."""
     whole = np.full(image.shape[:2], 255, np.uint8)
     if matrix is None:
         return canvas.letterbox_mask(whole, size_px)

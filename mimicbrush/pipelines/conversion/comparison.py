@@ -146,7 +146,7 @@ def compare_with_stock(
 
     Args:
         given: ``mimicbrush.bin`` or a pipeline folder.
-        inpainting, sd15, image_encoder: stock weights: folders, or files (see `reading.weights_of`).
+        inpainting, sd15, image_encoder: stock weights: folders, or files (see `untrusted_files.weights_of`).
         vae, depth: the same; only a pipeline folder holds these parts.
 
     Raises:

@@ -59,7 +59,7 @@ def inspect_weights(given: Path) -> list[InspectedPart]:
     """List the parts of a file, of a network's folder or of a pipeline folder that have weights.
 
     Raises:
-        WeightsError: absent, damaged, or refused (see `reading.read_files`).
+        WeightsError: absent, damaged, or refused (see `untrusted_files.read_files`).
     """
     if (given / "model_index.json").is_file():
         components = [name for name, value in read_json(given / "model_index.json").items() if isinstance(value, list)]

@@ -45,7 +45,7 @@ def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) 
     """Split a released checkpoint into its parts.
 
     Args:
-        contents: see `reading.read_files`.
+        contents: see `untrusted_files.read_files`.
         file: what the errors call it.
 
     Raises:
