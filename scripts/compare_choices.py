@@ -49,7 +49,7 @@ def main() -> None:
     source, reference = read_image(arguments.source, "RGB"), read_image(arguments.reference, "RGB")
     mask = read_image(arguments.mask, "L")
     hole = np.asarray(mask) > MASK_THRESHOLD
-    pipe = open_pipeline(arguments.model)
+    pipe = open_pipeline(arguments.model, "cpu", "float32")
     side = pipe.unet.config.sample_size
     start = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=seeded_generator(arguments.seed))
 

@@ -43,7 +43,7 @@ def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]
 
 def list_origin_keys(sources: Sequence[PairSource]) -> list[int]:
     """List the first 64 bits of the hashes of all source files, sorted, each once."""
-    keys = [source.pairs.column("origin_key") for source in sources]
+    keys = [source.pairs.column("source_key") for source in sources]
     return [int(key) for key in np.unique(np.concatenate(keys))]
 
 

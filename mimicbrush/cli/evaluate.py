@@ -111,6 +111,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     # 3. The numbers.
     about = {
         "editor": str(editor_folder or editor_name),
+        "dtype": editor.about.get("dtype", "none"),
         "pairs": str(pairs_folder),
         "selection": " ".join(selection.messages),
     }

@@ -139,4 +139,4 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
 
 def _count_origins(pair_sources: Sequence[PairSource]) -> int:
     """Count the mined files that the pairs come from."""
-    return len({int(key) for each in pair_sources for key in each.pairs.column("origin_key")})
+    return len({int(key) for each in pair_sources for key in each.pairs.column("source_key")})

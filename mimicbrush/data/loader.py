@@ -16,6 +16,9 @@ from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.sampler import RankBatches
 from mimicbrush.types import TrainBatch
 
+#: Signals that end a run.
+_ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
+
 
 def load_batches(
     dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
@@ -49,8 +52,19 @@ def load_batches(
 def _worker_context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mimicbrush.data.dataset"])
+    # Signals that end a run go to its whole group of processes. The server must outlive them, as the workers do, or the
+    # batches of the last step never come. It inherits what is blocked here; the run gets such a signal a moment later.
+    ending = {getattr(signal, name) for name in _ENDING if hasattr(signal, name)}
+    for ensure_running in (resource_tracker.ensure_running, forkserver.ensure_running):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+        try:
+            ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -60,7 +74,7 @@ def _prepare_worker(_worker: int) -> None:
     Signals that end a run go to its whole group of processes. What they mean is for the training to decide, which
     still needs the batches of its last step; workers end when it does.
     """
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+    for name in _ENDING:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -38,7 +38,7 @@ class PairTable(Sequence[Pair]):
     """Table of pairs in a fixed order (by shard, then as mined), made into objects when they are asked for.
 
     Args:
-        table: the columns of `_INDEX_COLUMNS` and `origin_key`, a row per pair.
+        table: the columns of `_INDEX_COLUMNS` and `source_key`, a row per pair.
         root: the mined folder.
         input_root: what was mined: photographs lie there. None where it is not known.
         rows: which rows of the table, in which order; None for all.
@@ -82,7 +82,7 @@ class PairTable(Sequence[Pair]):
         return self._with_rows(self._rows[keep])
 
     def column(self, name: str) -> np.ndarray:
-        """Return a column of numbers or texts, (len,); `origin_key` is the hash of the mined file as uint64."""
+        """Return a column of numbers or texts, (len,); `source_key` is the hash of the mined file as uint64."""
         values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
         return values
 
@@ -254,7 +254,8 @@ def _index_table(root: Path) -> pa.Table:
     rows = read_rows(root, [*_INDEX_COLUMNS, "status"])
     table = rows.filter(pc.equal(rows["status"], "pair")).select(_INDEX_COLUMNS)
     keys = [origin_key(text) for text in table["source_hash"].to_pylist()]
-    table = table.append_column("origin_key", pa.array(keys, pa.uint64()))
+    # `source_key`: the name that the column has had in index files from the first version on.
+    table = table.append_column("source_key", pa.array(keys, pa.uint64()))
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
@@ -361,7 +362,7 @@ def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1)
     if split == "all":
         return pairs
     if isinstance(pairs, PairTable):
-        keys, kinds = pairs.column("origin_key"), pairs.column("kind")
+        keys, kinds = pairs.column("source_key"), pairs.column("kind")
         return pairs.where(_is_heldout(keys, kinds, heldout_ratio) == (split == "heldout"))
     keys = np.array([origin_key(pair.source_hash) for pair in pairs], np.uint64)
     is_heldout = _is_heldout(keys, np.array([pair.kind for pair in pairs]), heldout_ratio)

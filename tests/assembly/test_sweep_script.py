@@ -36,9 +36,13 @@ class Sweep:
         self.command += [f"data.root={mined}", f"hydra.sweep.dir={folder}"]
 
     def run(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return warm_scripts.run(
+        # Launchers begin processes of their own, and expect one that was started in the usual way.
+        has_launcher = self.command[1] == "-m" or any("launcher" in each for each in overrides)
+        run = subprocess.run if has_launcher else warm_scripts.run
+        done: subprocess.CompletedProcess[str] = run(
             [*self.command, *overrides], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
         )
+        return done
 
     def start(self, *overrides: str) -> warm_scripts.Popen:
         return warm_scripts.Popen(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -168,3 +170,10 @@ def test_rendering_on_the_device_gives_the_same_samples(mined: Path, workers: in
         for name in ("source", "reference"):
             difference = (getattr(cpu, name) - getattr(device, name)).abs() * 127.5
             assert difference.max() < 3 and difference.mean() < 0.1, name
+
+
+def test_signals_to_the_whole_group_leave_the_loader_working(mined: Path) -> None:
+    """As a cluster sends them before it takes the machine: the batches of the last step must still come."""
+    script = Path(__file__).parents[1] / "helpers" / "signalled_loader.py"
+    done = subprocess.run([sys.executable, script, mined], capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1:] == ["went on"], done.stderr

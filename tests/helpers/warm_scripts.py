@@ -1,8 +1,8 @@
 """`run` and `Popen` of subprocess for our scripts, without importing PyTorch anew for each.
 
 A server imports it once and forks (see `warm_server`); every script is a process of its own all the same, with its own
-arguments, environment and folder, which can be killed. A server serves one PYTHONPATH, because that is read when a
-process starts.
+arguments, environment and folder, which can be killed. A server serves one setting of the variables that are read when
+a process starts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _MOST_BYTES = 1 << 18
 
 
 def _server(environment: Mapping[str, str]) -> socket.socket:
-    path = environment.get("PYTHONPATH", "")
+    # What is read when Python or a library is imported.
+    read_early = {k: v for k, v in environment.items() if k.startswith(("PYTHON", "HF_", "OMP_", "ATEN_", "MKL_"))}
+    path = json.dumps(read_early, sort_keys=True)
     if path not in _SERVERS:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_BYTES)

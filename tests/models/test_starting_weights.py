@@ -220,7 +220,7 @@ def test_at_full_size_a_look_takes_seconds_and_says_nothing(tmp_path: Path) -> N
         folder = tmp_path / name
         save_config = network.save_config if hasattr(network, "save_config") else network.config.save_pretrained
         save_config(folder)
-        _write_head_alone(folder / f"{LAYOUTS[name].stem}.safetensors", network)
+        _write_head_alone(folder / f"{LAYOUTS[name].file_stem}.safetensors", network)
     start = time.monotonic()
     reports = check_or_fetch_weights(
         PretrainedModel(**{name: str(tmp_path / name) for name in whole}), fetching=False, deep=False

@@ -1,7 +1,7 @@
 """Folders that version 0.1.0 made, before the modules got the places that they have: they open, go on and edit alike.
 
-tests/golden/earlier.tar.xz holds a mined folder, a run of two steps with its checkpoint and pipeline, the losses of
-steps 1 to 4 as that version went on, and an edit by that pipeline.
+tests/golden/earlier.tar.xz holds clips and the folder mined of them, a run of two steps with its checkpoint and
+pipeline and the pairs that it saw, the losses of steps 1 to 4 as that version went on, and an edit by that pipeline.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ import pytest
 from toy_run import SHORTEST, metrics, train_with
 
 from mimicbrush.assembly import export_run
-from mimicbrush.data.manifest import read_manifest
+from mimicbrush.data.manifest import read_manifest, split_pairs
+from mimicbrush.mining.executors import Resources
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.run import mine_folder
+from mimicbrush.mining.verify.folder import verify_folder
 from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
 
 ARCHIVE = Path(__file__).parents[1] / "golden" / "earlier.tar.xz"
@@ -56,6 +60,21 @@ def test_a_mined_folder_is_read(earlier: Path) -> None:
         first, second = pair.read_a(), pair.read_b()
         assert first.shape == second.shape and first.shape[1::-1] == pair.size_px
         assert len(pair.a_points) == len(pair.b_points)
+
+
+def test_a_mined_folder_with_an_index_is_verified_split_and_not_mined_again(earlier: Path) -> None:
+    folder = earlier / "mined"
+    assert (folder / "index.arrow").is_file()
+    checked = verify_folder(folder, progress=False)
+    assert not checked.faults
+    pairs = read_manifest(folder)
+    assert len(np.unique(pairs.column("source_key"))) == 3
+    train, heldout = (split_pairs(pairs, split, 0.4) for split in ("train", "heldout"))
+    assert len(train) + len(heldout) == len(pairs) == 9
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.suffix in (".tar", ".parquet")}
+    options = MiningOptions(pairs_per_clip=3, max_side_px=128)
+    mined = mine_folder(earlier / "clips", folder, options, resources=Resources(workers=1), progress=False)
+    assert mined.summary.pairs == 9 and before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_a_pipeline_folder_edits_to_the_same_pixels(earlier: Path) -> None:

@@ -14,11 +14,15 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, MimicBrushError
 
+if TYPE_CHECKING:
+    from mimicbrush.evaluation.ablations import AblationEffect
+
 ABLATION_ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
-ABSENT = dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not at hand")
+ABSENT = dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not here")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -38,6 +42,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler (default: 4)")
     return parser.parse_known_args()
+
+
+def as_json(effect: AblationEffect) -> dict[str, Any]:
+    """Write an effect as effects.json has it, where the direction is called `verdict`."""
+    values = asdict(effect)
+    return {**values, "verdict": values.pop("direction")}
 
 
 def main() -> None:
@@ -84,7 +94,7 @@ def main() -> None:
     effects = ablations.compare_rows(evaluations)
     text = ablations.format_ablations(effects, ABSENT)
     values = {
-        row: {name: {key: asdict(effect) for key, effect in found.items()} for name, found in sets.items()}
+        row: {name: {key: as_json(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()
     }
     write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text))

@@ -177,7 +177,7 @@ def find_heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> t
     keys = np.array([origin_key(digits) for digits in training.source_hashes], np.uint64)
     for table in tables:
         heldout = split_pairs(table.where(table.column("kind") == "video"), "heldout", training.heldout_ratio)
-        seen = np.isin(heldout.column("origin_key"), keys)
+        seen = np.isin(heldout.column("source_key"), keys)
         twice |= set(heldout.where(seen).column("source_path"))
         found.append(heldout.where(~seen))
     note = f"{len(twice)} sources are held out in one folder and trained on in another: they are not evaluated on"

@@ -120,7 +120,7 @@ def list_ssim_bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]
 
 def measure_masks(pairs: PairTable) -> MaskStatistics:
     """Measure what the paper's mask hides of sampled video pairs; each pair fixes its own seed and grid."""
-    keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
+    keys = hash_rows(pairs.column("source_key"), pairs.column("a_frame"))
     sample = [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
     shares = [measure_mask_shares(pair) for pair in sample]
     motion = [measure_motion(pair) for pair in sample]

@@ -61,8 +61,8 @@ class CaptionedImages:
 
 def render_kept_pairs(pairs: PairTable) -> list[CaptionedImages]:
     """Render video pairs, spread over the clips, with lines between matches and the paper's mask over one frame."""
-    keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
-    numbers = spread_rows(pairs.column("origin_key"), keys, KEPT_PAIRS)
+    keys = hash_rows(pairs.column("source_key"), pairs.column("a_frame"))
+    numbers = spread_rows(pairs.column("source_key"), keys, KEPT_PAIRS)
     gaps = pairs.column("b_time_s") - pairs.column("a_time_s")
     return [_render_kept_pair(pairs[int(number)], float(gaps[number])) for number in numbers]
 
@@ -93,8 +93,8 @@ def _mask_on_image(pair: Pair) -> np.ndarray:
 
 def render_photographs(pairs: PairTable) -> list[CaptionedImages]:
     """Render photographs with their largest segments in colours."""
-    keys = hash_rows(pairs.column("origin_key"), pairs.column("a_frame"))
-    numbers = spread_rows(pairs.column("origin_key"), keys, PHOTOGRAPHS)
+    keys = hash_rows(pairs.column("source_key"), pairs.column("a_frame"))
+    numbers = spread_rows(pairs.column("source_key"), keys, PHOTOGRAPHS)
     return [_render_photograph(pairs[int(number)]) for number in numbers]
 
 

@@ -1,7 +1,8 @@
 """The process in which foreign pickles are opened: each becomes a safetensors file and a list of its tensors.
 
-Started by `reading` as ``python -I unpickle.py (headers|weights) FILE FOLDER [FILE FOLDER ...]``. A pickle is a
-program; `weights_only` refuses all but tensors in dicts and lists, and what slips through or crashes, does so here.
+Started by `untrusted_files` as ``python -I unpickle_process.py (headers|weights) FILE FOLDER [FILE FOLDER ...]``. A
+pickle is a program; `weights_only` refuses all but tensors in dicts and lists, and what slips through or crashes, does
+so here.
 Nothing of mimicbrush is imported: ``-I`` hides it, and this should start quickly.
 """
 

@@ -1,6 +1,6 @@
 """Weights out of files of any format, without trusting them.
 
-safetensors are read as they are. Everything else is a pickle and is opened in a process of its own (`unpickle`);
+safetensors are read as they are. Everything else is a pickle and is opened by another process (`unpickle_process`);
 this process sees only the safetensors file that comes out of it.
 """
 

@@ -1,0 +1,37 @@
+"""Loads batches in workers while SIGTERM and SIGUSR1 reach the whole group of processes: signalled_loader.py MINED."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from mimicbrush.data.dataset import PairDataset
+from mimicbrush.data.loader import load_batches
+from mimicbrush.data.options import DataOptions
+from mimicbrush.data.pair_sources import load_pair_sources
+from mimicbrush.data.sampler import RankBatches
+
+#: A worker of torch looks every five seconds whether its parent is still there.
+_IDLE_S = 7
+
+
+def main() -> None:
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)  # what a run does with them is not the matter here
+    options = DataOptions(root=sys.argv[1], heldout_ratio=0.0)
+    dataset = PairDataset(load_pair_sources(options), 32, options, seed=1)
+    batches = iter(load_batches(dataset, RankBatches(0, 12, 1, 1, 0, 1), num_workers=1))
+    next(batches)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(0, number)
+    time.sleep(_IDLE_S)
+    for _ in range(11):
+        next(batches)
+    print("went on")
+
+
+if __name__ == "__main__":
+    main()
