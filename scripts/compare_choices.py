@@ -44,7 +44,7 @@ def main() -> None:
     from mimicbrush.io.images import read_image
     from mimicbrush.ops.canvas import MASK_THRESHOLD
     from mimicbrush.pipelines import MimicBrushPipeline
-    from mimicbrush.pipelines.loading import open_pipeline, seeded_generator
+    from mimicbrush.pipelines.open_pipeline import open_pipeline, seeded_generator
 
     source, reference = read_image(arguments.source, "RGB"), read_image(arguments.reference, "RGB")
     mask = read_image(arguments.mask, "L")

@@ -236,7 +236,7 @@ class EditingService:
         progress: Callable[[int, int], None],
         is_cancelled: Callable[[], bool],
     ) -> tuple[Image.Image, dict[str, Any] | None]:
-        from mimicbrush.pipelines.loading import seeded_generator
+        from mimicbrush.pipelines.open_pipeline import seeded_generator
 
         def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
             progress(number * request.steps + step + 1, request.count * request.steps)

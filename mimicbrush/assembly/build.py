@@ -67,7 +67,7 @@ def build_components(options: ModelOptions, seed: int) -> Components:
         return toy_components(options, seed=seed)
     if isinstance(options, PipelineModel):
         from mimicbrush.pipelines.find_pipeline import find_pipeline
-        from mimicbrush.pipelines.loading import load_components
+        from mimicbrush.pipelines.open_pipeline import load_components
 
         return load_components(find_pipeline(options.path, fetch=False), options.size_px)
     return pretrained_components(cast(PretrainedModel, options), seed=seed)

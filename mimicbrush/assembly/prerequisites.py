@@ -103,7 +103,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
     check_option_names(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
         from mimicbrush.pipelines.find_pipeline import find_pipeline
-        from mimicbrush.pipelines.loading import inspect_pipeline_networks
+        from mimicbrush.pipelines.open_pipeline import inspect_pipeline_networks
 
         if not config.model.path:
             raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")

@@ -68,7 +68,7 @@ def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -
     from mimicbrush.app.editing_service import EditingService
     from mimicbrush.app.examples import examples
     from mimicbrush.app.session_files import SessionFiles, VisitorLimits
-    from mimicbrush.pipelines.loading import open_pipeline
+    from mimicbrush.pipelines.open_pipeline import open_pipeline
 
     pipeline = open_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)

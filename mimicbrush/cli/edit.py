@@ -202,7 +202,7 @@ class LoadedEditor:
         """The pipeline on its device."""
         if self._is_unnamed:  # said only once it edits, and not before every error of the images
             print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
-        from mimicbrush.pipelines.loading import open_pipeline
+        from mimicbrush.pipelines.open_pipeline import open_pipeline
 
         pipeline = open_pipeline(self.arguments.model, self.arguments.device, self.arguments.dtype)
         if self.arguments.auto_zoom:
@@ -245,7 +245,7 @@ class LoadedEditor:
 
             result, self.parts = edit_zoomed(self.pipeline, *images, seeds, **options)
             return result
-        from mimicbrush.pipelines.loading import seeded_generator
+        from mimicbrush.pipelines.open_pipeline import seeded_generator
 
         generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
         output = self.pipeline(*images, num_images_per_prompt=len(seeds), generator=generators, **options)

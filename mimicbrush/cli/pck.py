@@ -80,7 +80,7 @@ def main() -> None:
     from mimicbrush.evaluation.keypoint_transfer.transfer_plot import plot_transfers
     from mimicbrush.io.atomic import write_aside, write_json
     from mimicbrush.io.images import write_image
-    from mimicbrush.pipelines.loading import open_pipeline
+    from mimicbrush.pipelines.open_pipeline import open_pipeline
 
     pipeline = open_pipeline(folder, device="cpu")
     pipeline.set_progress_bar_config(disable=True)

@@ -14,7 +14,7 @@ In reading order:
 * `pair_selection`: chooses the two frames of a pair.
 * `segmented_images`: reads photographs with their segments, loose or in a tar.
 * `jpeg`: reduces and encodes the frames that are stored.
-* `reasons`: why a file gave no pair, and which file of this room says so.
+* `refusals`: the reasons for which a file gives no pair, and which file of this room says so.
 * `summary`: counts what a mined folder holds.
 * `export`: writes the manifest as JSON lines.
 * `report/`: the HTML report of a mined folder.

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")

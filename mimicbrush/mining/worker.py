@@ -21,7 +21,7 @@ from mimicbrush.mining import segmented_images
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import ChosenPair, select_pairs
 from mimicbrush.mining.plan import Item, suffix_of
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.strict_reader import FrameReader
 
 IMAGE_DECODER = f"pillow {PIL.__version__}"

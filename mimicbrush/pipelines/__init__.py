@@ -9,7 +9,7 @@ In reading order:
 * ``pipeline_output`` - `MimicBrushPipelineOutput`
 * ``cache`` - values that depend on weights alone
 * ``hub`` - loading, saving and uploading: safetensors only, with a model card
-* ``loading`` - `open_pipeline`, by which every command opens its pipeline
+* ``open_pipeline`` - the function by which every command opens its pipeline
 * ``find_pipeline`` - the folder of a pipeline by its name, also of the released one
 * ``folder`` - pipeline folders, found and read without loading them; no torch
 * ``small_model`` - the small model that comes with the project

@@ -1,4 +1,4 @@
-"""Find the folder of a pipeline, also of the released one. To open it: `loading.open_pipeline`.
+"""Find the folder of a pipeline, also of the released one. To open it: `open_pipeline.open_pipeline`.
 
 PyTorch is imported only where the released weights must be converted.
 """

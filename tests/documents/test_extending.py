@@ -22,7 +22,7 @@ from mimicbrush.data.transforms import SampleTransform
 from mimicbrush.errors import InputError
 from mimicbrush.models import options as model_options
 from mimicbrush.models import token_encoders
-from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 MASKS, ENCODER = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)

@@ -28,7 +28,7 @@ from mimicbrush.ops.canvas import crop_back
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing import auto_zoom
 from mimicbrush.pipelines.editing.reference_part import ReferencePart
-from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 
 FAST = {"device": "cpu", "num_inference_steps": 2}
 

@@ -20,7 +20,7 @@ from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask, make_key
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox
 from mimicbrush.ops.counter_rng import generator
 from mimicbrush.ops.geometry import is_inside, random_matrix, transform_points, warp_to_canvas
-from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.pipelines.open_pipeline import load_pipeline
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, model_folder, shipped_size_px
 from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
 

@@ -12,7 +12,7 @@ from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 Edit = dict[str, Image.Image]
 

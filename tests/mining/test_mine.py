@@ -30,7 +30,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
-from mimicbrush.mining.reasons import QUARANTINED, REJECTED
+from mimicbrush.mining.refusals import QUARANTINED, REJECTED
 from mimicbrush.mining.run import mine_folder
 from mimicbrush.mining.summary import Summary
 from mimicbrush.mining.video.strict_reader import PyAVReader, VideoFrame

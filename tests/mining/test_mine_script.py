@@ -15,7 +15,7 @@ from mining_inputs import write_clips
 from mimicbrush.data.schema import SCHEMA
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.reasons import QUARANTINED, REJECTED
+from mimicbrush.mining.refusals import QUARANTINED, REJECTED
 from mimicbrush.mining.run import ArrayTask
 from mimicbrush.mining.verify.folder import verify_folder
 

@@ -15,7 +15,7 @@ import pytest
 from mining_inputs import moving_camera, write_clip
 
 from mimicbrush.errors import InputError
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.matroska import find_matroska_fault
 from mimicbrush.mining.video.other_readers import DecordReader, TorchCodecReader, open_reader
 from mimicbrush.mining.video.strict_reader import PyAVReader
@@ -41,7 +41,7 @@ REFUSE = """
 import sys
 from pathlib import Path
 from mimicbrush.mining.video.other_readers import open_reader
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 for path in sys.argv[2:]:
     try:
         print(sum(1 for _ in open_reader(sys.argv[1]).frames(Path(path))))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mining_inputs import moving_camera, write_clip
 
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.strict_reader import PyAVReader
 
 FAST_START = {"movflags": "+faststart"}

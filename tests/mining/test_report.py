@@ -19,7 +19,7 @@ from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.errors import DataError
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.reasons import QUARANTINED, REJECTED
+from mimicbrush.mining.refusals import QUARANTINED, REJECTED
 from mimicbrush.mining.report import statistics
 from mimicbrush.mining.report.page import render_report, write_mining_report
 from mimicbrush.mining.report.plots import Histogram, HistogramMark, plot_histogram

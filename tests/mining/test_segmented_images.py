@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.segmented_images import list_archive, open_archive, read_member, read_segmented_image
 from mimicbrush.ops.rle import decode_segment, read_annotation
 

@@ -18,7 +18,7 @@ from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
 from mimicbrush.ops.canvas import letterbox, letterbox_mask
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 from mimicbrush.types import ReferenceStates
 
 #: option -> (default, the other choice).

@@ -15,7 +15,7 @@ from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing import auto_zoom
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import ReferencePart
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 STEPS = {"num_inference_steps": 2}
 

@@ -25,7 +25,7 @@ from mimicbrush.pipelines.conversion.export_released import export_released
 from mimicbrush.pipelines.conversion.import_released import import_released
 from mimicbrush.pipelines.conversion.key_maps import cast_weights
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
-from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.pipelines.open_pipeline import load_pipeline
 
 STOCK = ("inpainting", "sd15", "image_encoder")
 

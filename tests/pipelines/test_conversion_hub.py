@@ -20,7 +20,7 @@ from released_snapshot import COMMITS, as_hub_cache, write_snapshot
 from mimicbrush import assembly
 from mimicbrush.errors import WeightsError
 from mimicbrush.pipelines.conversion.hub import released_pipeline_folder
-from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from toy_edit import an_edit, build, latents_of
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 #: With and without the reference U-Net at every step, and with everything that is there to be called.
 WAYS = [

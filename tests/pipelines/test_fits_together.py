@@ -14,7 +14,7 @@ from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 SOURCES = [photograph("coffee.png")[:90, :120], photograph("astronaut.png")[:100, :80]]
 REFERENCES = [photograph("chelsea.png")[:200, :160], photograph("rocket.jpg")[:120, :200]]

@@ -15,7 +15,7 @@ from toy_edit import an_edit, build, edits, latents_of
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 Tensors = dict[str, torch.Tensor]
 

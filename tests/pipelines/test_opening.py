@@ -14,10 +14,10 @@ from toy_edit import an_edit, build
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
-from mimicbrush.pipelines import MimicBrushPipeline, loading, small_model
+from mimicbrush.pipelines import MimicBrushPipeline, small_model
 from mimicbrush.pipelines.find_pipeline import find_pipeline
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
-from mimicbrush.pipelines.loading import default_dtype, open_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import default_dtype, open_pipeline, seeded_generator
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,9 @@ def test_what_is_no_pipeline(tmp_path: Path) -> None:
 
 
 def test_the_rule_of_precision(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "move_to_device", lambda pipeline, device: pipeline)  # there is no GPU here
+    monkeypatch.setattr(
+        "mimicbrush.pipelines.open_pipeline.move_to_device", lambda pipeline, device: pipeline
+    )  # there is no GPU here
     for has_gpu, device, dtype, expected in (
         (False, "auto", None, torch.float32),
         (True, "auto", None, torch.float16),

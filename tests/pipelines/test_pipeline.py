@@ -15,7 +15,7 @@ from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.canvas import crop_back, paste_back
 from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
-from mimicbrush.pipelines.loading import load_pipeline, move_to_device, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, move_to_device, seeded_generator
 
 
 @pytest.fixture(scope="module")

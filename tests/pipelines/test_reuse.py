@@ -14,7 +14,7 @@ from toy_edit import an_edit, build, latents_of
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.projectors import ImageProjector
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])

@@ -21,7 +21,7 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.run import mine_folder
 from mimicbrush.mining.verify.folder import verify_folder
-from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 
 ARCHIVE = Path(__file__).parents[1] / "golden" / "earlier.tar.xz"
 NUM_PAIRS = 16

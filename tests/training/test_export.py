@@ -13,7 +13,7 @@ from toy_run import forget_accelerate, train
 
 from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError
-from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.pipelines.open_pipeline import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from mimicbrush.models.options import PretrainedModel, ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.conversion.export_released import export_released
-from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.pipelines.open_pipeline import load_pipeline
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.types import TrainBatch

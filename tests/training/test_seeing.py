@@ -16,7 +16,7 @@ import torch
 from toy_run import SMALLEST, forget_accelerate, metrics, train
 
 from mimicbrush.evaluation.heldout.reference_gain import GAINS
-from mimicbrush.pipelines.loading import load_pipeline
+from mimicbrush.pipelines.open_pipeline import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path, read_state
 from mimicbrush.training.export import PipelineExporter
 from mimicbrush.training.metrics import TrainingMetrics

@@ -22,7 +22,7 @@ from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel
 from mimicbrush.pipelines.folder import read_conventions
-from mimicbrush.pipelines.loading import load_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 
 CONVENTIONS = {
     "letterbox_order": "pad_then_resize",

@@ -28,7 +28,7 @@ from mimicbrush.evaluation.editors.weights import IP_ADAPTER_FILE, IP_ADAPTER_FO
 from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.pretrained.files import read_object
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
-from mimicbrush.pipelines.loading import default_dtype, move_to_device, seeded_generator
+from mimicbrush.pipelines.open_pipeline import default_dtype, move_to_device, seeded_generator
 
 DIFFUSERS_STEPS = 50
 #: What the authors of each run it with.

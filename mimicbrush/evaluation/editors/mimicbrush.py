@@ -29,7 +29,7 @@ from mimicbrush.ops.masks import mask_box
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import CHOICES
-from mimicbrush.pipelines.loading import open_pipeline, seeded_generator
+from mimicbrush.pipelines.open_pipeline import open_pipeline, seeded_generator
 
 #: How a pipeline looks at a reference: at all of it; at the box around its mask; or twice, see `edit_zoomed`.
 ReferenceView = Literal["whole", "boxed", "auto_zoom"]

@@ -37,7 +37,7 @@ from mimicbrush.models.unets import LATENT_CHANNELS, ReferenceUNet
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.loading import default_dtype, move_to_device, seeded_generator
+from mimicbrush.pipelines.open_pipeline import default_dtype, move_to_device, seeded_generator
 from mimicbrush.pipelines.prepared import PreparedReference, Projected
 from mimicbrush.types import ReferenceStates
 

@@ -17,7 +17,7 @@ from mimicbrush.errors import DataError
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import read_plan
-from mimicbrush.mining.reasons import QUARANTINED, REJECTED
+from mimicbrush.mining.refusals import QUARANTINED, REJECTED
 from mimicbrush.mining.report import statistics, thumbnails
 from mimicbrush.mining.report.plots import Histogram, HistogramMark, plot_histogram, plot_shares
 from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_values, summarise_manifest

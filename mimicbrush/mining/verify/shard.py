@@ -20,7 +20,7 @@ from mimicbrush.data.pair import Span, decode_jpeg
 from mimicbrush.data.schema import POINT_UNITS_PER_PX, SCHEMA, SCHEMA_VERSION, VERSION_KEY
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.plan import Item
-from mimicbrush.mining.reasons import QUARANTINED, REJECTED
+from mimicbrush.mining.refusals import QUARANTINED, REJECTED
 from mimicbrush.mining.report.audit import AUDIT_SCHEMA
 from mimicbrush.mining.shards import ShardPaths
 from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths

@@ -1,4 +1,4 @@
-"""Strict reading of videos: each frame is right, or the file is refused with a reason of `mimicbrush.mining.reasons`.
+"""Strict reading of videos: each frame is right, or the file is refused with a reason of `mimicbrush.mining.refusals`.
 
 In reading order; each file says at its top which reasons it gives:
 

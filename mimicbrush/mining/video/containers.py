@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.matroska import find_matroska_fault
 
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 
 #: FFmpeg's own VP9 decoder overlooks most damage that the reference decoder reports.
 _VP9_DECODER = "libvpx-vp9"

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from mimicbrush.errors import InputError
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.strict_reader import (
     THUMBNAIL_SIZE,
     FrameReader,

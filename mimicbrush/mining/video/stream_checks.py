@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import av
 
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import build_packet_check
 
 #: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.

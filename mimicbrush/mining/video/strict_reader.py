@@ -24,7 +24,7 @@ import av
 import cv2
 import numpy as np
 
-from mimicbrush.mining.reasons import UntrustedFileError
+from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import check_container
 from mimicbrush.mining.video.decoders import open_second_decoder, open_strict_decoder
 from mimicbrush.mining.video.stream_checks import StreamChecks, StreamLimits

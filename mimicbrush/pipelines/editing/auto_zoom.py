@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.editing.reference_part import ReferencePart, find_attended_part
 from mimicbrush.pipelines.image_inputs import full_box, to_rgb_array
-from mimicbrush.pipelines.loading import seeded_generator
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 
 if TYPE_CHECKING:
