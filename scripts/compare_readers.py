@@ -1,6 +1,6 @@
 """How readers of videos fare with damaged files: ours beside decord and OpenCV, on the same files.
 
-python scripts/compare_readers.py ../shared/data/videos
+python scripts/compare_readers.py VIDEOS
 
 Makes short undamaged clips of those in the folder, damages each in fifteen ways (seeded), and lets every reader
 read every file in a worker process with a time and a memory limit. Each reading ends as one of

@@ -52,7 +52,7 @@ def main() -> None:
     # uvicorn ends itself with the signal that it heard; the visitors' files must be removed before.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mimicbrush-") as temporary:
-        # Both are read while gradio is imported. Nothing is told to anybody.
+        # Both are read while gradio is imported. Nothing is sent to anybody.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(Path(temporary) / "gradio")}
         serve(arguments, folder, Path(temporary))
 
@@ -85,7 +85,7 @@ def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -
             listening.bind((arguments.host, arguments.port))
         except (OSError, OverflowError) as error:
             raise InputError(
-                f"{arguments.host}:{arguments.port} cannot be had ({error}); name another --port, or 0 for any"
+                f"{arguments.host}:{arguments.port} cannot be opened ({error}); name another --port, or 0 for any"
             ) from error
         host, port = listening.getsockname()
         url = f"http://{host}:{port}/"

@@ -32,14 +32,17 @@ def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | s
         dtype: of all networks, as torch calls it; None and "auto" follow the rule.
 
     Raises:
-        InputError: there is no such pipeline, it is not complete, or the device is unknown or absent.
+        InputError: there is no such pipeline, it is not complete, the type is unknown, or the device is unknown or
+            absent.
         WeightsError: the released weights are neither in the local cache nor can they be fetched.
     """
-    folder = find_pipeline(name)
     if dtype is None or dtype == "auto":
         dtype = default_dtype(device)
     elif isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
         dtype = DTYPES[dtype]
+    folder = find_pipeline(name)
     return move_to_device(load_pipeline(folder, dtype), device)
 
 

@@ -115,7 +115,7 @@ def online_view_maker(size_px: int, options: DataOptions, frames: Frames) -> Sam
 
     @dataclass(frozen=True)
     class Held(Pair):
-        """A pair whose decoded images are at hand; a JPEG is decoded again where it may be smaller."""
+        """A pair that holds its decoded images; a JPEG is decoded again where it may be smaller."""
 
         images: dict = field(default_factory=dict)
 

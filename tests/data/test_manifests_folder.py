@@ -1,4 +1,4 @@
-"""The lists in data_manifests/: whole, within their root, and, where the images are at hand, true."""
+"""The lists in data_manifests/ are complete and lie within their root. They are true where the images are there."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_reference_only_of_stable_diffusion(weights: Path, case: Case, given: Ca
 def test_reference_only_of_a_pipeline(pipeline_folder: Path, case: Case, given: CaseInputs) -> None:
     editor = open_editor(f"reference_only:{pipeline_folder}", guidance_scale=2.0, **FAST)
     pixels = check_manners(editor, case, given)
-    assert not np.array_equal(pixels, np.asarray(editor.edit_case(case, given).image))  # the shape is told by depth
+    assert not np.array_equal(pixels, np.asarray(editor.edit_case(case, given).image))  # depth gives the shape
 
 
 def test_a_pipeline_may_see_the_box_alone_or_look_twice(

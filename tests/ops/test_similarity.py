@@ -1,4 +1,4 @@
-"""Near duplicates are told from other images; the quick look misses none that the slow one finds."""
+"""Near duplicates differ from other images; the quick test misses none that the slow one finds."""
 
 from __future__ import annotations
 

@@ -66,6 +66,8 @@ def test_what_is_no_pipeline(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match=r"run that has no pipeline yet; `python scripts/export_run\.py"):
         open_pipeline(tmp_path)
+    with pytest.raises(InputError, match=r"must be auto, float32, float16, bfloat16 or a torch\.dtype, got 'half'"):
+        open_pipeline("small", dtype="half")
 
 
 def test_the_rule_of_precision(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

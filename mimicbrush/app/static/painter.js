@@ -1,5 +1,5 @@
 /**
- * A brush and a box over an image. It knows no server: give it an image, ask it for the mask.
+ * A brush and a box over an image. It needs no server: it takes an image and returns the mask.
  *
  *   const painter = new MaskPainter(document.querySelector("#stage"), { onChange: refresh });
  *   await painter.load(imageBlob, maskBlobOrNull);
