@@ -31,7 +31,7 @@ test: $(STAMP) ## the tests
 	$(PYTHON) -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
 slow: $(STAMP) ## the tests that take longer
-	$(PYTHON) -m pytest -m slow --numprocesses auto --dist loadscope
+	$(PYTHON) -m pytest -m "slow or property" --hypothesis-profile long --numprocesses auto --dist loadscope
 
 check: $(STAMP) ## lint, formatting, import contracts, types
 	$(VENV)/bin/ruff check .

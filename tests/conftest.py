@@ -24,6 +24,7 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", OMP_NUM_THREADS="1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis
 import pytest
 from browser import chromium
 from toy_data import write_mined_folder
@@ -33,8 +34,20 @@ from mimicbrush.models.options import ToyModel
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# Property tests: the same few inputs in every `make test`, many new ones in `make slow`.
+hypothesis.settings.register_profile("short", max_examples=40, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("long", max_examples=1000, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("short")
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the property tests, which `make slow` runs again with many more inputs."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj):
+            item.add_marker("property")
 
 
 @pytest.fixture(scope="session")

@@ -6,4 +6,5 @@ In reading order:
 * `hashing`: SHA-256 of files, and quick fingerprints.
 * `images`: reads and writes images (EXIF, transparency, 16 bits, damage).
 * `jsonl`: logs of one JSON object per line.
+* `text`: makes text of unknown origin fit to be stored and printed.
 """

@@ -1,0 +1,25 @@
+"""Text from files that nobody vouches for, made fit to be stored and printed."""
+
+from __future__ import annotations
+
+#: Characters of a refusal's detail that are kept. Longer text is cut in the middle.
+MAX_DETAIL = 500
+
+
+def make_storable(text: str, limit: int = MAX_DETAIL) -> str:
+    r"""Return text that any file format and terminal can hold: valid Unicode, one line, of bounded length.
+
+    Args:
+        text: anything: a file's name with bytes that are not UTF-8, a library's message that quotes a whole file.
+        limit: characters to keep, at least 3.
+
+    Returns:
+        The text, with escapes (`\x00`, `\udcff`) in place of what cannot be printed, and "..." where it was cut.
+    """
+    if len(text) > 2 * limit:  # before the escapes, or a text of gigabytes is copied character by character
+        text = text[:limit] + text[-limit:]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) <= limit:
+        return text
+    head = (limit - 2) // 2
+    return f"{text[:head]}...{text[len(text) - (limit - 3 - head) :]}"
