@@ -9,6 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from mimicbrush import assembly
+from mimicbrush.cli.dev.ablations import TABLES
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.models.options import PretrainedModel, ToyModel
@@ -28,6 +29,30 @@ def composed(*overrides: str) -> assembly.TrainConfig:
     options = OmegaConf.to_object(config)
     assert isinstance(options, assembly.TrainConfig)
     return options
+
+
+def test_rows_of_our_options_change_what_they_name() -> None:
+    recipe = composed("+experiment=small_options", "+ablation=ours/recipe")
+    assert recipe.train.correspondence_weight == 0.3 and recipe.train.unrelated_reference_ratio == 0.1
+    rows = TABLES["options"].rows
+    assert sorted(rows) == sorted(path.stem for path in (CONFIGS / "ablation/ours").glob("*.yaml"))
+    changes = {}
+    for row in rows[1:]:
+        options = composed("+experiment=small_options", f"+ablation=ours/{row}")
+        assert options.run_name == row
+        changes[row] = {
+            f"{part}.{name}"
+            for part in ("data", "train", "model")
+            for name, value in vars(getattr(options, part)).items()
+            if value != getattr(getattr(recipe, part), name)
+        }
+    assert changes == {
+        "no_correspondence_loss": {"train.correspondence_weight"},
+        "correspondence_weight_1": {"train.correspondence_weight"},
+        "all_heads": {"train.correspondence_heads"},
+        "few_matches": {"data.num_matches"},
+        "no_unrelated_references": {"train.unrelated_reference_ratio"},
+    }
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -76,6 +76,16 @@ def test_table_names_rows_that_could_not_be_run(evaluations: dict[str, list[Path
     assert text.count("| row | PSNR, dB | SSIM | over none, dB | wrong against none, dB | reference gain, dB |") == 2
 
 
+def test_the_table_of_our_options_has_its_own_base_and_keypoints(evaluations: dict[str, list[Path]]) -> None:
+    folders = {"recipe": evaluations["full"], "all_heads": evaluations["grid_025"]}
+    keypoints = {"recipe": {"PCK@0.1 in holes, %": [50.0, 51.25]}, "all_heads": {"PCK@0.1 in holes, %": [4.0, 3.5]}}
+    text = format_ablations(compare_rows(folders, "recipe"), {}, keypoints)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "paper" not in text and text.count("| row | PCK@0.1 in holes, % | PSNR, dB |") == 2
+    assert rows["recipe"].startswith("| recipe | 50.0 / 51.2 |") and "[" not in rows["recipe"]
+    assert rows["all_heads"].startswith("| all_heads | 4.0 / 3.5 |") and rows["all_heads"].endswith("| seen |")
+
+
 def test_what_an_earlier_version_did_not_tell_reads_na(evaluations: dict[str, list[Path]]) -> None:
     rows = [
         line.split("|") for line in format_ablations(compare_rows(evaluations), {}).splitlines() if "grid 0.25 " in line

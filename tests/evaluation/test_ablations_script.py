@@ -33,6 +33,8 @@ SMALLEST = [
     ("arguments", "message"),
     [
         (["--rows", "grid_050"], "every row is compared with full"),
+        (["--table", "options", "--rows", "all_heads"], "every row is compared with recipe"),
+        (["--table", "options", "--rows", "recipe", "grid_050"], "has recipe, no_correspondence_loss"),
         (["--pairs", "nowhere"], "scripts/small_model_data.py"),
     ],
 )
@@ -71,5 +73,6 @@ def test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done(
     effects = json.loads((output / "effects.json").read_text())
     assert list(effects) == ["full", "grid_050"] and list(effects["full"]) == list(SETS)
     assert effects["grid_050"]["natural"]["psnr"]["interval"]
+    assert not (output / "full-seed0" / "pck").exists()
     told = (output / "effects.md").read_text()
     assert told in done.stdout and "needs pretrained weights" in told

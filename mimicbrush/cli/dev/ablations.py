@@ -1,9 +1,12 @@
-"""The rows of the paper's Tables 3 and 4 at the scale of the small model.
+"""Ablations at the scale of the small model: the paper's rows, or our own options.
 
 python scripts/ablations.py --output runs/ablations
+python scripts/ablations.py --table options --output runs/options
 
 Trains every row with every seed (a sweep of scripts/train.py), evaluates each on held-out pairs, and writes effects.md,
-which says whether the direction of the paper's effect is seen. Started again, it goes on where it was.
+which says how far the first row is ahead of each. Started again, it goes on where it was. --table paper (the default)
+has the rows of the paper's Tables 3 and 4, and says whether the direction of the paper's effect is seen. --table
+options takes away or changes one of our options a row, and measures keypoint transfer, too.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +25,53 @@ from mimicbrush.errors import InputError, MimicBrushError
 if TYPE_CHECKING:
     from mimicbrush.evaluation.ablations import AblationEffect
 
-ABLATION_ROWS = ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only")
-ABSENT = dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not here")
+
+@dataclass(frozen=True)
+class AblationTable:
+    """The rows of a table of ablations, and how each is trained and measured.
+
+    Attributes:
+        rows: files in `folder`; the first is what the others are compared with.
+        folder: below `configs/ablation`, with a "/" at its end; "" is that folder itself.
+        experiment: file in `configs/experiment` that all rows share.
+        steps: of the sampler, where the command line names none.
+        absent: row -> why it cannot be run.
+        has_keypoints: whether keypoint transfer is measured, too.
+    """
+
+    rows: tuple[str, ...]
+    folder: str
+    experiment: str
+    steps: int
+    absent: Mapping[str, str] = field(default_factory=dict)
+    has_keypoints: bool = False
+
+
+TABLES = {
+    "paper": AblationTable(
+        ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only"),
+        folder="",
+        experiment="small_ablation",
+        steps=4,
+        absent=dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not here"),
+    ),
+    "options": AblationTable(
+        (
+            "recipe",
+            "no_correspondence_loss",
+            "correspondence_weight_1",
+            "all_heads",
+            "few_matches",
+            "no_unrelated_references",
+        ),
+        folder="ours/",
+        experiment="small_options",
+        steps=1,
+        has_keypoints=True,
+    ),
+}
+#: Frames whose keypoints are carried.
+_KEYPOINT_FRAMES = 23
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -31,17 +80,23 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
-    parser.add_argument("--experiment", default="small_ablation", help="default: small_ablation")
+    parser.add_argument("--table", choices=TABLES, default="paper", help="default: paper")
+    parser.add_argument("--experiment", help="default: small_ablation; small_options for --table options")
     parser.add_argument(
         "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument(
-        "--rows", nargs="+", choices=ABLATION_ROWS, default=list(ABLATION_ROWS), help="default: all; full is needed"
-    )
+    parser.add_argument("--rows", nargs="+", help="default: all; the first of the table (full, or recipe) is needed")
     parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
-    parser.add_argument("--steps", type=int, default=4, help="of the sampler (default: 4)")
-    return parser.parse_known_args()
+    parser.add_argument("--steps", type=int, help="of the sampler (default: 4; 1 for --table options)")
+    arguments, overrides = parser.parse_known_args()
+    table = TABLES[arguments.table]
+    arguments.rows = arguments.rows or list(table.rows)
+    arguments.experiment = arguments.experiment or table.experiment
+    arguments.steps = arguments.steps or table.steps
+    if unknown := [row for row in arguments.rows if row not in table.rows]:
+        parser.error(f"--rows {unknown[0]}: the table {arguments.table!r} has {', '.join(table.rows)}")
+    return arguments, overrides
 
 
 def as_json(effect: AblationEffect) -> dict[str, Any]:
@@ -54,8 +109,10 @@ def main() -> None:
     """Train all rows with all seeds, evaluate them, and write the table of effects."""
     arguments, overrides = parse_arguments()
     # Before hours of training, not after them.
-    if "full" not in arguments.rows:
-        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with full; name it, too")
+    table = TABLES[arguments.table]
+    base = table.rows[0]
+    if base not in arguments.rows:
+        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with {base}; name it, too")
     if not (arguments.pairs / "manifest").is_dir():
         raise InputError(
             f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
@@ -66,7 +123,7 @@ def main() -> None:
         "train",
         "-m",
         f"+experiment={arguments.experiment}",
-        f"+ablation={','.join(arguments.rows)}",
+        f"+ablation={','.join(table.folder + row for row in arguments.rows)}",
         f"seed={seeds}",
         f"hydra.sweep.dir={arguments.output}",
         *overrides,
@@ -87,12 +144,13 @@ def main() -> None:
                     f"num_inference_steps={arguments.steps}",
                     "sheet_pairs=4",
                 )
+    keypoints = measure_keypoints(arguments) if table.has_keypoints else {}
 
     from mimicbrush.evaluation import ablations
     from mimicbrush.io.atomic import write_aside
 
-    effects = ablations.compare_rows(evaluations)
-    text = ablations.format_ablations(effects, ABSENT)
+    effects = ablations.compare_rows(evaluations, base)
+    text = ablations.format_ablations(effects, table.absent, keypoints)
     values = {
         row: {name: {key: as_json(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()
@@ -100,6 +158,23 @@ def main() -> None:
     write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text))
     write_aside(arguments.output / "effects.json", lambda aside: aside.write_text(json.dumps(values, indent=1)))
     print(f"\n{text}\nwrote {arguments.output / 'effects.md'} and effects.json")
+
+
+def measure_keypoints(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Measure how well the reference attention finds places: row -> task -> PCK@0.1 in per cent, for each seed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in arguments.rows:
+        for seed in arguments.seeds:
+            run = arguments.output / f"{row}-seed{seed}"
+            path = run / "pck" / "pck.json"
+            if not path.is_file():
+                pairs = ["--pairs", str(arguments.pairs), "--max-pairs", str(_KEYPOINT_FRAMES)]
+                run_step("pck", *pairs, "--model", str(run / "pipeline"), "--output", str(path.parent))
+            results = json.loads(path.read_text())["results"]
+            for task in ("in holes", "at seen tokens"):
+                scores = found.setdefault(row, {}).setdefault(f"PCK@0.1 {task}, %", [])
+                scores.append(results[f"reference attention {task}"]["0.1"]["per_picture"])
+    return found
 
 
 def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
