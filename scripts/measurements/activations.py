@@ -45,9 +45,9 @@ class MemorySetting:
     size_px: int = 512
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
 
-    def trainee(self) -> nn.Module:
+    def model(self) -> nn.Module:
         """The networks, without memory."""
-        from peers.common_training import CommonTrainee
+        from peers.common_training import CommonModel
 
         from mimicbrush.models.components import random_components
         from mimicbrush.training.objective import MimicBrushModel
@@ -57,12 +57,12 @@ class MemorySetting:
         with torch.device("meta"):
             parts = random_components(size_px=self.size_px, block_out_channels=self.block_out_channels)
         if self.peer:
-            return CommonTrainee(parts, self.size_px, self.options.get("activation_checkpointing", False)).train()
-        trainee = MimicBrushModel(
+            return CommonModel(parts, self.size_px, self.options.get("activation_checkpointing", False)).train()
+        model = MimicBrushModel(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
-        apply_speedups(trainee, TrainOptions(**self.options), channels_last=False)
-        return trainee.train()
+        apply_speedups(model, TrainOptions(**self.options), channels_last=False)
+        return model.train()
 
 
 def plain_unet_gib(setting: MemorySetting, by_hooks: bool = False) -> float:
@@ -72,7 +72,7 @@ def plain_unet_gib(setting: MemorySetting, by_hooks: bool = False) -> float:
         setting: the network.
         by_hooks: count what PyTorch's saved-tensor hooks see, instead of what is alive.
     """
-    unet = setting.trainee().unet
+    unet = setting.model().unet
     kept = []
     with FakeTensorMode(), torch.device("cuda"):
         _place(unet)
@@ -91,16 +91,16 @@ def plain_unet_gib(setting: MemorySetting, by_hooks: bool = False) -> float:
 
 def step_gib(setting: MemorySetting) -> dict[str, float]:
     """GiB that a sample keeps in a training step: in each U-Net, in both on average, and in all trained networks."""
-    trainee = setting.trainee()
+    model = setting.model()
     kept = []
     with FakeTensorMode(), torch.device("cuda"):
-        _place(trainee)
+        _place(model)
         for batch in (1, 2):
-            inputs = _inputs(setting, trainee, batch)
+            inputs = _inputs(setting, model, batch)
             alive = Alive()
-            watches = [w for name in ("reference_unet", "unet") for w in alive.watch(name, getattr(trainee, name))]
+            watches = [w for name in ("reference_unet", "unet") for w in alive.watch(name, getattr(model, name))]
             with _as_on_a_gpu(), alive:
-                loss = F.mse_loss(trainee(*inputs).sample.float(), inputs[0])
+                loss = F.mse_loss(model(*inputs).sample.float(), inputs[0])
             kept.append(alive.bytes_by_part())
             del loss
             for watch in watches:
@@ -114,12 +114,12 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
     }
 
 
-def _inputs(setting: MemorySetting, trainee: nn.Module, batch: int) -> tuple[Any, ...]:
-    """Arguments of a trainee's forward."""
+def _inputs(setting: MemorySetting, model: nn.Module, batch: int) -> tuple[Any, ...]:
+    """Arguments of a model's forward."""
     from mimicbrush.training.objective import Conditions
 
     latents = torch.empty(batch, 4, setting.size_px // 8, setting.size_px // 8)
-    tokens = torch.empty(batch, 257, trainee.image_projector.config.image_width)
+    tokens = torch.empty(batch, 257, model.image_projector.config.image_width)
     conditions = Conditions(latents, latents, latents, latents[:, :1], tokens, torch.empty(batch, 1, 518, 518))
     return latents, torch.ones(batch, dtype=torch.int64), conditions, torch.ones(batch, dtype=torch.bool)
 

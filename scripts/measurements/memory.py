@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from measurements.harness import Counted
 
-#: A plain SD-1.5 U-Net with 257 tokens of context, GiB per sample (../shared/REFERENCE.md, section 7).
+#: A plain SD-1.5 U-Net with 257 tokens of context, GiB per sample, counted by other code than ours.
 EXPECTED_GIB = {"norms in float32": 1.17, "norms in half precision": 0.88}
 
 

@@ -27,46 +27,46 @@ FULL_SIZE_PX, FULL_WIDTHS = 512, (320, 640, 1280, 1280)
 class OurTraining:
     """A step as `training.trainer.Trainer.train` makes it, without loader, logs and checkpoints."""
 
-    def __init__(self, trainee: MimicBrushModel, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
+    def __init__(self, model: MimicBrushModel, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
         import torch
         from diffusers.training_utils import EMAModel
 
         from mimicbrush.models.schedule import noise_scheduler
 
-        self.trainee, self.encoders, self.autocast = trainee.train(), encoders, autocast
+        self.model, self.encoders, self.autocast = model.train(), encoders, autocast
         self.noise_scheduler = noise_scheduler()
         self.adam: torch.optim.Optimizer | None = None
-        if not next(trainee.parameters()).is_meta:
-            self.trained = trainee.trained_parameters()
+        if not next(model.parameters()).is_meta:
+            self.trained = model.trained_parameters()
             self.adam = torch.optim.Adam(self.trained.values(), lr=LEARNING_RATE, fused=True)
             self.average = EMAModel(self.trained.values(), decay=EMA_DECAY, foreach=True)
 
-    def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
+    def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
         """Pixels -> conditions."""
-        return self.encoders.encode(batch, draws)
+        return self.encoders.encode(batch, noise_sample)
 
-    def loss_and_gradients(self, batch: TrainBatch, draws: NoiseSample) -> torch.Tensor:
+    def loss_and_gradients(self, batch: TrainBatch, noise_sample: NoiseSample) -> torch.Tensor:
         """() loss; the gradients are where the optimizer looks for them."""
         import torch
 
         from mimicbrush.training.objective import denoising_loss
 
-        conditions = self.encode(batch, draws)
+        conditions = self.encode(batch, noise_sample)
         device = batch.source.device.type
         with torch.autocast(device, self.autocast) if self.autocast else nullcontext():
-            loss = denoising_loss(self.trainee, self.noise_scheduler, conditions, draws).total
+            loss = denoising_loss(self.model, self.noise_scheduler, conditions, noise_sample).total
         loss.backward()
         return loss.detach()
 
-    def step(self, batch: TrainBatch, draws: NoiseSample) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, batch: TrainBatch, noise_sample: NoiseSample) -> tuple[torch.Tensor, torch.Tensor]:
         """A step: loss, and the norm of the gradients."""
         from torch import nn
 
         from mimicbrush.training.metrics import compute_gradient_norms
 
         assert self.adam is not None
-        loss = self.loss_and_gradients(batch, draws)
-        norm = compute_gradient_norms(self.trainee, self.trained)["gradient_norm"]
+        loss = self.loss_and_gradients(batch, noise_sample)
+        norm = compute_gradient_norms(self.model, self.trained)["gradient_norm"]
         nn.utils.clip_grads_with_norm_(self.trained.values(), MAX_GRAD_NORM, norm)
         self.adam.__dict__.update(grad_scale=None, found_inf=(~norm.isfinite()).float())
         self.adam.step()
@@ -95,7 +95,7 @@ class StepSetting:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def inputs(self) -> tuple[TrainBatch, NoiseSample]:
-        """Batch and draws on the CPU, as the loader gives them."""
+        """Batch and noise_sample on the CPU, as the loader gives them."""
         import torch
 
         from mimicbrush.training.noise import NoiseSample
@@ -107,18 +107,18 @@ class StepSetting:
         mask = (torch.rand(self.batch_size, 1, *shape[-2:], generator=numbers) > 0.5).float()
         keys = torch.arange(self.batch_size)
         side = self.size_px // 8
-        draws = NoiseSample.for_keys(
+        noise_sample = NoiseSample.for_keys(
             keys, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.0, depth_drop_ratio=0.0
         )
         keep_reference, keep_depth = keys % 8 != 1, keys % 2 == 0
-        draws = replace(
-            draws,
+        noise_sample = replace(
+            noise_sample,
             keep_reference=keep_reference,
             keep_depth=keep_depth,
             reference_rows=keep_reference.nonzero()[:, 0],
             depth_rows=keep_depth.nonzero()[:, 0],
         )
-        return TrainBatch(*images, mask, keys, keys), draws
+        return TrainBatch(*images, mask, keys, keys), noise_sample
 
     def networks(self) -> Components:
         """All parts, on the device, the frozen ones in the type that they run in."""
@@ -150,12 +150,12 @@ class StepSetting:
         from mimicbrush.training.performance import apply_speedups
 
         parts, device = self.networks(), torch.device(self.device)
-        trainee = MimicBrushModel(
+        model = MimicBrushModel(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
-        apply_speedups(trainee, TrainOptions(**self.options), channels_last=device.type == "cuda")
+        apply_speedups(model, TrainOptions(**self.options), channels_last=device.type == "cuda")
         encoders = FrozenEncoders(parts, ModelOptions()).to(device, self.autocast or torch.float32)
-        return OurTraining(trainee, encoders, self.autocast)
+        return OurTraining(model, encoders, self.autocast)
 
     def peer(self) -> CommonTraining:
         """The loop that people write, freshly made."""
@@ -181,13 +181,13 @@ class StepSetting:
         """One step after another on the same samples, which come from the CPU: loss, and norm of the gradients."""
         import torch
 
-        batch, draws = self.inputs()
+        batch, noise_sample = self.inputs()
         if self.device == "cuda":
             batch = batch.pin_memory()
 
         def step() -> torch.Tensor:
             device = torch.device(self.device)
-            loss, norm = training.step(batch.to(device), draws.to(device))
+            loss, norm = training.step(batch.to(device), noise_sample.to(device))
             return torch.stack([torch.as_tensor(loss, device=device), norm])
 
         return step
@@ -263,11 +263,11 @@ def full_size_tflop(work: str) -> tuple[float, float]:
     import torch
 
     setting, device = StepSetting(device="meta"), torch.device("meta")
-    batch, draws = (each.to(device) for each in setting.inputs())
+    batch, noise_sample = (each.to(device) for each in setting.inputs())
     counted = []
     for training in (setting.ours(), setting.peer()):
-        training.encode(batch, draws)  # ours encodes "no reference" this first time only
-        flop = count_flops(lambda training=training: getattr(training, work)(batch, draws))
+        training.encode(batch, noise_sample)  # ours encodes "no reference" this first time only
+        flop = count_flops(lambda training=training: getattr(training, work)(batch, noise_sample))
         counted.append(flop / setting.batch_size / 1e12)
     return counted[0], counted[1]
 

@@ -70,7 +70,7 @@ def _attend(attn: Attention, own: torch.Tensor, tokens: torch.Tensor) -> torch.T
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-class CommonTrainee(nn.Module):
+class CommonModel(nn.Module):
     """Both U-Nets and both projectors.
 
     Args:
@@ -120,7 +120,7 @@ class CommonTrainee(nn.Module):
 
 
 class CommonTraining:
-    """Encoders, trainee, optimizer and average.
+    """Encoders, model, optimizer and average.
 
     Args:
         parts: frozen ones in the type that they run in.
@@ -143,51 +143,51 @@ class CommonTraining:
     ) -> None:
         self.vae, self.image_encoder, self.depth_estimator = parts.vae, parts.image_encoder, parts.depth_estimator
         self.noise_scheduler, self.max_grad_norm, self.autocast = noise_scheduler, max_grad_norm, autocast
-        self.trainee = CommonTrainee(parts, size_px).train()
+        self.model = CommonModel(parts, size_px).train()
         self.optimizer: torch.optim.Optimizer | None = None
-        if not next(self.trainee.parameters()).is_meta:
-            self.optimizer = torch.optim.Adam(self.trainee.parameters(), lr=learning_rate, foreach=True)
-            self.average = EMAModel(self.trainee.parameters(), decay=ema_decay)
+        if not next(self.model.parameters()).is_meta:
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate, foreach=True)
+            self.average = EMAModel(self.model.parameters(), decay=ema_decay)
 
     @torch.no_grad()
-    def encode(self, batch: TrainBatch, draws: NoiseSample) -> Conditions:
+    def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
         """Pixels -> conditions, with drops by all-zero pixels and an all-zero depth map."""
         images = (batch.source, blank_mask(batch.source, batch.mask), batch.reference)
         source, hole, reference = (
             encode_latents(self.vae, pixels, noise).float()
-            for pixels, noise in zip(images, draws.posteriors, strict=True)
+            for pixels, noise in zip(images, noise_sample.posteriors, strict=True)
         )
         size = self.image_encoder.config.image_size
         pixels = resize_like_pillow(((batch.reference.double() + 1) * 127.5).round(), size).float() / 255
         mean, std = pixels.new_tensor(_CLIP_MEAN).view(3, 1, 1), pixels.new_tensor(_CLIP_STD).view(3, 1, 1)
         tokens = self._image_tokens((pixels - mean) / std)
         nothing = self._image_tokens(torch.zeros_like(pixels[:1]))
-        tokens = torch.where(draws.keep_reference.view(-1, 1, 1), tokens, nothing)
+        tokens = torch.where(noise_sample.keep_reference.view(-1, 1, 1), tokens, nothing)
         depth_map = estimate_depth(self.depth_estimator, batch.source, "standard")
-        depth_map = depth_map * draws.keep_depth.view(-1, 1, 1, 1)
+        depth_map = depth_map * noise_sample.keep_depth.view(-1, 1, 1, 1)
         mask = F.interpolate(batch.mask, size=source.shape[-2:])
         return Conditions(source, hole, reference, mask, tokens.float(), depth_map.float())
 
     def _image_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.image_encoder(pixels.to(self.image_encoder.dtype), output_hidden_states=True).hidden_states[-2]
 
-    def loss_and_gradients(self, batch: TrainBatch, draws: NoiseSample) -> torch.Tensor:
+    def loss_and_gradients(self, batch: TrainBatch, noise_sample: NoiseSample) -> torch.Tensor:
         """() loss; the gradients are where the optimizer looks for them."""
-        conditions = self.encode(batch, draws)
+        conditions = self.encode(batch, noise_sample)
         device = batch.source.device.type
         with torch.autocast(device, self.autocast) if self.autocast else nullcontext():
-            noisy = self.noise_scheduler.add_noise(conditions.source_latents, draws.noise, draws.timestep)
-            prediction = self.trainee(noisy, draws.timestep, conditions, draws.keep_reference).sample
-            loss = F.mse_loss(prediction.float(), draws.noise)
+            noisy = self.noise_scheduler.add_noise(conditions.source_latents, noise_sample.noise, noise_sample.timestep)
+            prediction = self.model(noisy, noise_sample.timestep, conditions, noise_sample.keep_reference).sample
+            loss = F.mse_loss(prediction.float(), noise_sample.noise)
         loss.backward()
         return loss.detach()
 
-    def step(self, batch: TrainBatch, draws: NoiseSample) -> tuple[float, torch.Tensor]:
+    def step(self, batch: TrainBatch, noise_sample: NoiseSample) -> tuple[float, torch.Tensor]:
         """A step: loss, and the norm of the gradients."""
         assert self.optimizer is not None
-        loss = self.loss_and_gradients(batch, draws)
-        norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), self.max_grad_norm)
+        loss = self.loss_and_gradients(batch, noise_sample)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.step(self.trainee.parameters())
+        self.average.step(self.model.parameters())
         return loss.item(), norm
