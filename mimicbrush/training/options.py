@@ -59,7 +59,7 @@ class TrainOptions:
             would not fit otherwise. A step takes about a third longer.
         low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
             activations.
-        compile: compile the transformer blocks with `torch.compile`; minutes at the start.
+        compile: compile both U-Nets with `torch.compile`, one graph each; minutes at the start.
         attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
             that have it.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -35,9 +37,26 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
         if options.activation_checkpointing:
             unet.enable_gradient_checkpointing()
         if options.compile:
-            unet.compile_repeated_blocks(fullgraph=True)
+            compile_unet(unet)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+
+
+def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile a U-Net that writes or reads references, as one graph.
+
+    Block by block does not work: each block writes or reads under its own path, so each would need a graph of its own
+    of the same code, and PyTorch refuses more than 8. One graph also lets norms and activations between the blocks
+    fuse with what stands beside them.
+
+    Args:
+        unet: either U-Net, in the state that it is trained in (adapters, checkpointing).
+        backend: of `torch.compile`.
+    """
+    # Checkpointing runs a block again in the backward pass, which would write its features a second time. They are
+    # the same, and the graph needs them once.
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+    unet.compile(fullgraph=True, backend=backend)
 
 
 #: Dense half-precision FLOP per second by the makers' data sheets, without sparsity: part of the name -> rate.

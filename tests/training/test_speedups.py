@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,10 +21,11 @@ from mimicbrush.models.low_precision import use_half_norms
 from mimicbrush.models.options import ModelOptions, ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops import pillow_resize
+from mimicbrush.training.lora import freeze_and_adapt
 from mimicbrush.training.noise import NoiseSample
-from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel, denoising_loss
+from mimicbrush.training.objective import Conditions, FrozenEncoders, MimicBrushModel, denoising_loss
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
+from mimicbrush.training.performance import apply_speedups, compile_unet, count_training_flop, find_peak_flop_per_s
 from mimicbrush.types import Matches, TrainBatch
 
 CPU = torch.device("cpu")
@@ -72,7 +75,7 @@ class Setting:
             loss = denoising_loss(
                 model, self.scheduler, self.conditions, self.noise_sample, None, self.matches, 0.3
             ).total
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        gradients = torch.autograd.grad(loss, [each for each in model.parameters() if each.requires_grad])
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -128,16 +131,69 @@ def test_low_precision_norms_keep_half_precision(setting: Setting) -> None:
     assert seen == {torch.bfloat16}
 
 
+def build_full_structure() -> MimicBrushModel:
+    """The layers of Stable Diffusion 1.5, narrow: 16 transformer blocks in each U-Net, of four widths."""
+    return build_model_of(random_components(size_px=64, block_out_channels=(32, 64, 128, 128)), 64)
+
+
+# Dynamo looks at gradients, and at a function of diffusers that remembers its results.
+COMPILES = pytest.mark.filterwarnings("ignore:(The .grad|Dynamo detected):UserWarning")
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at it
-def test_compiled_blocks_give_the_same_loss_and_gradients(setting: Setting) -> None:
-    expected = setting.loss_and_gradients(setting.model)
-    keys = setting.model.state_dict().keys()
-    for unet in (setting.model.unet, setting.model.reference_unet):
-        # As `TrainOptions.compile` does it; inductor takes minutes on a CPU.
-        unet.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(setting.loss_and_gradients(setting.model), expected, atol=1e-5, rtol=1e-4)
-    assert setting.model.state_dict().keys() == keys
+@COMPILES
+def test_each_u_net_of_the_full_structure_is_one_graph_at_every_step() -> None:
+    model, graphs = build_full_structure(), CompileCounter()
+    assert model.reference_unet is not None
+    for unet in (model.unet, model.reference_unet):
+        compile_unet(unet, graphs)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        noisy, *latents = torch.randn(4, 2, 4, 8, 8, generator=generator)
+        conditions = Conditions(
+            *latents,
+            latent_mask=torch.ones(2, 1, 8, 8),
+            image_tokens=torch.randn(2, 257, model.image_projector.config.image_width, generator=generator),
+            depth_map=torch.rand(2, 1, 56, 56, generator=generator),
+        )
+        timestep = torch.randint(0, 1000, (2,), generator=generator)
+        model(noisy, timestep, conditions, torch.tensor([True, seed % 2 == 0])).sample.sum().backward()
+        assert graphs.frame_count == 2
+
+
+@pytest.mark.slow
+@COMPILES
+@pytest.mark.parametrize("ways", [(), ("activation_checkpointing", "low_precision_norms"), ("keys_values", "lora")])
+def test_compiled_u_nets_give_the_same_loss_and_gradients(smallest: ToyModel, ways: tuple[str, ...]) -> None:
+    torch._dynamo.reset()
+    setting = Setting(replace(smallest, reference_sharing="keys_values") if "keys_values" in ways else smallest)
+    model, options = setting.model, TrainOptions()
+    assert model.reference_unet is not None
+    if "activation_checkpointing" in ways:
+        speedups = dict.fromkeys(ways, True)
+        apply_speedups(model, replace(options, **speedups), channels_last=False)
+    if "lora" in ways:
+        parts = {name: part for name, part in model.named_children() if "unet" in name}
+        freeze_and_adapt(parts, replace(options, unet="lora", reference_unet="lora"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero, and would give no gradient to its partner
+                nn.init.normal_(parameter, std=0.1)
+    expected = setting.loss_and_gradients(model)
+    keys, graphs = model.state_dict().keys(), CompileCounterWithBackend("aot_eager")
+    for unet in (model.unet, model.reference_unet):
+        # As `apply_speedups` does it, which takes inductor: minutes on a CPU.
+        compile_unet(unet, graphs)
+    for _ in range(2):
+        torch.testing.assert_close(setting.loss_and_gradients(model), expected, atol=1e-5, rtol=1e-4)
+    assert graphs.frame_count == 2 and model.state_dict().keys() == keys
+
+
+def test_the_option_compiles_both_u_nets(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple[nn.Module, dict[str, Any]]] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **how: compiled.append((module, how)))
+    apply_speedups(setting.model, TrainOptions(compile=True), channels_last=False)
+    assert [module for module, _ in compiled] == [setting.model.unet, setting.model.reference_unet]
+    assert all(how == {"fullgraph": True, "backend": "inductor"} for _, how in compiled)
 
 
 def test_dropped_rows_are_not_computed_and_kept_ones_are_as_before(smallest: ToyModel) -> None:
