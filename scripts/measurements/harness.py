@@ -120,9 +120,13 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
     Raises:
         MimicBrushError: the results differ by more than the tolerance: then no speed is worth reporting.
     """
+    import torch
+
     results = (case.ours(), case.peer()) if not case.apart else ()  # also the warm-up
     if case.equality:
-        results = case.equality[0](), case.equality[1]()
+        # By default cuDNN rounds the operands of convolutions to 10 bits (TF32) on a GPU, whatever the type.
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            results = case.equality[0](), case.equality[1]()
     on_gpu = any(getattr(result, "is_cuda", False) for result in results)
     difference = largest_difference(*results)
     if not difference <= case.tolerance:

@@ -54,6 +54,19 @@ def test_results_that_differ_have_no_speed() -> None:
         harness.compare(case, 1)
 
 
+def test_equality_is_asserted_in_full_float32_and_times_are_taken_as_usual() -> None:
+    def side() -> torch.Tensor:
+        return torch.tensor(float(torch.backends.cudnn.allow_tf32))
+
+    assert torch.backends.cudnn.allow_tf32
+    compared: list[torch.Tensor] = []
+    equality = [lambda: compared.append(side()) or torch.zeros(1)] * 2
+    timed: list[torch.Tensor] = []
+    ours = [lambda: timed.append(side()) or torch.zeros(1)] * 2
+    harness.compare(harness.Case("float32", *ours, 0, 1, equality=tuple(equality), counts={}), 1)
+    assert compared == [0, 0] and timed and all(timed)
+
+
 @pytest.mark.parametrize(
     ("ours", "peer", "difference"),
     [
