@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from mimicbrush.data.pair import Pair, Span
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, unpack_points
 from mimicbrush.errors import DataError
+from mimicbrush.io.hashing import NO_CHECKSUM, hash_file, is_checksum_right, store_checksum
 
 INDEX_NAME = "index.arrow"
 PLAN_NAME = "plan.json"
 _STAMP_KEY = b"mimicbrush_parts"
+_CHECKSUM_KEY = b"mimicbrush_checksum"
 #: What training and evaluation need of a row.
 _INDEX_COLUMNS = [name for name in SCHEMA.names if name not in ("status", "reason", "detail", "licence", "url")]
 #: What it takes to find a file that is there twice, and to describe it.
@@ -167,7 +169,7 @@ def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     names = list(SCHEMA.names if columns is None else columns)
     needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
-    parts = [_read_part(part, needed) for part in list_manifest_parts(root)]
+    parts = [_read_part(root, part, needed) for part in list_manifest_parts(root)]
     return pa.concat_tables(_replace_duplicates(parts)).select(names)
 
 
@@ -192,7 +194,8 @@ def _marker_path(root: Path, part: Path) -> Path:
     return root / "markers" / (part.stem.replace("part-", "shard-") + ".json")
 
 
-def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
+def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
+    _check_part_hash(root, part)
     try:
         version = (pq.read_schema(part).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
@@ -200,6 +203,20 @@ def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
         return pq.read_table(part, columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
+
+
+def _check_part_hash(root: Path, part: Path) -> None:
+    """Compare a part with its marker, where there is one: Parquet finds few damaged bytes by itself."""
+    marker = _marker_path(root, part)
+    if not marker.is_file():
+        return
+    try:
+        expected = json.loads(marker.read_text(encoding="utf-8")).get("part_sha256")
+        actual = hash_file(part)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{part} or its marker cannot be read ({error}); delete {marker} and mine again") from error
+    if expected not in (None, actual):
+        raise DataError(f"{part} is not as its marker says (another SHA-256); delete {marker} and mine again")
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
@@ -244,10 +261,13 @@ def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places
 
 
 def write_index(root: Path, path: Path) -> None:
-    """Write all pairs of a mined folder as one Arrow file that can be mapped into memory."""
+    """Write all pairs of a mined folder as one Arrow file that can be mapped into memory, with its own checksum."""
     table = _index_table(root)
+    # Arrow writes this at the beginning and at the end, around all that comes from outside.
+    table = table.replace_schema_metadata({**table.schema.metadata, _CHECKSUM_KEY: NO_CHECKSUM})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_INDEX_ROWS_PER_BATCH)
+    store_checksum(path)
 
 
 def _index_table(root: Path) -> pa.Table:
@@ -259,14 +279,25 @@ def _index_table(root: Path) -> pa.Table:
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
-def is_index_current(root: Path) -> bool:
-    """Check whether there is an index, made of just the parts that are there."""
+def is_index_current(root: Path, *, needs_checksum: bool = False) -> bool:
+    """Check whether there is an index, whole and made of just the parts that are there.
+
+    Args:
+        root: the mined folder.
+        needs_checksum: whether one of an earlier version, which has no checksum, does not count.
+    """
     index = root / INDEX_NAME
     if not index.is_file():
         return False
     try:
+        is_right = is_checksum_right(index)  # first: Arrow trusts the lengths and offsets in the file
+        if is_right is False or (is_right is None and needs_checksum):
+            return False
         with pa.memory_map(str(index)) as file:
-            metadata = pa.ipc.open_file(file).schema.metadata or {}
+            opened = pa.ipc.open_file(file)
+            metadata = opened.schema.metadata or {}
+            if is_right is None:
+                opened.read_all().validate(full=True)
     except (pa.ArrowException, OSError, ValueError):  # cut short or damaged on its way: the parts are read instead
         return False
     return metadata.get(_STAMP_KEY, b"") == _parts_stamp(root).encode()

@@ -70,7 +70,7 @@ def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tupl
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            # A thread that waits for a file ends when the pool is stopped: its file "fails in a way not foreseen".
+            # A thread that waits for a file ends when the pool is stopped.
             for future in futures:
                 future.cancel()
             pool.stop()

@@ -89,8 +89,8 @@ def mine_folder(
 
     Raises:
         InputError: nothing to mine, or an output that does not belong to it.
-        DataError: an output folder whose files cannot be read or written, or an input at which a worker fails in a
-            way that is not foreseen; it is named, and the shards that are finished stay.
+        DataError: an output folder whose files cannot be read or written, or an input folder that has gone; the shards
+            that are finished stay. Whatever else happens at an input is a row with a reason.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
     reader = reader or open_reader(options.reader, max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
@@ -158,7 +158,7 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
     """Once all shards are there: the index for training, the summary, the report."""
     for job in done:
         ignored = ignored + Counter(_marker(job)["ignored"])
-    if not is_index_current(output):
+    if not is_index_current(output, needs_checksum=True):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise_manifest(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())

@@ -131,7 +131,7 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
         Whether there was anything to do.
 
     Raises:
-        DataError: the disk refuses a file, or an input fails in a way that is not foreseen.
+        DataError: the disk refuses a file, or the input folder has gone.
     """
     if read_marker(job.paths, job.fingerprint) is not None:
         return False
@@ -179,6 +179,7 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
             for number, (item, waiting) in enumerate(zip(job.items, pending, strict=True)):
                 refusal = ItemOutcome([refuse_file(item, item.reason, item.detail)])
                 outcome = refusal if waiting is None else waiting.result()
+                assert outcome.files, f"{item.path} has no row"  # so that each input is counted
                 outcomes.append(outcome)
                 spool_path = spool_folder / f"{number}.bin"
                 for file in outcome.files:
@@ -186,6 +187,11 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
                 spool_path.unlink(missing_ok=True)
 
     write_aside(job.paths.tar, write_tar)
+    if any(values["reason"] == "unreadable" for values in rows) and not job.root.is_dir():
+        raise DataError(
+            f"the input {job.root} is not there any more (a disk that was taken away?). Finished shards stay; bring it "
+            "back, then give the same command again"
+        )
     audit = [row for outcome in outcomes for file in outcome.files for row in file.audit]
     _write_parquet(job.paths.part, pa.Table.from_pylist(rows, SCHEMA))
     _write_parquet(job.paths.audit, pa.Table.from_pylist(audit, AUDIT_SCHEMA))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mimicbrush.data.manifest import read_rows
+from mimicbrush.errors import DataError
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
 SUMMARY_NAME = "summary.json"
@@ -65,7 +66,11 @@ def count_values(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
-    """Count the manifest of a mined folder."""
+    """Count the manifest of a mined folder, whose shards have a row or more for each input.
+
+    Raises:
+        DataError: the manifest cannot be read, or the counts do not add up.
+    """
     columns = ["status", "reason", "kind", "source_path", "ssim"]
     table = read_rows(output, columns)
     # All rows of a file have one status, so a file counts once.
@@ -77,6 +82,8 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
     percentiles = np.percentile(ssims, _PERCENTILES).tolist() if len(ssims) else []
     histogram, _ = np.histogram(ssims.clip(0, 1), bins=_HISTOGRAM_BINS, range=(0, 1))
     reasons.pop("", None)
+    if len(files) != statuses["pair"] + statuses["rejected"] + statuses["quarantined"]:
+        raise DataError(f"{output} has rows of a status that is unknown ({', '.join(statuses)}); mine again")
     return Summary(
         inputs=len(files),
         accepted=statuses["pair"],
