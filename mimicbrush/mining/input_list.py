@@ -159,6 +159,8 @@ def _find_listed_file(name: str, root: Path, where: str) -> Item:
         if not file.exists():
             return refuse_item(relative, "absent", f"not in {root.name}/")
     except InputError as error:
+        if error.__cause__ is not None:  # it does not lead out, but nowhere
+            return refuse_item(relative, "unreadable", "a link in a circle")
         raise InputError(f"{where}: {make_storable(str(error))}") from error
     except OSError as error:
         return refuse_item(relative, "bad_name", error.strerror or str(error))
