@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import io
 import json
 import os
@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,11 +22,11 @@ import warm_scripts
 from mining_inputs import moving_camera, photograph_with_segments, write_clip, write_clips, write_photograph, write_tar
 
 from mimicbrush.data.manifest import read_rows
+from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.plan import find_item, find_items
+from mimicbrush.mining.plan import find_items
 from mimicbrush.mining.refusals import QUARANTINED, REJECTED
-from mimicbrush.mining.video.strict_reader import PyAVReader
-from mimicbrush.mining.worker import mine_item
+from mimicbrush.mining.run import mine_folder
 
 ROOT = Path(__file__).parents[2]
 JPEG, SEGMENTS = photograph_with_segments()
@@ -188,43 +190,69 @@ def test_one_of_everything(
     assert again.returncode == 0 and "nothing to do" in again.stdout
 
 
-FILES, WARM = 1000, 200
+FILES, WARM, IN_SHARD = 1000, 200, 20
 
 
-def write_small_files(folder: Path) -> Iterator[str]:
+def write_small_files(folder: Path) -> None:
     """A thousand inputs of different content: clips, photographs, small tars, and damaged ones of each."""
     clip = write_clip(folder / "first.mp4", moving_camera(24, (64, 48))).read_bytes()
     (folder / "first.mp4").unlink()
     for number in range(FILES):
         mark = b"\0\0\0\x0cfree%04d" % number
-        data = {0: clip + mark, 1: clip[: -number % 5000] + mark}.get(number % 8)
-        if data is not None:
-            (folder / f"{number}.mp4").write_bytes(data)
-            yield f"{number}.mp4"
+        video = {0: clip + mark, 1: clip[: -1 - number] + mark}.get(number % 8)
+        if video is not None:
+            (folder / f"{number}.mp4").write_bytes(video)
         elif number % 8 == 2:
-            write_tar(folder / f"{number}.tar", {"a.jpg": JPEG + mark, "a.json": ANNOTATION[: -(number % 16) or None]})
-            yield f"{number}.tar"
+            files = {"a.jpg": JPEG + mark, "a.json": ANNOTATION[: -(number % 16) or None]}
+            write_tar(folder / f"{number}.tar", files)
         else:
             (folder / f"{number}.jpg").write_bytes(JPEG[: -(number % 32) or None] + mark)
             (folder / f"{number}.json").write_bytes(ANNOTATION)
-            yield f"{number}.jpg"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the processes of a run hold: of the run itself, and of its one worker."""
+
+    files: int
+    memory: tuple[int, int]
+    descriptors: tuple[int, int]
+
+
+def watch(output: Path, samples: list[Sample], ended: threading.Event) -> None:
+    run = psutil.Process()
+    while not ended.wait(0.1):
+        done = len(list((output / "markers").glob("*.json"))) * IN_SHARD
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends
+            workers = [child for child in run.children() if "spawn_main" in " ".join(child.cmdline())]
+            if len(workers) == 1 and WARM <= done < FILES:
+                memory, held = [(each.memory_info().rss, each.num_fds()) for each in (run, workers[0])]
+                samples.append(Sample(done, (memory[0], held[0]), (memory[1], held[1])))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_memory_and_descriptors_stay_flat_over_a_thousand_files(tmp_path: Path) -> None:
-    """A worker process reads any number of files: what `mine_item` does must leave nothing behind."""
-    process, sizes, descriptors, reasons = psutil.Process(), {}, {}, set()
-    options = MiningOptions(pairs_per_clip=2)
-    for number, name in enumerate(list(write_small_files(tmp_path)), start=1):
-        item = find_item(tmp_path / name, tmp_path)
-        assert item is not None
-        outcome = mine_item(tmp_path, item, PyAVReader(), options, tmp_path / "spool")
-        reasons |= {row["reason"] for file in outcome.files for row in file.rows}
-        if number in (WARM, FILES):
-            gc.collect()
-            sizes[number], descriptors[number] = process.memory_info().rss, process.num_fds()
-    assert {"", "bad_json"} < reasons
-    assert descriptors[FILES] == descriptors[WARM]
-    assert sizes[FILES] - sizes[WARM] < 16 * 2**20, sizes
-    print(f"memory: {(sizes[FILES] - sizes[WARM]) / 2**20:.1f} MiB more after {FILES} files than after {WARM}")
+    (tmp_path / "in").mkdir()
+    write_small_files(tmp_path / "in")
+    samples: list[Sample] = []
+    ended = threading.Event()
+    watcher = threading.Thread(target=watch, args=(tmp_path / "out", samples, ended))
+    before = psutil.Process().num_fds()
+    watcher.start()
+    options = MiningOptions(pairs_per_clip=2, inputs_per_shard=IN_SHARD)
+    try:
+        resources = Resources(workers=1, memory_gib=0)
+        mined = mine_folder(tmp_path / "in", tmp_path / "out", options, resources=resources, progress=False)
+    finally:
+        ended.set()
+        watcher.join()
+    assert mined.summary is not None and mined.summary.inputs == FILES
+    assert mined.summary.accepted > 300 and mined.summary.quarantined > 300
+    assert psutil.Process().num_fds() <= before + 4
+    first, last = samples[0], samples[-1]
+    assert first.files <= 2 * WARM and last.files >= FILES - 5 * IN_SHARD
+    growth = [(end - start) / 2**20 for start, end in zip(first.memory, last.memory, strict=True)]
+    print(f"from {first.files} to {last.files} files: {growth} MiB more, {first.descriptors} -> {last.descriptors}")
+    assert max(growth) < 24
+    assert all(end <= start + 4 for start, end in zip(first.descriptors, last.descriptors, strict=True))
