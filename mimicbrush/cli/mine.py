@@ -78,6 +78,8 @@ def report(mined: MiningResult, output: Path) -> str:
         f"+ {summary.quarantined} quarantined; {summary.pairs} pairs",
         *(f"  {reason}: {count}" for reason, count in summary.reasons.items()),
     ]
+    if summary.reasons.get("failed"):
+        lines.append("failed means a fault of this program: please report it, with the column detail of the manifest")
     if summary.ignored:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in summary.ignored.items())
         lines.append(f"files of other types, left alone: {others}")

@@ -270,11 +270,11 @@ def test_what_ffmpeg_reads_without_a_warning(kind: str, tmp_path: Path) -> None:
     if kind == "avi":
         assert b"00dc\0\0\0\0" in path.read_bytes()
         assert reason == ""
-        lost = bytearray(path.read_bytes())
-        at = lost.index(b"00dc", lost.index(b"00dc", lost.index(b"movi")) + 4)
-        lost[at : at + 4] = b"JUNK"  # a frame that is no dropped one
-        path.write_bytes(lost)
-        assert mine(tmp_path, path.name)[path.name][0] in ("missing_packets", "damaged")
+        whole = path.read_bytes()
+        at = whole.index(b"00dc", whole.index(b"00dc", whole.index(b"movi")) + 4)
+        for place, damage in ((at, b"JUNK"), (at + 4, bytes(4))):  # a frame that is no dropped one
+            path.write_bytes(whole[:place] + damage + whole[place + 4 :])
+            assert mine(tmp_path, path.name)[path.name][0] in ("missing_packets", "damaged")
     else:
         assert (reason, "MPEG transport stream" in detail) == ("other_format", True)
 

@@ -16,7 +16,7 @@ _LISTS = (b"AVIX", b"AVI ", b"movi", b"rec ")
 
 
 def count_dropped_frames(path: Path, stream: int) -> int:
-    """Count the empty chunks of a video stream of an AVI file, up to where its structure breaks.
+    """Count the empty chunks of a video stream of an AVI file; 0 where its chunks do not fit into each other.
 
     Args:
         path: the file.
@@ -30,6 +30,8 @@ def count_dropped_frames(path: Path, stream: int) -> int:
     with path.open("rb") as file:
         while header := _read_header(file):
             name, size = header
+            if not name.isascii() or not name.decode().isprintable():
+                return 0  # a damaged size led into a frame, which is no dropped one
             if name in (b"RIFF", b"LIST"):
                 if file.read(4) in _LISTS:
                     continue  # its chunks come next
@@ -37,7 +39,8 @@ def count_dropped_frames(path: Path, stream: int) -> int:
             elif name in names and size == 0:
                 dropped += 1
             file.seek(size + size % 2, 1)
-    return dropped
+        end = file.tell()
+        return dropped if end <= file.seek(0, 2) + 1 else 0
 
 
 def _read_header(file: BinaryIO) -> tuple[bytes, int] | None:
