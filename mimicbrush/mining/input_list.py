@@ -116,7 +116,7 @@ def _check_types(path: Path, schema: pa.Schema, known: dict[str, str]) -> None:
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         is_plain = pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        if not (_is_text(kind) or (is_plain and name != "path")):
+        if not (_is_text(kind) or pa.types.is_string_view(kind) or (is_plain and name != "path")):
             raise InputError(f"{path}: the column `{make_storable(column)}` holds {kind}; expected text")
 
 
