@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, cli_main
+from mimicbrush.io.outputs import check_output_file
 
 if TYPE_CHECKING:
     from damaged.read import Reading
@@ -46,6 +47,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         raise InputError(f"{arguments.folder} is no folder; name one with video files")
+    if arguments.json:
+        check_output_file(arguments.json, "--json")
     with tempfile.TemporaryDirectory() as temporary:
         readings = compare(arguments, arguments.keep or Path(temporary))
     print(table(readings))

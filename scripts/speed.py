@@ -23,6 +23,7 @@ from measurements.training import dropped_references
 from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
 
 from mimicbrush.errors import cli_main
+from mimicbrush.io.outputs import check_output_file
 
 MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
@@ -49,6 +50,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="times that each side runs (default: the measurement's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
+    if arguments.json:
+        check_output_file(arguments.json, "--json")
 
     import torch
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from mimicbrush import assembly
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
-from mimicbrush.errors import MimicBrushError
+from mimicbrush.errors import LockedError, MimicBrushError
 from mimicbrush.io.atomic import write_aside, write_json
 
 #: Hydra writes it when a sweep begins.
@@ -94,6 +94,9 @@ def train_job(config: DictConfig) -> None:
     status = 0
     try:
         status = assembly.train(config, run_dir, stay_connected=True)
+    except LockedError as error:  # the folder, and what is written there, belong to the other process
+        print(f"left out: {run_dir.name}: {error}", file=sys.stderr)
+        status = int(os.environ.get("WORLD_SIZE", "1") != "1")
     except MimicBrushError as error:
         print(f"error: {run_dir.name}: {error}", file=sys.stderr)
         status = _write_failure(run_dir, str(error))

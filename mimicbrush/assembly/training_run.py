@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,10 +32,14 @@ from mimicbrush.assembly.config import (
 )
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
+from mimicbrush.data.manifest import check_outside_mined_folder
 from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
+from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.jsonl import read_steps
+from mimicbrush.io.locks import hold_folder, hold_name
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
 from mimicbrush.training.options import TrainOptions
 
@@ -65,7 +70,8 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
     plan = _plan_run(config, run_dir)
     if plan is None:
         return 0
-    return _run_and_report(plan, _build_run(plan), stay_connected)
+    with ExitStack() as held:
+        return _run_and_report(plan, _build_run(plan, held), stay_connected)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
+    check_outside_mined_folder(run_dir, f"run_dir={run_dir}")
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
@@ -123,11 +130,15 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity)
 
 
-def _build_run(plan: RunPlan) -> BuiltRun:
+def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     """2. Build it: devices, networks, run folder, evaluation, trainer.
 
+    Args:
+        plan: what will be run.
+        held: gets the lock of the run folder, which the main process alone takes for all.
+
     Raises:
-        MimicBrushError: the checkpoint, the weights or the options do not allow it.
+        MimicBrushError: the run folder, the checkpoint, the weights or the options do not allow it.
     """
     import torch
     from accelerate.utils import DistributedType, set_seed
@@ -151,6 +162,12 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     if is_sharded and options.train.compile:
         raise InputError("train.compile with sharded weights was never tried; leave out one of them")
+
+    def take_run_dir() -> None:
+        check_output_folder(run_dir, "run_dir=")
+        held.enter_context(hold_folder(run_dir))
+
+    run_on_main_process(accelerator, take_run_dir)
     checkpoint = run_on_main_process(
         accelerator, lambda: checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
     )
@@ -182,7 +199,8 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
-        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(config, resolve=True))
+        text = OmegaConf.to_yaml(config, resolve=True)
+        write_aside(run_dir / CONFIG_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
         write_training_data(run_dir, training_data)
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(config), checkpoint)
 
@@ -302,8 +320,12 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():
             raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
-    if output.exists() and not (output / "model_index.json").is_file():
+    check_outside_mined_folder(output, f"--output {output}")
+    if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
         raise InputError(f"{output} exists and is no pipeline folder; name another")
+    older = run_dir / "pipeline"
+    size = sum(path.stat().st_size for path in older.rglob("*") if path.is_file())
+    check_output_folder(output, "--output", is_replaced=True, needed_bytes=size // 2 if half else size)
 
     from mimicbrush.training import checkpoints
 
@@ -330,7 +352,8 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     model = build_model(components, model_options, train_options)
     exporter = PipelineExporter(model, components, model_options, train_options, training_data)
     freeze_and_adapt(dict(model.named_children()), train_options)
-    exporter.export(read_saved_weights(folder, model, average=average), output, half=half)
+    with hold_name(output):
+        exporter.export(read_saved_weights(folder, model, average=average), output, half=half)
     return folder
 
 

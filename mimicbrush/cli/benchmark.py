@@ -16,6 +16,8 @@ import argparse
 from pathlib import Path
 
 from mimicbrush.cli.repository import DATA_MANIFESTS, check_repository
+from mimicbrush.io.locks import hold_name
+from mimicbrush.io.outputs import check_output_folder
 
 MANIFEST = DATA_MANIFESTS / "dreambooth_inner_id.jsonl"
 
@@ -48,6 +50,7 @@ def main() -> None:
     if arguments.dreambooth is not None and arguments.manifest == MANIFEST:
         check_repository(DATA_MANIFESTS)
 
+    from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.evaluation.benchmark.layout import TRACKS
     from mimicbrush.evaluation.benchmark_builder.build import PAPER_CASES, BuildOptions, build_benchmark
 
@@ -63,7 +66,12 @@ def main() -> None:
         long_side_px=arguments.long_side_px or None,
         to_paint=arguments.to_paint,
     )
-    built = build_benchmark(arguments.output, options)
+    check_outside_mined_folder(arguments.output, f"--output {arguments.output}")
+    check_output_folder(arguments.output, "--output", is_replaced=True)
+    if arguments.to_paint is not None:
+        check_output_folder(arguments.to_paint, "--to-paint")
+    with hold_name(arguments.output):
+        built = build_benchmark(arguments.output, options)
     for fault in built.faults:
         print(f"left out: {fault.path}: {fault.reason}")
     for note in built.notes:

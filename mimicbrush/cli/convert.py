@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from mimicbrush.errors import InputError
+from mimicbrush.io.locks import hold_name
+from mimicbrush.io.outputs import check_output_file, check_output_folder
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -77,7 +79,8 @@ def import_(arguments: argparse.Namespace) -> None:
     names = [name.replace("-", "_") for name in INPUTS]
     files = find_released(arguments.snapshot, arguments.base, **{name: getattr(arguments, name) for name in names})
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    import_released(files, arguments.output, dtype=dtype, force=arguments.force)
+    with hold_name(arguments.output):
+        import_released(files, arguments.output, dtype=dtype, force=arguments.force)
     print(
         f"{arguments.output}: the released weights as a pipeline. Edit with it:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {arguments.output.absolute()}"
@@ -148,9 +151,10 @@ def check_paths(arguments: argparse.Namespace) -> None:
         if isinstance(path, Path) and name != "output" and not path.exists():
             option = "" if name == "path" else f"--{name.replace('_', '-')} "
             raise InputError(f"{option}{path}: no such file or folder")
-    output = getattr(arguments, "output", None)
-    if output is not None and output.exists() and not arguments.force:
-        raise InputError(f"{output} exists; name another --output, or replace it with --force")
+    if arguments.command == "import":
+        check_output_folder(arguments.output, "--output", is_replaced=True, force=arguments.force)
+    elif arguments.command == "export":
+        check_output_file(arguments.output, "--output", force=arguments.force)
 
 
 def main() -> None:

@@ -10,14 +10,15 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
-from mimicbrush.errors import InputError
-from mimicbrush.io.images import write_image
+from mimicbrush.errors import InputError, OutputError
+from mimicbrush.io.images import check_writable, write_image
+from mimicbrush.io.outputs import write_or_keep
 from mimicbrush.pipelines.editing.batch import (
     BatchCounts,
     check_new,
@@ -197,6 +198,11 @@ class LoadedEditor:
         """Read and check the images of an edit; this needs no model."""
         return read_inputs(edit, resize_mask=self.arguments.resize_mask, allow_full_mask=self.arguments.allow_full_mask)
 
+    @property
+    def pastes_back(self) -> bool:
+        """Whether a result has the size of its source, and not that of the canvas."""
+        return bool(self.arguments.paste_back)
+
     @cached_property
     def pipeline(self) -> MimicBrushPipeline:
         """The pipeline on its device."""
@@ -302,26 +308,34 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
     check_new([*outputs, *maps, *(path.with_suffix(".npz") for path in maps), *sheets], arguments.force)
     inputs = editor.read(edit)
+    for path in outputs:
+        check_writable(path, inputs.source.size if editor.pastes_back else None)
 
     # 2. Edit.
     seeds = range(edit.seed, edit.seed + len(outputs))
     result = editor.run(edit, inputs, seeds)
 
-    # 3. Write.
+    # 3. Write. What cannot be written where it is wanted is kept elsewhere, and the rest goes on.
+    lost = []
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
-        write_image(image, path)
-        print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
+        kept = write_or_keep(path, partial(write_image, image), f"{path.stem}.png")
+        lost += [path] if kept != path else []
+        print(f"{kept}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
     for path, part in zip(outputs, editor.parts, strict=False):
         print(f"{path}: {_told(part)}")
     if maps:
         from mimicbrush.ops.correspondence import plot_correspondence
 
         for found, path in zip(result.correspondences or [], maps, strict=True):
-            found.save(path.with_suffix(".npz"))
-            write_image(plot_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
-            print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
+            plot = plot_correspondence(inputs.source, inputs.mask, inputs.reference, found)
+            numbers = write_or_keep(path.with_suffix(".npz"), found.save)
+            kept = write_or_keep(path, partial(write_image, plot), f"{path.stem}.png")
+            lost += [each for each in (path.with_suffix(".npz"), path) if each not in (numbers, kept)]
+            print(f"{kept} and {numbers.name}: which place of the reference filled which of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor)
+    if lost:
+        raise OutputError(f"{', '.join(map(str, lost))} could not be written, see above")
 
 
 def _told(part: ReferencePart | None) -> str:

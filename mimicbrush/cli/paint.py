@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mimicbrush.io.outputs import check_output_folder
+
 
 def main() -> None:
     """Serve the painting page until Ctrl-C."""
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8765, help="0 takes one that is free (default: 8765)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments = parser.parse_args()
+    check_output_folder(arguments.output, "--output")
 
     from mimicbrush.app.mask_painter import MaskStore, PainterServer
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mimicbrush.errors import InputError
+from mimicbrush.io.outputs import check_output_folder, write_results
 from mimicbrush.pipelines.small_model import SHIPPED_NAME
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure keypoint transfer, and write its table, numbers and plot."""
     arguments = parse_arguments()
+    check_output_folder(arguments.output, "--output")
 
+    from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.pipelines.find_pipeline import find_pipeline
+
+    check_outside_mined_folder(arguments.output, f"--output {arguments.output}")
 
     folder = find_pipeline(arguments.model)
 
@@ -144,11 +149,15 @@ def main() -> None:
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
     # 4. Written, and told.
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.output / "pck.json", values)
-    write_aside(arguments.output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}"))
     image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
-    write_image(image, arguments.output / "transfers.png")
+
+    def write(output: Path) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "pck.json", values)
+        write_aside(output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}", encoding="utf-8"))
+        write_image(image, output / "transfers.png")
+
+    write_results(arguments.output, write, f"{table}\n{by_layer}")
     print(f"\n{table}\n{by_layer}")
     print(f"{card['points']} keypoints in {len(tasks)} images of {card['sources']} sources")
     for each in data.left_out:

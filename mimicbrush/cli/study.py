@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 
 from mimicbrush.errors import InputError
+from mimicbrush.io.locks import hold_name
+from mimicbrush.io.outputs import check_output_file, check_output_folder
 
 
 def main() -> None:
@@ -50,18 +52,21 @@ def make(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
 
+    check_output_folder(arguments.output, "--output", is_replaced=True)
+
     from mimicbrush.evaluation.user_study.pages import make_study
 
-    made = make_study(
-        arguments.evaluation,
-        arguments.benchmark,
-        arguments.output,
-        editors=arguments.editors,
-        max_cases=arguments.cases,
-        seed=arguments.seed,
-        long_side_px=arguments.long_side_px,
-        pasted_back=not arguments.as_painted,
-    )
+    with hold_name(arguments.output):
+        made = make_study(
+            arguments.evaluation,
+            arguments.benchmark,
+            arguments.output,
+            editors=arguments.editors,
+            max_cases=arguments.cases,
+            seed=arguments.seed,
+            long_side_px=arguments.long_side_px,
+            pasted_back=not arguments.as_painted,
+        )
     for fault in made.faults:
         print(f"left out: {fault.path}: {fault.reason}")
     print(f"study {made.study}: {made.cases} cases of {', '.join(made.editors)}; {len(made.faults)} were left out")
@@ -70,6 +75,9 @@ def make(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """Score the answers of the raters, and print the table."""
+    if arguments.output:
+        check_output_file(arguments.output, "--output")
+
     from mimicbrush.evaluation.user_study.score import format_scores, score_study
     from mimicbrush.io.atomic import write_aside
 

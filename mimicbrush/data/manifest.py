@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mimicbrush.data.pair import Pair, Span
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, unpack_points
-from mimicbrush.errors import DataError
+from mimicbrush.errors import DataError, InputError
 
 INDEX_NAME = "index.arrow"
 PLAN_NAME = "plan.json"
@@ -331,6 +331,22 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
 
 def _map_index(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | None = None) -> PairTable:
     return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
+
+
+def check_outside_mined_folder(folder: Path, named: str) -> None:
+    """Check that a folder to write to is no mined folder and lies in none: whoever verifies that would find strangers.
+
+    Args:
+        folder: where other things than pairs are to be written.
+        named: how the user names it, for the message.
+
+    Raises:
+        InputError: names the mined folder.
+    """
+    folder = folder.absolute()
+    for each in (folder, *folder.parents):
+        if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
+            raise InputError(f"{named} is, or lies in, the mined folder {each}; name a folder elsewhere")
 
 
 def find_mined_input(root: Path) -> Path | None:

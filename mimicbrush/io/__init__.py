@@ -3,6 +3,8 @@
 In reading order:
 
 * `atomic`: writes files and folders aside, then renames them; paths that stay inside a folder.
+* `outputs`: asks before work starts whether its results can be written, and keeps what cannot be.
+* `locks`: lets one process at a time write into a folder.
 * `hashing`: SHA-256 of files, and quick fingerprints.
 * `images`: reads and writes images (EXIF, transparency, 16 bits, damage).
 * `jsonl`: logs of one JSON object per line.

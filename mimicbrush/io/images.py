@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
 import threading
@@ -16,11 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.outputs import check_output_file
 
 #: A mask value above this (of 255) means "repaint" (released code).
 MASK_THRESHOLD = 128
 #: An image of more pixels is refused before it is decoded: at 4 bytes each, this many already take 1.6 GB.
 MAX_PIXELS = 400_000_000
+
+#: Narrow side of the images by which a format is asked for its limits.
+_THIN_PX = 16
 
 #: What Pillow's decoders raise on damaged files (found by damaging some).
 _DAMAGED = (
@@ -183,18 +188,40 @@ def _is_photograph(pixels: np.ndarray) -> bool:
     return float((is_coloured | is_mid_tone).mean()) > 0.1 if len(pixels) else False
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, size: tuple[int, int] | None = None) -> None:
     """Check that `write_image` will take this path, before the image is made.
 
+    Args:
+        path: of the image.
+        size: width and height of the image, where they are known: formats have limits.
+
     Raises:
-        InputError: the folder is missing, or no image format that can be written goes by this suffix.
+        InputError: the file cannot be written, no image format that can be written goes by this suffix, or the format
+            cannot hold an RGB image of this size.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder; name a file")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    check_output_file(path)
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format is None or image_format not in Image.SAVE:
         raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
+    if size is not None and not _can_hold(image_format, size):
+        raise InputError(
+            f"{path}: {image_format} cannot hold an image of {size[0]} x {size[1]} px; use for instance .png"
+        )
+
+
+def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
+    """Whether a format can hold an RGB image, by thin images of its width and of its height."""
+    for thin in ((size[0], min(size[1], _THIN_PX)), (min(size[0], _THIN_PX), size[1])):
+        file = io.BytesIO()
+        try:
+            Image.new("RGB", thin).save(file, format=image_format)
+            if image_format in Image.OPEN:  # some formats make an image smaller without a word
+                with Image.open(file, formats=[image_format]) as written:
+                    if written.size != thin:
+                        return False
+        except _DAMAGED:
+            return False
+    return True
 
 
 def write_image(image: Image.Image, path: Path) -> None:

@@ -9,9 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, is_index_current, write_index
+from mimicbrush.data.manifest import (
+    INDEX_NAME,
+    PLAN_NAME,
+    check_outside_mined_folder,
+    is_index_current,
+    write_index,
+)
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, write_aside
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.mining import plan as planning
 from mimicbrush.mining.executors import Resources, run_shards
 from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
@@ -88,7 +96,8 @@ def mine_folder(
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        InputError: nothing to mine, or an output that does not belong to it.
+        InputError: nothing to mine, or an output that does not belong to it, cannot be written to or is being written
+            to by another process (`LockedError`).
         DataError: an output folder whose files cannot be read or written, or an input at which a worker fails in a
             way that is not foreseen; it is named, and the shards that are finished stay.
     """
@@ -97,21 +106,23 @@ def mine_folder(
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
     root, output = _check_folders(inputs, output, input_root)
+    check_output_folder(output, "output=")
     items, ignored, notes = _read_inputs(inputs, root, output)
-    plan = planning.make_plan(output, root, items, options)
-    output.mkdir(parents=True, exist_ok=True)
-    if task.count == 1:  # else another task may be writing just now
-        for leftover in output.glob(ASIDE_PATTERN):
-            leftover.unlink(missing_ok=True)
-    _write_if_new(output / PLAN_NAME, plan.to_json())
-    jobs = [
-        ShardJob(number, tuple(shard), root, output, options, reader, shard_fingerprint(plan, shard))
-        for number, shard in enumerate(plan.shards)
-    ]
-    shards_mined = _run(jobs[task.index :: task.count], resources, progress)
-    done = [job for job in jobs if job.paths.marker.is_file()]
-    summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-    return MiningResult(summary, len(done), len(jobs), shards_mined, notes)
+    # The tasks of an array share the folder. Workers, of this machine or of a Ray cluster, need no lock of their own.
+    with hold_folder(output, "" if task.count == 1 else f"{task.index}-of-{task.count}"):
+        plan = planning.make_plan(output, root, items, options)
+        if task.count == 1:  # else another task may be writing just now
+            for leftover in output.glob(ASIDE_PATTERN):
+                leftover.unlink(missing_ok=True)
+        _write_if_new(output / PLAN_NAME, plan.to_json())
+        jobs = [
+            ShardJob(number, tuple(shard), root, output, options, reader, shard_fingerprint(plan, shard))
+            for number, shard in enumerate(plan.shards)
+        ]
+        shards_mined = _run(jobs[task.index :: task.count], resources, progress)
+        done = [job for job in jobs if job.paths.marker.is_file()]
+        summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
+        return MiningResult(summary, len(done), len(jobs), shards_mined, notes)
 
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:
@@ -121,11 +132,10 @@ def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple
         raise InputError(f"the input {inputs} is a file; name a folder, or a list ({' '.join(LIST_SUFFIXES)})")
     if input_root is not None and (inputs.is_dir() or not input_root.is_dir()):
         raise InputError(f"input_root={input_root} must be the folder that the paths of a list are relative to")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"the output {output} is a file; name a folder, or a path where one can be made")
     root, output = (input_root or (inputs if inputs.is_dir() else inputs.parent)).resolve(), output.resolve()
     if root == output:
         raise InputError(f"input and output are the same folder {root}; name another output")
+    check_outside_mined_folder(output.parent, f"output={output}")  # the folder itself may be one, to go on with
     return root, output
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
 from mimicbrush.errors import DataError
-from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
@@ -158,7 +158,7 @@ def _remove_leftovers(job: ShardJob) -> None:
         shutil.rmtree(spool_folder, ignore_errors=True)
     for path in vars(job.paths).values():
         path.parent.mkdir(parents=True, exist_ok=True)
-        for aside in path.parent.glob(f".{path.name}.*.tmp"):
+        for aside in path.parent.glob(leftover_pattern(path.name)):
             aside.unlink(missing_ok=True)
     job.paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
 

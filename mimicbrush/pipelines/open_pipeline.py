@@ -42,6 +42,7 @@ def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | s
         if dtype not in DTYPES:
             raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
         dtype = DTYPES[dtype]
+    choose_device(device)  # an absent one must show before gigabytes are read
     folder = find_pipeline(name)
     return move_to_device(load_pipeline(folder, dtype), device)
 
@@ -119,8 +120,8 @@ def inspect_pipeline_networks(folder: Path, deep: bool) -> list[PartReport]:
     return reports
 
 
-def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
-    """Move a pipeline to "cpu", "cuda" or "auto" (whatever is there).
+def choose_device(device: str) -> str:
+    """Choose "cpu" or "cuda", of "cpu", "cuda" or "auto" (whatever is there).
 
     Raises:
         InputError: the device is unknown or absent.
@@ -130,7 +131,12 @@ def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipel
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError("the device is cuda, but PyTorch sees no CUDA GPU here; use cpu or auto")
-    target = "cuda" if device != "cpu" and available else "cpu"
+    return "cuda" if device != "cpu" and available else "cpu"
+
+
+def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
+    """Move a pipeline to a device; see `choose_device`."""
+    target = choose_device(device)
     # Where it is already, there is nothing to move; diffusers would warn of half precision on a CPU, which works.
     return pipeline if pipeline.device.type == target else pipeline.to(target)
 

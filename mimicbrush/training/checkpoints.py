@@ -234,12 +234,19 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Delete all that are older than the newest `keep` good ones; damaged ones do not count."""
-    good = 0
-    for path in reversed(list_checkpoints(folder)):
-        if good >= max(keep, LEAST_KEPT):
+    """Delete all that are older than the newest `keep` good ones; damaged ones do not count.
+
+    Every byte of those that stay is read again: a damaged one must not let the last good one go. That takes a second
+    for a gigabyte or so, and only where there is anything to delete.
+    """
+    good, least, paths = 0, max(keep, LEAST_KEPT), list_checkpoints(folder)
+    if len(paths) <= least:
+        return
+    for path in reversed(paths):
+        if good >= least:
             _remove(path)
-        good += verify_checkpoint(path, deep=False) is None
+        else:
+            good += verify_checkpoint(path) is None
 
 
 def _remove(checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mimicbrush.data.batch import DecodedBatch
+from mimicbrush.io.atomic import write_json
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.training.checkpoints import CheckpointSaver
 from mimicbrush.training.export import ExportWeights
@@ -349,7 +349,7 @@ class Trainer:
         self.method.export(self.state.weights(self.method.model), folder)
         if self.accelerator.is_main_process:
             values = {"step": self.state.step, **self.heldout_figures}
-            (folder / "heldout.json").write_text(json.dumps(values, indent=1))
+            write_json(folder / "heldout.json", values)
 
     def _write_or_warn(self, write: Callable[[], object]) -> None:
         """Write what is only to be looked at: a full disk must not end the run for that."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.ablations import AblationEffect
@@ -61,6 +63,13 @@ def main() -> None:
             f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
             "  python scripts/small_model_data.py --output small_model_data"
         )
+    check_output_folder(arguments.output, "--output")
+    with hold_folder(arguments.output):
+        compare_ablations(arguments, overrides)
+
+
+def compare_ablations(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Train, evaluate and compare into the output folder, which is held."""
     seeds = ",".join(map(str, arguments.seeds))
     run_step(
         "train",
@@ -89,7 +98,7 @@ def main() -> None:
                 )
 
     from mimicbrush.evaluation import ablations
-    from mimicbrush.io.atomic import write_aside
+    from mimicbrush.io.atomic import write_aside, write_json
 
     effects = ablations.compare_rows(evaluations)
     text = ablations.format_ablations(effects, ABSENT)
@@ -97,9 +106,10 @@ def main() -> None:
         row: {name: {key: as_json(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()
     }
-    write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text))
-    write_aside(arguments.output / "effects.json", lambda aside: aside.write_text(json.dumps(values, indent=1)))
-    print(f"\n{text}\nwrote {arguments.output / 'effects.md'} and effects.json")
+    print(f"\n{text}")
+    write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_json(arguments.output / "effects.json", values)
+    print(f"wrote {arguments.output / 'effects.md'} and effects.json")
 
 
 def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:

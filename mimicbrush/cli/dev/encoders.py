@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, OutputError
+from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder, write_or_keep
 
 if TYPE_CHECKING:
     import torch
@@ -46,17 +50,28 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train the networks that are not there yet, one after the other."""
     arguments = parse_arguments()
+    check_output_folder(arguments.output, "--output")
     if not (arguments.data / "pairs" / "train").is_dir():
         raise InputError(f"{arguments.data} has no pairs/train; scripts/small_model_data.py makes such a folder")
 
+    with hold_folder(arguments.output):
+        train_encoders(arguments)
+
+
+def train_encoders(arguments: argparse.Namespace) -> None:
+    """Train the networks that are not there yet into the output folder, which is held.
+
+    Raises:
+        OutputError: one could not be written there; it is kept elsewhere.
+    """
     import torch
 
-    from mimicbrush.io.atomic import replace_folder
     from mimicbrush.training import small_encoders
     from mimicbrush.training.small_encoders import Schedule
 
     torch.set_num_threads(arguments.threads)
     schedule = Schedule(arguments.steps)
+    lost = False
     for number, name in enumerate(NETWORKS):
         folder = arguments.output / name
         if arguments.only not in (None, name):
@@ -72,8 +87,14 @@ def main() -> None:
             network = small_encoders.train_image_encoder(pairs(arguments.data, 48, seed), schedule, seed)
         else:
             network = small_encoders.train_depth_estimator(depths(seed, 16), schedule, seed)
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        replace_folder(folder, network.save_pretrained)
+        lost |= write_or_keep(folder, partial(_save, network)) != folder
+    if lost:
+        raise OutputError("not every network could be written where it was wanted, see above")
+
+
+def _save(network: Any, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(folder, network.save_pretrained)
 
 
 def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,6 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.outputs import check_output_file
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, clip_config
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
@@ -45,17 +46,16 @@ def export_released(
         Warnings: what the released code would do differently from this pipeline.
 
     Raises:
-        InputError: `output` is there already, or `pipeline` is no pipeline folder.
+        InputError: `output` is there already or cannot be written, or `pipeline` is no pipeline folder.
         WeightsError: weights are absent, do not fit, or are such that the released code has no place for them.
     """
-    if output.exists() and not force:
-        raise InputError(f"{output} exists; name another --output, or overwrite it with --force")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise InputError(f"{output} must be a file in a folder that exists")
+    check_output_file(output, force=force)
     index = pipeline_index(pipeline)
     if not index.get("reference_unet", [None])[0]:
         raise WeightsError(f"{pipeline} has no reference U-Net; the released code cannot do without one")
     networks = _networks(pipeline)
+    files = [file for component in PARTS.values() for file in weights_of(pipeline / component)]
+    check_output_file(output, force=force, needed_bytes=sum(file.stat().st_size for file in files))
     weights = {part: read_state_dict(weights_of(pipeline / component)) for part, component in PARTS.items()}
     if checkpoint is not None:
         weights |= checkpoint_weights(checkpoint, networks, average=average)

@@ -11,6 +11,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
@@ -42,10 +43,13 @@ def import_released(
         force: replace an older pipeline there.
 
     Raises:
-        InputError: `output` is there already, or its parent is not.
+        InputError: `output` is there already, its parent is not, or it cannot be written.
         WeightsError: weights are absent, cannot be read, or do not fit.
     """
     check_free(output, force)
+    weights = [files.checkpoint, *weights_of(files.vae), *weights_of(files.depth)]
+    size = sum(file.stat().st_size for file in weights if file.is_file())
+    check_output_folder(output, is_replaced=True, needed_bytes=size)
     quiet_libraries()
 
     def write(aside: Path) -> None:
