@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,7 +33,6 @@ from mimicbrush.assembly.config import (
 )
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
-from mimicbrush.data.manifest import check_outside_mined_folder
 from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.io.atomic import write_aside
@@ -111,12 +111,15 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
-    check_outside_mined_folder(run_dir, f"run_dir={run_dir}")
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes the main one asks, once they are connected
+        check_output_folder(run_dir, "run_dir=")
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training import checkpoints
 
+    check_outside_mined_folder(run_dir, f"run_dir={run_dir}")
     pair_sources, notes = read_pair_sources(options.data)
     identity = run_identity(config, pair_sources)
     finished = find_finished_run(run_dir, identity, options.train.max_steps, options.train.resume)
@@ -320,6 +323,8 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():
             raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
+    from mimicbrush.data.manifest import check_outside_mined_folder
+
     check_outside_mined_folder(output, f"--output {output}")
     if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
         raise InputError(f"{output} exists and is no pipeline folder; name another")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -194,10 +196,10 @@ def _marker_path(root: Path, part: Path) -> Path:
 
 def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
     try:
-        version = (pq.read_schema(part).metadata or {}).get(VERSION_KEY, b"none").decode()
+        version = (pq.read_schema(pa.OSFile(os.fsencode(part))).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
-        return pq.read_table(part, columns=list(columns))
+        return pq.read_table(pa.OSFile(os.fsencode(part)), columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
 
@@ -246,7 +248,7 @@ def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places
 def write_index(root: Path, path: Path) -> None:
     """Write all pairs of a mined folder as one Arrow file that can be mapped into memory."""
     table = _index_table(root)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_INDEX_ROWS_PER_BATCH)
 
 
@@ -265,7 +267,7 @@ def is_index_current(root: Path) -> bool:
     if not index.is_file():
         return False
     try:
-        with pa.memory_map(str(index)) as file:
+        with pa.memory_map(os.fsencode(index)) as file:
             metadata = pa.ipc.open_file(file).schema.metadata or {}
     except (pa.ArrowException, OSError, ValueError):  # cut short or damaged on its way: the parts are read instead
         return False
@@ -285,7 +287,7 @@ def find_index_fault(root: Path) -> str:
         return "it is damaged, or was made of other parts"
     expected = _index_table(root)
     try:
-        stored = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+        stored = pa.ipc.open_file(pa.memory_map(os.fsencode(index))).read_all()
         stored.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it is damaged ({error})"
@@ -330,7 +332,7 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
 
 
 def _map_index(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | None = None) -> PairTable:
-    return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
+    return PairTable(pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all(), root, input_root, rows, path)
 
 
 def check_outside_mined_folder(folder: Path, named: str) -> None:
@@ -345,8 +347,9 @@ def check_outside_mined_folder(folder: Path, named: str) -> None:
     """
     folder = folder.absolute()
     for each in (folder, *folder.parents):
-        if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
-            raise InputError(f"{named} is, or lies in, the mined folder {each}; name a folder elsewhere")
+        with suppress(OSError):  # a name that no folder can have
+            if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
+                raise InputError(f"{named} is, or lies in, the mined folder {each}; name a folder elsewhere")
 
 
 def find_mined_input(root: Path) -> Path | None:

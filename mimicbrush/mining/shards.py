@@ -217,7 +217,11 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
-    write_aside(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # opened here: Arrow takes no path that is not UTF-8
+            pq.write_table(table, file, compression="zstd")
+
+    write_aside(path, write)
 
 
 def _store_file(file: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,31 +30,38 @@ def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "GRACE_S", 0.1)
 
 
-def start_holder(folder: Path, *child: str) -> tuple[subprocess.Popen[str], list[str]]:
-    process = subprocess.Popen([sys.executable, HOLDER, folder, *child], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, process.stdout.readline().split()
+@contextmanager
+def running_holder(folder: Path, *child: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that holds a folder, and the number of its child, if it has one; both are killed in the end."""
+    numbers: list[int] = []
+    with subprocess.Popen([sys.executable, HOLDER, folder, *child], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline().split()
+        assert said[0] == "held"
+        numbers += [process.pid, *map(int, said[1:])]
+        try:
+            yield process, numbers[-1]
+        finally:
+            for number in numbers:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("child", ["fork", "spawn"])
 def test_the_second_is_refused_with_the_holders_name_and_starts_after_a_kill(tmp_path: Path, child: str) -> None:
     folder = tmp_path / "run"
-    process, said = start_holder(folder, child)
-    try:
+    with running_holder(folder, child) as (process, number):
         with pytest.raises(LockedError) as refused, hold_folder(folder):
             pass
         for part in (str(folder), f"process {process.pid} on {socket.gethostname()}", "holding_process.py", "since 20"):
             assert part in str(refused.value)
         process.kill()
         process.wait()
-        os.kill(int(said[1]), 0)  # its child lives on
+        os.kill(number, 0)  # its child lives on
         assert (folder / LOCK_NAME).is_file()
         with hold_folder(folder):
             assert json.loads((folder / LOCK_NAME).read_text())["pid"] == os.getpid()
-        assert not folder.exists()  # nobody had written anything
-    finally:
-        process.kill()
-        os.kill(int(said[1]), signal.SIGKILL)
+        assert not list(folder.iterdir())
 
 
 def test_a_fork_neither_keeps_nor_frees_what_its_parent_holds(tmp_path: Path) -> None:
@@ -103,19 +113,17 @@ def test_a_job_that_is_queued_again_waits_for_its_earlier_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    process, _ = start_holder(tmp_path)
-    process.send_signal(signal.SIGSTOP)  # as where its machine is lost, and the lock stays for a while
-    subprocess.Popen(["/bin/sh", "-c", f"sleep 0.5; kill -KILL {process.pid}"])
-    start = time.monotonic()
-    with hold_folder(tmp_path):
-        assert time.monotonic() - start > 0.3
-    process.wait()
-    process, _ = start_holder(tmp_path)
-    monkeypatch.setenv("SLURM_JOB_ID", "18")  # another job does not wait
-    with pytest.raises(LockedError), hold_folder(tmp_path):
-        pass
-    process.kill()
-    process.wait()
+    with running_holder(tmp_path) as (process, _):
+        later = threading.Timer(0.4, process.kill)
+        later.start()
+        start = time.monotonic()
+        with hold_folder(tmp_path):
+            assert time.monotonic() - start > 0.2
+        later.join()
+    with running_holder(tmp_path):
+        monkeypatch.setenv("SLURM_JOB_ID", "18")  # another job does not wait
+        with pytest.raises(LockedError), hold_folder(tmp_path):
+            pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

@@ -43,7 +43,7 @@ def test_whatever_name_a_file_may_have_it_is_written_and_nothing_else_stays(name
             assert seen[-1] == [aside]
 
         write_aside(path, write)
-        assert path.read_text() == "whole" and os.listdir(folder) == [name]
+        assert path.read_text() == "whole" and [each.name for each in Path(folder).iterdir()] == [name]
         (path.parent / f".{'x' * 8}.1234.tmp").touch()  # of another file
         assert not list(path.parent.glob(leftover_pattern(path.name))) or name == "x" * 8
 
@@ -55,7 +55,7 @@ def test_whatever_name_a_folder_may_have_it_is_replaced_whole(name: str) -> None
         check_output_folder(path, is_replaced=True)
         for text in ("one", "two"):
             replace_folder(path, lambda aside, text=text: (aside.mkdir(), (aside / "f").write_text(text)))  # type: ignore[misc]
-        assert (path / "f").read_text() == "two" and os.listdir(folder) == [name]
+        assert (path / "f").read_text() == "two" and [each.name for each in Path(folder).iterdir()] == [name]
 
 
 def test_what_stands_in_the_way_of_a_file_is_said_before(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_stands_in_the_way_of_a_folder_is_said_before(tmp_path: Path) -> No
         with pytest.raises(InputError):
             check_output_folder(tmp_path / name)
     for path in ("/proc/x", "/sys/x/y", "/dev/null"):
-        with pytest.raises(InputError, match="cannot be written|is a file"):
+        with pytest.raises(InputError, match=r"cannot be written|is a file"):
             check_output_folder(Path(path), "output=")
     check_output_folder(tmp_path / "new" / "deep", is_replaced=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class _ShardReading:
         if path in self.damaged:
             return None
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(pa.OSFile(os.fsencode(path)))
             table.validate(full=True)
         except FileNotFoundError:  # said above
             return None
