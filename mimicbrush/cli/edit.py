@@ -320,7 +320,8 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
         kept = write_or_keep(path, partial(write_image, image), f"{path.stem}.png")
         lost += [path] if kept != path else []
-        print(f"{kept}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
+        if kept:
+            print(f"{kept}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
     for path, part in zip(outputs, editor.parts, strict=False):
         print(f"{path}: {_told(part)}")
     if maps:
@@ -331,7 +332,8 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
             numbers = write_or_keep(path.with_suffix(".npz"), found.save)
             kept = write_or_keep(path, partial(write_image, plot), f"{path.stem}.png")
             lost += [each for each in (path.with_suffix(".npz"), path) if each not in (numbers, kept)]
-            print(f"{kept} and {numbers.name}: which place of the reference filled which of the hole")
+            if kept and numbers:
+                print(f"{kept} and {numbers.name}: which place of the reference filled which of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor)
     if lost:

@@ -121,7 +121,7 @@ def _check_space(named: str, folder: Path, needed_bytes: int) -> None:
         )
 
 
-def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = "") -> Path:
+def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = "") -> Path | None:
     """Write a result; where that fails, keep it in a new temporary folder, and say so on stderr.
 
     Args:
@@ -130,18 +130,18 @@ def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = 
         kept_name: of the file or folder at the other place; "" for the same name.
 
     Returns:
-        Where the result is: `path`, or the other place.
-
-    Raises:
-        OutputError: it could not be written there either.
+        Where the result is: `path`, or the other place; None where it could not be written there either.
     """
     try:
         write(path)
+        return path
     except (OSError, InputError) as error:
-        kept, problem = keep_elsewhere(kept_name or path.name, write, error)
-        print(f"error: {problem}", file=sys.stderr)
-        return kept
-    return path
+        try:
+            kept, problem = keep_elsewhere(kept_name or path.name, write, error)
+        except OutputError as second:
+            kept, problem = None, str(second)
+    print(f"error: {problem}", file=sys.stderr)
+    return kept
 
 
 def write_results(folder: Path, write: Callable[[Path], object], summary: str) -> None:
@@ -185,5 +185,5 @@ def keep_elsewhere(name: str, write: Callable[[Path], object], error: OSError | 
         write(kept)
     except (OSError, InputError) as second:
         again = describe_os_error(second) if isinstance(second, OSError) else str(second)
-        raise OutputError(f"{name} cannot be written: {problem}. Nor can it be kept elsewhere: {again}") from second
-    return kept, f"{name} could not be written where it was wanted ({problem}). It is kept as {kept}"
+        raise OutputError(f"{problem}. Nor can the result be kept elsewhere: {again}") from second
+    return kept, f"{problem}. The result is kept as {kept}"

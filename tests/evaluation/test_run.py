@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from toy_data import photograph
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, OutputError
 from mimicbrush.evaluation.editors import baselines
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
 from mimicbrush.evaluation.heldout.reference_gain import (
@@ -157,6 +158,24 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     assert [edit.source for edit in edits] == sorted(images.glob("*_target.png"))
     assert all(read_inputs(edit).mask.size == read_inputs(edit).source.size for edit in edits)
     assert not list((tmp_path / "out").rglob(ASIDE_PATTERN))
+
+
+def test_no_number_is_lost_where_the_output_is_gone_in_the_end(
+    rendered: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "mounted").touch()  # as a file: nothing can be made in it any more
+    options = replace(OPTIONS, max_pairs=2)
+    with pytest.raises(OutputError, match="The result is kept as") as told:
+        evaluate_heldout(copying, rendered, SIZE, options, tmp_path / "mounted" / "out")
+    (kept,) = (tmp_path / "temporary").glob("*/out")
+    metrics = json.loads((kept / "metrics.json").read_text())
+    assert format_summary(metrics, options.sets) in str(told.value) and (kept / "per_pair.jsonl").is_file()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "mounted"))  # not even there
+    with pytest.raises(OutputError) as told:
+        evaluate_heldout(copying, rendered, SIZE, options, tmp_path / "mounted" / "out")
+    assert format_summary(metrics, options.sets) in str(told.value)
 
 
 def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:

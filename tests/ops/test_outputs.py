@@ -153,12 +153,12 @@ def test_a_result_that_cannot_be_written_is_kept_elsewhere(
     wanted = tmp_path / "gone" / "result.txt"
     kept = write_or_keep(wanted, lambda path: path.write_text("result"))
     assert kept != wanted and kept.read_text() == "result"
-    assert f"It is kept as {kept}" in capsys.readouterr().err
+    assert f"The result is kept as {kept}" in capsys.readouterr().err
     assert write_or_keep(tmp_path / "b", lambda path: path.write_text("b")) == tmp_path / "b"
     with pytest.raises(OutputError, match=r"(?s)kept as .*gain \+3 dB"):
         write_results(wanted, lambda path: path.write_text("result"), "gain +3 dB")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(OutputError, match=r"(?s)Nor can it be kept elsewhere.*gain \+3 dB"):
+    with pytest.raises(OutputError, match=r"(?s)Nor can the result be kept elsewhere.*gain \+3 dB"):
         write_results(wanted, lambda path: path.write_text("result"), "gain +3 dB")
 
 

@@ -5,10 +5,12 @@ What takes seconds, importing everything in a process of its own, is done twice;
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +22,9 @@ import warm_scripts
 from PIL import Image
 from toy_data import photograph
 
+from mimicbrush.cli import edit as cli_edit
 from mimicbrush.cli.edit import main
-from mimicbrush.errors import cli_main
+from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io.images import read_image
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
@@ -210,6 +213,38 @@ def test_what_else_can_be_written(folder: Path, infer: Callable[..., int]) -> No
     assert len(found.source_xy) and (found.source_xy > [15, 40]).all() and (found.source_xy < [45, 80]).all()
     assert array(folder / "map.png").std() > 0 and array(folder / "sheet.png").std() > 0
     assert infer(*PICTURES, "-o", "other.png", "--save-correspondence", "map.jpg") == 2  # map.npz is there
+
+
+def test_a_result_that_cannot_be_written_in_the_end_is_kept_elsewhere(
+    folder: Path, infer: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "sub"))
+    (folder / "sub").mkdir()
+    write = cli_edit.write_image
+
+    def refuse_some(image: Image.Image, path: Path) -> None:
+        if path.name in ("out_0.jpg", "map_1.png"):  # the map cannot be kept elsewhere either
+            raise InputError(f"{path}: cannot be written (the disk is gone)")
+        write(image, path)
+
+    monkeypatch.setattr(cli_edit, "write_image", refuse_some)
+    several = ("--num-images", "2", "-o", "out.jpg", "--save-correspondence", "map.png")
+    assert infer(*PICTURES, *several) == 2
+    message = capsys.readouterr().err
+    (kept,) = (folder / "sub").rglob("out_0.png")
+    assert f"the disk is gone). The result is kept as {kept}" in message
+    assert "out_0.jpg, map_1.png could not be written, see above" in message
+    assert array(kept).shape == array(folder / "out_1.jpg").shape
+    assert {path.name for path in folder.glob("map*")} == {"map_0.png", "map_0.npz", "map_1.npz"}
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_no_edit(
+    folder: Path, infer: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(arrived, encoding="ascii", write_through=True))
+    assert infer(*PICTURES, "-o", "動画\udcff.png") == 0
+    assert b"\\u52d5\\u753b\\udcff.png: " in arrived.getvalue() and (folder / "動画\udcff.png").is_file()
 
 
 def test_auto_zoom_says_what_it_did(

@@ -25,6 +25,7 @@ from mimicbrush.errors import InputError, LockedError, cli_main
 from mimicbrush.io import locks
 from mimicbrush.io.locks import hold_folder, hold_name
 from mimicbrush.mining.run import mine_folder
+from mimicbrush.mining.verify.folder import verify_folder
 
 ROOT = Path(__file__).parents[2]
 #: Command -> its module, and a command line in which OUT is what is tried: a file where the name ends in "-file".
@@ -193,6 +194,13 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_finished_work(
     cli_main(lambda: mine.run(config))  # type: ignore[arg-type]
     shown = folder.encode("ascii", "backslashreplace")
     assert b"2 pairs" in arrived.getvalue() and shown in arrived.getvalue()
+    # What a killed run leaves of its lock is named, and goes when the run goes on.
+    assert verify_folder(tmp_path / folder, progress=False).faults == []
+    (tmp_path / folder / ".lock").touch()
+    (fault,) = verify_folder(tmp_path / folder, progress=False).faults
+    assert "left behind by a run that was stopped" in str(fault)
+    cli_main(lambda: mine.run(config))  # type: ignore[arg-type]
+    assert verify_folder(tmp_path / folder, progress=False).faults == []
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,20 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
+@pytest.mark.parametrize("file", ["weights.safetensors", "ema.safetensors", "state.json"])
+def test_a_damaged_newest_one_lets_no_older_one_go(tmp_path: Path, file: str) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    for step in (3, 4, 5):
+        path = save(tmp_path, step)
+        flip_a_bit(path / file, (path / file).stat().st_size - 5)  # of the same size
+    found = checkpoints.find_checkpoint(tmp_path, "latest", lambda message: None)
+    assert found is not None and found.name == "step-00000002"
+    for step in (6, 7, 8):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-00000007", "step-00000008"]
+
+
 def test_half_written_ones_are_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "step-00000002.tmp").mkdir()  # killed while writing
