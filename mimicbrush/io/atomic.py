@@ -101,7 +101,9 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        if number not in FULL_DISK and (number is not None or not _is_full(folder)):
+        # safetensors removes its file, so that there is room again, and says it in words alone.
+        is_full = _is_full(folder) or os.strerror(errno.ENOSPC) in str(error)
+        if number not in FULL_DISK and (number is not None or not is_full):
             raise
         raise OSError(number or errno.ENOSPC, "no space left on the disk", str(folder)) from error
 

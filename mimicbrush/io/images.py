@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, describe_os_error
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.outputs import check_output_file
 
@@ -235,4 +235,4 @@ def write_image(image: Image.Image, path: Path) -> None:
     try:
         write_aside(path, lambda aside: image.save(aside, format=image_format))
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+        raise InputError(f"{path}: cannot be written ({describe_os_error(error)})") from error

@@ -116,7 +116,7 @@ def _check_space(named: str, folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise InputError(
-            f"{named} takes about {needed_bytes / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left; make room, "
+            f"{named} takes about {needed_bytes / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; make room, "
             "or name another place"
         )
 

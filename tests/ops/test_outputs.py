@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import SafetensorError
 
 from mimicbrush.errors import InputError, OutputError
 from mimicbrush.io import outputs
@@ -169,12 +170,17 @@ def test_a_full_disk_is_named_whatever_a_library_calls_it(tmp_path: Path, monkey
     def as_a_library(path: Path) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
+    def in_words(path: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
     for write in (write_aside, replace_folder):
         with pytest.raises(OSError, match="no space left on the disk") as refused:
             write(tmp_path / "x", as_python)
         assert refused.value.filename == str(tmp_path)
         with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
             write(tmp_path / "x", as_a_library)
+        with pytest.raises(OSError, match="no space left on the disk"):
+            write(tmp_path / "x", in_words)
     monkeypatch.setattr("mimicbrush.io.atomic._FULL_BELOW_BYTES", 1 << 62)
     for write in (write_aside, replace_folder):
         with pytest.raises(OSError, match="no space left on the disk"):

@@ -168,11 +168,11 @@ def check_new(paths: Sequence[Path], force: bool) -> None:
     Raises:
         InputError: names all that are there, or the first that cannot be written.
     """
+    for path in paths:
+        (check_output_file if path.suffix == ".npz" else check_writable)(path)
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         verb = "exists" if len(there) == 1 else "exist"
         raise InputError(f"{', '.join(there)} {verb}; choose another name, or overwrite with --force")
-    for path in paths:
-        (check_output_file if path.suffix == ".npz" else check_writable)(path)
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError(f"two outputs have the same name: {', '.join(map(str, paths))}")
