@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from mimicbrush import assembly
 from mimicbrush.assembly import sweeps
 from mimicbrush.cli import evaluate, mine
+from mimicbrush.data.training_data import TrainingData, read_training_data, write_training_data
 from mimicbrush.errors import InputError, LockedError, cli_main
 from mimicbrush.io import locks
 from mimicbrush.io.locks import hold_folder, hold_name
@@ -172,6 +173,26 @@ def test_a_sweep_leaves_out_a_job_that_runs_elsewhere_and_does_not_call_it_faile
     sweeps.train_job(OmegaConf.create({"run_name": "a", "seed": 0, "train": {"max_steps": 1, "resume": "never"}}))
     assert "left out" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [sweeps.JOB_FILE]
+
+
+@pytest.mark.parametrize("folder", ["file", "file/x", "/proc/x", "x" * 256])
+def test_a_sweep_asks_for_its_folder(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / folder)}}})
+    with pytest.raises(SystemExit) as end:
+        sweeps.SweepCallback().on_multirun_start(config)
+    assert end.value.code == 2 and "error: hydra.sweep.dir=" in capsys.readouterr().err
+
+
+def test_what_a_run_states_of_its_data_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = TrainingData(0.1, frozenset({"ab", "cd"}))
+    write_training_data(tmp_path, before)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "the disk is gone")))
+        with pytest.raises(OSError, match="the disk is gone"):
+            write_training_data(tmp_path, TrainingData(0.5, frozenset({"ef"})))
+    assert read_training_data(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["training_data.json"]
 
 
 def ascii_terminal(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
