@@ -309,7 +309,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     check_new([*outputs, *maps, *(path.with_suffix(".npz") for path in maps), *sheets], arguments.force)
     inputs = editor.read(edit)
     for path in outputs:
-        check_writable(path, inputs.source.size if editor.pastes_back else None)
+        check_writable(path, inputs.source.size if editor.pastes_back else None, is_tried=False)
 
     # 2. Edit.
     seeds = range(edit.seed, edit.seed + len(outputs))

@@ -149,12 +149,11 @@ def main() -> None:
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
     # 4. Written, and told.
-    image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
-
     def write(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "pck.json", values)
         write_aside(output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}", encoding="utf-8"))
+        image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
         write_image(image, output / "transfers.png")
 
     write_results(arguments.output, write, f"{table}\n{by_layer}")

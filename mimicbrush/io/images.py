@@ -188,18 +188,19 @@ def _is_photograph(pixels: np.ndarray) -> bool:
     return float((is_coloured | is_mid_tone).mean()) > 0.1 if len(pixels) else False
 
 
-def check_writable(path: Path, size: tuple[int, int] | None = None) -> None:
+def check_writable(path: Path, size: tuple[int, int] | None = None, *, is_tried: bool = True) -> None:
     """Check that `write_image` will take this path, before the image is made.
 
     Args:
         path: of the image.
         size: width and height of the image, where they are known: formats have limits.
+        is_tried: see `check_output_file`.
 
     Raises:
         InputError: the file cannot be written, no image format that can be written goes by this suffix, or the format
             cannot hold an RGB image of this size.
     """
-    check_output_file(path)
+    check_output_file(path, is_tried=is_tried)
     image_format = Image.registered_extensions().get(path.suffix.lower())
     if image_format is None or image_format not in Image.SAVE:
         raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
@@ -230,7 +231,7 @@ def write_image(image: Image.Image, path: Path) -> None:
     Raises:
         InputError: see `check_writable`; or the disk refuses it, or the format this image.
     """
-    check_writable(path)
+    check_writable(path, is_tried=False)
     image_format = Image.registered_extensions()[path.suffix.lower()]
     try:
         write_aside(path, lambda aside: image.save(aside, format=image_format))

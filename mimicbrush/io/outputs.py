@@ -19,7 +19,9 @@ from mimicbrush.io.text import make_storable
 _BLOCK_BYTES = 4096
 
 
-def check_output_file(path: Path, option: str = "", *, force: bool = True, needed_bytes: int = 0) -> None:
+def check_output_file(
+    path: Path, option: str = "", *, force: bool = True, needed_bytes: int = 0, is_tried: bool = True
+) -> None:
     """Check that a file can be written, before the work whose result it will hold. Nothing is left behind.
 
     Args:
@@ -27,6 +29,7 @@ def check_output_file(path: Path, option: str = "", *, force: bool = True, neede
         option: how the user names it, such as "--output", for the message.
         force: an older file may be replaced.
         needed_bytes: an estimate of its size.
+        is_tried: something is written into the folder, to see whether that works; once for a folder is enough.
 
     Raises:
         InputError: says what is in the way.
@@ -44,7 +47,8 @@ def check_output_file(path: Path, option: str = "", *, force: bool = True, neede
             raise InputError(f"{named}: this is a pipe or a device; name a plain file")
         if path.exists() and not force:
             raise InputError(f"{named} exists; choose another name, or overwrite with --force")
-        _try_writing(path.parent)
+        if is_tried:
+            _try_writing(path.parent)
         _check_space(named, path.parent, needed_bytes)
 
 

@@ -87,12 +87,11 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
     Raises:
         InputError: one cannot be made, or an output is no image that can be written.
     """
+    for folder in dict.fromkeys(edit.output.parent for edit in edits):
+        check_output_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     for edit in edits:
-        folder = edit.output.parent
-        if not folder.is_dir():
-            check_output_folder(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-        check_writable(edit.output)
+        check_writable(edit.output, is_tried=False)
 
 
 def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: int = 1, force: bool = False) -> None:
@@ -118,7 +117,7 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
         with convert_memory_errors():
             inputs = editor.read(edit)
             for path in todo.values():
-                check_writable(path, inputs.source.size if editor.pastes_back else None)
+                check_writable(path, inputs.source.size if editor.pastes_back else None, is_tried=False)
     except InputError as error:
         tally.failures.append((edit, str(error)))
         return
