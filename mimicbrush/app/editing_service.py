@@ -92,8 +92,8 @@ class EditRequest:
         for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
             if not 1 <= value <= most:
                 raise InputError(f"{name}: must be in 1..{most}, got {value}")
-        if not -_MAX_GUIDANCE <= guidance <= _MAX_GUIDANCE:
-            raise InputError(f"guidance: must be in -{_MAX_GUIDANCE}..{_MAX_GUIDANCE}, got {guidance}")
+        if not 0 <= guidance <= _MAX_GUIDANCE:
+            raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
         return cls(
             job=job[:_MAX_JOB],
             source=source,

@@ -111,6 +111,11 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     from mimicbrush.training import checkpoints
 
     pair_sources, notes = read_pair_sources(options.data)
+    if options.train.never_warms_up():
+        notes.append(
+            "the run ends before train.learning_rate is reached: "
+            f"train.lr_warmup_steps={options.train.lr_warmup_steps}, train.max_steps={options.train.max_steps}"
+        )
     identity = run_identity(config, pair_sources)
     finished = find_finished_run(run_dir, identity, options.train.max_steps, options.train.resume)
     if finished is not None:
@@ -162,12 +167,12 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     # The networks: those that are trained, and the frozen ones in the type that they run in.
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
-    set_seed(options.seed)
+    set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
     components = build_components(options.model, options.seed)
     encoders = FrozenEncoders(components, options.model)
     model = build_model(components, options.model, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
-    set_seed(options.seed, device_specific=True)  # for dropout, each process its own
+    set_seed(options.seed % 2**31, device_specific=True)  # for dropout, each process its own: its rank is added
     training_data = find_training_data(options, plan.pair_sources)
     exporter = PipelineExporter(model, components, options.model, options.train, training_data)
     # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.

@@ -18,6 +18,7 @@ from pathlib import Path
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
+from mimicbrush.ranges import PORT_RANGE, NumberRange, one_of
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
 full model paints."""
@@ -30,16 +31,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help="as for scripts/infer.py")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves everybody (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    dtypes = ("auto", "float32", "float16", "bfloat16")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="default: auto, on a GPU float16")
-    parser.add_argument("--max-upload-mib", type=int, default=32, help="of one image (default: 32)")
+    parser.add_argument("--port", type=PORT_RANGE.read, default=7860, help="default: 7860")
+    parser.add_argument("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    dtypes = one_of("auto", "float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", **dtypes, default="auto", help="default: auto, on a GPU float16")
+    upload_mib = NumberRange(at_least=1, at_most=4096, whole=True)
+    parser.add_argument("--max-upload-mib", type=upload_mib.read, default=32, help="of one image (default: 32)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    arguments = parser.parse_args()
-    if arguments.max_upload_mib < 1:
-        parser.error("--max-upload-mib must be 1 or more")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:

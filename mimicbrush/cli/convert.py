@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import one_of
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -36,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, meaning in INPUTS.items():
         importing.add_argument(f"--{name}", type=Path, metavar="PATH", help=meaning)
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="pipeline folder to make")
-    importing.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is stored")
+    importing.add_argument("--dtype", **one_of("float32", "float16", "bfloat16"), help="default: as it is stored")
     importing.add_argument("--force", action="store_true", help="replace an older pipeline")
 
     exporting = commands.add_parser(

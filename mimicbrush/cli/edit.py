@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -31,12 +30,12 @@ from mimicbrush.pipelines.editing.requests import (
     TEXTURE_FOLDER,
     Edit,
     check_box,
-    check_seed,
     collect_edits,
     number_outputs,
 )
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
+from mimicbrush.ranges import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
@@ -69,12 +68,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
     add = parser.add_argument_group("how to edit").add_argument
-    add("--steps", type=_positive, help="of the scheduler (default: the pipeline's)")
-    add("--guidance", type=_finite, help="classifier-free guidance (default: the pipeline's)")
-    add("--seed", type=_seed, default=1, help="of the noise (default: 1)")
+    add("--steps", type=STEPS_RANGE.read, help="of the scheduler (default: the pipeline's)")
+    add("--guidance", type=GUIDANCE_RANGE.read, help="classifier-free guidance (default: the pipeline's)")
+    add("--seed", type=SEED_RANGE.read, default=1, help="of the noise (default: 1)")
     add(
         "--num-images",
-        type=_positive,
+        type=NumberRange(at_least=1, at_most=1000, whole=True).read,
         default=1,
         metavar="N",
         help="results, of seeds SEED, SEED + 1, ... (default: 1)",
@@ -86,7 +85,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--crop",
-        choices=("full", "auto"),
+        **one_of("full", "auto"),
         default="full",
         help="auto: edit a square around the mask, at full resolution",
     )
@@ -97,8 +96,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="edit twice, the second time with the part of the reference that the first looked at",
     )
     add("--paste-back", action=argparse.BooleanOptionalAction, default=True, help="no: the model's whole square canvas")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
+    add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add("--dtype", **one_of("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
     add = parser.add_argument_group("masks that do not fit").add_argument
     add(
         "--resize-mask",
@@ -140,41 +139,11 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error(f"--{option.replace('_', '-')} is for a single edit, not for --batch")
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    if (value := _whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    try:
-        return check_seed(_whole(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _box(text: str) -> Box:
     try:
-        return check_box([_whole(side) for side in text.split(",")])
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return check_box([int(side) for side in text.split(",")])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be four whole numbers X0,Y0,X1,Y1 (pixels), got {text!r}") from None
 
 
 class LoadedEditor:

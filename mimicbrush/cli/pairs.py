@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import WORKERS_RANGE
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
         command.add_argument(
             "--input-root", type=Path, metavar="FOLDER", help="where the photographs lie, if they have moved"
         )
-    verifying.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    cores = os.cpu_count() or 1
+    verifying.add_argument("--workers", type=WORKERS_RANGE.read, default=cores, help="processes (default: all cores)")
     verifying.add_argument("--no-progress", action="store_true", help="no progress bar")
     exporting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.small_model import SHIPPED_NAME
+from mimicbrush.ranges import SEED_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.methods import Method
@@ -39,9 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     model_help = "pipeline folder, as for scripts/infer.py (default: small)"
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help=model_help)
     parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
-    parser.add_argument("--max-pairs", type=int, default=46, help="images at most (default: 46)")
+    most = NumberRange(at_least=1, whole=True)
+    parser.add_argument("--max-pairs", type=most.read, default=46, help="images at most (default: 46)")
     parser.add_argument(
-        "--strength", nargs="+", choices=_STRENGTHS, help="of the views of photographs (default: all three)"
+        "--strength", nargs="+", **one_of(*_STRENGTHS), help="of the views of photographs (default: all three)"
     )
     parser.add_argument(
         "--logits", action="store_true", help="attention: mean of the scores before the softmax, not of probabilities"
@@ -52,12 +54,9 @@ def parse_arguments() -> argparse.Namespace:
         help="attention: add the transposed map of the swapped pair (twice as slow)",
     )
     parser.add_argument("--dinov2", type=Path, help="folder of DINOv2 weights, for SD + DINO features")
-    parser.add_argument("--seed", type=int, default=0, help="of warps, untrained weights and bootstrap (default: 0)")
+    seed_help = "of warps, untrained weights and bootstrap (default: 0)"
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help=seed_help)
     arguments = parser.parse_args()
-    if arguments.seed < 0:
-        parser.error("--seed must be 0 or more")
-    if arguments.max_pairs < 1:
-        parser.error("--max-pairs must be 1 or more")
     if arguments.strength and not arguments.photographs:
         parser.error("--strength is for --photographs")
     return arguments

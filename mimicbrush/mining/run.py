@@ -15,13 +15,14 @@ from mimicbrush.io.atomic import ASIDE_PATTERN, write_aside
 from mimicbrush.mining import plan as planning
 from mimicbrush.mining.executors import Resources, run_shards
 from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
-from mimicbrush.mining.options import MiningOptions, check_number
+from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.page import write_mining_report
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.other_readers import open_reader
 from mimicbrush.mining.video.strict_reader import FrameReader
+from mimicbrush.ranges import check_options, number
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,15 @@ class ArrayTask:
         count: how many tasks there are.
     """
 
-    index: int = 0
-    count: int = 1
+    index: int = number(0, at_least=0)
+    count: int = number(1, at_least=1)
 
     def __post_init__(self) -> None:
-        check_number("task.index", self.index, integer=True)
-        check_number("task.count", self.count, integer=True)
-        if not 0 <= self.index < self.count:
-            raise InputError(f"task {self.index} of {self.count}: the index must be in 0..{self.count - 1}")
+        check_options(self, "task.")
+        if self.index >= self.count:
+            raise InputError(
+                f"task.index={self.index} task.count={self.count}: the index must be in 0..{self.count - 1}"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.io.images import normalise_mode
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
 from mimicbrush.ops.crops import Box, Placement, crop_box
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, NumberRange
 
 ImageInput = Image.Image | np.ndarray
 
@@ -130,17 +131,32 @@ def letterbox_masks(
     return np.stack(canvases)
 
 
-def check_counts(sources: int, num_images_per_prompt: int, num_inference_steps: int, generator: object) -> None:
-    """Check that there is something to do, and one generator for all results or one each.
+#: What numbers the arguments of a call may be, by their names.
+_RANGES = {
+    "num_images_per_prompt": NumberRange(at_least=1, whole=True),
+    "num_inference_steps": STEPS_RANGE,
+    "guidance_scale": GUIDANCE_RANGE,
+    "eta": NumberRange(at_least=0, at_most=1),
+    "reference_batch_size": BATCH_RANGE,
+}
+
+
+def check_numbers(**arguments: object) -> None:
+    """Check numbers that a call of the pipeline was given, by the names of its arguments.
 
     Raises:
-        InputError: says what does not fit.
+        InputError: names the argument, its value and its range.
     """
-    if num_inference_steps < 1 or num_images_per_prompt < 1:
-        raise InputError(
-            "num_inference_steps and num_images_per_prompt must be 1 or more, "
-            f"got {num_inference_steps} and {num_images_per_prompt}"
-        )
+    for name, value in arguments.items():
+        _RANGES[name].check(name, value)
+
+
+def check_generators(sources: int, num_images_per_prompt: int, generator: object) -> None:
+    """Check that there is one generator for all results, or one each.
+
+    Raises:
+        InputError: says how many there are, and how many are needed.
+    """
     rows = sources * num_images_per_prompt
     if isinstance(generator, list) and len(generator) != rows:
         raise InputError(

@@ -49,8 +49,9 @@ from mimicbrush.pipelines.cache import WeightDependentCache
 from mimicbrush.pipelines.hub import HubPipeline
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
-    check_counts,
+    check_generators,
     check_masks,
+    check_numbers,
     check_recording,
     full_box,
     letterbox_images,
@@ -256,6 +257,7 @@ class MimicBrushPipeline(HubPipeline):
         # 1. Check the inputs.
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        check_numbers(guidance_scale=guidance, eta=eta, reference_batch_size=reference_batch_size)
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
@@ -356,6 +358,7 @@ class MimicBrushPipeline(HubPipeline):
             InputError: says what does not fit.
             WeightsError: see `check_references_are_read`.
         """
+        check_numbers(num_images_per_prompt=num_images_per_prompt, num_inference_steps=num_inference_steps)
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
         sources, masks = (
@@ -363,7 +366,7 @@ class MimicBrushPipeline(HubPipeline):
             [to_mask_array(image) for image in list_images(mask)],
         )
         check_masks(sources, masks)
-        check_counts(len(sources), num_images_per_prompt, num_inference_steps, generator)
+        check_generators(len(sources), num_images_per_prompt, generator)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         return sources, masks
@@ -409,6 +412,9 @@ class MimicBrushPipeline(HubPipeline):
                 too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
         """
+        check_numbers(reference_batch_size=reference_batch_size)
+        if num_inference_steps is not None:
+            check_numbers(num_inference_steps=num_inference_steps)
         images = [to_rgb_array(image) for image in list_images(reference)]
         if not images or (isinstance(generator, list) and len(generator) % len(images)):
             results = len(generator) if isinstance(generator, list) else 1

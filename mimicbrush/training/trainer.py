@@ -273,11 +273,12 @@ class Trainer:
             self.step_log = StepLog(self.run_dir / "metrics.jsonl", state.step)
 
     def _clip_gradients(self) -> dict[str, torch.Tensor]:
-        """Clip the gradients to `max_grad_norm` over all; return their norms before, see `compute_gradient_norms`."""
+        """Clip the gradients to `max_grad_norm`, if any; return their norms before, see `compute_gradient_norms`."""
         self.accelerator.unscale_gradients()
         parameters = self.state.parameters
         norms = compute_gradient_norms(self.method.model, parameters)
-        nn.utils.clip_grads_with_norm_(parameters.values(), self.options.max_grad_norm, norms["gradient_norm"])
+        if self.options.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters.values(), self.options.max_grad_norm, norms["gradient_norm"])
         return norms
 
     def _step(self, gradient_norm: torch.Tensor) -> torch.Tensor:

@@ -362,11 +362,11 @@ def test_the_weight_goes_in_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"correspondence_weight": -1.0}, "must be 0 or more, and finite; got -1"),
-        ({"correspondence_weight": math.nan}, "must be 0 or more, and finite; got nan"),
+        ({"correspondence_weight": -1.0}, "correspondence_weight=-1.0: must be a number, 0 or more"),
+        ({"correspondence_weight": math.nan}, "correspondence_weight=nan: must be a number, 0 or more"),
         ({"correspondence_final": 0.1}, "needs train.correspondence_weight"),
-        ({"correspondence_heads": 0.0}, "above 0 and at most 1, got 0"),
-        ({"unrelated_reference_ratio": 1.5}, "must be in 0..1, got 1.5"),
+        ({"correspondence_heads": 0.0}, "correspondence_heads=0.0: must be a number above 0 and at most 1"),
+        ({"unrelated_reference_ratio": 1.5}, "unrelated_reference_ratio=1.5: must be a number in 0..1"),
     ],
 )
 def test_options_out_of_range_are_refused(given: dict[str, float], message: str) -> None:

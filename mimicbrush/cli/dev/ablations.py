@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.ablations import AblationEffect
@@ -35,12 +36,13 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--seeds", type=SEED_RANGE.read, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument(
-        "--rows", nargs="+", choices=ABLATION_ROWS, default=list(ABLATION_ROWS), help="default: all; full is needed"
+        "--rows", nargs="+", **one_of(*ABLATION_ROWS), default=list(ABLATION_ROWS), help="default: all; full is needed"
     )
-    parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
-    parser.add_argument("--steps", type=int, default=4, help="of the sampler (default: 4)")
+    most = NumberRange(at_least=1, whole=True)
+    parser.add_argument("--max-pairs", type=most.read, default=46, help="of the held-out ones (default: 46)")
+    parser.add_argument("--steps", type=STEPS_RANGE.read, default=4, help="of the sampler (default: 4)")
     return parser.parse_known_args()
 
 

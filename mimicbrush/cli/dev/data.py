@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.ranges import SEED_RANGE, NumberRange
 
 #: Chosen before anything was trained: of these real clips nothing is trained on.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
@@ -40,13 +41,14 @@ def parse_arguments() -> argparse.Namespace:
         help="folders of photographs to train on, beside those of scikit-image",
     )  # fmt: skip
     parser.add_argument("--heldout", type=Path, metavar="DIR", help="a folder of photographs per subject, to test with")
-    parser.add_argument("--clips", type=int, default=300, help="rendered clips to train on (default: 300)")
-    parser.add_argument("--leaves", type=int, default=300, help="stills of dead leaves (default: 300)")
-    parser.add_argument("--crops", type=int, default=8, help="stills of each photograph (default: 8)")
+    count = NumberRange(at_least=0, at_most=10**6, whole=True).read
+    parser.add_argument("--clips", type=count, default=300, help="rendered clips to train on (default: 300)")
+    parser.add_argument("--leaves", type=count, default=300, help="stills of dead leaves (default: 300)")
+    parser.add_argument("--crops", type=count, default=8, help="stills of each photograph (default: 8)")
     parser.add_argument(
         "--pack", type=Path, metavar="FILE.tar", help="also write the video pairs, smaller, as one file for a GPU"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is rendered (default: 0)")
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of everything that is rendered (default: 0)")
     return parser.parse_args()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -23,6 +22,7 @@ from typing import Any
 from mimicbrush.cli.repository import SCRIPTS, check_repository
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
+from mimicbrush.ranges import SEED_RANGE, NumberRange
 
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
@@ -81,12 +81,12 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of clips, training and evaluation (default: 0)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of fine-tuning, at most (default: 1)")
-    arguments = parser.parse_args()
-    if not 0 < arguments.minutes < math.inf:
-        parser.error(f"--minutes must be above 0, and finite; got {arguments.minutes:g}")
-    return arguments
+    parser.add_argument(
+        "--seed", type=SEED_RANGE.read, default=0, help="of clips, training and evaluation (default: 0)"
+    )
+    minutes = NumberRange(above=0, at_most=10**7)
+    parser.add_argument("--minutes", type=minutes.read, default=1.0, help="of fine-tuning, at most (default: 1)")
+    return parser.parse_args()
 
 
 def fresh_folder(folder: Path) -> Path:

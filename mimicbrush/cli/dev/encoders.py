@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +33,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by scripts/small_model_data.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
-    parser.add_argument("--only", choices=NETWORKS, help="only this one")
-    parser.add_argument("--steps", type=int, default=2500, help="of each (default: 2500)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and samples (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
-    arguments = parser.parse_args()
-    for name in ("steps", "threads"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
-    return arguments
+    parser.add_argument("--only", **one_of(*NETWORKS), help="only this one")
+    steps = NumberRange(at_least=1, at_most=10**9, whole=True)
+    parser.add_argument("--steps", type=steps.read, default=2500, help="of each (default: 2500)")
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of weights and samples (default: 0)")
+    parser.add_argument("--threads", type=WORKERS_RANGE.read, default=1, help="of PyTorch (default: 1)")
+    return parser.parse_args()
 
 
 def main() -> None:

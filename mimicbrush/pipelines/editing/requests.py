@@ -11,9 +11,8 @@ from typing import Any
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.ops.crops import Box
+from mimicbrush.ranges import SEED_RANGE
 
-#: Seeds lie below this, as in the evaluation.
-SEED_LIMIT = 2**63
 #: Folder of the benchmark's texture tracks, whose edits keep the source's shape (released layout).
 TEXTURE_FOLDER = "TextureTrans"
 _REQUIRED = ("source", "mask", "reference")
@@ -164,14 +163,14 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def check_seed(value: Any) -> int:
-    """Check a seed of a list or of the command line.
+    """Check a seed of a list or of the page.
 
     Raises:
         InputError: it is none.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < SEED_LIMIT:
-        raise InputError(f"'seed' must be a whole number from 0 to 2**63 - 1, got {value!r}")
-    return value
+    if fault := SEED_RANGE.find_fault(value):
+        raise InputError(f"'seed' {fault}, got {value!r}")
+    return int(value)
 
 
 def _flag(value: Any) -> bool:
