@@ -144,7 +144,7 @@ class Choices:
 
     def find_fault(self, value: object) -> str | None:
         """Say what a value must be, and which choice may have been meant; None where it is one."""
-        names = ", ".join(map(str, self.allowed))
+        names = ", ".join(map(_show, self.allowed))
         if self.many and not isinstance(value, list | tuple):
             return f"must be a list of {names}, such as [{self.allowed[0]}]"
         items = value if self.many and isinstance(value, list | tuple) else [value]
@@ -235,8 +235,8 @@ def check_options(options: Any, prefix: str = "") -> None:
     for each in fields(options):
         value, values = getattr(options, each.name), values_of(each)
         fault = values.find_fault(value) if values is not None else None
-        if each.type in ("bool", bool) and not isinstance(value, bool):
-            fault = "must be true or false"
+        if each.type in ("bool", bool):
+            fault = Choices((True, False)).find_fault(value)
         if fault:
             raise InputError(f"{prefix}{each.name}={_show(value)}: {fault}")
 

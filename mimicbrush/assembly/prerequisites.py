@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from mimicbrush.assembly.command_line import describe_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import PipelineModel, PretrainedModel
@@ -97,9 +99,9 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
     register_schemas()
     try:
         with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
-            config = compose("train", list(overrides))
-    except HydraException as error:
-        raise InputError(f"these options cannot be used: {error}") from error
+            config = compose("train", translate_arguments(overrides, list_training_options(configs)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise describe_error(error) from error
     check_option_names(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
         from mimicbrush.pipelines.find_pipeline import find_pipeline

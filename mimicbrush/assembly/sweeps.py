@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mimicbrush import assembly
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
@@ -85,7 +85,8 @@ def train_job(config: DictConfig) -> None:
             the others cannot go on. This ends the whole sweep; the same command goes on with it.
     """
     job = HydraConfig.get()
-    run_dir = Path(job.runtime.output_dir)
+    # Hydra stores the path without escapes: a "${" in it is text, and no interpolation.
+    run_dir = Path(OmegaConf.to_container(job.runtime, resolve=False)["output_dir"])  # type: ignore[call-overload, index]
     if not any(override.lstrip("+").startswith("train.resume=") for override in job.overrides.task):
         config.train.resume = "latest"
     _write_job(config, run_dir)

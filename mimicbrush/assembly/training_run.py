@@ -21,6 +21,7 @@ from mimicbrush.assembly.build import (
     read_pair_sources,
     run_on_main_process,
 )
+from mimicbrush.assembly.command_line import escape_text, escape_texts
 from mimicbrush.assembly.config import (
     TrainConfig,
     apply_pipeline_conventions,
@@ -183,11 +184,12 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train)
 
     # The run folder, and the tracker.
-    config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": str(run_dir)}))
+    config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": escape_text(str(run_dir))}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
-        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(config, resolve=True))
+        stored = escape_texts(OmegaConf.to_container(config, resolve=True))
+        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(stored), encoding="utf-8")
         write_training_data(run_dir, training_data)
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(config), checkpoint)
 
