@@ -2,7 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+#: Whose words a message is in: of Python calls, of a command line, or of the editing page.
+Speaker = Literal["python", "command", "page"]
+_speaker: Speaker = "python"
 
 
 class MimicBrushError(Exception):
@@ -23,6 +29,27 @@ class DataError(MimicBrushError):
 
 class CheckpointError(MimicBrushError):
     """A checkpoint that is incomplete, or that belongs to another run."""
+
+
+@contextmanager
+def speak_as(speaker: Speaker) -> Iterator[None]:
+    """Let messages name what the user has before them: arguments of Python, of a command, or controls of the page."""
+    global _speaker
+    before, _speaker = _speaker, speaker
+    try:
+        yield
+    finally:
+        _speaker = before
+
+
+def choose_words(*, python: str, command: str, page: str) -> str:
+    """Choose the words of a message for the one who reads it, see `speak_as`."""
+    return {"python": python, "command": command, "page": page}[_speaker]
+
+
+def install_command(extra: str) -> str:
+    """Write the command that installs an extra of this package, which comes from a clone and not from an index."""
+    return f"pip install '.[{extra}]' in a clone of the project"
 
 
 def prepare_process() -> None:

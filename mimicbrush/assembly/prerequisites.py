@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mimicbrush.assembly.command_line import describe_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
-from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.errors import InputError, WeightsError, install_command
 from mimicbrush.models.options import PipelineModel, PretrainedModel
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 
@@ -47,7 +47,7 @@ def check_prerequisites(config: DictConfig) -> None:
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
     if "lora" in (config.train.unet, config.train.reference_unet) and importlib.util.find_spec("peft") is None:
-        missing.append("adapters (lora) need the package peft. Install it: pip install 'mimicbrush[lora]'")
+        missing.append(f"adapters (lora) need the package peft. Install it: {install_command('lora')}")
     if config.train.device == "cuda" and not _has_gpu():
         missing.append(
             "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "

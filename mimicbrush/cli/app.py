@@ -1,4 +1,4 @@
-"""Edit in the browser: python scripts/app.py [--model DIR|released]. Needs `pip install 'mimicbrush[demo]'`.
+"""Edit in the browser: python scripts/app.py [--model DIR|released]. Needs `pip install '.[demo]'`.
 
 A source to paint on, a reference, and the edit; pointing at the result shows where in the reference it comes from.
 Without --model the small model that comes with the project edits, offline. Only this machine is served unless --host
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, install_command, speak_as
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
 from mimicbrush.ranges import PORT_RANGE, NumberRange, one_of
@@ -46,14 +46,15 @@ def main() -> None:
     arguments = parse_arguments()
     folder = resolve_pipeline_folder(arguments.model)  # None: the released weights, found when they are opened
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("the editing page needs the package gradio. Install it: pip install 'mimicbrush[demo]'")
+        raise InputError(f"the editing page needs the package gradio. Install it: {install_command('demo')}")
 
     # uvicorn ends itself with the signal that it heard; the visitors' files must be removed before.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mimicbrush-") as temporary:
         # Both are read while gradio is imported. Nothing is sent to anybody.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(Path(temporary) / "gradio")}
-        serve(arguments, folder, Path(temporary))
+        with speak_as("page"):
+            serve(arguments, folder, Path(temporary))
 
 
 def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -> None:

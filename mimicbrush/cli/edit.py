@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, speak_as
 from mimicbrush.io.images import write_image
 from mimicbrush.pipelines.editing.batch import (
     BatchCounts,
@@ -238,7 +238,12 @@ class _Once(logging.Filter):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Edit one image, or a batch of them."""
-    arguments = parse_arguments(argv)
+    with speak_as("command"):
+        run(parse_arguments(argv))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Edit what the command line asks for."""
     notes = logging.StreamHandler()
     notes.addFilter(_Once())
     logging.basicConfig(format="note: %(message)s", handlers=[notes])

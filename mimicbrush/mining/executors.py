@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mimicbrush.errors import DataError, InputError
+from mimicbrush.errors import DataError, InputError, install_command
 from mimicbrush.mining.shards import ShardJob, mine_shard
 from mimicbrush.mining.worker_pool import WorkerPool
 from mimicbrush.ranges import WORKERS_RANGE, check_options, number, word
@@ -40,7 +40,7 @@ class Resources:
     def __post_init__(self) -> None:
         check_options(self)
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
-            raise InputError("engine=ray, but Ray is not installed: pip install 'mimicbrush[ray]', or use engine=local")
+            raise InputError(f"engine=ray, but Ray is not installed: {install_command('ray')}, or use engine=local")
 
 
 def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:

@@ -11,6 +11,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, encoder_without_unet, vae_scale_factor
 from mimicbrush.models.pretrained.files import StoredNetwork, read_network, read_object
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
+from mimicbrush.ranges import suggest
 
 #: The name of the released weights on command lines.
 RELEASED_NAME = "released"
@@ -96,8 +97,10 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
             f"{folder / 'exported'}, of its newest checkpoint"
         )
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
+    meant = suggest(str(name), (SHIPPED_NAME, RELEASED_NAME))
     raise InputError(
-        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or {RELEASED_NAME}"
+        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or "
+        f"{RELEASED_NAME}{meant}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.images import normalise_mode
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
 from mimicbrush.ops.crops import Box, Placement, crop_box
@@ -58,13 +58,18 @@ def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
     if len(masks) != len(sources):
         raise InputError(f"one mask per source is needed, got {len(sources)} sources, {len(masks)} masks")
     for number, (image, mask) in enumerate(zip(sources, masks, strict=True)):
+        name = _name_mask(number, len(masks))
         if image.shape[:2] != mask.shape:
             raise InputError(
-                f"mask {number} is {mask.shape[1]} x {mask.shape[0]} px, "
+                f"{name} is {mask.shape[1]} x {mask.shape[0]} px, "
                 f"its source {image.shape[1]} x {image.shape[0]} px; they must be of one size"
             )
         if not (mask > MASK_THRESHOLD).any():
-            raise InputError(f"mask {number} is empty: nothing in it is above 128, so there is nothing to repaint")
+            raise InputError(f"{name} is empty: nothing in it is above 128, so there is nothing to repaint")
+
+
+def _name_mask(number: int, count: int) -> str:
+    return "the mask" if count == 1 else f"mask[{number}]"
 
 
 def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[Box]:
@@ -123,10 +128,10 @@ def letterbox_masks(
     for number, canvas in enumerate(canvases):
         # The mask of the latents takes every eighth pixel of it.
         if not canvas[::px_per_latent, ::px_per_latent].any():
+            way = choose_words(python='crop="auto"', command="--crop auto", page="Repaint: around the mask")
             raise InputError(
-                f"mask {number} is too thin: nothing is left of it at the {size_px} px that the model "
-                f"paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it "
-                '(crop="auto")'
+                f"{_name_mask(number, len(masks))} is too thin: nothing is left of it at the {size_px} px that the "
+                f"model paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it ({way})"
             )
     return np.stack(canvases)
 

@@ -48,12 +48,14 @@ def test_no_rule_is_left_over_and_what_it_names_is_there() -> None:
 
 def test_extras_are_there() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {
-        found
-        for document in DOCUMENTS
-        for found in re.findall(r"pip install 'mimicbrush\[(\w+)\]'", (ROOT / document).read_text(encoding="utf-8"))
-    }
-    assert named and named <= extras.keys()
+    named = set()
+    for path in [*(ROOT / document for document in DOCUMENTS), *(ROOT / "mimicbrush").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"pip install '\.\[(\w+)\]'|install_command\(['\"](\w+)", text))
+        # There is no such package on an index.
+        assert not re.search(r"install [^\n]*\bmimicbrush\[", text), path
+    names = {name for pair in named for name in pair if name}
+    assert len(names) > 3 and names <= extras.keys()
 
 
 @dataclass

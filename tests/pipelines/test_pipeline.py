@@ -164,7 +164,7 @@ def test_it_saves_and_loads_with_its_conventions(
 
 def test_what_does_not_fit_is_said(pipe: MimicBrushPipeline, edit: dict[str, Image.Image]) -> None:
     small = edit["mask"].resize((60, 45))
-    with pytest.raises(InputError, match="mask 0 is 60 x 45 px, its source 120 x 90 px"):
+    with pytest.raises(InputError, match="the mask is 60 x 45 px, its source 120 x 90 px"):
         run(pipe, {**edit, "mask": small})
     with pytest.raises(InputError, match="nothing to repaint"):
         run(pipe, {**edit, "mask": Image.new("L", (120, 90))})

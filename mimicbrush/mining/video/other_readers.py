@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, install_command
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.strict_reader import (
     THUMBNAIL_SIZE,
@@ -112,7 +112,7 @@ class TorchCodecReader:
 _READERS: dict[str, Any] = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchCodecReader}
 _INSTALL = {
     "decord": "pip install decord (wheels exist for x86-64 Linux and Windows only)",
-    "torchcodec": "pip install 'mimicbrush[torchcodec]', and FFmpeg's shared libraries (apt-get install ffmpeg)",
+    "torchcodec": f"{install_command('torchcodec')}, and FFmpeg's shared libraries (apt-get install ffmpeg)",
 }
 
 

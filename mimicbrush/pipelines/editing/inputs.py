@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, read_image
 from mimicbrush.ops.crops import crop_box
 from mimicbrush.pipelines.editing.requests import Edit
@@ -72,10 +72,16 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
     if abs(stretch - 1) <= ASPECT_TOLERANCE:
         if resize:
             return mask.resize(size, Image.Resampling.NEAREST)
-        raise InputError(f"{sizes}; a mask must have its source's size (--resize-mask brings it to that size)")
+        way = choose_words(
+            python="resize_mask=True brings it to that size",
+            command="--resize-mask brings it to that size",
+            page="paint it here, or upload one of that size",
+        )
+        raise InputError(f"{sizes}; a mask must have its source's size ({way})")
     turned = mask.size == size[::-1]
     hint = "; is it turned? A source counts as it is seen, turned as its EXIF data says" if turned else ""
-    shape = f", or at least its shape within {ASPECT_TOLERANCE:.0%} for --resize-mask"
+    within = f", or at least its shape within {ASPECT_TOLERANCE:.0%}"
+    shape = choose_words(python=f"{within} for resize_mask", command=f"{within} for --resize-mask", page="")
     raise InputError(f"{sizes}; a mask must have its source's size{shape}{hint}")
 
 
@@ -100,9 +106,14 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
             f"{values.max()}{as_stored}), so there is nothing to repaint; white means repaint"
         )
     if covered == 1 and not allow_full:
+        way = choose_words(
+            python="allow_full_mask=True repaints all of it",
+            command="--allow-full-mask repaints all of it",
+            page="leave a part unpainted",
+        )
         raise InputError(
             f"{path}: the mask is full: nothing of the source is left to see; white means repaint: is it inverted? "
-            "(--allow-full-mask repaints all of it)"
+            f"({way})"
         )
     grey = float(((values > _BLACK) & (values < 255 - _BLACK)).mean())
     if grey > SUSPICIOUS_GREY:
