@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, cli_main
-from mimicbrush.mining.executors import Resources
-from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange, range_of
+from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange
 
 if TYPE_CHECKING:
     from damaged.read import Reading
 
 FLIPS = NumberRange(at_least=0, at_most=10**6, whole=True)
+TIMEOUT_S, MEMORY_GIB = NumberRange(above=0, at_most=10**7), NumberRange(at_least=0, at_most=2**20)
 OUTCOMES = ("refused", "right", "visible", "wrong", "hung", "crashed", "memory")
 
 
@@ -43,9 +43,8 @@ def main() -> None:
     parser.add_argument("--flips", type=FLIPS.read, default=4, metavar="N", help=flips_help)
     parser.add_argument("--seed", type=SEED_RANGE.read, default=0)
     parser.add_argument("--workers", type=WORKERS_RANGE.read, default=1)
-    timeout, memory = (range_of(Resources, name).read for name in ("timeout_s", "memory_gib"))
-    parser.add_argument("--timeout", type=timeout, default=60.0, metavar="S", help="for one file")
-    parser.add_argument("--memory", type=memory, default=6.0, metavar="GIB", help="address space of a worker")
+    parser.add_argument("--timeout", type=TIMEOUT_S.read, default=60.0, metavar="S", help="for one file")
+    parser.add_argument("--memory", type=MEMORY_GIB.read, default=6.0, metavar="GIB", help="address space of a worker")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every reading there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the clips there")
     arguments = parser.parse_args()
