@@ -115,7 +115,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
     (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
     # Everything else.
-    (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
+    (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} train.lr_warmup_steps=1 eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
     (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
     (r".*train\.py .*(model=pipeline|experiment=fine_tune).*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),

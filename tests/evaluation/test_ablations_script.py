@@ -25,6 +25,7 @@ SMALLEST = [
     "model.context_width=16",
     "train.total_batch_size=2",
     "train.max_steps=2",
+    "train.lr_warmup_steps=1",
     "data.heldout_ratio=0.5",
 ]
 
