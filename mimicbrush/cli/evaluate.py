@@ -23,7 +23,7 @@ NEEDED = {
     "output": "the folder to write to",
 }
 #: Options that are paths and names. The others are numbers and words.
-TEXTS = {
+EVALUATE_TEXTS = {
     "editor": TextOption(listed=True),
     "output": TextOption(),
     **dict.fromkeys(("pairs", "benchmark", "dino", "dinov2", "clip", "lpips"), TextOption(null=True)),
@@ -36,7 +36,7 @@ FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 def main() -> None:
     """Evaluate with the options of the command line."""
     check_repository(CONFIGS)
-    run_with_hydra(evaluate_composed, list_plain_options(CONFIGS / "evaluate.yaml", TEXTS))
+    run_with_hydra(evaluate_composed, list_plain_options(CONFIGS / "evaluate.yaml", EVALUATE_TEXTS))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Options of how it runs, which go into `Resources`.
 RESOURCES = ("engine", "workers", "timeout_s", "memory_gib", "ray_address")
 #: Options that are paths and addresses. The others are numbers and words.
-TEXTS = {
+MINE_TEXTS = {
     "input": TextOption(),
     "output": TextOption(),
     "input_root": TextOption(null=True),
@@ -31,7 +31,7 @@ EXAMPLE = "python scripts/mine_pairs.py input=videos output=pairs"
 def main() -> None:
     """Mine with the options of the command line."""
     check_repository(CONFIGS)
-    run_with_hydra(mine_composed, list_plain_options(CONFIGS / "mine.yaml", TEXTS))
+    run_with_hydra(mine_composed, list_plain_options(CONFIGS / "mine.yaml", MINE_TEXTS))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="mine")

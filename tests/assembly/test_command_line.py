@@ -39,8 +39,8 @@ from mimicbrush.ranges import values_of
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 TRAIN = list_training_options(CONFIGS)
-MINE = list_plain_options(CONFIGS / "mine.yaml", mine.TEXTS)
-EVALUATE = list_plain_options(CONFIGS / "evaluate.yaml", evaluate.TEXTS)
+MINE = list_plain_options(CONFIGS / "mine.yaml", mine.MINE_TEXTS)
+EVALUATE = list_plain_options(CONFIGS / "evaluate.yaml", evaluate.EVALUATE_TEXTS)
 #: All that a shell can pass: no NUL. Many of the characters that mean something to Hydra, YAML or OmegaConf.
 TEXT = st.text(st.one_of(st.sampled_from("\\'\"${}[]()=,:#~ .-_é動0123456789e\n\t?!&%@*"), st.characters(codec=None)),
                min_size=1, max_size=12).filter(lambda text: "\0" not in text)  # fmt: skip
