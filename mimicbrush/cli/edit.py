@@ -309,7 +309,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
 
     # 3. Write.
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
-        write_image(image, path)
+        write_image(image, path, inputs.encoding)
         print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
     for path, part in zip(outputs, editor.parts, strict=False):
         print(f"{path}: {_told(part)}")

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mimicbrush.data.schema import Kind
 from mimicbrush.errors import DataError
+from mimicbrush.io.color_profiles import convert_to_srgb
 from mimicbrush.ops.rle import AnnotationError, SegmentError, decode_segment, read_annotation
 
 #: (offset, length) in bytes.
@@ -124,7 +125,7 @@ def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
             a good low-pass filter, and much faster).
 
     Returns:
-        (ceil(H / reduce), ceil(W / reduce), 3) uint8 RGB.
+        (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, whatever colour profile the file has.
 
     Raises:
         OSError, ValueError: not a JPEG, or not all of it.
@@ -138,7 +139,8 @@ def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
         if reduce > 1:
             # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
             image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
-        pixels = image if image.mode == "RGB" else image.convert("RGB")
+        icc = image.info.get("icc_profile")
+        pixels = image if image.mode == "RGB" and not icc else convert_to_srgb(image, icc)
         if pixels.size != expected:
             raise ValueError(f"decoded to {pixels.size} instead of {expected} at 1/{reduce}")
         return np.asarray(pixels)

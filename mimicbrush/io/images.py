@@ -1,4 +1,4 @@
-"""Images from files and into files: EXIF, transparency, 16 bits, damage."""
+"""Images from files and into files: EXIF, colours, transparency, 16 bits, damage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.color_profiles import can_return_to, convert_to_srgb, drop_profile, find_profile
+from mimicbrush.io.image_formats import WITH_PROFILE, ImageEncoding, find_encoding, find_save_options, prepare_heif
 
 #: A mask value above this (of 255) means "repaint" (released code).
 MASK_THRESHOLD = 128
@@ -30,23 +32,25 @@ _SETTINGS_LOCK = threading.RLock()
 _log = logging.getLogger(__name__)
 
 
-def read_image(path: Path, mode: str) -> Image.Image:
+def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Image:
     """Open an image whole, and bring it into shape with `normalise_mode`.
 
     Of a file with several images (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
     of, such as damaged EXIF data, is logged as a warning.
 
     Args:
-        path: any format that Pillow reads.
+        path: any format that Pillow reads; HEIC where pillow-heif is installed.
         mode: "RGB" for images, "L" for masks.
+        keep_profile: see `normalise_mode`.
 
     Raises:
         InputError: absent, no image, damaged, or of more than `MAX_PIXELS`.
     """
     _check_file(path)
     try:
+        prepare_heif(path)
         with _pillow_settings() as notes:
-            image, frames = _decode(path, mode)
+            image, frames = _decode(path, mode, keep_profile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
     except MemoryError as error:
@@ -64,13 +68,13 @@ def read_image(path: Path, mode: str) -> Image.Image:
     return image
 
 
-def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
+def _decode(path: Path, mode: str, keep_profile: bool) -> tuple[Image.Image, int]:
     """The image, and how many of them the file holds."""
     with Image.open(path) as image:
         # Cameras append previews to a JPEG, which is then an MPO: its first image is the one that is meant.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
-        return normalise_mode(image, mode), frames
+        return normalise_mode(image, mode, keep_profile=keep_profile), frames
 
 
 def _check_file(path: Path) -> None:
@@ -100,8 +104,10 @@ def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
             Image.MAX_IMAGE_PIXELS = theirs
 
 
-def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
+def normalise_mode(image: Image.Image, mode: str, *, keep_profile: bool = False) -> Image.Image:
     """Convert an image to what it is meant to show: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+
+    * The colours of images ("RGB") become sRGB, see `mimicbrush.io.color_profiles`. The numbers of masks stay.
 
     * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
       Python warning, and so is a maximum of 12 bits. Floats are 0..1 where all of them are, otherwise 0..255.
@@ -109,20 +115,35 @@ def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
     * Of a mask ("L") the brightness counts. With transparency, what is not opaque is not painted: it lies on
       black; and where all that is opaque has one colour, whatever colour, the transparency alone is the mask.
 
+    Args:
+        image: in any mode.
+        mode: "RGB" or "L".
+        keep_profile: leave the colours of an image as they are stored, where a result can be given back in them;
+            ``info["icc_profile"]`` then says which they are.
+
     Raises:
         InputError: numbers outside these ranges, a mode that Pillow cannot convert, or a mask that looks like a
             image with a hole erased into it.
     """
+    icc = find_profile(image) if mode == "RGB" else None
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bit(image)
+    is_grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         if mode == "L":
             return _read_painted_mask(layers)
         # Without a palette's or a chunk's own note of what is transparent: it has been seen to.
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
-    return image.convert(mode)
+        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
+    if mode != "RGB":
+        return image.convert(mode)
+    if keep_profile and icc is not None and image.mode != "CMYK" and can_return_to(icc):
+        image = image.convert(mode)
+        drop_profile(image)
+        image.info["icc_profile"] = icc
+        return image
+    return convert_to_srgb(image, icc, is_grey)
 
 
 def _to_eight_bit(image: Image.Image) -> Image.Image:
@@ -156,6 +177,16 @@ def brightest_stored_value(path: Path) -> float | None:
         if not (image.mode.startswith("I") or image.mode == "F"):
             return None
         return float(np.asarray(image).max())
+
+
+def read_encoding(path: Path) -> ImageEncoding:
+    """Read how a file stores its image, so that a result can be stored alike.
+
+    Args:
+        path: of an image that `read_image` could read.
+    """
+    with _pillow_settings(), Image.open(path) as image:
+        return find_encoding(image, path)
 
 
 def _read_painted_mask(layers: Image.Image) -> Image.Image:
@@ -197,15 +228,28 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    """Write an image in the format of its suffix (see `write_aside`).
+def write_image(image: Image.Image, path: Path, like: ImageEncoding | None = None) -> None:
+    """Write an image in the format of its suffix (see `write_aside`), with the profile that its ``info`` names.
+
+    A format that holds no profile gets sRGB.
+
+    Args:
+        image: as it is to be seen.
+        path: its suffix chooses the format.
+        like: how the image was stored that this was made of; it decides the quality, see `find_save_options`.
 
     Raises:
         InputError: see `check_writable`; or the disk refuses it, or the format this image.
     """
     check_writable(path)
     image_format = Image.registered_extensions()[path.suffix.lower()]
+    icc = image.info.get("icc_profile")
+    if icc and image_format not in WITH_PROFILE:
+        image, icc = convert_to_srgb(image, icc), None
+    options = find_save_options(image_format, like)
+    if image_format in WITH_PROFILE:
+        options["icc_profile"] = icc
     try:
-        write_aside(path, lambda aside: image.save(aside, format=image_format))
+        write_aside(path, lambda aside: image.save(aside, format=image_format, **options))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
+from mimicbrush.io.color_profiles import find_profile
 from mimicbrush.io.images import normalise_mode
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
 from mimicbrush.ops.crops import Box, Placement, crop_box
@@ -28,8 +31,32 @@ def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     return listed
 
 
+@dataclass(frozen=True)
+class StoredColors:
+    """The colours of a source as it came, in its own colour profile.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, upright.
+        icc: the profile.
+    """
+
+    pixels: np.ndarray
+    icc: bytes
+
+
+def find_stored_colors(image: ImageInput) -> StoredColors | None:
+    """Find the colours of an image in its own profile; None where a result can only be sRGB."""
+    if not isinstance(image, Image.Image) or find_profile(image) is None:
+        return None
+    with warnings.catch_warnings():  # `to_rgb_array` has said it
+        warnings.simplefilter("ignore")
+        kept = normalise_mode(image, "RGB", keep_profile=True)
+    icc = kept.info.get("icc_profile")
+    return None if icc is None else StoredColors(np.asarray(kept), icc)
+
+
 def to_rgb_array(image: ImageInput) -> np.ndarray:
-    """Convert an image to (H, W, 3) uint8, turned as its EXIF says."""
+    """Convert an image to (H, W, 3) uint8 in sRGB, turned as its EXIF says."""
     array = np.asarray(normalise_mode(image, "RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InputError(f"an image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")

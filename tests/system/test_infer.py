@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import warm_scripts
+from color_profiles import ADOBE_PROFILE
 from PIL import Image
 from toy_data import photograph
 
@@ -253,6 +254,16 @@ def test_unusual_images_and_masks(folder: Path, infer: Callable[..., int]) -> No
     assert np.array_equal(result[:38], np.repeat((deep[:38] >> 8).astype(np.uint8)[..., None], 3, 2))
     assert infer("palette.png", "deep.png", "mask.png", "-o", "same.png") == 0
     assert np.array_equal(result, array(folder / "same.png"))
+
+
+def test_a_jpeg_keeps_its_quality_and_its_colours(folder: Path, infer: Callable[..., int]) -> None:
+    with Image.open("src.jpg") as before:
+        before.save("own.jpg", quality="keep", exif=before.getexif(), icc_profile=ADOBE_PROFILE)
+    assert infer("ref.jpg", "own.jpg", "mask.png", "-o", "result.jpg") == 0
+    with Image.open("own.jpg") as before, Image.open("result.jpg") as after:
+        assert after.info["icc_profile"] == ADOBE_PROFILE
+        turned = [np.reshape(before.quantization[number], (8, 8)).T.ravel().tolist() for number in (0, 1)]
+        assert [after.quantization[number] for number in (0, 1)] == turned
 
 
 def test_a_mask_may_be_resized_and_a_full_one_allowed(folder: Path, infer: Callable[..., int]) -> None:

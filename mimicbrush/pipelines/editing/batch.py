@@ -122,7 +122,7 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
         return
     try:
         for path, result in zip(todo.values(), results, strict=True):
-            write_image(result, path)
+            write_image(result, path, inputs.encoding)
     except MemoryError:
         tally.failures.append((edit, NO_MEMORY))
         return

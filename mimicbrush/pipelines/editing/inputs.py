@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, read_image
+from mimicbrush.io.image_formats import ImageEncoding
+from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, normalise_mode, read_encoding, read_image
 from mimicbrush.ops.crops import crop_box
 from mimicbrush.pipelines.editing.requests import Edit
 
@@ -26,11 +27,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EditInputs:
-    """Images that fit together: "RGB", "L" of the source's size, "RGB"."""
+    """Images that fit together.
+
+    Attributes:
+        source: "RGB", in its own colour profile, which its ``info`` names.
+        mask: "L", of the source's size.
+        reference: "RGB", in sRGB.
+        encoding: how the source is stored, for a result that is to lose as little.
+    """
 
     source: Image.Image
     mask: Image.Image
     reference: Image.Image
+    encoding: ImageEncoding = field(default_factory=ImageEncoding)
+
+    def shown_source(self) -> Image.Image:
+        """Return the source in sRGB, to be shown beside other images."""
+        return normalise_mode(self.source, "RGB")
 
 
 def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool = False) -> EditInputs:
@@ -44,14 +57,14 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
     Raises:
         InputError: an image cannot be read, or they do not fit together; names the file.
     """
-    source, mask = read_image(edit.source, "RGB"), read_image(edit.mask, "L")
+    source, mask = read_image(edit.source, "RGB", keep_profile=True), read_image(edit.mask, "L")
     reference = read_image(edit.reference, "RGB")
     if mask.size != source.size:
         mask = fit_mask(mask, edit.mask, source.size, edit.source, resize_mask)
     check_cover(mask, edit.mask, allow_full_mask)
     if edit.reference_crop is not None:
         crop_box(np.asarray(reference), edit.reference_crop, f"reference {edit.reference}")
-    return EditInputs(source, mask, reference)
+    return EditInputs(source, mask, reference, read_encoding(edit.source))
 
 
 def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:
