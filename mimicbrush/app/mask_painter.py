@@ -23,11 +23,14 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside, write_aside
+from mimicbrush.io.image_formats import HEIF_START_BYTES, prepare_heif
 from mimicbrush.io.images import MASK_THRESHOLD, read_image, write_image
 
 #: Formats that are taken, and the suffix under which an upload is kept.
-PAINTABLE_FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
-SUFFIXES = frozenset({*PAINTABLE_FORMATS.values(), ".jpeg", ".tiff"})
+PAINTABLE_FORMATS = {
+    "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"
+}  # fmt: skip
+SUFFIXES = frozenset({*PAINTABLE_FORMATS.values(), ".jpeg", ".tiff", ".heif"})
 #: Folder in the output that holds what was uploaded.
 UPLOADS = "uploads"
 MAX_UPLOAD_BYTES = 64 * 2**20
@@ -226,8 +229,16 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
     """
     most = MAX_PAINTED_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(file, formats=list(PAINTABLE_FORMATS)) as opened:
+        if isinstance(file, Path):
+            with file.open("rb") as opened_file:
+                prepare_heif(opened_file.read(HEIF_START_BYTES))
+        else:
+            prepare_heif(file.getbuffer()[:HEIF_START_BYTES].tobytes())
+        Image.init()
+        with Image.open(file, formats=[each for each in PAINTABLE_FORMATS if each in Image.OPEN]) as opened:
             pixels, kind = opened.width * opened.height, str(opened.format)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
     except (OSError, SyntaxError, ValueError) as error:

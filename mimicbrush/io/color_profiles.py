@@ -17,8 +17,11 @@ from PIL import Image, ImageCms
 
 from mimicbrush.io.text import make_storable
 
-#: Keys of `Image.info` that say what its numbers mean; the last two are those of a PNG without a profile.
-_PROFILE_KEYS = ("icc_profile", "gamma", "chromaticity")
+#: Keys of `Image.info` that say what its numbers mean; the others are those of a PNG or HEIC without a profile.
+_PROFILE_KEYS = ("icc_profile", "gamma", "chromaticity", "nclx_profile")
+#: Transfer functions of a HEIC, as ISO/IEC 23091-2 numbers them: of SDR (BT.709, unknown, BT.601, sRGB) and of HDR.
+_SDR_TRANSFERS, _HDR_TRANSFERS = (1, 2, 6, 13), {16: "PQ", 18: "HLG"}
+_UNKNOWN_PRIMARIES = 2
 #: Device links and named colours are profiles, too, but not of images.
 _IMAGE_CLASSES = ("mntr", "scnr", "prtr", "spac")
 #: x and y of white, red, green and blue, and the gamma that PNG files of sRGB state.
@@ -36,26 +39,51 @@ _DAMAGED = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def find_profile(image: Image.Image) -> bytes | None:
-    """Find the profile of an image: its ICC profile, or one made of the gamma of a PNG; None where it is sRGB.
+    """Find the profile of an image; None where it is sRGB.
 
-    An image that is stored as sRGB with an ICC profile that says so has that profile. A profile may be damaged.
+    It is the ICC profile, even one that says sRGB, and one that may be damaged. Without one it is made of the gamma
+    and chromaticities of a PNG, or of those of a HEIC. HDR is worth a Python warning: nothing here makes SDR of it.
     """
     icc = image.info.get("icc_profile")
     if icc:
         return bytes(icc)
+    stated = _read_gamma(image) or _read_nclx(image)
+    if stated is None:
+        return None
+    exponent, chromaticity = stated
+    is_srgb = exponent is None or abs(exponent * _SRGB_GAMMA - 1) <= _GAMMA_TOLERANCE
+    if is_srgb and np.allclose(chromaticity, _SRGB_CHROMATICITY, rtol=0, atol=_CHROMATICITY_TOLERANCE):
+        return None
+    try:
+        return make_profile(exponent, chromaticity)
+    except (ArithmeticError, ValueError, struct.error):
+        made_of = f"the gamma {exponent or 'of sRGB'} and the chromaticities {chromaticity}"
+        warnings.warn(f"{made_of} that it states make no sense: read as sRGB", stacklevel=2)
+        return None
+
+
+def _read_gamma(image: Image.Image) -> tuple[float | None, tuple[float, ...]] | None:
+    """Exponent and chromaticities that a PNG states without a profile."""
     gamma = image.info.get("gamma")
     if gamma is None or "srgb" in image.info:
         return None
-    chromaticity = tuple(image.info.get("chromaticity") or _SRGB_CHROMATICITY)
-    if abs(gamma - _SRGB_GAMMA) <= _GAMMA_TOLERANCE and np.allclose(
-        chromaticity, _SRGB_CHROMATICITY, rtol=0, atol=_CHROMATICITY_TOLERANCE
-    ):
+    return 1 / gamma if gamma else math.inf, tuple(image.info.get("chromaticity") or _SRGB_CHROMATICITY)
+
+
+def _read_nclx(image: Image.Image) -> tuple[None, tuple[float, ...]] | None:
+    """Chromaticities that a HEIC states without a profile; its curve is taken as that of sRGB."""
+    nclx = image.info.get("nclx_profile") or {}
+    transfer = nclx.get("transfer_characteristics", 0)
+    if transfer in _HDR_TRANSFERS:
+        warnings.warn(
+            f"it is HDR ({_HDR_TRANSFERS[transfer]}) and read without tone mapping: it looks flat; "
+            "export it as SDR for its true colours",
+            stacklevel=3,
+        )
+    if transfer not in _SDR_TRANSFERS or nclx.get("color_primaries") == _UNKNOWN_PRIMARIES:
         return None
-    try:
-        return make_profile(1 / gamma, chromaticity)
-    except (ArithmeticError, ValueError, struct.error):
-        warnings.warn(f"its gamma {gamma} and chromaticities {chromaticity} make no sense: read as sRGB", stacklevel=2)
-        return None
+    colors = ("white", "red", "green", "blue")
+    return None, tuple(nclx[f"color_primary_{color}_{axis}"] for color in colors for axis in "xy")
 
 
 def drop_profile(image: Image.Image) -> None:
@@ -158,17 +186,17 @@ def _build_transform(icc: bytes, mode: str, to_srgb: bool) -> ImageCms.ImageCmsT
     return None if np.abs(shown - np.asarray(probe.convert("RGB"))).max() <= _SAME_COLOR else transform
 
 
-def make_profile(exponent: float, chromaticity: tuple[float, ...]) -> bytes:
+def make_profile(exponent: float | None, chromaticity: tuple[float, ...]) -> bytes:
     """Make the ICC profile of an RGB device.
 
     Args:
-        exponent: intensity = (number / 255) ** exponent.
+        exponent: intensity = (number / 255) ** exponent; None for the curve of sRGB.
         chromaticity: x and y of white, red, green and blue.
 
     Raises:
         ArithmeticError, ValueError, struct.error: numbers that are of no device.
     """
-    if len(chromaticity) != 8 or not 0.1 <= exponent <= 10 or not all(map(math.isfinite, chromaticity)):
+    if len(chromaticity) != 8 or not 0.1 <= (exponent or 1) <= 10 or not all(map(math.isfinite, chromaticity)):
         raise ValueError(f"exponent {exponent}, chromaticities {chromaticity}")
     white, *primaries = (
         np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in zip(chromaticity[::2], chromaticity[1::2], strict=True)
@@ -179,7 +207,12 @@ def make_profile(exponent: float, chromaticity: tuple[float, ...]) -> bytes:
     except np.linalg.LinAlgError as error:
         raise ValueError("the primaries lie on a line") from error
     adapted = np.linalg.inv(_BRADFORD) @ np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white)) @ _BRADFORD @ columns
-    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(exponent * 2**8))
+    if exponent is None:
+        levels = np.linspace(0, 1, 1024)
+        steps = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) * 65535
+        curve = b"curv" + bytes(4) + struct.pack(">I1024H", 1024, *steps.round().astype(int).tolist())
+    else:
+        curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(exponent * 2**8))
     text = b"RGB device"
     description = b"desc" + bytes(4) + struct.pack(">I", len(text) + 1) + text + bytes(1 + 8 + 3 + 67)
     tags = {

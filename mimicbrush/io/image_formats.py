@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ _JPEG_LAYERS = 3
 #: Kinds of the container that HEIC and AVIF share, which stand in its first bytes.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
-_MAX_BRANDS_BYTES = 256
+#: How much of a file `prepare_heif` looks at.
+HEIF_START_BYTES = 256
 #: Orientations of EXIF in which rows and columns change places.
 _TURNED = (5, 6, 7, 8)
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,27 +101,23 @@ def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str
     return {}
 
 
-def prepare_heif(path: Path) -> None:
-    """Teach Pillow to read a HEIC file, as telephones make them; other files are left alone.
+def prepare_heif(start: bytes) -> None:
+    """Teach Pillow to read HEIC, as telephones store photographs, if a file is of this kind.
+
+    Args:
+        start: the first `HEIF_START_BYTES` of the file.
 
     Raises:
         InputError: the package for it is not installed; names what is to be installed.
     """
-    with path.open("rb") as file:
-        length, box = int.from_bytes(file.read(4)), file.read(4)
-        brands = file.read(min(max(length - 8, 0), _MAX_BRANDS_BYTES)) if box == b"ftyp" else b""
+    length = int.from_bytes(start[:4])
+    brands = start[8:length] if start[4:8] == b"ftyp" else b""
     if any(brand in brands for brand in _AVIF_BRANDS):
         Image.init()
         if "AVIF" not in Image.OPEN:
-            raise InputError("an AVIF image; this Pillow does not read it: pip install --upgrade pillow")
-    elif brands[:4] in _HEIF_BRANDS and not register_heif():
-        raise InputError("a HEIC image; reading it needs pillow-heif: pip install '.[heic]'")
-
-
-def register_heif() -> bool:
-    """Register HEIC with Pillow where pillow-heif is installed; tell whether it is."""
-    try:
-        importlib.import_module("pillow_heif").register_heif_opener()
-    except ImportError:
-        return False
-    return True
+            raise InputError("it is an AVIF image, which this Pillow cannot read: pip install --upgrade pillow")
+    elif brands[:4] in _HEIF_BRANDS:
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError as error:
+            raise InputError("it is a HEIC image; to read it, install pillow-heif: pip install '.[heic]'") from error

@@ -17,7 +17,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.color_profiles import can_return_to, convert_to_srgb, drop_profile, find_profile
-from mimicbrush.io.image_formats import WITH_PROFILE, ImageEncoding, find_encoding, find_save_options, prepare_heif
+from mimicbrush.io.image_formats import (
+    HEIF_START_BYTES,
+    WITH_PROFILE,
+    ImageEncoding,
+    find_encoding,
+    find_save_options,
+    prepare_heif,
+)
 
 #: A mask value above this (of 255) means "repaint" (released code).
 MASK_THRESHOLD = 128
@@ -48,7 +55,8 @@ def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Im
     """
     _check_file(path)
     try:
-        prepare_heif(path)
+        with path.open("rb") as file:
+            prepare_heif(file.read(HEIF_START_BYTES))
         with _pillow_settings() as notes:
             image, frames = _decode(path, mode, keep_profile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
