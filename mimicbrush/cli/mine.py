@@ -64,6 +64,9 @@ def run(config: DictConfig) -> None:
     print(report(mined, output))
 
 
+_SIGNALS = {"hdr": "HDR", "interlaced": "interlaced"}
+
+
 def report(mined: MiningResult, output: Path) -> str:
     """Say what a person wants to know at the end, with sums that can be checked and the next step."""
     summary = mined.summary
@@ -78,6 +81,8 @@ def report(mined: MiningResult, output: Path) -> str:
         f"+ {summary.quarantined} quarantined; {summary.pairs} pairs",
         *(f"  {reason}: {count}" for reason, count in summary.reasons.items()),
     ]
+    for word, count in summary.signals.items():
+        lines.append(f"{count} videos are {_SIGNALS[word]}: {word}={summary.options.get(word, 'keep')}")
     if summary.ignored:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in summary.ignored.items())
         lines.append(f"files of other types, left alone: {others}")

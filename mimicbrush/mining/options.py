@@ -8,6 +8,8 @@ from mimicbrush.data.schema import MAX_POINT_SIDE_PX
 from mimicbrush.errors import InputError
 
 READERS = ("pyav", "decord", "torchcodec")
+HDR = ("tone_map", "keep", "skip")
+INTERLACED = ("deinterlace", "keep", "skip")
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,10 @@ class MiningOptions:
 
     Attributes:
         reader: of videos, one of `READERS`.
+        hdr: what to do with HDR videos (PQ, HLG), one of `HDR`: convert them to SDR, take their numbers as they are,
+            which looks flat, or reject them.
+        interlaced: what to do with interlaced videos, one of `INTERLACED`: make whole images of their frames, keep the
+            comb of two fields, or reject them.
         candidate_interval_s: a frame is considered about this often.
         min_gap_s, max_gap_s: how far apart in time the two frames of a pair may lie.
         min_frames: a clip of fewer frames is a fragment.
@@ -45,6 +51,8 @@ class MiningOptions:
     """
 
     reader: str = "pyav"
+    hdr: str = "tone_map"
+    interlaced: str = "deinterlace"
     candidate_interval_s: float = 0.5
     min_gap_s: float = 0.5
     max_gap_s: float = 4.0
@@ -80,10 +88,13 @@ class MiningOptions:
         """
         if self.reader not in READERS:
             raise InputError(f"reader={self.reader}: there is no such reader; choose one of {', '.join(READERS)}")
+        for name, choices in (("hdr", HDR), ("interlaced", INTERLACED)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}={getattr(self, name)}: must be one of {', '.join(choices)}")
         if not isinstance(self.copy_images, bool):
             raise InputError(f"copy_images={self.copy_images}: must be true or false")
         for option in fields(self):
-            if option.name not in ("reader", "copy_images"):
+            if option.name not in ("reader", "hdr", "interlaced", "copy_images"):
                 check_number(option.name, getattr(self, option.name), integer=isinstance(option.default, int))
         for low, high in (
             ("min_gap_s", "max_gap_s"),

@@ -7,7 +7,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -173,6 +173,22 @@ def _is_mined_folder(folder: Path) -> bool:
     return (folder / PLAN_NAME).is_file() and (folder / "manifest").is_dir() and (folder / "shards").is_dir()
 
 
+#: Options that earlier versions did not have, and what those did.
+_EARLIER = {"hdr": "keep", "interlaced": "keep"}
+
+
+def add_earlier_options(output: Path, options: MiningOptions) -> MiningOptions:
+    """Make the options those of the version that a mined folder was begun with, where that version knew fewer.
+
+    The shards of a folder are mined alike; what one of them was made by is not changed by a newer version.
+    """
+    plan = read_plan(output / PLAN_NAME)
+    missing: dict[str, Any] = {}
+    if plan is not None:
+        missing = {name: did for name, did in _EARLIER.items() if name not in plan.options}
+    return replace(options, **missing)
+
+
 def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
     """Extend the plan of an earlier run by new files in new shards, or make a first plan.
 
@@ -218,7 +234,7 @@ def _differs(planned: Item, current: Item) -> bool:
 
 
 def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
-    before = plan.options | {"SSIM definition": plan.ssim_definition}
+    before = _EARLIER | plan.options | {"SSIM definition": plan.ssim_definition}
     now = fresh.options | {"SSIM definition": fresh.ssim_definition}
     differences = [
         f"{name}: was {before.get(name, 'not there')}, now {now.get(name, 'not there')}"

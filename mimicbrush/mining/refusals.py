@@ -8,7 +8,7 @@ Where a file is refused, by the file of this room that decides it:
   sizes), `video/decoders` and `video/strict_reader` (errors of FFmpeg), `video/other_readers` (decord and torchcodec).
 * A photograph or a tar: `segmented_images` (rotated, bad_json, bad_segment, bad_archive, damaged, too_large).
 * Its process: `worker_pool` (timeout, worker_died).
-* Readable, but without a pair: `pair_selection` (videos) and `worker` (no_segment).
+* Readable, but without a pair: `pair_selection` (videos), `video/signals` (hdr, interlaced) and `worker` (no_segment).
 * The same bytes as an earlier file: `mimicbrush.data.manifest` (duplicate), which sees all shards at once.
 """
 
@@ -26,6 +26,8 @@ REJECTED = {
     "too_similar": "the pairs tried lie above max_ssim (a still image)",
     "too_different": "the pairs tried lie below min_ssim",
     "few_matches": "the pairs tried have fewer SIFT matches than min_matches",
+    "hdr": "an HDR video (PQ, HLG), and hdr=skip",
+    "interlaced": "a video with interlaced frames, and interlaced=skip",
     "no_segment": "no segment of the image has an area in the accepted range",
     "duplicate": "the same content as an earlier file",
 }

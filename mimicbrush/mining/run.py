@@ -93,12 +93,19 @@ def mine_folder(
             way that is not foreseen; it is named, and the shards that are finished stay.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
-    reader = reader or open_reader(options.reader, max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
     root, output = _check_folders(inputs, output, input_root)
     items, ignored, notes = _read_inputs(inputs, root, output)
+    options = planning.add_earlier_options(output, options)
     plan = planning.make_plan(output, root, items, options)
+    reader = reader or open_reader(
+        options.reader,
+        max_pixels=options.max_pixels,
+        max_duration_s=options.max_duration_s,
+        tone_map=options.hdr == "tone_map",
+        deinterlace=options.interlaced == "deinterlace",
+    )
     output.mkdir(parents=True, exist_ok=True)
     if task.count == 1:  # else another task may be writing just now
         for leftover in output.glob(ASIDE_PATTERN):

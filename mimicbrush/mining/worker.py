@@ -22,6 +22,7 @@ from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import ChosenPair, select_pairs
 from mimicbrush.mining.plan import Item, suffix_of
 from mimicbrush.mining.refusals import UntrustedFileError
+from mimicbrush.mining.video.signals import SignalNotes, UnwantedSignalError
 from mimicbrush.mining.video.strict_reader import FrameReader
 
 IMAGE_DECODER = f"pillow {PIL.__version__}"
@@ -123,15 +124,21 @@ def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOpti
     source_hash = _hash_file(path, options.max_file_bytes)
     _check_hash(source_hash, item)
     common = _common_values(item, item.path, "video", source_hash) | {"decoder": reader.name}
+    signals = SignalNotes(options.hdr, options.interlaced)
     try:
-        selection = select_pairs(reader.frames(path), options)
+        selection = select_pairs(signals.watch(reader.frames(path)), options)
     except UntrustedFileError as error:
         values = manifest_row(status="quarantined", reason=error.reason, detail=error.detail, **common)
         return ItemOutcome([MinedFile(item.path, [values])])
+    except UnwantedSignalError as error:
+        values = manifest_row(status="rejected", reason=error.reason, detail=error.detail, **common)
+        return ItemOutcome([MinedFile(item.path, [values])], num_frames=signals.num_frames)
     if selection.pairs:
+        common |= {"detail": signals.describe()}
         rows = [manifest_row(status="pair", **_pair_values(pair, spool), **common) for pair in selection.pairs]
     else:
-        rows = [manifest_row(status="rejected", reason=selection.reason, detail=selection.detail, **common)]
+        detail = signals.describe(selection.detail)
+        rows = [manifest_row(status="rejected", reason=selection.reason, detail=detail, **common)]
     audit = [refused.to_row(item.path) for refused in selection.refused]
     return ItemOutcome([MinedFile(item.path, rows, audit)], seconds=selection.seconds, num_frames=selection.num_frames)
 
