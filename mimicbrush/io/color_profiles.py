@@ -116,6 +116,8 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None, is_grey: bool = False
 def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image | None:
     """The image in sRGB; None where it is that already."""
     try:
+        if image.mode == "LAB":  # which Pillow converts by itself
+            return None
         space = _read_space(icc)
         if space == "RGB" and image.mode != "CMYK":
             mode = "RGB"

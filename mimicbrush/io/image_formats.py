@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from mimicbrush.errors import InputError
 
 #: Formats in which Pillow stores a colour profile.
 WITH_PROFILE = frozenset({"PNG", "JPEG", "MPO", "WEBP", "TIFF", "AVIF", "HEIF"})
+#: Formats that hold an image of any size and of all colours. Pillow writes more, and crops, reduces or wraps it there.
+WRITABLE = WITH_PROFILE | {"BMP", "DIB", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "GIF"}
+#: Colours that a GIF holds.
+_GIF_COLORS = 256
 #: Formats that give back every number. Most TIFF files do, too, and some WebP files.
 _LOSSLESS = frozenset({"PNG", "BMP", "DIB", "PPM", "TGA", "GIF", "PCX", "SGI", "QOI"})
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
@@ -26,6 +31,7 @@ _AVIF_BRANDS = (b"avif", b"avis")
 HEIF_START_BYTES = 256
 #: Orientations of EXIF in which rows and columns change places.
 _TURNED = (5, 6, 7, 8)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str
         return {"quality": 100 if like.is_lossless else _QUALITY, "subsampling": "4:4:4"}
     if image_format == "HEIF":
         return {"quality": _QUALITY, "chroma": 444}
+    if image_format == "GIF":
+        _log.warning("a GIF holds %d colours: the whole image changes; use .png to keep it", _GIF_COLORS)
     return {}
 
 

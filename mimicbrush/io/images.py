@@ -20,6 +20,7 @@ from mimicbrush.io.color_profiles import can_return_to, convert_to_srgb, drop_pr
 from mimicbrush.io.image_formats import (
     HEIF_START_BYTES,
     WITH_PROFILE,
+    WRITABLE,
     ImageEncoding,
     find_encoding,
     find_save_options,
@@ -232,7 +233,8 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise InputError(f"{path}: this is a folder; name a file")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format not in WRITABLE or image_format not in Image.SAVE:
         raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
 
 

@@ -32,6 +32,7 @@ from mimicbrush.io.images import normalise_mode, read_image, write_image
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 #: Large enough that what JPEG does at their edges does not reach the middles; neither dark nor bright.
 PATCHES = np.repeat(np.repeat(np.random.default_rng(1).integers(70, 180, (4, 4, 3), np.uint8), 16, 0), 16, 1)
+PATCHES_IMAGE = Image.fromarray(PATCHES)
 COLORS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 
 
@@ -110,6 +111,12 @@ def test_cmyk_with_a_profile(tmp_path: Path) -> None:
     read = np.asarray(read_image(tmp_path / "cmyk.jpg", "RGB", keep_profile=True))
     assert np.abs(read[8, 8::16] - expected).max() <= 3
     assert not can_return_to(cmyk_profile(colors))
+
+
+def test_lab_is_read_without_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    PATCHES_IMAGE.convert("LAB").save(tmp_path / "a.tif")
+    read = np.asarray(read_image(tmp_path / "a.tif", "RGB")).astype(int)
+    assert np.abs(read - PATCHES).max() <= 4 and not caplog.text
 
 
 def test_a_profile_of_other_colours_is_noted_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
