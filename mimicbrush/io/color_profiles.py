@@ -45,16 +45,16 @@ def find_profile(image: Image.Image) -> bytes | None:
     and chromaticities of a PNG, or of those of a HEIC. HDR is worth a Python warning: nothing here makes SDR of it.
     """
     icc = image.info.get("icc_profile")
-    if icc:
+    if icc and isinstance(icc, bytes | bytearray):
         return bytes(icc)
     stated = _read_gamma(image) or _read_nclx(image)
     if stated is None:
         return None
     exponent, chromaticity = stated
     is_srgb = exponent is None or abs(exponent * _SRGB_GAMMA - 1) <= _GAMMA_TOLERANCE
-    if is_srgb and np.allclose(chromaticity, _SRGB_CHROMATICITY, rtol=0, atol=_CHROMATICITY_TOLERANCE):
-        return None
     try:
+        if is_srgb and np.allclose(chromaticity, _SRGB_CHROMATICITY, rtol=0, atol=_CHROMATICITY_TOLERANCE):
+            return None
         return make_profile(exponent, chromaticity)
     except (ArithmeticError, ValueError, struct.error):
         made_of = f"the gamma {exponent or 'of sRGB'} and the chromaticities {chromaticity}"
