@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mimicbrush.data.pair import Pair, Span
-from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, unpack_points
+from mimicbrush.data.pair import Pair, Span, refuse_pair
+from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, neutral_value, unpack_points
 from mimicbrush.errors import DataError
 
 INDEX_NAME = "index.arrow"
@@ -75,7 +75,9 @@ class PairTable(Sequence[Pair]):
     def __getitem__(self, number: int | slice) -> Pair | PairTable:
         if isinstance(number, slice):
             return self._with_rows(self._rows[number])
-        return self._pair(int(self._rows[number]))
+        row = int(self._rows[number])
+        with refuse_pair(f"in row {row} of {self._root}"):
+            return self._pair(row)
 
     def where(self, keep: np.ndarray) -> PairTable:
         """Select the pairs for which `keep`, (len,) bool, is true."""
@@ -197,9 +199,16 @@ def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
         version = (pq.read_schema(part).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
-        return pq.read_table(part, columns=list(columns))
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(part, columns=list(columns))
+        table.validate(full=True)  # text that is no UTF-8 would be an error wherever it is looked at
+        typed = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
+    # A null becomes what stands for "none" in a manifest; where a pair needs a value, its row is then refused.
+    for place, field in enumerate(typed.schema):
+        if typed[place].null_count and not pa.types.is_list(field.type):
+            typed = typed.set_column(place, field, pc.fill_null(typed[place], neutral_value(field.type)))
+    return typed
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
@@ -381,5 +390,9 @@ def _is_heldout(keys: np.ndarray, kinds: np.ndarray, heldout_ratio: float) -> np
 
 
 def origin_key(source_hash: str) -> int:
-    """Return the first 16 hex digits of a mined file's hash as a number of 64 bits."""
-    return int(source_hash[:16], 16)
+    """Return the first 16 hex digits of a mined file's hash as a number of 64 bits; a hash of what is no such hash."""
+    try:
+        key = int(source_hash[:16], 16)
+    except ValueError:
+        key = -1
+    return key if key >= 0 else int.from_bytes(hashlib.sha256(source_hash.encode()).digest()[:8], "big")

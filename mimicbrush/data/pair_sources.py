@@ -82,9 +82,12 @@ def _read_training_pairs(root: str, input_root: str, options: DataOptions) -> Pa
 
 
 def _select_pairs(pairs: PairTable, kind: str, options: DataOptions) -> PairTable:
-    """Select the pairs of one kind; of videos, those within the SSIM band of training."""
+    """Select the pairs of one kind; of videos, those within the SSIM band of training.
+
+    A video pair whose SSIM is no number stays: where it is read, it is refused and counted.
+    """
     selected = pairs.column("kind") == kind
     if kind == "video":
         ssim = pairs.column("ssim")
-        selected &= (ssim >= options.min_ssim) & (ssim <= options.max_ssim)
+        selected &= ~((ssim < options.min_ssim) | (ssim > options.max_ssim))
     return pairs.where(selected)

@@ -231,8 +231,8 @@ def _count(name: str) -> Callable[[Side], float]:
 
         decode = pair.decode_jpeg
 
-        def counting(data: bytes, reduce: int = 1) -> np.ndarray:
-            image = decode(data, reduce)
+        def counting(data: bytes, reduce: int = 1, size_px: tuple[int, int] | None = None) -> np.ndarray:
+            image = decode(data, reduce, size_px)
             TALLY["decoded_mpx"] += image.shape[0] * image.shape[1] / 1e6
             return image
 

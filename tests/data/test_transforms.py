@@ -89,7 +89,8 @@ class Discs(Pair):
 def three_segments(pairs: PairTable) -> Pair:
     pair = of_kind(pairs, "image")
     ratios = np.array([0.3, 0.1, 0.05], np.float32)
-    values = {f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)} | {"segment_ratios": ratios}
+    values = {f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)}
+    values |= {"segment_ratios": ratios, "segments": np.arange(3, dtype=np.int32)}
     return Discs(**values)
 
 
