@@ -126,6 +126,7 @@ FREE_TO_CHANGE = (
     "data.augment_on",
     "data.max_bad_ratio",
     "data.num_workers",
+    "data.loader_timeout_s",
     "train.device",
     "train.cpu_threads",
     "train.batch_size",

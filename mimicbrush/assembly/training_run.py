@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -60,7 +61,7 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         stay_connected: leave several processes as they are connected, for another run: torch connects them but once.
 
     Returns:
-        The exit status: 0, or that of a process which a signal ended.
+        The exit status: 0, or that of a process which a signal ended (docs/training.md has all of them).
     """
     plan = _plan_run(config, run_dir)
     if plan is None:
@@ -211,6 +212,7 @@ def _build_run(plan: RunPlan) -> BuiltRun:
 def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
     """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
     from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
+    from mimicbrush.training.guards import run_together
     from mimicbrush.training.metrics import log_image_table
     from mimicbrush.training.trainer import TrainingHooks
 
@@ -222,8 +224,14 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMeth
     if evaluate is None:
         return TrainingHooks()
 
-    def evaluate_weights(weights: ExportWeights, step: int) -> dict[str, float]:
-        result = evaluate(method.exporter.build_pipeline(weights, encoders=method.encoders), step)
+    def evaluate_weights(
+        weights: ExportWeights, step: int, must_stop: Callable[[bool], bool]
+    ) -> dict[str, float] | None:
+        # A second copy of the networks, for which the memory of one device may be too small.
+        pipeline = run_together(lambda: method.exporter.build_pipeline(weights, encoders=method.encoders))
+        result = evaluate(pipeline, step, must_stop)
+        if result is None:
+            return None
         accelerator.print(f"{summarise_in_one_line(step, result.figures)}; images in {folder}")
         log_image_table(accelerator, "heldout/pictures", [(row.caption, row.images) for row in result.table], step)
         return result.figures
@@ -241,7 +249,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
         MimicBrushError: see `Trainer.train`.
     """
     from mimicbrush.training.guards import EXIT_STATUS
-    from mimicbrush.training.metrics import finite_or_none
+    from mimicbrush.training.metrics import finite_or_none, use_trackers
 
     options, run_dir, accelerator = plan.options, plan.run_dir, run.trainer.accelerator
     max_steps = options.train.max_steps
@@ -256,9 +264,10 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
 
     result = run.trainer.train()
 
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    use_trackers(accelerator, lambda tracker: tracker.finish())
     accelerator.trackers.clear()
+    if result.failed_evaluations:
+        accelerator.print(f"warning: {result.failed_evaluations} evaluation(s) on held-out pairs failed, see above")
     accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them is gone
     if not stay_connected:
         accelerator.end_training()

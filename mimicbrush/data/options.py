@@ -135,6 +135,8 @@ class DataOptions:
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
             (a few are always allowed, see `training.guards.BadSamples`).
         num_workers: loader processes per rank.
+        loader_timeout_s: so long a loader process may take for its next batch before the run saves and ends; where
+            `num_workers` is 0, nothing watches.
         num_matches: the most matched points of a sample that `train.correspondence_weight` supervises, 1..4096; more
             are thinned at random.
     """
@@ -153,11 +155,14 @@ class DataOptions:
     augment_on: str = "cpu"
     max_bad_ratio: float = 0.01
     num_workers: int = 2
+    loader_timeout_s: float = 600.0
     num_matches: int = 64
 
     def __post_init__(self) -> None:
         for name in ("video_ratio", "heldout_ratio", "max_bad_ratio"):
             _check_range(f"data.{name}", [getattr(self, name)], 0, 1)
+        if not 0 < self.loader_timeout_s < math.inf:
+            raise InputError(f"data.loader_timeout_s must be above 0, and finite; got {self.loader_timeout_s}")
         if not 1 <= self.num_matches <= 4096:
             raise InputError(f"data.num_matches must be in 1..4096, got {self.num_matches}")
         if self.augment_on not in ("cpu", "device"):

@@ -117,10 +117,10 @@ def test_a_hostile_row_is_replaced_and_counted(case: str, good: Path, tmp_path: 
 
 
 TEXTS = st.text(max_size=40) | st.sampled_from(["", "\0", "..", "/", "x" * 300, "shards", "/dev/zero", "shards/../.."])
-NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-1, 0, 1, 2**31, 2**62])
+WHOLE = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-1, 0, 1, 2**31, 2**62])
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("file", "store", "pair_id", "source_path", "source_hash", "annotation_file", "a_sha256"), TEXTS),
-    **dict.fromkeys(("a_offset", "a_length", "b_offset", "b_length", "annotation_offset", "annotation_length"), NUMBERS),
+    **dict.fromkeys(("a_offset", "a_length", "b_offset", "b_length", "annotation_offset", "annotation_length"), WHOLE),
     **dict.fromkeys(("width_px", "height_px"), st.integers(-(2**31), 2**31 - 1) | st.sampled_from([0, 1, 31, 33])),
     **dict.fromkeys(("a_points", "b_points"), st.lists(st.integers(0, 65535), max_size=60)),
     "segments": st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5),
