@@ -234,12 +234,17 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Delete all that are older than the newest `keep` good ones; damaged ones do not count."""
-    good = 0
-    for path in reversed(list_checkpoints(folder)):
+    """Delete all that are older than the newest `keep` good ones; damaged ones do not count.
+
+    The newest was hashed while it was written. The others are read again: what lies on a disk may change.
+    """
+    newest, *others = reversed(list_checkpoints(folder))
+    good = int(verify_checkpoint(newest, deep=False) is None)
+    for number, path in enumerate(others):
         if good >= max(keep, LEAST_KEPT):
             _remove(path)
-        good += verify_checkpoint(path, deep=False) is None
+        elif number + 1 < len(others):  # there is an older one to delete or to keep
+            good += verify_checkpoint(path) is None
 
 
 def _remove(checkpoint: Path) -> None:
