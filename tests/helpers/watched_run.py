@@ -95,9 +95,12 @@ def stop_workers(rank: str) -> None:
 
 
 def fill_disk() -> None:
-    """Let the first process find the disk full when half of a pipeline is made."""
+    """Let the first process find the disk full when it has begun to make a pipeline."""
+    honest = PipelineExporter._build_pipeline
 
     def filling(exporter: PipelineExporter, weights: Any, *arguments: Any) -> Any:
+        if os.environ["RANK"] != "0":
+            return honest(exporter, weights, *arguments)
         next(weights)
         raise OSError(errno.ENOSPC, "No space left on device")
 
