@@ -177,13 +177,17 @@ def test_what_is_shown_belongs_to_what_is_there(page: Page, images: dict[str, Pa
         page.keyboard.press("Tab")
     with page.expect_response(lambda answer: "queue/join" in answer.url):
         page.click("#mb-go")
-    page.wait_for_selector("#mb-result .progress-level")
+    page.wait_for_selector("#mb-result .progress-bar-wrap")
     assert page.inner_text("#mb-said").strip() == ""  # nothing of the edit before stays under the bar
-    texts = [page.locator(f"#mb-result {each}").first for each in (".meta-text", ".progress-bar-wrap")]
-    boxes = [each.bounding_box() for each in texts if each.count()]
-    if len(boxes) == 2 and all(boxes):
-        above, bar = boxes
-        assert above and bar and above["y"] + above["height"] <= bar["y"]  # the text does not lie under the bar
+    bar, text = page.wait_for_function(
+        """() => {
+            const parts = [".progress-bar-wrap", ".progress-text"];
+            const found = parts.map((each) => document.querySelector(`#mb-result ${each}`));
+            const boxes = found.map((each) => each?.getBoundingClientRect());
+            return found.every(Boolean) && boxes.map(({ top, bottom }) => [top, bottom]);
+        }"""
+    ).json_value()
+    assert text[1] <= bar[0] or bar[1] <= text[0]  # the text does not lie under the bar
     page.click("#mb-stop")
     page.wait_for_function("document.querySelector('#mb-said').textContent.includes('Cancelled')", timeout=60_000)
     page.get_by_label("number input for Results").fill("1")

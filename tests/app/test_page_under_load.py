@@ -143,7 +143,10 @@ async def trickle(page: StartedPage) -> str:
             await writer.drain()
         await asyncio.wait({answer}, timeout=1)
     writer.close()
-    return (await answer).decode()
+    try:
+        return (await answer).decode()
+    except ConnectionError:  # a byte that was on its way when the server closed costs the answer
+        return "reset"
 
 
 def test_sixty_visitors_are_served_among_slow_clients_bombs_and_closed_tabs(page: StartedPage) -> None:
@@ -186,7 +189,7 @@ def test_sixty_visitors_are_served_among_slow_clients_bombs_and_closed_tabs(page
         others += [asyncio.create_task(bomb(number)) for number in range(BOMBS)]
         await asyncio.gather(*(visit(number) for number in range(VISITORS)), *others)
         answers = await asyncio.gather(*slow)
-        assert all(" 408 " in each.splitlines()[0] for each in answers), answers
+        assert all(each == "reset" or each.startswith("HTTP/1.1 408 ") for each in answers), answers
 
     before = memory_mib(page)
     begin = time.monotonic()
