@@ -122,6 +122,8 @@ RELEASED_CONVENTIONS = {
 class PretrainedModel(ModelOptions):
     """Model at full size, from starting weights: each a folder, or a hub id that is in the local cache.
 
+    OWNER/NAME@REVISION names a revision; without one, that of `pretrained.weights.REVISIONS` is fetched.
+
     Attributes:
         unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
         reference_unet: SD-1.5, whose U-Net becomes the reference U-Net.
