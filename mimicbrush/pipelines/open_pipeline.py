@@ -14,7 +14,7 @@ from mimicbrush.models.pretrained.check import check_every_byte, check_weights
 from mimicbrush.models.pretrained.requirements import PartReport
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines.find_pipeline import find_pipeline
-from mimicbrush.pipelines.folder import read_index, read_networks
+from mimicbrush.pipelines.folder import read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
@@ -68,12 +68,15 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
 
     Raises:
         InputError: the folder is absent, no pipeline, or not complete.
+        WeightsError: a network lacks weights, or has others: the libraries would fill in random ones; or see
+            `folder.check_components`.
     """
-    read_index(folder)
+    for name, (class_name, network) in read_networks(folder).items():
+        check_weights(name, class_name, network)
     quiet_libraries()
     try:
         return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
 
 
@@ -86,10 +89,8 @@ def load_components(folder: Path, size_px: int) -> Components:
 
     Raises:
         InputError: see `load_pipeline`; or the pipeline has another noise schedule than the method.
-        WeightsError: a network lacks weights, or has others; the libraries would fill in random ones.
+        WeightsError: see `load_pipeline`.
     """
-    for name, (class_name, network) in read_networks(folder).items():
-        check_weights(name, class_name, network)
     pipeline = load_pipeline(folder, torch.float32)
     for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
         actual, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))

@@ -21,6 +21,7 @@ from mimicbrush.models.pretrained.stored_weights import (
     POSITION_IDS,
     check_fit,
     depth_hub_name,
+    describe_build_errors,
     rename_vae_attention,
     take_vision_half,
 )
@@ -66,7 +67,7 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
     Raises:
         WeightsError: names the part, its folder, and the first ten tensors that do not fit; or the class is unknown.
     """
-    with torch.device("meta"):
+    with describe_build_errors(network.folder / "config.json", class_name):
         expected = {depth_hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
         stored = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
     if class_name == "CLIPVisionModelWithProjection":
@@ -81,18 +82,15 @@ def _build(class_name: str, network: StoredNetwork) -> nn.Module:
     token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
     if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH)):
         raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(buildable)}")
-    try:
-        built: nn.Module
-        if class_name in _DIFFUSERS:
-            built = _DIFFUSERS[class_name].from_config(network.config)
-        elif class_name == _DEPTH:
-            built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
-        else:
-            kind = token_encoders[class_name]
-            built = kind.model_class(kind.read_config(network.config))
-        return built
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{network.folder / 'config.json'} describes no {class_name} ({error!r})") from error
+    built: nn.Module
+    if class_name in _DIFFUSERS:
+        built = _DIFFUSERS[class_name].from_config(network.config)
+    elif class_name == _DEPTH:
+        built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
+    else:
+        kind = token_encoders[class_name]
+        built = kind.model_class(kind.read_config(network.config))
+    return built
 
 
 def check_every_byte(network: StoredNetwork) -> None:

@@ -13,7 +13,12 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
 from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import RELEASED_CONVENTIONS
-from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
+from mimicbrush.models.pretrained.stored_weights import (
+    StateDict,
+    clip_config,
+    describe_build_errors,
+    rename_vae_attention,
+)
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import LATENT_CHANNELS, UNET_IN_CHANNELS, ReferenceUNet
@@ -95,8 +100,8 @@ def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Sta
     Raises:
         WeightsError: weights do not fit each other, or their configs.
     """
-    with torch.device("meta"):
-        networks = {
+    with describe_build_errors("one of the config.json files of unet, reference_unet, vae and image_encoder"):
+        networks: dict[str, Any] = {
             "unet": UNet2DConditionModel.from_config(sizes["unet"]),
             "reference_unet": ReferenceUNet.from_config(sizes["reference_unet"]),
             "vae": AutoencoderKL.from_config(sizes["vae"]),
