@@ -72,7 +72,14 @@ def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_tensors_of_any_kind_come_out_as_they_are(tmp_path: Path) -> None:
     whole = torch.randn(6, 4)
     nested = {
-        "unet": {"a": whole, "tied": whole, "turned": whole.T, "rows": whole[2:4], "half": whole.half()},
+        "unet": {
+            "a": whole,
+            "tied": whole,
+            "turned": whole.T,
+            "rows": whole[2:4],
+            "half": whole.half(),
+            "conjugate": torch.tensor([1 + 2j, 3 - 1j]).conj(),
+        },
         "more": [torch.nn.Parameter(whole), torch.zeros(0), torch.tensor(3)],
     }
     torch.save(nested, tmp_path / "zip.bin")

@@ -138,7 +138,7 @@ def collect_tensors(content: object) -> tuple[list[tuple[tuple[str, ...], torch.
             raise OversizedError(f"the list of what it holds is longer than {_MAX_LIST_BYTES:,} bytes")
         if isinstance(value, torch.Tensor):
             if value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized:
-                tensors.append((path, value.detach()))
+                tensors.append((path, value.detach().resolve_conj().resolve_neg()))
             else:
                 others.append(([*path], f"tensor: {value.device}, {value.layout}, {value.dtype}"))
         elif isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
