@@ -71,13 +71,15 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
         WeightsError: a network lacks weights, or has others: the libraries would fill in random ones; or see
             `folder.check_components`.
     """
-    for name, (class_name, network) in read_networks(folder).items():
-        check_weights(name, class_name, network)
+    networks = read_networks(folder)
     quiet_libraries()
     try:
-        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
+        loaded = MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
+    for name, (class_name, network) in networks.items():
+        check_weights(name, class_name, network, loaded.components[name])
+    return loaded
 
 
 def load_components(folder: Path, size_px: int) -> Components:

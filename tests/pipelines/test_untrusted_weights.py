@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import warm_scripts
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
@@ -32,6 +32,8 @@ from mimicbrush.pipelines.small_model import SHIPPED_MODEL
 
 #: A megabyte of file may cost a few of memory; the fixed part is Python's own.
 MOST_GROWTH_BYTES = 100 << 20
+#: Of generated files: each is opened by a process of its own.
+MOST_FILES = min(250, settings.default.max_examples)
 MEASURED = """
 import resource, runpy, sys
 sys.argv = sys.argv[1:]
@@ -232,6 +234,7 @@ def test_shapes_that_only_the_header_can_hold_are_refused(tmp_path: Path) -> Non
             assert len(str(error)) < 1500
 
 
+@settings(max_examples=MOST_FILES)
 @given(data=st.data())
 def test_a_changed_file_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     where = tmp_path_factory.mktemp("changed")
@@ -258,6 +261,7 @@ def test_a_changed_file_is_read_or_refused(data: st.DataObject, tmp_path_factory
     assert left == [kind]
 
 
+@settings(max_examples=MOST_FILES)
 @given(data=st.binary(max_size=300), suffix=st.sampled_from([".bin", ".safetensors", ".json"]))
 def test_bytes_of_any_kind_are_read_or_refused(
     data: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory

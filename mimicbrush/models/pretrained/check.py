@@ -54,7 +54,7 @@ def check_networks(networks: Mapping[str, StoredNetwork]) -> None:
         check_weights(part, CLASSES[part], network)
 
 
-def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
+def check_weights(part: str, class_name: str, network: StoredNetwork, built: nn.Module | None = None) -> None:
     """Check that a network has the weights, by names and shapes, that its config asks for.
 
     The libraries would fill in random numbers for weights that are missing.
@@ -63,12 +63,14 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
         part: what the errors call it.
         class_name: of the network.
         network: what is stored of it.
+        built: the network itself, where there is one already.
 
     Raises:
         WeightsError: names the part, its folder, and the first ten tensors that do not fit; or the class is unknown.
     """
     with describe_build_errors(network.folder / "config.json", class_name):
-        expected = {depth_hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
+        built = _build(class_name, network) if built is None else built
+        expected = {depth_hub_name(key): tensor for key, tensor in built.state_dict().items()}
         stored = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
     if class_name == "CLIPVisionModelWithProjection":
         stored = take_vision_half(stored)
