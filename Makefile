@@ -7,19 +7,26 @@ EXTRAS ?= dev
 STAMP := $(VENV)/.set-up-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo app test slow check style clean
+.PHONY: help setup lock demo app test slow check style clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## make .venv and install the pinned packages
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(PYTHON) || python3 -m venv $(VENV)
-	test -x $(UV) || $(PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m ensurepip > /dev/null
-	test -x $(UV) || $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --compile-bytecode --editable '.[$(EXTRAS)]'
+# Everything that is installed has a hash in constraints.txt, uv itself and what builds packages too.
+$(STAMP): pyproject.toml constraints.txt | $(UV)
+	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --build-constraint constraints.txt --compile-bytecode --editable '.[$(EXTRAS)]'
 	touch $@
+
+$(UV):
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m ensurepip > /dev/null
+	awk '/^[^ ]/ { ours = /^uv==/ } ours' constraints.txt | \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement /dev/stdin
+
+lock: $(UV) ## pin all packages, with hashes, after a change of pyproject.toml; the pins that still fit stay
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-annotate --no-header --no-emit-index-url --output-file constraints.txt pyproject.toml
 
 demo: $(STAMP) ## clips -> pairs -> the small model, fine-tuned -> images before and after, in a few minutes
 	$(PYTHON) scripts/demo.py --output demo

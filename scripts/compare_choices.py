@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from mimicbrush.errors import cli_main
+from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE
 
 #: option -> its two values; each is an option of the pipeline.
 CHOICES = {
@@ -34,8 +35,8 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="pipeline folder, as for scripts/infer.py"
     )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="default: the pipeline's")
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=1)
+    parser.add_argument("--steps", type=STEPS_RANGE.read, help="default: the pipeline's")
     arguments = parser.parse_args()
 
     import numpy as np

@@ -23,10 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, cli_main
+from mimicbrush.io.outputs import check_output_file
+from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange
 
 if TYPE_CHECKING:
     from damaged.read import Reading
 
+FLIPS = NumberRange(at_least=0, at_most=10**6, whole=True)
+TIMEOUT_S, MEMORY_GIB = NumberRange(above=0, at_most=10**7), NumberRange(at_least=0, at_most=2**20)
 OUTCOMES = ("refused", "right", "visible", "wrong", "hung", "crashed", "memory")
 
 
@@ -36,16 +40,19 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="clips, undamaged")
     parser.add_argument("--reader", default="pyav", help="ours: pyav, decord or torchcodec behind the scan of pyav")
-    parser.add_argument("--flips", type=int, default=4, metavar="N", help="files per clip with 1, 4, 16 flipped bits")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for one file")
-    parser.add_argument("--memory", type=float, default=6.0, metavar="GIB", help="address space of a worker")
+    flips_help = "files per clip with 1, 4, 16 flipped bits"
+    parser.add_argument("--flips", type=FLIPS.read, default=4, metavar="N", help=flips_help)
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0)
+    parser.add_argument("--workers", type=WORKERS_RANGE.read, default=1)
+    parser.add_argument("--timeout", type=TIMEOUT_S.read, default=60.0, metavar="S", help="for one file")
+    parser.add_argument("--memory", type=MEMORY_GIB.read, default=6.0, metavar="GIB", help="address space of a worker")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every reading there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the clips there")
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         raise InputError(f"{arguments.folder} is no folder; name one with video files")
+    if arguments.json:
+        check_output_file(arguments.json, "--json")
     with tempfile.TemporaryDirectory() as temporary:
         readings = compare(arguments, arguments.keep or Path(temporary))
     print(table(readings))

@@ -23,7 +23,10 @@ from measurements.training import dropped_references
 from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
 
 from mimicbrush.errors import cli_main
+from mimicbrush.io.outputs import check_output_file
+from mimicbrush.ranges import NumberRange, one_of
 
+ROUNDS = NumberRange(at_least=1, at_most=10**6, whole=True)
 MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
     "edit": edit,
@@ -44,11 +47,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "name", choices=sorted(MEASUREMENTS), help="; ".join(f"{n}: {m.__doc__}" for n, m in MEASUREMENTS.items())
+        "name", **one_of(*sorted(MEASUREMENTS)), help="; ".join(f"{n}: {m.__doc__}" for n, m in MEASUREMENTS.items())
     )
-    parser.add_argument("--rounds", type=int, help="times that each side runs (default: the measurement's own)")
+    parser.add_argument("--rounds", type=ROUNDS.read, help="times that each side runs (default: the measurement's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
+    if arguments.json:
+        check_output_file(arguments.json, "--json")
 
     import torch
 

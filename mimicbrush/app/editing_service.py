@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
 import json
+import re
+import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from mimicbrush.app.mask_painter import PAINTABLE_FORMATS, check_kind
+from mimicbrush.app.image_reader import ImageReader
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits
 from mimicbrush.errors import InputError
-from mimicbrush.io.images import read_image, write_image
+from mimicbrush.io.images import write_image
+from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
 
@@ -28,8 +32,11 @@ if TYPE_CHECKING:
 #: How the image is repainted, as the page names it.
 WHOLE_IMAGE, AROUND_THE_MASK = "whole image", "around the mask"
 _MAX_GUIDANCE = 30
-#: Of the images that are sent to be painted over.
-_JPEG_QUALITY = 92
+#: Seeds that the page chooses: short enough to be noted.
+_MAX_CHOSEN_SEED = 1_000_000
+#: Advice for the command line and for Python, as the page says it, or not at all.
+_ADVICE = re.compile(r'try --crop auto|edit a square around it \(crop="auto"\)')
+_OPTION = re.compile(r"\s*\([^()]*--[a-z][^()]*\)|[,:;]?\s[^,:;()]*--[a-z][^,:;()]*")
 _MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
 
 
@@ -62,15 +69,15 @@ class EditRequest:
 
     @classmethod
     def read(
-        cls, text: str, limits: VisitorLimits, *, steps: float, guidance: float, seed: float, count: float,
-        keep_shape: bool, crop: str,
+        cls, text: str, limits: VisitorLimits, *, steps: float, guidance: float, seed: float | None,
+        count: float, keep_shape: bool, crop: str,
     ) -> EditRequest:  # fmt: skip
         """Read and check a request that the browser sent.
 
         Args:
             text: JSON of the page: names of uploads, the box, the number of the job.
             limits: of what may be asked for.
-            steps, guidance, seed, count, keep_shape, crop: of the controls.
+            steps, guidance, seed, count, keep_shape, crop: of the controls. A seed of None: any.
 
         Raises:
             InputError: it is not what the page sends, or more than is allowed.
@@ -81,8 +88,9 @@ class EditRequest:
             job, source, mask, reference = (
                 str(values.get(name) or "") for name in ("job", "source", "mask", "reference")
             )
-            steps, seed, count, guidance = int(steps), int(seed), int(count), float(guidance)
-        except (ValueError, TypeError, AttributeError) as error:
+            seed = secrets.randbelow(_MAX_CHOSEN_SEED) if seed is None else int(seed)
+            steps, count, guidance = int(steps), int(count), float(guidance)
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise InputError(f"this is not what the page sends ({error}); load it again") from error
         if trouble:
             raise InputError(trouble)
@@ -92,8 +100,8 @@ class EditRequest:
         for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
             if not 1 <= value <= most:
                 raise InputError(f"{name}: must be in 1..{most}, got {value}")
-        if not -_MAX_GUIDANCE <= guidance <= _MAX_GUIDANCE:
-            raise InputError(f"guidance: must be in -{_MAX_GUIDANCE}..{_MAX_GUIDANCE}, got {guidance}")
+        if not 0 <= guidance <= _MAX_GUIDANCE:
+            raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
         return cls(
             job=job[:_MAX_JOB],
             source=source,
@@ -117,40 +125,42 @@ class EditingService:
         pipeline: edits.
         about: of the model, in a sentence or two.
         files: keeps what visitors upload and get.
+        reader: reads images.
         examples: to begin with.
     """
 
     pipeline: MimicBrushPipeline
     about: str
     files: SessionFiles
+    reader: ImageReader
     examples: Sequence[Example] = ()
     _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
     _cancelling: threading.Lock = field(default_factory=threading.Lock)
     _editing: threading.Lock = field(default_factory=threading.Lock)
-    _decoding: threading.Lock = field(default_factory=threading.Lock)  # an image takes up to a gigabyte meanwhile
+    _is_closing: bool = False
 
     @property
     def limits(self) -> VisitorLimits:
         """Limits of what a visitor may ask for."""
         return self.files.limits
 
-    def upload(self, visitor: str, data: bytes) -> str:
+    async def upload(self, visitor: str, data: bytes) -> str:
         """Keep an image or a mask.
 
         Raises:
             InputError: it is none, damaged, or too large.
         """
-        kind = check_kind(io.BytesIO(data), "this file", self.limits.pixels)
 
         def write(path: Path) -> None:
             path.write_bytes(data)
-            try:
-                with self._decoding:
-                    read_image(path, "RGB")
-            except InputError as error:
-                raise InputError(str(error).replace(str(path), "this file")) from error
 
-        return self.files.keep(visitor, PAINTABLE_FORMATS[kind], write)
+        token = await asyncio.to_thread(self.files.keep, visitor, "", write)
+        try:
+            await self.reader.check(self.files.find(visitor, token))
+        except BaseException:
+            self.files.forget(token)
+            raise
+        return token
 
     def read(self, visitor: str, token: str) -> bytes:
         """Read a file's bytes as they were stored.
@@ -163,20 +173,18 @@ class EditingService:
         except OSError as error:  # it went meanwhile
             raise self.files.missing_error() from error
 
-    def show(self, visitor: str, token: str) -> bytes:
-        """Convert an image to JPEG as it will be read: browsers know neither all formats nor all EXIF rotations.
+    async def show(self, visitor: str, token: str) -> bytes:
+        """Convert an image to JPEG as it will be read (see `ImageReader.convert`).
 
         Raises:
             InputError: it is not here, or another visitor's.
         """
-        buffer, path = io.BytesIO(), self.files.find(visitor, token)
-        with self._decoding:
-            try:
-                image = read_image(path, "RGB")
-            except InputError as error:  # it was read when it came: it went meanwhile
-                raise self.files.missing_error() from error
-            image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        return buffer.getvalue()
+        return await self.reader.convert(self.files.find(visitor, token))
+
+    def close(self) -> None:
+        """End all edits at their next step, and the processes that read images."""
+        self._is_closing = True
+        self.reader.close()
 
     def cancel(self, visitor: str, job: str) -> None:
         """Cancel a visitor's edit, whether it runs or waits: it ends at its next step."""
@@ -187,27 +195,40 @@ class EditingService:
             for key in {*mine[:-_MAX_CANCELLED_OF_ONE], *list(self._cancelled)[:-_MAX_CANCELLED]}:
                 del self._cancelled[key]
 
-    def edit(self, visitor: str, request: EditRequest, progress: Callable[[int, int], None]) -> dict[str, Any] | None:
+    def edit(
+        self,
+        visitor: str,
+        request: EditRequest,
+        progress: Callable[[int, int], None],
+        has_left: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
         """Edit the images of a request, one result after the other.
 
         Args:
             visitor: whose images they are.
             request: for what.
             progress: is called with the number of steps done, and of all.
+            has_left: whether nobody waits for the edit any more; it ends at its next step then.
 
         Returns:
             What the page shows: results and where in the reference they come from. None: cancelled.
 
         Raises:
-            InputError: images that are not here, or do not fit together.
+            InputError: images that are not here, or do not fit together; or there is not enough memory.
         """
         key = visitor, request.job
-        with self._editing:  # the pipeline serves one at a time
+
+        def is_cancelled() -> bool:
+            return key in self._cancelled or self._is_closing or has_left()
+
+        with self._editing, _words_of_the_page(), convert_memory_errors():  # the pipeline serves one at a time
+            if is_cancelled():
+                return None
             inputs = self._read(visitor, request)
             results = []
             for number in range(request.count):
-                image, places = self._edit_once(inputs, request, number, progress, lambda: key in self._cancelled)
-                if key in self._cancelled:
+                image, places = self._edit_once(inputs, request, number, progress, is_cancelled)
+                if is_cancelled():
                     return None
                 token = self.files.keep(visitor, ".png", partial(write_image, image))
                 results.append({"token": token, "seed": request.seed + number, "places": places})
@@ -258,6 +279,20 @@ class EditingService:
             callback_on_step_end=on_step,
         )
         return result.images[0], _convert_correspondence(result.correspondences[0]) if result.correspondences else None
+
+
+@contextmanager
+def _words_of_the_page() -> Iterator[None]:
+    """Say errors without the options of a command line: the page has controls."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(leave_out_options(str(error))) from error
+
+
+def leave_out_options(message: str) -> str:
+    """Leave out of a message what it says of a command's options, which the page does not have."""
+    return _OPTION.sub("", _ADVICE.sub(f'choose Repaint "{AROUND_THE_MASK}"', message))
 
 
 def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,16 +24,24 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside, write_aside
+from mimicbrush.io.image_formats import HEIF_START_BYTES, prepare_heif
 from mimicbrush.io.images import MASK_THRESHOLD, read_image, write_image
+from mimicbrush.io.text import make_storable
 
 #: Formats that are taken, and the suffix under which an upload is kept.
-PAINTABLE_FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
-SUFFIXES = frozenset({*PAINTABLE_FORMATS.values(), ".jpeg", ".tiff"})
+PAINTABLE_FORMATS = {
+    "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"
+}  # fmt: skip
+SUFFIXES = frozenset({*PAINTABLE_FORMATS.values(), ".jpeg", ".tiff", ".heif"})
 #: Folder in the output that holds what was uploaded.
 UPLOADS = "uploads"
 MAX_UPLOAD_BYTES = 64 * 2**20
 #: Half of what some browsers can show on a canvas at 4 bytes a pixel.
 MAX_PAINTED_PIXELS = 50_000_000
+#: Pages of a TIFF. Counting them takes time with the square of their number; the first alone is used.
+MAX_PAGES = 100
+#: What Pillow raises on the headers of damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, struct.error)
 
 _STATIC = {
     "/": ("painter.html", "text/html; charset=utf-8"),
@@ -222,19 +231,39 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
     """Find the format of an image from its first bytes; no pixel is decoded.
 
     Raises:
-        InputError: none of `PAINTABLE_FORMATS`, or of more than `max_pixels`, or else than `MAX_PAINTED_PIXELS`.
+        InputError: none of `PAINTABLE_FORMATS`; or of more than `max_pixels`, else of `MAX_PAINTED_PIXELS`; or of more
+            than `MAX_PAGES`.
     """
     most = MAX_PAINTED_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(file, formats=list(PAINTABLE_FORMATS)) as opened:
+        if isinstance(file, Path):
+            with file.open("rb") as opened_file:
+                prepare_heif(opened_file.read(HEIF_START_BYTES))
+        else:
+            prepare_heif(file.getbuffer()[:HEIF_START_BYTES].tobytes())
+        Image.init()
+        with Image.open(file, formats=[each for each in PAINTABLE_FORMATS if each in Image.OPEN]) as opened:
             pixels, kind = opened.width * opened.height, str(opened.format)
+            has_more = kind == "TIFF" and _has_frame(opened, MAX_PAGES)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{name}: no image of a format that is taken ({', '.join(PAINTABLE_FORMATS)})") from error
     if pixels > most:
         raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")
-    return kind
+    if has_more:
+        raise InputError(f"{name}: more than {MAX_PAGES} pages; save the one that is meant as an image of its own")
+    return "JPEG" if kind == "MPO" else kind  # a JPEG with previews appended, as some cameras write it
+
+
+def _has_frame(image: Image.Image, number: int) -> bool:
+    try:
+        image.seek(number)
+    except EOFError:
+        return False
+    return True
 
 
 class _RefusedError(Exception):
@@ -304,6 +333,9 @@ class _Handler(BaseHTTPRequestHandler):
         except (_RefusedError, InputError) as error:
             status = error.status if isinstance(error, _RefusedError) else HTTPStatus.BAD_REQUEST
             kind, body = "application/json", json.dumps({"error": str(error)}).encode()
+        except ValueError as error:  # an address or a name that no file system can have
+            status = HTTPStatus.BAD_REQUEST
+            kind, body = "application/json", json.dumps({"error": make_storable(f"not understood ({error})")}).encode()
         except ConnectionError:
             raise  # nobody is there to answer
         except OSError as error:  # the disk is full, or a folder may not be written

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mimicbrush.errors import InputError
 
 _TOKEN_BYTES = 18
+#: How the folder of a server begins; its process holds the lock inside it for as long as it lives.
+_FOLDER, _LOCK = "mimicbrush-page-", "server.lock"
 
 
 @dataclass(frozen=True)
@@ -20,23 +28,62 @@ class VisitorLimits:
     """Limits of what a visitor may ask for.
 
     Attributes:
-        upload_bytes: of one file.
+        upload_bytes, upload_s: of one file, and of the time in which it must arrive.
+        images_at_once: of one visitor, that arrive or are read.
+        arriving_bytes: of all files that are arriving; they are in memory meanwhile.
         pixels: of one image; checked before it is decoded.
+        decode_s, decode_gib: time and memory for reading one image.
+        decoding: images that are being read, or wait for it.
         files: of one visitor; those that were used longest ago go first.
         age_s: how long a file is kept.
         total_bytes: of all files of all visitors.
         images, steps: of one edit.
-        waiting: edits in the queue.
+        waiting, waiting_of_one: edits in the queue, of all visitors and of one.
     """
 
     upload_bytes: int = 32 * 2**20
+    upload_s: float = 300.0
+    images_at_once: int = 4
+    arriving_bytes: int = 256 * 2**20
     pixels: int = 50_000_000
+    decode_s: float = 10.0
+    decode_gib: float = 1.5
+    decoding: int = 256
     files: int = 40
     age_s: float = 3600.0
     total_bytes: int = 2 * 2**30
     images: int = 4
     steps: int = 100
     waiting: int = 8
+    waiting_of_one: int = 2
+
+
+@contextmanager
+def make_server_folder() -> Iterator[Path]:
+    """Make a temporary folder for this process; it is removed at the end, or by the next server after a kill.
+
+    The folder gets its name when its lock is held, so another server that starts meanwhile never takes it for left
+    behind. The lock goes when the process does, however it ends.
+    """
+    room = Path(tempfile.gettempdir())
+    for left in room.glob(f"{_FOLDER}*"):
+        _remove_left_behind(left)
+    unnamed = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}", dir=room))
+    with FileLock(unnamed / _LOCK, blocking=False):
+        folder = unnamed.rename(room / unnamed.name.removeprefix("."))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    with suppress(OSError, Timeout):  # Timeout: its server lives
+        status = folder.lstat()  # not what a link leads to; and not another user's
+        if folder.is_symlink() or not folder.is_dir() or status.st_uid != os.geteuid():
+            return
+        with FileLock(folder / _LOCK, blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +118,7 @@ class SessionFiles:
             write: writes the file at the path that it is given.
 
         Raises:
-            InputError: there is no room; the file is removed.
+            InputError: there is no room, or the disk is full; the file is removed.
         """
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         path = self.folder / f"{token}{suffix}"
@@ -80,13 +127,22 @@ class SessionFiles:
             size = path.stat().st_size
             with self._lock:
                 self._forget_old(visitor)
-                if size + sum(file.size_bytes for file in self._stored.values()) > self.limits.total_bytes:
-                    raise InputError("there is no room for more images now; try again later")
+                self._make_room(visitor, size)
                 self._stored[token] = _StoredFile(visitor, path, self._clock(), size)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InputError(f"the server could not keep this image ({error.strerror}); try again later") from error
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return token
+
+    def forget(self, token: str) -> None:
+        """Remove a file, if it is here."""
+        with self._lock:
+            file = self._stored.pop(token, None)
+        if file is not None:
+            file.path.unlink(missing_ok=True)
 
     def find(self, visitor: str, token: str) -> Path:
         """Find the file of a token.
@@ -116,6 +172,20 @@ class SessionFiles:
             if token in surplus or now - file.born_s > self.limits.age_s:
                 file.path.unlink(missing_ok=True)
                 del self._stored[token]
+
+    def _make_room(self, visitor: str, size: int) -> None:
+        """Remove files until one of `size` bytes fits: of whoever holds most, those that were used longest ago."""
+        if size > self.limits.total_bytes:
+            raise InputError("there is no room for an image of this size; send a smaller one")
+        held = Counter({visitor: size})
+        for file in self._stored.values():
+            held[file.visitor] += file.size_bytes
+        while held.total() > self.limits.total_bytes:
+            largest = max({file.visitor for file in self._stored.values()}, key=lambda each: held[each])
+            token, file = next(each for each in self._stored.items() if each[1].visitor == largest)
+            del self._stored[token]
+            file.path.unlink(missing_ok=True)
+            held[largest] -= file.size_bytes
 
     def close(self) -> None:
         """Remove all files."""

@@ -3,6 +3,7 @@
 In reading order:
 
 * `training_run`: a run in three steps: plan it, build it, run it; and the export of its checkpoints.
+* `command_line`: what users type becomes what Hydra reads.
 * `config`: schemas of all options, unknown names, the identity of a run.
 * `prerequisites`: data, weights, packages and GPUs that a run needs, checked within seconds.
 * `build`: networks, loader, evaluation and accelerator from options.

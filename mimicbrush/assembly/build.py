@@ -103,10 +103,10 @@ def build_model(components: Components, model_options: ModelOptions, train_optio
 
 def build_loader(
     sources: Sequence[PairSource], options: TrainConfig, accelerator: Accelerator
-) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch]]:
-    """Build the loader: (first step, last step) -> this rank's micro-batches."""
+) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]:
+    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`."""
     from mimicbrush.data.dataset import PairDataset
-    from mimicbrush.data.loader import load_batches
+    from mimicbrush.data.loader import poll_batches
     from mimicbrush.data.sampler import RankBatches
 
     dataset = PairDataset(
@@ -118,7 +118,7 @@ def build_loader(
         unrelated_ratio=options.train.unrelated_reference_ratio,
     )
 
-    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | DecodedBatch]:
+    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | DecodedBatch | None]:
         batches = RankBatches(
             first_step,
             last_step,
@@ -126,8 +126,12 @@ def build_loader(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        return load_batches(
-            dataset, batches, num_workers=options.data.num_workers, pin_memory=accelerator.device.type == "cuda"
+        return poll_batches(
+            dataset,
+            batches,
+            num_workers=options.data.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            timeout_s=options.data.loader_timeout_s,
         )
 
     return load
@@ -135,8 +139,10 @@ def build_loader(
 
 def build_evaluation(
     options: TrainConfig, sources: Sequence[PairSource], run_dir: Path, accelerator: Accelerator, first_step: int = 0
-) -> Callable[[MimicBrushPipeline, int], HeldOutResult] | None:
+) -> Callable[..., HeldOutResult | None] | None:
     """Build the evaluation: (pipeline with the weights at a step, step) -> its result on pairs that are not trained on.
+
+    A third argument may stop it, see `HeldOutEvaluation`; then there is no result.
 
     Every process must call it, each with the same weights on its own device. It writes into `run_dir`/heldout.
 
@@ -159,7 +165,7 @@ def build_evaluation(
     from accelerate.utils import gather_object
 
     from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
-    from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, gather_alone
+    from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, fails_alone, gather_alone
 
     pairs, notes = find_evaluated_pairs(options, sources)
     for note in notes:
@@ -177,11 +183,13 @@ def build_evaluation(
         first_step=first_step,
     )
 
-    def evaluate(pipeline: MimicBrushPipeline, step: int) -> HeldOutResult:
+    def evaluate(
+        pipeline: MimicBrushPipeline, step: int, must_stop: Callable[[bool], bool] = fails_alone
+    ) -> HeldOutResult | None:
         pipeline.set_progress_bar_config(disable=True)
         editor = MimicBrushEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
-        result = evaluation(editor, step)
-        for note in result.notes:
+        result = evaluation(editor, step, must_stop)
+        for note in result.notes if result is not None else []:
             accelerator.print(f"note: {note}")
         return result
 

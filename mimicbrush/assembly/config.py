@@ -21,6 +21,7 @@ from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.ranges import SEED_RANGE, check_options, number
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ class TrainConfig:
 
     run_name: str = MISSING
     run_dir: str = MISSING
-    seed: int = 0
+    seed: int = number(0, SEED_RANGE)
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = MISSING
     train: TrainOptions = field(default_factory=TrainOptions)
     eval: DuringTrainingOptions = field(default_factory=DuringTrainingOptions)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def register_schemas() -> None:
@@ -126,6 +130,7 @@ FREE_TO_CHANGE = (
     "data.augment_on",
     "data.max_bad_ratio",
     "data.num_workers",
+    "data.loader_timeout_s",
     "train.device",
     "train.cpu_threads",
     "train.batch_size",

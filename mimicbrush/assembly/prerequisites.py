@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from mimicbrush.assembly.command_line import describe_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
-from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.errors import InputError, WeightsError, install_command
 from mimicbrush.models.options import PipelineModel, PretrainedModel
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 
@@ -45,7 +47,7 @@ def check_prerequisites(config: DictConfig) -> None:
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
     if "lora" in (config.train.unet, config.train.reference_unet) and importlib.util.find_spec("peft") is None:
-        missing.append("adapters (lora) need the package peft. Install it: pip install 'mimicbrush[lora]'")
+        missing.append(f"adapters (lora) need the package peft. Install it: {install_command('lora')}")
     if config.train.device == "cuda" and not _has_gpu():
         missing.append(
             "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
@@ -97,9 +99,9 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
     register_schemas()
     try:
         with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
-            config = compose("train", list(overrides))
-    except HydraException as error:
-        raise InputError(f"these options cannot be used: {error}") from error
+            config = compose("train", translate_arguments(overrides, list_training_options(configs)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise describe_error(error) from error
     check_option_names(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
         from mimicbrush.pipelines.find_pipeline import find_pipeline

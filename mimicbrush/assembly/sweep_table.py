@@ -116,9 +116,10 @@ def print_table(folder: Path) -> list[SweepRun]:
     """Write ``table.md`` and ``table.json`` into the folder of a sweep, and print the first; see `read_sweep`."""
     runs = read_sweep(folder)
     text = format_markdown(runs)
-    write_aside(folder / f"{TABLE_NAME}.md", lambda aside: aside.write_text(text))
+    print(f"\n{text}")
+    write_aside(folder / f"{TABLE_NAME}.md", lambda aside: aside.write_text(text, encoding="utf-8"))
     write_json(folder / f"{TABLE_NAME}.json", collect_values(runs))
-    print(f"\n{text}\nwrote {folder / TABLE_NAME}.md and .json")
+    print(f"wrote {folder / TABLE_NAME}.md and .json")
     return runs
 
 

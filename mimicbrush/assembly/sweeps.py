@@ -17,12 +17,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mimicbrush import assembly
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
-from mimicbrush.errors import MimicBrushError
+from mimicbrush.errors import LockedError, MimicBrushError, cli_main
 from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.outputs import check_output_folder
 
 #: Hydra writes it when a sweep begins.
 _SWEEP_FILE = "multirun.yaml"
@@ -32,7 +33,13 @@ class SweepCallback(Callback):
     """Callback of Hydra that gives each job a folder by its options alone, and sums up at the end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the folders, unless ``hydra.sweep.subdir`` is given on the command line."""
+        """Name the folders, unless ``hydra.sweep.subdir`` is given on the command line.
+
+        Raises:
+            SystemExit: nothing can be written to ``hydra.sweep.dir``, which is printed. Hydra hears no other exception.
+        """
+        if _is_first_process():
+            cli_main(lambda: check_output_folder(Path(config.hydra.sweep.dir), "hydra.sweep.dir="))
         overrides = config.hydra.overrides.hydra
         if any(override.lstrip("+").startswith("hydra.sweep.subdir=") for override in overrides):
             return
@@ -85,7 +92,8 @@ def train_job(config: DictConfig) -> None:
             the others cannot go on. This ends the whole sweep; the same command goes on with it.
     """
     job = HydraConfig.get()
-    run_dir = Path(job.runtime.output_dir)
+    # Hydra stores the path without escapes: a "${" in it is text, and no interpolation.
+    run_dir = Path(OmegaConf.to_container(job.runtime, resolve=False)["output_dir"])  # type: ignore[call-overload, index]
     if not any(override.lstrip("+").startswith("train.resume=") for override in job.overrides.task):
         config.train.resume = "latest"
     _write_job(config, run_dir)
@@ -94,6 +102,8 @@ def train_job(config: DictConfig) -> None:
     status = 0
     try:
         status = assembly.train(config, run_dir, stay_connected=True)
+    except LockedError as error:  # the folder, and what is written there, belong to the other process
+        print(f"left out: {run_dir.name}: {error}", file=sys.stderr)
     except MimicBrushError as error:
         print(f"error: {run_dir.name}: {error}", file=sys.stderr)
         status = _write_failure(run_dir, str(error))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +24,7 @@ from mimicbrush.assembly.build import (
     read_pair_sources,
     run_on_main_process,
 )
+from mimicbrush.assembly.command_line import escape_text, escape_texts
 from mimicbrush.assembly.config import (
     TrainConfig,
     apply_pipeline_conventions,
@@ -33,8 +37,11 @@ from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
 from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
+from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.jsonl import read_steps
+from mimicbrush.io.locks import hold_folder, hold_name
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
 from mimicbrush.training.options import TrainOptions
 
@@ -60,12 +67,13 @@ def train(config: DictConfig, run_dir: Path, stay_connected: bool = False) -> in
         stay_connected: leave several processes as they are connected, for another run: torch connects them but once.
 
     Returns:
-        The exit status: 0, or that of a process which a signal ended.
+        The exit status: 0, or that of a process which a signal ended (docs/training.md has all of them).
     """
     plan = _plan_run(config, run_dir)
     if plan is None:
         return 0
-    return _run_and_report(plan, _build_run(plan), stay_connected)
+    with ExitStack() as held:
+        return _run_and_report(plan, _build_run(plan, held), stay_connected)
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,21 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes the main one asks, once they are connected
+        check_output_folder(run_dir, "run_dir=")
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training import checkpoints
 
+    check_outside_mined_folder(run_dir, f"run_dir={run_dir}")
     pair_sources, notes = read_pair_sources(options.data)
+    if options.train.never_warms_up():
+        notes.append(
+            "the run ends before train.learning_rate is reached: "
+            f"train.lr_warmup_steps={options.train.lr_warmup_steps}, train.max_steps={options.train.max_steps}"
+        )
     identity = run_identity(config, pair_sources)
     finished = find_finished_run(run_dir, identity, options.train.max_steps, options.train.resume)
     if finished is not None:
@@ -123,11 +140,15 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity)
 
 
-def _build_run(plan: RunPlan) -> BuiltRun:
+def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     """2. Build it: devices, networks, run folder, evaluation, trainer.
 
+    Args:
+        plan: what will be run.
+        held: gets the lock of the run folder, which the main process alone takes for all.
+
     Raises:
-        MimicBrushError: the checkpoint, the weights or the options do not allow it.
+        MimicBrushError: the run folder, the checkpoint, the weights or the options do not allow it.
     """
     import torch
     from accelerate.utils import DistributedType, set_seed
@@ -151,6 +172,12 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     if is_sharded and options.train.compile:
         raise InputError("train.compile with sharded weights was never tried; leave out one of them")
+
+    def take_run_dir() -> None:
+        check_output_folder(run_dir, "run_dir=")
+        held.enter_context(hold_folder(run_dir))
+
+    run_on_main_process(accelerator, take_run_dir)
     checkpoint = run_on_main_process(
         accelerator, lambda: checkpoints.find_checkpoint(run_dir / "checkpoints", options.train.resume)
     )
@@ -162,12 +189,12 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     # The networks: those that are trained, and the frozen ones in the type that they run in.
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
-    set_seed(options.seed)
+    set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
     components = build_components(options.model, options.seed)
     encoders = FrozenEncoders(components, options.model)
     model = build_model(components, options.model, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
-    set_seed(options.seed, device_specific=True)  # for dropout, each process its own
+    set_seed(options.seed % 2**31, device_specific=True)  # for dropout, each process its own: its rank is added
     training_data = find_training_data(options, plan.pair_sources)
     exporter = PipelineExporter(model, components, options.model, options.train, training_data)
     # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
@@ -178,11 +205,12 @@ def _build_run(plan: RunPlan) -> BuiltRun:
     method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train)
 
     # The run folder, and the tracker.
-    config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": str(run_dir)}))
+    config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": escape_text(str(run_dir))}))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
-        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(config, resolve=True))
+        stored = OmegaConf.to_yaml(escape_texts(OmegaConf.to_container(config, resolve=True)))
+        write_aside(run_dir / CONFIG_FILE, lambda aside: aside.write_text(stored, encoding="utf-8"))
         write_training_data(run_dir, training_data)
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(config), checkpoint)
 
@@ -211,6 +239,7 @@ def _build_run(plan: RunPlan) -> BuiltRun:
 def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
     """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
     from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
+    from mimicbrush.training.guards import run_together
     from mimicbrush.training.metrics import log_image_table
     from mimicbrush.training.trainer import TrainingHooks
 
@@ -222,8 +251,14 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMeth
     if evaluate is None:
         return TrainingHooks()
 
-    def evaluate_weights(weights: ExportWeights, step: int) -> dict[str, float]:
-        result = evaluate(method.exporter.build_pipeline(weights, encoders=method.encoders), step)
+    def evaluate_weights(
+        weights: ExportWeights, step: int, must_stop: Callable[[bool], bool]
+    ) -> dict[str, float] | None:
+        # A second copy of the networks, for which the memory of one device may be too small.
+        pipeline = run_together(lambda: method.exporter.build_pipeline(weights, encoders=method.encoders))
+        result = evaluate(pipeline, step, must_stop)
+        if result is None:
+            return None
         accelerator.print(f"{summarise_in_one_line(step, result.figures)}; images in {folder}")
         log_image_table(accelerator, "heldout/pictures", [(row.caption, row.images) for row in result.table], step)
         return result.figures
@@ -241,7 +276,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
         MimicBrushError: see `Trainer.train`.
     """
     from mimicbrush.training.guards import EXIT_STATUS
-    from mimicbrush.training.metrics import finite_or_none
+    from mimicbrush.training.metrics import finite_or_none, use_trackers
 
     options, run_dir, accelerator = plan.options, plan.run_dir, run.trainer.accelerator
     max_steps = options.train.max_steps
@@ -256,9 +291,10 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
 
     result = run.trainer.train()
 
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    use_trackers(accelerator, lambda tracker: tracker.finish())
     accelerator.trackers.clear()
+    if result.failed_evaluations:
+        accelerator.print(f"warning: {result.failed_evaluations} evaluation(s) on held-out pairs failed, see above")
     accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them is gone
     if not stay_connected:
         accelerator.end_training()
@@ -302,8 +338,14 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():
             raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
-    if output.exists() and not (output / "model_index.json").is_file():
+    from mimicbrush.data.manifest import check_outside_mined_folder
+
+    check_outside_mined_folder(output, f"--output {output}")
+    if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
         raise InputError(f"{output} exists and is no pipeline folder; name another")
+    older = run_dir / "pipeline"
+    size = sum(path.stat().st_size for path in older.rglob("*") if path.is_file())
+    check_output_folder(output, "--output", is_replaced=True, needed_bytes=size // 2 if half else size)
 
     from mimicbrush.training import checkpoints
 
@@ -330,7 +372,8 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     model = build_model(components, model_options, train_options)
     exporter = PipelineExporter(model, components, model_options, train_options, training_data)
     freeze_and_adapt(dict(model.named_children()), train_options)
-    exporter.export(read_saved_weights(folder, model, average=average), output, half=half)
+    with hold_name(output):
+        exporter.export(read_saved_weights(folder, model, average=average), output, half=half)
     return folder
 
 

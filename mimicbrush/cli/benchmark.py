@@ -16,6 +16,10 @@ import argparse
 from pathlib import Path
 
 from mimicbrush.cli.repository import DATA_MANIFESTS, check_repository
+from mimicbrush.evaluation.benchmark_builder.options import PAPER_CASES, BuildOptions
+from mimicbrush.io.locks import hold_name
+from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.ranges import range_of
 
 MANIFEST = DATA_MANIFESTS / "dreambooth_inner_id.jsonl"
 
@@ -40,16 +44,23 @@ def main() -> None:
         metavar="DIR",
         help="a pipeline, or a mined folder (all of it), that nothing may come from; may be repeated",
     )
-    add("--seed", type=int, default=0, help="of every choice (default: 0)")
-    add("--most", type=int, metavar="N", help="cases per track and kind of source (default: the paper's 120 and 30)")
-    add("--long-side-px", type=int, default=1024, help="larger images are reduced (default: 1024; 0: as they are)")
+    seed, most, side_px = (range_of(BuildOptions, name).read for name in ("seed", "most", "long_side_px"))
+    add("--seed", type=seed, default=0, help="of every choice (default: 0)")
+    add("--most", type=most, metavar="N", help="cases per track and kind of source (default: the paper's 120 and 30)")
+    add(
+        "--long-side-px",
+        type=lambda text: None if text == "0" else side_px(text),
+        default=1024,
+        help="larger images are reduced (default: 1024; 0: as they are)",
+    )
     add("--to-paint", type=Path, metavar="DIR", help="write the images that lack a mask here, to be painted over")
     arguments = parser.parse_args()
     if arguments.dreambooth is not None and arguments.manifest == MANIFEST:
         check_repository(DATA_MANIFESTS)
 
+    from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.evaluation.benchmark.layout import TRACKS
-    from mimicbrush.evaluation.benchmark_builder.build import PAPER_CASES, BuildOptions, build_benchmark
+    from mimicbrush.evaluation.benchmark_builder.build import build_benchmark
 
     options = BuildOptions(
         dreambooth=arguments.dreambooth,
@@ -60,10 +71,15 @@ def main() -> None:
         against=tuple(arguments.against),
         seed=arguments.seed,
         most=arguments.most,
-        long_side_px=arguments.long_side_px or None,
+        long_side_px=arguments.long_side_px,
         to_paint=arguments.to_paint,
     )
-    built = build_benchmark(arguments.output, options)
+    check_outside_mined_folder(arguments.output, f"--output {arguments.output}")
+    check_output_folder(arguments.output, "--output", is_replaced=True)
+    if arguments.to_paint is not None:
+        check_output_folder(arguments.to_paint, "--to-paint")
+    with hold_name(arguments.output):
+        built = build_benchmark(arguments.output, options)
     for fault in built.faults:
         print(f"left out: {fault.path}: {fault.reason}")
     for note in built.notes:

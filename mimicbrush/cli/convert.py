@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 from mimicbrush.errors import InputError
+from mimicbrush.io.locks import hold_name
+from mimicbrush.io.outputs import check_output_file, check_output_folder
+from mimicbrush.ranges import one_of
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -36,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, meaning in INPUTS.items():
         importing.add_argument(f"--{name}", type=Path, metavar="PATH", help=meaning)
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="pipeline folder to make")
-    importing.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is stored")
+    importing.add_argument("--dtype", **one_of("float32", "float16", "bfloat16"), help="default: as it is stored")
     importing.add_argument("--force", action="store_true", help="replace an older pipeline")
 
     exporting = commands.add_parser(
@@ -77,7 +80,8 @@ def import_(arguments: argparse.Namespace) -> None:
     names = [name.replace("-", "_") for name in INPUTS]
     files = find_released(arguments.snapshot, arguments.base, **{name: getattr(arguments, name) for name in names})
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    import_released(files, arguments.output, dtype=dtype, force=arguments.force)
+    with hold_name(arguments.output):
+        import_released(files, arguments.output, dtype=dtype, force=arguments.force)
     print(
         f"{arguments.output}: the released weights as a pipeline. Edit with it:\n"
         f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {arguments.output.absolute()}"
@@ -148,9 +152,10 @@ def check_paths(arguments: argparse.Namespace) -> None:
         if isinstance(path, Path) and name != "output" and not path.exists():
             option = "" if name == "path" else f"--{name.replace('_', '-')} "
             raise InputError(f"{option}{path}: no such file or folder")
-    output = getattr(arguments, "output", None)
-    if output is not None and output.exists() and not arguments.force:
-        raise InputError(f"{output} exists; name another --output, or replace it with --force")
+    if arguments.command == "import":
+        check_output_folder(arguments.output, "--output", is_replaced=True, force=arguments.force)
+    elif arguments.command == "export":
+        check_output_file(arguments.output, "--output", force=arguments.force)
 
 
 def main() -> None:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
-from mimicbrush.errors import InputError
-from mimicbrush.io.images import write_image
+from mimicbrush.errors import InputError, OutputError, speak_as
+from mimicbrush.io.images import check_writable, write_image
+from mimicbrush.io.outputs import write_or_keep
 from mimicbrush.pipelines.editing.batch import (
     BatchCounts,
     check_new,
@@ -31,12 +31,12 @@ from mimicbrush.pipelines.editing.requests import (
     TEXTURE_FOLDER,
     Edit,
     check_box,
-    check_seed,
     collect_edits,
     number_outputs,
 )
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
+from mimicbrush.ranges import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
@@ -69,12 +69,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
     add = parser.add_argument_group("how to edit").add_argument
-    add("--steps", type=_positive, help="of the scheduler (default: the pipeline's)")
-    add("--guidance", type=_finite, help="classifier-free guidance (default: the pipeline's)")
-    add("--seed", type=_seed, default=1, help="of the noise (default: 1)")
+    add("--steps", type=STEPS_RANGE.read, help="of the scheduler (default: the pipeline's)")
+    add("--guidance", type=GUIDANCE_RANGE.read, help="classifier-free guidance (default: the pipeline's)")
+    add("--seed", type=SEED_RANGE.read, default=1, help="of the noise (default: 1)")
     add(
         "--num-images",
-        type=_positive,
+        type=NumberRange(at_least=1, at_most=1000, whole=True).read,
         default=1,
         metavar="N",
         help="results, of seeds SEED, SEED + 1, ... (default: 1)",
@@ -86,7 +86,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--crop",
-        choices=("full", "auto"),
+        **one_of("full", "auto"),
         default="full",
         help="auto: edit a square around the mask, at full resolution",
     )
@@ -97,8 +97,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="edit twice, the second time with the part of the reference that the first looked at",
     )
     add("--paste-back", action=argparse.BooleanOptionalAction, default=True, help="no: the model's whole square canvas")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
+    add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add("--dtype", **one_of("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
     add = parser.add_argument_group("masks that do not fit").add_argument
     add(
         "--resize-mask",
@@ -140,41 +140,11 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error(f"--{option.replace('_', '-')} is for a single edit, not for --batch")
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    if (value := _whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    try:
-        return check_seed(_whole(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _box(text: str) -> Box:
     try:
-        return check_box([_whole(side) for side in text.split(",")])
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return check_box([int(side) for side in text.split(",")])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be four whole numbers X0,Y0,X1,Y1 (pixels), got {text!r}") from None
 
 
 class LoadedEditor:
@@ -196,6 +166,11 @@ class LoadedEditor:
     def read(self, edit: Edit) -> EditInputs:
         """Read and check the images of an edit; this needs no model."""
         return read_inputs(edit, resize_mask=self.arguments.resize_mask, allow_full_mask=self.arguments.allow_full_mask)
+
+    @property
+    def pastes_back(self) -> bool:
+        """Whether a result has the size of its source, and not that of the canvas."""
+        return bool(self.arguments.paste_back)
 
     @cached_property
     def pipeline(self) -> MimicBrushPipeline:
@@ -269,7 +244,12 @@ class _Once(logging.Filter):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Edit one image, or a batch of them."""
-    arguments = parse_arguments(argv)
+    with speak_as("command"):
+        run(parse_arguments(argv))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Edit what the command line asks for."""
     notes = logging.StreamHandler()
     notes.addFilter(_Once())
     logging.basicConfig(format="note: %(message)s", handlers=[notes])
@@ -302,26 +282,36 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
     check_new([*outputs, *maps, *(path.with_suffix(".npz") for path in maps), *sheets], arguments.force)
     inputs = editor.read(edit)
+    for path in outputs:
+        check_writable(path, inputs.source.size if editor.pastes_back else None, is_tried=False)
 
     # 2. Edit.
     seeds = range(edit.seed, edit.seed + len(outputs))
     result = editor.run(edit, inputs, seeds)
 
-    # 3. Write.
+    # 3. Write. What cannot be written where it is wanted is kept elsewhere, and the rest goes on.
+    lost = []
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
-        write_image(image, path)
-        print(f"{path}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
+        kept = write_or_keep(path, partial(write_image, image, like=inputs.encoding), f"{path.stem}.png")
+        lost += [path] if kept != path else []
+        if kept:
+            print(f"{kept}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
     for path, part in zip(outputs, editor.parts, strict=False):
         print(f"{path}: {_told(part)}")
     if maps:
         from mimicbrush.ops.correspondence import plot_correspondence
 
         for found, path in zip(result.correspondences or [], maps, strict=True):
-            found.save(path.with_suffix(".npz"))
-            write_image(plot_correspondence(inputs.source, inputs.mask, inputs.reference, found), path)
-            print(f"{path} and {path.with_suffix('.npz').name}: which place of the reference filled which of the hole")
+            plot = plot_correspondence(inputs.source, inputs.mask, inputs.reference, found)
+            numbers = write_or_keep(path.with_suffix(".npz"), found.save)
+            kept = write_or_keep(path, partial(write_image, plot), f"{path.stem}.png")
+            lost += [each for each in (path.with_suffix(".npz"), path) if each not in (numbers, kept)]
+            if kept and numbers:
+                print(f"{kept} and {numbers.name}: which place of the reference filled which of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor)
+    if lost:
+        raise OutputError(f"{', '.join(map(str, lost))} could not be written, see above")
 
 
 def _told(part: ReferencePart | None) -> str:

@@ -14,12 +14,21 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mimicbrush.assembly.command_line import TextOption, list_plain_options, run_with_hydra
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder
 
 NEEDED = {
     "editor": "a pipeline folder, such as runs/NAME/pipeline, or small; on a benchmark one or more, as editor=[a,b]",
     "output": "the folder to write to",
+}
+#: Options that are paths and names. The others are numbers and words.
+EVALUATE_TEXTS = {
+    "editor": TextOption(listed=True),
+    "output": TextOption(),
+    **dict.fromkeys(("pairs", "benchmark", "dino", "dinov2", "clip", "lpips"), TextOption(null=True)),
 }
 #: Options of one kind of evaluation, which would do nothing in the other.
 FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs")
@@ -29,7 +38,7 @@ FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 def main() -> None:
     """Evaluate with the options of the command line."""
     check_repository(CONFIGS)
-    evaluate_composed()
+    run_with_hydra(evaluate_composed, list_plain_options(CONFIGS / "evaluate.yaml", EVALUATE_TEXTS))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
@@ -41,27 +50,32 @@ def evaluate_composed(config: DictConfig) -> None:
 def run(config: DictConfig) -> None:
     """Check the options, and evaluate on pairs or on a benchmark."""
     missing = [f"{key}={meaning}" for key, meaning in NEEDED.items() if OmegaConf.is_missing(config, key)]
-    values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     given = [key for key in ("pairs", "benchmark") if values[key] is not None]
     if len(given) != 1:
         missing.append("either pairs=a folder of mined pairs (scripts/mine_pairs.py makes one)")
         missing.append("or benchmark=a folder of cases (scripts/build_benchmark.py makes one)")
     if missing:
         raise InputError("still to be named:\n  " + "\n  ".join(missing))
-    output = Path(str(values.pop("output")))
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output={output}: this is a file; name a folder")
-    root, editor = Path(str(values.pop(given[0]))), values.pop("editor")
+    output = Path(values.pop("output"))
+    check_output_folder(output, "output=")
+    root, editor = Path(values.pop(given[0])), values.pop("editor")
     values.pop("benchmark" if given[0] == "pairs" else "pairs")
     _refuse(FOR_BENCHMARK if given[0] == "pairs" else FOR_PAIRS, given[0])
     for name in FOR_BENCHMARK if given[0] == "pairs" else FOR_PAIRS:
         values.pop(name)
-    if given[0] == "benchmark":
-        on_benchmark(root, [str(name) for name in (editor if isinstance(editor, list) else [editor])], output, values)
-    elif isinstance(editor, list):
+    if given[0] == "pairs" and isinstance(editor, list):
         raise InputError(f"editor={editor}: on pairs one editor at a time")
-    else:
-        on_pairs(root, str(editor), output, values)
+
+    from mimicbrush.data.manifest import check_outside_mined_folder
+
+    check_outside_mined_folder(output, f"output={output}")
+    with hold_folder(output):
+        if given[0] == "pairs":
+            on_pairs(root, str(editor), output, values)
+        else:
+            names = [str(name) for name in (editor if isinstance(editor, list) else [editor])]
+            on_benchmark(root, names, output, values)
 
 
 def _refuse(options: tuple[str, ...], kind: str) -> None:
@@ -118,7 +132,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     size_px = editor.size_px or ModelOptions().size_px  # an editor of any size gets the paper's canvas
     metrics = evaluate_heldout(editor, selection.pairs, size_px, options, output, about)
     print(report.format_summary(metrics, options.sets))
-    print("\n".join(f"wrote {path}" for path in sorted(output.iterdir())))
+    print("\n".join(f"wrote {path}" for path in sorted(output.glob("[!.]*"))))
     edits = output / IMAGES_FOLDER / options.sets[0] / EDITS_FILE
     if edits.is_file() and editor_folder is not None:
         again = ["python", "scripts/infer.py", "--batch", str(edits), "--output-dir", "edits", "--model", editor_name]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mimicbrush.assembly.command_line import TextOption, list_plain_options, run_with_hydra
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import InputError, cli_main
 
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
 
 #: Options of how it runs, which go into `Resources`.
 RESOURCES = ("engine", "workers", "timeout_s", "memory_gib", "ray_address")
+#: Options that are paths and addresses. The others are numbers and words.
+MINE_TEXTS = {
+    "input": TextOption(),
+    "output": TextOption(),
+    "input_root": TextOption(null=True),
+    "ray_address": TextOption(empty=True),
+}
 EXAMPLE = "python scripts/mine_pairs.py input=videos output=pairs"
 
 
 def main() -> None:
     """Mine with the options of the command line."""
     check_repository(CONFIGS)
-    mine_composed()
+    run_with_hydra(mine_composed, list_plain_options(CONFIGS / "mine.yaml", MINE_TEXTS))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="mine")
@@ -44,7 +52,7 @@ def run(config: DictConfig) -> None:
     from mimicbrush.mining.run import ArrayTask, mine_folder
 
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    inputs, output = (Path(str(values.pop(key))).expanduser() for key in ("input", "output"))
+    inputs, output = (Path(values.pop(key)) for key in ("input", "output"))
     input_root = values.pop("input_root")
     task, progress = ArrayTask(**values.pop("task")), values.pop("progress")
     resources = Resources(**{key: values.pop(key) for key in RESOURCES})
@@ -55,13 +63,16 @@ def run(config: DictConfig) -> None:
             MiningOptions(**values),
             resources=resources,
             task=task,
-            input_root=None if input_root is None else Path(str(input_root)).expanduser(),
+            input_root=None if input_root is None else Path(input_root),
             progress=progress,
         )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last shard that was finished", file=sys.stderr)
         sys.exit(130)
     print(report(mined, output))
+
+
+_SIGNALS = {"hdr": "HDR", "interlaced": "interlaced"}
 
 
 def report(mined: MiningResult, output: Path) -> str:
@@ -78,6 +89,10 @@ def report(mined: MiningResult, output: Path) -> str:
         f"+ {summary.quarantined} quarantined; {summary.pairs} pairs",
         *(f"  {reason}: {count}" for reason, count in summary.reasons.items()),
     ]
+    for word, count in summary.signals.items():
+        lines.append(f"{count} videos are {_SIGNALS[word]}: {word}={summary.options.get(word, 'keep')}")
+    if summary.reasons.get("failed"):
+        lines.append("failed means a fault of this program: please report it, with the column detail of the manifest")
     if summary.ignored:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in summary.ignored.items())
         lines.append(f"files of other types, left alone: {others}")

@@ -12,6 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.ranges import PORT_RANGE
+
 
 def main() -> None:
     """Serve the painting page until Ctrl-C."""
@@ -20,9 +23,10 @@ def main() -> None:
     )
     parser.add_argument("images", type=Path, nargs="?", metavar="PICTURES", help="a folder of images, of any depth")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MASKS", help="folder for the masks")
-    parser.add_argument("--port", type=int, default=8765, help="0 takes one that is free (default: 8765)")
+    parser.add_argument("--port", type=PORT_RANGE.read, default=8765, help="0 takes one that is free (default: 8765)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments = parser.parse_args()
+    check_output_folder(arguments.output, "--output")
 
     from mimicbrush.app.mask_painter import MaskStore, PainterServer
 

@@ -8,11 +8,13 @@ python scripts/pairs.py report DIR                  write DIR/report.html again
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
 
-from mimicbrush.errors import InputError
+from mimicbrush.io.outputs import check_output_file, check_output_folder
+from mimicbrush.ranges import WORKERS_RANGE
 
 
 def main() -> None:
@@ -30,7 +32,8 @@ def main() -> None:
         command.add_argument(
             "--input-root", type=Path, metavar="FOLDER", help="where the photographs lie, if they have moved"
         )
-    verifying.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    cores = os.cpu_count() or 1
+    verifying.add_argument("--workers", type=WORKERS_RANGE.read, default=cores, help="processes (default: all cores)")
     verifying.add_argument("--no-progress", action="store_true", help="no progress bar")
     exporting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     arguments = parser.parse_args()
@@ -69,6 +72,8 @@ def export(arguments: argparse.Namespace) -> None:
 
     if arguments.output is None:
         try:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8, whatever the terminal's encoding is
+                sys.stdout.reconfigure(encoding="utf-8", errors="strict")
             export_rows(arguments.folder, sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read has seen enough; Python would complain once more at its end
@@ -79,8 +84,7 @@ def export(arguments: argparse.Namespace) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             print(f"{export_rows(arguments.folder, file)} rows in {arguments.output}")
 
-    if not arguments.output.parent.is_dir() or arguments.output.is_dir():
-        raise InputError(f"-o {arguments.output}: name a file in a folder that exists")
+    check_output_file(arguments.output, "-o")
     write_aside(arguments.output, write)
 
 
@@ -88,5 +92,7 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the report of a mined folder again."""
     from mimicbrush.mining.report.page import write_mining_report
 
+    if arguments.folder.is_dir():
+        check_output_folder(arguments.folder)
     write_mining_report(arguments.folder, input_root=arguments.input_root)
     print(f"look at {arguments.folder / 'report.html'}")

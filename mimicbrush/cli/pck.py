@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mimicbrush.errors import InputError
+from mimicbrush.io.outputs import check_output_folder, write_results
 from mimicbrush.pipelines.small_model import SHIPPED_NAME
+from mimicbrush.ranges import SEED_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.methods import Method
@@ -39,9 +41,10 @@ def parse_arguments() -> argparse.Namespace:
     model_help = "pipeline folder, as for scripts/infer.py (default: small)"
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help=model_help)
     parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
-    parser.add_argument("--max-pairs", type=int, default=46, help="images at most (default: 46)")
+    most = NumberRange(at_least=1, whole=True)
+    parser.add_argument("--max-pairs", type=most.read, default=46, help="images at most (default: 46)")
     parser.add_argument(
-        "--strength", nargs="+", choices=_STRENGTHS, help="of the views of photographs (default: all three)"
+        "--strength", nargs="+", **one_of(*_STRENGTHS), help="of the views of photographs (default: all three)"
     )
     parser.add_argument(
         "--logits", action="store_true", help="attention: mean of the scores before the softmax, not of probabilities"
@@ -52,12 +55,9 @@ def parse_arguments() -> argparse.Namespace:
         help="attention: add the transposed map of the swapped pair (twice as slow)",
     )
     parser.add_argument("--dinov2", type=Path, help="folder of DINOv2 weights, for SD + DINO features")
-    parser.add_argument("--seed", type=int, default=0, help="of warps, untrained weights and bootstrap (default: 0)")
+    seed_help = "of warps, untrained weights and bootstrap (default: 0)"
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help=seed_help)
     arguments = parser.parse_args()
-    if arguments.seed < 0:
-        parser.error("--seed must be 0 or more")
-    if arguments.max_pairs < 1:
-        parser.error("--max-pairs must be 1 or more")
     if arguments.strength and not arguments.photographs:
         parser.error("--strength is for --photographs")
     return arguments
@@ -66,8 +66,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure keypoint transfer, and write its table, numbers and plot."""
     arguments = parse_arguments()
+    check_output_folder(arguments.output, "--output")
 
+    from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.pipelines.find_pipeline import find_pipeline
+
+    check_outside_mined_folder(arguments.output, f"--output {arguments.output}")
 
     folder = find_pipeline(arguments.model)
 
@@ -144,11 +148,14 @@ def main() -> None:
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
     # 4. Written, and told.
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.output / "pck.json", values)
-    write_aside(arguments.output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}"))
-    image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
-    write_image(image, arguments.output / "transfers.png")
+    def write(output: Path) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "pck.json", values)
+        write_aside(output / "table.md", lambda aside: aside.write_text(f"{table}\n{by_layer}", encoding="utf-8"))
+        image = plot_transfers(tasks, places["reference attention in holes"], "reference attention in holes")
+        write_image(image, output / "transfers.png")
+
+    write_results(arguments.output, write, f"{table}\n{by_layer}")
     print(f"\n{table}\n{by_layer}")
     print(f"{card['points']} keypoints in {len(tasks)} images of {card['sources']} sources")
     for each in data.left_out:

@@ -13,7 +13,9 @@ import argparse
 import json
 from pathlib import Path
 
-from mimicbrush.errors import InputError
+from mimicbrush.io.locks import hold_name
+from mimicbrush.io.outputs import check_output_file, check_output_folder
+from mimicbrush.ranges import SEED_RANGE, NumberRange
 
 
 def main() -> None:
@@ -27,9 +29,11 @@ def main() -> None:
     making.add_argument("--benchmark", type=Path, required=True, metavar="BENCH", help="what was edited")
     making.add_argument("-o", "--output", type=Path, required=True, metavar="STUDY", help="replaced if it is a study")
     making.add_argument("--editors", nargs="+", default=[], metavar="NAME", help="whose results (default: all)")
-    making.add_argument("--cases", type=int, default=30, help="at most so many (default: 30)")
-    making.add_argument("--seed", type=int, default=0, help="of the choice and of the letters (default: 0)")
-    making.add_argument("--long-side-px", type=int, default=512, help="how large images are shown (default: 512)")
+    cases, side_px = NumberRange(at_least=1, whole=True), NumberRange(at_least=64, at_most=16384, whole=True)
+    making.add_argument("--cases", type=cases.read, default=30, help="at most so many (default: 30)")
+    making.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of the choice and of the letters (default: 0)")
+    side_help = "how large images are shown (default: 512)"
+    making.add_argument("--long-side-px", type=side_px.read, default=512, help=side_help)
     making.add_argument(
         "--as-painted", action="store_true", help="show what the editors painted outside of the mask, too"
     )
@@ -46,22 +50,21 @@ def main() -> None:
 
 def make(arguments: argparse.Namespace) -> None:
     """Write the page for the raters, and the key."""
-    for name, least in (("cases", 1), ("long_side_px", 64)):
-        if getattr(arguments, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
+    check_output_folder(arguments.output, "--output", is_replaced=True)
 
     from mimicbrush.evaluation.user_study.pages import make_study
 
-    made = make_study(
-        arguments.evaluation,
-        arguments.benchmark,
-        arguments.output,
-        editors=arguments.editors,
-        max_cases=arguments.cases,
-        seed=arguments.seed,
-        long_side_px=arguments.long_side_px,
-        pasted_back=not arguments.as_painted,
-    )
+    with hold_name(arguments.output):
+        made = make_study(
+            arguments.evaluation,
+            arguments.benchmark,
+            arguments.output,
+            editors=arguments.editors,
+            max_cases=arguments.cases,
+            seed=arguments.seed,
+            long_side_px=arguments.long_side_px,
+            pasted_back=not arguments.as_painted,
+        )
     for fault in made.faults:
         print(f"left out: {fault.path}: {fault.reason}")
     print(f"study {made.study}: {made.cases} cases of {', '.join(made.editors)}; {len(made.faults)} were left out")
@@ -70,6 +73,9 @@ def make(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """Score the answers of the raters, and print the table."""
+    if arguments.output:
+        check_output_file(arguments.output, "--output")
+
     from mimicbrush.evaluation.user_study.score import format_scores, score_study
     from mimicbrush.io.atomic import write_aside
 

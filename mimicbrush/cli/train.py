@@ -18,10 +18,9 @@ from omegaconf import DictConfig
 
 from mimicbrush import assembly
 from mimicbrush.assembly import sweeps
+from mimicbrush.assembly.command_line import ADDED_GROUPS, CONFIG_GROUPS, list_training_options, run_with_hydra
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import cli_main
-
-CONFIG_GROUPS = ("experiment", "ablation", "model", "data", "data/augmentation", "train", "eval")
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
         return
     check_repository(CONFIGS)
     assembly.register_schemas()
-    train_composed()
+    run_with_hydra(train_composed, list_training_options(CONFIGS))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -48,4 +47,4 @@ def show_help() -> None:
     print(__doc__)
     for group in CONFIG_GROUPS:
         names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
-        print(f"  {'+' if group in CONFIG_GROUPS[:2] else ''}{group:18}  {names}")
+        print(f"  {'+' if group in ADDED_GROUPS else ''}{group:18}  {names}")

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from mimicbrush.data.options import DataOptions
-from mimicbrush.data.pair import Pair
+from mimicbrush.data.pair import Pair, refuse_pair
 from mimicbrush.data.pair_sources import PairSource
 from mimicbrush.data.sampler import PairMixture
 from mimicbrush.data.transforms import MatchedPoints, SampleTransform, SampleViews
 from mimicbrush.errors import DataError
+from mimicbrush.io.text import make_storable
 from mimicbrush.ops.counter_rng import generator, mix
 
 #: So many unreadable pairs in a row for one sample mean a folder that is gone, not a damaged file.
@@ -22,6 +23,8 @@ _MAX_ATTEMPTS = 16
 _MAX_CANDIDATES = 256
 #: Key of the random numbers of unrelated references: a stream of their own, so that nothing else depends on them.
 _UNRELATED = 1
+#: Characters of a message about a pair that are kept; it names a file.
+_MAX_FAULT = 1000
 
 
 @dataclass(frozen=True)
@@ -105,21 +108,23 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
             if attempt:
                 item = mix(self.seed, number, attempt) % len(pair_source.pairs)
             try:
-                pair = pair_source.pairs[item]
-                views = self.transform(pair, generator(key, attempt))
-                if self.unrelated_ratio:
-                    views = self._sample_unrelated(views, pair, generator(key, attempt, _UNRELATED))
+                with refuse_pair(f"number {item} of {pair_source.name}"):
+                    return self._sample(pair_source.pairs[item], key, number, attempt, faults)
             except DataError as error:
-                faults.append(f"sample {number}: {error}")
-                continue
-            if not self.renders_here:
-                return DecodedSample(views, key, number, tuple(faults))
-            source_px, reference_px = (view.render(self.size_px) for view in (views.source, views.reference))
-            return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
+                faults.append(make_storable(f"sample {number}: {error}", _MAX_FAULT))
         raise DataError(
             f"{_MAX_ATTEMPTS} pairs in a row of the source {pair_source.name!r} ({len(pair_source.pairs)} pairs) "
             f"cannot be read. The last: {faults[-1]}"
         )
+
+    def _sample(self, pair: Pair, key: int, number: int, attempt: int, faults: Sequence[str]) -> Sample | DecodedSample:
+        views = self.transform(pair, generator(key, attempt))
+        if self.unrelated_ratio:
+            views = self._sample_unrelated(views, pair, generator(key, attempt, _UNRELATED))
+        if not self.renders_here:
+            return DecodedSample(views, key, number, tuple(faults))
+        source_px, reference_px = (view.render(self.size_px) for view in (views.source, views.reference))
+        return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
 
     def _sample_unrelated(self, views: SampleViews, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """Return the views; with probability `unrelated_ratio`, with a reference of another mined file and no matches.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.process
 import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 import cv2
@@ -12,21 +15,41 @@ import torch
 from torch.utils.data import DataLoader
 
 from mimicbrush.data.batch import DecodedBatch, collate_samples
-from mimicbrush.data.dataset import PairDataset
+from mimicbrush.data.dataset import DecodedSample, PairDataset, Sample
 from mimicbrush.data.sampler import RankBatches
+from mimicbrush.errors import LoaderError, MimicBrushError
 from mimicbrush.types import TrainBatch
 
 #: Signals that end a run.
 _ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
+#: So often whoever waits for a batch gets control back.
+_POLL_S = 0.5
+#: A worker may take at least so long for its first batch: it starts, and imports.
+_START_S = 60.0
+_LESS_MEMORY = "Fewer workers (data.num_workers) or a smaller train.batch_size need less"
 
 
 def load_batches(
     dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
-) -> DataLoader[TrainBatch | DecodedBatch]:
-    """Load the batches of one rank, in order.
+) -> Iterator[TrainBatch | DecodedBatch]:
+    """Load the batches of one rank, in order; arguments and errors as of `poll_batches`."""
+    polled = poll_batches(dataset, batches, num_workers=num_workers, pin_memory=pin_memory)
+    return (batch for batch in polled if batch is not None)
 
-    It stays outside `accelerator.prepare`: the sampler already gives each rank its own samples, and
-    accelerate's mid-epoch resume is wrong after the first epoch (accelerate#2016).
+
+def poll_batches(
+    dataset: PairDataset,
+    batches: RankBatches,
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    timeout_s: float = 600.0,
+) -> Iterator[TrainBatch | DecodedBatch | None]:
+    """Load the batches of one rank, in order, and yield None whenever half a second has passed without one.
+
+    So whoever waits can look at other things, such as signals. It stays outside `accelerator.prepare`: the sampler
+    already gives each rank its own samples, and accelerate's mid-epoch resume is wrong after the first epoch
+    (accelerate#2016).
 
     Args:
         dataset: the samples, by global number.
@@ -35,18 +58,102 @@ def load_batches(
             used nothing of it: a fork that inherits OpenCV's threads hangs at its first warp, and one that starts anew
             imports PyTorch for seconds.
         pin_memory: for copies to a GPU that do not wait.
+        timeout_s: so long a worker may take for its next batch; for its first one, at least a minute.
+
+    Raises:
+        LoaderError: a worker was killed or ran out of memory, or one takes longer.
+        DataError: too many pairs in a row cannot be read.
+        OSError: a disk is full.
     """
-    return DataLoader(
-        cast(Any, dataset),
+    loader = DataLoader(
+        cast(Any, _PassingErrors(dataset)),
         batch_sampler=cast(Any, batches),
         num_workers=num_workers,
-        collate_fn=cast(Any, collate_samples),
+        collate_fn=cast(Any, _collate_or_pass),
         worker_init_fn=_prepare_worker,
         multiprocessing_context=_worker_context() if num_workers else None,
         pin_memory=pin_memory,
+        timeout=_POLL_S if num_workers else 0,
         # It seeds the workers, which take no random number from it; the global one is dropout's.
         generator=torch.Generator(),
     )
+    iterator = iter(loader)
+    workers: list[BaseProcess] = list(getattr(iterator, "_workers", ()))  # torch has no public name for them
+    try:
+        for count, numbers in enumerate(batches):
+            polls = 0
+            while (batch := _try_next(iterator, workers)) is None:
+                polls += 1  # and not the clock, which goes on while a cluster suspends the whole job
+                worker = count % len(workers)  # they take turns
+                if polls * _POLL_S >= (timeout_s if count >= len(workers) else max(timeout_s, _START_S)):
+                    raise LoaderError(
+                        f"loader worker {worker} (process {workers[worker].pid}), which reads the samples "
+                        f"{numbers[0]}..{numbers[-1]}, has not answered for {timeout_s:g} s. Look whether the disk or "
+                        "network share of the pairs answers, and whether the shared memory (/dev/shm) is full. A slow "
+                        "disk needs a larger data.loader_timeout_s"
+                    )
+                yield None
+            yield batch
+    finally:
+        _end_workers(workers)
+
+
+class _PassingErrors(torch.utils.data.Dataset[Any]):
+    """A dataset whose errors are samples: torch would make a traceback of their messages, and forget the rest."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> Sample | DecodedSample | Exception:
+        try:
+            return self.dataset[number]
+        except (MimicBrushError, OSError) as error:
+            return error
+
+
+def _collate_or_pass(samples: Sequence[Any]) -> TrainBatch | DecodedBatch | Exception:
+    error = next((sample for sample in samples if isinstance(sample, Exception)), None)
+    return collate_samples(samples) if error is None else error
+
+
+def _try_next(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> TrainBatch | DecodedBatch | None:
+    """Take the next batch; None where none has come for `_POLL_S`."""
+    try:
+        batch: TrainBatch | DecodedBatch | Exception = next(iterator)
+    except (RuntimeError, MemoryError) as error:
+        ended = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+        if ended:
+            raise LoaderError(_describe_end(ended[0], workers[ended[0]])) from error
+        if isinstance(error, MemoryError):
+            raise LoaderError(f"a loader worker ran out of memory. {_LESS_MEMORY}") from error
+        if str(error).startswith("DataLoader timed out"):
+            return None
+        raise
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
+
+
+def _describe_end(number: int, worker: BaseProcess) -> str:
+    code = worker.exitcode or 0
+    how = f"ended with status {code}"
+    if code < 0:
+        how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    return (
+        f"loader worker {number} (process {worker.pid}) {how}. The kernel does this where memory or shared memory "
+        f"(/dev/shm) is full. {_LESS_MEMORY}"
+    )
+
+
+def _end_workers(workers: Sequence[BaseProcess]) -> None:
+    """End all workers at once. They listen to no other signal, and one that waits for a disk to nothing else."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(timeout=1)
+        if worker.is_alive():
+            # It is inside of the kernel, where no signal reaches it. Python would wait for it before it ends.
+            multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,13 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mimicbrush.data.pair import Pair, Span
-from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, unpack_points
-from mimicbrush.errors import DataError
+from mimicbrush.data.pair import Pair, Span, refuse_pair
+from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, neutral_value, unpack_points
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.io.hashing import NO_CHECKSUM, hash_file, is_checksum_right, store_checksum
 
 INDEX_NAME = "index.arrow"
 PLAN_NAME = "plan.json"
 _STAMP_KEY = b"mimicbrush_parts"
+_CHECKSUM_KEY = b"mimicbrush_checksum"
 #: What training and evaluation need of a row.
 _INDEX_COLUMNS = [name for name in SCHEMA.names if name not in ("status", "reason", "detail", "licence", "url")]
 #: What it takes to find a file that is there twice, and to describe it.
@@ -75,7 +79,9 @@ class PairTable(Sequence[Pair]):
     def __getitem__(self, number: int | slice) -> Pair | PairTable:
         if isinstance(number, slice):
             return self._with_rows(self._rows[number])
-        return self._pair(int(self._rows[number]))
+        row = int(self._rows[number])
+        with refuse_pair(f"in row {row} of {self._root}"):
+            return self._pair(row)
 
     def where(self, keep: np.ndarray) -> PairTable:
         """Select the pairs for which `keep`, (len,) bool, is true."""
@@ -167,7 +173,7 @@ def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     names = list(SCHEMA.names if columns is None else columns)
     needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
-    parts = [_read_part(part, needed) for part in list_manifest_parts(root)]
+    parts = [_read_part(root, part, needed) for part in list_manifest_parts(root)]
     return pa.concat_tables(_replace_duplicates(parts)).select(names)
 
 
@@ -192,14 +198,36 @@ def _marker_path(root: Path, part: Path) -> Path:
     return root / "markers" / (part.stem.replace("part-", "shard-") + ".json")
 
 
-def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
+def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
+    _check_part_hash(root, part)
     try:
-        version = (pq.read_schema(part).metadata or {}).get(VERSION_KEY, b"none").decode()
+        version = (pq.read_schema(pa.OSFile(os.fsencode(part))).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
-        return pq.read_table(part, columns=list(columns))
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(pa.OSFile(os.fsencode(part)), columns=list(columns))
+        table.validate(full=True)  # text that is no UTF-8 would be an error wherever it is looked at
+        typed = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
+    # A null becomes what stands for "none" in a manifest; where a pair needs a value, its row is then refused.
+    for place, field in enumerate(typed.schema):
+        if typed[place].null_count and not pa.types.is_list(field.type):
+            typed = typed.set_column(place, field, pc.fill_null(typed[place], neutral_value(field.type)))
+    return typed
+
+
+def _check_part_hash(root: Path, part: Path) -> None:
+    """Compare a part with its marker, where there is one: Parquet finds few damaged bytes by itself."""
+    marker = _marker_path(root, part)
+    if not marker.is_file():
+        return
+    try:
+        expected = json.loads(marker.read_text(encoding="utf-8")).get("part_sha256")
+        actual = hash_file(part)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{part} or its marker cannot be read ({error}); delete {marker} and mine again") from error
+    if expected not in (None, actual):
+        raise DataError(f"{part} is not as its marker says (another SHA-256); delete {marker} and mine again")
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
@@ -244,10 +272,13 @@ def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places
 
 
 def write_index(root: Path, path: Path) -> None:
-    """Write all pairs of a mined folder as one Arrow file that can be mapped into memory."""
+    """Write all pairs of a mined folder as one Arrow file that can be mapped into memory, with its own checksum."""
     table = _index_table(root)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    # Arrow writes this at the beginning and at the end, around all that comes from outside.
+    table = table.replace_schema_metadata({**table.schema.metadata, _CHECKSUM_KEY: NO_CHECKSUM})
+    with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_INDEX_ROWS_PER_BATCH)
+    store_checksum(path)
 
 
 def _index_table(root: Path) -> pa.Table:
@@ -259,14 +290,25 @@ def _index_table(root: Path) -> pa.Table:
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
-def is_index_current(root: Path) -> bool:
-    """Check whether there is an index, made of just the parts that are there."""
+def is_index_current(root: Path, *, needs_checksum: bool = False) -> bool:
+    """Check whether there is an index, whole and made of just the parts that are there.
+
+    Args:
+        root: the mined folder.
+        needs_checksum: whether one of an earlier version, which has no checksum, does not count.
+    """
     index = root / INDEX_NAME
     if not index.is_file():
         return False
     try:
-        with pa.memory_map(str(index)) as file:
-            metadata = pa.ipc.open_file(file).schema.metadata or {}
+        is_right = is_checksum_right(index)  # first: Arrow trusts the lengths and offsets in the file
+        if is_right is False or (is_right is None and needs_checksum):
+            return False
+        with pa.memory_map(os.fsencode(index)) as file:
+            opened = pa.ipc.open_file(file)
+            metadata = opened.schema.metadata or {}
+            if is_right is None:
+                opened.read_all().validate(full=True)
     except (pa.ArrowException, OSError, ValueError):  # cut short or damaged on its way: the parts are read instead
         return False
     return metadata.get(_STAMP_KEY, b"") == _parts_stamp(root).encode()
@@ -285,7 +327,7 @@ def find_index_fault(root: Path) -> str:
         return "it is damaged, or was made of other parts"
     expected = _index_table(root)
     try:
-        stored = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+        stored = pa.ipc.open_file(pa.memory_map(os.fsencode(index))).read_all()
         stored.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it is damaged ({error})"
@@ -330,7 +372,24 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
 
 
 def _map_index(path: Path, root: Path, input_root: Path | None, rows: np.ndarray | None = None) -> PairTable:
-    return PairTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), root, input_root, rows, path)
+    return PairTable(pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all(), root, input_root, rows, path)
+
+
+def check_outside_mined_folder(folder: Path, named: str) -> None:
+    """Check that a folder to write to is no mined folder and lies in none: whoever verifies that would find strangers.
+
+    Args:
+        folder: where other things than pairs are to be written.
+        named: how the user names it, for the message.
+
+    Raises:
+        InputError: names the mined folder.
+    """
+    folder = folder.absolute()
+    for each in (folder, *folder.parents):
+        with suppress(OSError):  # a name that no folder can have
+            if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
+                raise InputError(f"{named} is, or lies in, the mined folder {each}; name a folder elsewhere")
 
 
 def find_mined_input(root: Path) -> Path | None:
@@ -381,5 +440,9 @@ def _is_heldout(keys: np.ndarray, kinds: np.ndarray, heldout_ratio: float) -> np
 
 
 def origin_key(source_hash: str) -> int:
-    """Return the first 16 hex digits of a mined file's hash as a number of 64 bits."""
-    return int(source_hash[:16], 16)
+    """Return the first 16 hex digits of a mined file's hash as a number of 64 bits; a hash of what is no such hash."""
+    try:
+        key = int(source_hash[:16], 16)
+    except ValueError:
+        key = -1
+    return key if key >= 0 else int.from_bytes(hashlib.sha256(source_hash.encode()).digest()[:8], "big")

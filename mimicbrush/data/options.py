@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mimicbrush.errors import InputError
 from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
+from mimicbrush.ranges import check_options, check_order, number, numbers, suggest, word
 
 #: Ways to mask the two frames of a video, and a photograph.
 VIDEO_STRATEGIES = ("sift_grid", "random_grid", "box", "orb_grid")
@@ -30,15 +29,13 @@ class SegmentOptions:
             other segments and another geometry are sampled.
     """
 
-    segment_ratio: tuple[float, float] = (0.0, 1.0)
-    count: tuple[int, int] = (1, 1)
-    dilation: tuple[float, float] = (0.0, 0.0)
-    mask_ratio: tuple[float, float] = (0.01, 0.9)
+    segment_ratio: tuple[float, float] = numbers((0.0, 1.0), at_least=0, at_most=1)
+    count: tuple[int, int] = numbers((1, 1), at_least=1)
+    dilation: tuple[float, float] = numbers((0.0, 0.0), at_least=0, at_most=1)
+    mask_ratio: tuple[float, float] = numbers((0.01, 0.9), at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        for name in ("segment_ratio", "dilation", "mask_ratio"):
-            _check_range(f"data.mask.segments.{name}", getattr(self, name), 0, 1)
-        _check_range("data.mask.segments.count", self.count, 1, math.inf)
+        check_options(self, "data.mask.segments.")
 
 
 @dataclass
@@ -63,15 +60,16 @@ class MaskOptions:
 
     strategy: str = "sift_grid"
     image_strategy: str = "segment"
-    cells: tuple[int, int] = (3, 10)
-    matched: float = 0.75
-    unmatched: float = 0.50
-    probability: float = 0.50
-    box_sides: tuple[float, float] = (0.4, 0.9)
-    box_area: float | None = None
-    num_fullest: int = 5
-    fullest: float = 0.7
-    others: float = 0.3
+    # One cell could only be all or nothing.
+    cells: tuple[int, int] = numbers((3, 10), at_least=2, at_most=1000)
+    matched: float = number(0.75, at_least=0, at_most=1)
+    unmatched: float = number(0.50, at_least=0, at_most=1)
+    probability: float = number(0.50, at_least=0, at_most=1)
+    box_sides: tuple[float, float] = numbers((0.4, 0.9), above=0, at_most=1)
+    box_area: float | None = number(None, above=0, at_most=1, whole=False, null="left to data.mask.box_sides")
+    num_fullest: int = number(5, at_least=0)
+    fullest: float = number(0.7, at_least=0, at_most=1)
+    others: float = number(0.3, at_least=0, at_most=1)
     segments: SegmentOptions = field(default_factory=SegmentOptions)
 
     def __post_init__(self) -> None:
@@ -81,14 +79,12 @@ class MaskOptions:
         ):
             value = getattr(self, name)
             if value not in strategies and not _NAMES_A_FUNCTION.match(value):
-                reason = f" ({why})" if value in VIDEO_STRATEGIES + IMAGE_STRATEGIES else ""
-                names = ", ".join(strategies)
-                raise InputError(f"data.mask.{name} must be one of {names}, or module:function; got {value!r}{reason}")
-        for name in ("matched", "unmatched", "probability", "fullest", "others"):
-            _check_range(f"data.mask.{name}", [getattr(self, name)], 0, 1)
-        # One cell could only be all or nothing.
-        _check_range("data.mask.cells", self.cells, 2, math.inf)
-        _check_range("data.mask.box_sides", self.box_sides, 0, 1)
+                known = value in VIDEO_STRATEGIES + IMAGE_STRATEGIES
+                meant = f" ({why})" if known else suggest(value, strategies)
+                raise InputError(
+                    f"data.mask.{name}={value}: must be one of {', '.join(strategies)}, or module:function{meant}"
+                )
+        check_options(self, "data.mask.")
         low, high = self.box_sides
         if self.box_area is not None and not low * low <= self.box_area <= high * high:
             raise InputError(
@@ -109,8 +105,8 @@ class PairSourceOptions:
     """
 
     root: str = ""
-    kind: str = "video"
-    weight: float = 1.0
+    kind: str = word("video", KINDS)
+    weight: float = number(1.0, above=0)
     input_root: str = ""
 
 
@@ -135,51 +131,38 @@ class DataOptions:
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
             (a few are always allowed, see `training.guards.BadSamples`).
         num_workers: loader processes per rank.
+        loader_timeout_s: so long a loader process may take for its next batch before the run saves and ends; where
+            `num_workers` is 0, nothing watches.
         num_matches: the most matched points of a sample that `train.correspondence_weight` supervises, 1..4096; more
             are thinned at random.
     """
 
     root: str = ""
     input_root: str = ""
-    video_ratio: float = 0.7
+    video_ratio: float = number(0.7, at_least=0, at_most=1)
     sources: dict[str, PairSourceOptions] = field(default_factory=dict)
-    heldout_ratio: float = 0.1
-    min_ssim: float = -1.0
-    max_ssim: float = 1.0
+    heldout_ratio: float = number(0.1, at_least=0, at_most=1)
+    min_ssim: float = number(-1.0, at_least=-1, at_most=1)
+    max_ssim: float = number(1.0, at_least=-1, at_most=1)
     geometry: GeometryRanges = field(default_factory=GeometryRanges)
     jitter: JitterRanges = field(default_factory=JitterRanges)
     share_flips: bool = False
     mask: MaskOptions = field(default_factory=MaskOptions)
-    augment_on: str = "cpu"
-    max_bad_ratio: float = 0.01
-    num_workers: int = 2
-    num_matches: int = 64
+    augment_on: str = word("cpu", ("cpu", "device"))
+    max_bad_ratio: float = number(0.01, at_least=0, at_most=1)
+    num_workers: int = number(2, at_least=0, at_most=4096)
+    loader_timeout_s: float = number(600.0, above=0)
+    num_matches: int = number(64, at_least=1, at_most=4096)
 
     def __post_init__(self) -> None:
-        for name in ("video_ratio", "heldout_ratio", "max_bad_ratio"):
-            _check_range(f"data.{name}", [getattr(self, name)], 0, 1)
-        if not 1 <= self.num_matches <= 4096:
-            raise InputError(f"data.num_matches must be in 1..4096, got {self.num_matches}")
-        if self.augment_on not in ("cpu", "device"):
-            raise InputError(f"data.augment_on must be cpu or device, got {self.augment_on!r}")
+        check_options(self, "data.")
+        check_order(self, "data.", ("min_ssim", "max_ssim"))
         if self.sources and self.root:
             raise InputError(
                 f"data.root={self.root} and data.sources ({', '.join(self.sources)}) are both given; with data.sources "
                 "every source names its own root: leave data.root and data.video_ratio out"
             )
         for name, component in self.sources.items():
-            if component.kind not in KINDS:
-                raise InputError(f"data.sources.{name}.kind must be one of {', '.join(KINDS)}; got {component.kind!r}")
+            check_options(component, f"data.sources.{name}.")
             if not component.root:
                 raise InputError(f"data.sources.{name}.root is not set; it names a folder of mined pairs")
-            if not 0 < component.weight < math.inf:
-                raise InputError(f"data.sources.{name}.weight must be above 0, got {component.weight}")
-
-
-def _check_range(name: str, values: Sequence[float], low: float, high: float) -> None:
-    """All values must lie in low..high, in order."""
-    if not (low <= values[0] <= values[-1] <= high and len(values) <= 2):
-        limits = f"{low:g}..{high:g}" if math.isfinite(high) else f"{low:g} or more"
-        order = ", the smaller first" if len(values) > 1 else ""
-        given = list(values) if len(values) > 1 else values[0]
-        raise InputError(f"{name} must be in {limits}{order}; got {given}")

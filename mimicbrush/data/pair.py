@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +16,41 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mimicbrush.data.schema import Kind
-from mimicbrush.errors import DataError
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.io.color_profiles import convert_to_srgb
+from mimicbrush.io.text import make_storable
 from mimicbrush.ops.rle import AnnotationError, SegmentError, decode_segment, read_annotation
 
 #: (offset, length) in bytes.
 Span = tuple[int, int]
+
+#: No image or JSON of a pair is longer. A row that claims more is damaged, and would fill the memory.
+_MAX_BYTES = 2**28
+#: The longest side that a JPEG can have.
+_MAX_SIDE_PX = 65_535
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def refuse_pair(pair_id: str) -> Iterator[None]:
+    """Turn whatever goes wrong with one pair into a `DataError`: a bad pair costs itself, and not the run.
+
+    A full disk is no fault of a pair, and an `InputError` is about an option. Both pass.
+
+    Args:
+        pair_id: for the message.
+
+    Raises:
+        DataError: something inside went wrong.
+    """
+    try:
+        yield
+    except (DataError, InputError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            raise
+        raise DataError(f"pair {pair_id}: {type(error).__name__}: {make_storable(str(error))}") from error
 
 
 @dataclass(frozen=True)
@@ -52,6 +87,15 @@ class Pair:
     a_sha256: str = ""
     b_sha256: str = ""
 
+    def check(self) -> None:
+        """Check that the row can be meant as it is, before any file is opened for it.
+
+        Raises:
+            DataError: it contradicts itself, or there is no image as it says.
+        """
+        if fault := _find_row_fault(self):
+            raise DataError(f"pair {self.pair_id}: {fault}; mine {self.source_path} again")
+
     def read_a(self, reduce: int = 1) -> np.ndarray:
         """Read the first image, (H, W, 3) uint8 RGB; `reduce` as in `decode_jpeg`."""
         return self.read(self.a_span, reduce)
@@ -64,15 +108,16 @@ class Pair:
         """Read the image at a span, (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: the file is missing, or what is there is not the JPEG that was mined. Its hash is compared, for
-                a JPEG can lose half of its bytes to zeros and still decode.
+            DataError: see `check`; or the file is missing, or what is there is not the JPEG that was mined. Its hash
+                is compared, for a JPEG can lose half of its bytes to zeros and still decode.
         """
+        self.check()
         data = self._bytes(self.a_file, span)
         expected = self.a_sha256 if span == self.a_span else self.b_sha256
         if expected and hashlib.sha256(data).hexdigest() != expected:
             raise self._fault(self.a_file, span, "are not what was mined (another SHA-256)")
         try:
-            return decode_jpeg(data, reduce)
+            return decode_jpeg(data, reduce, self.size_px)
         except (OSError, ValueError, SyntaxError) as error:
             raise self._fault(self.a_file, span, f"are no whole JPEG ({error})") from error
 
@@ -98,10 +143,14 @@ class Pair:
     def _bytes(self, file: Path, span: Span) -> bytes:
         offset, length = span
         try:
-            with file.open("rb") as stream:
+            # A FIFO would be waited for without end, a device has no end.
+            with open(file, "rb", opener=_open_at_once) as stream:
+                status = os.fstat(stream.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise DataError(f"pair {self.pair_id}: {file} is no ordinary file")
                 stream.seek(offset)
-                data = stream.read(length)
-        except OSError as error:
+                data = stream.read(max(0, min(length, status.st_size - offset)))
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
             raise DataError(f"pair {self.pair_id}: cannot read {file}: {error}") from error
         if len(data) != length:
             raise self._fault(file, span, f"end after {len(data)}")
@@ -115,30 +164,66 @@ class Pair:
         )
 
 
-def decode_jpeg(data: bytes, reduce: int = 1) -> np.ndarray:
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _find_row_fault(pair: Pair) -> str:
+    """Find what is wrong with a row; "" for nothing."""
+    height, width = pair.size_px
+    if not (1 <= height <= _MAX_SIDE_PX and 1 <= width <= _MAX_SIDE_PX):
+        return f"its images are said to be of {width} x {height} px, possible is 1..{_MAX_SIDE_PX}"
+    spans = [("a", pair.a_span)]
+    if pair.kind == "video" or pair.b_span is not None:
+        spans.append(("b", pair.b_span or (-1, -1)))
+    if pair.annotation_file is not None:
+        spans.append(("annotation", pair.annotation_span))
+    for name, (offset, length) in spans:
+        if offset < 0 or not 1 <= length <= _MAX_BYTES:
+            return f"{name}_offset={offset}, {name}_length={length}; an offset is 0 or more, a length 1..{_MAX_BYTES}"
+    if len(pair.a_points) != len(pair.b_points):
+        return f"it has {len(pair.a_points)} matched points in one image and {len(pair.b_points)} in the other"
+    for points in (pair.a_points, pair.b_points):
+        if ((points < -1) | (points > (width, height))).any():
+            return f"a matched point lies outside of its images of {width} x {height} px"
+    if pair.kind == "video" and not np.isfinite(pair.ssim):
+        return f"its ssim is {pair.ssim}"
+    if len(pair.segments) != len(pair.segment_ratios):
+        return f"it has {len(pair.segments)} segments and {len(pair.segment_ratios)} areas of segments"
+    if (pair.segments < 0).any() or not np.isfinite(pair.segment_ratios).all():
+        return "the number of a segment is negative, or its area is no number"
+    return ""
+
+
+def decode_jpeg(data: bytes, reduce: int = 1, size_px: tuple[int, int] | None = None) -> np.ndarray:
     """Decode a JPEG strictly: a truncated one is an error, never a half-grey image.
 
     Args:
         data: the whole file.
         reduce: 1, 2, 4 or 8: decode at this fraction of the size (done by the JPEG library while decoding,
             a good low-pass filter, and much faster).
+        size_px: (height, width) that the whole image must have; None: any.
 
     Returns:
-        (ceil(H / reduce), ceil(W / reduce), 3) uint8 RGB.
+        (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, whatever colour profile the file has.
 
     Raises:
-        OSError, ValueError: not a JPEG, or not all of it.
+        OSError, ValueError: not a JPEG, not all of it, or of another size.
     """
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
         raise ValueError("it does not begin like one") from error
     with opened as image:
+        if size_px is not None and image.size != size_px[::-1]:
+            # Before it is decoded: a small file can hold a huge image.
+            raise ValueError(f"it is of {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
         expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
             # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
             image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
-        pixels = image if image.mode == "RGB" else image.convert("RGB")
+        icc = image.info.get("icc_profile")
+        pixels = image if image.mode == "RGB" and not icc else convert_to_srgb(image, icc)
         if pixels.size != expected:
             raise ValueError(f"decoded to {pixels.size} instead of {expected} at 1/{reduce}")
         return np.asarray(pixels)

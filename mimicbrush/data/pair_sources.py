@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from mimicbrush.data.manifest import PairTable, read_manifest, split_pairs
 from mimicbrush.data.options import DataOptions
+from mimicbrush.data.sampler import to_exact
 from mimicbrush.errors import DataError
 
 
@@ -18,12 +20,12 @@ class PairSource:
     Attributes:
         name: for messages.
         pairs: a loader process maps them instead of holding them.
-        weight: share of the samples, relative to the others'.
+        weight: share of the samples, relative to the others'; exact.
     """
 
     name: str
     pairs: PairTable
-    weight: float
+    weight: Fraction
 
 
 def load_pair_sources(options: DataOptions) -> list[PairSource]:
@@ -44,7 +46,7 @@ def load_pair_sources(options: DataOptions) -> list[PairSource]:
                 f"kind {component.kind} with SSIM in {options.min_ssim}..{options.max_ssim} "
                 "(data.min_ssim, data.max_ssim)"
             )
-        pair_sources.append(PairSource(name, selected, component.weight))
+        pair_sources.append(PairSource(name, selected, to_exact(component.weight)))
     return pair_sources
 
 
@@ -56,7 +58,8 @@ def split_by_kind(pairs: PairTable, options: DataOptions) -> list[PairSource]:
     Raises:
         DataError: no pair is left.
     """
-    shares = {"video": options.video_ratio, "image": 1 - options.video_ratio}
+    videos = to_exact(options.video_ratio)
+    shares = {"video": videos, "image": 1 - videos}
     share_of_kind = {kind: share for kind, share in shares.items() if share > 0}
     tables = {kind: _select_pairs(pairs, kind, options) for kind in share_of_kind}
     pair_sources = [PairSource(kind, tables[kind], share_of_kind[kind]) for kind in share_of_kind if len(tables[kind])]
@@ -82,9 +85,12 @@ def _read_training_pairs(root: str, input_root: str, options: DataOptions) -> Pa
 
 
 def _select_pairs(pairs: PairTable, kind: str, options: DataOptions) -> PairTable:
-    """Select the pairs of one kind; of videos, those within the SSIM band of training."""
+    """Select the pairs of one kind; of videos, those within the SSIM band of training.
+
+    A video pair whose SSIM is no number stays: where it is read, it is refused and counted.
+    """
     selected = pairs.column("kind") == kind
     if kind == "video":
         ssim = pairs.column("ssim")
-        selected &= (ssim >= options.min_ssim) & (ssim <= options.max_ssim)
+        selected &= ~((ssim < options.min_ssim) | (ssim > options.max_ssim))
     return pairs.where(selected)

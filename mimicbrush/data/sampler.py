@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
 
 from mimicbrush.errors import DataError
 from mimicbrush.ops.counter_rng import mix, permute_position
@@ -14,38 +16,110 @@ from mimicbrush.ops.counter_rng import mix, permute_position
 class PairMixture:
     """Mixture of several sets of pairs: sample number -> (component, item), without state.
 
-    Of the first n samples, the first component gives ``floor(weight * n)``: the mixture holds for every prefix,
-    not only on average. Within a component every item comes once per epoch, in an order that is random and
-    differs between epochs.
+    Of the first n samples, every component gives its share of n, rounded up or down: the mixture holds for every
+    prefix, for any weights, and not only on average. The first component gives ``floor(share * n)``; `SharedTurns`
+    gives the others theirs. Within a component every item comes once per epoch, in an order that is random and differs
+    between epochs.
 
     Attributes:
         lengths: items per component, each at least 1.
-        weights: relative shares, one per component.
+        weights: relative shares, one per component; a float means its decimal text, so that 0.7 is seven tenths.
         seed: of the orders.
     """
 
     lengths: Sequence[int]
-    weights: Sequence[float]
+    weights: Sequence[float | Fraction]
     seed: int
+    _first_share: Fraction = field(init=False, repr=False, compare=False)
+    _others: SharedTurns | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.lengths or min(self.lengths) < 1 or min(self.weights) <= 0:
+        if not self.lengths or min(self.lengths) < 1 or not all(0 < weight < math.inf for weight in self.weights):
             raise DataError(f"a mixture needs items and positive weights, got {self.lengths} and {self.weights}")
         if len(self.lengths) != len(self.weights):
             raise DataError(f"{len(self.lengths)} components but {len(self.weights)} weights")
+        exact = [to_exact(weight) for weight in self.weights]
+        shares = [weight / sum(exact) for weight in exact]
+        object.__setattr__(self, "_first_share", shares[0])
+        object.__setattr__(self, "_others", SharedTurns(shares[1:]) if len(shares) > 2 else None)
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return (index of the component, index of the item in it) of a global sample number."""
-        ordinal, rest = number, sum(self.weights)
-        for component, weight in enumerate(self.weights):
-            share = weight / rest
-            before = math.floor(ordinal * share)
-            if component == len(self.weights) - 1 or math.floor((ordinal + 1) * share) > before:
-                ordinal = ordinal if component == len(self.weights) - 1 else before
-                break
-            ordinal, rest = ordinal - before, rest - weight
+        component, ordinal = 0, math.floor(number * self._first_share)
+        if math.floor((number + 1) * self._first_share) == ordinal:
+            component, ordinal = 1, number - ordinal
+            if self._others is not None:
+                component, ordinal = self._others.locate(ordinal)
+                component += 1
         epoch, position = divmod(ordinal, self.lengths[component])
         return component, permute_position(position, self.lengths[component], mix(self.seed, component, epoch))
+
+
+def to_exact(weight: float | Fraction) -> Fraction:
+    """Return a weight as the fraction that its decimal text says: 0.7 is 7/10, and no sum of powers of two."""
+    return Fraction(str(weight))
+
+
+#: Turns that are worked out and kept together.
+_BLOCK = 4096
+
+
+class SharedTurns:
+    """Turns that several components share: number of the turn -> (component, its own count before), exact.
+
+    Turn number t comes at the sample by which the components together are due t + 1 samples. Of the components
+    that do not have more than their share then, the turn goes to the one whose next sample is due first (earliest
+    deadline first). So none ever has a sample more or less than its share: between samples a and b, the turns are
+    ``ceil(b W) - ceil(a W)`` for shares that sum to W, and no subset of the components must give more than that.
+
+    Shares are fractions, so the turns repeat; only what is asked for is worked out, a block at a time.
+
+    Args:
+        shares: of all samples, two or more; their sum is at most 1.
+    """
+
+    def __init__(self, shares: Sequence[Fraction]) -> None:
+        self.shares = [(share.numerator, share.denominator) for share in shares]
+        self.total = sum(shares)
+        # After so many samples all shares are whole numbers, and the turns begin again.
+        self.period = math.lcm(*(denominator for _, denominator in self.shares))
+        self.per_period = [self.period * top // bottom for top, bottom in self.shares]
+        self._starts = [(0,) * len(self.shares)]  # counts before each block
+        self._block = lru_cache(maxsize=4)(self._take_turns)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), ([Fraction(*share) for share in self.shares],)  # a loader process works out its own
+
+    def locate(self, turn: int) -> tuple[int, int]:
+        """Return (index of the component, how many samples it has given before) of a turn."""
+        periods, turn = divmod(turn, sum(self.per_period))
+        block, place = divmod(turn, _BLOCK)
+        while len(self._starts) <= block:
+            taken = self._block(len(self._starts) - 1)
+            self._starts.append(tuple(n + taken.count(i) for i, n in enumerate(self._starts[-1])))
+        taken = self._block(block)
+        component = taken[place]
+        before = self._starts[block][component] + taken[:place].count(component)
+        return component, periods * self.per_period[component] + before
+
+    def _take_turns(self, block: int) -> bytes:
+        """List the components of one block of turns."""
+        counts = list(self._starts[block])
+        first = block * _BLOCK
+        taken = bytearray()
+        # A component's sample number c is released at sample floor(c / share), and due by ceil((c + 1) / share).
+        released = [count * bottom // top for count, (top, bottom) in zip(counts, self.shares, strict=True)]
+        due = [-(-(count + 1) * bottom // top) for count, (top, bottom) in zip(counts, self.shares, strict=True)]
+        for turn in range(first, min(first + _BLOCK, sum(self.per_period))):
+            # The sample at which ceil(n W) grows from `turn`.
+            sample = turn * self.total.denominator // self.total.numerator
+            component = min((i for i in range(len(counts)) if released[i] <= sample), key=due.__getitem__)
+            top, bottom = self.shares[component]
+            counts[component] += 1
+            released[component] = counts[component] * bottom // top
+            due[component] = -(-(counts[component] + 1) * bottom // top)
+            taken.append(component)
+        return bytes(taken)
 
 
 @dataclass(frozen=True)

@@ -63,17 +63,16 @@ def manifest_row(**values: Any) -> dict[str, Any]:
     unknown = set(values) - set(SCHEMA.names)
     if unknown:
         raise KeyError(f"not in the manifest schema: {sorted(unknown)}; known: {SCHEMA.names}")
-    neutral: dict[str, Any] = {}
-    for column in SCHEMA:
-        if pa.types.is_string(column.type):
-            neutral[column.name] = ""
-        elif pa.types.is_list(column.type):
-            neutral[column.name] = []
-        elif pa.types.is_floating(column.type):
-            neutral[column.name] = float("nan")
-        else:
-            neutral[column.name] = -1
-    return neutral | values
+    return {column.name: neutral_value(column.type) for column in SCHEMA} | values
+
+
+def neutral_value(kind: pa.DataType) -> Any:
+    """Return the value of a column of this type that stands for none."""
+    if pa.types.is_string(kind):
+        return ""
+    if pa.types.is_list(kind):
+        return []
+    return float("nan") if pa.types.is_floating(kind) else -1
 
 
 def pack_points(points: np.ndarray) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimicbrush.errors import DataError
+from mimicbrush.io.atomic import write_json
 
 if TYPE_CHECKING:
     from mimicbrush.data.pair import Pair
@@ -42,7 +43,7 @@ class TrainingData:
 def write_training_data(folder: Path, training: TrainingData) -> None:
     """Write `TRAINING_DATA_FILE` into the folder of a run or of a pipeline."""
     values = {"heldout_ratio": training.heldout_ratio, "source_hashes": sorted(training.source_hashes)}
-    (folder / TRAINING_DATA_FILE).write_text(json.dumps(values, indent=1))
+    write_json(folder / TRAINING_DATA_FILE, values)
 
 
 def read_training_data(folder: Path) -> TrainingData | None:

@@ -13,7 +13,6 @@ import numpy as np
 from mimicbrush.data.custom_masks import find_mask_function, sample_custom_mask
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair import Pair, Span
-from mimicbrush.errors import DataError
 from mimicbrush.ops import masks
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_FILL
 from mimicbrush.ops.color_jitter import Jitter, apply_jitter, random_jitter
@@ -107,6 +106,7 @@ class SampleTransform:
         Raises:
             DataError: the pair cannot be read.
         """
+        pair.check()
         return self._transform_video(pair, rng) if pair.kind == "video" else self._transform_image(pair, rng)
 
     def read_reference(self, pair: Pair, rng: np.random.Generator) -> ImageView:
@@ -115,6 +115,7 @@ class SampleTransform:
         Raises:
             DataError: the image cannot be read.
         """
+        pair.check()
         span = pair.b_span if pair.b_span is not None and rng.random() < 0.5 else pair.a_span
         matrix = self._sample_matrix(pair, rng, self._sample_shared_flip(rng))
         return self._read_view(pair, span, matrix, random_jitter(self.options.jitter, rng))
@@ -194,12 +195,6 @@ class SampleTransform:
         shrink = shrink_factor(matrix, width, height)
         reduction = next(r for r in (8, 4, 2, 1) if r <= shrink or r == 1)
         pixels = pair.read(span, reduction)
-        expected = (-(-height // reduction), -(-width // reduction), 3)
-        if pixels.shape != expected:
-            raise DataError(
-                f"pair {pair.pair_id}: the image is {pixels.shape} at 1/{reduction} of its size, the manifest says "
-                f"{expected}; mine {pair.source_path} again"
-            )
         pixels, matrix = reduce_to_fit(pixels, matrix @ resize_matrix(reduction, reduction))
         return ImageView(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]))
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import FULL_DISK, InputError, MimicBrushError
 
 #: What `write_aside` leaves beside its files when the process is killed.
 ASIDE_PATTERN = ".*.tmp"
+#: A hidden name repeats the file's own up to this many bytes: what is added must fit into a name, too.
+_LONGEST_REPEATED = 100
+#: A disk with less room than this is full, whatever a library says of a write that failed.
+_FULL_BELOW_BYTES = 1 << 16
 
 # It can be read only by setting it, for the whole process: so once, before there are threads that write files.
 _UMASK = os.umask(0)
@@ -40,6 +48,17 @@ def path_inside(root: Path, name: str) -> Path:
     return path
 
 
+def hidden_stem(name: str) -> str:
+    """Make the beginning of the hidden names that stand beside a file or folder: its own name, or a hash if long."""
+    data = os.fsencode(name)
+    return f".{name}" if len(data) <= _LONGEST_REPEATED else f".{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def leftover_pattern(name: str) -> str:
+    """Make the pattern (of glob) of what a killed process left beside the file of this name; see `write_aside`."""
+    return f"{glob.escape(hidden_stem(name))}.*.tmp"
+
+
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that gets its name only when it is whole and on the disk.
 
@@ -47,15 +66,19 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         path: the file; an older one stays as it is until the new one replaces it.
         write: called with a hidden name in the same folder (`ASIDE_PATTERN`), to write the content there; what
             it returns is not looked at. Where it raises, nothing is left behind.
+
+    Raises:
+        OSError: the disk refuses; where it is full, the error names the folder.
     """
     # No suffix of the file's own: whoever collects for instance *.parquet must not meet half a file.
     # Random, not the process's number: in containers on a shared disk these are alike.
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    aside = path.with_name(f"{hidden_stem(path.name)}.{secrets.token_hex(4)}.tmp")
     try:
-        write(aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with _full_disk_named(path.parent):
+            write(aside)
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     if os.name == "posix":  # the new name must be on the disk, too; Windows opens no folders
@@ -64,6 +87,68 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """Raise what a library makes of a full disk as the OSError that it is, with the name of the folder.
+
+    torch, safetensors and pyarrow raise errors of their own, and Python's own names no file.
+    """
+    try:
+        yield
+    except MimicBrushError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors removes its file, so that there is room again, and says it in words alone.
+        is_full = _is_full(folder) or os.strerror(errno.ENOSPC) in str(error)
+        if number not in FULL_DISK and (number is not None or not is_full):
+            raise
+        raise OSError(number or errno.ENOSPC, "no space left on the disk", str(folder)) from error
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _FULL_BELOW_BYTES
+    except OSError:
+        return False
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder where it is missing.
+
+    Returns:
+        The folders that were made, the outermost first, for `remove_empty_folders`.
+
+    Raises:
+        OSError: one cannot be made; then those before it are removed again.
+    """
+    missing = []
+    for each in (folder, *folder.parents):
+        if each.exists():
+            break
+        missing.append(each)
+    made: list[Path] = []
+    try:
+        for each in reversed(missing):
+            try:
+                each.mkdir()
+                made.append(each)
+            except FileExistsError:  # another process was faster
+                if not each.is_dir():
+                    raise
+    except BaseException:
+        remove_empty_folders(made)
+        raise
+    return made
+
+
+def remove_empty_folders(made: Sequence[Path]) -> None:
+    """Remove what `make_folder` made, as far as nothing lies in it."""
+    with suppress(OSError):
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 def write_json(path: Path, value: Any, *, ensure_ascii: bool = True) -> None:
@@ -96,13 +181,14 @@ def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
         write: called with a name beside it, to make the folder there. Where it raises, nothing is left behind.
     """
     final = final.absolute()
-    aside, old = (final.with_name(f".{final.name}.{kind}.tmp") for kind in ("new", "old"))
+    aside, old = (final.with_name(f"{hidden_stem(final.name)}.{kind}.tmp") for kind in ("new", "old"))
     if old.exists() and not final.exists():
         old.rename(final)  # killed between the two renames below
     for leftover in (aside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        write(aside)
+        with _full_disk_named(final.parent):
+            write(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

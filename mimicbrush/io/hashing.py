@@ -1,11 +1,15 @@
-"""Hashes of files: whole ones, and quick fingerprints."""
+"""Hashes of files: whole ones, quick fingerprints, and checksums that a file has in itself."""
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
+_CHECKSUM_MARK = b"sha256:"
+#: Stands in a file in place of its own checksum until that is known, and while it is computed.
+NO_CHECKSUM = _CHECKSUM_MARK + b"0" * 64
 #: So many blocks of each file are looked at.
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
@@ -27,3 +31,45 @@ def fingerprint(files: Sequence[Path]) -> str:
                 opened.seek(max(0, size - _BLOCK_BYTES) * block // (_BLOCKS - 1))  # from the first to the last
                 digest.update(opened.read(_BLOCK_BYTES))
     return digest.hexdigest()[:16]
+
+
+def store_checksum(path: Path) -> None:
+    """Write the SHA-256 of a file into the file itself, over the first and the last `NO_CHECKSUM` in it.
+
+    Args:
+        path: a file that holds it there, and no `sha256:` before the first or after the last.
+    """
+    with path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as data:
+        places = data.find(_CHECKSUM_MARK), data.rfind(_CHECKSUM_MARK)
+        checksum = _compute_checksum(data, places)
+        for place in places:
+            data[place : place + len(checksum)] = checksum
+
+
+def is_checksum_right(path: Path) -> bool | None:
+    """Check a file against the checksum that `store_checksum` wrote into it; None where it holds none.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is empty.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        places = data.find(_CHECKSUM_MARK), data.rfind(_CHECKSUM_MARK)
+        if places[0] < 0:
+            return None
+        checksum = _compute_checksum(data, places)
+        return all(data[place : place + len(checksum)] == checksum for place in places)
+
+
+def _compute_checksum(data: mmap.mmap, places: tuple[int, int]) -> bytes:
+    """The SHA-256 of a file as it was before its checksums were known."""
+    digest = hashlib.sha256()
+    start = 0
+    with memoryview(data) as view:
+        for place in places:
+            with view[start:place] as before:
+                digest.update(before)
+            digest.update(NO_CHECKSUM)
+            start = place + len(NO_CHECKSUM)
+        with view[start:] as rest:
+            digest.update(rest)
+    return _CHECKSUM_MARK + digest.hexdigest().encode()

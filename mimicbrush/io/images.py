@@ -1,7 +1,8 @@
-"""Images from files and into files: EXIF, transparency, 16 bits, damage."""
+"""Images from files and into files: EXIF, colours, transparency, 16 bits, damage."""
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
 import threading
@@ -14,13 +15,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, describe_os_error
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.color_profiles import can_return_to, convert_to_srgb, drop_profile, find_profile
+from mimicbrush.io.image_formats import (
+    HEIF_START_BYTES,
+    WITH_PROFILE,
+    WRITABLE,
+    ImageEncoding,
+    find_encoding,
+    find_save_options,
+    prepare_heif,
+)
+from mimicbrush.io.outputs import check_output_file
 
 #: A mask value above this (of 255) means "repaint" (released code).
 MASK_THRESHOLD = 128
 #: An image of more pixels is refused before it is decoded: at 4 bytes each, this many already take 1.6 GB.
 MAX_PIXELS = 400_000_000
+
+#: Narrow side of the images by which a format is asked for its limits.
+_THIN_PX = 16
 
 #: What Pillow's decoders raise on damaged files (found by damaging some).
 _DAMAGED = (
@@ -30,23 +45,26 @@ _SETTINGS_LOCK = threading.RLock()
 _log = logging.getLogger(__name__)
 
 
-def read_image(path: Path, mode: str) -> Image.Image:
+def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Image:
     """Open an image whole, and bring it into shape with `normalise_mode`.
 
     Of a file with several images (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
     of, such as damaged EXIF data, is logged as a warning.
 
     Args:
-        path: any format that Pillow reads.
+        path: any format that Pillow reads; HEIC where pillow-heif is installed.
         mode: "RGB" for images, "L" for masks.
+        keep_profile: see `normalise_mode`.
 
     Raises:
         InputError: absent, no image, damaged, or of more than `MAX_PIXELS`.
     """
     _check_file(path)
     try:
+        with path.open("rb") as file:
+            prepare_heif(file.read(HEIF_START_BYTES))
         with _pillow_settings() as notes:
-            image, frames = _decode(path, mode)
+            image, frames = _decode(path, mode, keep_profile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
     except MemoryError as error:
@@ -64,13 +82,13 @@ def read_image(path: Path, mode: str) -> Image.Image:
     return image
 
 
-def _decode(path: Path, mode: str) -> tuple[Image.Image, int]:
+def _decode(path: Path, mode: str, keep_profile: bool) -> tuple[Image.Image, int]:
     """The image, and how many of them the file holds."""
     with Image.open(path) as image:
         # Cameras append previews to a JPEG, which is then an MPO: its first image is the one that is meant.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
-        return normalise_mode(image, mode), frames
+        return normalise_mode(image, mode, keep_profile=keep_profile), frames
 
 
 def _check_file(path: Path) -> None:
@@ -100,8 +118,10 @@ def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
             Image.MAX_IMAGE_PIXELS = theirs
 
 
-def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
+def normalise_mode(image: Image.Image, mode: str, *, keep_profile: bool = False) -> Image.Image:
     """Convert an image to what it is meant to show: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+
+    * The colours of images ("RGB") become sRGB, see `mimicbrush.io.color_profiles`. The numbers of masks stay.
 
     * Whole numbers of 16 or 32 bits are 0..255 where all of them are, otherwise 0..65535; the first is worth a
       Python warning, and so is a maximum of 12 bits. Floats are 0..1 where all of them are, otherwise 0..255.
@@ -109,20 +129,35 @@ def normalise_mode(image: Image.Image, mode: str) -> Image.Image:
     * Of a mask ("L") the brightness counts. With transparency, what is not opaque is not painted: it lies on
       black; and where all that is opaque has one colour, whatever colour, the transparency alone is the mask.
 
+    Args:
+        image: in any mode.
+        mode: "RGB" or "L".
+        keep_profile: leave the colours of an image as they are stored, where a result can be given back in them;
+            ``info["icc_profile"]`` then says which they are.
+
     Raises:
         InputError: numbers outside these ranges, a mode that Pillow cannot convert, or a mask that looks like a
             image with a hole erased into it.
     """
+    icc = find_profile(image) if mode == "RGB" else None
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bit(image)
+    is_grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         if mode == "L":
             return _read_painted_mask(layers)
         # Without a palette's or a chunk's own note of what is transparent: it has been seen to.
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
-    return image.convert(mode)
+        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert(mode)
+    if mode != "RGB":
+        return image.convert(mode)
+    if keep_profile and icc is not None and image.mode != "CMYK" and can_return_to(icc):
+        image = image.convert(mode)
+        drop_profile(image)
+        image.info["icc_profile"] = icc
+        return image
+    return convert_to_srgb(image, icc, is_grey)
 
 
 def _to_eight_bit(image: Image.Image) -> Image.Image:
@@ -158,6 +193,16 @@ def brightest_stored_value(path: Path) -> float | None:
         return float(np.asarray(image).max())
 
 
+def read_encoding(path: Path) -> ImageEncoding:
+    """Read how a file stores its image, so that a result can be stored alike.
+
+    Args:
+        path: of an image that `read_image` could read.
+    """
+    with _pillow_settings(), Image.open(path) as image:
+        return find_encoding(image, path)
+
+
 def _read_painted_mask(layers: Image.Image) -> Image.Image:
     """The mask that an RGBA image shows, see `normalise_mode`."""
     alpha = np.asarray(layers.getchannel("A"))
@@ -183,29 +228,65 @@ def _is_photograph(pixels: np.ndarray) -> bool:
     return float((is_coloured | is_mid_tone).mean()) > 0.1 if len(pixels) else False
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, size: tuple[int, int] | None = None, *, is_tried: bool = True) -> None:
     """Check that `write_image` will take this path, before the image is made.
 
+    Args:
+        path: of the image.
+        size: width and height of the image, where they are known: formats have limits.
+        is_tried: see `check_output_file`.
+
     Raises:
-        InputError: the folder is missing, or no image format that can be written goes by this suffix.
+        InputError: the file cannot be written, no image format that can be written goes by this suffix, or the format
+            cannot hold an RGB image of this size.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder; name a file")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    check_output_file(path, is_tried=is_tried)
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format not in WRITABLE or image_format not in Image.SAVE:
         raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
+    if size is not None and not _can_hold(image_format, size):
+        raise InputError(
+            f"{path}: {image_format} cannot hold an image of {size[0]} x {size[1]} px; use for instance .png"
+        )
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    """Write an image in the format of its suffix (see `write_aside`).
+def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
+    """Whether a format can hold an RGB image, by thin images of its width and of its height."""
+    for thin in ((size[0], min(size[1], _THIN_PX)), (min(size[0], _THIN_PX), size[1])):
+        file = io.BytesIO()
+        try:
+            Image.new("RGB", thin).save(file, format=image_format)
+            if image_format in Image.OPEN:  # some formats make an image smaller without a word
+                with Image.open(file, formats=[image_format]) as written:
+                    if written.size != thin:
+                        return False
+        except _DAMAGED:
+            return False
+    return True
+
+
+def write_image(image: Image.Image, path: Path, like: ImageEncoding | None = None) -> None:
+    """Write an image in the format of its suffix (see `write_aside`), with the profile that its ``info`` names.
+
+    A format that holds no profile gets sRGB.
+
+    Args:
+        image: as it is to be seen.
+        path: its suffix chooses the format.
+        like: how the image was stored that this was made of; it decides the quality, see `find_save_options`.
 
     Raises:
         InputError: see `check_writable`; or the disk refuses it, or the format this image.
     """
-    check_writable(path)
+    check_writable(path, is_tried=False)
     image_format = Image.registered_extensions()[path.suffix.lower()]
+    icc = image.info.get("icc_profile")
+    if icc and image_format not in WITH_PROFILE:
+        image, icc = convert_to_srgb(image, icc), None
+    options = find_save_options(image_format, like)
+    if image_format in WITH_PROFILE:
+        options["icc_profile"] = icc
     try:
-        write_aside(path, lambda aside: image.save(aside, format=image_format))
+        write_aside(path, lambda aside: image.save(aside, format=image_format, **options))
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+        raise InputError(f"{path}: cannot be written ({describe_os_error(error)})") from error

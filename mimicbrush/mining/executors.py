@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mimicbrush.errors import DataError, InputError
-from mimicbrush.mining.options import check_number
+from mimicbrush.errors import DataError, InputError, install_command
 from mimicbrush.mining.shards import ShardJob, mine_shard
 from mimicbrush.mining.worker_pool import WorkerPool
+from mimicbrush.ranges import WORKERS_RANGE, check_options, number, word
 
 ENGINES = ("local", "ray")
 #: Shards handed to Ray per core of the cluster, so that no core waits and the queue stays short.
@@ -31,25 +31,16 @@ class Resources:
         ray_address: of a running cluster ("auto": the one this machine belongs to); "" starts one here.
     """
 
-    engine: str = "local"
-    workers: int = 2
-    timeout_s: float = 1800.0
-    memory_gib: float = 8.0
+    engine: str = word("local", ENGINES)
+    workers: int = number(2, WORKERS_RANGE)
+    timeout_s: float = number(1800.0, above=0, at_most=10**7)
+    memory_gib: float = number(8.0, at_least=0, at_most=2**20, note="0: no limit")
     ray_address: str = ""
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise InputError(f"engine={self.engine}: there is no such engine; choose one of {', '.join(ENGINES)}")
+        check_options(self)
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
-            raise InputError("engine=ray, but Ray is not installed: pip install 'mimicbrush[ray]', or use engine=local")
-        check_number("workers", self.workers, integer=True)
-        for name in ("timeout_s", "memory_gib"):
-            check_number(name, getattr(self, name))
-        if self.workers < 1 or self.timeout_s <= 0 or self.memory_gib < 0:
-            raise InputError(
-                f"workers={self.workers} must be at least 1, timeout_s={self.timeout_s:g} above 0, and "
-                f"memory_gib={self.memory_gib:g} not below 0"
-            )
+            raise InputError(f"engine=ray, but Ray is not installed: {install_command('ray')}, or use engine=local")
 
 
 def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
@@ -70,7 +61,7 @@ def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tupl
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            # A thread that waits for a file ends when the pool is stopped: its file "fails in a way not foreseen".
+            # A thread that waits for a file ends when the pool is stopped.
             for future in futures:
                 future.cancel()
             pool.stop()

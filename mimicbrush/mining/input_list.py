@@ -1,23 +1,36 @@
-"""Read a list of inputs: paths, and what the list says of each file (hash, licence, address)."""
+"""Read a list of inputs: paths, and what the list says of each file (hash, licence, address).
+
+A list is small for what it names: one that unpacks to gigabytes is refused before it is unpacked. A cell that cannot be
+the path of a file is an input with a reason; a list that contradicts itself is an error.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
+from mimicbrush.io.text import make_storable
 from mimicbrush.mining.plan import Item, find_item, refuse_item
+from mimicbrush.mining.segmented_images import LONGEST_NAME, normalise_name
 
 LIST_SUFFIXES = (".csv", ".parquet")
 #: Columns that are read, by the names that lists give them.
 _COLUMNS = {"path": "path", "sha256": "sha256", "licence": "licence", "license": "licence", "url": "url"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: A Parquet list may unpack to so many bytes, or to so many times its own size, whichever is more.
+_MAX_UNPACKED_BYTES, _MAX_EXPANSION = 1 << 28, 100
+#: Characters of a cell, about the limit of `csv`.
+_LONGEST_CELL = 1 << 17
+_ROWS_AT_ONCE = 4096
 
 
 def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
@@ -35,64 +48,120 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
         InputError: the list cannot be read, lacks `path`, names a file twice, holds a hash that is none, or a path
             that leaves the folder. Files that are not there are inputs all the same, with a reason.
     """
-    rows, columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
-    known_columns = [column for column in columns if column.strip().lower() in _COLUMNS]
-    names = [_COLUMNS[column.strip().lower()] for column in known_columns]
-    if "path" not in names or len(set(names)) < len(names):
-        raise InputError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}; expected `path` and, if known, "
-            "`sha256`, `licence` and `url`, each once"
-        )
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe, a socket or a device; write the list to a file")
+    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
     items: dict[str, Item] = {}
-    for number, row in enumerate(rows, start=1):
-        values = {name: row[column].strip() for name, column in zip(names, known_columns, strict=True)}
-        item = _build_item(values, root, f"{path}, entry {number}")
-        if item.path in items:
-            raise InputError(f"{path}, entry {number}: {item.path!r} is named twice")
-        items[item.path] = item
+    unused: list[str] = []
+    try:
+        for number, values in enumerate(read(path, unused), start=1):
+            item = _build_item(values, root, f"{path}, entry {number}")
+            if item.path in items:
+                raise InputError(f"{path}, entry {number}: {make_storable(item.path)!r} is named twice")
+            items[item.path] = item
+    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
+        kind = "CSV in UTF-8" if read is _read_csv else "Parquet"
+        raise InputError(f"{path} cannot be read as {kind} ({make_storable(str(error))})") from error
     if not items:
         raise InputError(f"{path} names no file")
-    unused = [column for column in columns if column not in known_columns]
     return sorted(items.values(), key=lambda item: item.path), unused
 
 
-def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            rows = list(reader)
-            columns = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
-    too_long = next((number for number, row in enumerate(rows, start=1) if None in row), None)
-    if too_long:
-        raise InputError(f"{path}, entry {too_long}: more cells than the header has; quote cells that hold commas")
-    return rows, columns
+def _choose_columns(path: Path, columns: list[str], unused: list[str]) -> dict[str, str]:
+    """Column of the list -> what it means; the other columns are added to `unused`."""
+    known = {column: _COLUMNS[column.strip().lower()] for column in columns if column.strip().lower() in _COLUMNS}
+    names = [known[column] for column in columns if column in known]
+    if "path" not in names or len(set(names)) < len(names):
+        raise InputError(
+            f"{path} has the columns {make_storable(', '.join(columns)) or '(none)'}; expected `path` and, if known, "
+            "`sha256`, `licence` and `url`, each once"
+        )
+    unused += [make_storable(column) for column in columns if column not in known]
+    return known
 
 
-def _read_parquet(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read as Parquet ({error})") from error
-    columns = list(table.column_names)
-    rows = [{name: "" if value is None else str(value) for name, value in row.items()} for row in table.to_pylist()]
-    return rows, columns
+def _read_csv(path: Path, unused: list[str]) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        known = _choose_columns(path, list(reader.fieldnames or []), unused)
+        for number, row in enumerate(reader, start=1):
+            if None in row:
+                raise InputError(
+                    f"{path}, entry {number}: more cells than the header has; quote cells that hold commas"
+                )
+            yield {name: row[column].strip() for column, name in known.items()}
+
+
+def _read_parquet(path: Path, unused: list[str]) -> Iterator[dict[str, str]]:
+    """Rows in batches, with texts that repeat kept once: a few bytes can stand for a million long rows."""
+    with pq.ParquetFile(path) as opened:
+        known = _choose_columns(path, opened.schema_arrow.names, unused)
+        _check_types(path, opened.schema_arrow, known)
+        _check_unpacked_size(path, opened.metadata, known)
+    texts = [column for column in known if _is_text(opened.schema_arrow.field(column).type)]
+    with pq.ParquetFile(path, read_dictionary=texts) as opened:
+        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=list(known)):
+            columns = [_read_cells(path, batch[column]) for column in known]
+            for cells in zip(*columns, strict=True):
+                yield dict(zip(known.values(), cells, strict=True))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _check_types(path: Path, schema: pa.Schema, known: dict[str, str]) -> None:
+    for column, name in known.items():
+        kind = schema.field(column).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        is_plain = pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not (_is_text(kind) or pa.types.is_string_view(kind) or (is_plain and name != "path")):
+            raise InputError(f"{path}: the column `{make_storable(column)}` holds {kind}; expected text")
+
+
+def _check_unpacked_size(path: Path, metadata: pq.FileMetaData, known: dict[str, str]) -> None:
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in known)
+    limit = max(_MAX_UNPACKED_BYTES, _MAX_EXPANSION * path.stat().st_size)
+    if not 0 <= unpacked <= limit:
+        raise InputError(f"{path} unpacks to {unpacked} bytes, more than {limit}; if it is a list, write it as CSV")
+
+
+def _read_cells(path: Path, column: pa.Array) -> Iterable[str]:
+    """The cells of a column as text; null and NaN say nothing, as an empty cell does."""
+    if not pa.types.is_dictionary(column.type):
+        return ["" if value is None or value != value else str(value) for value in column.to_pylist()]
+    lengths = [value for value in pc.binary_length(column.dictionary).to_pylist() if value is not None]
+    if max(lengths, default=0) > _LONGEST_CELL:
+        raise InputError(f"{path} holds a cell of {max(lengths)} bytes, more than {_LONGEST_CELL}; shorten it")
+    values = [(value or "").strip() for value in column.dictionary.to_pylist()]
+    return ["" if index is None else values[index] for index in column.indices.to_pylist()]
 
 
 def _build_item(values: dict[str, str], root: Path, where: str) -> Item:
-    name, sha256 = values["path"], values.get("sha256", "").lower()
-    if not name:
+    sha256 = values.get("sha256", "").lower()
+    if not values["path"]:
         raise InputError(f"{where}: no path")
     if sha256 and not _SHA256.fullmatch(sha256):
-        raise InputError(f"{where}: sha256 {sha256!r} is not 64 hexadecimal digits")
+        raise InputError(f"{where}: sha256 {make_storable(sha256, 80)!r} is not 64 hexadecimal digits")
+    item = _find_listed_file(normalise_name(values["path"]), root, where)
+    return replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
+
+
+def _find_listed_file(name: str, root: Path, where: str) -> Item:
+    relative = Path(name)
+    if "\0" in name or len(name) > LONGEST_NAME:
+        return refuse_item(relative, "bad_name", "no file can have this name")
     try:
         file = path_inside(root, name)
+        if not file.exists():
+            return refuse_item(relative, "absent", f"not in {root.name}/")
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    relative = Path(name)
-    if not file.exists():
-        item = refuse_item(relative, "absent", f"not in {root.name}/")
-    else:
-        item = find_item(file, root) or refuse_item(relative, "unknown_type", f"suffix {relative.suffix!r}")
-    return replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
+        if error.__cause__ is not None:  # it does not lead out, but nowhere
+            return refuse_item(relative, "unreadable", "a link in a circle")
+        raise InputError(f"{where}: {make_storable(str(error))}") from error
+    except OSError as error:
+        return refuse_item(relative, "bad_name", error.strerror or str(error))
+    return find_item(file, root) or refuse_item(relative, "unknown_type", f"suffix {relative.suffix!r}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from mimicbrush.data.schema import MAX_POINT_SIDE_PX
-from mimicbrush.errors import InputError
+from mimicbrush.ranges import check_options, check_order, number, word
 
 READERS = ("pyav", "decord", "torchcodec")
+HDR = ("tone_map", "keep", "skip")
+INTERLACED = ("deinterlace", "keep", "skip")
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,10 @@ class MiningOptions:
 
     Attributes:
         reader: of videos, one of `READERS`.
+        hdr: what to do with HDR videos (PQ, HLG), one of `HDR`: convert them to SDR, take their numbers as they are,
+            which looks flat, or reject them.
+        interlaced: what to do with interlaced videos, one of `INTERLACED`: make whole images of their frames, keep the
+            comb of two fields, or reject them.
         candidate_interval_s: a frame is considered about this often.
         min_gap_s, max_gap_s: how far apart in time the two frames of a pair may lie.
         min_frames: a clip of fewer frames is a fragment.
@@ -44,33 +50,35 @@ class MiningOptions:
         inputs_per_shard: how many files of the input make one shard.
     """
 
-    reader: str = "pyav"
-    candidate_interval_s: float = 0.5
-    min_gap_s: float = 0.5
-    max_gap_s: float = 4.0
-    min_frames: int = 12
-    min_ssim: float = 0.05
-    max_ssim: float = 0.96
-    cut_ratio: float = 3.0
-    min_cut: float = 15.0
-    min_contrast: float = 4.0
-    min_sharpness: float = 0.0015
-    min_sharpness_ratio: float = 0.25
-    match_side_px: int = 640
-    min_matches: int = 6
-    pairs_per_clip: int = 16
-    max_side_px: int = 1024
-    jpeg_quality: int = 92
-    refused_per_clip: int = 2
+    reader: str = word("pyav", READERS)
+    hdr: str = word("tone_map", HDR)
+    interlaced: str = word("deinterlace", INTERLACED)
+    candidate_interval_s: float = number(0.5, above=0)
+    min_gap_s: float = number(0.5, above=0)
+    max_gap_s: float = number(4.0, above=0)
+    min_frames: int = number(12, at_least=1)
+    min_ssim: float = number(0.05, at_least=-1, at_most=1)
+    max_ssim: float = number(0.96, at_least=-1, at_most=1)
+    cut_ratio: float = number(3.0, above=0)
+    min_cut: float = number(15.0, at_least=0, at_most=255)
+    min_contrast: float = number(4.0, at_least=0, at_most=255)
+    min_sharpness: float = number(0.0015, at_least=0)
+    min_sharpness_ratio: float = number(0.25, at_least=0)
+    match_side_px: int = number(640, at_least=1, at_most=MAX_POINT_SIDE_PX)
+    min_matches: int = number(6, at_least=0)
+    pairs_per_clip: int = number(16, at_least=1)
+    max_side_px: int = number(1024, at_least=1, at_most=MAX_POINT_SIDE_PX, note="what the manifest can hold")
+    jpeg_quality: int = number(92, at_least=1, at_most=100)
+    refused_per_clip: int = number(2, at_least=0)
     copy_images: bool = False
-    max_segments: int = 16
-    min_segment_ratio: float = 0.01
-    max_segment_ratio: float = 0.80
-    max_file_bytes: int = 17_179_869_184
-    max_image_bytes: int = 268_435_456
-    max_pixels: int = 35_389_440
-    max_duration_s: float = 14_400.0
-    inputs_per_shard: int = 4
+    max_segments: int = number(16, at_least=1)
+    min_segment_ratio: float = number(0.01, at_least=0, at_most=1)
+    max_segment_ratio: float = number(0.80, at_least=0, at_most=1)
+    max_file_bytes: int = number(17_179_869_184, at_least=1)
+    max_image_bytes: int = number(268_435_456, at_least=1)
+    max_pixels: int = number(35_389_440, at_least=1)
+    max_duration_s: float = number(14_400.0, above=0)
+    inputs_per_shard: int = number(4, at_least=1)
 
     def __post_init__(self) -> None:
         """Refuse values of another type, and such as could never give a pair.
@@ -78,46 +86,11 @@ class MiningOptions:
         Raises:
             InputError: names the option and what was given.
         """
-        if self.reader not in READERS:
-            raise InputError(f"reader={self.reader}: there is no such reader; choose one of {', '.join(READERS)}")
-        if not isinstance(self.copy_images, bool):
-            raise InputError(f"copy_images={self.copy_images}: must be true or false")
-        for option in fields(self):
-            if option.name not in ("reader", "copy_images"):
-                check_number(option.name, getattr(self, option.name), integer=isinstance(option.default, int))
-        for low, high in (
+        check_options(self)
+        check_order(
+            self,
+            "",
             ("min_gap_s", "max_gap_s"),
             ("min_ssim", "max_ssim"),
             ("min_segment_ratio", "max_segment_ratio"),
-        ):
-            if not getattr(self, low) <= getattr(self, high):
-                raise InputError(f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}")
-        for name in ("candidate_interval_s", "min_gap_s", "cut_ratio"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in (
-            "pairs_per_clip",
-            "max_side_px",
-            "match_side_px",
-            "max_segments",
-            "inputs_per_shard",
-            "max_pixels",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.refused_per_clip < 0:
-            raise InputError(f"refused_per_clip={self.refused_per_clip} must be 0 or more")
-        if self.max_side_px > MAX_POINT_SIDE_PX:
-            raise InputError(f"max_side_px={self.max_side_px} is above {MAX_POINT_SIDE_PX}, what the manifest can hold")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise InputError(f"jpeg_quality={self.jpeg_quality} is outside 1..100")
-
-
-def check_number(name: str, value: object, *, integer: bool = False) -> None:
-    """Refuse a value of an option that is no number, since a command line can give anything.
-
-    Raises:
-        InputError: names the option and what was given.
-    """
-    if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
-        raise InputError(f"{name}={value}: must be a {'whole ' if integer else ''}number")
+        )

@@ -7,19 +7,28 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mimicbrush.data.manifest import PLAN_NAME
 from mimicbrush.errors import DataError, InputError
+from mimicbrush.io.text import make_storable
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.segmented_images import JPEG_SUFFIXES
+from mimicbrush.mining.segmented_images import (
+    JPEG_SUFFIXES,
+    annotation_names,
+    find_annotation,
+    is_storable_name,
+    make_name_storable,
+)
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi")
 ARCHIVE_SUFFIXES = (".tar",)
 _PLAN_FORMAT = 2
+#: Characters of a suffix that is counted; a longer one is the end of a sentence.
+_LONGEST_SUFFIX = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,8 @@ class Plan:
 
 def suffix_of(name: str) -> str:
     """Return the lower-case suffix of a file name for counting, "(none)" where there is none."""
-    return PurePosixPath(name).suffix.lower().encode("utf-8", "backslashreplace").decode() or "(none)"
+    suffix = make_storable(PurePosixPath(name).suffix.lower())
+    return suffix if 0 < len(suffix) <= _LONGEST_SUFFIX else "(none)"
 
 
 def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
@@ -81,77 +91,95 @@ def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
 
     Returns:
         The inputs, sorted by path, and how many files of each other suffix there are.
+
+    Raises:
+        InputError: the input folder itself cannot be read.
     """
     items: list[Item] = []
     ignored: Counter[str] = Counter()
-
-    def unreadable(error: OSError) -> None:
-        folder = Path(error.filename)
-        items.append(refuse_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
-
-    for folder_name, subfolders, names in os.walk(root, onerror=unreadable):
-        folder = Path(folder_name)
-        links = [name for name in subfolders if (folder / name).is_symlink()]
-        items += [
-            refuse_item(
-                (folder / name).relative_to(root),
-                "outside_link",
-                "a link to a folder outside the input; copy it, or mine it on its own",
-            )
-            for name in links
-            if not _is_inside(folder / name, root)
-        ]
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if name not in links and (folder / name) != output and not _is_mined_folder(folder / name)
-        ]
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            subfolders, names = _list_folder(folder)
+        except OSError as error:
+            if folder == root:
+                raise InputError(
+                    f"the input {root} cannot be read ({error.strerror}); check its permissions"
+                ) from error
+            items.append(refuse_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
+            continue
+        for name, is_link in subfolders:
+            subfolder = folder / name
+            if not is_link:
+                if subfolder != output and not _is_mined_folder(subfolder):
+                    waiting.append(subfolder)
+            elif not _is_inside(subfolder, root):
+                detail = "a link to a folder outside the input; copy it, or mine it on its own"
+                items.append(refuse_item(subfolder.relative_to(root), "outside_link", detail))
+        beside = {next((each for each in annotation_names(name) if each in names), None) for name in names}
         for name in names:
             item = find_item(folder / name, root)
             if item is not None:
                 items.append(item)
-            elif not _is_annotation(name, set(names)):
+            elif name not in beside:
                 ignored[suffix_of(name)] += 1
     return sorted(items, key=lambda item: item.path), ignored
 
 
+def _list_folder(folder: Path) -> tuple[list[tuple[str, bool]], set[str]]:
+    """The folders in a folder, each with whether it is a link, and the names of all else."""
+    with os.scandir(folder) as entries:
+        kinds = [(entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries]
+    return [(name, is_link) for name, is_folder, is_link in kinds if is_folder], {
+        name for name, is_folder, _ in kinds if not is_folder
+    }
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where nobody may look
+        return False
+
+
 def find_item(path: Path, root: Path) -> Item | None:
     """Describe a file below `root` as an input; None where its name is not of any kind that is mined."""
+    name = path.relative_to(root)
+    try:
+        return _describe_file(path, name, root)
+    except OSError as error:
+        return refuse_item(name, "unreadable", error.strerror or str(error))
+
+
+def _describe_file(path: Path, name: Path, root: Path) -> Item | None:
     suffix = path.suffix.lower()
-    annotation = path.with_suffix(".json")
     files = [path]
     if suffix in VIDEO_SUFFIXES:
         kind = "video"
     elif suffix in ARCHIVE_SUFFIXES:
         kind = "archive"
-    elif suffix in JPEG_SUFFIXES and (annotation.exists() or annotation.is_symlink()):
+    elif suffix in JPEG_SUFFIXES and os.path.lexists(find_annotation(path)):
         kind = "image"
-        files = [path, annotation]
+        files = [path, find_annotation(path)]
     else:
         return None
-    name = path.relative_to(root)
-    try:
-        str(name).encode("utf-8")
-    except UnicodeEncodeError:
+    if not is_storable_name(name.as_posix()):
         return refuse_item(name, "bad_name", "rename the file")
     size = 0
     for file in files:
         if file.is_symlink() and not _is_inside(file, root):
             return refuse_item(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
-        try:
-            status = file.stat()
-        except OSError as error:
-            return refuse_item(name, "unreadable", error.strerror or str(error))
+        status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            return refuse_item(name, "not_a_file", f"{file.name} is a pipe, a socket or a device")
+            return refuse_item(name, "not_a_file", f"{file.name} is a folder, a pipe, a socket or a device")
         size += status.st_size
     return Item(name.as_posix(), kind, size)
 
 
 def refuse_item(name: Path, reason: str, detail: str) -> Item:
     """Describe an input that is never opened: its one row gives the reason."""
-    printable = name.as_posix().encode("utf-8", "backslashreplace").decode()
-    return Item(printable, "refused", reason=reason, detail=detail)
+    return Item(make_name_storable(name.as_posix()), "refused", reason=reason, detail=make_storable(detail))
 
 
 def _is_inside(path: Path, root: Path) -> bool:
@@ -162,15 +190,27 @@ def _is_inside(path: Path, root: Path) -> bool:
     return target.is_relative_to(root)
 
 
-def _is_annotation(name: str, siblings: set[str]) -> bool:
-    path = Path(name)
-    return path.suffix == ".json" and any(
-        Path(sibling).suffix.lower() in JPEG_SUFFIXES and Path(sibling).stem == path.stem for sibling in siblings
-    )
-
-
 def _is_mined_folder(folder: Path) -> bool:
-    return (folder / PLAN_NAME).is_file() and (folder / "manifest").is_dir() and (folder / "shards").is_dir()
+    try:
+        return (folder / PLAN_NAME).is_file() and (folder / "manifest").is_dir() and (folder / "shards").is_dir()
+    except OSError:  # whoever may not look into it is told so when it is listed
+        return False
+
+
+#: Options that earlier versions did not have, and what those did.
+_EARLIER = {"hdr": "keep", "interlaced": "keep"}
+
+
+def add_earlier_options(output: Path, options: MiningOptions) -> MiningOptions:
+    """Make the options those of the version that a mined folder was begun with, where that version knew fewer.
+
+    The shards of a folder are mined alike; what one of them was made by is not changed by a newer version.
+    """
+    plan = read_plan(output / PLAN_NAME)
+    missing: dict[str, Any] = {}
+    if plan is not None:
+        missing = {name: did for name, did in _EARLIER.items() if name not in plan.options}
+    return replace(options, **missing)
 
 
 def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
@@ -218,7 +258,7 @@ def _differs(planned: Item, current: Item) -> bool:
 
 
 def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
-    before = plan.options | {"SSIM definition": plan.ssim_definition}
+    before = _EARLIER | plan.options | {"SSIM definition": plan.ssim_definition}
     now = fresh.options | {"SSIM definition": fresh.ssim_definition}
     differences = [
         f"{name}: was {before.get(name, 'not there')}, now {now.get(name, 'not there')}"

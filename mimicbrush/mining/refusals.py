@@ -4,11 +4,15 @@ Where a file is refused, by the file of this room that decides it:
 
 * Before it is opened: `plan` (outside_link, not_a_file, bad_name, unreadable) and `input_list` (absent, unknown_type).
 * Its bytes: `worker` (changed, hash_mismatch, empty, too_large, unreadable, out_of_memory).
-* A video: `video/containers` and `video/matroska` (the container), `video/stream_checks` (packets, frames, times and
-  sizes), `video/decoders` and `video/strict_reader` (errors of FFmpeg), `video/other_readers` (decord and torchcodec).
-* A photograph or a tar: `segmented_images` (rotated, bad_json, bad_segment, bad_archive, damaged, too_large).
+* A video: `video/containers`, `video/matroska` and `video/avi` (the container, other_format), `video/stream_checks`
+  (packets, frames, times and sizes), `video/decoders` and `video/strict_reader` (errors of FFmpeg),
+  `video/other_readers` (decord and torchcodec).
+* A photograph or a tar: `segmented_images` (rotated, bad_json, bad_segment, bad_archive, ambiguous, bad_name, damaged,
+  too_large).
 * Its process: `worker_pool` (timeout, worker_died).
-* Readable, but without a pair: `pair_selection` (videos) and `worker` (no_segment).
+* Any other error while it is worked on: `worker` and `worker_pool` (failed). So no file ends a run.
+* Readable, but without a pair: `pair_selection` (videos), `video/signals` (hdr, interlaced) and `worker` (no_segment,
+  no_photograph).
 * The same bytes as an earlier file: `mimicbrush.data.manifest` (duplicate), which sees all shards at once.
 """
 
@@ -26,13 +30,17 @@ REJECTED = {
     "too_similar": "the pairs tried lie above max_ssim (a still image)",
     "too_different": "the pairs tried lie below min_ssim",
     "few_matches": "the pairs tried have fewer SIFT matches than min_matches",
+    "hdr": "an HDR video (PQ, HLG), and hdr=skip",
+    "interlaced": "a video with interlaced frames, and interlaced=skip",
     "no_segment": "no segment of the image has an area in the accepted range",
+    "no_photograph": "a tar that holds files, but no photograph beside its segments",
     "duplicate": "the same content as an earlier file",
 }
 
 #: Cannot be trusted.
 QUARANTINED = {
     "damaged": "not a video or image of a known format, or decoding it reports an error",
+    "other_format": "the content is of a format that is not read, whatever the suffix says",
     "no_video": "no video stream, or one without frames",
     "missing_packets": "fewer packets than the index declares, or the stream ends early",
     "missing_frames": "the decoder returned another number of frames than there are packets",
@@ -42,20 +50,22 @@ QUARANTINED = {
     "too_long": "longer than the limit",
     "empty": "zero bytes",
     "unreadable": "the operating system could not read it",
-    "changed": "not the size it had when the run was planned",
+    "changed": "not the size it had when the run was planned, or replaced while it was read",
     "hash_mismatch": "not the SHA-256 that the input list gives",
     "absent": "named by the input list, but not there",
     "unknown_type": "named by the input list, but no video, photograph with segments, or tar by its suffix",
-    "bad_name": "the file name is not valid UTF-8",
+    "bad_name": "the name is not valid UTF-8, too long, or none that a file can have",
     "outside_link": "a symbolic link that leaves the input folder, or leads nowhere",
-    "not_a_file": "a pipe, socket or device",
+    "not_a_file": "a folder, pipe, socket or device",
     "rotated": "a photograph whose EXIF orientation is not normal: its segments may be meant either way",
     "bad_json": "the file beside the image is not of the SA-1B layout",
     "bad_segment": "a segment's run lengths do not fit the image",
-    "bad_archive": "a tar that is damaged or ends early",
+    "bad_archive": "a tar that is empty, damaged or ends early",
+    "ambiguous": "a name that occurs twice in the tar: the photograph or its segments may be either",
     "worker_died": "the worker process ended while reading this file",
     "timeout": "reading this file took longer than timeout_s",
     "out_of_memory": "reading this file needed more memory than there is",
+    "failed": "the program failed at this file in a way that is not foreseen; please report it",
 }
 
 

@@ -9,19 +9,28 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, is_index_current, write_index
+from mimicbrush.data.manifest import (
+    INDEX_NAME,
+    PLAN_NAME,
+    check_outside_mined_folder,
+    is_index_current,
+    write_index,
+)
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, write_aside
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.mining import plan as planning
 from mimicbrush.mining.executors import Resources, run_shards
 from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
-from mimicbrush.mining.options import MiningOptions, check_number
+from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.page import write_mining_report
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.other_readers import open_reader
 from mimicbrush.mining.video.strict_reader import FrameReader
+from mimicbrush.ranges import check_options, number
 
 
 @dataclass(frozen=True)
@@ -33,14 +42,15 @@ class ArrayTask:
         count: how many tasks there are.
     """
 
-    index: int = 0
-    count: int = 1
+    index: int = number(0, at_least=0)
+    count: int = number(1, at_least=1)
 
     def __post_init__(self) -> None:
-        check_number("task.index", self.index, integer=True)
-        check_number("task.count", self.count, integer=True)
-        if not 0 <= self.index < self.count:
-            raise InputError(f"task {self.index} of {self.count}: the index must be in 0..{self.count - 1}")
+        check_options(self, "task.")
+        if self.index >= self.count:
+            raise InputError(
+                f"task.index={self.index} task.count={self.count}: the index must be in 0..{self.count - 1}"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,30 +98,40 @@ def mine_folder(
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        InputError: nothing to mine, or an output that does not belong to it.
-        DataError: an output folder whose files cannot be read or written, or an input at which a worker fails in a
-            way that is not foreseen; it is named, and the shards that are finished stay.
+        InputError: nothing to mine, or an output that does not belong to it, cannot be written to or is being written
+            to by another process (`LockedError`).
+        DataError: an output folder whose files cannot be read or written, or an input folder that has gone; the shards
+            that are finished stay. Whatever else happens at an input is a row with a reason.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
-    reader = reader or open_reader(options.reader, max_pixels=options.max_pixels, max_duration_s=options.max_duration_s)
     if not isinstance(progress, bool):
         raise InputError(f"progress={progress}: must be true or false")
     root, output = _check_folders(inputs, output, input_root)
+    check_output_folder(output, "output=")
     items, ignored, notes = _read_inputs(inputs, root, output)
-    plan = planning.make_plan(output, root, items, options)
-    output.mkdir(parents=True, exist_ok=True)
-    if task.count == 1:  # else another task may be writing just now
-        for leftover in output.glob(ASIDE_PATTERN):
-            leftover.unlink(missing_ok=True)
-    _write_if_new(output / PLAN_NAME, plan.to_json())
-    jobs = [
-        ShardJob(number, tuple(shard), root, output, options, reader, shard_fingerprint(plan, shard))
-        for number, shard in enumerate(plan.shards)
-    ]
-    shards_mined = _run(jobs[task.index :: task.count], resources, progress)
-    done = [job for job in jobs if job.paths.marker.is_file()]
-    summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-    return MiningResult(summary, len(done), len(jobs), shards_mined, notes)
+    # The tasks of an array share the folder. Workers, of this machine or of a Ray cluster, need no lock of their own.
+    with hold_folder(output, "" if task.count == 1 else f"{task.index}-of-{task.count}"):
+        options = planning.add_earlier_options(output, options)
+        plan = planning.make_plan(output, root, items, options)
+        reader = reader or open_reader(
+            options.reader,
+            max_pixels=options.max_pixels,
+            max_duration_s=options.max_duration_s,
+            tone_map=options.hdr == "tone_map",
+            deinterlace=options.interlaced == "deinterlace",
+        )
+        if task.count == 1:  # else another task may be writing just now
+            for leftover in output.glob(ASIDE_PATTERN):
+                leftover.unlink(missing_ok=True)
+        _write_if_new(output / PLAN_NAME, plan.to_json())
+        jobs = [
+            ShardJob(number, tuple(shard), root, output, options, reader, shard_fingerprint(plan, shard))
+            for number, shard in enumerate(plan.shards)
+        ]
+        shards_mined = _run(jobs[task.index :: task.count], resources, progress)
+        done = [job for job in jobs if job.paths.marker.is_file()]
+        summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
+        return MiningResult(summary, len(done), len(jobs), shards_mined, notes)
 
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:
@@ -121,11 +141,10 @@ def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple
         raise InputError(f"the input {inputs} is a file; name a folder, or a list ({' '.join(LIST_SUFFIXES)})")
     if input_root is not None and (inputs.is_dir() or not input_root.is_dir()):
         raise InputError(f"input_root={input_root} must be the folder that the paths of a list are relative to")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"the output {output} is a file; name a folder, or a path where one can be made")
     root, output = (input_root or (inputs if inputs.is_dir() else inputs.parent)).resolve(), output.resolve()
     if root == output:
         raise InputError(f"input and output are the same folder {root}; name another output")
+    check_outside_mined_folder(output.parent, f"output={output}")  # the folder itself may be one, to go on with
     return root, output
 
 
@@ -158,7 +177,7 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
     """Once all shards are there: the index for training, the summary, the report."""
     for job in done:
         ignored = ignored + Counter(_marker(job)["ignored"])
-    if not is_index_current(output):
+    if not is_index_current(output, needs_checksum=True):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise_manifest(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())

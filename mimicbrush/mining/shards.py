@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
 from mimicbrush.errors import DataError
-from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
@@ -131,7 +131,7 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
         Whether there was anything to do.
 
     Raises:
-        DataError: the disk refuses a file, or an input fails in a way that is not foreseen.
+        DataError: the disk refuses a file, or the input folder has gone.
     """
     if read_marker(job.paths, job.fingerprint) is not None:
         return False
@@ -158,7 +158,7 @@ def _remove_leftovers(job: ShardJob) -> None:
         shutil.rmtree(spool_folder, ignore_errors=True)
     for path in vars(job.paths).values():
         path.parent.mkdir(parents=True, exist_ok=True)
-        for aside in path.parent.glob(f".{path.name}.*.tmp"):
+        for aside in path.parent.glob(leftover_pattern(path.name)):
             aside.unlink(missing_ok=True)
     job.paths.marker.unlink(missing_ok=True)  # from here on the old shard, if any, no longer counts as done
 
@@ -179,6 +179,7 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
             for number, (item, waiting) in enumerate(zip(job.items, pending, strict=True)):
                 refusal = ItemOutcome([refuse_file(item, item.reason, item.detail)])
                 outcome = refusal if waiting is None else waiting.result()
+                assert outcome.files, f"{item.path} has no row"  # so that each input is counted
                 outcomes.append(outcome)
                 spool_path = spool_folder / f"{number}.bin"
                 for file in outcome.files:
@@ -186,6 +187,11 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
                 spool_path.unlink(missing_ok=True)
 
     write_aside(job.paths.tar, write_tar)
+    if any(values["reason"] == "unreadable" for values in rows) and not job.root.is_dir():
+        raise DataError(
+            f"the input {job.root} is not there any more (a disk that was taken away?). Finished shards stay; bring it "
+            "back, then give the same command again"
+        )
     audit = [row for outcome in outcomes for file in outcome.files for row in file.audit]
     _write_parquet(job.paths.part, pa.Table.from_pylist(rows, SCHEMA))
     _write_parquet(job.paths.audit, pa.Table.from_pylist(audit, AUDIT_SCHEMA))
@@ -217,7 +223,11 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
-    write_aside(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # opened here: Arrow takes no path that is not UTF-8
+            pq.write_table(table, file, compression="zstd")
+
+    write_aside(path, write)
 
 
 def _store_file(file: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:

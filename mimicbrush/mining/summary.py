@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mimicbrush.data.manifest import read_rows
+from mimicbrush.errors import DataError
+from mimicbrush.mining.video.signals import find_signals
 from mimicbrush.ops.similarity import SSIM_DEFINITION
 
 SUMMARY_NAME = "summary.json"
@@ -39,6 +41,7 @@ class Summary:
         ssim_histogram: counts in 20 equal bins of 0..1.
         ssim_definition: what SSIM means here.
         options: that the folder was mined with.
+        signals: "hdr", "interlaced" -> number of videos; only those that occur. See ``options`` for what was done.
     """
 
     inputs: int
@@ -53,6 +56,7 @@ class Summary:
     ssim_histogram: list[int]
     ssim_definition: str
     options: dict[str, Any]
+    signals: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Write the summary as the text of summary.json."""
@@ -65,8 +69,12 @@ def count_values(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
-    """Count the manifest of a mined folder."""
-    columns = ["status", "reason", "kind", "source_path", "ssim"]
+    """Count the manifest of a mined folder, whose shards have a row or more for each input.
+
+    Raises:
+        DataError: the manifest cannot be read, or the counts do not add up.
+    """
+    columns = ["status", "reason", "detail", "kind", "source_path", "ssim"]
     table = read_rows(output, columns)
     # All rows of a file have one status, so a file counts once.
     files = table.group_by(["source_path", "status", "reason"]).aggregate([])
@@ -77,6 +85,8 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
     percentiles = np.percentile(ssims, _PERCENTILES).tolist() if len(ssims) else []
     histogram, _ = np.histogram(ssims.clip(0, 1), bins=_HISTOGRAM_BINS, range=(0, 1))
     reasons.pop("", None)
+    if len(files) != statuses["pair"] + statuses["rejected"] + statuses["quarantined"]:
+        raise DataError(f"{output} has rows of a status that is unknown ({', '.join(statuses)}); mine again")
     return Summary(
         inputs=len(files),
         accepted=statuses["pair"],
@@ -90,4 +100,16 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
         ssim_histogram=[int(count) for count in histogram],
         ssim_definition=SSIM_DEFINITION,
         options=options,
+        signals=_count_signals(table),
     )
+
+
+def _count_signals(table: pa.Table) -> dict[str, int]:
+    """How many videos are HDR, and how many interlaced, as their rows say."""
+    videos = table.filter(pc.equal(table["kind"], "video"))
+    files = videos.group_by(["source_path", "reason", "detail"]).aggregate([])
+    words = (
+        find_signals(reason, detail)
+        for reason, detail in zip(files["reason"].to_pylist(), files["detail"].to_pylist(), strict=True)
+    )
+    return dict(sorted(Counter(word for each in words for word in each).items()))

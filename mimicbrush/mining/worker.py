@@ -2,29 +2,39 @@
 
 The JPEGs go to a spool file on disk, so that an archive of thousands of photographs does not have to travel
 through a pipe; the rows, whose offsets then count in the spool file, are the returned value.
+
+Whatever happens while a file is worked on becomes a reason to refuse it (`_attempt`). Only a spool file that cannot be
+written, on a full disk for one, is no fault of the file, and ends the run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import av
 import PIL
 
 from mimicbrush.data.schema import manifest_row, pack_points
 from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.text import make_storable
 from mimicbrush.mining import segmented_images
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.pair_selection import ChosenPair, select_pairs
+from mimicbrush.mining.pair_selection import ChosenPair, Selection, select_pairs
 from mimicbrush.mining.plan import Item, suffix_of
 from mimicbrush.mining.refusals import UntrustedFileError
+from mimicbrush.mining.video.signals import SignalNotes, UnwantedSignalError
 from mimicbrush.mining.video.strict_reader import FrameReader
 
 IMAGE_DECODER = f"pillow {PIL.__version__}"
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -57,20 +67,26 @@ class ItemOutcome:
     num_frames: int = 0
 
 
+class _SpoolError(OSError):
+    """The spool file cannot be written: no fault of the file that is read."""
+
+
 def refuse_file(
-    item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = ""
+    item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = "", decoder: str = ""
 ) -> MinedFile:
     """Describe a file that cannot be trusted by its one manifest row.
 
     Args:
         item: the input that it is, or lies in.
-        reason, detail: why.
+        reason, detail: why; the detail may be any text.
         path: where it is a file of an archive.
         kind: "video" or "image"; "" for that of the item.
         source_hash: where it could be read.
+        decoder: that read it, where it came so far.
     """
     source_path = path or item.path
-    values = _common_values(item, source_path, kind or item.row_kind, source_hash)
+    values = _common_values(item, source_path, kind or item.row_kind, source_hash) | {"decoder": decoder}
+    detail = make_storable(detail)
     return MinedFile(source_path, [manifest_row(status="quarantined", reason=reason, detail=detail, **values)])
 
 
@@ -93,47 +109,111 @@ def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOption
         reader: for videos.
         options: what makes a pair.
         spool_path: the JPEGs are written there, one after the other.
+
+    Raises:
+        OSError: the spool file cannot be written. Anything else that happens is a refused file.
     """
-    path = root / item.path
     with spool_path.open("wb") as spool:
-        try:
-            _check_size([path, path.with_suffix(".json")] if item.kind == "image" else [path], item.size)
-            if item.kind == "archive":
-                return _mine_archive(path, item, options, spool)
-            if item.kind == "image":
-                return ItemOutcome([_mine_loose_image(path, item, options, spool)])
-            return _mine_video(path, item, reader, options, spool)
-        except UntrustedFileError as error:
-            return ItemOutcome([refuse_file(item, error.reason, error.detail)])
-        except MemoryError:
-            return ItemOutcome([refuse_file(item, "out_of_memory", "MemoryError")])
+        outcome = _attempt(partial(_mine_unchanged, root / item.path, item, reader, options, spool))
+    if isinstance(outcome, UntrustedFileError):
+        return ItemOutcome([refuse_file(item, outcome.reason, outcome.detail)])
+    return outcome
 
 
-def _check_size(paths: Sequence[Path], planned: int) -> None:
-    """A file that still grows would give pairs of a content that nobody finds again."""
+def _attempt(work: Callable[[], _Result]) -> _Result | UntrustedFileError:
+    """What `work` returns, or why the file that it works on is refused."""
     try:
-        size = sum(path.stat().st_size for path in paths)
+        return work()
+    except UntrustedFileError as error:
+        return error
+    except MemoryError:
+        return UntrustedFileError("out_of_memory", "MemoryError")
+    except _SpoolError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the one place where no error of a library may pass
+        return UntrustedFileError("failed", describe_error(error))
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error by its type and its text, which may be of any kind and may itself fail."""
+    try:
+        text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).strip()
+    except Exception:  # noqa: BLE001 - a number of 5000 digits, text that quotes itself
+        text = ""
+    # An address in memory is another one in each run.
+    return f"{type(error).__name__}: {re.sub('0x[0-9a-f]{6,}', '0x...', make_storable(text))}".removesuffix(": ")
+
+
+def _mine_unchanged(
+    path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO
+) -> ItemOutcome:
+    """Mine an input that is the file that was planned, and that nobody replaces in the meantime."""
+    files = [path, segmented_images.find_annotation(path)] if item.kind == "image" else [path]
+    before = _identify(files)
+    size = sum(state.size for state in before)
+    if size != item.size:  # a file that still grows would give pairs of a content that nobody finds again
+        raise UntrustedFileError("changed", f"{size} bytes, {item.size} when the run was planned")
+    if item.kind == "archive":
+        outcome = _mine_archive(path, item, options, spool)
+    elif item.kind == "image":
+        outcome = ItemOutcome([_mine_loose_image(files[0], files[1], item, options, spool)])
+    else:
+        outcome = _mine_video(path, item, reader, options, spool)
+    if _identify(files) != before:  # the hash is of the one, the pairs may be of the other
+        raise UntrustedFileError("changed", "it was replaced or written to while it was read")
+    return outcome
+
+
+class _FileState(NamedTuple):
+    """What tells a file from another one of its name, without reading it."""
+
+    device: int
+    number: int
+    size: int
+    changed_ns: int
+
+
+def _identify(files: Sequence[Path]) -> list[_FileState]:
+    try:
+        states = [path.stat() for path in files]
     except OSError as error:
         raise UntrustedFileError("unreadable", error.strerror or str(error)) from error
-    if size != planned:
-        raise UntrustedFileError("changed", f"{size} bytes, {planned} when the run was planned")
+    return [_FileState(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
     source_hash = _hash_file(path, options.max_file_bytes)
     _check_hash(source_hash, item)
+    signals = SignalNotes(options.hdr, options.interlaced)
+    selection = _attempt(partial(_select_pairs, path, reader, options, signals))
+    if isinstance(selection, UntrustedFileError):
+        reason, detail = selection.reason, selection.detail
+        return ItemOutcome([refuse_file(item, reason, detail, source_hash=source_hash, decoder=reader.name)])
     common = _common_values(item, item.path, "video", source_hash) | {"decoder": reader.name}
-    try:
-        selection = select_pairs(reader.frames(path), options)
-    except UntrustedFileError as error:
-        values = manifest_row(status="quarantined", reason=error.reason, detail=error.detail, **common)
-        return ItemOutcome([MinedFile(item.path, [values])])
+    if isinstance(selection, UnwantedSignalError):
+        values = manifest_row(status="rejected", reason=selection.reason, detail=selection.detail, **common)
+        return ItemOutcome([MinedFile(item.path, [values])], num_frames=signals.num_frames)
     if selection.pairs:
+        common |= {"detail": signals.describe()}
         rows = [manifest_row(status="pair", **_pair_values(pair, spool), **common) for pair in selection.pairs]
     else:
-        rows = [manifest_row(status="rejected", reason=selection.reason, detail=selection.detail, **common)]
+        detail = signals.describe(selection.detail)
+        rows = [manifest_row(status="rejected", reason=selection.reason, detail=detail, **common)]
     audit = [refused.to_row(item.path) for refused in selection.refused]
     return ItemOutcome([MinedFile(item.path, rows, audit)], seconds=selection.seconds, num_frames=selection.num_frames)
+
+
+def _select_pairs(
+    path: Path, reader: FrameReader, options: MiningOptions, signals: SignalNotes
+) -> Selection | UnwantedSignalError:
+    try:
+        return select_pairs(signals.watch(reader.frames(path)), options)
+    except UnwantedSignalError as error:
+        return error
+    except MemoryError:
+        raise  # FFmpeg's own error is one, too; it says nothing about the file
+    except av.error.FFmpegError as error:  # the reader knows its own; this one comes from making RGB of a frame
+        raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
 
 
 def _pair_values(pair: ChosenPair, spool: BinaryIO) -> dict[str, Any]:
@@ -167,12 +247,12 @@ class _Photograph:
     annotation_at: tuple[str, int]
 
 
-def _mine_loose_image(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> MinedFile:
+def _mine_loose_image(path: Path, annotation: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> MinedFile:
     photograph = _Photograph(
         _read_small(path, options.max_image_bytes),
-        _read_small(path.with_suffix(".json"), options.max_image_bytes),
+        _read_small(annotation, options.max_image_bytes),
         (item.path, 0),
-        (str(Path(item.path).with_suffix(".json").as_posix()), 0),
+        (PurePosixPath(item.path).with_suffix(annotation.suffix).as_posix(), 0),
     )
     if item.sha256:
         _check_hash(hashlib.sha256(photograph.jpeg).hexdigest(), item)
@@ -181,10 +261,10 @@ def _mine_loose_image(path: Path, item: Item, options: MiningOptions, spool: Bin
 
 def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningOptions, spool: BinaryIO) -> MinedFile:
     source_hash = hashlib.sha256(photograph.jpeg).hexdigest()
-    try:
-        image = segmented_images.read_segmented_image(photograph.jpeg, photograph.annotation, options)
-    except UntrustedFileError as error:
-        return refuse_file(item, error.reason, error.detail, path=name, kind="image", source_hash=source_hash)
+    jpeg, annotation = photograph.jpeg, photograph.annotation
+    image = _attempt(partial(segmented_images.read_segmented_image, jpeg, annotation, options))
+    if isinstance(image, UntrustedFileError):
+        return refuse_file(item, image.reason, image.detail, path=name, kind="image", source_hash=source_hash)
     common = _common_values(item, name, "image", source_hash) | {"decoder": IMAGE_DECODER}
     if not image.segments:
         return MinedFile(name, [manifest_row(status="rejected", reason="no_segment", detail=image.detail, **common)])
@@ -217,35 +297,46 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
         _check_hash(hash_file(path), item)
     outcome = ItemOutcome()
     with segmented_images.open_archive(path) as archive:
-        members, others = segmented_images.list_archive(archive)
-        outcome.ignored = Counter(suffix_of(other) for other in others)
-        for member in members:
+        listing = segmented_images.list_archive(archive)
+        outcome.ignored = Counter(suffix_of(other) for other in listing.others)
+        for name, fault in listing.refused:
+            outcome.files.append(
+                refuse_file(item, fault.reason, fault.detail, path=f"{item.path}/{name}", kind="image")
+            )
+        for member in listing.photographs:
+            photograph = _attempt(partial(_read_photograph, archive, member, item, options))
             name = f"{item.path}/{member.name}"
-            try:
-                name.encode("utf-8")
-            except UnicodeEncodeError:
-                printable = name.encode("utf-8", "backslashreplace").decode()
-                outcome.files.append(refuse_file(item, "bad_name", "not valid UTF-8", path=printable, kind="image"))
-                continue
-            try:
-                photograph = _Photograph(
-                    segmented_images.read_member(archive, member.image, options.max_image_bytes),
-                    segmented_images.read_member(archive, member.annotation, options.max_image_bytes),
-                    (item.path, member.image.offset_data),
-                    (item.path, member.annotation.offset_data),
-                )
-            except UntrustedFileError as error:
-                if error.reason == "bad_archive":
-                    raise
-                outcome.files.append(refuse_file(item, error.reason, error.detail, path=name, kind="image"))
-                continue
-            outcome.files.append(_mine_image(name, item, photograph, options, spool))
+            if not isinstance(photograph, UntrustedFileError):
+                outcome.files.append(_mine_image(name, item, photograph, options, spool))
+            elif photograph.reason == "bad_archive":
+                raise photograph
+            else:
+                outcome.files.append(refuse_file(item, photograph.reason, photograph.detail, path=name, kind="image"))
+    if not outcome.files:  # every input has a row
+        values = _common_values(item, item.path, "image", "")
+        detail = f"{sum(outcome.ignored.values())} other files"
+        row = manifest_row(status="rejected", reason="no_photograph", detail=detail, **values)
+        outcome.files.append(MinedFile(item.path, [row]))
     return outcome
 
 
+def _read_photograph(
+    archive: tarfile.TarFile, member: segmented_images.ArchiveMember, item: Item, options: MiningOptions
+) -> _Photograph:
+    return _Photograph(
+        segmented_images.read_member(archive, member.image, options.max_image_bytes),
+        segmented_images.read_member(archive, member.annotation, options.max_image_bytes),
+        (item.path, member.image.offset_data),
+        (item.path, member.annotation.offset_data),
+    )
+
+
 def _append(spool: BinaryIO, data: bytes) -> int:
-    offset = spool.tell()
-    spool.write(data)
+    try:
+        offset = spool.tell()
+        spool.write(data)
+    except OSError as error:
+        raise _SpoolError(*error.args) from error
     return offset
 
 

@@ -23,7 +23,7 @@ from mimicbrush.errors import DataError
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.video.strict_reader import FrameReader
-from mimicbrush.mining.worker import ItemOutcome, mine_item, refuse_file
+from mimicbrush.mining.worker import ItemOutcome, describe_error, mine_item, refuse_file
 
 #: A file that ended this many workers is taken to be the cause.
 _ATTEMPTS = 5
@@ -107,10 +107,11 @@ class PendingOutcome:
         self._future = pool._schedule(arguments)
 
     def result(self) -> ItemOutcome:
-        """Wait for the outcome. A worker that dies or hangs is a reason; a fault of ours ends the run.
+        """Wait for the outcome. A worker that dies or hangs is a reason, and so is any other failure.
 
         Raises:
-            DataError: mining failed in a way that is not foreseen; names the file.
+            OSError: the worker cannot write its spool file; the disk may be full.
+            DataError: the pool was stopped.
         """
         item = self._arguments[1]
         attempt = 1
@@ -126,12 +127,10 @@ class PendingOutcome:
                 self._future = self._pool._schedule(self._arguments)
                 continue
             if not isinstance(failure, ProcessExpired):
-                raise DataError(
-                    f"{item.path}: mining this file failed in a way that is not foreseen ({type(failure).__name__}: "
-                    f"{str(failure).strip()}). Mend the cause if it lies on this machine (a full disk, say); else move "
-                    "the file out of the input and report the fault. Then give the same command again: finished "
-                    "shards stay"
-                ) from failure
+                if isinstance(failure, OSError):
+                    raise failure
+                # An outcome that cannot be sent, for one.
+                return ItemOutcome([refuse_file(item, "failed", describe_error(failure))])
             if attempt == _ATTEMPTS:
                 detail = f"exit code {failure.exitcode}, {_ATTEMPTS} times"
                 return ItemOutcome([refuse_file(item, "worker_died", detail)])

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import NumberRange, check_options, number, numbers, word
+
+#: The side of a canvas, in pixels.
+_SIZE = NumberRange(at_least=1, at_most=16384, whole=True)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ def encoder_without_unet(token_class: str) -> str:
     return names[0]
 
 
+_ORDERS = ("resize_then_pad", "pad_then_resize")
+_SHARINGS = ("hidden_states", "keys_values")
+_TIMESTEPS = ("current", "zero")
+_CHANNELS = (1, 3)
+_DEPTHS = ("standard", "released")
+_NO_DEPTHS = ("zero_map", "zero_input")
+_BLEND = NumberRange(at_least=0, at_most=1)
+
+
 @dataclass
 class ModelOptions:
     """Choices in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
@@ -77,36 +90,24 @@ class ModelOptions:
         no_depth_convention: "zero_map" (paper) or "zero_input" (released code).
     """
 
-    size_px: int = 512
-    letterbox_order: str = "resize_then_pad"
-    reference_encoder: str = "unet"
-    reference_sharing: str = "hidden_states"
-    reference_blend: float = 1.0
-    reference_timestep: str = "current"
-    depth_channels: int = 1
-    depth_convention: str = "standard"
-    no_depth_convention: str = "zero_map"
+    size_px: int = number(512, _SIZE)
+    letterbox_order: str = word("resize_then_pad", _ORDERS)
+    reference_encoder: str = word("unet", REFERENCE_ENCODERS)
+    reference_sharing: str = word("hidden_states", _SHARINGS)
+    reference_blend: float = number(1.0, _BLEND)
+    reference_timestep: str = word("current", _TIMESTEPS)
+    depth_channels: int = word(1, _CHANNELS)
+    depth_convention: str = word("standard", _DEPTHS)
+    no_depth_convention: str = word("zero_map", _NO_DEPTHS)
 
     def _size_step_px(self) -> int:
         """Return what the size must be a multiple of: pixels per token at the lowest level."""
         return 1
 
     def __post_init__(self) -> None:
-        if self.size_px < 1 or self.size_px % self._size_step_px():
+        check_options(self, "model.")
+        if self.size_px % self._size_step_px():
             raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
-        for name, allowed in (
-            ("letterbox_order", ("resize_then_pad", "pad_then_resize")),
-            ("reference_encoder", tuple(REFERENCE_ENCODERS)),
-            ("reference_sharing", ("hidden_states", "keys_values")),
-            ("reference_timestep", ("current", "zero")),
-            ("depth_channels", (1, 3)),
-            ("depth_convention", ("standard", "released")),
-            ("no_depth_convention", ("zero_map", "zero_input")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"model.{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not 0 <= self.reference_blend <= 1:
-            raise InputError(f"model.reference_blend must be in 0..1, got {self.reference_blend}")
 
 
 #: What the released weights were trained for, as options of `ModelOptions` and of `MimicBrushPipeline`.
@@ -121,6 +122,8 @@ RELEASED_CONVENTIONS = {
 @dataclass
 class PretrainedModel(ModelOptions):
     """Model at full size, from starting weights: each a folder, or a hub id that is in the local cache.
+
+    OWNER/NAME@REVISION names a revision; without one, that of `pretrained.weights.REVISIONS` is fetched.
 
     Attributes:
         unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
@@ -158,15 +161,15 @@ class PipelineModel(ModelOptions):
         path: its folder, that of a run, "small" for the model that comes with the project, or "released".
     """
 
-    size_px: int = 0
-    letterbox_order: str = ""
-    reference_encoder: str = ""
-    reference_sharing: str = ""
-    reference_blend: float = -1.0
-    reference_timestep: str = ""
-    depth_channels: int = 0
-    depth_convention: str = ""
-    no_depth_convention: str = ""
+    size_px: int = number(0, _SIZE)
+    letterbox_order: str = word("", _ORDERS)
+    reference_encoder: str = word("", REFERENCE_ENCODERS)
+    reference_sharing: str = word("", _SHARINGS)
+    reference_blend: float = number(-1.0, _BLEND)
+    reference_timestep: str = word("", _TIMESTEPS)
+    depth_channels: int = word(0, _CHANNELS)
+    depth_convention: str = word("", _DEPTHS)
+    no_depth_convention: str = word("", _NO_DEPTHS)
     path: str = ""
 
 
@@ -186,11 +189,11 @@ class ToyModel(ModelOptions):
             alike to one then looks alike to the other, which reference attention needs.
     """
 
-    size_px: int = 32
-    block_out_channels: tuple[int, ...] = (32, 64)
-    layers_per_block: int = 1
-    attention_heads: int = 2
-    context_width: int = 64
+    size_px: int = number(32, _SIZE)
+    block_out_channels: tuple[int, ...] = numbers((32, 64), lengths=(2, 8), ascending=False, at_least=1, at_most=2**16)
+    layers_per_block: int = number(1, at_least=1, at_most=64)
+    attention_heads: int = number(2, at_least=1, at_most=1024)
+    context_width: int = number(64, at_least=1, at_most=2**16)
     encoders: str = ""
     shared_start: bool = False
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mimicbrush.ranges import check_options, number
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
@@ -21,10 +23,13 @@ class JitterRanges:
         hue_ratio: the hue turns by up to this part of the circle, either way.
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue_ratio: float = 0.05
+    brightness: float = number(0.4, at_least=0, at_most=1)
+    contrast: float = number(0.4, at_least=0, at_most=1)
+    saturation: float = number(0.4, at_least=0, at_most=1)
+    hue_ratio: float = number(0.05, at_least=0, at_most=0.5)
+
+    def __post_init__(self) -> None:
+        check_options(self, "data.jitter.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mimicbrush.ranges import check_options, number, numbers
+
 
 @dataclass
 class GeometryRanges:
@@ -23,10 +25,13 @@ class GeometryRanges:
         projective_intensity: corners move by up to 0.4 x intensity of the side (released data utilities).
     """
 
-    flip_probability: float = 0.5
-    rotation_deg: float = 20.0
-    scale: tuple[float, float] = (0.8, 1.25)
-    projective_intensity: float = 0.25
+    flip_probability: float = number(0.5, at_least=0, at_most=1)
+    rotation_deg: float = number(20.0, at_least=0, at_most=180)
+    scale: tuple[float, float] = numbers((0.8, 1.25), at_least=0.01, at_most=100)
+    projective_intensity: float = number(0.25, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        check_options(self, "data.geometry.")
 
 
 def resize_matrix(ratio_x: float, ratio_y: float) -> np.ndarray:

@@ -7,6 +7,7 @@ trusts what it is given, and reads or writes outside of its memory where the run
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -49,15 +50,28 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
     Raises:
         SegmentError: they do not.
     """
-    if segmentation["size"] != [height, width]:
-        raise SegmentError(f"it is of {segmentation['size']}, not {[height, width]}")
+    size, num_pixels = segmentation["size"], height * width
+    if size != [height, width] or not _are_whole_numbers(size):  # JSON's true is 1, too
+        raise SegmentError(f"it is of {_shorten(size)}, not {[height, width]}")
     counts = segmentation["counts"]
-    runs = _unpack_counts(counts, height * width) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(type(run) is int for run in runs):
+    runs = _unpack_counts(counts, num_pixels) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not _are_whole_numbers(runs):
         raise SegmentError("the counts are neither a string nor a list of whole numbers")
-    if any(run < 0 for run in runs) or sum(runs) != height * width:
-        raise SegmentError(f"the runs sum to {sum(runs)}, not {height * width}, or one is negative")
+    wrong = next((run for run in runs if not 0 <= run <= num_pixels), None)  # before the sum, which may be endless
+    if wrong is not None:
+        raise SegmentError(f"a run is {_shorten(wrong)}, outside 0..{num_pixels}")
+    if sum(runs) != num_pixels:
+        raise SegmentError(f"the runs sum to {sum(runs)}, not {num_pixels}")
     return runs
+
+
+def _are_whole_numbers(values: list[Any]) -> bool:
+    return all(type(value) is int for value in values)
+
+
+def _shorten(value: object) -> str:
+    """Any JSON value as a few characters: it may be nested without end, or a number of thousands of digits."""
+    return reprlib.repr(value)
 
 
 def decode_segment(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
@@ -76,7 +90,7 @@ def decode_segment(segmentation: dict[str, Any], height: int, width: int) -> np.
 def _unpack_counts(counts: str, num_pixels: int) -> list[int]:
     """Undo COCO's packing: 5 bits a character, the sixth says that more follow; differences from run 3 on."""
     runs: list[int] = []
-    value, shift = 0, 0
+    value, shift, total = 0, 0, 0
     for character in counts:
         code = ord(character) - 48
         if not 0 <= code < 64 or shift > 60:
@@ -92,6 +106,10 @@ def _unpack_counts(counts: str, num_pixels: int) -> list[int]:
         if not 0 <= value <= num_pixels:
             raise SegmentError(f"run {len(runs)} is {value}, outside 0..{num_pixels}")
         runs.append(value)
+        total += value
+        # Runs of nothing would never reach the end.
+        if total > num_pixels or len(runs) > 2 * num_pixels + 1:
+            raise SegmentError(f"{len(runs)} runs cover {total} pixels, of {num_pixels}")
         value, shift = 0, 0
     if shift:
         raise SegmentError("the counts end within a number")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import ModelOptions, encoder_without_unet, vae_scale_factor
-from mimicbrush.models.pretrained.files import StoredNetwork, read_network, read_object
+from mimicbrush.models.pretrained.files import StoredNetwork, check_config_counts, check_head, read_network, read_object
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
+from mimicbrush.ranges import suggest
 
 #: The name of the released weights on command lines.
 RELEASED_NAME = "released"
 
 #: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
+
+# Whose classes a pipeline may be made of: diffusers imports whatever a model_index.json names.
+_LIBRARIES, _OUR_CLASSES = ("diffusers", "transformers"), "mimicbrush.models."
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,10 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
             f"{folder / 'exported'}, of its newest checkpoint"
         )
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
+    meant = suggest(str(name), (SHIPPED_NAME, RELEASED_NAME))
     raise InputError(
-        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or {RELEASED_NAME}"
+        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or "
+        f"{RELEASED_NAME}{meant}"
     )
 
 
@@ -111,14 +118,13 @@ def read_index(folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the folder is absent, no pipeline, or not complete.
+        WeightsError: its index or a config is damaged, or see `check_components`.
     """
     index = folder / "model_index.json"
     if not is_pipeline_folder(folder):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
-    try:
-        components: dict[str, Any] = json.loads(index.read_text())
-    except ValueError as error:
-        raise InputError(f"{index} is damaged: {error}") from error
+    components = read_object(index)
+    check_components(folder, components)
     absent = [
         name
         for name, value in components.items()
@@ -128,6 +134,33 @@ def read_index(folder: Path) -> dict[str, Any]:
         problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
         raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
     return components
+
+
+def check_components(folder: Path, index: dict[str, Any]) -> None:
+    """Check what the libraries would import and build of a pipeline folder, before they do.
+
+    Args:
+        folder: of the pipeline.
+        index: what its model_index.json holds.
+
+    Raises:
+        WeightsError: a component is to be of a class that is neither ours nor of diffusers or transformers; a config
+            is damaged or asks for a boundless network; or a weights file has a boundless head.
+    """
+    for name, value in index.items():
+        if not isinstance(value, list) or value == [None, None]:
+            continue
+        library, class_name = value if len(value) == 2 else (None, None)
+        known = isinstance(library, str) and (library in _LIBRARIES or library.startswith(_OUR_CLASSES))
+        if not known or not isinstance(class_name, str) or not name.isidentifier():
+            raise WeightsError(
+                f"{folder / 'model_index.json'} names {make_storable(f'{name}={value}')}, expected a class of "
+                f"{' or '.join(_LIBRARIES)}, or one in {_OUR_CLASSES}*"
+            )
+        for file in (folder / name).glob("*config.json"):
+            check_config_counts(read_object(file), file)
+        for file in (folder / name).glob("*.safetensors"):
+            check_head(file)
 
 
 def class_names(index: dict[str, Any]) -> dict[str, str]:
@@ -161,15 +194,15 @@ def read_conventions(folder: Path) -> Conventions:
     index = read_index(folder)
     classes = class_names(index)
     configs = {name: read_object(folder / name / "config.json") for name in classes if name != "scheduler"}
-    unet, vae = configs["unet"], configs["vae"]
     defaults = ModelOptions()
     options = {each.name: index.get(each.name, getattr(defaults, each.name)) for each in fields(ModelOptions)}
-    px_per_latent = vae_scale_factor(vae)
-    tokens_of = encoder_without_unet(classes["image_encoder"])
     try:
+        unet, px_per_latent = configs["unet"], vae_scale_factor(configs["vae"])
         options |= {
-            "size_px": unet["sample_size"] * px_per_latent,
-            "reference_encoder": "unet" if "reference_unet" in classes else tokens_of,
+            "size_px": operator.index(unet["sample_size"]) * px_per_latent,
+            "reference_encoder": (
+                "unet" if "reference_unet" in classes else encoder_without_unet(classes["image_encoder"])
+            ),
             "reference_sharing": (
                 "keys_values" if classes.get("reference_unet") == "KeyValueReferenceUNet" else "hidden_states"
             ),
@@ -178,5 +211,7 @@ def read_conventions(folder: Path) -> Conventions:
         levels = len(unet["block_out_channels"])
     except KeyError as error:
         raise WeightsError(f"{folder / 'unet' / 'config.json'} does not state {error}") from error
+    except TypeError as error:
+        raise WeightsError(f"a config.json in {folder} has a value of a wrong type ({error})") from error
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
     return Conventions(options, px_per_latent * 2 ** (levels - 1), scheduler.get("prediction_type", "epsilon"))

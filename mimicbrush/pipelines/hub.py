@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ModelOptions
+from mimicbrush.pipelines.folder import check_components
 from mimicbrush.pipelines.small_model import SHIPPED_NAMES, model_folder
 
 
@@ -111,6 +112,19 @@ class HubPipeline(DiffusionPipeline):
             pretrained_model_name_or_path = model_folder(str(pretrained_model_name_or_path))
         loaded: Self = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **options)
         return loaded
+
+    @classmethod
+    def load_config(cls, *arguments: Any, **options: Any) -> Any:
+        """Read the index of a pipeline as diffusers does, before it imports and builds what that names.
+
+        Raises:
+            WeightsError: see `folder.check_components`.
+        """
+        config = super().load_config(*arguments, **options)
+        folder = Path(str(arguments[0] if arguments else options["pretrained_model_name_or_path"]))
+        if (folder / "model_index.json").is_file():
+            check_components(folder, config)
+        return config
 
     def options(self) -> ModelOptions:
         """Return the options of this pipeline where paper and released code differ."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, choose_words
+from mimicbrush.io.color_profiles import find_profile
 from mimicbrush.io.images import normalise_mode
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
 from mimicbrush.ops.crops import Box, Placement, crop_box
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, NumberRange
 
 ImageInput = Image.Image | np.ndarray
 
@@ -28,8 +32,32 @@ def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     return listed
 
 
+@dataclass(frozen=True)
+class StoredColors:
+    """The colours of a source as it came, in its own colour profile.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, upright.
+        icc: the profile.
+    """
+
+    pixels: np.ndarray
+    icc: bytes
+
+
+def find_stored_colors(image: ImageInput) -> StoredColors | None:
+    """Find the colours of an image in its own profile; None where a result can only be sRGB."""
+    if not isinstance(image, Image.Image) or find_profile(image) is None:
+        return None
+    with warnings.catch_warnings():  # `to_rgb_array` has said it
+        warnings.simplefilter("ignore")
+        kept = normalise_mode(image, "RGB", keep_profile=True)
+    icc = kept.info.get("icc_profile")
+    return None if icc is None else StoredColors(np.asarray(kept), icc)
+
+
 def to_rgb_array(image: ImageInput) -> np.ndarray:
-    """Convert an image to (H, W, 3) uint8, turned as its EXIF says."""
+    """Convert an image to (H, W, 3) uint8 in sRGB, turned as its EXIF says."""
     array = np.asarray(normalise_mode(image, "RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InputError(f"an image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
@@ -57,13 +85,18 @@ def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
     if len(masks) != len(sources):
         raise InputError(f"one mask per source is needed, got {len(sources)} sources, {len(masks)} masks")
     for number, (image, mask) in enumerate(zip(sources, masks, strict=True)):
+        name = _name_mask(number, len(masks))
         if image.shape[:2] != mask.shape:
             raise InputError(
-                f"mask {number} is {mask.shape[1]} x {mask.shape[0]} px, "
+                f"{name} is {mask.shape[1]} x {mask.shape[0]} px, "
                 f"its source {image.shape[1]} x {image.shape[0]} px; they must be of one size"
             )
         if not (mask > MASK_THRESHOLD).any():
-            raise InputError(f"mask {number} is empty: nothing in it is above 128, so there is nothing to repaint")
+            raise InputError(f"{name} is empty: nothing in it is above 128, so there is nothing to repaint")
+
+
+def _name_mask(number: int, count: int) -> str:
+    return "the mask" if count == 1 else f"mask[{number}]"
 
 
 def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[Box]:
@@ -122,25 +155,40 @@ def letterbox_masks(
     for number, canvas in enumerate(canvases):
         # The mask of the latents takes every eighth pixel of it.
         if not canvas[::px_per_latent, ::px_per_latent].any():
+            way = choose_words(python='crop="auto"', command="--crop auto", page="Repaint: around the mask")
             raise InputError(
-                f"mask {number} is too thin: nothing is left of it at the {size_px} px that the model "
-                f"paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it "
-                '(crop="auto")'
+                f"{_name_mask(number, len(masks))} is too thin: nothing is left of it at the {size_px} px that the "
+                f"model paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it ({way})"
             )
     return np.stack(canvases)
 
 
-def check_counts(sources: int, num_images_per_prompt: int, num_inference_steps: int, generator: object) -> None:
-    """Check that there is something to do, and one generator for all results or one each.
+#: What numbers the arguments of a call may be, by their names.
+_RANGES = {
+    "num_images_per_prompt": NumberRange(at_least=1, whole=True),
+    "num_inference_steps": STEPS_RANGE,
+    "guidance_scale": GUIDANCE_RANGE,
+    "eta": NumberRange(at_least=0, at_most=1),
+    "reference_batch_size": BATCH_RANGE,
+}
+
+
+def check_numbers(**arguments: object) -> None:
+    """Check numbers that a call of the pipeline was given, by the names of its arguments.
 
     Raises:
-        InputError: says what does not fit.
+        InputError: names the argument, its value and its range.
     """
-    if num_inference_steps < 1 or num_images_per_prompt < 1:
-        raise InputError(
-            "num_inference_steps and num_images_per_prompt must be 1 or more, "
-            f"got {num_inference_steps} and {num_images_per_prompt}"
-        )
+    for name, value in arguments.items():
+        _RANGES[name].check(name, value)
+
+
+def check_generators(sources: int, num_images_per_prompt: int, generator: object) -> None:
+    """Check that there is one generator for all results, or one each.
+
+    Raises:
+        InputError: says how many there are, and how many are needed.
+    """
     rows = sources * num_images_per_prompt
     if isinstance(generator, list) and len(generator) != rows:
         raise InputError(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
 
+from mimicbrush.io.color_profiles import convert_from_srgb
 from mimicbrush.models.attention_recorder import CorrespondenceRecorder
 from mimicbrush.ops.canvas import SOFT_EDGE_PX, crop_back, paste_back, to_uint8
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import Placement, grow_box
 from mimicbrush.ops.masks import mask_box
+from mimicbrush.pipelines.image_inputs import StoredColors
 
 
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
@@ -36,6 +41,7 @@ def paste_into_sources(
     masks: list[np.ndarray],
     placements: list[Placement],
     output_type: str,
+    stored: Sequence[StoredColors | None],
 ) -> list[Image.Image] | list[np.ndarray]:
     """Put the repainted regions into their sources at full size, with a soft edge.
 
@@ -45,23 +51,38 @@ def paste_into_sources(
         masks: B of (H, W) uint8.
         placements: how each source lies on the canvas.
         output_type: "np" for (H, W, 3) float32 in 0..1, "pil" for PIL images.
+        stored: of each source its colours in its own profile, or None. A PIL image keeps them: only what is repainted
+            is converted from sRGB, before it is blended at the edge, so that no colour outside of sRGB is lost.
     """
     squares = to_uint8(pixels)  # (B n, S, S, 3)
     results_per_source = len(squares) // len(sources)
-    composites = []
+    composites: list[Any] = []
     for row, square in enumerate(squares):
         number = row // results_per_source
         source, mask, (x0, y0, x1, y1) = sources[number], masks[number], placements[number].box
+        own = stored[number] if output_type == "pil" else None
+        if own is not None:
+            source = own.pixels
         result = crop_back(square, y1 - y0, x1 - x0)  # (y1 - y0, x1 - x0, 3)
         mask = mask[y0:y1, x0:x1]
         # Only where the paste-back changes anything: a large image in floats takes much memory.
         x2, y2, x3, y3 = grow_box(mask_box(mask), SOFT_EDGE_PX + 1, x1 - x0, y1 - y0)
         region = slice(y0 + y2, y0 + y3), slice(x0 + x2, x0 + x3)
-        pasted = paste_back(result[y2:y3, x2:x3], source[region], mask[y2:y3, x2:x3])
+        painted = result[y2:y3, x2:x3]
+        if own is not None:
+            painted = convert_from_srgb(np.ascontiguousarray(painted), own.icc)
+        pasted = paste_back(painted, source[region], mask[y2:y3, x2:x3])
         composite = source / np.float32(255) if output_type == "np" else source.copy()
         composite[region] = pasted / 255 if output_type == "np" else pasted.round()
-        composites.append(composite)
-    return composites if output_type == "np" else [Image.fromarray(composite) for composite in composites]
+        composites.append(composite if output_type == "np" else _to_image(composite, own))
+    return composites
+
+
+def _to_image(pixels: np.ndarray, colors: StoredColors | None) -> Image.Image:
+    image = Image.fromarray(pixels)
+    if colors is not None:
+        image.info["icc_profile"] = colors.icc
+    return image
 
 
 def list_correspondences(

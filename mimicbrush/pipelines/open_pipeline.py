@@ -14,7 +14,7 @@ from mimicbrush.models.pretrained.check import check_every_byte, check_weights
 from mimicbrush.models.pretrained.requirements import PartReport
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines.find_pipeline import find_pipeline
-from mimicbrush.pipelines.folder import read_index, read_networks
+from mimicbrush.pipelines.folder import read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 
 
@@ -42,6 +42,7 @@ def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | s
         if dtype not in DTYPES:
             raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
         dtype = DTYPES[dtype]
+    choose_device(device)  # an absent one must show before gigabytes are read
     folder = find_pipeline(name)
     return move_to_device(load_pipeline(folder, dtype), device)
 
@@ -68,13 +69,18 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
 
     Raises:
         InputError: the folder is absent, no pipeline, or not complete.
+        WeightsError: a network lacks weights, or has others: the libraries would fill in random ones; or see
+            `folder.check_components`.
     """
-    read_index(folder)
+    networks = read_networks(folder)
     quiet_libraries()
     try:
-        return MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+        loaded = MimicBrushPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{folder} cannot be loaded: {error}") from error
+    for name, (class_name, network) in networks.items():
+        check_weights(name, class_name, network, loaded.components[name])
+    return loaded
 
 
 def load_components(folder: Path, size_px: int) -> Components:
@@ -86,10 +92,8 @@ def load_components(folder: Path, size_px: int) -> Components:
 
     Raises:
         InputError: see `load_pipeline`; or the pipeline has another noise schedule than the method.
-        WeightsError: a network lacks weights, or has others; the libraries would fill in random ones.
+        WeightsError: see `load_pipeline`.
     """
-    for name, (class_name, network) in read_networks(folder).items():
-        check_weights(name, class_name, network)
     pipeline = load_pipeline(folder, torch.float32)
     for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
         actual, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
@@ -119,8 +123,8 @@ def inspect_pipeline_networks(folder: Path, deep: bool) -> list[PartReport]:
     return reports
 
 
-def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
-    """Move a pipeline to "cpu", "cuda" or "auto" (whatever is there).
+def choose_device(device: str) -> str:
+    """Choose "cpu" or "cuda", of "cpu", "cuda" or "auto" (whatever is there).
 
     Raises:
         InputError: the device is unknown or absent.
@@ -130,7 +134,12 @@ def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipel
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError("the device is cuda, but PyTorch sees no CUDA GPU here; use cpu or auto")
-    target = "cuda" if device != "cpu" and available else "cpu"
+    return "cuda" if device != "cpu" and available else "cpu"
+
+
+def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipeline:
+    """Move a pipeline to a device; see `choose_device`."""
+    target = choose_device(device)
     # Where it is already, there is nothing to move; diffusers would warn of half precision on a CPU, which works.
     return pipeline if pipeline.device.type == target else pipeline.to(target)
 

@@ -49,9 +49,12 @@ from mimicbrush.pipelines.cache import WeightDependentCache
 from mimicbrush.pipelines.hub import HubPipeline
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
-    check_counts,
+    StoredColors,
+    check_generators,
     check_masks,
+    check_numbers,
     check_recording,
+    find_stored_colors,
     full_box,
     letterbox_images,
     letterbox_masks,
@@ -221,7 +224,8 @@ class MimicBrushPipeline(HubPipeline):
         """Edit one image or a batch.
 
         Args:
-            source: B images to edit, any size; PIL (turned as its EXIF says) or (H, W, 3) uint8.
+            source: B images to edit, any size; PIL (turned as its EXIF says, and in the colours of the profile in its
+                ``info``) or (H, W, 3) uint8 in sRGB.
             mask: one per source, of the same size; PIL or (H, W) uint8, above 128 = repaint; or (H, W) bool.
             reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
                 None repaints without any reference.
@@ -256,6 +260,8 @@ class MimicBrushPipeline(HubPipeline):
         # 1. Check the inputs.
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        check_numbers(guidance_scale=guidance, eta=eta, reference_batch_size=reference_batch_size)
+        source = list_images(source)
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
@@ -332,7 +338,8 @@ class MimicBrushPipeline(HubPipeline):
                 progress.update()
 
         # 8. Decode with `vae`, and paste the repainted region into the source.
-        images = self.decode(latents, sources, masks, placements, paste_back, output_type)
+        stored = [find_stored_colors(image) for image in source]
+        images = self.decode(latents, sources, masks, placements, paste_back, output_type, stored)
         correspondences = None
         if recorder is not None and prepared is not None:
             correspondences = list_correspondences(recorder, placements, prepared.placements)
@@ -356,6 +363,7 @@ class MimicBrushPipeline(HubPipeline):
             InputError: says what does not fit.
             WeightsError: see `check_references_are_read`.
         """
+        check_numbers(num_images_per_prompt=num_images_per_prompt, num_inference_steps=num_inference_steps)
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
         sources, masks = (
@@ -363,7 +371,7 @@ class MimicBrushPipeline(HubPipeline):
             [to_mask_array(image) for image in list_images(mask)],
         )
         check_masks(sources, masks)
-        check_counts(len(sources), num_images_per_prompt, num_inference_steps, generator)
+        check_generators(len(sources), num_images_per_prompt, generator)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         return sources, masks
@@ -409,6 +417,9 @@ class MimicBrushPipeline(HubPipeline):
                 too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
         """
+        check_numbers(reference_batch_size=reference_batch_size)
+        if num_inference_steps is not None:
+            check_numbers(num_inference_steps=num_inference_steps)
         images = [to_rgb_array(image) for image in list_images(reference)]
         if not images or (isinstance(generator, list) and len(generator) % len(images)):
             results = len(generator) if isinstance(generator, list) else 1
@@ -608,6 +619,7 @@ class MimicBrushPipeline(HubPipeline):
         placements: list[Placement],
         paste: bool,
         output_type: str,
+        stored: Sequence[StoredColors | None] | None = None,
     ) -> list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor:
         """Decode latents (B n, 4, h, w) into images, pasted back into their sources if asked for.
 
@@ -626,7 +638,7 @@ class MimicBrushPipeline(HubPipeline):
             return to_unit_range(pixels)
         if not paste:
             return to_square_images(pixels, output_type)
-        return paste_into_sources(pixels, sources, masks, placements, output_type)
+        return paste_into_sources(pixels, sources, masks, placements, output_type, stored or [None] * len(sources))
 
     def _settings(self) -> tuple[object, ...]:
         """Return the options, type and device that a prepared reference depends on."""

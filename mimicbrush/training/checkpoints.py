@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimicbrush.errors import CheckpointError
+from mimicbrush.errors import CheckpointError, UnsavedError
 from mimicbrush.io.atomic import apply_umask, write_json
 from mimicbrush.io.hashing import hash_file
 
@@ -234,12 +234,19 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Delete all that are older than the newest `keep` good ones; damaged ones do not count."""
-    good = 0
-    for path in reversed(list_checkpoints(folder)):
-        if good >= max(keep, LEAST_KEPT):
+    """Delete all that are older than the newest `keep` good ones; damaged ones do not count.
+
+    Every byte of those that stay is read again: a damaged one must not let the last good one go. That takes a second
+    for a gigabyte or so, and only where there is anything to delete.
+    """
+    good, least, paths = 0, max(keep, LEAST_KEPT), list_checkpoints(folder)
+    if len(paths) <= least:
+        return
+    for path in reversed(paths):
+        if good >= least:
             _remove(path)
-        good += verify_checkpoint(path, deep=False) is None
+        else:
+            good += verify_checkpoint(path) is None
 
 
 def _remove(checkpoint: Path) -> None:
@@ -324,23 +331,22 @@ class CheckpointSaver:
             must_succeed: the run ends here, so that such a checkpoint is an error.
 
         Raises:
-            CheckpointError: the last one could not be written.
+            UnsavedError: the last one could not be written.
         """
         writing, self._writing = self._writing, None
         try:
             if writing is not None:
                 writing.result()
-        except OSError as error:
-            self.num_failed += 1
-            kept = f"Older ones in {self.folder} are as they were"
-            if must_succeed:
-                raise CheckpointError(
-                    f"the last checkpoint could not be written ({error}). {kept}: make room, and go on from there "
-                    "with train.resume=latest"
-                ) from error
-            self.say(f"a checkpoint could not be written ({error}). {kept}; the run goes on and tries again later")
+        except (OSError, MemoryError) as error:
+            self.note_failure(error, must_succeed)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is being written, so that `wait` does not wait."""
-        return self._writing is None or self._writing.done()
+    def note_failure(self, error: Exception, must_succeed: bool = False) -> None:
+        """Count and report a checkpoint that could not be made; arguments and errors as of `wait`."""
+        self.num_failed += 1
+        kept = f"Older ones in {self.folder} are as they were"
+        if must_succeed:
+            raise UnsavedError(
+                f"the last checkpoint could not be written ({error}). {kept}: make room, and go on from there "
+                "with train.resume=latest"
+            ) from error
+        self.say(f"a checkpoint could not be written ({error}). {kept}; the run goes on and tries again later")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,15 @@ class PipelineExporter:
             encoders: frozen networks to share, whose device and type the copies get; None: those of `components`,
                 and copies in float32 on the CPU.
             adapters: a folder to write adapters into, where there are any.
+
+        All weights are taken, also after an error: all processes gather sharded ones together.
         """
+        with _take_all(weights) as rest:
+            return self._build_pipeline(rest, encoders, adapters)
+
+    def _build_pipeline(
+        self, weights: ExportWeights, encoders: FrozenEncoders | None, adapters: Path | None
+    ) -> MimicBrushPipeline:
         device = torch.device("cpu") if encoders is None else encoders.vae.device
         with torch.device("meta"):
             modules = {name: kind.from_config(config) for name, (kind, config) in self.networks.items()}
@@ -95,19 +104,17 @@ class PipelineExporter:
     def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
         """Save a pipeline with these weights. Every process must call it; the main one writes.
 
+        An error there, such as a full disk, leaves no other process waiting for the rest of the weights.
+
         Args:
             weights: name in `MimicBrushModel` -> tensor, all of them.
             folder: an older one is replaced when the new one is complete.
             half: all networks in half precision (float16).
         """
         quiet_libraries()
-        if not PartialState().is_main_process:
-            for _ in weights:  # all processes gather sharded tensors together
-                pass
-            return
 
         def write(aside: Path) -> None:
-            pipeline = self.build_pipeline(weights, adapters=aside / "adapters")
+            pipeline = self.build_pipeline(rest, adapters=aside / "adapters")
             if half:  # network by network: the pipeline itself would warn that it is of no use on a CPU
                 for network in pipeline.components.values():
                     if isinstance(network, nn.Module):
@@ -116,4 +123,17 @@ class PipelineExporter:
             write_training_data(aside, self.training_data)
             apply_umask(aside)
 
-        replace_folder(folder, write)
+        with _take_all(weights) as rest:
+            if PartialState().is_main_process:
+                replace_folder(folder, write)
+
+
+@contextmanager
+def _take_all(weights: ExportWeights) -> Iterator[ExportWeights]:
+    """Give the weights, and take those that are left in the end, whatever happens in between."""
+    rest = iter(weights)
+    try:
+        yield rest
+    finally:
+        for _ in rest:
+            pass

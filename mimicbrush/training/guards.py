@@ -1,18 +1,29 @@
-"""What stops a step or a run: gradients that are not finite, signals, the clock, bad data. All processes agree."""
+"""What stops a step or a run: gradients that are not finite, signals, the clock, errors, bad data. All processes agree.
+
+A process that went on alone, or stopped alone, would wait for the others without end, or they for it.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather_object
 
 from mimicbrush.errors import DataError, MimicBrushError
+from mimicbrush.io.text import make_storable
+
+_T = TypeVar("_T")
+#: How it stands with the next item of a process, see `StopRequests.agree`.
+_READY, _WAITING, _FAILED = range(3)
 
 #: This many skipped steps in a row end a run.
 MOST_SKIPPED_IN_A_ROW = 10
@@ -22,6 +33,8 @@ MOST_SKIPPED_IN_A_ROW = 10
 EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 143, signal.SIGINT: 130}
 if hasattr(signal, "SIGUSR1"):
     EXIT_STATUS[signal.SIGUSR1] = 143
+#: One process may write, hash and export tens of gigabytes while the others wait for its answer.
+_LONGEST_WAIT = timedelta(hours=2)
 
 
 class AsyncScalars:
@@ -79,20 +92,24 @@ class SkippedSteps:
 class StopRequests:
     """Requests to end the run: by a signal, or because its time is over.
 
-    Every process gets signals of its own, and has a clock of its own. With several of them each step's answer is
-    therefore the largest of all, which travels on the device beside the gradients. The run ends when that has arrived.
+    Every process gets signals of its own, and has a clock of its own. With several of them, the answer is the largest
+    of all, which they exchange on the CPU: no GPU is waited for.
 
     Args:
         max_minutes: from now; None for no limit.
 
     Attributes:
         signal: the number of the signal that all processes agreed on, or 0.
+        is_late: whether they agreed that the time is over.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
         self._ends_at = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._own_signal = 0
-        self.signal, self._is_late = 0, False
+        self.signal, self.is_late = 0, False
+        self._group: dist.ProcessGroup | None = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
 
     @contextmanager
     def catch_signals(self) -> Iterator[None]:
@@ -109,22 +126,84 @@ class StopRequests:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def ask(self, device: torch.device) -> torch.Tensor:
-        """Ask all processes: (2,) on the device, the number of a signal or 0, and 1 where the time is over."""
-        is_late = self._ends_at is not None and time.monotonic() >= self._ends_at
-        answer = torch.tensor([float(self._own_signal), float(is_late)]).to(device, non_blocking=True)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-        return answer
+    def agree(self, level: int = 0) -> int:
+        """Learn what all processes heard, and return the largest of their levels. All of them must call it.
 
-    def agree(self, signal_number: int, is_late: bool) -> None:
-        """Note the answer of all processes, once it has arrived from the device."""
-        self.signal, self._is_late = signal_number, is_late
+        Args:
+            level: what this process has to tell besides; its meaning is the caller's.
+        """
+        is_late = self._ends_at is not None and time.monotonic() >= self._ends_at
+        own = torch.tensor([self._own_signal, is_late, level])
+        if self._group is not None:
+            dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self._group)
+        self.signal, late, level = own.tolist()
+        self.is_late = bool(late)
+        return level
 
     @property
     def is_agreed(self) -> bool:
         """Whether all processes agreed to end the run."""
-        return self.signal != 0 or self._is_late
+        return self.signal != 0 or self.is_late
+
+
+def await_next(items: Iterator[_T], stop: StopRequests) -> tuple[_T | None, Exception | None]:
+    """Wait until every process has its next item, or all agree to stop; return the item, and an error of any of them.
+
+    Args:
+        items: of this process; None wherever the next takes its time.
+        stop: what all processes listen to meanwhile.
+    """
+    item: _T | None = None
+    error: Exception | None = None
+    level = _WAITING
+    while level == _WAITING and not stop.is_agreed:
+        if item is None:
+            try:
+                item = next(items)
+            except Exception as caught:  # noqa: BLE001 - the caller raises it when the state is saved
+                error = caught
+        level = stop.agree(_FAILED if error else _WAITING if item is None else _READY)
+    return item, share_error(error) if level == _FAILED else None
+
+
+def share_error(error: Exception | None) -> Exception | None:
+    """Return an error of this process, or else that of another one; all processes must call it."""
+    sent = error if error is None or isinstance(error, MimicBrushError) else MimicBrushError(describe_error(error))
+    found = [each for each in gather_object([sent]) if each is not None]
+    return error or (found[0] if found else None)
+
+
+def run_together(work: Callable[[], _T]) -> _T:
+    """Do something on every process, and raise an error on all of them where one has one.
+
+    All processes must call it. What they exchange in `work` must not depend on whether it goes well.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as caught:  # noqa: BLE001 - it is raised again, and elsewhere
+        error = caught
+    if (shared := share_error(error)) is not None:
+        raise shared
+    return cast(_T, result)
+
+
+def describe_error(error: Exception) -> str:
+    """Describe an error in one line: its text, with its type unless the text is ours."""
+    text = make_storable(str(error), 1000)
+    return text if isinstance(error, MimicBrushError) else f"{type(error).__name__}: {text}"
+
+
+def explain_error(error: Exception, device: torch.device) -> Exception:
+    """Return an error in a step; where it is about memory, as one that says what to do."""
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not is_memory or isinstance(error, MimicBrushError):
+        return error
+    return MimicBrushError(
+        f"the memory of {device} is full ({make_storable(str(error), 300)}). Take fewer samples in one pass "
+        "(train.batch_size; a step still takes train.total_batch_size), or train.activation_checkpointing=true; "
+        "docs/training.md says what fits"
+    )
 
 
 #: This many bad samples never stop a run: a single early one would exceed any ratio.

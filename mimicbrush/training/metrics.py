@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from tqdm.auto import tqdm
 
+from mimicbrush.io.text import make_storable
 from mimicbrush.training.checkpoints import read_state
 from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
 
@@ -154,7 +156,8 @@ def start_tracker(
 ) -> None:
     """Start the tracker that `Accelerator.log` logs to.
 
-    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later.
+    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later. Where it cannot be started, the
+    run goes on without it, and says so.
 
     Args:
         accelerator: made with this tracker.
@@ -174,11 +177,37 @@ def start_tracker(
             accelerator.print("note: wandb has no key (wandb login), so it logs offline; `wandb sync` uploads it later")
         if state["tracker"].get("wandb"):
             wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
-    accelerator.init_trackers(
-        "mimicbrush",
-        config=config,
-        # Steps beyond the checkpoint will be logged again.
-        init_kwargs={"wandb": wandb, "tensorboard": {"purge_step": state["step"] + 1 if "step" in state else None}},
+    try:
+        accelerator.init_trackers(
+            "mimicbrush",
+            config=config,
+            # Steps beyond the checkpoint will be logged again.
+            init_kwargs={"wandb": wandb, "tensorboard": {"purge_step": state["step"] + 1 if "step" in state else None}},
+        )
+    except Exception as error:  # noqa: BLE001 - see `use_trackers`
+        accelerator.trackers = []
+        _warn_of_tracker(name, error)
+
+
+def use_trackers(accelerator: Accelerator, use: Callable[[Any], object]) -> None:
+    """Let the trackers do something. One that fails is left out from then on: it must not end a run.
+
+    Args:
+        accelerator: with its trackers.
+        use: gets each of them; it may raise anything.
+    """
+    for tracker in list(accelerator.trackers):
+        try:
+            use(tracker)
+        except Exception as error:  # noqa: BLE001 - a server, a network, a disk: none of it is the run's
+            accelerator.trackers.remove(tracker)
+            _warn_of_tracker(tracker.name, error)
+
+
+def _warn_of_tracker(name: str, error: Exception) -> None:
+    tqdm.write(
+        f"warning: the tracker {name} failed ({type(error).__name__}: {make_storable(str(error))}). The run goes on "
+        "without it; metrics.jsonl has all figures"
     )
 
 
@@ -196,7 +225,8 @@ def log_image_table(
     if not rows:
         return
     columns = list(rows[0][1])
-    for tracker in accelerator.trackers:
+
+    def show(tracker: Any) -> None:
         if tracker.name == "wandb":
             import wandb
 
@@ -208,6 +238,8 @@ def log_image_table(
                 for column in columns
             }
             tracker.log_images(stacked, step=step, dataformats="NHWC")
+
+    use_trackers(accelerator, show)
 
 
 def read_tracker_ids(accelerator: Accelerator) -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, check_options, number, numbers, word
 
 #: The networks that can be trained, options of `TrainOptions`.
 TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
@@ -25,10 +25,12 @@ class TrainOptions:
         batch_size: the most samples that a process takes in one pass.
         total_batch_size: samples per step, over all processes and micro-batches.
         max_steps: optimizer steps of the whole run (*ours*).
-        max_minutes: stop (and save) after this time; None for no limit.
+        max_minutes: stop (and save) after this time; None for no limit, 0 for no step more.
         learning_rate: of Adam.
         lr_scheduler, lr_warmup_steps: as in diffusers' `get_scheduler` (*ours*).
-        adam_betas, adam_weight_decay, max_grad_norm: of the optimizer (*ours*).
+        adam_betas, adam_weight_decay: of the optimizer (*ours*).
+        max_grad_norm: the largest norm of all gradients together; larger ones are scaled down to it (*ours*). 0: no
+            clipping.
         ema_decay: of the weights that are exported (*ours*); 0 exports the raw weights.
         reference_drop: "random" drops references with `reference_drop_ratio` (paper); "first_quarter" drops those of
             the first quarter of every pass (released code), so it depends on how the batch is split.
@@ -66,93 +68,65 @@ class TrainOptions:
         default_timestep_spacing: of its sampler: "leading" (released), or "trailing", better where steps are few.
     """
 
-    device: str = "auto"
-    cpu_threads: int = 0
-    mixed_precision: str = "no"
-    batch_size: int = 8
-    total_batch_size: int = 64
-    max_steps: int = 100_000
-    max_minutes: float | None = None
-    learning_rate: float = 1e-5
-    lr_scheduler: str = "constant_with_warmup"
-    lr_warmup_steps: int = 500
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
-    reference_drop: str = "random"
-    reference_drop_ratio: float = 0.10
-    depth_drop_ratio: float = 0.50
-    prediction_type: str = "epsilon"
-    min_snr_gamma: float | None = None
-    correspondence_weight: float = 0.0
-    correspondence_final: float | None = None
-    correspondence_heads: float = 0.5
-    unrelated_reference_ratio: float = 0.0
-    noise_on: str = "cpu"
-    unet: str = "trained"
-    reference_unet: str = "trained"
-    image_projector: str = "trained"
-    depth_projector: str = "trained"
-    lora_rank: int = 16
-    lora_alpha: int | None = None
-    lora_dropout: float = 0.0
+    device: str = word("auto", ("auto", "cuda", "cpu"))
+    cpu_threads: int = number(0, at_least=0, at_most=4096)
+    mixed_precision: str = word("no", ("no", "fp16", "bf16"))
+    batch_size: int = number(8, BATCH_RANGE)
+    total_batch_size: int = number(64, BATCH_RANGE)
+    max_steps: int = number(100_000, at_least=1, at_most=10**9)
+    max_minutes: float | None = number(None, at_least=0, at_most=10**7, whole=False, null="no limit")
+    learning_rate: float = number(1e-5, at_least=0, at_most=1)
+    lr_scheduler: str = word("constant_with_warmup", LR_SCHEDULERS)
+    lr_warmup_steps: int = number(500, at_least=0, at_most=10**9)
+    adam_betas: tuple[float, float] = numbers((0.9, 0.999), ascending=False, at_least=0, below=1)
+    adam_weight_decay: float = number(0.0, at_least=0, at_most=1000)
+    max_grad_norm: float = number(1.0, at_least=0, note="0: no clipping")
+    ema_decay: float = number(0.9999, at_least=0, below=1, note="0: no average")
+    reference_drop: str = word("random", ("random", "first_quarter"))
+    reference_drop_ratio: float = number(0.10, at_least=0, at_most=1)
+    depth_drop_ratio: float = number(0.50, at_least=0, at_most=1)
+    prediction_type: str = word("epsilon", ("epsilon", "v_prediction"))
+    min_snr_gamma: float | None = number(None, above=0, whole=False, null="all samples weigh alike")
+    correspondence_weight: float = number(0.0, at_least=0)
+    correspondence_final: float | None = number(None, at_least=0, whole=False, null="the weight stays as it is")
+    correspondence_heads: float = number(0.5, above=0, at_most=1)
+    unrelated_reference_ratio: float = number(0.0, at_least=0, at_most=1)
+    noise_on: str = word("cpu", ("cpu", "device"))
+    unet: str = word("trained", ("trained", "frozen", "lora"))
+    reference_unet: str = word("trained", ("trained", "frozen", "lora"))
+    image_projector: str = word("trained", ("trained", "frozen"))
+    depth_projector: str = word("trained", ("trained", "frozen"))
+    lora_rank: int = number(16, at_least=1, at_most=2**16)
+    lora_alpha: int | None = number(None, at_least=1, at_most=2**16, whole=True, null="that of lora_rank")
+    lora_dropout: float = number(0.0, at_least=0, below=1)
     lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    log_every: int = number(50, at_least=1)
+    checkpoint_every: int = number(1000, at_least=1)
+    keep_checkpoints: int = number(2, at_least=2)
     save_in_background: bool = True
     resume: str = "never"
-    tracker: str = "wandb"
+    tracker: str = word("wandb", ("none", "wandb", "tensorboard"))
     activation_checkpointing: bool = False
     low_precision_norms: bool = False
     compile: bool = False
     attention_backend: str | None = None
-    default_num_inference_steps: int = 50
-    default_guidance_scale: float = 5.0
-    default_timestep_spacing: str = "leading"
+    default_num_inference_steps: int = number(50, STEPS_RANGE)
+    default_guidance_scale: float = number(5.0, GUIDANCE_RANGE)
+    default_timestep_spacing: str = word("leading", ("leading", "trailing"))
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("device", ("auto", "cuda", "cpu")),
-            ("mixed_precision", ("no", "fp16", "bf16")),
-            ("reference_drop", ("random", "first_quarter")),
-            ("default_timestep_spacing", ("leading", "trailing")),
-            ("noise_on", ("cpu", "device")),
-            ("prediction_type", ("epsilon", "v_prediction")),
-            ("lr_scheduler", LR_SCHEDULERS),
-            ("unet", ("trained", "frozen", "lora")),
-            ("reference_unet", ("trained", "frozen", "lora")),
-            ("image_projector", ("trained", "frozen")),
-            ("depth_projector", ("trained", "frozen")),
-            ("tracker", ("none", "wandb", "tensorboard")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"train.{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("batch_size", "total_batch_size", "max_steps", "log_every", "checkpoint_every", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("reference_drop_ratio", "depth_drop_ratio", "ema_decay", "unrelated_reference_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"train.{name} must be in 0..1, got {getattr(self, name)}")
-        for name in ("correspondence_weight", "correspondence_final"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"train.{name} must be 0 or more, and finite; got {value}")
+        check_options(self, "train.")
         if self.correspondence_final is not None and not self.correspondence_weight:
             raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
-        if not 0 < self.correspondence_heads <= 1:
+        if self.never_warms_up() and not self.lr_scheduler.startswith("constant"):
             raise InputError(
-                f"train.correspondence_heads must be above 0 and at most 1, got {self.correspondence_heads}"
+                f"train.lr_warmup_steps={self.lr_warmup_steps} leaves nothing of train.max_steps={self.max_steps} for "
+                f"train.lr_scheduler={self.lr_scheduler}; it must be below train.max_steps"
             )
-        if self.max_minutes is not None and not self.max_minutes >= 0:
-            raise InputError(f"train.max_minutes must be 0 or more, or null; got {self.max_minutes}")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"train.lora_dropout must be in 0..1, got {self.lora_dropout}")
-        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
-            raise InputError(f"train.min_snr_gamma must be above 0, or null; got {self.min_snr_gamma}")
-        if self.keep_checkpoints < 2:
-            raise InputError(f"train.keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
+
+    def never_warms_up(self) -> bool:
+        """Tell whether the run ends before the learning rate has reached `learning_rate`."""
+        return self.lr_scheduler != "constant" and self.lr_warmup_steps >= self.max_steps
 
     def correspondence_weight_at(self, step: int) -> float:
         """Compute the weight of the correspondence loss in the step that begins after `step` steps."""

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mimicbrush.errors import CheckpointError
 from mimicbrush.training.checkpoints import read_state
-from mimicbrush.training.guards import SkippedSteps
+from mimicbrush.training.guards import AsyncScalars, SkippedSteps
 
 WEIGHTS, AVERAGE, OPTIMIZER, RANDOM = "weights", "ema", "optimizer", "random"
 
@@ -64,21 +64,25 @@ class TrainingState:
         """Copy everything, as tensors on the CPU and as JSON; the training may go on at once.
 
         All processes must call it. It returns everything on the main process, and random states alone elsewhere.
+
+        Raises:
+            CheckpointError: the main process has no memory for the copy. All processes raise it.
         """
-        is_main = accelerator.is_main_process
+        keeps = accelerator.is_main_process
         groups: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, OPTIMIZER: {}}
         for name, parameter in self.parameters.items():
-            _keep(groups[WEIGHTS], name, parameter.detach(), is_main)
+            keeps = _keep(groups[WEIGHTS], name, parameter.detach(), keeps)
             for kind, value in self.optimizer.state.get(parameter, {}).items():
-                _keep(groups[OPTIMIZER], f"{kind}.{name}", value, is_main)
+                keeps = _keep(groups[OPTIMIZER], f"{kind}.{name}", value, keeps)
         if self.average is not None:
             groups[AVERAGE] = {}
             for name, shadow in zip(self.parameters, self.average.shadow_params, strict=True):
-                _keep(groups[AVERAGE], name, shadow, is_main)
+                keeps = _keep(groups[AVERAGE], name, shadow, keeps)
+        gathered = gather_object([(_copy_random_state(accelerator.device), keeps)])
+        if not gathered[0][1]:
+            raise CheckpointError("the state could not be copied into the memory of the host, which may be full")
         groups[RANDOM] = {
-            f"{kind}.{rank}": value
-            for rank, states in enumerate(gather_object([_copy_random_state(accelerator.device)]))
-            for kind, value in states.items()
+            f"{kind}.{rank}": value for rank, (states, _) in enumerate(gathered) for kind, value in states.items()
         }
         scaler = accelerator.scaler
         return groups, {
@@ -136,6 +140,47 @@ class TrainingState:
                 self.optimizer.state[parameter][kind] = moment
 
 
+class PendingStep:
+    """The latest step, until the CPU knows whether it changed the weights.
+
+    The device itself leaves out a step whose gradients are not finite. Whether it did so is a number on the device. A
+    CPU that waited for it would leave a GPU idle; so it is read while the GPU computes the next gradients, and whatever
+    depends on it happens in `finish`.
+
+    Args:
+        state: what a step changes besides the weights.
+        checkpoint_folder: named where too many steps in a row are skipped.
+    """
+
+    def __init__(self, state: TrainingState, checkpoint_folder: Path) -> None:
+        self.state, self.checkpoint_folder = state, checkpoint_folder
+        self._scalars: AsyncScalars | None = None
+
+    def begin(self, is_skipped: torch.Tensor) -> None:
+        """Start to copy the number of a step from the device.
+
+        Args:
+            is_skipped: () bool on the device, the same on all processes.
+        """
+        self._scalars = AsyncScalars(is_skipped.float().view(1))
+
+    def finish(self) -> None:
+        """Advance learning rate and average unless the step was skipped; do nothing where no step is pending.
+
+        Raises:
+            MimicBrushError: too many steps in a row were skipped.
+        """
+        if self._scalars is None:
+            return
+        (was_skipped,) = self._scalars.read()
+        self._scalars = None
+        self.state.skipped.count(bool(was_skipped), self.state.step, self.checkpoint_folder)
+        if not was_skipped:
+            self.state.schedule.step()
+            if self.state.average is not None:
+                self.state.average.step(self.state.parameters.values())
+
+
 def read_saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name -> weight of a whole model from a checkpoint, as `TrainingState.weights` does from memory.
 
@@ -154,10 +199,16 @@ def read_saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> 
     yield from ((name, p.detach()) for name, p in model.named_parameters() if not p.requires_grad)
 
 
-def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, is_main: bool) -> None:
+def _keep(group: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, keeps: bool) -> bool:
+    """Copy a tensor if `keeps`; return whether the next one is to be kept: not after one that found no memory."""
     full = gather_full_tensor(tensor)  # on all processes, also where nothing is kept: they gather together
-    if is_main:
-        group[name] = full.to("cpu", copy=True)
+    if keeps:
+        try:
+            group[name] = full.to("cpu", copy=True)
+        except (MemoryError, RuntimeError):  # how PyTorch reports a host without memory
+            group.clear()
+            return False
+    return keeps
 
 
 def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:

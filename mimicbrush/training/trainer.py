@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,19 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mimicbrush.data.batch import DecodedBatch
+from mimicbrush.errors import CheckpointError, DataError, MimicBrushError, UnsavedError
+from mimicbrush.io.atomic import write_json
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.training.checkpoints import CheckpointSaver
 from mimicbrush.training.export import ExportWeights
-from mimicbrush.training.guards import AsyncScalars, BadSamples, StopRequests
+from mimicbrush.training.guards import (
+    BadSamples,
+    StopRequests,
+    await_next,
+    describe_error,
+    explain_error,
+    run_together,
+)
 from mimicbrush.training.method import TrainingMethod
 from mimicbrush.training.metrics import (
     TrainingMetrics,
@@ -32,13 +41,14 @@ from mimicbrush.training.metrics import (
     finite_only,
     finite_or_none,
     read_tracker_ids,
+    use_trackers,
 )
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.state import TrainingState, gather_full_tensor
+from mimicbrush.training.state import PendingStep, TrainingState, gather_full_tensor
 from mimicbrush.types import TrainBatch
 
-#: (first step, last step) -> the micro-batches of these steps, for this rank.
-Loader = Callable[[int, int], Iterable[TrainBatch | DecodedBatch]]
+#: (first step, last step) -> the micro-batches of these steps, for this rank; None wherever the next takes its time.
+Loader = Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]
 
 
 @dataclass(frozen=True)
@@ -46,15 +56,17 @@ class TrainingHooks:
     """Functions that the loop calls now and then: the evaluation. Every process calls them.
 
     Attributes:
-        evaluate: (weights, step) -> figures of these weights on held-out pairs; None where nothing is evaluated. The
-            weights are all of the model, the trained ones averaged; every process must take all of them.
+        evaluate: (weights, step, must_stop) -> figures of these weights on held-out pairs, or None where it was
+            stopped; None where nothing is evaluated. The weights are all of the model, the trained ones averaged;
+            every process must take all of them. `must_stop(has_failed)` tells all processes whether one failed, and
+            says whether all must stop, for that or for a signal.
         evaluate_every: steps between two evaluations; 0 where there are none.
         best_figure: the figure whose largest value marks the best weights: what the true reference is worth over
             none. The reference gain would also grow where a wrong reference only does more harm.
         best_value: its largest value so far.
     """
 
-    evaluate: Callable[[ExportWeights, int], dict[str, float]] | None = None
+    evaluate: Callable[[ExportWeights, int, Callable[[bool], bool]], dict[str, float] | None] | None = None
     evaluate_every: int = 0
     best_figure: str = "heldout/gain_over_no_reference_db"
     best_value: float = -math.inf
@@ -74,55 +86,14 @@ class TrainingResult:
         figures: the last logged ones, of losses and of an evaluation.
         seconds: spent in this call.
         signal: the signal that ended it, or 0.
+        failed_evaluations: how many evaluations ended in an error.
     """
 
     step: int
     figures: dict[str, float | None]
     seconds: float
     signal: int = 0
-
-
-class PendingStep:
-    """The latest step, until the CPU knows whether it changed the weights.
-
-    The device itself leaves out a step whose gradients are not finite. Whether it did so, and whether a process wants
-    to stop, are numbers on the device. A CPU that waited for them would leave a GPU idle; so they are read while the
-    GPU computes the next gradients, and whatever depends on them happens in `finish`.
-
-    Args:
-        state: what a step changes besides the weights.
-        stop: learns what all processes agree on.
-        checkpoint_folder: named where too many steps in a row are skipped.
-    """
-
-    def __init__(self, state: TrainingState, stop: StopRequests, checkpoint_folder: Path) -> None:
-        self.state, self.stop, self.checkpoint_folder = state, stop, checkpoint_folder
-        self._scalars: AsyncScalars | None = None
-
-    def begin(self, is_skipped: torch.Tensor) -> None:
-        """Start to copy the numbers of a step from the device.
-
-        Args:
-            is_skipped: () bool on the device, the same on all processes.
-        """
-        self._scalars = AsyncScalars(torch.cat([is_skipped.float().view(1), self.stop.ask(is_skipped.device)]))
-
-    def finish(self) -> None:
-        """Advance learning rate and average unless the step was skipped; do nothing where no step is pending.
-
-        Raises:
-            MimicBrushError: too many steps in a row were skipped.
-        """
-        if self._scalars is None:
-            return
-        was_skipped, signal_number, is_late = self._scalars.read()
-        self._scalars = None
-        self.stop.agree(int(signal_number), bool(is_late))
-        self.state.skipped.count(bool(was_skipped), self.state.step, self.checkpoint_folder)
-        if not was_skipped:
-            self.state.schedule.step()
-            if self.state.average is not None:
-                self.state.average.step(self.state.parameters.values())
+    failed_evaluations: int = 0
 
 
 class Trainer:
@@ -180,6 +151,10 @@ class Trainer:
             average = EMAModel(parameters.values(), decay=options.ema_decay, foreach=True)
         self.state = TrainingState(parameters, self.adam, schedule, average)
         self.saver = CheckpointSaver(run_dir / "checkpoints", options.keep_checkpoints, tqdm.write)
+        self.pending = PendingStep(self.state, self.saver.folder)
+        #: Whether the state is that after a whole step, and not in the middle of its change.
+        self.is_state_whole = True
+        self.norms: dict[str, torch.Tensor] = {}  # of the latest gradients
         self.step_log: StepLog | None = None  # on the main process, made once the step is clear
 
         #: Messages about pairs that could not be read since the last log, of this process.
@@ -188,73 +163,74 @@ class Trainer:
         self.heldout_figures: dict[str, float] = {}
         self.best_value = hooks.best_value
         self.logged_step, self.saved_step = 0, -1
+        self.num_trackers, self.failed_evaluations = len(accelerator.trackers), 0
+        #: What ends the run before its time. All processes have it, and save first.
+        self.failure: Exception | None = None
 
     def train(self) -> TrainingResult:
         """Train until `max_steps`, `max_minutes` or a signal; leave a checkpoint and, unless a signal came, a pipeline.
 
+        An error that leaves the state whole, such as a worker that was killed, is raised after a checkpoint.
+
         Raises:
+            LoaderError: a process that reads the data was killed, or does not answer.
+            UnsavedError: the last checkpoint or the pipeline could not be written.
             MimicBrushError: too many steps in a row had no finite gradients, too many pairs could not be read, or the
-                last checkpoint could not be written.
+                memory of the device is full.
         """
         started = time.monotonic()
-        options, accelerator, device = self.options, self.accelerator, self.accelerator.device
-        method, model, state, metrics = self.method, self.model, self.state, self.metrics
+        options, device, state = self.options, self.accelerator.device, self.state
         self._resume()
-        stop = StopRequests(options.max_minutes)
-        stop.agree(*stop.ask(device).int().tolist())
-        pending = PendingStep(state, stop, self.saver.folder)
+        self.stop = StopRequests(options.max_minutes)
         batches = iter(self.loader(state.step, options.max_steps))
         progress = tqdm(
-            total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_local_main_process
+            total=options.max_steps,
+            initial=state.step,
+            unit="step",
+            disable=not self.accelerator.is_local_main_process,
         )
-        with stop.catch_signals(), progress:
-            if self.resume_from is not None and self.hooks.is_due(state.step, options.max_steps):
-                self._evaluate()  # the checkpoint was written before the evaluation
+        with self.stop.catch_signals(), progress:
+            try:
+                if self.resume_from is not None and self.hooks.is_due(state.step, options.max_steps):
+                    self._evaluate()  # the checkpoint was written before the evaluation
 
-            while state.step < options.max_steps and not stop.is_agreed:
-                # Forward and backward, in as many passes as the batch needs.
-                model.train()
-                for _ in range(accelerator.gradient_accumulation_steps):
-                    with metrics.measure_waiting():
-                        batch = next(batches)
-                    self.faults += batch.faults
-                    with accelerator.accumulate(model):
-                        inputs = method.encode(batch, device)
-                        with accelerator.autocast():
-                            loss = method.loss(model, inputs, state.step)
-                        accelerator.backward(loss.total)
-                        metrics.add(loss)
+                while state.step < options.max_steps and self.failure is None:
+                    # Forward and backward. The step before this one is finished meanwhile: its numbers have arrived
+                    # while a GPU computed.
+                    if not self._compute_gradients(batches):
+                        break
+                    self._finish_step()
 
-                # The step before this one: its numbers have arrived while a GPU computed.
-                pending.finish()
-                if stop.is_agreed:
-                    break  # what was computed since belongs to a step that is not made
+                    # Clip, and step. The learning rate and the average (EMA) follow when the step is finished.
+                    self.norms = self._clip_gradients()
+                    self._begin_step()
+                    progress.update()
 
-                # Clip, and step. The learning rate and the average (EMA) follow when the step is finished.
-                norms = self._clip_gradients()
-                is_skipped = self._step(norms["gradient_norm"])
-                pending.begin(is_skipped)
-                state.step += 1
-                progress.update()
-
-                # Log, save, evaluate: all of it reads the state, so the step must be finished. On a CPU nothing runs
-                # beside the loop, and waiting gains nothing.
-                is_log_due = state.step % options.log_every == 0 or state.step == options.max_steps
-                is_evaluation_due = self.hooks.is_due(state.step, options.max_steps)
-                is_checkpoint_due = is_evaluation_due or state.step % options.checkpoint_every == 0
-                if is_log_due or is_checkpoint_due or device.type != "cuda":
-                    pending.finish()
-                if is_log_due:
-                    self._log(norms, progress)
-                if is_checkpoint_due:
-                    self._save()  # before the evaluation, which takes long and may fail
-                if is_evaluation_due:
-                    self._evaluate()
-
-            pending.finish()
-            self._end(has_signal=stop.signal != 0)
+                    # Log, save, evaluate: all of it reads the state, so the step must be finished. On a CPU nothing
+                    # runs beside the loop, and waiting gains nothing.
+                    is_log_due = state.step % options.log_every == 0 or state.step == options.max_steps
+                    is_evaluation_due = self.hooks.is_due(state.step, options.max_steps)
+                    is_checkpoint_due = is_evaluation_due or state.step % options.checkpoint_every == 0
+                    if is_log_due or is_checkpoint_due or device.type != "cuda":
+                        self._finish_step()
+                    if is_log_due:
+                        self._log(progress)
+                    if is_checkpoint_due:
+                        self._save()  # before the evaluation, which takes long and may fail
+                    if is_evaluation_due:
+                        self._evaluate()
+            except Exception as error:  # noqa: BLE001 - raised at once, or after a checkpoint
+                self._keep_failure(error)
+            finally:
+                if isinstance(batches, Generator):
+                    batches.close()  # ends the loader's processes
+            self._end(progress)
         return TrainingResult(
-            state.step, {**self.figures, **self.heldout_figures}, time.monotonic() - started, stop.signal
+            state.step,
+            {**self.figures, **self.heldout_figures},
+            time.monotonic() - started,
+            self.stop.signal,
+            self.failed_evaluations,
         )
 
     def _resume(self) -> None:
@@ -272,12 +248,60 @@ class Trainer:
             state.tracker = read_tracker_ids(accelerator)
             self.step_log = StepLog(self.run_dir / "metrics.jsonl", state.step)
 
+    def _compute_gradients(self, batches: Iterator[TrainBatch | DecodedBatch | None]) -> bool:
+        """Forward and backward, in as many passes as the batch needs; False where the run is to stop instead."""
+        accelerator, model = self.accelerator, self.model
+        model.train()
+        for _ in range(accelerator.gradient_accumulation_steps):
+            batch = self._next_batch(batches)
+            if batch is None:
+                return False  # what was computed since the last step belongs to one that is not made
+            self.faults += batch.faults
+            with accelerator.accumulate(model):
+                inputs = self.method.encode(batch, accelerator.device)
+                with accelerator.autocast():
+                    loss = self.method.loss(model, inputs, self.state.step)
+                accelerator.backward(loss.total)
+                self.metrics.add(loss)
+        return True
+
+    def _next_batch(self, batches: Iterator[TrainBatch | DecodedBatch | None]) -> TrainBatch | DecodedBatch | None:
+        """Wait for the next batch; None where all processes agree to stop: by a signal, the time or an error."""
+        with self.metrics.measure_waiting():
+            batch, self.failure = await_next(batches, self.stop)
+        return None if self.failure is not None or self.stop.is_agreed else batch
+
+    def _begin_step(self) -> None:
+        self.is_state_whole = False
+        self.pending.begin(self._step(self.norms["gradient_norm"]))
+        self.state.step += 1
+        self.is_state_whole = True
+
+    def _finish_step(self) -> None:
+        self.is_state_whole = False
+        self.pending.finish()
+        self.is_state_whole = True
+
+    def _keep_failure(self, error: Exception) -> None:
+        """Keep an error until the state is saved, or raise it: where the state is half changed, or others take part.
+
+        One of several processes cannot save alone, and the others are in the middle of a step with it.
+        """
+        failure = explain_error(error, self.accelerator.device)
+        if self.accelerator.num_processes > 1 or not self.is_state_whole:
+            self.saver.wait()  # the checkpoint before may still be on its way
+            if failure is error:
+                raise error
+            raise failure from error
+        self.failure = failure
+
     def _clip_gradients(self) -> dict[str, torch.Tensor]:
-        """Clip the gradients to `max_grad_norm` over all; return their norms before, see `compute_gradient_norms`."""
+        """Clip the gradients to `max_grad_norm`, if any; return their norms before, see `compute_gradient_norms`."""
         self.accelerator.unscale_gradients()
         parameters = self.state.parameters
         norms = compute_gradient_norms(self.method.model, parameters)
-        nn.utils.clip_grads_with_norm_(parameters.values(), self.options.max_grad_norm, norms["gradient_norm"])
+        if self.options.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters.values(), self.options.max_grad_norm, norms["gradient_norm"])
         return norms
 
     def _step(self, gradient_norm: torch.Tensor) -> torch.Tensor:
@@ -291,65 +315,98 @@ class Trainer:
         self.metrics.end_step(~is_skipped)
         return is_skipped
 
-    def _log(self, norms: dict[str, torch.Tensor], progress: tqdm[Any]) -> None:
-        """Log the figures since the last call, and count the pairs that could not be read.
-
-        Raises:
-            DataError: there were too many of these.
-        """
+    def _log(self, progress: tqdm[Any]) -> None:
+        """Log the figures since the last call, and count the pairs that could not be read: too many end the run."""
         accelerator, options, step = self.accelerator, self.options, self.state.step
         figures = self.metrics.read(
             options.total_batch_size, accelerator.num_processes, lambda sums: accelerator.reduce(sums, "sum")
         )
         faults = gather_object(self.faults)
-        figures |= {name: float(gather_full_tensor(norm)) for name, norm in norms.items()}
+        figures |= {name: float(gather_full_tensor(norm)) for name, norm in self.norms.items()}
         figures |= {
             "learning_rate": float(self.state.schedule.get_last_lr()[0]),
             "bad_samples": len(faults),
             "skipped_steps": self.state.skipped.total,
             "failed_checkpoints": self.saver.num_failed,
+            "failed_evaluations": self.failed_evaluations,
+            "failed_trackers": self.num_trackers - len(accelerator.trackers),
         }
         if self.step_log is not None:
             self._write_or_warn(partial(self.step_log.append, {"step": step, **finite_or_none(figures)}))
             self._write_or_warn(partial(self.bad_samples.write, faults))
-        accelerator.log(finite_only(figures), step=step)
+        use_trackers(accelerator, lambda tracker: tracker.log(finite_only(figures), step=step))
         progress.set_postfix(_shorten_figures(figures))
-        self.bad_samples.count(faults, (step - self.logged_step) * options.total_batch_size)
+        try:
+            self.bad_samples.count(faults, (step - self.logged_step) * options.total_batch_size)
+        except DataError as error:
+            self.failure = self.failure or error
         self.faults.clear()
         self.figures, self.logged_step = figures, step
 
-    def _save(self) -> None:
-        """Copy the state and begin to write it, in the background if that is wanted."""
+    def _save(self, must_succeed: bool = False) -> None:
+        """Copy the state and begin to write it, in the background if that is wanted.
+
+        Args:
+            must_succeed: the run ends here: wait until it is written, and let a disk that refuses be an error.
+
+        Raises:
+            UnsavedError: it could not be written; on all processes.
+        """
         is_main = self.accelerator.is_main_process
-        if is_main:
-            self.saver.wait()  # or there would be two copies of everything
-        tensors, rest = self.state.snapshot(self.accelerator)
-        if is_main:
-            self.saver.save(self.state.step, tensors, {"identity": self.identity, **rest})
-            if not self.options.save_in_background:
-                self.saver.wait()
-        self.saved_step = self.state.step
+        if self.saved_step != self.state.step:
+            if is_main:
+                self.saver.wait()  # or there would be two copies of everything
+            try:
+                tensors, rest = self.state.snapshot(self.accelerator)
+            except CheckpointError as error:
+                self.saver.note_failure(error, must_succeed)
+                return
+            if is_main:
+                self.saver.save(self.state.step, tensors, {"identity": self.identity, **rest})
+            self.saved_step = self.state.step
+        if must_succeed:
+            run_together(lambda: self.saver.wait(must_succeed=True))
+        elif is_main and not self.options.save_in_background:
+            self.saver.wait()
 
     def _evaluate(self) -> None:
-        """Measure the averaged weights on held-out pairs, and export them where they are the best so far."""
+        """Measure the averaged weights on held-out pairs, and export them where they are the best so far.
+
+        An error ends no training: it is told, counted, and told again at the end of the run.
+        """
         evaluate, accelerator, state = self.hooks.evaluate, self.accelerator, self.state
         assert evaluate is not None
         start = time.monotonic()
-        with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
-            figures = evaluate(state.weights(self.method.model), state.step)
-        accelerator.log(figures, step=state.step)
+        figures: dict[str, float] | None = None
+        try:
+            with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+                figures = run_together(lambda: evaluate(state.weights(self.method.model), state.step, self._must_stop))
+        except Exception as error:  # noqa: BLE001 - all processes have the same one
+            self.failed_evaluations += 1
+            if not isinstance(error, MimicBrushError):
+                traceback.print_exc()
+            tqdm.write(
+                f"warning: the evaluation after step {state.step} failed ({describe_error(error)}); the training goes "
+                "on without its figures"
+            )
         self.metrics.leave_out(time.monotonic() - start)
+        if figures is None:
+            return
         self.heldout_figures = figures
-        if figures[self.hooks.best_figure] > self.best_value:
+        use_trackers(accelerator, lambda tracker: tracker.log(figures, step=state.step))
+        if figures.get(self.hooks.best_figure, -math.inf) > self.best_value:
             self.best_value = figures[self.hooks.best_figure]
             self._write_or_warn(self._export_best)
+
+    def _must_stop(self, has_failed: bool) -> bool:
+        return self.stop.agree(int(has_failed)) > 0 or self.stop.signal != 0
 
     def _export_best(self) -> None:
         folder = self.run_dir / "best"
         self.method.export(self.state.weights(self.method.model), folder)
         if self.accelerator.is_main_process:
             values = {"step": self.state.step, **self.heldout_figures}
-            (folder / "heldout.json").write_text(json.dumps(values, indent=1))
+            write_json(folder / "heldout.json", values)
 
     def _write_or_warn(self, write: Callable[[], object]) -> None:
         """Write what is only to be looked at: a full disk must not end the run for that."""
@@ -358,18 +415,43 @@ class Trainer:
         except (OSError, SafetensorError) as error:
             tqdm.write(f"after step {self.state.step} something could not be written ({error}); the run goes on")
 
-    def _end(self, has_signal: bool) -> None:
-        """Leave a checkpoint to go on from and, unless somebody waits for the machine, a pipeline to edit with."""
+    def _end(self, progress: tqdm[Any]) -> None:
+        """Leave a checkpoint to go on from and, unless somebody waits for the machine, a pipeline to edit with.
+
+        Raises:
+            MimicBrushError: see `train`; whatever ended the run before its time.
+        """
         accelerator = self.accelerator
-        if self.saved_step != self.state.step:
-            self._save()
-        self.saver.wait(must_succeed=True)
-        accelerator.wait_for_everyone()
+        try:
+            self._finish_step()
+            if self.logged_step != self.state.step:
+                self._log(progress)
+            self._save(must_succeed=True)
+        except Exception as error:
+            if self.failure is None:
+                raise
+            raise UnsavedError(f"{describe_error(self.failure)}\nThe state could not be saved: {error}") from error
         if (faults := gather_object(self.faults)) and accelerator.is_main_process:
             self._write_or_warn(lambda: self.bad_samples.write(faults))
-        if not has_signal:
-            self.method.export(self.state.weights(self.method.model), self.run_dir / "pipeline")
+        if self.failure is not None:
+            saved = f"The state after step {self.state.step} is saved; train.resume=latest goes on."
+            if isinstance(self.failure, MimicBrushError):
+                raise type(self.failure)(f"{self.failure}\n{saved}") from self.failure
+            self.failure.add_note(saved)
+            raise self.failure
+        self.stop.agree()  # whoever waits for the machine does not wait for a pipeline
+        if not self.stop.signal:
+            run_together(self._export)
         accelerator.wait_for_everyone()
+
+    def _export(self) -> None:
+        try:
+            self.method.export(self.state.weights(self.method.model), self.run_dir / "pipeline")
+        except (OSError, SafetensorError) as error:
+            raise UnsavedError(
+                f"the pipeline could not be written ({error}). The last checkpoint is good: make room, and let "
+                f"train.resume=latest or scripts/export_run.py write {self.run_dir / 'pipeline'}"
+            ) from error
 
 
 def _shorten_figures(figures: dict[str, float | None]) -> dict[str, str]:

@@ -207,7 +207,7 @@ def with_matches_of_the_jpegs(mined: Path) -> Path:
     from mimicbrush.data.schema import pack_points
 
     copy = mined.with_name(mined.name + "-rematched")
-    shutil.copytree(mined, copy)
+    shutil.copytree(mined, copy, ignore=shutil.ignore_patterns("markers"))  # they have the hashes of the parts
     found = {pair.pair_id: online_matches(*frames_of_jpegs(pair)) for pair in read_manifest(mined)}
     for part in list_manifest_parts(copy):
         table = pq.read_table(part)
@@ -231,8 +231,8 @@ def _count(name: str) -> Callable[[Side], float]:
 
         decode = pair.decode_jpeg
 
-        def counting(data: bytes, reduce: int = 1) -> np.ndarray:
-            image = decode(data, reduce)
+        def counting(data: bytes, reduce: int = 1, size_px: tuple[int, int] | None = None) -> np.ndarray:
+            image = decode(data, reduce, size_px)
             TALLY["decoded_mpx"] += image.shape[0] * image.shape[1] / 1e6
             return image
 

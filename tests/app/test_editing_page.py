@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import signal
-import subprocess
-import sys
+import re
 import urllib.error
 import urllib.request
 import zlib
@@ -20,47 +18,27 @@ import numpy as np
 import pytest
 from browser import page_of
 from PIL import Image
+from started_page import started_page
 from toy_data import photograph
 
-from mimicbrush.app.editing_service import EditingService, EditRequest
+from mimicbrush.app.editing_service import EditingService, EditRequest, leave_out_options
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits
-from mimicbrush.assembly import build_components
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
-from mimicbrush.models.schedule import noise_scheduler
-from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.editing.batch import NO_MEMORY
+from mimicbrush.pipelines.editing.inputs import check_cover, fit_mask
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def server(smallest: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page over a toy, in a process that sees gradio; its address."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not here (the extra `dev` has it)")
-    folder = tmp_path_factory.mktemp("served") / "pipeline"
-    pipeline = MimicBrushPipeline(**vars(build_components(smallest, 0)), scheduler=noise_scheduler())
-    pipeline.register_to_config(default_num_inference_steps=3, default_guidance_scale=2.0)
-    pipeline.save_pretrained(folder)
-    command = [sys.executable, "scripts/app.py", "--model", str(folder), "--port", "0", "--max-upload-mib", "2"]
-    (temporary := folder.parent / "temporary").mkdir()
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        assert said.startswith("edit at http://127.0.0.1:"), said
-        yield said.split()[2]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
-        assert not list(temporary.iterdir())  # nothing of any visitor is left
+    with started_page(smallest, tmp_path_factory.mktemp("served"), "--max-upload-mib", "2") as page:
+        yield page.address
+        page.end()
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +150,72 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, images: dict[
     compared.hover(position={"x": 140, "y": 120})
     page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
     assert page.locator("#mb-reference .mb-ring").is_hidden()
-    page.locator("#mb-result [data-role=where]").fill("50")
-    assert "50%" in page.locator("#mb-result [data-role=after]").evaluate("(image) => image.style.clipPath")
+    for where, hidden in (("0", "100%"), ("30", "70%"), ("100", "0%")):  # from "before" to "after"
+        page.locator("#mb-result [data-role=where]").fill(where)
+        clip = page.locator("#mb-result [data-role=after]").evaluate("(image) => getComputedStyle(image).clipPath")
+        assert clip.replace("0px", "0").replace("inset(0)", "inset(0 0% 0 0)").startswith(f"inset(0 {hidden} 0 0")
+    assert page.inner_text("#mb-result [data-role=slide]").split() == ["before", "after"]
+
+
+@pytest.mark.slow
+def test_what_is_shown_belongs_to_what_is_there(page: Page, images: dict[str, Path]) -> None:
+    old = page.locator("#mb-result .mb-panel.mb-old")
+    give_both(page, images)
+    give(page, "source", images["mask"], "mask")
+    said_by(page, "source", "the mask of")
+    page.get_by_label("Seed").fill("")
+    page.keyboard.press("Tab")
+    said = edit(page, "Done.")
+    seed = re.search(r"Seed (\d+) was chosen", said)
+    assert seed and page.locator("#mb-result a").get_attribute("download") == f"edited_seed{seed[1]}.png"
+    assert old.count() == 0
+    paint_box(page, "source", (200, 150, 220, 170))  # with the brush: another mask
+    old.wait_for()
+    said_by(page, "result", "other images or of another mask")
+    for name in ("Steps", "Results"):
+        page.get_by_label(f"number input for {name}").fill("100" if name == "Steps" else "4")
+        page.keyboard.press("Tab")
+    with page.expect_response(lambda answer: "queue/join" in answer.url):
+        page.click("#mb-go")
+    page.wait_for_selector("#mb-result .progress-bar-wrap")
+    assert page.inner_text("#mb-said").strip() == ""  # nothing of the edit before stays under the bar
+    bar, text = page.wait_for_function(
+        """() => {
+            const parts = [".progress-bar-wrap", ".progress-text"];
+            const found = parts.map((each) => document.querySelector(`#mb-result ${each}`));
+            const boxes = found.map((each) => each?.getBoundingClientRect());
+            return found.every(Boolean) && boxes.map(({ top, bottom }) => [top, bottom]);
+        }"""
+    ).json_value()
+    assert text[1] <= bar[0] or bar[1] <= text[0]  # the text does not lie under the bar
+    page.click("#mb-stop")
+    page.wait_for_function("document.querySelector('#mb-said').textContent.includes('Cancelled')", timeout=60_000)
+    page.get_by_label("number input for Results").fill("1")
+    page.keyboard.press("Tab")
+    edit(page, "Done.")
+    assert old.count() == 0 and page.inner_text("#mb-result [data-role=said]") == ""
+
+
+@pytest.mark.slow
+def test_everything_has_a_name_of_its_own_and_can_be_read(page: Page) -> None:
+    canvases = [each.get_attribute("aria-label") for each in page.locator("canvas").all()]
+    assert len(canvases) == 2 and "source" in str(canvases[0]) and "reference" in str(canvases[1])
+    names = [each.get_attribute("aria-label") for each in page.locator("[data-role=picture]").all()]
+    assert len(set(names)) == 2 and all(names)
+    page.wait_for_selector("#mb-said[role=status][aria-live=polite]", state="attached")
+    page.mouse.move(0, 0)
+    colours = "(button) => [getComputedStyle(button).color, getComputedStyle(button).backgroundColor]"
+    assert contrast(*page.locator("#mb-go").evaluate(colours)) >= 4.5
+    page.hover("#mb-go")
+    assert contrast(*page.locator("#mb-go").evaluate(colours)) >= 4.5
+
+
+def contrast(*colours: str) -> float:
+    """Contrast of two CSS colours, as WCAG defines it."""
+    values = [np.array([float(each) for each in re.findall(r"[\d.]+", colour)[:3]]) / 255 for colour in colours]
+    linear = [np.where(each <= 0.04045, each / 12.92, ((each + 0.055) / 1.055) ** 2.4) for each in values]
+    dark, light = sorted(float(each @ [0.2126, 0.7152, 0.0722]) for each in linear)
+    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.slow
@@ -255,16 +297,18 @@ def test_two_visitors_at_once_see_their_own_images_alone(
 def test_other_sites_and_other_names_are_refused(server: str) -> None:
     rebound = urllib.request.Request(server, headers={"Host": "evil.example"})
     without_cookie = urllib.request.Request(server + "upload", data=b"a")
-    for request in (rebound, without_cookie):
-        with pytest.raises(urllib.error.HTTPError, match="400"):
+    for request, status in ((rebound, "403"), (without_cookie, "400")):
+        with pytest.raises(urllib.error.HTTPError, match=status):
             urllib.request.urlopen(request)
     asked = urllib.request.Request(server + "gradio_api/queue/join", data=b"{}", headers={"Cookie": "other=1"})
-    large = {"Cookie": "mimicbrush_visitor=ann", "Content-Type": "application/json"}
-    for request in (asked, urllib.request.Request(server + "gradio_api/queue/join", data=bytes(2**17), headers=large)):
-        with pytest.raises(urllib.error.HTTPError, match="400"):
+    cookie = {"Cookie": f"mimicbrush_visitor={'a' * 24}", "Content-Type": "application/json"}
+    large = urllib.request.Request(server + "gradio_api/queue/join", data=bytes(2**17), headers=cookie)
+    for request, status in ((asked, "400"), (large, "413")):
+        with pytest.raises(urllib.error.HTTPError, match=status):
             urllib.request.urlopen(request)
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(urllib.request.Request(server + "gradio_api/upload", data=b"a"))
+    for way in ("upload", "run/run", "api/run", "call/run", "call/v2/run", "cancel", "reset", "component_server"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(urllib.request.Request(server + "gradio_api/" + way, data=b"{}", headers=cookie))
     for path in (
         "page/../painter.py",
         "page/secret",
@@ -277,7 +321,7 @@ def test_other_sites_and_other_names_are_refused(server: str) -> None:
 
 
 def test_a_flood_of_cancels_leaves_those_of_others(tmp_path: Path) -> None:
-    page = EditingService(None, "", SessionFiles(tmp_path / "visits", VisitorLimits()))  # type: ignore[arg-type]  # nothing is edited
+    page = EditingService(None, "", SessionFiles(tmp_path / "visits", VisitorLimits()), None)  # type: ignore[arg-type]  # nothing is edited
     page.cancel("ann", "mine")
     for number in range(3000):
         page.cancel("bob", str(number))
@@ -298,7 +342,9 @@ CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": Fal
         ('{"trouble": "no network"}', {}, "no network"),
         ('{"source": "a", "reference": "b"}', {"steps": 101}, "steps: must be in 1..100, got 101"),
         ('{"source": "a", "reference": "b"}', {"count": 0}, "results: must be in 1..4, got 0"),
-        ('{"source": "a", "reference": "b"}', {"seed": None}, "not what the page sends"),
+        ('{"source": "a", "reference": "b"}', {"seed": float("inf")}, "not what the page sends"),
+        ('{"source": "a", "reference": "b"}', {"steps": 1e400}, "not what the page sends"),
+        ("[" * 100_000, {}, "not what the page sends"),
         ('{"source": "a", "reference": "b"}', {"guidance": float("nan")}, "guidance"),
         ('{"source": "a", "reference": "b", "reference_crop": [1, 2]}', {}, "four whole numbers"),
     ],
@@ -306,3 +352,34 @@ CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": Fal
 def test_what_the_browser_sends_is_checked(text: str, changed: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         EditRequest.read(text, VisitorLimits(), **{**CHOICES, **changed})  # type: ignore[arg-type]
+
+
+def test_no_seed_is_another_one_each_time() -> None:
+    read = [
+        EditRequest.read('{"source": "a", "reference": "b"}', VisitorLimits(), **{**CHOICES, "seed": None})  # type: ignore[arg-type]
+        for _ in range(5)
+    ]
+    assert len({each.seed for each in read}) > 1
+
+
+def test_no_message_of_the_page_names_an_option_of_a_command() -> None:
+    mask, path = Image.new("L", (40, 30), 255), Path("the mask")
+    messages = [NO_MEMORY]
+    for size in ((80, 60), (30, 40), (41, 31), (40, 90)):
+        with pytest.raises(InputError) as error:
+            fit_mask(mask, path, size, Path("the source"), False)
+        messages.append(str(error.value))
+    with pytest.raises(InputError) as error:
+        check_cover(mask, path, False)
+    messages.append(str(error.value))
+    assert all("--" in message for message in messages)
+    told = [leave_out_options(message) for message in messages]
+    assert told == [
+        'not enough memory for this edit: choose Repaint "around the mask", a smaller image',
+        "the mask is 40 x 30 px but the source is 80 x 60 px; a mask must have its source's size",
+        "the mask is 40 x 30 px but the source is 30 x 40 px; a mask must have its source's size; is it turned? "
+        "A source counts as it is seen, turned as its EXIF data says",
+        "the mask is 40 x 30 px but the source is 41 x 31 px; a mask must have its source's size",
+        "the mask is 40 x 30 px but the source is 40 x 90 px; a mask must have its source's size",
+        "the mask: the mask is full: nothing of the source is left to see; white means repaint: is it inverted?",
+    ]

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from test_image_reader import tiff_of_pages
 
 from mimicbrush.app import mask_painter
 from mimicbrush.app.mask_painter import MaskStore, PainterServer
@@ -103,6 +106,30 @@ def test_only_the_page_itself_may_save(server: PainterServer, headers: dict[str,
     status, _ = ask(server, "POST", "/api/mask?name=dogs/01.png", png(), **headers)
     assert status == 403
     assert not list((tmp_path / "masks").iterdir())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from(["GET", "POST"]),
+    path=st.one_of(
+        st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=60),
+        st.tuples(
+            st.sampled_from(["/api/mask?name=", "/api/picture?name=", "/api/upload?name=", "//", "/api/mask?"]),
+            st.one_of(
+                st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=300),
+                st.binary(max_size=40).map(lambda name: "".join(f"%{byte:02x}" for byte in name)),
+            ),
+        ).map("".join),
+    ),
+    body=st.binary(max_size=100),
+    kind=st.sampled_from(["image/png", "application/octet-stream", ""]),
+)
+def test_a_hostile_request_is_answered(server: PainterServer, method: str, path: str, body: bytes, kind: str) -> None:
+    status, _ = ask(server, method, "/" + path.lstrip("/"), body if method == "POST" else None, Content_Type=kind)
+    assert status == 200 or 400 <= status < 500
+    for strange in ("//[", "//[x]/api/mask?name=a", path):
+        if strange:
+            assert ask(server, "GET", strange)[0] < 500
 
 
 @pytest.mark.parametrize(
@@ -193,6 +220,12 @@ def test_an_upload_that_is_too_large_or_damaged_is_refused(
         server.store.add("a.png", png(mode="RGB")[:-30])
     assert not [path for path in (tmp_path / "masks").rglob("*") if path.is_file()]
     server.store.add("a.png", png(mode="RGB"))
+
+
+def test_a_tiff_of_very_many_pages_is_refused_at_once(server: PainterServer) -> None:
+    with pytest.raises(InputError, match="more than 100 pages"):
+        server.store.add("a.tif", tiff_of_pages(20_000))
+    assert server.store.add("b.tif", tiff_of_pages(2)) == "uploads/b.tif"
 
 
 def test_a_turned_photograph_has_its_mask_as_it_is_seen(server: PainterServer, tmp_path: Path) -> None:

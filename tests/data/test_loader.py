@@ -143,8 +143,8 @@ def test_a_source_that_is_gone_stops_at_once(tmp_path: Path) -> None:
 def test_an_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
     pair = dataset.pair_sources[0].pairs[0]
-    object.__setattr__(pair, "size_px", (120, 160))
-    with pytest.raises(DataError, match=r"is \(40, 40, 3\) at 1/4 of its size, the manifest says \(30, 40, 3\)"):
+    object.__setattr__(pair, "size_px", (161, 160))
+    with pytest.raises(DataError, match=r"are no whole JPEG \(it is of 160 x 160 px, not 160 x 161\)"):
         dataset.transform(pair, np.random.default_rng(0))
 
 

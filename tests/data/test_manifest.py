@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toy_data import write_mined_folder
 
 from mimicbrush.data.manifest import (
@@ -25,6 +28,7 @@ from mimicbrush.data.manifest import (
 from mimicbrush.data.pair import Pair, decode_jpeg
 from mimicbrush.data.schema import MAX_POINT_SIDE_PX, SCHEMA, manifest_row, pack_points, unpack_points
 from mimicbrush.errors import DataError
+from mimicbrush.io.hashing import hash_file
 
 
 def same(a: Pair, b: Pair) -> bool:
@@ -72,22 +76,80 @@ def test_an_index_of_other_parts_is_not_used(root: Path) -> None:
     assert len(read_manifest(root)) == 5
 
 
-def test_a_damaged_index_is_said_or_passed_over_wherever_the_bit_is(root: Path) -> None:
-    index = root / INDEX_NAME
-    write_index(root, index)
-    original, expected = index.read_bytes(), read_manifest(root).digest()
-    footer = int.from_bytes(original[-10:-6], "little") + 10
+@given(place=st.integers(min_value=0), value=st.integers(1, 255), length=st.integers(0, 300))
+def test_damaged_bytes_of_an_index_are_never_read(stored: Path, place: int, value: int, length: int) -> None:
+    """One byte, or all from there on: Arrow itself would give other points, or crash."""
+    index = stored / INDEX_NAME
+    original = index.read_bytes()
     damaged = bytearray(original)
-    damaged[-footer] ^= 0x80  # where the footer's tables begin
-    index.write_bytes(damaged)
-    assert find_index_fault(root) == "it is damaged, or was made of other parts"
-    assert read_manifest(root).digest() == expected
-    for place in range(1, footer, 7):
-        damaged = bytearray(original)
-        damaged[-place] ^= 0xFF
+    place %= len(damaged)
+    damaged[place : place + length + 1] = bytes(byte ^ value for byte in damaged[place : place + length + 1])
+    try:
         index.write_bytes(damaged)
-        if not find_index_fault(root):
-            assert read_manifest(root).digest() == expected
+        assert not is_index_current(stored)
+        assert find_index_fault(stored) == "it is damaged, or was made of other parts"
+        index.write_bytes(damaged[:place])
+        assert not is_index_current(stored)
+    finally:
+        index.write_bytes(original)
+    assert is_index_current(stored, needs_checksum=True)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one part of few rows, with a marker and an index."""
+    root = tmp_path_factory.mktemp("stored") / "pairs"
+    toy = write_mined_folder(root)
+    part = root / "manifest/part-000000.parquet"
+    pq.write_table(pq.read_table(part).slice(0, 3), part)
+    (root / "markers").mkdir()
+    (root / "markers/shard-000000.json").write_text(json.dumps({"part_sha256": hash_file(part)}))
+    write_index(toy, toy / INDEX_NAME)
+    return root
+
+
+@given(
+    place=st.integers(min_value=0),
+    value=st.integers(1, 255),
+    of=st.sampled_from(["manifest/part-000000.parquet", "markers/shard-000000.json"]),
+)
+def test_a_damaged_byte_of_a_part_or_marker_is_refused_or_harmless(
+    stored: Path, place: int, value: int, of: str
+) -> None:
+    path, expected = stored / of, read_rows(stored)
+    original = path.read_bytes()
+    damaged = bytearray(original)
+    damaged[place % len(damaged)] ^= value
+    try:
+        path.write_bytes(damaged)
+        try:
+            found = read_rows(stored)
+        except DataError as error:
+            assert "mine again" in str(error)
+        else:
+            assert of.startswith("markers") and all(
+                _same_column(found, expected, name) for name in expected.column_names
+            )
+    finally:
+        path.write_bytes(original)
+
+
+def _same_column(one: pa.Table, other: pa.Table, name: str) -> bool:
+    return str(one[name].to_pylist()) == str(other[name].to_pylist())  # NaN is not NaN
+
+
+def test_an_index_of_an_earlier_version_has_no_checksum_and_is_read_if_it_is_whole(root: Path) -> None:
+    index, expected = root / INDEX_NAME, read_manifest(root).digest()
+    write_index(root, index)
+    table = pa.ipc.open_file(pa.BufferReader(index.read_bytes())).read_all()
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"mimicbrush_checksum"}
+    table = table.replace_schema_metadata(metadata)
+    with pa.OSFile(str(index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    assert is_index_current(root) and not is_index_current(root, needs_checksum=True)
+    assert read_manifest(root).digest() == expected and not find_index_fault(root)
+    index.write_bytes(index.read_bytes()[:-100])
+    assert not is_index_current(root)
 
 
 def test_an_image_that_is_not_what_was_mined_is_an_error_though_it_decodes(root: Path) -> None:

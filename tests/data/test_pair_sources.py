@@ -70,10 +70,10 @@ def test_a_source_without_pairs_is_named(other: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (PairSourceOptions("x", "film"), r"data\.sources\.a\.kind must be one of video, image; got 'film'"),
+        (PairSourceOptions("x", "film"), r"data\.sources\.a\.kind=film: must be one of video, image"),
         (PairSourceOptions("", "video"), r"data\.sources\.a\.root is not set"),
-        (PairSourceOptions("x", "video", 0), r"data\.sources\.a\.weight must be above 0, got 0"),
-        (PairSourceOptions("x", "video", float("inf")), "above 0, got inf"),
+        (PairSourceOptions("x", "video", 0), r"data\.sources\.a\.weight=0: must be a number above 0"),
+        (PairSourceOptions("x", "video", float("inf")), "weight=inf: must be a number above 0"),
     ],
 )
 def test_sources_that_make_no_sense(source: PairSourceOptions, message: str) -> None:

@@ -1,26 +1,58 @@
 from __future__ import annotations
 
+import pickle
 from collections import Counter
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mimicbrush.data.sampler import PairMixture, RankBatches
 from mimicbrush.errors import DataError
 
-
-@pytest.mark.parametrize("ratio", [0.7, 0.3, 1 / 3, 0.999])
-def test_the_mixture_holds_for_every_prefix(ratio: float) -> None:
-    mixture = PairMixture([50, 20], [ratio, 1 - ratio], seed=0)
-    videos = 0
-    for n in range(1, 5001):
-        videos += mixture.locate(n - 1)[0] == 0
-        assert abs(videos - ratio * n) <= 1, n
+WEIGHTS = st.one_of(
+    st.floats(1e-4, 1e3),
+    st.decimals("0.01", 1, places=2).map(float),
+    st.integers(1, 10**9).map(float),
+    st.sampled_from([1.0, 1 / 3, 0.1, 1e-3]),  # many equal ones are due at once
+)
 
 
-def test_three_sources_keep_their_shares() -> None:
-    mixture = PairMixture([10, 10, 10], [0.5, 0.3, 0.2], seed=0)
-    counts = Counter(mixture.locate(n)[0] for n in range(1000))
-    assert counts[0] == 500 and abs(counts[1] - 300) <= 2 and abs(counts[2] - 200) <= 2
+def shares_of(weights: list[float]) -> list[Fraction]:
+    exact = [Fraction(str(weight)) for weight in weights]
+    return [weight / sum(exact) for weight in exact]
+
+
+@given(st.lists(WEIGHTS, min_size=2, max_size=6), st.integers(0, 3000))
+def test_every_prefix_has_each_source_less_than_one_sample_off_its_share(weights: list[float], start: int) -> None:
+    shares, mixture = shares_of(weights), PairMixture([10**9] * len(weights), weights, seed=0)
+    items: list[set[int]] = [set() for _ in weights]
+    for n in range(400 if start % 2 else start):
+        component, item = mixture.locate(n)
+        assert item not in items[component]  # each of its items once, so it is the next one of an order
+        items[component].add(item)
+        assert all(abs(len(seen) - share * (n + 1)) < 1 for seen, share in zip(items, shares, strict=True)), n
+    # A process that begins later, or elsewhere, finds the same.
+    fresh = pickle.loads(pickle.dumps(PairMixture([10**9] * len(weights), weights, seed=0)))
+    assert fresh.locate(start) == mixture.locate(start)
+
+
+@pytest.mark.parametrize("weights", [[0.7, 0.3], [0.4, 0.3, 0.2, 0.1], [5, 3, 3, 2, 1, 1]])
+def test_a_mixture_repeats_when_all_shares_are_whole(weights: list[float]) -> None:
+    mixture = PairMixture([10**9] * len(weights), weights, seed=0)
+    period = max(share.denominator for share in shares_of(weights))
+    order = [mixture.locate(n)[0] for n in range(3 * period)]
+    assert order == 3 * order[:period]
+    counts = Counter(order[:period])
+    assert [counts[i] for i in range(len(weights))] == [share * period for share in shares_of(weights)]
+
+
+def test_seven_tenths_are_63_of_90_samples_and_the_first_source_comes_when_it_is_due() -> None:
+    mixture = PairMixture([100, 100], [0.7, 0.3], seed=0)
+    order = [mixture.locate(n)[0] for n in range(1000)]
+    assert order[:90].count(0) == 63  # 62 where 0.7 * 90 is a float below 63
+    assert [order[:n].count(0) for n in range(1001)] == [7 * n // 10 for n in range(1001)]
 
 
 def test_every_item_comes_once_per_epoch_in_a_new_order() -> None:
@@ -32,6 +64,7 @@ def test_every_item_comes_once_per_epoch_in_a_new_order() -> None:
 
 def test_far_sample_numbers_are_found_at_once() -> None:
     assert PairMixture([5, 3], [0.7, 0.3], seed=0).locate(10**12)[0] in (0, 1)
+    assert PairMixture([5, 3, 1], [0.7, 0.2, 0.1], seed=0).locate(10**15)[0] in (0, 1, 2)
 
 
 def test_steps_take_the_same_samples_for_any_ranks_and_micro_batches() -> None:

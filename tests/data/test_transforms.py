@@ -89,7 +89,8 @@ class Discs(Pair):
 def three_segments(pairs: PairTable) -> Pair:
     pair = of_kind(pairs, "image")
     ratios = np.array([0.3, 0.1, 0.05], np.float32)
-    values = {f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)} | {"segment_ratios": ratios}
+    values = {f.name: getattr(pair, f.name) for f in dataclasses.fields(pair)}
+    values |= {"segment_ratios": ratios, "segments": np.arange(3, dtype=np.int32)}
     return Discs(**values)
 
 
@@ -124,13 +125,19 @@ def test_where_no_segment_will_do_a_grid_is_taken(three_segments: Pair) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "sift"}, "data.mask.strategy must be one of sift_grid, .* or module:function; got 'sift'"),
+        (
+            {"strategy": "sift"},
+            "mask.strategy=sift: must be one of sift_grid, .* or module:function; did you mean sift_grid",
+        ),
         ({"strategy": "segment"}, "a video has no segments"),
         ({"image_strategy": "sift_grid"}, "must be one of segment, .* no stored matches"),
         ({"box_area": 0.9}, r"data.mask.box_area=0.9 cannot be met .* in 0.16..0.81"),
-        ({"cells": (10, 3)}, r"data.mask.cells must be in 2 or more, the smaller first; got \[10, 3\]"),
-        ({"cells": (1, 1)}, "data.mask.cells must be in 2 or more"),
-        ({"probability": 1.5}, r"data.mask.probability must be in 0..1; got 1.5"),
+        (
+            {"cells": (10, 3)},
+            r"data.mask.cells=\[10,3\]: must be a list of .* in 2\.\.1000, the smaller first",
+        ),
+        ({"cells": (1, 1)}, r"data.mask.cells=\[1,1\]: must be a list of two values, each a whole number in 2\.\."),
+        ({"probability": 1.5}, r"data.mask.probability=1.5: must be a number in 0..1"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:

@@ -83,7 +83,7 @@ _GPU_ONLY = ("train=gpu_40gb", "train=one_gpu_40gb", "train=one_gpu")
 RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     # What needs a network, a cluster or a GPU.
     (r"(git clone|hf download) .*", Never("nothing is fetched in a test")),
-    (r"pip install 'mimicbrush\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
+    (r"pip install '\.\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
     (r"tensorboard --logdir .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
     (r"sbatch .*", Elsewhere(f"{_EXACTNESS}::test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_again")),
     (r".*task\.index=\$SLURM_ARRAY_TASK_ID .*", Elsewhere("tests/mining/test_inputs.py::test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes")),
@@ -95,7 +95,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py (edit_gpu|train_step_gpu)", Elsewhere(f"{_SPEED}::test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size")),
     # What takes long, and has tests of its own at a small size.
     (r"make (demo|test|check)|bash \.ci/run", Elsewhere(".ci/run")),
-    (r"make (setup|help|style)", Never("`make demo` sets up; the others change no result")),
+    (r"make (setup|help|style|lock)", Never("`make demo` sets up; the others change no result")),
     (r"python -m pytest .*", Elsewhere(".ci/run")),
     (r"make app", Elsewhere("tests/app/test_editing_page.py::test_a_painted_hole_is_filled_and_tells_where_from")),
     (r".*app\.py( .*)?", Elsewhere("tests/app/test_editing_page.py::test_a_painted_hole_is_filled_and_tells_where_from")),
@@ -115,7 +115,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
     (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
     # Everything else.
-    (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
+    (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} train.lr_warmup_steps=1 eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
     (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
     (r".*train\.py .*(model=pipeline|experiment=fine_tune).*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),

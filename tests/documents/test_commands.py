@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_scripts
 from benchmark_material import painted, write_dreambooth, write_images
 from commands import DOCUMENTS, ROOT, RULES, Elsewhere, Toy, blocks_of, commands_of, rule_of, unused_rules
 from mining_inputs import photograph_with_segments, write_tar
@@ -48,50 +48,50 @@ def test_no_rule_is_left_over_and_what_it_names_is_there() -> None:
 
 def test_extras_are_there() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {
-        found
-        for document in DOCUMENTS
-        for found in re.findall(r"pip install 'mimicbrush\[(\w+)\]'", (ROOT / document).read_text(encoding="utf-8"))
-    }
-    assert named and named <= extras.keys()
+    named = set()
+    for path in [*(ROOT / document for document in DOCUMENTS), *(ROOT / "mimicbrush").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"pip install '\.\[(\w+)\]'|install_command\(['\"](\w+)", text))
+        # There is no such package on an index.
+        assert not re.search(r"install [^\n]*\bmimicbrush\[", text), path
+    names = {name for pair in named for name in pair if name}
+    assert len(names) > 3 and names <= extras.keys()
 
 
 @dataclass
 class Workplace:
-    """A folder in which the documents' names mean something, and a process that runs our scripts there."""
+    """A folder in which the documents' names mean something, and where our scripts are run."""
 
     folder: Path
-    runner: subprocess.Popen[str]
+    environment: dict[str, str]
     done: set[str] = field(default_factory=set)
 
     def run(self, command: str) -> tuple[int, str]:
         """Its status, and what it printed."""
         words = shlex.split(command)
-        if "=" in words[0]:  # a variable of the environment
+        if "=" in words[0]:  # a variable of the environment, such as PYTHONPATH, which Python reads when it starts
             name, _, value = words[0].partition("=")
             finished = subprocess.run(
-                [sys.executable, *words[2:]], cwd=self.folder, env={**os.environ, name: value}, text=True, check=False,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                [sys.executable, *words[2:]], cwd=self.folder, env={**self.environment, name: value}, text=True,
+                check=False, capture_output=True,
             )  # fmt: skip
-            return finished.returncode, finished.stdout
-        assert words[0].endswith("python") and self.runner.stdin is not None and self.runner.stdout is not None
-        print(json.dumps(words[1:]), file=self.runner.stdin, flush=True)
-        status, printed = json.loads(self.runner.stdout.readline())
-        return status, printed
+        else:
+            assert words[0].endswith("python")
+            finished = warm_scripts.run(
+                [sys.executable, *words[1:]], cwd=self.folder, env=self.environment, text=True, capture_output=True,
+                timeout=500,
+            )  # fmt: skip
+        return finished.returncode, finished.stdout + finished.stderr
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     root = tmp_path_factory.mktemp("documents")
     folder = root / "main"
     _furnish(folder)
     environment = {**os.environ, "HF_HOME": str(root / "hub_home"), "HF_HUB_OFFLINE": "1"}
     as_hub_cache(folder, root / "hub_home")
-    command = [sys.executable, str(Path(__file__).with_name("warm_runner.py")), str(folder)]
-    with subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as runner:
-        yield Workplace(folder, runner)
-        assert runner.stdin is not None
-        runner.stdin.close()
+    return Workplace(folder, environment)
 
 
 def _furnish(folder: Path) -> None:

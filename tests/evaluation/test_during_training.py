@@ -189,9 +189,9 @@ def test_a_pipeline_tells_where_the_hole_came_from(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"every_steps": -1}, r"eval\.every_steps must be 0 \(never\) or more, got -1"),
-        ({"max_pairs": 1}, r"eval\.max_pairs must be 2 or more"),
-        ({"batch_size": 0}, r"eval\.batch_size=0: must be at least 1"),
+        ({"every_steps": -1}, r"eval\.every_steps=-1: must be a whole number, 0 or more \(0: never\)"),
+        ({"max_pairs": 1}, r"eval\.max_pairs=1: must be a whole number, 2 or more"),
+        ({"batch_size": 0}, r"eval\.batch_size=0: must be a whole number in 1\.\."),
         ({"sets": ("warped",)}, "must hold natural"),
         ({"sets": ("sharp",)}, r"eval\.sets=.*natural, warped"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from toy_data import photograph
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, OutputError
 from mimicbrush.evaluation.editors import baselines
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
 from mimicbrush.evaluation.heldout.reference_gain import (
@@ -159,6 +160,24 @@ def test_what_is_written(rendered: list[Pair], tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob(ASIDE_PATTERN))
 
 
+def test_no_number_is_lost_where_the_output_is_gone_in_the_end(
+    rendered: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "mounted").touch()  # as a file: nothing can be made in it any more
+    options = replace(OPTIONS, max_pairs=2)
+    with pytest.raises(OutputError, match="The result is kept as") as told:
+        evaluate_heldout(copying, rendered, SIZE, options, tmp_path / "mounted" / "out")
+    (kept,) = (tmp_path / "temporary").glob("*/out")
+    metrics = json.loads((kept / "metrics.json").read_text())
+    assert format_summary(metrics, options.sets) in str(told.value) and (kept / "per_pair.jsonl").is_file()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "mounted"))  # not even there
+    with pytest.raises(OutputError) as told:
+        evaluate_heldout(copying, rendered, SIZE, options, tmp_path / "mounted" / "out")
+    assert format_summary(metrics, options.sets) in str(told.value)
+
+
 def test_what_was_not_measured_is_null(rendered: list[Pair]) -> None:
     metrics = evaluate_heldout(deaf, rendered, SIZE, replace(OPTIONS, sets=("warped",), max_pairs=2))
     for key in ("n", "psnr", "ssim", "reference_gain_db", "reference_gain_db_ci95", "natural"):
@@ -284,7 +303,7 @@ def test_sift_and_a_homography_miss_a_thing_that_moved() -> None:
         ({"sets": ()}, "natural, warped"),
         ({"sets": None}, "must be a list"),
         ({"sets": "natural"}, "must be a list"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, r"batch_size=0: must be a whole number in 1\.\."),
         ({"seed": "x"}, "whole number"),
         ({"guidance_scale": "x"}, "a number"),
         ({"guidance_scale": True}, "a number"),

@@ -313,5 +313,6 @@ def test_the_script_makes_and_scores(
     assert "| Zebra Editor | 100.0 [100.0, 100.0] |" in said
     assert f"incomplete: {answers}: 3 rankings are missing" in said
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["yak"]["harmony"]["best"] == 0
-    with pytest.raises(InputError, match="--cases 0: must be at least 1"):
+    with pytest.raises(SystemExit):
         run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 0)
+    assert "argument --cases: must be a whole number, 1 or more, got '0'" in capsys.readouterr().err

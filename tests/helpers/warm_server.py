@@ -71,8 +71,10 @@ def become_main(request: dict[str, Any], streams: list[int]) -> None:
 
 def threads_to_join() -> list[Any]:
     import atexit
+    import concurrent.futures.thread
     import threading
 
+    concurrent.futures.thread._python_exit()  # as Python does it at its end: an idle pool would never be joined
     found = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
     atexit._run_exitfuncs()
     return found

@@ -1,11 +1,13 @@
 """scripts/train.py with eyes on it, for tests.
 
-WATCH=FILE notes what every process feeds its loss, SHARD=1 shards, SIGNAL=N signals one of the processes. accelerate
-starts FSDP on GPUs only; what it does then runs on CPUs as well, if it is told so.
+WATCH=FILE notes what every process feeds its loss, SHARD=1 shards, SIGNAL=N signals one of the processes, STUCK=N stops
+the workers of process N, FULL=1 fills the disk of the pipeline. accelerate starts FSDP on GPUs only; what it does then
+runs on CPUs as well, if it is told so.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,8 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from faulty_data import FaultyDataset
+
 from mimicbrush.assembly import training_run
+from mimicbrush.data import dataset
 from mimicbrush.training import method
+from mimicbrush.training.export import PipelineExporter
 from mimicbrush.training.noise import NoiseSample
 
 
@@ -81,6 +87,26 @@ def signal_one_process() -> None:
     method.denoising_loss = interrupting
 
 
+def stop_workers(rank: str) -> None:
+    """Let the workers of one process stop answering after a few samples."""
+    if os.environ["RANK"] == rank:
+        FaultyDataset.fault = ("stuck", 6, Path(os.devnull))
+        dataset.PairDataset = FaultyDataset  # type: ignore[misc]
+
+
+def fill_disk() -> None:
+    """Let the first process find the disk full when it has begun to make a pipeline."""
+    honest = PipelineExporter._build_pipeline
+
+    def filling(exporter: PipelineExporter, weights: Any, *arguments: Any) -> Any:
+        if os.environ["RANK"] != "0":
+            return honest(exporter, weights, *arguments)
+        next(weights)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    PipelineExporter._build_pipeline = filling  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     if "SIGNAL" in os.environ:
         signal_one_process()
@@ -88,6 +114,10 @@ if __name__ == "__main__":
         note_inputs(Path(os.environ["WATCH"]))
     if "SHARD" in os.environ:
         shard()
+    if "STUCK" in os.environ:
+        stop_workers(os.environ["STUCK"])
+    if "FULL" in os.environ:
+        fill_disk()
     script = Path(__file__).parents[2] / "scripts" / "train.py"
     sys.argv[0] = str(script)
     runpy.run_path(str(script), run_name="__main__")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import warm_scripts
 from mining_inputs import moving_camera, tree, write_clip, write_clips
 
 from mimicbrush.data.manifest import read_rows
@@ -21,6 +23,7 @@ from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.run import mine_folder
+from mimicbrush.mining.verify.folder import verify_folder
 from mimicbrush.mining.video.strict_reader import PyAVReader, VideoFrame
 from mimicbrush.mining.worker_pool import WorkerPool
 
@@ -107,50 +110,85 @@ def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
     assert tree(tmp_path / "local") == tree(tmp_path / "ray")
 
 
-KILLS = 20
+KILLS = 50
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_kills_at_random_moments_end_in_the_same_bytes(tmp_path: Path) -> None:
-    """Half of the kills hit the run, half one of its workers, which the run must survive."""
-    for number in range(60):
-        write_clip(tmp_path / f"in/clip{number:02d}.mp4", moving_camera(60, (160, 120), seed=number))
-    command = [sys.executable, str(ROOT / "scripts/mine_pairs.py"), f"input={tmp_path / 'in'}", "progress=false"]
-    command += ["inputs_per_shard=3", "pairs_per_clip=8"]
-    subprocess.run([*command, f"output={tmp_path / 'straight'}"], check=True, capture_output=True)
+def test_fifty_kills_that_hit_mining_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """Each kill finds a shard that is begun and not finished; every fifth hits a worker, which the run survives."""
+    for number in range(24):
+        write_clip(tmp_path / f"in/clip{number:02d}.mp4", moving_camera(60, (160, 120), seed=number % 8))
+    options = MiningOptions(inputs_per_shard=3, pairs_per_clip=8)
+    mine_folder(tmp_path / "in", tmp_path / "straight", options, progress=False)
     expected = tree(tmp_path / "straight")
+    script = tmp_path / "mine_it.py"
+    script.write_text(MINE_IT)
+    command = [sys.executable, str(script), str(tmp_path / "in")]
 
-    rng, kills, finished, output = random.Random(0), 0, 0, tmp_path / "out0"
-    markers_before = 0
+    rng, kills, finished, markers_before = random.Random(0), 0, 0, 0
+    output = tmp_path / "out0"
     while kills < KILLS:
-        process = subprocess.Popen([*command, f"output={output}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(1.0, 6.0))
-        if kills % 2 and kill_a_worker(process, rng):
-            kills += 1
-            time.sleep(rng.uniform(0.1, 2.0))
-        if process.poll() is None:
+        process = warm_scripts.Popen([*command, str(output)], stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            wait_for_a_shard(output, process)
+            time.sleep(rng.uniform(0.0, 0.3))
+            if kills % 5 == 4 and unfinished(output) and kill_a_worker(process, rng):
+                kills += 1
+                time.sleep(rng.uniform(0.0, 0.3))
             process.send_signal(signal.SIGKILL)
-            kills += 1
-        assert process.wait() in (0, -signal.SIGKILL)
+            if process.wait() == -signal.SIGKILL and unfinished(output):  # what it left is there: it was hit at it
+                kills += 1
+            assert process.wait() in (0, -signal.SIGKILL)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its workers
         markers = len(list((output / "markers").glob("*.json"))) if output.exists() else 0
         assert markers >= markers_before, "a finished shard was lost"
         markers_before = markers
-        if markers == 20:  # all of it is done: on with an empty folder
-            subprocess.run([*command, f"output={output}"], check=True, capture_output=True)
-            assert tree(output) == expected
+        if markers == 8:  # all of it is done: on with an empty folder
             finished += 1
+            assert warm_scripts.run([*command, str(output)]).returncode == 0
+            assert tree(output) == expected
             output, markers_before = tmp_path / f"out{finished}", 0
-    subprocess.run([*command, f"output={output}"], check=True, capture_output=True)
+    assert warm_scripts.run([*command, str(output)]).returncode == 0
     assert tree(output) == expected
+    assert verify_folder(output, progress=False).faults == []
+
+
+#: Mines as the command does. Its workers are forked, which takes no second each.
+MINE_IT = """
+import multiprocessing, sys
+from pathlib import Path
+from mimicbrush.mining.executors import Resources
+from mimicbrush.mining.options import MiningOptions
+from mimicbrush.mining.run import mine_folder
+forked = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda kind: forked
+options = MiningOptions(inputs_per_shard=3, pairs_per_clip=8)
+mine_folder(Path(sys.argv[1]), Path(sys.argv[2]), options, resources=Resources(workers=2), progress=False)
+"""
+
+
+def unfinished(output: Path) -> bool:
+    """Whether a shard is begun and has no marker."""
+    begun = {path.name.split("-")[1] for path in output.glob("spool-*.tmp")}
+    return any(not (output / f"markers/shard-{number}.json").exists() for number in begun)
+
+
+def wait_for_a_shard(output: Path, process: warm_scripts.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not unfinished(output) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
-def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> bool:
+def kill_a_worker(process: warm_scripts.Popen, rng: random.Random) -> bool:
     """Kill one of the processes that read files, if there is one."""
     try:
         workers = workers_of(process.pid)

@@ -142,5 +142,5 @@ def test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes(tmp_pa
     assert tasks[0].summary is None and tasks[1].summary is not None
     run(videos, tmp_path / "alone")
     assert tree(tmp_path / "array") == tree(tmp_path / "alone")
-    with pytest.raises(InputError, match=r"task 2 of 2: the index must be in 0\.\.1"):
+    with pytest.raises(InputError, match=r"task\.index=2 task\.count=2: the index must be in 0\.\.1"):
         ArrayTask(2, 2)

@@ -96,7 +96,7 @@ def test_flipped_bits_are_found_out_unless_few(tmp_path: Path, clip: Path, num_f
     [
         (b"", "empty"),
         (b"just a line of text\n" * 50, "damaged"),
-        (b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nCLIP\n#EXT-X-ENDLIST\n", "damaged"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nCLIP\n#EXT-X-ENDLIST\n", "other_format"),
         (b"ffconcat version 1.0\nfile 'CLIP'\n", "damaged"),
         (bytes(5000), "damaged"),
     ],

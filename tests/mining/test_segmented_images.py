@@ -133,7 +133,8 @@ def test_a_tar_pairs_names_in_any_order(tmp_path: Path) -> None:
         "3.jpg": b"",
     }
     with open_archive(write_tar(tmp_path / "a.tar", files)) as archive:
-        members, others = list_archive(archive)
+        listing = list_archive(archive)
+        members, others = listing.photographs, listing.others
         contents = [
             (m.name, read_member(archive, m.image, 100), read_member(archive, m.annotation, 100)) for m in members
         ]
@@ -166,7 +167,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
             info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
             tar.addfile(info)
     with open_archive(path) as archive:
-        members, _ = list_archive(archive)
+        members = list_archive(archive).photographs
         with pytest.raises(UntrustedFileError) as error:
             read_member(archive, members[0].image, 1000)
     assert error.value.reason == "not_a_file"

@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import warm_scripts
+from hypothesis import given
+from hypothesis import strategies as st
 from mining_inputs import photograph_with_segments, write_clips, write_photograph, write_tar
 
 from mimicbrush.data.manifest import read_manifest, read_rows
+from mimicbrush.data.pair import Pair
 from mimicbrush.data.schema import SCHEMA
-from mimicbrush.errors import InputError
+from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.run import mine_folder
@@ -217,6 +220,37 @@ def _write_part(root: Path, rows: list[dict[str, object]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), part)
     content = json.loads(marker.read_text()) | {"part_sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
     marker.write_text(json.dumps(content))
+
+
+READ_FROM = ["out/shards/shard-000000.tar", "out/shards/shard-000001.tar", "in/loose.jpg", "in/loose.json", "in/sa.tar"]
+
+
+def read_all(pair: Pair) -> list[bytes] | None:
+    """The pixels and segments of a pair; None where they are refused."""
+    try:
+        masks = [pair.read_segment(number) for number in range(len(pair.segments))]
+        return [array.tobytes() for array in (pair.read_a(), pair.read_b(), *masks)]
+    except DataError:
+        return None
+
+
+@given(name=st.sampled_from(READ_FROM), place=st.integers(min_value=0), bit=st.integers(0, 7))
+def test_a_bit_of_what_pairs_are_read_from_is_refused_or_harmless(
+    mined_once: Path, name: str, place: int, bit: int
+) -> None:
+    path = mined_once / name
+    pairs = [
+        pair for pair in read_manifest(mined_once / "out") if path.resolve() in (pair.a_file, pair.annotation_file)
+    ]
+    original, expected = path.read_bytes(), [read_all(pair) for pair in pairs]
+    assert pairs and None not in expected
+    damaged = bytearray(original)
+    damaged[place % len(damaged)] ^= 1 << bit
+    try:
+        path.write_bytes(damaged)
+        assert all(read_all(pair) in (None, before) for pair, before in zip(pairs, expected, strict=True))
+    finally:
+        path.write_bytes(original)
 
 
 def test_what_is_no_mined_folder(tmp_path: Path) -> None:

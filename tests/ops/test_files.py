@@ -77,6 +77,8 @@ def test_the_suffix_chooses_the_format(name: str, tmp_path: Path) -> None:
         ("a.xyz", r"unknown image format '\.xyz'"),
         ("a", "unknown image format ''"),
         ("a.psd", r"unknown image format '\.psd'"),  # Pillow reads these only
+        ("a.ico", r"unknown image format '\.ico'"),  # it would be reduced to 256 px
+        ("a.pdf", r"unknown image format '\.pdf'"),
     ],
 )
 def test_what_cannot_be_written_is_known_before(name: str, message: str, tmp_path: Path) -> None:
@@ -84,6 +86,20 @@ def test_what_cannot_be_written_is_known_before(name: str, message: str, tmp_pat
         with pytest.raises(InputError, match=message):
             attempt(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_format_that_can_be_written_holds_the_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.asarray(Image.effect_noise((300, 40), 60).convert("RGB")) // 3 + np.arange(0, 150, 50, np.uint8)
+    for suffix, name in Image.registered_extensions().items():
+        path = tmp_path / f"a{suffix}"
+        try:
+            check_writable(path)
+        except InputError:
+            continue
+        write_image(Image.fromarray(pixels), path)
+        back = np.asarray(read_image(path, "RGB")).astype(int)
+        assert back.shape == pixels.shape and np.abs(back - pixels).mean() < (40 if name == "WEBP" else 4), suffix
+    assert "a GIF holds 256 colours" in caplog.text
 
 
 def test_a_folder_is_no_output_and_a_refusing_disk_is_an_error(tmp_path: Path) -> None:

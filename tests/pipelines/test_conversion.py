@@ -21,7 +21,7 @@ from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.pipelines.conversion.comparison import compare_part, compare_with_stock
-from mimicbrush.pipelines.conversion.export_released import export_released
+from mimicbrush.pipelines.conversion.export_released import export_released, find_released_differences
 from mimicbrush.pipelines.conversion.import_released import import_released
 from mimicbrush.pipelines.conversion.key_maps import cast_weights
 from mimicbrush.pipelines.conversion.layout import ReleasedFiles, find_released
@@ -258,6 +258,14 @@ def test_exports_that_the_released_code_cannot_hold_are_refused(
     script("export", "--pipeline", tmp_path / "pipeline", "--output", tmp_path / "mimicbrush.bin")
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
     assert "reference_blend=1.0; the released code has 0.5 wired in" in warnings[0]
-    assert len(warnings) == 2 and "image_proj has other sizes" in warnings[1]  # a toy; else as released
+    # A toy; else as released.
+    assert len(warnings) == 3 and "trained for 64 px; the released code's depth guider has 512" in warnings[1]
+    assert "image_proj has other sizes" in warnings[2] and "(16, 32), there (16, 1280))" in warnings[2]
+    # The width of the context is free, that of the image tokens and the size are not.
+    config = tmp_path / "pipeline" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 64}))
+    released = torch.load(tmp_path / "mimicbrush.bin", weights_only=True)
+    released["image_proj"]["projector.weight"] = torch.zeros(16, 1280)
+    assert find_released_differences(tmp_path / "pipeline", released) == [warnings[0].removeprefix("warning: ")]
     with pytest.raises(InputError, match="--force"):
         export_released(tmp_path / "pipeline", tmp_path / "mimicbrush.bin")

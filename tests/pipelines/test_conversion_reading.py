@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.pretrained.stored_weights import POSITION_IDS, check_fit, rename_vae_attention
+from mimicbrush.pipelines.conversion import untrusted_files
 from mimicbrush.pipelines.conversion.inspection import inspect_weights
 from mimicbrush.pipelines.conversion.key_maps import (
     split_parts,
@@ -31,7 +33,8 @@ class Malicious:
         return os.system, (f"touch {self.file}",)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted_files, "subprocess", subprocess)  # the real process
     file, trace = tmp_path / "mimicbrush.bin", tmp_path / "trace"
     torch.save({"unet": {"weight": torch.zeros(3)}, "more": Malicious(trace)}, file)
     with pytest.raises(WeightsError, match=r"is refused: .*posix\.system.*run code .* nothing in this one was run"):
@@ -41,7 +44,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert trace.exists()
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, cut = tmp_path / "good.bin", tmp_path / "cut.bin"
     torch.save({"weight": torch.zeros(1000)}, good)
     cut.write_bytes(good.read_bytes()[:2000])
@@ -61,6 +64,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"of unknown type; weights are \.safetensors, \.bin"):
         (tmp_path / "weights.zip").write_bytes(b"")
         read_files([tmp_path / "weights.zip"])
+    monkeypatch.setattr(untrusted_files, "subprocess", subprocess)
     with pytest.raises(WeightsError, match=r"not read within 0\.01 s, given up"):
         read_files([good], timeout_s=0.01)
 
@@ -68,7 +72,14 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_tensors_of_any_kind_come_out_as_they_are(tmp_path: Path) -> None:
     whole = torch.randn(6, 4)
     nested = {
-        "unet": {"a": whole, "tied": whole, "turned": whole.T, "rows": whole[2:4], "half": whole.half()},
+        "unet": {
+            "a": whole,
+            "tied": whole,
+            "turned": whole.T,
+            "rows": whole[2:4],
+            "half": whole.half(),
+            "conjugate": torch.tensor([1 + 2j, 3 - 1j]).conj(),
+        },
         "more": [torch.nn.Parameter(whole), torch.zeros(0), torch.tensor(3)],
     }
     torch.save(nested, tmp_path / "zip.bin")

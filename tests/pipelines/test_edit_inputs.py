@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, speak_as
+from mimicbrush.ops.crops import Placement
 from mimicbrush.pipelines.editing.inputs import read_inputs
 from mimicbrush.pipelines.editing.requests import Edit
+from mimicbrush.pipelines.image_inputs import letterbox_masks
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def test_images_that_fit(edit: Edit) -> None:
 @pytest.mark.parametrize(
     ("width", "height", "offers", "hint"),
     [
-        (30, 20, "--resize-mask brings it", ""),
-        (50, 40, "within 1% for --resize-mask", ""),
+        (30, 20, "resize_mask=True brings it", ""),
+        (50, 40, "within 1% for resize_mask", ""),
         (40, 60, "", "is it turned?"),
     ],
 )
@@ -60,6 +62,20 @@ def test_resizing_a_mask_keeps_its_two_values_and_wants_its_shape(edit: Edit) ->
         read_inputs(edit, resize_mask=True)
 
 
+def test_a_message_names_what_its_reader_has_before_him(edit: Edit) -> None:
+    save_mask(edit, painted=1)
+    for speaker, words in (("command", "--allow-full-mask"), ("page", "leave a part unpainted")):
+        with speak_as(speaker), pytest.raises(InputError, match=words) as caught:  # type: ignore[arg-type]
+            read_inputs(edit)
+        assert speaker == "command" or "--" not in str(caught.value)
+    thin = np.zeros((64, 64), np.uint8)
+    thin[3, 3] = 255
+    placement = Placement((0, 0, 64, 64), 64)
+    for speaker, words in (("python", r'\(crop="auto"\)'), ("command", "--crop auto"), ("page", "around the mask")):
+        with speak_as(speaker), pytest.raises(InputError, match=f"the mask is too thin: .*{words}"):  # type: ignore[arg-type]
+            letterbox_masks([thin], [placement], 64, "resize_then_pad", 8)
+
+
 def test_empty_and_full_masks(edit: Edit, caplog: pytest.LogCaptureFixture) -> None:
     save_mask(edit, painted=0)
     with pytest.raises(InputError, match=r"m\.png: the mask is empty"):
@@ -71,7 +87,7 @@ def test_empty_and_full_masks(edit: Edit, caplog: pytest.LogCaptureFixture) -> N
     with pytest.raises(InputError, match="empty"):
         read_inputs(edit)
     save_mask(edit, painted=1)
-    with pytest.raises(InputError, match=r"full.*--allow-full-mask"):
+    with pytest.raises(InputError, match=r"full.*allow_full_mask=True"):
         read_inputs(edit)
     assert read_inputs(edit, allow_full_mask=True).mask.getextrema() == (255, 255)
     assert not caplog.messages

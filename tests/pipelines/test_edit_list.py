@@ -33,7 +33,7 @@ def test_a_line_says_all_there_is_to_say(tmp_path: Path) -> None:
     [
         ("{", "no JSON"),
         ("[1]", "expected an object"),
-        (LINE | {"sed": 1}, "unknown key 'sed'; known: source, mask"),
+        (LINE | {"sed": 1}, r"unknown key 'sed'; known: source, mask.*; did you mean seed\?"),
         ({"source": "s.png", "mask": "m.png"}, "'reference' is missing"),
         (LINE | {"mask": 3}, "'mask' must be a path, got 3"),
         (LINE | {"mask": "../m.png"}, "leads out of"),
@@ -53,6 +53,10 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(line: object, message
 def test_a_list_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lists no edits"):
         collect_edits(write_list(tmp_path, ""), tmp_path)
+    for text in (json.dumps([LINE]), "\n" + json.dumps([LINE, LINE], indent=1)):
+        (tmp_path / "list.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"is a JSON array; expected JSON lines: one object \{"):
+            collect_edits(tmp_path / "list.jsonl", tmp_path)
     (tmp_path / "list.jsonl").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(InputError, match="cannot be read as a list"):
         collect_edits(tmp_path / "list.jsonl", tmp_path)

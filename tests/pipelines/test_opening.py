@@ -40,6 +40,12 @@ def test_a_run_folder_is_its_pipeline(run_folder: Path) -> None:
     assert all(np.array_equal(np.asarray(result), np.asarray(results[0])) for result in results)
 
 
+def test_a_misspelt_model_names_the_nearest() -> None:
+    for name, meant in (("smal", "small"), ("relased", "released")):
+        with pytest.raises(InputError, match=rf"{name} is no pipeline folder .*; did you mean {meant}\?"):
+            resolve_pipeline_folder(name)
+
+
 def test_names_of_the_small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = open_pipeline("small").unet.state_dict()
     for other in (open_pipeline("proof"), MimicBrushPipeline.from_pretrained("small")):

@@ -164,7 +164,7 @@ def test_it_saves_and_loads_with_its_conventions(
 
 def test_what_does_not_fit_is_said(pipe: MimicBrushPipeline, edit: dict[str, Image.Image]) -> None:
     small = edit["mask"].resize((60, 45))
-    with pytest.raises(InputError, match="mask 0 is 60 x 45 px, its source 120 x 90 px"):
+    with pytest.raises(InputError, match="the mask is 60 x 45 px, its source 120 x 90 px"):
         run(pipe, {**edit, "mask": small})
     with pytest.raises(InputError, match="nothing to repaint"):
         run(pipe, {**edit, "mask": Image.new("L", (120, 90))})
@@ -172,8 +172,12 @@ def test_what_does_not_fit_is_said(pipe: MimicBrushPipeline, edit: dict[str, Ima
         run(pipe, {**edit, "source": [edit["source"]] * 2})
     with pytest.raises(InputError, match="2 generators for 1 sources"):
         pipe(**edit, num_inference_steps=1, generator=[seeded_generator(0), seeded_generator(1)])
-    with pytest.raises(InputError, match="must be 1 or more, got 0 and 1"):
-        pipe(**edit, num_inference_steps=0)
+    for name, value in (
+        ("num_inference_steps", 0), ("num_inference_steps", 1001), ("num_inference_steps", 2.0), ("guidance_scale", -3),
+        ("guidance_scale", float("nan")), ("num_images_per_prompt", True), ("eta", 2), ("reference_batch_size", 0),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"{name}={'true' if value is True else value}: must be a"):
+            pipe(**edit, **{name: value})
     with pytest.raises(InputError, match=r"\(H, W, 3\) uint8"):
         pipe(np.zeros((9, 9), np.float32), edit["mask"], edit["reference"])
     with pytest.raises(InputError, match=r"expected \(1, 4, 8, 8\)"):

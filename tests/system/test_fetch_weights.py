@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from local_hub import COMMIT, LocalHub, local_hub
 from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
@@ -12,6 +15,7 @@ from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
 from mimicbrush import assembly
 from mimicbrush.cli import fetch
 from mimicbrush.errors import InputError
+from mimicbrush.models.pretrained.weights import REVISIONS, split_revision
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [f"model.{part}={name}" for part, name in REPOSITORIES.items()] + [f"model.size_px={SIZE_PX}"]
@@ -73,6 +77,8 @@ def test_the_command_fetches_what_is_needed_and_tells_of_it(
     assert [row[0] for row in table[1:]] == ["unet", "reference_unet", "image_encoder", "vae", "depth_estimator"]
     assert all("good" in row and row[-1].startswith(str(tmp_path)) for row in table[1:])
     assert "note: unet: cross_attention_dim=16 (paper: 768)" in lines
+    newest = f"revision {COMMIT}, the newest when it was fetched; name toy/inpainting@{COMMIT} to stay with it"
+    assert f"note: unet: {newest}" in lines
     shards = {f"unet/diffusion_pytorch_model-{n:05}-of-00011.safetensors" for n in range(1, 12)}
     expected = {**NEEDED, "toy/sd15": NEEDED["toy/sd15"] | shards}
     assert sorted(online.served) == sorted(f"{name}/{file}" for name, files in expected.items() for file in files)
@@ -103,6 +109,43 @@ def test_what_is_at_hand_is_not_fetched_again_and_the_rest_is(online: LocalHub, 
     assert online.served == [f"toy/sd15/unet/{shard.name}"]
 
 
+def test_a_revision_is_fetched_and_no_other(online: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+    download = huggingface_hub.snapshot_download
+
+    def note(hub_id: str, *, revision: str | None = None, **options: object) -> str:
+        asked.append((hub_id, revision))
+        return download(hub_id, revision=revision, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", note)
+    vae = REPOSITORIES["vae"]
+    reports = assembly.provide_weights([*OPTIONS, f"model.vae={vae}@{COMMIT}"], CONFIGS, fetching=True, deep=False)
+    assert not any(report.problem for report in reports)
+    assert {revision for name, revision in asked if name == vae} == {COMMIT}
+    notes = {report.part: [note for note in report.notes if note.startswith("revision")] for report in reports}
+    assert not notes["vae"] and notes["unet"]
+    # Another one is not taken for it; a pinned one goes before the newest, and an older copy will do.
+    other = "b" * 40
+    assert "neither a folder" in provide(f"model.vae={vae}@{other}", fetching=False)["vae"]
+    provide()
+    monkeypatch.setitem(REVISIONS, vae, other)
+    asked.clear()
+    assert not provide(fetching=False)["vae"]
+    assert [revision for name, revision in asked if name == vae] == [other, None]
+    asked.clear()
+    (tmp_path / "hub" / f"models--{vae.replace('/', '--')}" / "refs" / "main").unlink(missing_ok=True)
+    shutil.rmtree(cached(tmp_path, "vae", "config.json").parent)
+    provide()
+    assert (vae, other) in asked and (vae, COMMIT) not in asked
+
+
+def test_every_pin_is_a_commit() -> None:
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in REVISIONS.values())
+    assert split_revision("a/b") == ("a/b", None) and split_revision("a/b@v1") == ("a/b", "v1")
+    for hub_id, revision in REVISIONS.items():
+        assert split_revision(hub_id) == (hub_id, revision) and split_revision(f"{hub_id}@x") == (hub_id, "x")
+
+
 def test_damage_in_the_cache_is_found_and_mended(online: LocalHub, tmp_path: Path) -> None:
     provide()
     vae = cached(tmp_path, "vae", "diffusion_pytorch_model.safetensors")
@@ -131,9 +174,10 @@ def test_what_cannot_be_had_is_told_for_each_part(online: LocalHub, monkeypatch:
 
 def test_options_are_those_of_training() -> None:
     assert assembly.provide_weights(["+experiment=smoke"], CONFIGS, fetching=True, deep=False) == []
-    with pytest.raises(InputError, match="these options cannot be used"):
-        provide("model.unett=x")
-    with pytest.raises(InputError, match=r"did you mean model\.unet\?"):
-        provide("+model.unett=x")
+    for plus in ("", "+"):
+        with pytest.raises(InputError, match=r"no option model\.unett; did you mean model\.unet\?"):
+            provide(f"{plus}model.unett=x")
+    with pytest.raises(InputError, match=r"model\.encoders: the configs that were chosen have no such option"):
+        provide("model.encoders=x")
     with pytest.raises(InputError, match=r"needs model\.path"):
         assembly.provide_weights(["model=pipeline"], CONFIGS, fetching=False, deep=False)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mimicbrush.errors import CheckpointError
@@ -62,6 +64,20 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
+@pytest.mark.parametrize("file", ["weights.safetensors", "ema.safetensors", "state.json"])
+def test_a_damaged_newest_one_lets_no_older_one_go(tmp_path: Path, file: str) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    for step in (3, 4, 5):
+        path = save(tmp_path, step)
+        flip_a_bit(path / file, (path / file).stat().st_size - 5)  # of the same size
+    found = checkpoints.find_checkpoint(tmp_path, "latest", lambda message: None)
+    assert found is not None and found.name == "step-00000002"
+    for step in (6, 7, 8):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-00000007", "step-00000008"]
+
+
 def test_half_written_ones_are_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "step-00000002.tmp").mkdir()  # killed while writing
@@ -72,20 +88,49 @@ def test_half_written_ones_are_passed_over(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "ema.safetensors", "state.json"])
-def test_any_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str) -> None:
-    save(tmp_path, 1)
-    newest = save(tmp_path, 2)
-    size = (newest / file).stat().st_size
-    said: list[str] = []
-    for position in random.Random(0).sample(range(size), min(size, 40)):
-        flip_a_bit(newest / file, position)
-        found = checkpoints.find_checkpoint(tmp_path, "latest", said.append)
-        assert found is not None and found.name == "step-00000001", position
-        assert "step-00000002 is damaged" in said[-1]
-        flip_a_bit(newest / file, position)
-    found = checkpoints.find_checkpoint(tmp_path, "latest")
-    assert found is not None and found.name == "step-00000002"
+def test_one_that_was_damaged_without_a_change_of_size_does_not_count_as_kept(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    flip_a_bit(tmp_path / "step-00000002" / "ema.safetensors", 200)
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    for step in (1, 2):
+        save(folder, step)
+    return folder
+
+
+FILES = ("weights.safetensors", "ema.safetensors", "state.json")
+#: Where a file is changed, as a part of its length, and how: another byte, one less, or one more.
+CHANGES = st.tuples(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True), st.integers(-1, 256))
+
+
+@given(CHANGES)
+def test_any_changed_byte_is_found_or_harmless_and_the_one_before_is_taken(
+    two_saved: Path, change: tuple[str, float, int]
+) -> None:
+    file, place, kind = change
+    newest = checkpoints.checkpoint_path(two_saved, 2)
+    path, said = newest / file, list[str]()
+    honest = path.read_bytes()
+    state = checkpoints.read_state(newest)
+    at = int(place * len(honest))
+    new = {-1: b"", 256: b"x" + honest[at : at + 1]}.get(kind, bytes([kind % 256]))
+    path.write_bytes(honest[:at] + new + honest[at + 1 :])
+    try:
+        found = checkpoints.find_checkpoint(two_saved, "latest", said.append)
+        assert found is not None
+        if found == newest:  # the byte that was there, or a space in JSON in place of a line's end
+            assert checkpoints.read_state(newest) == state
+            assert file == "state.json" or path.read_bytes() == honest
+        else:
+            assert found.name == "step-00000001" and "step-00000002 is damaged" in said[-1]
+    finally:
+        path.write_bytes(honest)
 
 
 def test_where_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:

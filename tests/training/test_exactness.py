@@ -91,10 +91,10 @@ def test_moments_lie_in_memory_as_their_weights_after_a_resume(
 
 
 def test_a_schedule_that_ends_does_not_go_on_to_another_end(mined: Path, tmp_path: Path) -> None:
-    options = ["train.lr_scheduler=cosine", "train.max_steps=2"]
+    options = ["train.lr_scheduler=cosine", "train.max_steps=2", "train.lr_warmup_steps=1"]
     train(mined, tmp_path, *options)
     with pytest.raises(CheckpointError, match=r"train\.max_steps: 2 there, 4 now"):
-        train(mined, tmp_path, options[0], "train.max_steps=4", "train.resume=latest")
+        train(mined, tmp_path, options[0], options[2], "train.max_steps=4", "train.resume=latest")
 
 
 def test_weights_of_the_correspondence_loss_do_not_go_on_to_another_end(mined: Path, tmp_path: Path) -> None:

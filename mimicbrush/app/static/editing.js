@@ -22,9 +22,10 @@ async function upload(blob) {
 class Panel {
   token = null; // of the image, at the server
 
-  constructor(element) {
+  /** `label` is what a screen reader calls the canvas. */
+  constructor(element, label) {
     this.at = (role) => element.querySelector(`[data-role=${role}]`);
-    this.painter = new MaskPainter(this.at("stage"), { onChange: () => this.refresh() });
+    this.painter = new MaskPainter(this.at("stage"), { label, onChange: () => { this.refresh(); panels.result?.age(); } });
     this.ring = this.at("stage").appendChild(document.createElement("div"));
     this.ring.className = "mb-ring";
     this.ring.hidden = true;
@@ -75,7 +76,7 @@ class Panel {
 
 class SourcePanel extends Panel {
   constructor(element) {
-    super(element);
+    super(element, "Mask over the source: arrow keys move the brush, the space bar paints");
     for (const tool of ["brush", "box"]) this.at(tool).addEventListener("click", () => { this.painter.tool = tool; this.refresh(); });
     this.at("erase").addEventListener("click", () => { this.painter.erasing = !this.painter.erasing; this.refresh(); });
     this.at("size").addEventListener("input", () => { this.painter.sizePx = Number(this.at("size").value); });
@@ -101,7 +102,7 @@ class SourcePanel extends Panel {
 
 class ReferencePanel extends Panel {
   constructor(element) {
-    super(element);
+    super(element, "Box around a part of the reference: arrow keys move, the space bar sets a corner");
     this.painter.tool = "box";
     // One box at a time: a new one takes the place of the old.
     this.painter.overlay.addEventListener("pointerdown", () => { if (this.painter.count()) this.painter.clear(); }, true);
@@ -123,6 +124,13 @@ export function result(element, { props, watch }) {
   let answer = null;
   let chosen = null;
 
+  /** What is shown came of other images, or of another mask. */
+  function age(isOld = true) {
+    if (!answer) return;
+    at("results").closest(".mb-panel").classList.toggle("mb-old", isOld);
+    at("said").textContent = isOld ? "This is the result of other images or of another mask." : "";
+  }
+
   function choose(number) {
     chosen = answer.results[number];
     at("after").src = `/files/${chosen.token}`;
@@ -132,7 +140,8 @@ export function result(element, { props, watch }) {
     at("ring").hidden = true;
   }
 
-  function slide() { at("after").style.clipPath = `inset(0 0 0 ${at("where").value}%)`; }
+  /** At "before" nothing of the result is shown, at "after" all of it. */
+  function slide() { at("after").style.clipPath = `inset(0 ${100 - at("where").value}% 0 0)`; }
 
   function show() {
     if (!props.value?.results) return;
@@ -145,8 +154,9 @@ export function result(element, { props, watch }) {
       return button;
     });
     at("results").replaceChildren(...buttons, Object.assign(document.createElement("a"), { textContent: "Download" }));
-    [at("compare").hidden, at("slide").hidden, at("where").value] = [false, false, 0];
+    [at("compare").hidden, at("slide").hidden, at("where").value] = [false, false, 100];
     slide();
+    age(false);
     choose(0);
   }
 
@@ -171,8 +181,16 @@ export function result(element, { props, watch }) {
   at("where").addEventListener("input", slide);
   at("compare").addEventListener("pointermove", point);
   at("compare").addEventListener("pointerdown", point);
+  panels.result = { age };
   watch("value", show);
   show();
+}
+
+/** Have screen readers say what is said of an edit: gradio's text is none of their status lines by itself. */
+export function announce() {
+  const said = document.querySelector("#mb-said");
+  said?.setAttribute("role", "status");
+  said?.setAttribute("aria-live", "polite");
 }
 
 /** Images to begin with. */
@@ -192,6 +210,7 @@ export function examples(element) {
 /** What is asked for, as text: the server has the images by then. */
 export async function request() {
   const { source, reference } = panels;
+  announce();
   job = crypto.getRandomValues(new Uint32Array(4)).join("-");
   const asked = { job, source: source.token, reference: reference.token, reference_crop: reference.painter.bounds() };
   try {

@@ -26,7 +26,7 @@ export class MaskPainter {
   #revision = 0; // grows with everything that changes the mask
   #onChange;
 
-  constructor(stage, { onChange = () => {} } = {}) {
+  constructor(stage, { onChange = () => {}, label = "Mask: arrow keys move the brush, the space bar paints" } = {}) {
     this.#onChange = onChange;
     stage.classList.add("painter-stage");
     this.image = stage.appendChild(document.createElement("img"));
@@ -36,7 +36,7 @@ export class MaskPainter {
     this.overlay.className = "painter-mask";
     this.overlay.tabIndex = 0;
     this.overlay.setAttribute("role", "application");
-    this.overlay.setAttribute("aria-label", "Mask: arrow keys move the brush, the space bar paints");
+    this.overlay.setAttribute("aria-label", label);
     this.cursor = stage.appendChild(document.createElement("div"));
     this.cursor.className = "painter-cursor";
     this.cursor.hidden = true;

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE, Choices, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.ablations import AblationEffect
@@ -80,22 +83,24 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
-    parser.add_argument("--table", choices=TABLES, default="paper", help="default: paper")
+    parser.add_argument("--table", **one_of(*TABLES), default="paper", help="default: paper")
     parser.add_argument("--experiment", help="default: small_ablation; small_options for --table options")
     parser.add_argument(
         "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--seeds", type=SEED_RANGE.read, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument("--rows", nargs="+", help="default: all; the first of the table (full, or recipe) is needed")
-    parser.add_argument("--max-pairs", type=int, default=46, help="of the held-out ones (default: 46)")
-    parser.add_argument("--steps", type=int, help="of the sampler (default: 4; 1 for --table options)")
+    most = NumberRange(at_least=1, whole=True)
+    parser.add_argument("--max-pairs", type=most.read, default=46, help="of the held-out ones (default: 46)")
+    parser.add_argument("--steps", type=STEPS_RANGE.read, help="of the sampler (default: 4; 1 for --table options)")
     arguments, overrides = parser.parse_known_args()
     table = TABLES[arguments.table]
     arguments.rows = arguments.rows or list(table.rows)
     arguments.experiment = arguments.experiment or table.experiment
     arguments.steps = arguments.steps or table.steps
-    if unknown := [row for row in arguments.rows if row not in table.rows]:
-        parser.error(f"--rows {unknown[0]}: the table {arguments.table!r} has {', '.join(table.rows)}")
+    for row in arguments.rows:
+        if fault := Choices(table.rows).find_fault(row):
+            parser.error(f"--rows {row}: {fault}")
     return arguments, overrides
 
 
@@ -118,6 +123,14 @@ def main() -> None:
             f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
             "  python scripts/small_model_data.py --output small_model_data"
         )
+    check_output_folder(arguments.output, "--output")
+    with hold_folder(arguments.output):
+        compare_ablations(arguments, overrides)
+
+
+def compare_ablations(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Train, evaluate and compare into the output folder, which is held."""
+    table = TABLES[arguments.table]
     seeds = ",".join(map(str, arguments.seeds))
     run_step(
         "train",
@@ -147,17 +160,18 @@ def main() -> None:
     keypoints = measure_keypoints(arguments) if table.has_keypoints else {}
 
     from mimicbrush.evaluation import ablations
-    from mimicbrush.io.atomic import write_aside
+    from mimicbrush.io.atomic import write_aside, write_json
 
-    effects = ablations.compare_rows(evaluations, base)
+    effects = ablations.compare_rows(evaluations, table.rows[0])
     text = ablations.format_ablations(effects, table.absent, keypoints)
     values = {
         row: {name: {key: as_json(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()
     }
-    write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text))
-    write_aside(arguments.output / "effects.json", lambda aside: aside.write_text(json.dumps(values, indent=1)))
-    print(f"\n{text}\nwrote {arguments.output / 'effects.md'} and effects.json")
+    print(f"\n{text}")
+    write_aside(arguments.output / "effects.md", lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_json(arguments.output / "effects.json", values)
+    print(f"wrote {arguments.output / 'effects.md'} and effects.json")
 
 
 def measure_keypoints(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:

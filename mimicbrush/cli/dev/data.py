@@ -19,7 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from mimicbrush.errors import InputError, MimicBrushError
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_file, check_output_folder
+from mimicbrush.ranges import SEED_RANGE, NumberRange
 
 #: Chosen before anything was trained: of these real clips nothing is trained on.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
@@ -40,13 +43,14 @@ def parse_arguments() -> argparse.Namespace:
         help="folders of photographs to train on, beside those of scikit-image",
     )  # fmt: skip
     parser.add_argument("--heldout", type=Path, metavar="DIR", help="a folder of photographs per subject, to test with")
-    parser.add_argument("--clips", type=int, default=300, help="rendered clips to train on (default: 300)")
-    parser.add_argument("--leaves", type=int, default=300, help="stills of dead leaves (default: 300)")
-    parser.add_argument("--crops", type=int, default=8, help="stills of each photograph (default: 8)")
+    count = NumberRange(at_least=0, at_most=10**6, whole=True).read
+    parser.add_argument("--clips", type=count, default=300, help="rendered clips to train on (default: 300)")
+    parser.add_argument("--leaves", type=count, default=300, help="stills of dead leaves (default: 300)")
+    parser.add_argument("--crops", type=count, default=8, help="stills of each photograph (default: 8)")
     parser.add_argument(
         "--pack", type=Path, metavar="FILE.tar", help="also write the video pairs, smaller, as one file for a GPU"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is rendered (default: 0)")
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of everything that is rendered (default: 0)")
     return parser.parse_args()
 
 
@@ -58,8 +62,15 @@ def main() -> None:
         for folder in given if isinstance(given, list) else [given]:
             if folder is not None and not folder.is_dir():
                 raise InputError(f"--{name} {folder}: no such folder")
-    if arguments.pack is not None and (arguments.pack.is_dir() or not arguments.pack.absolute().parent.is_dir()):
-        raise InputError(f"--pack {arguments.pack}: name a file in a folder that is there")
+    if arguments.pack is not None:
+        check_output_file(arguments.pack, "--pack")
+    check_output_folder(arguments.output, "--output")
+    with hold_folder(arguments.output):
+        make_data(arguments)
+
+
+def make_data(arguments: argparse.Namespace) -> None:
+    """Make the files, mine them, and pack them if that is wanted; the output folder is held."""
     train, heldout = arguments.output / "train", arguments.output / "heldout"
 
     from tqdm import tqdm
@@ -110,7 +121,7 @@ def pack(arguments: argparse.Namespace) -> None:
     videos = sorted(path for path in (arguments.output / "train").rglob("*") if path.suffix.lower() in CLIP_SUFFIXES)
     listed, packed = arguments.output / "packed.csv", arguments.output / "packed"
     lines = ["path", *(str(path.relative_to(arguments.output)) for path in videos)]
-    write_aside(listed, lambda aside: aside.write_text("\n".join(lines) + "\n"))
+    write_aside(listed, lambda aside: aside.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     mine(listed, packed, *PACKED)
 
     def write(aside: Path) -> None:
@@ -143,7 +154,7 @@ def keep_options(arguments: argparse.Namespace) -> None:
         if changed := [f"--{name} {begun.get(name)}" for name in wanted if begun.get(name) != wanted[name]]:
             raise InputError(f"{arguments.output} was begun with {', '.join(changed)}; name another --output")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: aside.write_text(json.dumps(wanted, indent=1)))
+    write_json(path, wanted)
 
 
 def copy_clips(videos: Iterable[Path], folder: Path) -> None:

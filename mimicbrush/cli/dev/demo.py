@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -22,7 +21,10 @@ from typing import Any
 
 from mimicbrush.cli.repository import SCRIPTS, check_repository
 from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.io.locks import LOCK_NAME, hold_folder
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
+from mimicbrush.ranges import SEED_RANGE, NumberRange
 
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
@@ -59,9 +61,14 @@ def main() -> None:
             "whole checkout, or train from random weights: python scripts/train.py +experiment=smoke data.root=MINED"
         )
     check_repository(SCRIPTS)
-    folder = fresh_folder(arguments.output)
-    story = Story()
+    check_output_folder(arguments.output, "--output")
+    with hold_folder(arguments.output):
+        run_steps(arguments, fresh_folder(arguments.output))
 
+
+def run_steps(arguments: argparse.Namespace, folder: Path) -> None:
+    """Run all steps in the demo's folder, which is held and empty."""
+    story = Story()
     story.step(
         f"Render {TRAIN_CLIPS} clips to train on and {DEMO_HELDOUT_CLIPS} to test with (H.264, other photographs)",
         lambda: render(folder / "clips", arguments.seed),
@@ -81,23 +88,21 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of clips, training and evaluation (default: 0)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of fine-tuning, at most (default: 1)")
-    arguments = parser.parse_args()
-    if not 0 < arguments.minutes < math.inf:
-        parser.error(f"--minutes must be above 0, and finite; got {arguments.minutes:g}")
-    return arguments
+    parser.add_argument(
+        "--seed", type=SEED_RANGE.read, default=0, help="of clips, training and evaluation (default: 0)"
+    )
+    minutes = NumberRange(above=0, at_most=10**7)
+    parser.add_argument("--minutes", type=minutes.read, default=1.0, help="of fine-tuning, at most (default: 1)")
+    return parser.parse_args()
 
 
 def fresh_folder(folder: Path) -> Path:
     """Make the demo's folder; an older one is removed, but only if it is the demo's own."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder with --output")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).is_file():
-            raise InputError(f"{folder} was not made by this demo and will not be emptied; name another with --output")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    older = [path for path in folder.iterdir() if not path.name.startswith(LOCK_NAME)]
+    if older and not (folder / MARKER).is_file():
+        raise InputError(f"{folder} was not made by this demo and will not be emptied; name another with --output")
+    for path in older:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / MARKER).write_text("Made by scripts/demo.py, which empties this folder when it runs again.\n")
     return folder
 

@@ -11,10 +11,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, OutputError
+from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder, write_or_keep
+from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,31 +37,39 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by scripts/small_model_data.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
-    parser.add_argument("--only", choices=NETWORKS, help="only this one")
-    parser.add_argument("--steps", type=int, default=2500, help="of each (default: 2500)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and samples (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
-    arguments = parser.parse_args()
-    for name in ("steps", "threads"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
-    return arguments
+    parser.add_argument("--only", **one_of(*NETWORKS), help="only this one")
+    steps = NumberRange(at_least=1, at_most=10**9, whole=True)
+    parser.add_argument("--steps", type=steps.read, default=2500, help="of each (default: 2500)")
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of weights and samples (default: 0)")
+    parser.add_argument("--threads", type=WORKERS_RANGE.read, default=1, help="of PyTorch (default: 1)")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Train the networks that are not there yet, one after the other."""
     arguments = parse_arguments()
+    check_output_folder(arguments.output, "--output")
     if not (arguments.data / "pairs" / "train").is_dir():
         raise InputError(f"{arguments.data} has no pairs/train; scripts/small_model_data.py makes such a folder")
 
+    with hold_folder(arguments.output):
+        train_encoders(arguments)
+
+
+def train_encoders(arguments: argparse.Namespace) -> None:
+    """Train the networks that are not there yet into the output folder, which is held.
+
+    Raises:
+        OutputError: one could not be written there; it is kept elsewhere.
+    """
     import torch
 
-    from mimicbrush.io.atomic import replace_folder
     from mimicbrush.training import small_encoders
     from mimicbrush.training.small_encoders import Schedule
 
     torch.set_num_threads(arguments.threads)
     schedule = Schedule(arguments.steps)
+    lost = False
     for number, name in enumerate(NETWORKS):
         folder = arguments.output / name
         if arguments.only not in (None, name):
@@ -72,8 +85,14 @@ def main() -> None:
             network = small_encoders.train_image_encoder(pairs(arguments.data, 48, seed), schedule, seed)
         else:
             network = small_encoders.train_depth_estimator(depths(seed, 16), schedule, seed)
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        replace_folder(folder, network.save_pretrained)
+        lost |= write_or_keep(folder, partial(_save, network)) != folder
+    if lost:
+        raise OutputError("not every network could be written where it was wanted, see above")
+
+
+def _save(network: Any, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(folder, network.save_pretrained)
 
 
 def pairs(data: Path, batch_size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

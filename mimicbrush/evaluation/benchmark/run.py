@@ -12,10 +12,11 @@ from mimicbrush.evaluation.benchmark.backbones import load_backbones
 from mimicbrush.evaluation.benchmark.html_report import write_benchmark_report
 from mimicbrush.evaluation.benchmark.layout import read_benchmark
 from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
-from mimicbrush.evaluation.benchmark.run_editor import check_result_folders, run_editor
+from mimicbrush.evaluation.benchmark.run_editor import CaseScores, EditorRun, check_result_folders, run_editor
 from mimicbrush.evaluation.editors.registry import check_editor, open_editor
 from mimicbrush.evaluation.heldout import report
 from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.outputs import write_results
 
 BENCHMARK_METRICS_FILE, PER_CASE_FILE, TABLE_FILE, REPORT_FILE = (
     "metrics.json",
@@ -44,6 +45,18 @@ class BenchmarkResult:
     lost: Sequence[str]
 
 
+def _build_case_record(run: EditorRun, scores: CaseScores) -> dict[str, Any]:
+    return {
+        "editor": run.name,
+        "track": scores.case.track.name,
+        "number": scores.case.number,
+        "group": scores.case.group,
+        "outcome": scores.outcome,
+        "reason": scores.reason,
+        **scores.scores,
+    }
+
+
 def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> BenchmarkResult:
     """Run editors over a benchmark, one after the other, and measure.
 
@@ -52,6 +65,7 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> B
     Raises:
         InputError: there is no benchmark, an editor or a backbone is unknown or cannot be loaded.
         WeightsError: weights of an editor are absent.
+        OutputError: `output` cannot be written to any more; the message holds the table, and says where all is kept.
     """
     check_result_folders(options.editors)
     for name in options.editors:
@@ -74,25 +88,17 @@ def evaluate_benchmark(root: Path, options: BenchmarkOptions, output: Path) -> B
     differences = table.compare_with_first(runs, options.seed)
     text = "\n".join(part for part in (table.format_benchmark(summary), table.format_differences(differences)) if part)
     metrics = {"editors": summary, "differences": differences, "card": card}
-    write_json(output / BENCHMARK_METRICS_FILE, metrics)
-    report.write_jsonl(
-        output / PER_CASE_FILE,
-        (
-            {
-                "editor": run.name,
-                "track": each.case.track.name,
-                "number": each.case.number,
-                "group": each.case.group,
-                "outcome": each.outcome,
-                "reason": each.reason,
-                **each.scores,
-            }
-            for run in runs
-            for each in run.cases
-        ),
-    )
-    write_aside(output / TABLE_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
-    write_benchmark_report(output / REPORT_FILE, benchmark, runs, summary, differences, card, options.shown_cases)
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / BENCHMARK_METRICS_FILE, metrics)
+        report.write_jsonl(
+            folder / PER_CASE_FILE, (_build_case_record(run, each) for run in runs for each in run.cases)
+        )
+        write_aside(folder / TABLE_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
+        write_benchmark_report(folder / REPORT_FILE, benchmark, runs, summary, differences, card, options.shown_cases)
+
+    write_results(output, write, text)
     lost = [run.name for run in runs if run.count("failed") and not run.count("scored")]
     return BenchmarkResult(
         metrics, text, table.count_outcomes(benchmark, runs), table.list_troubles(benchmark, runs), lost

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mimicbrush.errors import DataError, InputError, MimicBrushError
+from mimicbrush.errors import DataError, InputError, MimicBrushError, describe_os_error
 from mimicbrush.evaluation.benchmark.backbones import Backbones
 from mimicbrush.evaluation.benchmark.layout import Benchmark, Case
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
@@ -125,6 +125,8 @@ def run_editor(editor: Editor, benchmark: Benchmark, output: Path, backbones: Ba
             cases.append(CaseScores(case, "not applicable", str(error)))
         except MimicBrushError as error:
             cases.append(CaseScores(case, "failed", str(error)))
+        except OSError as error:  # what was edited before stays
+            cases.append(CaseScores(case, "failed", describe_os_error(error)))
         else:
             found = place if place.is_file() else None
             cases.append(CaseScores(case, "scored", "", scores, result, found))

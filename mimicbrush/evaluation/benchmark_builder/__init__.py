@@ -2,6 +2,7 @@
 
 Files, in reading order:
 
+* `options`: what to build from, and how.
 * `build`: from options to a finished benchmark.
 * `materials`: images with their facts and rights, and regions on them.
 * `inner_id`: pairs of one instance in two scenes.

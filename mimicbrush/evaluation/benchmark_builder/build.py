@@ -40,60 +40,12 @@ from mimicbrush.evaluation.benchmark_builder.materials import (
     Material,
     RegionName,
 )
+from mimicbrush.evaluation.benchmark_builder.options import PAPER_CASES, BuildOptions
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.io.images import write_image
 
-#: Cases of the paper's benchmark (Sec. 3.4, App. A).
-PAPER_CASES: dict[TrackName, int] = {"part_inter": 120, "part_inner": 30, "texture_inter": 30, "texture_inner": 30}
 _INNER: dict[TrackName, RegionName] = {"part_inner": "part", "texture_inner": "subject"}
 _INTER: dict[TrackName, RegionName] = {"part_inter": "part", "texture_inter": "subject"}
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Options of a build: what to build from (at least one of the first three), and how.
-
-    Attributes:
-        dreambooth: the DreamBooth dataset; its pairs are those of `manifest`.
-        images: a folder per subject.
-        pairs: mined folders, whose unseen videos give inner-ID cases.
-        manifest: list of inner-ID pairs, see data_manifests/DREAMBOOTH.md.
-        masks: painted or imported masks, see `MaskFolder`; they go before boxes.
-        against: pipelines and mined folders that nothing of the benchmark may come from.
-        seed: of every choice.
-        most: at most so many cases per track and kind of source; None: as many as the paper has in the track.
-        long_side_px: larger images are reduced to this; None: as they are.
-        to_paint: gets every image that lacks a mask, to be painted over; None: they are only counted.
-    """
-
-    dreambooth: Path | None = None
-    images: Path | None = None
-    pairs: tuple[Path, ...] = ()
-    manifest: Path | None = None
-    masks: Path | None = None
-    against: tuple[Path, ...] = ()
-    seed: int = 0
-    most: int | None = None
-    long_side_px: int | None = 1024
-    to_paint: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without reading anything.
-
-        Raises:
-            InputError: nothing to build from, or numbers that mean nothing.
-        """
-        if not (self.dreambooth or self.images or self.pairs):
-            raise InputError("nothing to build from; name at least one of --dreambooth, --pictures and --pairs")
-        if self.dreambooth and not self.manifest:
-            raise InputError("--dreambooth needs --manifest, the list of its pairs")
-        for name, value, least in (("most", self.most, 1), ("long-side-px", self.long_side_px, 64)):
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value}: must be at least {least}")
-
-    def limit(self, track: TrackName) -> int:
-        """Return the most cases that one kind of origin may give to a track."""
-        return PAPER_CASES[track] if self.most is None else self.most
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,9 @@ def open_editor(
 
 
 def _open_model(text: str, named: _Named, options: EditorOptions) -> Editor:
+    from mimicbrush.pipelines.open_pipeline import choose_device
+
+    choose_device(options.device)  # an absent one must show before gigabytes are read
     if named.name in _PUBLIC:
         return _open_public(text, named, options)
     from mimicbrush.evaluation.editors.mimicbrush import open_mimicbrush

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.pretrained.weights import REVISIONS
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
             f"{folder} does not hold {repository.hub_id}: there is neither {places[0] / repository.mark} "
             f"nor {places[1] / repository.mark}"
         )
+    revision = REVISIONS.get(repository.hub_id)
+    command = f"hf download {repository.hub_id}" + (f" --revision {revision}" if revision else "")
     raise WeightsError(
         f"{repository.hub_id} is not (wholly) in the local Hugging Face cache: {repository.mark} is absent. Fetch it "
-        f"with `hf download {repository.hub_id}`, or name a folder after a colon, such as NAME:DIR, where it lies as "
+        f"with `{command}`, or name a folder after a colon, such as NAME:DIR, where it lies as "
         f"DIR/{repository.folder_name}"
     )
 
@@ -65,5 +68,6 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
 def _find_cached(repository: Repository) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository.hub_id, repository.mark)
-    return [Path(found).parents[repository.mark.count("/")]] if isinstance(found, str) else []
+    revisions = dict.fromkeys((REVISIONS.get(repository.hub_id), None))  # the pinned one, or whatever is there
+    found = [try_to_load_from_cache(repository.hub_id, repository.mark, revision=each) for each in revisions]
+    return [Path(each).parents[repository.mark.count("/")] for each in found if isinstance(each, str)]

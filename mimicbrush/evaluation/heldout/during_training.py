@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mimicbrush.data.pair import Pair
+from mimicbrush.data.pair import Pair, refuse_pair
 from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.evaluation.editors.protocol import Editor
 from mimicbrush.evaluation.heldout import report
@@ -21,6 +21,7 @@ from mimicbrush.evaluation.heldout.samples import EvalSample, choose_shown_sampl
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, load_sets
 from mimicbrush.io.images import write_image
 from mimicbrush.io.jsonl import StepLog
+from mimicbrush.io.text import make_storable
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 
 LOG_FILE = "heldout.jsonl"
@@ -76,6 +77,11 @@ def gather_alone(items: list[Any]) -> list[Any]:
     return items
 
 
+def fails_alone(has_failed: bool) -> bool:
+    """Decide for a single process, which nothing stops: return whether it failed."""
+    return has_failed
+
+
 class HeldOutEvaluation:
     """An evaluation on held-out pairs, the same ones with the same masks and noise at every step.
 
@@ -111,12 +117,16 @@ class HeldOutEvaluation:
         shown = choose_shown_samples(len(self._plans), options.sheet_pairs)
         rest = sorted(set(range(len(self._plans))) - set(shown))
         # Those that are shown come first, in batches of their own: a correspondence takes long to plot.
-        self._batches = [
-            (chunk, numbers is shown)
-            for numbers in (shown, rest)
-            for share in [numbers[rank::world_size]]
-            for chunk in (share[i : i + options.batch_size] for i in range(0, len(share), options.batch_size))
+        of_ranks = [
+            [
+                (chunk, numbers is shown)
+                for numbers in (shown, rest)
+                for share in [numbers[each::world_size]]
+                for chunk in (share[i : i + options.batch_size] for i in range(0, len(share), options.batch_size))
+            ]
+            for each in range(world_size)
         ]
+        self._batches, self._num_rounds = of_ranks[rank], max(map(len, of_ranks))
         self._log: StepLog | None = None
         if rank == 0:
             output.mkdir(parents=True, exist_ok=True)
@@ -125,15 +135,29 @@ class HeldOutEvaluation:
                 if int(sheet.stem.removeprefix("step-")) > first_step:
                     sheet.unlink()
 
-    def __call__(self, editor: Editor, step: int) -> HeldOutResult:
+    def __call__(
+        self, editor: Editor, step: int, must_stop: Callable[[bool], bool] = fails_alone
+    ) -> HeldOutResult | None:
         """Evaluate an editor. All processes must call this, each with an editor that does the same.
+
+        Args:
+            editor: with the weights of this step.
+            step: steps done.
+            must_stop: whether this process failed -> whether all must stop, for that or for another reason. All
+                processes call it after each batch.
+
+        Returns:
+            The result; None where all stopped for another reason.
 
         Raises:
             DataError: no pair at all could be read.
             MimicBrushError: the editor failed, in whichever process.
         """
         start = time.monotonic()
-        records, unreadable = self._edit_and_gather(editor)
+        gathered = self._edit_and_gather(editor, must_stop)
+        if gathered is None:
+            return None
+        records, unreadable = gathered
         scores = {name: [each.scores for each in records if each.set_name == name] for name in self._options.sets}
         summaries = {name: summarise_pairs(scores[name], self._options.seed) for name in self._options.sets}
         figures: dict[str, float] = {}
@@ -155,18 +179,31 @@ class HeldOutEvaluation:
             notes.append(f"the held-out figures or images of step {step} could not be written: {error}")
         return HeldOutResult(step, figures, table, notes)
 
-    def _edit_and_gather(self, editor: Editor) -> tuple[list[_PairRecord], list[str]]:
+    def _edit_and_gather(
+        self, editor: Editor, must_stop: Callable[[bool], bool]
+    ) -> tuple[list[_PairRecord], list[str]] | None:
         """Gather the results of all processes in the order of the pairs, and the faults of unreadable pairs."""
         own: list[_PairRecord | str | MimicBrushError] = []
-        try:
-            for numbers, is_shown in self._batches:
-                own += self._edit(editor, numbers, is_shown)
-        except MimicBrushError as error:  # sent to all: a process that went on alone would wait for the others for ever
-            own = [error]
+        failure: Exception | None = None
+        is_stopped = False
+        for number in range(self._num_rounds):
+            try:
+                if number < len(self._batches):
+                    own += self._edit(editor, *self._batches[number])
+            except Exception as error:  # noqa: BLE001 - raised below, on all processes: none may wait for this one
+                failure = error
+            is_stopped = must_stop(failure is not None)
+            if is_stopped:
+                break
+        if failure is not None:
+            text = f"{type(failure).__name__}: {make_storable(str(failure))}"
+            own = [failure if isinstance(failure, MimicBrushError) else MimicBrushError(text)]
         gathered = self._gather(own)
         for item in gathered:
             if isinstance(item, MimicBrushError):
-                raise item
+                raise item from failure
+        if is_stopped:
+            return None
         records = sorted((item for item in gathered if isinstance(item, _PairRecord)), key=lambda each: each.number)
         unreadable = sorted(item for item in gathered if isinstance(item, str))
         if not records:
@@ -181,7 +218,8 @@ class HeldOutEvaluation:
         records: list[_PairRecord | str | MimicBrushError] = []
         for number in numbers:
             try:
-                batch.append(load_sets(self._plans[number], self._options.sets, self._size_px, self._options.seed))
+                with refuse_pair(self._plans[number].pair.pair_id):
+                    batch.append(load_sets(self._plans[number], self._options.sets, self._size_px, self._options.seed))
                 readable.append(number)
             except DataError as error:
                 records.append(str(error))

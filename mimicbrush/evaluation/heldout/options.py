@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from mimicbrush.errors import InputError
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, check_options, number, word
 
 EvaluationSplit = Literal["heldout", "all"]
 SetName = Literal["natural", "warped"]
@@ -27,14 +28,14 @@ class EvaluationOptions:
         sheet_pairs: how many pairs the contact sheets show, and whose images are kept.
     """
 
-    split: EvaluationSplit = "heldout"
-    seed: int = 0
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    max_pairs: int | None = None
-    batch_size: int = 8
-    sets: tuple[SetName, ...] = ("natural", "warped")
-    sheet_pairs: int = 8
+    split: EvaluationSplit = word("heldout", get_args(EvaluationSplit))  # noqa: RUF009 - it is a field
+    seed: int = number(0, SEED_RANGE)
+    num_inference_steps: int | None = number(None, STEPS_RANGE, null="the pipeline's own")
+    guidance_scale: float | None = number(None, GUIDANCE_RANGE, null="the pipeline's own")
+    max_pairs: int | None = number(None, at_least=1, whole=True, null="all")
+    batch_size: int = number(8, BATCH_RANGE)
+    sets: tuple[SetName, ...] = word(("natural", "warped"), get_args(SetName), many=True)
+    sheet_pairs: int = number(8, at_least=0)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -42,29 +43,7 @@ class EvaluationOptions:
         Raises:
             InputError: a value that means nothing; the message names what was given and what is possible.
         """
-        if self.split not in get_args(EvaluationSplit):
-            raise InputError(f"split={self.split} is unknown; choose one of {_names(EvaluationSplit)}")
-        if not isinstance(self.sets, tuple):
-            raise InputError(f"sets={self.sets}: must be a list of {_names(SetName)}, such as sets=[natural]")
-        unknown = [name for name in self.sets if name not in get_args(SetName)]
-        if unknown or not self.sets:
-            raise InputError(f"sets={list(self.sets)}: choose one or both of {_names(SetName)}")
-        for name, least, optional in (
-            ("seed", None, False),
-            ("num_inference_steps", 1, True),
-            ("max_pairs", 1, True),
-            ("batch_size", 1, False),
-            ("sheet_pairs", 0, False),
-        ):
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise InputError(f"{name}={value}: must be a whole number")
-            if least is not None and value < least:
-                raise InputError(f"{name}={value}: must be at least {least}")
-        if isinstance(self.guidance_scale, bool) or not isinstance(self.guidance_scale, int | float | None):
-            raise InputError(f"guidance_scale={self.guidance_scale}: must be a number")
+        check_options(self)
 
 
 @dataclass
@@ -81,15 +60,15 @@ class DuringTrainingOptions:
             `batch_size` is per process, `sheet_pairs` also fills the image table of a tracker.
     """
 
-    every_steps: int = 2000
+    every_steps: int = number(2000, at_least=0, note="0: never")
     pairs: str | None = None
-    seed: int = 0
-    max_pairs: int = 64
-    num_inference_steps: int | None = 20
-    guidance_scale: float | None = None
-    batch_size: int = 8
-    sets: tuple[str, ...] = ("natural",)
-    sheet_pairs: int = 8
+    seed: int = number(0, SEED_RANGE)
+    max_pairs: int = number(64, at_least=2)
+    num_inference_steps: int | None = number(20, STEPS_RANGE, null="the pipeline's own")
+    guidance_scale: float | None = number(None, GUIDANCE_RANGE, null="the pipeline's own")
+    batch_size: int = number(8, BATCH_RANGE)
+    sets: tuple[str, ...] = word(("natural",), get_args(SetName), many=True)
+    sheet_pairs: int = number(8, at_least=0)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -97,17 +76,10 @@ class DuringTrainingOptions:
         Raises:
             InputError: a value that means nothing; the message names what was given and what is possible.
         """
+        check_options(self, "eval.")
         self.sets = tuple(self.sets)  # omegaconf makes lists of tuples
-        if self.every_steps < 0:
-            raise InputError(f"eval.every_steps must be 0 (never) or more, got {self.every_steps}")
-        if self.max_pairs < 2:
-            raise InputError(f"eval.max_pairs must be 2 or more, got {self.max_pairs}")
-        try:
-            sets = self.evaluation().sets
-        except InputError as error:
-            raise InputError(f"eval.{error}") from error
-        if "natural" not in sets:
-            raise InputError(f"eval.sets={list(sets)}: must hold natural, which tells the best weights")
+        if "natural" not in self.sets:
+            raise InputError(f"eval.sets={list(self.sets)}: must hold natural, which tells the best weights")
 
     def evaluation(self) -> EvaluationOptions:
         """Return the same as options of an evaluation."""
@@ -120,7 +92,3 @@ class DuringTrainingOptions:
             sets=cast("tuple[SetName, ...]", self.sets),
             sheet_pairs=self.sheet_pairs,
         )
-
-
-def _names(choices: object) -> str:
-    return ", ".join(get_args(choices))

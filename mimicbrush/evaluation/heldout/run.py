@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mimicbrush.evaluation.heldout.samples import SamplePlan, choose_shown_sampl
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, edit_samples, load_sets
 from mimicbrush.io.atomic import write_json
 from mimicbrush.io.images import write_image
+from mimicbrush.io.outputs import write_or_keep, write_results
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 from mimicbrush.ops.correspondence import LEGEND, Correspondence
 
@@ -66,6 +68,7 @@ def evaluate_heldout(
     Raises:
         DataError: the pairs come from a single source, or cannot be read.
         InputError: the editor returned something of another shape or type.
+        OutputError: `output` cannot be written to any more; the message holds the numbers, and says where all is kept.
     """
     plans = plan_samples(pairs, options.max_pairs, options.seed)
     shown = choose_shown_samples(len(plans), options.sheet_pairs)
@@ -84,12 +87,16 @@ def evaluate_heldout(
             progress.update(len(batch))
     summaries = {name: summarise_pairs(scores[name], options.seed) for name in options.sets}
     metrics = _build_metrics(summaries, size_px, options) | {"about": about or {}}
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        report.write_jsonl(output / PER_PAIR_FILE, records)
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write_jsonl(folder / PER_PAIR_FILE, records)
         for name in options.sets:
-            _write_images(output, name, images[name], metrics[name])
-        write_json(output / METRICS_FILE, metrics)
+            _write_images(folder, name, images[name], metrics[name])
+        write_json(folder / METRICS_FILE, metrics)
+
+    if output is not None:
+        write_results(output, write, report.format_summary(metrics, options.sets))
         _write_showcase(output / SHOWCASE_FILE, editor, plans, size_px, options)
     return metrics
 
@@ -197,4 +204,5 @@ def _write_showcase(
     )
     if correspondences:
         title += f"\n{LEGEND}"
-    write_image(Image.fromarray(showcase.make_showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows)), path)
+    sheet = Image.fromarray(showcase.make_showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows))
+    write_or_keep(path, partial(write_image, sheet))

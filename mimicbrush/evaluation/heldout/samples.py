@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
         seed: of the draw.
 
     Raises:
-        DataError: there is only one source, so that no reference can be wrong.
+        DataError: there is only one source, so that no reference can be wrong; or no row can be used.
     """
     by_source = group_by_source(pairs)
     sources = list(by_source)
@@ -79,10 +80,15 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
     for source, number in spread_numbers(by_source, max_pairs):
         step = 1 + turn[source] % (len(sources) - 1)
         turn[source] += 1
-        pair = pairs[number]
         others = by_source[sources[(sources.index(source) + step) % len(sources)]]
-        wrong = others[counter_rng.mix(hash_pair(pair), seed, _FOR_WRONG) % len(others)]
-        plans.append(SamplePlan(pair, pairs[wrong]))
+        try:
+            pair = pairs[number]
+            wrong = others[counter_rng.mix(hash_pair(pair), seed, _FOR_WRONG) % len(others)]
+            plans.append(SamplePlan(pair, pairs[wrong]))
+        except DataError as error:  # a row of the manifest that names no pair at all
+            warnings.warn(f"a held-out pair is left out: {error}", stacklevel=2)
+    if not plans:
+        raise DataError(f"none of {len(pairs)} held-out pairs can be used: the rows of the manifest are damaged")
     return plans
 
 

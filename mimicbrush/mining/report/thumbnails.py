@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,14 +147,16 @@ def hash_text(text: str) -> int:
 
 def _read_audit_words(part: Path) -> pa.Table | None:
     try:
-        return pq.read_table(part, columns=["source_path", "reason", "a_frame", "b_frame", "ssim", "num_matches"])
+        return pq.read_table(
+            pa.OSFile(os.fsencode(part)), columns=["source_path", "reason", "a_frame", "b_frame", "ssim", "num_matches"]
+        )
     except (pa.ArrowException, OSError):  # no images, then; `pairs.py verify` says what is wrong with it
         return None
 
 
 def _read_audit_image(part: Path, row: int) -> bytes:
     try:
-        data: bytes = pq.read_table(part, columns=["picture"])["picture"][row].as_py()
+        data: bytes = pq.read_table(pa.OSFile(os.fsencode(part)), columns=["picture"])["picture"][row].as_py()
     except (pa.ArrowException, OSError):
         return b""
     return data

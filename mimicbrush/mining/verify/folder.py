@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, find_index_fault, find_mined_input, read_rows
 from mimicbrush.errors import DataError, InputError
+from mimicbrush.io.locks import LOCK_NAME
 from mimicbrush.mining.plan import Plan, read_plan
 from mimicbrush.mining.shards import ShardPaths, shard_fingerprint
 from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, summarise_manifest
@@ -152,7 +153,7 @@ def _find_stray_files(root: Path, finished: list[int]) -> Iterator[ShardFault]:
         if path.parent == root / "manifest" and path.suffix == ".parquet":
             marker = f"markers/{path.stem.replace('part-', 'shard-')}.json"
             yield ShardFault(name, "", f"a part without a marker ({marker})", "a finished shard", _MINE_AGAIN)
-        elif path.name.endswith(".tmp"):
+        elif path.name.endswith(".tmp") or path.name.startswith(LOCK_NAME):
             yield ShardFault(
                 name, "", "left behind by a run that was stopped", "nothing", f"{_MINE_AGAIN}, or delete it"
             )
@@ -214,7 +215,7 @@ def _check_summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
         summarise_manifest(root, ignored, plan.options if plan is not None else summary.get("options", {}))
     )
     for key, value in expected.items():
-        if summary.get(key) != value:
+        if summary.get(key, type(value)()) != value:  # an earlier version did not write what is empty
             yield ShardFault(SUMMARY_NAME, "", f"{key}: {summary.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
     if expected["inputs"] != expected["accepted"] + expected["rejected"] + expected["quarantined"]:
         sums = " + ".join(f"{expected[key]} {key}" for key in ("accepted", "rejected", "quarantined"))

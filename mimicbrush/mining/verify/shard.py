@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class _ShardReading:
         if path in self.damaged:
             return None
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(pa.OSFile(os.fsencode(path)))
             table.validate(full=True)
         except FileNotFoundError:  # said above
             return None
@@ -229,8 +230,9 @@ class _ShardReading:
             if origin not in planned and not any(origin.startswith(archive) for archive in archives):
                 expected = "only rows of the inputs that plan.json has for this shard"
                 self._add_fault(name, f"a row of {origin!r}", expected)
-        for item in self.check.items:  # a tar without photographs has none
-            if item.kind != "archive" and item.path not in statuses:
+        with_rows = {archive for archive in archives if any(origin.startswith(archive) for origin in statuses)}
+        for item in self.check.items:
+            if item.path not in statuses and f"{item.path}/" not in with_rows:
                 self._add_fault(name, f"no row of {item.path!r}", "a row for every input of plan.json")
 
     def _check_refusal(self, values: dict[str, Any]) -> None:

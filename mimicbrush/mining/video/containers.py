@@ -6,6 +6,7 @@ rest of the one and conceals the other. Both contradict the sizes and byte rules
 Refuses as:
 
 * "missing_packets": the file is shorter than its container declares.
+* "other_format": the first bytes are those of a format that is not read, such as an MPEG transport stream.
 * "damaged": the structure of a Matroska file contradicts itself (`matroska`), or a packet holds a run of zeros or
   breaks the byte rules of H.264 or HEVC (`build_packet_check`, called by `stream_checks`).
 * "empty", "unreadable", "not_a_file": there is no content to read.
@@ -21,6 +22,22 @@ from typing import BinaryIO
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.matroska import find_matroska_fault
 
+#: First bytes -> what the file is. FFmpeg may read only what `strict_reader.VIDEO_FORMATS` names.
+_OTHER_FORMATS = {
+    b"FLV\x01": "Flash Video (FLV)",
+    bytes.fromhex("3026b2758e66cf11"): "Windows Media (ASF)",
+    b"\x00\x00\x01\xba": "an MPEG program stream",
+    b"OggS": "Ogg",
+    b"GIF8": "a GIF",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "compressed by gzip",
+    b"#EXTM3U": "a playlist, which names other files",
+    b"<!DOCTYPE": "a web page, perhaps the answer to a download that failed",
+    b"<html": "a web page, perhaps the answer to a download that failed",
+}
+_TS_SYNC, _TS_PACKET_BYTES = b"\x47\x47", 188
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
 #: Byte triples that may not occur inside a NAL unit (ITU-T H.264 Sec. 7.4.1, H.265 Sec. 7.4.2).
@@ -36,8 +53,8 @@ def check_container(path: Path) -> None:
     """Refuse a file whose container declares more bytes than it has, or contradicts itself.
 
     Raises:
-        UntrustedFileError: "missing_packets"; "damaged" (Matroska); "empty" for zero bytes; "unreadable";
-            "not_a_file" for a pipe, which would be waited for.
+        UntrustedFileError: "missing_packets"; "other_format"; "damaged" (Matroska); "empty" for zero bytes;
+            "unreadable"; "not_a_file" for a pipe, which would be waited for.
     """
     try:
         state = path.stat()
@@ -45,17 +62,32 @@ def check_container(path: Path) -> None:
             raise UntrustedFileError("not_a_file", "a folder, pipe, socket or device")
         size = state.st_size
         with path.open("rb") as file:
-            head = file.read(12)
+            head = file.read(2 * _TS_PACKET_BYTES + 1)
             if not head:
                 raise UntrustedFileError("empty", "zero bytes")
+            other = _find_other_format(head)
             declared = _find_declared_size(file, head, size)
         fault = find_matroska_fault(path) if head[:4] == _EBML_MAGIC and declared <= size else ""
     except OSError as error:
         raise UntrustedFileError("unreadable", str(error)) from error
+    if other:
+        raise UntrustedFileError(
+            "other_format", f"it is {other}; expected MP4, QuickTime, Matroska, WebM or AVI. FFmpeg can convert videos"
+        )
     if declared > size:
         raise UntrustedFileError("missing_packets", f"the file declares {declared} bytes and has {size}")
     if fault:
         raise UntrustedFileError("damaged", f"Matroska: {fault}")
+
+
+def _find_other_format(head: bytes) -> str:
+    """What a file is by its first bytes; "" where they say nothing."""
+    # On Blu-ray and in cameras each packet has its time before it.
+    if head[::_TS_PACKET_BYTES][:2] == _TS_SYNC or (
+        head[4 :: _TS_PACKET_BYTES + 4][:2] == _TS_SYNC and head[:4] not in (b"RIFF", _EBML_MAGIC)
+    ):
+        return "an MPEG transport stream"
+    return next((words for magic, words in _OTHER_FORMATS.items() if head.startswith(magic)), "")
 
 
 def _find_declared_size(file: BinaryIO, head: bytes, size: int) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, install_command
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.strict_reader import (
     THUMBNAIL_SIZE,
@@ -57,8 +57,11 @@ class DecordReader:
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
         """Scan the video, then yield its frames as decord decodes them, see `FrameReader.frames`."""
-        decord = _import_package("decord")
         scan = self.scanner.scan(path)
+        if _is_to_convert(scan, self.scanner):
+            yield from self.scanner.frames(path)
+            return
+        decord = _import_package("decord")
         try:
             video = decord.VideoReader(str(path.absolute()), num_threads=1)
         except decord.DECORDError as error:  # its FFmpeg is old: AV1, for one, is unknown to it
@@ -90,8 +93,11 @@ class TorchCodecReader:
 
     def frames(self, path: Path) -> Iterator[VideoFrame]:
         """Scan the video, then yield its frames as torchcodec decodes them, see `FrameReader.frames`."""
-        decoders = _import_package("torchcodec.decoders")
         scan = self.scanner.scan(path)
+        if _is_to_convert(scan, self.scanner):
+            yield from self.scanner.frames(path)
+            return
+        decoders = _import_package("torchcodec.decoders")
         try:
             video = decoders.VideoDecoder(
                 path.absolute(), stream_index=scan.stream, dimension_order="NHWC", num_ffmpeg_threads=1
@@ -112,7 +118,7 @@ class TorchCodecReader:
 _READERS: dict[str, Any] = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchCodecReader}
 _INSTALL = {
     "decord": "pip install decord (wheels exist for x86-64 Linux and Windows only)",
-    "torchcodec": "pip install 'mimicbrush[torchcodec]', and FFmpeg's shared libraries (apt-get install ffmpeg)",
+    "torchcodec": f"{install_command('torchcodec')}, and FFmpeg's shared libraries (apt-get install ffmpeg)",
 }
 
 
@@ -121,6 +127,8 @@ def open_reader(
     *,
     max_pixels: int = PyAVReader.max_pixels,
     max_duration_s: float = PyAVReader.max_duration_s,
+    tone_map: bool = False,
+    deinterlace: bool = False,
 ) -> FrameReader:
     """Open a reader of videos by the name of its library.
 
@@ -128,13 +136,17 @@ def open_reader(
         name: pyav, decord or torchcodec.
         max_pixels: see `PyAVReader`.
         max_duration_s: see `PyAVReader`.
+        tone_map: see `PyAVReader`, which reads these videos whatever the name, because the others cannot convert them.
+        deinterlace: likewise.
 
     Raises:
         InputError: an unknown name, or a library that cannot be loaded.
     """
     if name not in _READERS:
         raise InputError(f"reader={name!r} is not known; choose one of {', '.join(_READERS)}")
-    scanner = PyAVReader(max_pixels=max_pixels, max_duration_s=max_duration_s)
+    scanner = PyAVReader(
+        max_pixels=max_pixels, max_duration_s=max_duration_s, tone_map=tone_map, deinterlace=deinterlace
+    )
     if name == "pyav":
         return scanner
     _import_package("torchcodec.decoders" if name == "torchcodec" else name)
@@ -165,6 +177,10 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def _is_to_convert(scan: ScanResult, scanner: PyAVReader) -> bool:
+    return bool((scan.transfer and scanner.tone_map) or (scan.is_interlaced and scanner.deinterlace))
+
+
 def _check_times(scan: ScanResult, times_s: np.ndarray) -> None:
     """Raise unless (N,) times agree with those of the scan."""
     if len(times_s) != len(scan.times_s):
@@ -186,7 +202,8 @@ def _time_fault(number: int, time_s: float, expected_s: float) -> UntrustedFileE
 
 def _build_frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) -> VideoFrame:
     thumbnail = partial(cv2.resize, rgb, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
-    return VideoFrame(number, time_s, partial(_check_and_stretch, rgb, scan), thumbnail)
+    views = partial(_check_and_stretch, rgb, scan), thumbnail
+    return VideoFrame(number, time_s, *views, scan.transfer, scan.is_interlaced)
 
 
 def _check_and_stretch(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:

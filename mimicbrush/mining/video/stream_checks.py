@@ -6,7 +6,8 @@ Refuses as:
 * "bad_timestamps": a frame has no time, or one that does not grow.
 * "size_changes": a frame has another size than the first.
 * "too_large", "too_long": more pixels or seconds than the limits.
-* "missing_packets": fewer packets than the index counts, or an end before the declared one.
+* "missing_packets": fewer packets than the index counts (frames that an AVI marks as dropped are none), or an end
+  before the declared one.
 * "missing_frames": another number of frames than of packets.
 * "no_video": a stream without a frame.
 """
@@ -14,10 +15,12 @@ Refuses as:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 
 from mimicbrush.mining.refusals import UntrustedFileError
+from mimicbrush.mining.video.avi import count_dropped_frames
 from mimicbrush.mining.video.containers import build_packet_check
 
 #: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.
@@ -97,6 +100,8 @@ class StreamChecks:
         if self.num_packets == 0 or self.num_frames == 0:
             raise UntrustedFileError("no_video", "the video stream has no frame")
         declared = self.stream.frames
+        if declared > self.num_packets and container.format.name == "avi":
+            declared -= count_dropped_frames(Path(container.name), self.stream.index)
         if declared and declared != self.num_packets:
             raise UntrustedFileError("missing_packets", f"{self.num_packets} packets, the index counts {declared}")
         hidden = self.stream.codec_context.name in _CODECS_WITH_HIDDEN_FRAMES

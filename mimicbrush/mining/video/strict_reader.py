@@ -26,6 +26,7 @@ import numpy as np
 
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import check_container
+from mimicbrush.mining.video.conversions import deinterlace, find_transfer, tone_map
 from mimicbrush.mining.video.decoders import open_second_decoder, open_strict_decoder
 from mimicbrush.mining.video.stream_checks import StreamChecks, StreamLimits
 
@@ -46,12 +47,16 @@ class VideoFrame:
         time_s: since the first frame.
         to_rgb: gives (H, W, 3) uint8, upright, of square pixels; to be called before the next frame is asked for.
         to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to find cuts in; likewise.
+        transfer: "PQ" or "HLG" where the video is HDR, else "".
+        is_interlaced: the frame was stored as two fields of different times.
     """
 
     number: int
     time_s: float
     to_rgb: Callable[[], np.ndarray]
     to_thumbnail: Callable[[], np.ndarray]
+    transfer: str = ""
+    is_interlaced: bool = False
 
 
 class FrameReader(Protocol):
@@ -109,11 +114,15 @@ class ScanResult:
         times_s: of each frame since the first.
         shape: of every frame.
         stream: number of the video stream in its file.
+        transfer: see `VideoFrame`; of the first frame that is HDR.
+        is_interlaced: a frame is.
     """
 
     times_s: list[float]
     shape: DisplayShape
     stream: int
+    transfer: str = ""
+    is_interlaced: bool = False
 
 
 class _Decoded(NamedTuple):
@@ -123,6 +132,7 @@ class _Decoded(NamedTuple):
     time_s: float
     shape: DisplayShape
     stream: int
+    transfer: str
 
 
 @dataclass(frozen=True)
@@ -134,12 +144,16 @@ class PyAVReader:
         max_duration_s: of the stream.
         tail_tolerance_s: how much earlier than declared a stream may end where no frame count is stored.
         decode_twice: whether to decode HEVC in two ways and compare, see `SecondDecoder`.
+        tone_map: whether HDR frames are converted to SDR.
+        deinterlace: whether interlaced frames are made whole images.
     """
 
     max_pixels: int = 35_389_440
     max_duration_s: float = 14_400.0
     tail_tolerance_s: float = 0.25
     decode_twice: bool = True
+    tone_map: bool = False
+    deinterlace: bool = False
 
     @property
     def name(self) -> str:
@@ -149,8 +163,18 @@ class PyAVReader:
     def frames(self, path: Path) -> Iterator[VideoFrame]:
         """Decode, check and yield all frames of the best video stream, see `FrameReader.frames`."""
         for number, decoded in enumerate(self._decode(path)):
-            views = partial(_convert_upright, decoded.frame, decoded.shape), partial(_convert_thumbnail, decoded.frame)
-            yield VideoFrame(number, decoded.time_s, *views)
+            views = partial(self._convert_upright, decoded), partial(_convert_thumbnail, decoded.frame)
+            yield VideoFrame(number, decoded.time_s, *views, decoded.transfer, bool(decoded.frame.interlaced_frame))
+
+    def _convert_upright(self, decoded: _Decoded) -> np.ndarray:
+        frame, shape = decoded.frame, decoded.shape
+        if self.deinterlace and frame.interlaced_frame:
+            frame = deinterlace(frame)
+        if self.tone_map and decoded.transfer:
+            rgb = tone_map(frame, decoded.transfer)
+        else:
+            rgb = frame.to_ndarray(format="rgb24", threads=1)
+        return rotate_frame(stretch_to_square_pixels(rgb, shape.square_size), shape.quarter_turns)
 
     def scan(self, path: Path) -> ScanResult:
         """Decode and check the whole clip, and keep no image.
@@ -159,11 +183,13 @@ class PyAVReader:
             UntrustedFileError, MemoryError: as `frames` does.
         """
         times_s: list[float] = []
-        decoded = None
+        decoded, transfer, is_interlaced = None, "", False
         for decoded in self._decode(path):
             times_s.append(decoded.time_s)
+            transfer = transfer or decoded.transfer
+            is_interlaced |= bool(decoded.frame.interlaced_frame)
         assert decoded is not None, "a clip without frames is refused"
-        return ScanResult(times_s, decoded.shape, decoded.stream)
+        return ScanResult(times_s, decoded.shape, decoded.stream, transfer, is_interlaced)
 
     def _decode(self, path: Path) -> Iterator[_Decoded]:
         # Edit lists may cut what is shown; without them every stored packet comes, and can be counted.
@@ -202,7 +228,7 @@ class PyAVReader:
                         stream, frame if decoder is stream.codec_context else _decode_own_frame(stream, packet)
                     )
                     limits.check_size(*shape.square_size)
-                yield _Decoded(frame, time_s, shape, stream.index)
+                yield _Decoded(frame, time_s, shape, stream.index, find_transfer(frame, stream))
         checks.check_end(container)
 
 
@@ -217,12 +243,6 @@ def _decode_own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFram
 def _read_shape(stream: av.VideoStream, frame: av.VideoFrame) -> DisplayShape:
     quarter_turns = round(frame.rotation / _QUARTER_DEGREES) % 4
     return DisplayShape(frame.width, frame.height, quarter_turns, stream.sample_aspect_ratio or Fraction(1))
-
-
-def _convert_upright(frame: av.VideoFrame, shape: DisplayShape) -> np.ndarray:
-    return rotate_frame(
-        stretch_to_square_pixels(frame.to_ndarray(format="rgb24", threads=1), shape.square_size), shape.quarter_turns
-    )
 
 
 def _convert_thumbnail(frame: av.VideoFrame) -> np.ndarray:

@@ -21,6 +21,7 @@ from mimicbrush.models.pretrained.stored_weights import (
     POSITION_IDS,
     check_fit,
     depth_hub_name,
+    describe_build_errors,
     rename_vae_attention,
     take_vision_half,
 )
@@ -53,7 +54,7 @@ def check_networks(networks: Mapping[str, StoredNetwork]) -> None:
         check_weights(part, CLASSES[part], network)
 
 
-def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
+def check_weights(part: str, class_name: str, network: StoredNetwork, built: nn.Module | None = None) -> None:
     """Check that a network has the weights, by names and shapes, that its config asks for.
 
     The libraries would fill in random numbers for weights that are missing.
@@ -62,12 +63,14 @@ def check_weights(part: str, class_name: str, network: StoredNetwork) -> None:
         part: what the errors call it.
         class_name: of the network.
         network: what is stored of it.
+        built: the network itself, where there is one already.
 
     Raises:
         WeightsError: names the part, its folder, and the first ten tensors that do not fit; or the class is unknown.
     """
-    with torch.device("meta"):
-        expected = {depth_hub_name(key): tensor for key, tensor in _build(class_name, network).state_dict().items()}
+    with describe_build_errors(network.folder / "config.json", class_name):
+        built = _build(class_name, network) if built is None else built
+        expected = {depth_hub_name(key): tensor for key, tensor in built.state_dict().items()}
         stored = {key: torch.empty(tensor.shape) for key, tensor in network.tensors.items()}
     if class_name == "CLIPVisionModelWithProjection":
         stored = take_vision_half(stored)
@@ -81,18 +84,15 @@ def _build(class_name: str, network: StoredNetwork) -> nn.Module:
     token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
     if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH)):
         raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(buildable)}")
-    try:
-        built: nn.Module
-        if class_name in _DIFFUSERS:
-            built = _DIFFUSERS[class_name].from_config(network.config)
-        elif class_name == _DEPTH:
-            built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
-        else:
-            kind = token_encoders[class_name]
-            built = kind.model_class(kind.read_config(network.config))
-        return built
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{network.folder / 'config.json'} describes no {class_name} ({error!r})") from error
+    built: nn.Module
+    if class_name in _DIFFUSERS:
+        built = _DIFFUSERS[class_name].from_config(network.config)
+    elif class_name == _DEPTH:
+        built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
+    else:
+        kind = token_encoders[class_name]
+        built = kind.model_class(kind.read_config(network.config))
+    return built
 
 
 def check_every_byte(network: StoredNetwork) -> None:

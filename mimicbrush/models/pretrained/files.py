@@ -13,6 +13,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.text import make_storable
+
+#: The longest head of a safetensors file, and the longest JSON file, that are read. Those of large models take a tenth.
+MAX_HEAD_BYTES = 16 << 20
+#: The most layers, labels and the like that a config may ask for: a network is built before its weights are compared.
+MAX_COUNT = 1000
+# The length of the head, as the file begins.
+_LENGTH_BYTES = 8
 
 
 class DamagedFileError(WeightsError):
@@ -23,7 +31,7 @@ class DamagedFileError(WeightsError):
     """
 
     def __init__(self, file: Path, reason: str) -> None:
-        super().__init__(f"{file} is damaged: {reason}")
+        super().__init__(f"{make_storable(str(file))} is damaged: {make_storable(reason)}")
         self.file = file
 
 
@@ -78,6 +86,7 @@ def read_network(folder: Path, file_stem: str) -> StoredNetwork:
     if not config_file.is_file():
         raise WeightsError(f"{folder} has no config.json, which says how large the network is")
     config = read_object(config_file)
+    check_config_counts(config, config_file)
     single, index = folder / f"{file_stem}.safetensors", folder / f"{file_stem}.safetensors.index.json"
     if single.is_file() and index.is_file():
         raise WeightsError(f"{folder} holds both {single.name} and {index.name}; remove the one that is not meant")
@@ -118,6 +127,7 @@ def read_head(file: Path) -> dict[str, StoredTensor]:
     Raises:
         DamagedFileError: the head cannot be read, or the tensors do not fill the file exactly.
     """
+    check_head(file)
     try:
         with safe_open(file, "numpy") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
@@ -126,32 +136,95 @@ def read_head(file: Path) -> dict[str, StoredTensor]:
         raise DamagedFileError(file, _describe_damage(file, str(error))) from error
 
 
+def check_head(file: Path) -> None:
+    """Check what a safetensors file begins with, before the library reads it.
+
+    The library takes a head of 100 MB, and of two tensors under one name the second.
+
+    Raises:
+        DamagedFileError: the file is too short for its head, or the head is longer than any network's, is no JSON, or
+            has a name twice.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            head_bytes = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+            head = opened.read(min(head_bytes, MAX_HEAD_BYTES))
+    except OSError as error:
+        raise DamagedFileError(file, f"it cannot be read ({error})") from error
+    if size < _LENGTH_BYTES + head_bytes:
+        raise DamagedFileError(
+            file, f"it has {size:,} bytes and no head; a fetch was cut off, or it is no safetensors file"
+        )
+    if head_bytes > MAX_HEAD_BYTES:
+        raise DamagedFileError(file, f"its head has {head_bytes:,} bytes, expected at most {MAX_HEAD_BYTES:,}")
+    try:
+        json.loads(head, object_pairs_hook=_refuse_repetition)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(file, f"its head cannot be read ({error})") from error
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in found if names.count(name) > 1)} twice")
+    return found
+
+
 def _describe_damage(file: Path, reason: str) -> str:
     """Say what is wrong with a file that safetensors refuses, which does not tell a cut file from a lengthened one."""
-    size = file.stat().st_size if file.is_file() else 0
-    if "header too" in reason or "header length" in reason:
-        return f"it has {size:,} bytes and no head; a fetch was cut off, or it is no safetensors file"
+    size = file.stat().st_size
     if "not fully covered" not in reason:
         return f"its head cannot be read ({reason})"
     with file.open("rb") as opened:
-        head_bytes = int.from_bytes(opened.read(8), "little")
+        head_bytes = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
         head = json.loads(opened.read(head_bytes))
     head.pop("__metadata__", None)
-    needed = 8 + head_bytes + max((entry["data_offsets"][1] for entry in head.values()), default=0)
+    needed = _LENGTH_BYTES + head_bytes + max((entry["data_offsets"][1] for entry in head.values()), default=0)
     cut = "a fetch was cut off" if size < needed else "there is something behind them"
     return f"it has {size:,} bytes, its tensors need {needed:,}; {cut}"
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
+    """Read a JSON object from a file, such as the config of a network.
 
     Raises:
-        DamagedFileError: it holds none.
+        DamagedFileError: it holds none, is longer than `MAX_HEAD_BYTES`, or nests too deep.
     """
     try:
-        content = json.loads(file.read_text())
+        with file.open("rb") as opened:
+            text = opened.read(MAX_HEAD_BYTES + 1)
+        if len(text) > MAX_HEAD_BYTES:
+            raise DamagedFileError(file, f"it is longer than {MAX_HEAD_BYTES:,} bytes")
+        content = json.loads(text)
+    except RecursionError:
+        raise DamagedFileError(file, "it nests too deep") from None
     except (OSError, ValueError) as error:
         raise DamagedFileError(file, f"it cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise DamagedFileError(file, f"it holds a {type(content).__name__}, expected an object")
     return content
+
+
+def check_config_counts(config: object, file: object, key: str = "") -> None:
+    """Check that the config of a network asks for no more layers, or entries of a list, than any network has.
+
+    Args:
+        config: what a config.json holds, or a value in it.
+        file: what the errors call it.
+        key: of the value.
+
+    Raises:
+        WeightsError: names the key.
+    """
+    if isinstance(config, dict):
+        for inner, value in config.items():
+            check_config_counts(value, file, inner)
+    elif isinstance(config, list):
+        if len(config) > MAX_COUNT:
+            raise WeightsError(f"{file} lists {len(config):,} values as {make_storable(key)}, at most {MAX_COUNT:,}")
+        for value in config:
+            check_config_counts(value, file, key)
+    elif isinstance(config, int | float) and any(word in key for word in ("layers", "labels")) and config > MAX_COUNT:
+        raise WeightsError(f"{file} says {make_storable(f'{key}={config:.6g}')}, expected at most {MAX_COUNT:,}")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import PretrainedModel
 from mimicbrush.models.pretrained.files import StoredNetwork, read_network
-from mimicbrush.models.pretrained.weights import HOW_TO_FETCH, LAYOUTS, find_weights
+from mimicbrush.models.pretrained.weights import HOW_TO_FETCH, LAYOUTS, find_weights, note_revision
 
 #: Levels of both U-Nets and of the VAE: a latent is an eighth of the image, and the depth projector makes such ones.
 _LEVELS = 4
@@ -97,7 +98,7 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
     except WeightsError as error:
         report.problem = error
     else:
-        report.notes = find_other_sizes(part, report.network.config)
+        report.notes = note_revision(name, folder) + find_other_sizes(part, report.network.config)
     return report
 
 
@@ -116,14 +117,16 @@ def check_facts(part: str, config: Mapping[str, Any]) -> None:
     if part == "image_encoder":
         kind = config.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
-            raise WeightsError(f"its config says model_type={kind!r}, expected a CLIP, whole or its image encoder")
+            given = make_storable(repr(kind))
+            raise WeightsError(f"its config says model_type={given}, expected a CLIP, whole or its image encoder")
     for key, (expected, default) in _FACTS[part].items():
         value = stated.get(key, default)
         if value != expected:
-            raise WeightsError(f"its config says {key}={value!r}, expected {expected!r}")
+            raise WeightsError(f"its config says {key}={make_storable(repr(value))}, expected {expected!r}")
     blocks = stated.get("block_out_channels", [0] * _LEVELS)
-    if len(blocks) != _LEVELS:
-        raise WeightsError(f"its config says block_out_channels={blocks}, expected {_LEVELS} levels")
+    if not isinstance(blocks, list) or len(blocks) != _LEVELS:
+        given = make_storable(repr(blocks))
+        raise WeightsError(f"its config says block_out_channels={given}, expected {_LEVELS} levels")
 
 
 def find_other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
@@ -185,4 +188,7 @@ def raise_problems(reports: list[PartReport]) -> None:
 
 def _vision_half(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of the image encoder, also out of that of a whole CLIP."""
-    return dict(config.get("vision_config", config))
+    stated = config.get("vision_config", config)
+    if not isinstance(stated, Mapping):
+        raise WeightsError(f"its config says vision_config={make_storable(repr(stated))}, expected an object")
+    return dict(stated)

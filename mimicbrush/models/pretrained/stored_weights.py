@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig
 
-from mimicbrush.errors import WeightsError
+from mimicbrush.errors import MimicBrushError, WeightsError
+from mimicbrush.io.text import make_storable
 
 #: A state dict.
 StateDict: TypeAlias = dict[str, torch.Tensor]
@@ -20,6 +24,30 @@ POSITION_IDS = "vision_model.embeddings.position_ids"
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 _MOST_NAMED = 10
+
+
+@contextmanager
+def describe_build_errors(file: object, kind: str = "such network") -> Iterator[None]:
+    """Build networks on the meta device; whatever the libraries raise about a config becomes an error that names it.
+
+    Args:
+        file: the config's.
+        kind: class of the network.
+
+    Raises:
+        WeightsError: the config describes no such network.
+    """
+    try:
+        # What is built here is compared, not used: there is nothing to warn of.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            yield
+    except MimicBrushError:
+        raise
+    except (
+        *(TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+        StrictDataclassError,
+    ) as error:
+        raise WeightsError(f"{file} describes no {kind} ({make_storable(repr(error))})") from error
 
 
 def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -45,7 +73,7 @@ def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[
         if key not in expected
     ]
     if problems:
-        shown = [f"  {problem}" for problem in problems[:_MOST_NAMED]]
+        shown = [f"  {make_storable(problem)}" for problem in problems[:_MOST_NAMED]]
         if len(problems) > _MOST_NAMED:
             shown.append(f"  and {len(problems) - _MOST_NAMED} more")
         raise WeightsError(f"{part} does not fit:\n" + "\n".join(shown))

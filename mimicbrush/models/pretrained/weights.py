@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -44,10 +46,44 @@ LAYOUTS = {
     "depth_estimator": WeightsLayout(None, "model"),
 }
 
+#: Hub id -> the commit that is fetched where a name states none: a new upload then changes nothing.
+REVISIONS = {
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "stabilityai/sd-vae-ft-mse": "31f26fdeee1355a5c34592e401dd41e45d25a493",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
+    "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
+    "h94/IP-Adapter": "018e402774aeeddd60609b4ecdb7e298259dc729",
+}
+
 HOW_TO_FETCH = (
     "Fetch and check all with `python scripts/fetch_weights.py` and the same model options, or point an option to a "
     "folder."
 )
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split the name of a repository, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+
+    Returns:
+        Its hub id and its revision: the one that is stated, else that of `REVISIONS`; None: the newest.
+    """
+    hub_id, _, revision = name.partition("@")
+    return hub_id, revision or REVISIONS.get(hub_id)
+
+
+def note_revision(name: str, folder: Path) -> list[str]:
+    """Note which revision of a repository lies in a folder of the Hugging Face cache, where the name does not say so.
+
+    Args:
+        name: of the repository, see `split_revision`.
+        folder: of its network.
+    """
+    found = next((part for part in reversed(folder.parts) if re.fullmatch(r"[0-9a-f]{40}", part)), None)
+    hub_id, wanted = split_revision(name)
+    if Path(name).is_dir() or found is None or found == wanted:
+        return []
+    return [f"revision {found}, the newest when it was fetched; name {hub_id}@{found} to stay with it"]
 
 
 def locate_weights(part: str, name: str) -> Path | None:
@@ -55,17 +91,21 @@ def locate_weights(part: str, name: str) -> Path | None:
 
     Args:
         part: an option of `PretrainedModel`.
-        name: its value: a folder or a hub id.
+        name: its value: a folder or a hub id, see `split_revision`. Where no revision is stated, an older copy of
+            another one will do.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    root = Path(name)
-    if not root.is_dir():
-        try:
-            root = Path(snapshot_download(name, allow_patterns=LAYOUTS[part].files(), local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            return None
+    root: Path | None = Path(name) if Path(name).is_dir() else None
+    hub_id, revision = split_revision(name)
+    for wanted in dict.fromkeys((revision, revision if "@" in name else None)):
+        if root is None:
+            with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
+                patterns = LAYOUTS[part].files()
+                root = Path(snapshot_download(hub_id, revision=wanted, allow_patterns=patterns, local_files_only=True))
+    if root is None:
+        return None
     inside = root / (LAYOUTS[part].subfolder or "")
     return inside if inside.is_dir() else root
 
@@ -92,7 +132,7 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
 
     Args:
         part: an option of `PretrainedModel`.
-        name: a hub id.
+        name: a hub id, see `split_revision`.
         damaged: a file in the cache to be fetched again; it is not replaced before the new one is whole.
 
     Raises:
@@ -109,10 +149,11 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
     # httpx is the hub library's own choice, and has another name in newer versions.
     http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
     try:
-        folder = Path(snapshot_download(name, allow_patterns=LAYOUTS[part].files()))
+        hub_id, revision = split_revision(name)
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=LAYOUTS[part].files()))
         if damaged is not None and damaged.is_relative_to(folder):
             again = damaged.relative_to(folder).as_posix()
-            snapshot_download(name, allow_patterns=[again], force_download=True)
+            snapshot_download(hub_id, revision=revision, allow_patterns=[again], force_download=True)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise WeightsError(
             "the hub does not show it: there is none, or it wants a token of somebody who may see it "

@@ -12,7 +12,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, rename_vae_attention, take_vision_half
+from mimicbrush.models.pretrained.stored_weights import (
+    StateDict,
+    check_fit,
+    describe_build_errors,
+    rename_vae_attention,
+    take_vision_half,
+)
 from mimicbrush.models.unets import REFERENCE_UNETS
 from mimicbrush.pipelines.conversion.depth_anything import hub_weights
 from mimicbrush.pipelines.conversion.export_released import pipeline_index
@@ -251,7 +257,7 @@ def find_dead_keys(config: dict[str, Any], sharing: str = "hidden_states") -> li
         config: of the stock U-Net.
         sharing: see `ModelOptions.reference_sharing`.
     """
-    with torch.device("meta"):
+    with describe_build_errors("the config.json of sd15"):
         stock = UNet2DConditionModel.from_config(config)
         kept = set(REFERENCE_UNETS[sharing].from_config(config).state_dict())
     return [key for key in stock.state_dict() if key not in kept]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, depth_hub_name
+from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, depth_hub_name, describe_build_errors
 from mimicbrush.pipelines.conversion.untrusted_files import config_of
 
 # Of every DINOv2; shapes do not tell how many heads there are.
@@ -51,8 +51,8 @@ def depth_estimator(weights: StateDict, given: Path, *, scratch: Path | None = N
 def hub_weights(weights: StateDict, given: Path) -> tuple[StateDict, DepthAnythingConfig]:
     """Rename and check weights: those under the hub's names, and their config (see `depth_estimator`)."""
     original = any(key.startswith("pretrained.") for key in weights)
-    config = original_config(weights) if original else DepthAnythingConfig.from_dict(config_of(given))
-    with torch.device("meta"):
+    with describe_build_errors(f"the config.json of {given}"):
+        config = original_config(weights) if original else DepthAnythingConfig.from_dict(config_of(given))
         built = DepthAnythingForDepthEstimation(config)
     expected = {depth_hub_name(key): tensor for key, tensor in built.state_dict().items()}
     if original:

@@ -12,21 +12,22 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.outputs import check_output_file
 from mimicbrush.models.options import RELEASED_CONVENTIONS
-from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, clip_config
+from mimicbrush.models.pretrained.files import read_object
+from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, clip_config, describe_build_errors
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import REFERENCE_UNETS, UNET_IN_CHANNELS, ReferenceUNet
 from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
-from mimicbrush.pipelines.conversion.untrusted_files import (
-    config_of,
-    read_json,
-    read_state_dict,
-    weights_of,
-)
+from mimicbrush.pipelines.conversion.untrusted_files import config_of, read_state_dict, weights_of
+from mimicbrush.pipelines.folder import read_conventions
 
 # What the trainer calls the files of a checkpoint (training/state.py).
 _CHECKPOINT_WEIGHTS, _CHECKPOINT_AVERAGE = "weights.safetensors", "ema.safetensors"
+
+# The side that the released depth guider resizes every depth map to.
+_RELEASED_SIZE_PX = 512
 
 
 def export_released(
@@ -45,17 +46,16 @@ def export_released(
         Warnings: what the released code would do differently from this pipeline.
 
     Raises:
-        InputError: `output` is there already, or `pipeline` is no pipeline folder.
+        InputError: `output` is there already or cannot be written, or `pipeline` is no pipeline folder.
         WeightsError: weights are absent, do not fit, or are such that the released code has no place for them.
     """
-    if output.exists() and not force:
-        raise InputError(f"{output} exists; name another --output, or overwrite it with --force")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise InputError(f"{output} must be a file in a folder that exists")
+    check_output_file(output, force=force)
     index = pipeline_index(pipeline)
     if not index.get("reference_unet", [None])[0]:
         raise WeightsError(f"{pipeline} has no reference U-Net; the released code cannot do without one")
     networks = _networks(pipeline)
+    files = [file for component in PARTS.values() for file in weights_of(pipeline / component)]
+    check_output_file(output, force=force, needed_bytes=sum(file.stat().st_size for file in files))
     weights = {part: read_state_dict(weights_of(pipeline / component)) for part, component in PARTS.items()}
     if checkpoint is not None:
         weights |= checkpoint_weights(checkpoint, networks, average=average)
@@ -121,14 +121,22 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
         for name, value in RELEASED_CONVENTIONS.items()
         if index.get(name) != value
     ]
-    scheduler, wired = read_json(pipeline / "scheduler" / "scheduler_config.json"), dict(noise_scheduler().config)
+    scheduler, wired = read_object(pipeline / "scheduler" / "scheduler_config.json"), dict(noise_scheduler().config)
     warnings += [
         f"the scheduler's {name} is {scheduler.get(name)!r}; the released code has {wired[name]!r} wired in"
         for name in ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
         if scheduler.get(name) != wired[name]
     ]
+    size_px = read_conventions(pipeline).options["size_px"]
+    if size_px != _RELEASED_SIZE_PX:
+        warnings.append(
+            f"these weights were trained for {size_px} px; the released code's depth guider has {_RELEASED_SIZE_PX} "
+            "wired in, and will not paint as well with them"
+        )
     with torch.device("meta"):
-        sizes = {"image_proj": ImageProjector(), "depth_guider": DepthProjector()}
+        # The released code takes the width of the context from the U-Net, and that of the image tokens as it is here.
+        context_width = config_of(pipeline / PARTS["unet"]).get("cross_attention_dim")
+        sizes = {"image_proj": ImageProjector(context_width=context_width), "depth_guider": DepthProjector()}
     for part, module in sizes.items():
         for key, tensor in module.state_dict().items():
             if key not in released[part] or released[part][key].shape != tensor.shape:
@@ -152,7 +160,7 @@ def pipeline_index(pipeline: Path) -> dict[str, Any]:
         InputError: it is none.
     """
     file = pipeline / "model_index.json"
-    index = read_json(file) if file.is_file() else {}
+    index = read_object(file) if file.is_file() else {}
     if index.get("_class_name") != "MimicBrushPipeline":
         raise InputError(f"{pipeline} is no MimicBrush pipeline folder")
     return index
@@ -161,7 +169,7 @@ def pipeline_index(pipeline: Path) -> dict[str, Any]:
 def _networks(pipeline: Path) -> dict[str, nn.Module]:
     """Build each part's network as the released code would, on the meta device."""
     configs = {part: config_of(pipeline / component) for part, component in PARTS.items()}
-    with torch.device("meta"):
+    with describe_build_errors(f"one of the config.json files in {pipeline}"):
         return {
             "unet": UNet2DConditionModel.from_config(configs["unet"]),
             "referencenet": ReferenceUNet.from_config(configs["referencenet"]),

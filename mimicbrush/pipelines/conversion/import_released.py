@@ -11,9 +11,15 @@ from transformers import CLIPVisionModelWithProjection
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import replace_folder
+from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import RELEASED_CONVENTIONS
-from mimicbrush.models.pretrained.stored_weights import StateDict, clip_config, rename_vae_attention
+from mimicbrush.models.pretrained.stored_weights import (
+    StateDict,
+    clip_config,
+    describe_build_errors,
+    rename_vae_attention,
+)
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import LATENT_CHANNELS, UNET_IN_CHANNELS, ReferenceUNet
@@ -42,10 +48,13 @@ def import_released(
         force: replace an older pipeline there.
 
     Raises:
-        InputError: `output` is there already, or its parent is not.
+        InputError: `output` is there already, its parent is not, or it cannot be written.
         WeightsError: weights are absent, cannot be read, or do not fit.
     """
     check_free(output, force)
+    weights = [files.checkpoint, *weights_of(files.vae), *weights_of(files.depth)]
+    size = sum(file.stat().st_size for file in weights if file.is_file())
+    check_output_folder(output, is_replaced=True, needed_bytes=size)
     quiet_libraries()
 
     def write(aside: Path) -> None:
@@ -95,8 +104,8 @@ def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Sta
     Raises:
         WeightsError: weights do not fit each other, or their configs.
     """
-    with torch.device("meta"):
-        networks = {
+    with describe_build_errors("one of the config.json files of unet, reference_unet, vae and image_encoder"):
+        networks: dict[str, Any] = {
             "unet": UNet2DConditionModel.from_config(sizes["unet"]),
             "reference_unet": ReferenceUNet.from_config(sizes["reference_unet"]),
             "vae": AutoencoderKL.from_config(sizes["vae"]),

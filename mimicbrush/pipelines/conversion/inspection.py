@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.text import make_storable
+from mimicbrush.models.pretrained.files import read_object
 from mimicbrush.pipelines.conversion.untrusted_files import (
     TensorEntry,
     check_shards,
     read_entries,
-    read_json,
     weights_of,
 )
 
@@ -62,7 +63,9 @@ def inspect_weights(given: Path) -> list[InspectedPart]:
         WeightsError: absent, damaged, or refused (see `untrusted_files.read_files`).
     """
     if (given / "model_index.json").is_file():
-        components = [name for name, value in read_json(given / "model_index.json").items() if isinstance(value, list)]
+        components = [
+            name for name, value in read_object(given / "model_index.json").items() if isinstance(value, list)
+        ]
         return [
             InspectedPart(name, _entries_of(given / name))
             for name in sorted(components)
@@ -88,13 +91,15 @@ def _entries_of(given: Path) -> list[TensorEntry]:
 
 def describe_parts(parts: list[InspectedPart], *, keys: bool) -> str:
     """Describe parts for people."""
-    width = max(len(part.name) for part in parts)
-    lines = []
-    for part in parts:
+    names = [make_storable(part.name) for part in parts]
+    width, lines = max(map(len, names)), list[str]()
+    for name, part in zip(names, parts, strict=True):
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in part.dtypes.items())
-        lines.append(f"{part.name:<{width}}  {len(part.entries):>5} keys  {part.parameters:>13,} parameters  {dtypes}")
+        lines.append(f"{name:<{width}}  {len(part.entries):>5} keys  {part.parameters:>13,} parameters  {dtypes}")
         if keys:
-            lines += [f"    {'.'.join(entry.path)}  {entry.shape}  {entry.dtype}" for entry in part.entries]
+            lines += [
+                f"    {make_storable('.'.join(entry.path))}  {entry.shape}  {entry.dtype}" for entry in part.entries
+            ]
     return "\n".join(lines)
 
 

@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.text import make_storable
+from mimicbrush.models.pretrained.files import check_config_counts, check_head, read_object
 from mimicbrush.models.pretrained.stored_weights import StateDict
 from mimicbrush.pipelines.conversion import unpickle_process
 
@@ -77,7 +79,7 @@ def read_files(
         for file, folder in folders.items():
             listed = _listed(folder, file)
             if listed["others"]:
-                names = ", ".join(f"{'.'.join(path)} ({kind})" for path, kind in listed["others"][:10])
+                names = ", ".join(make_storable(f"{'.'.join(path)} ({kind})") for path, kind in listed["others"][:10])
                 raise WeightsError(f"{file} holds more than weights: {names}")
             tensors = _read_safetensors(folder / unpickle_process.WEIGHTS_FILE, named=file)
             paths = [tuple(path) for path, _, _ in listed["tensors"]]
@@ -152,7 +154,7 @@ def shards_of(index: Path) -> dict[str, Path]:
     Raises:
         WeightsError: damaged, or it names a file that does not lie beside it.
     """
-    named = read_json(index).get("weight_map")
+    named = read_object(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise WeightsError(f"{index} is damaged: it has no weight_map from keys to file names")
     for key, name in named.items():
@@ -169,6 +171,7 @@ def read_entries(file: Path, *, timeout_s: float = TIMEOUT_S) -> list[TensorEntr
         WeightsError: see `read_files`; other things than tensors are left out.
     """
     if not _check_types([file]):
+        check_head(file)
         try:
             with safe_open(file, "pt") as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
@@ -222,27 +225,14 @@ def config_of(given: Path, subfolder: str | None = None) -> dict[str, Any]:
     """Read the config.json of a network: in its folder, or beside its file (see `weights_of`).
 
     Raises:
-        WeightsError: absent or damaged.
+        WeightsError: absent or damaged, or it asks for a boundless network.
     """
     file = _folder_of(given, subfolder) / "config.json"
     if not file.is_file():
         raise WeightsError(f"{given}: there is no {file}, which says how large the network is")
-    return read_json(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        WeightsError: damaged.
-    """
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        raise WeightsError(f"{file} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} is damaged: it holds a {type(content).__name__}, expected an object")
-    return content
+    config = read_object(file)
+    check_config_counts(config, file)
+    return config
 
 
 def _folder_of(given: Path, subfolder: str | None) -> Path:
@@ -264,10 +254,11 @@ def _check_types(files: Sequence[Path]) -> list[Path]:
 
 
 def _read_safetensors(file: Path, *, named: Path) -> StateDict:
+    check_head(file)
     try:
         with safe_open(file, "pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last: shapes that PyTorch cannot hold
         raise _damaged(named, error) from error
 
 
@@ -294,10 +285,15 @@ def _convert(files: list[Path], room: Path, what: str, timeout_s: float) -> dict
         problem = json.loads(done.stderr.strip().splitlines()[-1])
         file, reason = Path(problem["file"]), problem["reason"]
     except (IndexError, ValueError, TypeError, KeyError):
-        end = done.stderr.strip()[-400:] or "no word; it may have run out of memory"
+        end = make_storable(done.stderr.strip()[-400:]) or "no word; it took too much memory or time for files so small"
         raise WeightsError(
             f"{', '.join(map(str, files))}: the reading process ended with status {done.returncode}: {end}"
         ) from None
+    if done.returncode == unpickle_process.OVERSIZED:
+        raise WeightsError(
+            f"{file} is refused: {make_storable(reason)}. It unpacks to more than it holds, which no file of weights "
+            "does; ask for the weights as .safetensors"
+        )
     if done.returncode == unpickle_process.REFUSED_STATUS:
         raise WeightsError(
             f"{file} is refused: it holds more than tensors in dicts and lists ({_short(reason)}). Such a pickle can "
@@ -311,18 +307,19 @@ def _listed(folder: Path, file: Path) -> dict[str, Any]:
     listed: dict[str, Any] = json.loads((folder / unpickle_process.LIST_FILE).read_text())
     for path, count in Counter(tuple(path) for path, _, _ in listed["tensors"]).items():
         if count > 1:  # as of a number and of a text that look alike
-            raise WeightsError(f"{file} holds {count} tensors under the same name, {' / '.join(path)}")
+            raise WeightsError(f"{file} holds {count} tensors under the same name, {make_storable(' / '.join(path))}")
     return listed
 
 
 def _damaged(file: Path, reason: object) -> WeightsError:
-    return WeightsError(f"{file} cannot be read, it is damaged or not whole ({reason}); fetch it again")
+    why = make_storable(str(reason))
+    return WeightsError(f"{file} cannot be read, it is damaged or not whole ({why}); fetch it again")
 
 
 def _short(reason: str) -> str:
     """Shorten PyTorch's long messages to what matters."""
     telling = re.search(r"(unsupported|blocked)[^\n]*?(?= whose|\.? by default|\n|$)", reason, re.IGNORECASE)
-    return telling[0] if telling else reason.strip().splitlines()[0].split(". ")[0]
+    return make_storable(telling[0] if telling else reason.strip().splitlines()[0].split(". ")[0])
 
 
 _SAFETENSORS_DTYPES = {

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, OutputError, is_full_disk
 from mimicbrush.io.images import check_writable, write_image
+from mimicbrush.io.outputs import check_output_file, check_output_folder, keep_elsewhere
 from mimicbrush.pipelines.editing.inputs import EditInputs
 from mimicbrush.pipelines.editing.requests import Edit, number_outputs
 
@@ -24,6 +26,11 @@ _NO_MEMORY_IN_TORCH = re.compile(r"out of memory|allocate memory|not enough memo
 
 class BatchEditor(Protocol):
     """Editor of a batch: reads images and edits them."""
+
+    @property
+    def pastes_back(self) -> bool:
+        """Whether a result has the size of its source."""
+        ...
 
     def read(self, edit: Edit) -> EditInputs:
         """Read the images of an edit; an InputError, or too little memory, is the edit's failure."""
@@ -80,13 +87,11 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
     Raises:
         InputError: one cannot be made, or an output is no image that can be written.
     """
+    for folder in dict.fromkeys(edit.output.parent for edit in edits):
+        check_output_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     for edit in edits:
-        folder = edit.output.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"the folder {folder} cannot be made ({error})") from error
-        check_writable(edit.output)
+        check_writable(edit.output, is_tried=False)
 
 
 def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: int = 1, force: bool = False) -> None:
@@ -100,7 +105,8 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
         force: edit again what is finished.
 
     Raises:
-        InputError: an output cannot be written, or the model cannot be loaded.
+        InputError: the model cannot be loaded.
+        OutputError: the disk is full, which ends the batch: what was edited last is kept elsewhere.
     """
     outputs = {edit.seed + number: path for number, path in enumerate(number_outputs(edit.output, num_images))}
     todo = {seed: path for seed, path in outputs.items() if force or not path.exists()}
@@ -110,6 +116,8 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
     try:
         with convert_memory_errors():
             inputs = editor.read(edit)
+            for path in todo.values():
+                check_writable(path, inputs.source.size if editor.pastes_back else None, is_tried=False)
     except InputError as error:
         tally.failures.append((edit, str(error)))
         return
@@ -120,13 +128,22 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
     except InputError as error:
         tally.failures.append((edit, str(error)))
         return
-    try:
-        for path, result in zip(todo.values(), results, strict=True):
-            write_image(result, path)
-    except MemoryError:
-        tally.failures.append((edit, NO_MEMORY))
-        return
-    tally.done += 1
+    problems = []
+    for path, result in zip(todo.values(), results, strict=True):
+        try:
+            write_image(result, path, inputs.encoding)
+        except MemoryError:
+            problems.append(NO_MEMORY)
+        except InputError as error:
+            keep = partial(write_image, result, like=inputs.encoding)
+            _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)
+            if is_full_disk(error):
+                raise OutputError(problem) from error
+            problems.append(problem)
+    if problems:
+        tally.failures.append((edit, "; ".join(problems)))
+    else:
+        tally.done += 1
 
 
 def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
@@ -151,11 +168,11 @@ def check_new(paths: Sequence[Path], force: bool) -> None:
     Raises:
         InputError: names all that are there, or the first that cannot be written.
     """
+    for path in paths:
+        (check_output_file if path.suffix == ".npz" else check_writable)(path)
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         verb = "exists" if len(there) == 1 else "exist"
         raise InputError(f"{', '.join(there)} {verb}; choose another name, or overwrite with --force")
-    for path in paths:
-        check_writable(path if path.suffix != ".npz" else path.with_suffix(".png"))
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError(f"two outputs have the same name: {', '.join(map(str, paths))}")

@@ -44,7 +44,9 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> She
     except InputError:
         cells = [None] * 3  # whoever edits tells what is wrong with them
     else:
-        source, mask, reference = (np.asarray(image) for image in (inputs.source, inputs.mask, inputs.reference))
+        source, mask, reference = (
+            np.asarray(image) for image in (inputs.shown_source(), inputs.mask, inputs.reference)
+        )
         cells = [mark_mask(source, mask > MASK_THRESHOLD), mask, reference]
     for path in number_outputs(edit.output, num_images):
         try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mimicbrush.errors import InputError
-from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, read_image
+from mimicbrush.errors import InputError, choose_words
+from mimicbrush.io.image_formats import ImageEncoding
+from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, normalise_mode, read_encoding, read_image
 from mimicbrush.ops.crops import crop_box
 from mimicbrush.pipelines.editing.requests import Edit
 
@@ -26,11 +27,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EditInputs:
-    """Images that fit together: "RGB", "L" of the source's size, "RGB"."""
+    """Images that fit together.
+
+    Attributes:
+        source: "RGB", in its own colour profile, which its ``info`` names.
+        mask: "L", of the source's size.
+        reference: "RGB", in sRGB.
+        encoding: how the source is stored, for a result that is to lose as little.
+    """
 
     source: Image.Image
     mask: Image.Image
     reference: Image.Image
+    encoding: ImageEncoding = field(default_factory=ImageEncoding)
+
+    def shown_source(self) -> Image.Image:
+        """Return the source in sRGB, to be shown beside other images."""
+        return normalise_mode(self.source, "RGB")
 
 
 def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool = False) -> EditInputs:
@@ -44,14 +57,14 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
     Raises:
         InputError: an image cannot be read, or they do not fit together; names the file.
     """
-    source, mask = read_image(edit.source, "RGB"), read_image(edit.mask, "L")
+    source, mask = read_image(edit.source, "RGB", keep_profile=True), read_image(edit.mask, "L")
     reference = read_image(edit.reference, "RGB")
     if mask.size != source.size:
         mask = fit_mask(mask, edit.mask, source.size, edit.source, resize_mask)
     check_cover(mask, edit.mask, allow_full_mask)
     if edit.reference_crop is not None:
         crop_box(np.asarray(reference), edit.reference_crop, f"reference {edit.reference}")
-    return EditInputs(source, mask, reference)
+    return EditInputs(source, mask, reference, read_encoding(edit.source))
 
 
 def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:
@@ -72,10 +85,16 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
     if abs(stretch - 1) <= ASPECT_TOLERANCE:
         if resize:
             return mask.resize(size, Image.Resampling.NEAREST)
-        raise InputError(f"{sizes}; a mask must have its source's size (--resize-mask brings it to that size)")
+        way = choose_words(
+            python="resize_mask=True brings it to that size",
+            command="--resize-mask brings it to that size",
+            page="paint it here, or upload one of that size",
+        )
+        raise InputError(f"{sizes}; a mask must have its source's size ({way})")
     turned = mask.size == size[::-1]
     hint = "; is it turned? A source counts as it is seen, turned as its EXIF data says" if turned else ""
-    shape = f", or at least its shape within {ASPECT_TOLERANCE:.0%} for --resize-mask"
+    within = f", or at least its shape within {ASPECT_TOLERANCE:.0%}"
+    shape = choose_words(python=f"{within} for resize_mask", command=f"{within} for --resize-mask", page="")
     raise InputError(f"{sizes}; a mask must have its source's size{shape}{hint}")
 
 
@@ -100,9 +119,14 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
             f"{values.max()}{as_stored}), so there is nothing to repaint; white means repaint"
         )
     if covered == 1 and not allow_full:
+        way = choose_words(
+            python="allow_full_mask=True repaints all of it",
+            command="--allow-full-mask repaints all of it",
+            page="leave a part unpainted",
+        )
         raise InputError(
             f"{path}: the mask is full: nothing of the source is left to see; white means repaint: is it inverted? "
-            "(--allow-full-mask repaints all of it)"
+            f"({way})"
         )
     grey = float(((values > _BLACK) & (values < 255 - _BLACK)).mean())
     if grey > SUSPICIOUS_GREY:

@@ -11,9 +11,8 @@ from typing import Any
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.ops.crops import Box
+from mimicbrush.ranges import SEED_RANGE, suggest
 
-#: Seeds lie below this, as in the evaluation.
-SEED_LIMIT = 2**63
 #: Folder of the benchmark's texture tracks, whose edits keep the source's shape (released layout).
 TEXTURE_FOLDER = "TextureTrans"
 _REQUIRED = ("source", "mask", "reference")
@@ -119,6 +118,10 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list, one JSON object a line ({error})") from error
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        raise InputError(
+            f"{path} is a JSON array; expected JSON lines: one object {{...}} a line, with no brackets around them all"
+        )
     edits = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -140,7 +143,7 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
     if not isinstance(values, dict):
         raise InputError(f"expected an object {{...}}, got {line.strip()[:40]}")
     if unknown := [key for key in values if key not in _KEYS]:
-        raise InputError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
+        raise InputError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}{suggest(unknown[0], _KEYS)}")
     if missing := [key for key in _REQUIRED if key not in values]:
         raise InputError(f"{missing[0]!r} is missing; needed: {', '.join(_REQUIRED)}")
     source, mask, reference = (path_inside(root, _text(values, key)) for key in _REQUIRED)
@@ -164,14 +167,14 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def check_seed(value: Any) -> int:
-    """Check a seed of a list or of the command line.
+    """Check a seed of a list or of the page.
 
     Raises:
         InputError: it is none.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < SEED_LIMIT:
-        raise InputError(f"'seed' must be a whole number from 0 to 2**63 - 1, got {value!r}")
-    return value
+    if fault := SEED_RANGE.find_fault(value):
+        raise InputError(f"'seed' {fault}, got {value!r}")
+    return int(value)
 
 
 def _flag(value: Any) -> bool:

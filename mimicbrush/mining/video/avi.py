@@ -1,0 +1,51 @@
+"""Dropped frames of AVI files: chunks without content, which the index counts and no demuxer returns.
+
+A recorder that has no new image in time writes one, and players go on showing the image before. It is no loss.
+
+Refuses nothing itself: `stream_checks` refuses as "missing_packets" what is absent beside these.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK_HEADER_BYTES = 8
+#: Chunks that hold further chunks: the first is of files above 1 GB, the last of interleaved recordings.
+_LISTS = (b"AVIX", b"AVI ", b"movi", b"rec ")
+
+
+def count_dropped_frames(path: Path, stream: int) -> int:
+    """Count the empty chunks of a video stream of an AVI file; 0 where its chunks do not fit into each other.
+
+    Args:
+        path: the file.
+        stream: number of the stream.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    names = {f"{stream:02d}{kind}".encode() for kind in ("dc", "db")}
+    dropped = 0
+    with path.open("rb") as file:
+        while header := _read_header(file):
+            name, size = header
+            if not name.isascii() or not name.decode().isprintable():
+                return 0  # a damaged size led into a frame, which is no dropped one
+            if name in (b"RIFF", b"LIST"):
+                if file.read(4) in _LISTS:
+                    continue  # its chunks come next
+                size -= 4
+            elif name in names and size == 0:
+                dropped += 1
+            file.seek(size + size % 2, 1)
+        end = file.tell()
+        return dropped if end <= file.seek(0, 2) + 1 else 0
+
+
+def _read_header(file: BinaryIO) -> tuple[bytes, int] | None:
+    """Name and size in bytes of the next chunk; None at the end."""
+    header = file.read(_CHUNK_HEADER_BYTES)
+    if len(header) < _CHUNK_HEADER_BYTES:
+        return None
+    return header[:4], int.from_bytes(header[4:], "little")

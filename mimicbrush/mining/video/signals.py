@@ -1,0 +1,83 @@
+"""What the signal of a video is: HDR and interlaced frames, which are converted, kept or refused, and always noted.
+
+Refuses as, where the options ask for it:
+
+* "hdr": a frame is HDR.
+* "interlaced": a frame holds two fields of different times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from mimicbrush.errors import DataError
+from mimicbrush.mining.video.strict_reader import VideoFrame
+
+_HDR_NOTE, _INTERLACED_NOTE = "HDR (", "interlaced ("
+_DONE = {"tone_map": "tone-mapped", "deinterlace": "deinterlaced", "keep": "kept as it is", "skip": "left out"}
+
+
+class UnwantedSignalError(DataError):
+    """A readable video that the options leave out.
+
+    Attributes:
+        reason: a key of `mimicbrush.mining.refusals.REJECTED`.
+        detail: the same for a person to read.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass
+class SignalNotes:
+    """What was seen of the signal of one video while its frames passed.
+
+    Attributes:
+        hdr, interlaced: what is done with such frames, see `MiningOptions`.
+        transfer: "PQ" or "HLG"; "" for SDR.
+        num_frames, num_interlaced: seen so far.
+    """
+
+    hdr: str
+    interlaced: str
+    transfer: str = ""
+    num_frames: int = 0
+    num_interlaced: int = 0
+
+    def watch(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """Pass frames on and note what they are.
+
+        Raises:
+            UnwantedSignalError: a frame is of a kind that is to be skipped.
+        """
+        for frame in frames:
+            self.num_frames += 1
+            self.transfer = self.transfer or frame.transfer
+            self.num_interlaced += frame.is_interlaced
+            if frame.transfer and self.hdr == "skip":
+                raise UnwantedSignalError("hdr", f"HDR ({frame.transfer}); hdr=tone_map or hdr=keep takes it")
+            if frame.is_interlaced and self.interlaced == "skip":
+                detail = f"frame {frame.number} is interlaced; interlaced=deinterlace or interlaced=keep takes it"
+                raise UnwantedSignalError("interlaced", detail)
+            yield frame
+
+    def describe(self, detail: str = "") -> str:
+        """Put the notes before what else there is to say of the video; `find_signals` finds them there."""
+        notes = []
+        if self.transfer:
+            notes.append(f"{_HDR_NOTE}{self.transfer}): {_DONE[self.hdr]}")
+        if self.num_interlaced:
+            counted = f"{self.num_interlaced} of {self.num_frames} frames"
+            notes.append(f"{_INTERLACED_NOTE}{counted}): {_DONE[self.interlaced]}")
+        return "; ".join([*notes, *([detail] if detail else [])])
+
+
+def find_signals(reason: str, detail: str) -> list[str]:
+    """Find in a row of the manifest whether its video is HDR or interlaced: "hdr", "interlaced", both or none."""
+    notes = detail.split("; ")[:2]
+    found = {"hdr": _HDR_NOTE, "interlaced": _INTERLACED_NOTE}
+    return [word for word, note in found.items() if reason == word or any(each.startswith(note) for each in notes)]

@@ -1,0 +1,98 @@
+"""What cannot be written in a batch costs that edit alone; a full disk ends it, and loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mimicbrush.errors import OutputError
+from mimicbrush.io import atomic
+from mimicbrush.pipelines.editing.batch import BatchCounts, edit_next, prepare_outputs
+from mimicbrush.pipelines.editing.inputs import EditInputs
+from mimicbrush.pipelines.editing.requests import Edit
+
+SIZE = (20, 10)
+
+
+class Painter:
+    """Paints every source red."""
+
+    pastes_back = True
+
+    def __init__(self, size: tuple[int, int] = SIZE) -> None:
+        self.size, self.loaded = size, 0
+
+    def read(self, edit: Edit) -> EditInputs:
+        return EditInputs(Image.new("RGB", self.size), Image.new("L", self.size, 255), Image.new("RGB", self.size))
+
+    def load(self) -> object:
+        self.loaded += 1
+        return None
+
+    def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
+        return [Image.new("RGB", self.size, "red") for _ in seeds]
+
+
+def edits_to(*outputs: Path) -> list[Edit]:
+    return [Edit(Path("s"), Path("m"), Path("r"), output) for output in outputs]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def test_an_edit_that_cannot_be_written_fails_alone_and_is_kept(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = edits_to(*(tmp_path / "out" / name for name in ("a.png", "b.webp", "c.png")))
+    prepare_outputs(edits)
+    write = atomic.write_aside
+
+    def refuse_one(path: Path, how: object) -> None:
+        if path == edits[1].output:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        write(path, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mimicbrush.io.images.write_aside", refuse_one)
+    tally = BatchCounts()
+    for edit in edits:
+        edit_next(edit, Painter(), tally)
+    assert str(tally) == "3 edits = 2 done + 0 skipped + 1 failed"
+    (kept,) = temporary.rglob("b.png")
+    assert "Permission denied" in tally.failures[0][1] and f"The result is kept as {kept}" in tally.failures[0][1]
+    with Image.open(kept) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_full_disk_ends_the_batch_and_the_last_edit_is_kept(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (edit,) = edits_to(tmp_path / "a.png")
+    write = atomic.write_aside
+
+    def fill(path: Path, how: object) -> None:
+        if path == edit.output:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mimicbrush.io.images.write_aside", fill)
+    with pytest.raises(OutputError, match="The result is kept as"):
+        edit_next(edit, Painter(), BatchCounts())
+    assert len(list(temporary.rglob("a.png"))) == 1
+
+
+def test_a_format_that_cannot_hold_the_result_is_known_before_the_model_is_loaded(tmp_path: Path) -> None:
+    painter, tally = Painter((16384, 3)), BatchCounts()
+    for edit in edits_to(tmp_path / "a.webp", tmp_path / "a.ico", tmp_path / "a.png"):
+        edit_next(edit, painter, tally)
+    assert painter.loaded == tally.done == 1
+    assert ["cannot hold an image of 16384 x 3 px" in reason for _, reason in tally.failures] == [True, True]
