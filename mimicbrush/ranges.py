@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -135,18 +135,18 @@ class Choices:
     """Words, or numbers, of which an option takes one.
 
     Attributes:
-        allowed: all of them.
+        allowed: all of them, in order. A dictionary counts as its keys, also those that come later.
         many: it takes a list of them, at least one.
     """
 
-    allowed: tuple[Any, ...]
+    allowed: Collection[Any]
     many: bool = False
 
     def find_fault(self, value: object) -> str | None:
         """Say what a value must be, and which choice may have been meant; None where it is one."""
         names = ", ".join(map(_show, self.allowed))
         if self.many and not isinstance(value, list | tuple):
-            return f"must be a list of {names}, such as [{self.allowed[0]}]"
+            return f"must be a list of {names}, such as [{next(iter(self.allowed))}]"
         items = value if self.many and isinstance(value, list | tuple) else [value]
         # True equals 1, and 1.0 does.
         unknown = [item for item in items if (type(item), item) not in [(type(each), each) for each in self.allowed]]
@@ -199,9 +199,9 @@ def numbers(
     return field(default=default, metadata={_VALUES: NumberList(each, lengths, ascending)})
 
 
-def word(default: Any, allowed: Iterable[Any], *, many: bool = False) -> Any:
+def word(default: Any, allowed: Collection[Any], *, many: bool = False) -> Any:
     """Declare a choice as a field of an options dataclass; see `Choices`."""
-    return field(default=default, metadata={_VALUES: Choices(tuple(allowed), many)})
+    return field(default=default, metadata={_VALUES: Choices(allowed, many)})
 
 
 def values_of(option: Field[Any]) -> NumberRange | NumberList | Choices | None:

@@ -109,6 +109,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
     (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),
     (r".*train_small_encoders\.py .*", Toy("made/small_model_data --output made/encoders --steps 2", without=("small_model_data",))),
+    (r"python tests/golden/loss_curve\.py NAME", Elsewhere("tests/training/test_golden_curve.py::test_losses_are_what_they_were")),
     (r".*ablations\.py .*", Elsewhere("tests/evaluation/test_ablations_script.py::test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done")),
     (r".*train\.py -m .*", Elsewhere("tests/assembly/test_sweep_script.py::test_all_ablations_are_rows")),
     (r".*sweep_table\.py .*", Elsewhere("tests/assembly/test_sweep_script.py::test_a_sweep_that_is_killed_goes_on_and_an_added_row_moves_none")),

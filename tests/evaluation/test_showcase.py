@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from function_editor import FunctionEditor
 from PIL import Image
+from toy_data import jpeg
 
 from mimicbrush.data.pair import Pair
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
@@ -113,9 +114,12 @@ def test_where_no_images_of_the_natural_set_are_asked_for_there_is_none(
     assert not (tmp_path / "showcase.png").exists()
 
 
-def test_mask_and_images_lie_in_their_cells_alike(rendered: list[Pair]) -> None:
+def test_mask_and_images_lie_in_their_cells_alike(rendered: list[Pair], tmp_path: Path) -> None:
     """Without the padding of the canvas, which is white around an image and black around a mask."""
-    wide, tall = rendered[0], replace(rendered[2], size_px=(160, 120))
+    wide, turned = rendered[0], tmp_path / "turned.jpg"
+    turned.write_bytes(jpeg(rendered[2].read_a().swapaxes(0, 1)))
+    span = (0, turned.stat().st_size)
+    tall = replace(rendered[2], size_px=(160, 120), a_file=turned, a_span=span, b_span=span, a_sha256="", b_sha256="")
     plan = replace(plan_samples(rendered, 1, 0)[0], pair=wide, wrong_pair=tall)
     batch = [load_sets(plan, ("natural", "warped"), SIZE, 0)]
     for edited in edit_batch(untouched, batch):

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from toy_data import photograph
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
@@ -190,7 +190,7 @@ def test_folders_that_are_no_pipeline(tmp_path: Path, pipe: MimicBrushPipeline) 
     pipe.save_pretrained(tmp_path / "pipe")
     weights = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(WeightsError, match="has 1,000 bytes and no head; a fetch was cut off"):
         load_pipeline(tmp_path / "pipe")
     weights.unlink()
     (tmp_path / "pipe" / "unet" / "config.json").unlink()

@@ -26,6 +26,7 @@ from toy_data import photograph
 from mimicbrush.cli import edit as cli_edit
 from mimicbrush.cli.edit import main
 from mimicbrush.errors import InputError, cli_main
+from mimicbrush.io.image_formats import ImageEncoding
 from mimicbrush.io.images import read_image
 from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
@@ -187,7 +188,7 @@ def test_without_a_model_the_shipped_one_edits_and_says_so(folder: Path, capsys:
 
 def test_more_steps_than_the_model_knows(infer: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert infer(*PICTURES, "--steps", "1001") == 2
-    assert "trained with 1000 timesteps" in capsys.readouterr().err
+    assert "--steps: must be a whole number in 1..1000, got '1001'" in capsys.readouterr().err
 
 
 def test_several_images_are_those_of_single_runs_and_nothing_is_overwritten(
@@ -226,10 +227,10 @@ def test_a_result_that_cannot_be_written_in_the_end_is_kept_elsewhere(
     (folder / "sub").mkdir()
     write = cli_edit.write_image
 
-    def refuse_some(image: Image.Image, path: Path) -> None:
+    def refuse_some(image: Image.Image, path: Path, like: ImageEncoding | None = None) -> None:
         if path.name in ("out_0.jpg", "map_1.png"):  # the map cannot be kept elsewhere either
             raise InputError(f"{path}: cannot be written (the disk is gone)")
-        write(image, path)
+        write(image, path, like)
 
     monkeypatch.setattr(cli_edit, "write_image", refuse_some)
     several = ("--num-images", "2", "-o", "out.jpg", "--save-correspondence", "map.png")
