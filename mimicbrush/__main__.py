@@ -37,7 +37,7 @@ COMMAND_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("dev.demo", "mine rendered clips, fine-tune the small model, edit before and after"),
         "data": ("dev.data", "make the data of the small model"),
         "encoders": ("dev.encoders", "train the frozen networks of the small model"),
-        "ablations": ("dev.ablations", "train and compare the rows of the paper's Tables 3 and 4, small"),
+        "ablations": ("dev.ablations", "train and compare ablations of the small model"),
     },
 }
 COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}

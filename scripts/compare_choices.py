@@ -2,9 +2,9 @@
 
 python scripts/compare_choices.py REF SRC MASK --model DIR
 
-Prints a Markdown table: the mean difference inside the hole, in levels of 255, between an edit as the pipeline's
-weights want it and one with that choice made the other way; same seed. Choices that other weights would be needed
-for (docs/paper_vs_code.md says which) are not in it.
+Prints a Markdown table, a row for each choice. It compares two edits with the same seed: one with the pipeline's own
+choices, and one in which this choice is changed. The difference is the mean under the mask, in levels of 255. Choices
+that need other weights (docs/paper_vs_code.md says which) are not in the table.
 """
 
 from __future__ import annotations

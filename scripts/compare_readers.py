@@ -1,4 +1,4 @@
-"""How readers of videos fare with damaged files: ours beside decord and OpenCV, on the same files.
+"""Compare readers of videos on the same damaged files: ours, decord and OpenCV.
 
 python scripts/compare_readers.py VIDEOS
 
@@ -6,10 +6,10 @@ Makes short undamaged clips of those in the folder, damages each in fifteen ways
 read every file in a worker process with a time and a memory limit. Each reading ends as one of
 
   refused   the reader reported an error or gave no frame
-  right     every frame is the one named, and at least 30 dB near that of the undamaged clip
+    right     every frame has the right number, and at least 30 dB against the undamaged clip
   visible   a frame is below 30 dB
-  wrong     a frame is another than the one named, there are fewer or more than in the undamaged clip, or frames
-            came out of what is no video
+  wrong     a frame has a wrong number, there are fewer or more frames than in the undamaged clip, or there are
+            frames although the file is no video
   hung, crashed, memory
 """
 

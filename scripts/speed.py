@@ -1,9 +1,9 @@
-"""Named measurements: ours and a peer, interleaved in one process, equal results asserted.
+"""Measure our code against a peer: both run in turns in one process, and their results must be equal.
 
 python scripts/speed.py NAME [--json FILE]
 
-Ratios are peer over ours: more is better. FLOP counts do not depend on the machine (a multiply-add counts as two);
-"full size" is SD-1.5 at 512 px, counted without being run.
+Ratios are the peer's figure divided by ours: more is better. FLOP counts do not depend on the machine (a multiply-add
+counts as two). "full size" is SD-1.5 at 512 px, counted without being run.
 """
 
 from __future__ import annotations

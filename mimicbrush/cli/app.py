@@ -1,9 +1,9 @@
 """Edit in the browser: python scripts/app.py [--model DIR|released]. Needs `pip install '.[demo]'`.
 
-A source to paint on, a reference, and the edit; pointing at the result shows where in the reference it comes from.
-Without --model the small model that comes with the project edits, offline. Only this machine is served unless --host
-says otherwise; then only who knows the token in the printed address can open the page.
-On another machine: ssh -L 7860:127.0.0.1:7860 MACHINE, then open the address here.
+Paint on a source, choose a reference, and edit. Point at the result to see which place in the reference the model
+looked at. Without --model, the small model that comes with the project edits, offline. Only this machine can open the
+page. With --host 0.0.0.0 other machines can, too, if their browser has the token in the printed address.
+If it runs on another machine: ssh -L 7860:127.0.0.1:7860 MACHINE, then open the address here.
 """
 
 from __future__ import annotations

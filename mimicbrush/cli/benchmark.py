@@ -5,8 +5,8 @@ python scripts/build_benchmark.py --pictures DIR --output BENCH       the same f
 python scripts/build_benchmark.py --pairs MINED --against PIPELINE --output BENCH     inner-ID cases from unseen videos
 
 Masks are boxes placed by hand (DreamBooth), boxes around SIFT matches, or your own (--masks):
-  build ... --to-paint TODO                                    what lacks a mask
-  python scripts/paint_masks.py TODO --output MASKS            paint it in the browser
+  build ... --to-paint TODO                                    copy the images that lack a mask
+  python scripts/paint_masks.py TODO --output MASKS            paint masks in the browser
   build ... --masks MASKS                                      MASKS/part/dog/01.png, MASKS/subject/dog/01.png
 """
 
@@ -35,14 +35,14 @@ def main() -> None:
     add("--manifest", type=Path, default=MANIFEST, metavar="FILE", help=f"its pairs (default: {MANIFEST.name})")
     add("--pictures", dest="images", type=Path, metavar="DIR", help="a folder of images per subject")
     add("--pairs", type=Path, action="append", default=[], metavar="MINED", help="mined videos; may be repeated")
-    add("--masks", type=Path, metavar="DIR", help="painted or imported masks; they go before boxes")
+    add("--masks", type=Path, metavar="DIR", help="painted or imported masks; used instead of boxes")
     add(
         "--against",
         type=Path,
         action="append",
         default=[],
         metavar="DIR",
-        help="a pipeline, or a mined folder (all of it), that nothing may come from; may be repeated",
+        help="a pipeline or a mined folder; nothing that it was made from is used; may be repeated",
     )
     seed, most, side_px = (range_of(BuildOptions, name).read for name in ("seed", "most", "long_side_px"))
     add("--seed", type=seed, default=0, help="of every choice (default: 0)")

@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
         "import",
         help="released weights -> a pipeline folder",
         description="Make a pipeline folder of released weights. Give --snapshot and --base with the hub's layout "
-        "(xichenhku/MimicBrush and xichenhku/cleansd), or the inputs one by one; a file or its folder will do.",
+        "(xichenhku/MimicBrush and xichenhku/cleansd), or the inputs one by one. Each may be a file or its folder.",
     )
     importing.add_argument("--snapshot", type=Path, metavar="DIR", help="folder of xichenhku/MimicBrush")
     importing.add_argument("--base", type=Path, metavar="DIR", help="folder of xichenhku/cleansd")
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     inspecting.add_argument("--keys", action="store_true", help="every key")
     inspecting.add_argument("--json", action="store_true", help="for programs")
 
-    differing = commands.add_parser("diff", help="how far weights moved from stock", description=diff.__doc__)
+    differing = commands.add_parser("diff", help="which parts of weights were trained", description=diff.__doc__)
     differing.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help="mimicbrush.bin, or a pipeline"
     )

@@ -103,7 +103,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--resize-mask",
         action="store_true",
-        help="bring a mask of another size, but the same shape, to the source's size",
+        help="resize the mask to the source's size; both must have the same aspect ratio",
     )
     add("--allow-full-mask", action="store_true", help="repaint everything, if the mask says so")
     add = parser.add_argument_group("what to write").add_argument

@@ -1,4 +1,4 @@
-"""A checkpoint of a training run -> a pipeline folder to edit with, also while the run goes on.
+"""Make a pipeline folder, to edit with, from a checkpoint of a training run. The run may still be going on.
 
 python scripts/export_run.py runs/NAME [--output DIR] [--half]
 """

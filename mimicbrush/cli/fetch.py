@@ -2,9 +2,9 @@
 
 python scripts/fetch_weights.py [+experiment=default] [model=pipeline model.path=released] [model.unet=FOLDER_OR_ID ...]
 
-Takes the options of scripts/train.py. What is in the local Hugging Face cache, or in a folder, is checked where it
-lies; what is absent or damaged in the cache is fetched: only what is needed, safetensors and configs. A fetch that was
-interrupted goes on with the files that it lacks. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are heard.
+Takes the options of scripts/train.py. Weights in the local Hugging Face cache, or in a folder, are checked. Those that
+are missing or damaged in the cache are fetched: only safetensors and configs, and only what is needed. After an
+interruption, the same command fetches the missing files. It uses HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ python scripts/paint_masks.py PICTURES --output MASKS    the mask of PICTURES/do
 python scripts/paint_masks.py --output MASKS             for images that are uploaded in the page
 
 A mask has its image's own size: 255 is to be repainted, 0 is kept. Ctrl-C ends it.
-On another machine: ssh -L 8765:127.0.0.1:8765 MACHINE, then open the address here.
+If it runs on another machine: ssh -L 8765:127.0.0.1:8765 MACHINE, then open the address here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Does a model know what belongs where? Keypoint transfer (PCK) of its reference attention and its features.
+"""Measure whether a model looks at the right place: keypoint transfer (PCK) of its reference attention and features.
 
 python scripts/pck.py --pairs MINED --output FOLDER [--model DIR]
 
-Every keypoint is asked for twice: while it lies in a hole, and while the model sees it. Beside it: the same networks
-before training, features (DIFT), these with DINOv2's where its weights are given, the same place, chance; and the
-attention by layer and by third of the steps.
+Every keypoint is tested twice: while it lies under the mask, and while the model sees it. For comparison, the table
+has the same networks before training, features (DIFT; with those of DINOv2 if you give its weights), the same place,
+and chance. A second table has the attention by layer and by third of the steps.
 """
 
 from __future__ import annotations

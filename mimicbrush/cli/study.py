@@ -3,8 +3,8 @@
 python scripts/user_study.py make EVALUATION --benchmark BENCH --output STUDY
 python scripts/user_study.py score STUDY answers-*.json
 
-EVALUATION is the output of scripts/evaluate.py, the answers are what the raters sent back. Give the raters
-STUDY/for_raters/study.html, a file that opens anywhere; STUDY/key.json says whose results they see: keep it.
+EVALUATION is the output of scripts/evaluate.py. The answers are the files that the raters sent back. Give the raters
+STUDY/for_raters/study.html: it opens in any browser. STUDY/key.json says which result is whose. Do not give it away.
 """
 
 from __future__ import annotations

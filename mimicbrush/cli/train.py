@@ -1,9 +1,8 @@
 """Train: python scripts/train.py +experiment=NAME data.root=MINED [+ablation=NAME] [GROUP=NAME] [OPTION=VALUE ...]
 
---cfg job prints every option and its value (what each means: options.py in mimicbrush/data, models, training and
-evaluation/heldout);
--m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1; --hydra-help tells the rest. docs/training.md
-has the commands for one GPU, eight, and clusters.
+--cfg job prints every option and its value. options.py in mimicbrush/data, models, training and evaluation/heldout
+explains each. -m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1. --hydra-help explains the other
+flags. docs/training.md has the commands for one GPU, eight, and clusters.
 """
 
 from __future__ import annotations

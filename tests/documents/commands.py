@@ -94,7 +94,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r"accelerate launch .*", Elsewhere(f"{_EXACTNESS}::test_processes_that_a_launcher_starts_may_be_one")),
     (r".*speed\.py (edit_gpu|train_step_gpu)", Elsewhere(f"{_SPEED}::test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size")),
     # What takes long, and has tests of its own at a small size.
-    (r"make (demo|test|check)|bash \.ci/run", Elsewhere(".ci/run")),
+    (r"make (demo|test|slow|check)|bash \.ci/run", Elsewhere(".ci/run")),
     (r"make (setup|help|style|lock)", Never("`make demo` sets up; the others change no result")),
     (r"python -m pytest .*", Elsewhere(".ci/run")),
     (r"make app", Elsewhere("tests/app/test_editing_page.py::test_a_painted_hole_is_filled_and_tells_where_from")),

@@ -3,10 +3,11 @@
 python scripts/ablations.py --output runs/ablations
 python scripts/ablations.py --table options --output runs/options
 
-Trains every row with every seed (a sweep of scripts/train.py), evaluates each on held-out pairs, and writes effects.md,
-which says how far the first row is ahead of each. Started again, it goes on where it was. --table paper (the default)
-has the rows of the paper's Tables 3 and 4, and says whether the direction of the paper's effect is seen. --table
-options takes away or changes one of our options a row, and measures keypoint transfer, too.
+Trains every row with every seed (a sweep of scripts/train.py), evaluates each on held-out pairs, and writes effects.md.
+This table says how much better the first row is than each other row. The same command continues a run that was stopped.
+--table paper (the default) has the rows of the paper's Tables 3 and 4, and says whether the direction of the paper's
+effect is seen. With --table options, each row leaves out or changes one of our options, and keypoint transfer is
+measured, too.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 python scripts/small_model_data.py --output small_model_data
 
-Renders clips and stills, takes real clips and photographs where they are named, and mines all of them:
-OUTPUT/pairs/train to train on, OUTPUT/pairs/heldout to test with. Run it again: it goes on where it was.
+Renders clips and stills, adds real clips and photographs if you name some, and mines all of them: OUTPUT/pairs/train
+is to train on, OUTPUT/pairs/heldout to test with. The same command continues a run that was stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All of it once: render clips, mine pairs, fine-tune the small model on them, edit before and after, evaluate.
 
-Starts from the small model that comes with the project, and needs nothing beside the installed packages: no data, no
-network, no GPU. Each step is one of the commands that a user would type, and is printed before it runs.
+Starts from the small model that comes with the project, and needs only the installed packages: no data, no network, no
+GPU. Each step is a command that you can type yourself. It is printed before it runs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew (default: demo)")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="an older one is replaced (default: demo)")
     parser.add_argument(
         "--seed", type=SEED_RANGE.read, default=0, help="of clips, training and evaluation (default: 0)"
     )

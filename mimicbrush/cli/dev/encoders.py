@@ -2,8 +2,8 @@
 
 python scripts/train_small_encoders.py SMALL_MODEL_DATA --output DIR
 
-SMALL_MODEL_DATA is what scripts/small_model_data.py made. About ten minutes on one CPU core; a network that is there is
-kept.
+SMALL_MODEL_DATA is what scripts/small_model_data.py made. About ten minutes on one CPU core. Networks that are there
+already are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What has come out of a sweep so far: python scripts/sweep_table.py runs/sweep
+"""Print the results of a sweep so far: python scripts/sweep_table.py runs/sweep
 
-Prints the table that a sweep ends with, and writes it into the folder as table.md and table.json. Jobs that are under
-way, or were stopped, are in it with the figures they have.
+Prints the table that a sweep ends with, and writes it into the folder as table.md and table.json. It also has the
+figures so far of jobs that are running or were stopped.
 """
 
 from __future__ import annotations
