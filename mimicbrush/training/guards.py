@@ -220,7 +220,7 @@ class BadSamples:
     def write(self, faults: Sequence[str]) -> None:
         """Append them to the file; on one process only."""
         if faults:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:  # they name files
                 file.writelines(f"{fault}\n" for fault in faults)
 
     def count(self, faults: Sequence[str], num_samples: int) -> None:
