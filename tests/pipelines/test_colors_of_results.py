@@ -73,6 +73,8 @@ def run(folder: Path, pipe: MimicBrushPipeline) -> Run:
     """Edits files as the commands do."""
 
     class Editor:
+        pastes_back = True
+
         def read(self, wanted: Edit) -> EditInputs:
             return read_inputs(wanted)
 
