@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Literal
 
 #: Error numbers of a disk, or of a user's share of it, that is full.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+#: PyTorch says it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
+_NO_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 #: Other error numbers that say something about the machine, and nothing about our code.
 _OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EFBIG)
 _REPORT = (
@@ -98,6 +101,13 @@ def is_full_disk(error: BaseException | None) -> bool:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is too little memory, of the machine or of a GPU. Torch is not imported for this."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
 def describe_os_error(error: OSError) -> str:
     """Describe in plain words what a disk refused, and what to do."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
@@ -145,7 +155,7 @@ def cli_main(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.errno in (*FULL_DISK, *_OF_THE_MACHINE):
             print(f"error: {describe_os_error(error)}", file=sys.stderr)
             raise SystemExit(2) from None
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        if is_out_of_memory(error):
             print(f"error: there is not enough memory for this. {error}".rstrip(), file=sys.stderr)
             raise SystemExit(2) from None
         traceback.print_exc()

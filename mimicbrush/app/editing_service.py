@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,8 +15,9 @@ from PIL import Image
 
 from mimicbrush.app.image_reader import ImageReader
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, speak_as
 from mimicbrush.io.images import write_image
+from mimicbrush.io.text import parse_json
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
@@ -34,9 +32,6 @@ WHOLE_IMAGE, AROUND_THE_MASK = "whole image", "around the mask"
 _MAX_GUIDANCE = 30
 #: Seeds that the page chooses: short enough to be noted.
 _MAX_CHOSEN_SEED = 1_000_000
-#: Advice for the command line and for Python, as the page says it, or not at all.
-_ADVICE = re.compile(r'try --crop auto|edit a square around it \(crop="auto"\)')
-_OPTION = re.compile(r"\s*\([^()]*--[a-z][^()]*\)|[,:;]?\s[^,:;()]*--[a-z][^,:;()]*")
 _MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
 
 
@@ -83,14 +78,14 @@ class EditRequest:
             InputError: it is not what the page sends, or more than is allowed.
         """
         try:
-            values = json.loads(text or "{}")
+            values = parse_json(text or "{}")
             trouble, box = str(values.get("trouble") or ""), values.get("reference_crop")
             job, source, mask, reference = (
                 str(values.get(name) or "") for name in ("job", "source", "mask", "reference")
             )
             seed = secrets.randbelow(_MAX_CHOSEN_SEED) if seed is None else int(seed)
             steps, count, guidance = int(steps), int(count), float(guidance)
-        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise InputError(f"this is not what the page sends ({error}); load it again") from error
         if trouble:
             raise InputError(trouble)
@@ -221,7 +216,7 @@ class EditingService:
         def is_cancelled() -> bool:
             return key in self._cancelled or self._is_closing or has_left()
 
-        with self._editing, _words_of_the_page(), convert_memory_errors():  # the pipeline serves one at a time
+        with self._editing, speak_as("page"), convert_memory_errors():  # the pipeline serves one at a time
             if is_cancelled():
                 return None
             inputs = self._read(visitor, request)
@@ -279,20 +274,6 @@ class EditingService:
             callback_on_step_end=on_step,
         )
         return result.images[0], _convert_correspondence(result.correspondences[0]) if result.correspondences else None
-
-
-@contextmanager
-def _words_of_the_page() -> Iterator[None]:
-    """Say errors without the options of a command line: the page has controls."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(leave_out_options(str(error))) from error
-
-
-def leave_out_options(message: str) -> str:
-    """Leave out of a message what it says of a command's options, which the page does not have."""
-    return _OPTION.sub("", _ADVICE.sub(f'choose Repaint "{AROUND_THE_MASK}"', message))
 
 
 def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mimicbrush.app.access import HOST, Access
 from mimicbrush.app.bodies import BodyReader, RefusedRequestError, receive_body
 from mimicbrush.app.session_files import VisitorLimits
+from mimicbrush.io.text import parse_json
 
 COOKIE, LOGIN_COOKIE = "mimicbrush_visitor", "mimicbrush_login"
 JOIN, LISTEN = "/gradio_api/queue/join", "/gradio_api/queue/data"
@@ -200,9 +201,7 @@ class Gate:
                 shown = parse_qs(body.decode("latin-1")).get("token", [""])[0]
         if shown and hmac.compare_digest(shown.encode(), token.encode()):
             # Not a redirect: to one, a browser that comes from another site's link would not show the new cookie.
-            answer = HTMLResponse(
-                '<!DOCTYPE html><meta http-equiv="refresh" content="0;url=/"><title>MimicBrush</title>'
-            )
+            answer = HTMLResponse(_GO_ON)
             answer.set_cookie(cookie, self._pass, httponly=True, samesite="strict", path="/")
             return answer
         if hmac.compare_digest(connection.cookies.get(cookie, "").encode(), self._pass.encode()) and path != "/login":
@@ -299,11 +298,11 @@ class Gate:
             RefusedRequestError: it is not what the page asks, or too many wait.
         """
         try:
-            asked = json.loads(body)
+            asked = parse_json(bytes(body))
             session, data = asked["session_hash"], asked["data"]
             is_ours = asked["fn_index"] == self.edit_index and bool(_SESSION.fullmatch(session))
             text, steps, guidance, seed, count, keep_shape, crop = data
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise RefusedRequestError(400, "this is not what the page sends; load it again") from error
         numbers = (steps, guidance, count, *([] if seed is None else [seed]))
         texts_fit = isinstance(text, str) and isinstance(crop, str) and isinstance(keep_shape, bool)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside, write_aside
-from mimicbrush.io.image_formats import HEIF_START_BYTES, prepare_heif
+from mimicbrush.io.image_formats import DAMAGED_IMAGE, HEIF_START_BYTES, prepare_heif
 from mimicbrush.io.images import MASK_THRESHOLD, read_image, write_image
 from mimicbrush.io.text import make_storable
 
@@ -40,8 +39,6 @@ MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_PAINTED_PIXELS = 50_000_000
 #: Pages of a TIFF. Counting them takes time with the square of their number; the first alone is used.
 MAX_PAGES = 100
-#: What Pillow raises on the headers of damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, struct.error)
 
 _STATIC = {
     "/": ("painter.html", "text/html; charset=utf-8"),
@@ -249,7 +246,7 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
         raise InputError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
-    except _DAMAGED as error:
+    except DAMAGED_IMAGE as error:
         raise InputError(f"{name}: no image of a format that is taken ({', '.join(PAINTABLE_FORMATS)})") from error
     if pixels > most:
         raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")

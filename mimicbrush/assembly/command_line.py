@@ -138,10 +138,10 @@ def run_with_hydra(command: Callable[[], None], options: CommandOptions) -> None
     try:
         command()
     except (HydraException, OmegaConfBaseException) as error:
-        raise describe_error(error) from error
+        raise describe_hydra_error(error) from error
 
 
-def describe_error(error: Exception) -> InputError:
+def describe_hydra_error(error: Exception) -> InputError:
     """Describe an error of Hydra's or OmegaConf's in one message, without its advice for programmers."""
     if absent := re.match(r"Could not override '(.+?)'", str(error)):
         return InputError(f"{absent[1]}: the configs that were chosen have no such option")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -16,9 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mimicbrush.data.schema import Kind
-from mimicbrush.errors import DataError, InputError
+from mimicbrush.errors import DataError, InputError, is_full_disk
 from mimicbrush.io.color_profiles import convert_to_srgb
-from mimicbrush.io.text import make_storable
+from mimicbrush.io.text import describe_error
 from mimicbrush.ops.rle import AnnotationError, SegmentError, decode_segment, read_annotation
 
 #: (offset, length) in bytes.
@@ -28,7 +27,6 @@ Span = tuple[int, int]
 _MAX_BYTES = 2**28
 #: The longest side that a JPEG can have.
 _MAX_SIDE_PX = 65_535
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -48,9 +46,9 @@ def refuse_pair(pair_id: str) -> Iterator[None]:
     except (DataError, InputError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+        if is_full_disk(error):
             raise
-        raise DataError(f"pair {pair_id}: {type(error).__name__}: {make_storable(str(error))}") from error
+        raise DataError(f"pair {pair_id}: {describe_error(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""How image files are stored: the quality of a result, and formats that need a package of their own."""
+"""How image files are stored: damage, the quality of a result, and formats that need a package of their own."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,11 @@ from PIL import Image, JpegImagePlugin
 
 from mimicbrush.errors import InputError
 
+#: What Pillow raises on damaged files (found by damaging some).
+DAMAGED_IMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error),
+)
 #: Formats in which Pillow stores a colour profile.
 WITH_PROFILE = frozenset({"PNG", "JPEG", "MPO", "WEBP", "TIFF", "AVIF", "HEIF"})
 #: Formats that hold an image of any size and of all colours. Pillow writes more, and crops, reduces or wraps it there.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from mimicbrush.errors import InputError, describe_os_error
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.color_profiles import can_return_to, convert_to_srgb, drop_profile, find_profile
 from mimicbrush.io.image_formats import (
+    DAMAGED_IMAGE,
     HEIF_START_BYTES,
     WITH_PROFILE,
     WRITABLE,
@@ -37,10 +36,6 @@ MAX_PIXELS = 400_000_000
 #: Narrow side of the images by which a format is asked for its limits.
 _THIN_PX = 16
 
-#: What Pillow's decoders raise on damaged files (found by damaging some).
-_DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error
-)  # fmt: skip
 _SETTINGS_LOCK = threading.RLock()
 _log = logging.getLogger(__name__)
 
@@ -73,7 +68,7 @@ def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Im
         raise InputError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not an image that can be read whole (no known image format)") from error
-    except _DAMAGED as error:
+    except DAMAGED_IMAGE as error:
         raise InputError(f"{path}: not an image that can be read whole ({error})") from error
     for note in dict.fromkeys(str(note.message).strip() for note in notes):
         _log.warning("%s: %s", path, note)
@@ -260,7 +255,7 @@ def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
                 with Image.open(file, formats=[image_format]) as written:
                     if written.size != thin:
                         return False
-        except _DAMAGED:
+        except DAMAGED_IMAGE:
             return False
     return True
 

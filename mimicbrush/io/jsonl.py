@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,20 @@ class StepLog:
             write_aside(path, lambda aside: aside.write_text(content))
 
     def append(self, values: Mapping[str, object]) -> None:
-        """Write one line, at once; `values` has a "step", and no number in it is NaN or infinite."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(values, allow_nan=False) + "\n")
+        """Write one line, at once; `values` has a "step", and no number in it is NaN or infinite.
+
+        Raises:
+            OSError: the disk refuses it; nothing of the line is left, to which the next one would be glued.
+        """
+        line = (json.dumps(values, allow_nan=False) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(start)
+                raise
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

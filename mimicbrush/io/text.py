@@ -1,6 +1,11 @@
-"""Text from files that nobody vouches for, made fit to be stored and printed."""
+"""Text from files that nobody vouches for: made fit to be stored and printed, and read as JSON."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
+
+from mimicbrush.errors import MimicBrushError
 
 #: Characters of a refusal's detail that are kept. Longer text is cut in the middle.
 MAX_DETAIL = 500
@@ -23,3 +28,29 @@ def make_storable(text: str, limit: int = MAX_DETAIL) -> str:
         return text
     head = (limit - 2) // 2
     return f"{text[:head]}...{text[len(text) - (limit - 3 - head) :]}"
+
+
+def describe_error(error: BaseException, limit: int = 2 * MAX_DETAIL) -> str:
+    """Describe an error in one line: its text, with its type unless the text is ours.
+
+    Args:
+        error: of any library; its text may be of any kind, and making it may itself fail.
+        limit: characters of the text to keep.
+    """
+    try:
+        text = make_storable(str(error).strip(), limit)
+    except Exception:  # noqa: BLE001 - a number of 5000 digits, text that quotes itself
+        text = ""
+    return text if isinstance(error, MimicBrushError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that anybody may have written.
+
+    Raises:
+        ValueError: it is no JSON, or nests too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None

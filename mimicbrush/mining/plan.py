@@ -201,16 +201,25 @@ def _is_mined_folder(folder: Path) -> bool:
 _EARLIER = {"hdr": "keep", "interlaced": "keep"}
 
 
-def add_earlier_options(output: Path, options: MiningOptions) -> MiningOptions:
+def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOptions, list[str]]:
     """Make the options those of the version that a mined folder was begun with, where that version knew fewer.
 
     The shards of a folder are mined alike; what one of them was made by is not changed by a newer version.
+
+    Returns:
+        The options, and notes for the user: of options that have other values now than were given.
     """
     plan = read_plan(output / PLAN_NAME)
     missing: dict[str, Any] = {}
     if plan is not None:
         missing = {name: did for name, did in _EARLIER.items() if name not in plan.options}
-    return replace(options, **missing)
+    notes = [
+        f"{name}={did}, and not {getattr(options, name)}: an earlier version began {output}, and a folder is mined "
+        "alike; name a new output for the other"
+        for name, did in missing.items()
+        if getattr(options, name) != did
+    ]
+    return replace(options, **missing), notes
 
 
 def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:

@@ -111,7 +111,7 @@ def mine_folder(
     items, ignored, notes = _read_inputs(inputs, root, output)
     # The tasks of an array share the folder. Workers, of this machine or of a Ray cluster, need no lock of their own.
     with hold_folder(output, "" if task.count == 1 else f"{task.index}-of-{task.count}"):
-        options = planning.add_earlier_options(output, options)
+        options, kept = planning.add_earlier_options(output, options)
         plan = planning.make_plan(output, root, items, options)
         reader = reader or open_reader(
             options.reader,
@@ -131,7 +131,7 @@ def mine_folder(
         shards_mined = _run(jobs[task.index :: task.count], resources, progress)
         done = [job for job in jobs if job.paths.marker.is_file()]
         summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-        return MiningResult(summary, len(done), len(jobs), shards_mined, notes)
+        return MiningResult(summary, len(done), len(jobs), shards_mined, notes + kept)
 
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:

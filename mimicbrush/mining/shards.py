@@ -7,7 +7,6 @@ whole, and a shard whose marker verifies is done. The same inputs and options gi
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION
-from mimicbrush.errors import DataError
+from mimicbrush.errors import DataError, is_full_disk
 from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.options import MiningOptions
@@ -144,7 +143,7 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
         finally:
             shutil.rmtree(spool_folder, ignore_errors=True)
     except OSError as error:
-        cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        cause = "the disk is full" if is_full_disk(error) else str(error)
         raise DataError(
             f"shard {job.number} cannot be written to {job.output}: {cause}. Finished shards stay; mend it, then give "
             "the same command again"

@@ -24,7 +24,7 @@ import PIL
 
 from mimicbrush.data.schema import manifest_row, pack_points
 from mimicbrush.io.hashing import hash_file
-from mimicbrush.io.text import make_storable
+from mimicbrush.io.text import describe_error, make_storable
 from mimicbrush.mining import segmented_images
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import ChosenPair, Selection, select_pairs
@@ -131,17 +131,14 @@ def _attempt(work: Callable[[], _Result]) -> _Result | UntrustedFileError:
     except _SpoolError:
         raise
     except Exception as error:  # noqa: BLE001 - the one place where no error of a library may pass
-        return UntrustedFileError("failed", describe_error(error))
+        return UntrustedFileError("failed", describe_failure(error))
 
 
-def describe_error(error: BaseException) -> str:
-    """Describe an error by its type and its text, which may be of any kind and may itself fail."""
-    try:
-        text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).strip()
-    except Exception:  # noqa: BLE001 - a number of 5000 digits, text that quotes itself
-        text = ""
-    # An address in memory is another one in each run.
-    return f"{type(error).__name__}: {re.sub('0x[0-9a-f]{6,}', '0x...', make_storable(text))}".removesuffix(": ")
+def describe_failure(error: BaseException) -> str:
+    """Describe an error that no reason foresees, in words that are the same on every machine and in every run."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {make_storable(error.strerror)}"  # without the path of a file
+    return re.sub("0x[0-9a-f]{6,}", "0x...", describe_error(error))  # an address in memory
 
 
 def _mine_unchanged(

@@ -6,12 +6,13 @@ trusts what it is given, and reads or writes outside of its memory where the run
 
 from __future__ import annotations
 
-import json
 import reprlib
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from mimicbrush.io.text import parse_json
 
 
 class AnnotationError(ValueError):
@@ -29,8 +30,8 @@ def read_annotation(annotation: bytes) -> list[dict[str, Any]]:
         AnnotationError: not this layout.
     """
     try:
-        content = json.loads(annotation)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(annotation)
+    except ValueError as error:
         raise AnnotationError(str(error)) from error
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):

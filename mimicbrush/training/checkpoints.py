@@ -316,6 +316,7 @@ class CheckpointSaver:
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
         self.folder, self.keep, self.say = folder, keep, say
         self.num_failed = 0
+        self._latest_error: Exception | None = None  # of the latest checkpoint; None where that was written
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
@@ -328,7 +329,7 @@ class CheckpointSaver:
         """Wait until nothing is being written, and report a checkpoint that could not be written.
 
         Args:
-            must_succeed: the run ends here, so that such a checkpoint is an error.
+            must_succeed: the run ends here, so that such a checkpoint is an error, also where it was reported before.
 
         Raises:
             UnsavedError: the last one could not be written.
@@ -337,16 +338,25 @@ class CheckpointSaver:
         try:
             if writing is not None:
                 writing.result()
+                self._latest_error = None
         except (OSError, MemoryError) as error:
             self.note_failure(error, must_succeed)
+        if must_succeed and self._latest_error is not None:
+            raise self._unsaved_error(self._latest_error) from self._latest_error
 
     def note_failure(self, error: Exception, must_succeed: bool = False) -> None:
         """Count and report a checkpoint that could not be made; arguments and errors as of `wait`."""
         self.num_failed += 1
-        kept = f"Older ones in {self.folder} are as they were"
+        self._latest_error = error
         if must_succeed:
-            raise UnsavedError(
-                f"the last checkpoint could not be written ({error}). {kept}: make room, and go on from there "
-                "with train.resume=latest"
-            ) from error
-        self.say(f"a checkpoint could not be written ({error}). {kept}; the run goes on and tries again later")
+            raise self._unsaved_error(error) from error
+        self.say(
+            f"a checkpoint could not be written ({error}). Older ones in {self.folder} are as they were; the run goes "
+            "on and tries again later"
+        )
+
+    def _unsaved_error(self, error: Exception) -> UnsavedError:
+        return UnsavedError(
+            f"the last checkpoint could not be written ({error}). Older ones in {self.folder} are as they were: make "
+            "room, and go on from there with train.resume=latest"
+        )

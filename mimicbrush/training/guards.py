@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
 
-from mimicbrush.errors import DataError, MimicBrushError
-from mimicbrush.io.text import make_storable
+from mimicbrush.errors import DataError, MimicBrushError, is_out_of_memory
+from mimicbrush.io.text import describe_error, make_storable
 
 _T = TypeVar("_T")
 #: How it stands with the next item of a process, see `StopRequests.agree`.
@@ -188,16 +188,9 @@ def run_together(work: Callable[[], _T]) -> _T:
     return cast(_T, result)
 
 
-def describe_error(error: Exception) -> str:
-    """Describe an error in one line: its text, with its type unless the text is ours."""
-    text = make_storable(str(error), 1000)
-    return text if isinstance(error, MimicBrushError) else f"{type(error).__name__}: {text}"
-
-
 def explain_error(error: Exception, device: torch.device) -> Exception:
     """Return an error in a step; where it is about memory, as one that says what to do."""
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if not is_memory or isinstance(error, MimicBrushError):
+    if not is_out_of_memory(error):
         return error
     return MimicBrushError(
         f"the memory of {device} is full ({make_storable(str(error), 300)}). Take fewer samples in one pass "
@@ -227,7 +220,7 @@ class BadSamples:
     def write(self, faults: Sequence[str]) -> None:
         """Append them to the file; on one process only."""
         if faults:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:  # they name files
                 file.writelines(f"{fault}\n" for fault in faults)
 
     def count(self, faults: Sequence[str], num_samples: int) -> None:

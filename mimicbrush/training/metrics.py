@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from mimicbrush.io.text import make_storable
+from mimicbrush.io.text import describe_error
 from mimicbrush.training.checkpoints import read_state
 from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
 
@@ -206,7 +206,7 @@ def use_trackers(accelerator: Accelerator, use: Callable[[Any], object]) -> None
 
 def _warn_of_tracker(name: str, error: Exception) -> None:
     tqdm.write(
-        f"warning: the tracker {name} failed ({type(error).__name__}: {make_storable(str(error))}). The run goes on "
+        f"warning: the tracker {name} failed ({describe_error(error)}). The run goes on "
         "without it; metrics.jsonl has all figures"
     )
 

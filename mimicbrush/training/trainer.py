@@ -24,13 +24,13 @@ from mimicbrush.data.batch import DecodedBatch
 from mimicbrush.errors import CheckpointError, DataError, MimicBrushError, UnsavedError
 from mimicbrush.io.atomic import write_json
 from mimicbrush.io.jsonl import StepLog
+from mimicbrush.io.text import describe_error
 from mimicbrush.training.checkpoints import CheckpointSaver
 from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import (
     BadSamples,
     StopRequests,
     await_next,
-    describe_error,
     explain_error,
     run_together,
 )

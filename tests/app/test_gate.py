@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI, Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_thread import in_thread
 from PIL import Image
 from starlette.responses import StreamingResponse
 
@@ -74,12 +75,12 @@ class Page:
 
         self.client.cookies.clear()
         answer = asyncio.wait_for(self.client.request(method, path, headers=headers, **more), 60)
-        return self.loop.run_until_complete(answer)
+        return in_thread(self.loop.run_until_complete, answer)
 
     def close(self) -> None:
         self.service.close()
-        self.loop.run_until_complete(self.client.aclose())
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        in_thread(self.loop.run_until_complete, self.client.aclose())
+        in_thread(self.loop.run_until_complete, self.loop.shutdown_default_executor())
         self.loop.close()
 
 
@@ -391,7 +392,7 @@ def test_a_websocket_is_closed(page: Page) -> None:
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
-    page.loop.run_until_complete(page.gate({"type": "websocket", "path": "/", "headers": []}, receive, send))
+    in_thread(page.loop.run_until_complete, page.gate({"type": "websocket", "path": "/", "headers": []}, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
@@ -411,7 +412,7 @@ def read(reader: BodyReader, receive: Callable[[], Awaitable[Any]], most_bytes: 
         async with reader.reading(receive, most_bytes, most_s) as body:
             return len(body)
 
-    return asyncio.run(asyncio.wait_for(run(), 60))
+    return in_thread(asyncio.run, asyncio.wait_for(run(), 60))
 
 
 @pytest.mark.parametrize(
@@ -449,7 +450,7 @@ def test_the_memory_of_all_bodies_is_bounded() -> None:
         async with reader.reading(trickle(b"x" * 60, 0, 1), 100, 1) as body:
             assert len(body) == 60
 
-    asyncio.run(run())
+    in_thread(asyncio.run, run())
     assert reader._held == 0
 
 
@@ -463,7 +464,7 @@ def test_a_visitor_sends_a_few_images_at_once(page: Page) -> None:
         uploads = [page.client.post("/upload", content=slow(), headers=each) for each in cookies]
         return [each.status_code for each in await asyncio.gather(*uploads)]
 
-    statuses = page.loop.run_until_complete(send_all())
+    statuses = in_thread(page.loop.run_until_complete, send_all())
     assert sorted(statuses[:8]) == [200] * 4 + [429] * 4 and statuses[8] == 200
     assert not page.gate._images
 
@@ -476,7 +477,7 @@ def test_a_visitor_has_a_few_images_shown_at_once(page: Page) -> None:
         asked = [page.client.get(f"/shown/{token}", headers=cookie) for _ in range(12)]
         return [each.status_code for each in await asyncio.gather(*asked)]
 
-    assert sorted(page.loop.run_until_complete(show_all())) == [200] * 4 + [429] * 8
+    assert sorted(in_thread(page.loop.run_until_complete, show_all())) == [200] * 4 + [429] * 8
 
 
 def test_streams_end_when_the_server_does(tmp_path: Path) -> None:
@@ -516,5 +517,5 @@ def test_streams_end_when_the_server_does(tmp_path: Path) -> None:
         await life
         return sent
 
-    sent = asyncio.run(run())
+    sent = in_thread(asyncio.run, run())
     assert [each for each in sent if each["type"] == "http.response.body"][-1]["more_body"] is False

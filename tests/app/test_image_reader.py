@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from in_thread import in_thread
 from PIL import Image
 
 from mimicbrush.app.editing_service import EditingService
@@ -31,7 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditingService
 
 
 def upload(service: EditingService, data: bytes) -> str:
-    return asyncio.run(service.upload("ann", data))
+    return in_thread(asyncio.run, service.upload("ann", data))
 
 
 def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -91,10 +92,10 @@ def test_a_bomb_is_refused_and_leaves_nothing(service: EditingService, bomb: byt
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 def test_images_are_taken_and_shown(service: EditingService, kind: str) -> None:
     token = upload(service, encoded(kind))
-    with Image.open(io.BytesIO(asyncio.run(service.show("ann", token)))) as shown:
+    with Image.open(io.BytesIO(in_thread(asyncio.run, service.show("ann", token)))) as shown:
         assert (shown.format, shown.size) == ("JPEG", (40, 30))
     with pytest.raises(InputError, match="not here"):
-        asyncio.run(service.show("bob", token))
+        in_thread(asyncio.run, service.show("bob", token))
 
 
 def test_pages_and_previews_are_taken_within_reason(service: EditingService) -> None:
@@ -135,7 +136,7 @@ def test_what_takes_too_long_or_breaks_the_reader_costs_nobody_else(service: Edi
         assert "too much memory" in str(answers[2])
         await service.reader.check(path)
 
-    asyncio.run(run())
+    in_thread(asyncio.run, run())
     assert service.reader._pending == 0
 
 

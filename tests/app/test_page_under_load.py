@@ -21,6 +21,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_thread import in_thread
 from PIL import Image
 from started_page import StartedPage, started_page
 from test_gate import HEADERS, JSON
@@ -109,7 +110,7 @@ EDIT = {"index": 0}
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 240))
+    in_thread(asyncio.run, asyncio.wait_for(work(), 240))
 
 
 def find_edit(page: StartedPage) -> None:

@@ -230,16 +230,22 @@ def test_summary_and_report_count_them(clips: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_an_earlier_version_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     options = MiningOptions(pairs_per_clip=2)
-    assert add_earlier_options(tmp_path, options) == options  # nothing is there yet
+    assert add_earlier_options(tmp_path, options) == (options, [])  # nothing is there yet
     plan = json.loads(make_plan(tmp_path, tmp_path, [], options).to_json())
     (tmp_path / PLAN_NAME).write_text(json.dumps(plan))
-    assert add_earlier_options(tmp_path, options) == options
+    assert add_earlier_options(tmp_path, options) == (options, [])
     for name in ("hdr", "interlaced"):
         del plan["options"][name]
     (tmp_path / PLAN_NAME).write_text(json.dumps(plan))
-    earlier = add_earlier_options(tmp_path, options)
+    earlier, notes = add_earlier_options(tmp_path, options)
     assert earlier == replace(options, hdr="keep", interlaced="keep")
     assert make_plan(tmp_path, tmp_path, [], earlier).options == plan["options"]  # it still counts as the same
+    # And nobody is left to think that a video was converted.
+    assert [note.split(":")[0] for note in notes] == [
+        "hdr=keep, and not tone_map",
+        "interlaced=keep, and not deinterlace",
+    ]
+    assert add_earlier_options(tmp_path, earlier) == (earlier, [])
 
 
 @pytest.mark.parametrize("name", ["hdr", "interlaced"])

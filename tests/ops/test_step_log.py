@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,20 @@ def test_after_a_restart_later_and_torn_lines_are_gone(tmp_path: Path, torn: str
     expected = [1, 2, 2, 3] if "2" in torn else [1, 2, 3]
     assert [values["step"] for values in read_steps(path)] == expected
     assert path.read_text().endswith("\n") and not list(tmp_path.glob(ASIDE_PATTERN))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the size of files that cuts a line")
+def test_a_line_that_the_disk_cuts_short_is_removed(tmp_path: Path) -> None:
+    import resource
+
+    log = StepLog(tmp_path / "log.jsonl", 0)
+    log.append({"step": 1, "text": "x" * 1_000_000})  # so large that nothing else meets the limit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 5, before[1]))
+    try:
+        with pytest.raises(OSError):
+            log.append({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.append({"step": 3})
+    assert [line["step"] for line in read_steps(log.path)] == [1, 3]

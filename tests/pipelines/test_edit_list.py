@@ -32,6 +32,7 @@ def test_a_line_says_all_there_is_to_say(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "no JSON"),
+        pytest.param('{"source":' * 100_000, "nests too deep", id="deep"),
         ("[1]", "expected an object"),
         (LINE | {"sed": 1}, r"unknown key 'sed'; known: source, mask.*; did you mean seed\?"),
         ({"source": "s.png", "mask": "m.png"}, "'reference' is missing"),

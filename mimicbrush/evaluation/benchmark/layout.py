@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from PIL import Image
 from mimicbrush.errors import DataError, InputError, MimicBrushError
 from mimicbrush.io.atomic import hidden_stem, replace_folder, write_json
 from mimicbrush.io.images import MASK_THRESHOLD, read_image
+from mimicbrush.io.text import parse_json
 
 TrackName = Literal["part_inter", "part_inner", "texture_inter", "texture_inner"]
 ABOUT_NAME, PROMPTS_NAME, CASES_NAME = "benchmark.json", "prompts.json", "cases.json"
@@ -147,7 +147,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); build the benchmark again") from error
     if not isinstance(value, dict):

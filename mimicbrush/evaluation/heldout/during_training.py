@@ -21,7 +21,7 @@ from mimicbrush.evaluation.heldout.samples import EvalSample, choose_shown_sampl
 from mimicbrush.evaluation.heldout.scoring import SHEET_COLUMNS, EditedPair, edit_batch, load_sets
 from mimicbrush.io.images import write_image
 from mimicbrush.io.jsonl import StepLog
-from mimicbrush.io.text import make_storable
+from mimicbrush.io.text import describe_error
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 
 LOG_FILE = "heldout.jsonl"
@@ -196,8 +196,7 @@ class HeldOutEvaluation:
             if is_stopped:
                 break
         if failure is not None:
-            text = f"{type(failure).__name__}: {make_storable(str(failure))}"
-            own = [failure if isinstance(failure, MimicBrushError) else MimicBrushError(text)]
+            own = [failure if isinstance(failure, MimicBrushError) else MimicBrushError(describe_error(failure))]
         gathered = self._gather(own)
         for item in gathered:
             if isinstance(item, MimicBrushError):

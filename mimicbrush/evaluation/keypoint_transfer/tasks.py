@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mimicbrush.evaluation.heldout.samples import WARP, hash_pair
 from mimicbrush.evaluation.heldout.selection import spread_pairs
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.images import read_image
+from mimicbrush.io.text import parse_json
 from mimicbrush.ops.canvas import IMAGE_FILL
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
 from mimicbrush.ops.counter_rng import generator
@@ -114,7 +114,7 @@ def read_spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str
 
 def _read_spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
     try:
-        values: dict[str, Any] = json.loads(file.read_text())
+        values: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         category = str(values["category"])
         source_points, target_points = (np.array(values[key], np.float64) for key in ("src_kps", "trg_kps"))
         left, top, right, bottom = map(float, values["trg_bndbox"])

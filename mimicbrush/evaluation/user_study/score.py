@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.statistics import LEVEL, RESAMPLES
 from mimicbrush.evaluation.user_study.pages import ANSWERS_FORMAT, KEY_FORMAT, QUESTIONS
+from mimicbrush.io.text import parse_json
 from mimicbrush.ops import counter_rng
 
 #: What a file must hold, by its format.
@@ -205,7 +205,7 @@ def _is_ranking(ranking: object, letters: Collection[str]) -> bool:
 
 def _read_file(path: Path, expected: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     found = values.get("format") if isinstance(values, dict) else None

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.io.text import make_storable
+from mimicbrush.io.text import make_storable, parse_json
 
 #: The longest head of a safetensors file, and the longest JSON file, that are read. Those of large models take a tenth.
 MAX_HEAD_BYTES = 16 << 20
@@ -197,9 +197,7 @@ def read_object(file: Path) -> dict[str, Any]:
             text = opened.read(MAX_HEAD_BYTES + 1)
         if len(text) > MAX_HEAD_BYTES:
             raise DamagedFileError(file, f"it is longer than {MAX_HEAD_BYTES:,} bytes")
-        content = json.loads(text)
-    except RecursionError:
-        raise DamagedFileError(file, "it nests too deep") from None
+        content = parse_json(text)
     except (OSError, ValueError) as error:
         raise DamagedFileError(file, f"it cannot be read ({error})") from error
     if not isinstance(content, dict):
@@ -207,24 +205,24 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_config_counts(config: object, file: object, key: str = "") -> None:
+def check_config_counts(config: object, file: object) -> None:
     """Check that the config of a network asks for no more layers, or entries of a list, than any network has.
 
     Args:
-        config: what a config.json holds, or a value in it.
+        config: what a config.json holds.
         file: what the errors call it.
-        key: of the value.
 
     Raises:
         WeightsError: names the key.
     """
-    if isinstance(config, dict):
-        for inner, value in config.items():
-            check_config_counts(value, file, inner)
-    elif isinstance(config, list):
-        if len(config) > MAX_COUNT:
-            raise WeightsError(f"{file} lists {len(config):,} values as {make_storable(key)}, at most {MAX_COUNT:,}")
-        for value in config:
-            check_config_counts(value, file, key)
-    elif isinstance(config, int | float) and any(word in key for word in ("layers", "labels")) and config > MAX_COUNT:
-        raise WeightsError(f"{file} says {make_storable(f'{key}={config:.6g}')}, expected at most {MAX_COUNT:,}")
+    waiting = [("", config)]  # and no recursion: JSON may nest deeper than calls of Python
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            if len(value) > MAX_COUNT:
+                raise WeightsError(f"{file} lists {len(value):,} values as {make_storable(key)}, at most {MAX_COUNT:,}")
+            waiting += ((key, each) for each in value)
+        elif isinstance(value, int | float) and any(word in key for word in ("layers", "labels")) and value > MAX_COUNT:
+            raise WeightsError(f"{file} says {make_storable(f'{key}={value:.6g}')}, expected at most {MAX_COUNT:,}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,16 +11,11 @@ from typing import Protocol
 
 from PIL import Image
 
-from mimicbrush.errors import InputError, OutputError, is_full_disk
+from mimicbrush.errors import InputError, OutputError, choose_words, is_full_disk, is_out_of_memory
 from mimicbrush.io.images import check_writable, write_image
 from mimicbrush.io.outputs import check_output_file, check_output_folder, keep_elsewhere
 from mimicbrush.pipelines.editing.inputs import EditInputs
 from mimicbrush.pipelines.editing.requests import Edit, number_outputs
-
-#: What to do where an edit needs more memory than there is.
-NO_MEMORY = "not enough memory for this edit: try --crop auto, a smaller image, or on a GPU --dtype float16"
-# PyTorch says it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
-_NO_MEMORY_IN_TORCH = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 class BatchEditor(Protocol):
@@ -68,16 +62,24 @@ class BatchCounts:
         return f"{self.total} edits = {self.done} done + {self.skipped} skipped + {failed} failed"
 
 
+def explain_no_memory() -> str:
+    """Say what to do where an edit needs more memory than there is."""
+    way = choose_words(
+        python='crop="auto", a smaller image, or on a GPU dtype="float16"',
+        command="--crop auto, a smaller image, or on a GPU --dtype float16",
+        page='Repaint: "around the mask", or a smaller image',
+    )
+    return f"not enough memory for this edit: try {way}"
+
+
 @contextmanager
 def convert_memory_errors() -> Iterator[None]:
     """Convert errors of too little memory, the machine's or the GPU's, to an InputError that says what to do."""
     try:
         yield
-    except MemoryError as error:
-        raise InputError(NO_MEMORY) from error
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY_IN_TORCH.search(str(error)):
-            raise InputError(NO_MEMORY) from error
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise InputError(explain_no_memory()) from error
         raise
 
 
@@ -133,7 +135,7 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
         try:
             write_image(result, path, inputs.encoding)
         except MemoryError:
-            problems.append(NO_MEMORY)
+            problems.append(explain_no_memory())
         except InputError as error:
             keep = partial(write_image, result, like=inputs.encoding)
             _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)

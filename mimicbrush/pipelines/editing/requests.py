@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
+from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box
 from mimicbrush.ranges import SEED_RANGE, suggest
 
@@ -137,7 +137,7 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
 
 def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool) -> Edit:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise InputError(f"no JSON ({error})") from error
     if not isinstance(values, dict):
