@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -121,6 +122,14 @@ def prepare_process() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, mostly a variable of the shell that is not set: as a path it is the current folder."""
+    for number, argument in enumerate(arguments, start=1):
+        if not argument or re.fullmatch(r"--[\w-]+=", argument):
+            named = argument or f"argument {number}"
+            raise InputError(f"{named} is empty; give a value, or leave it out (is a variable of the shell not set?)")
+
+
 def cli_main(main: Callable[[], None]) -> None:
     """Run a command's main function in a prepared process (`prepare_process`).
 
@@ -130,6 +139,7 @@ def cli_main(main: Callable[[], None]) -> None:
     """
     prepare_process()
     try:
+        _check_arguments(sys.argv[1:])
         main()
     except MimicBrushError as error:
         print(f"error: {error}", file=sys.stderr)

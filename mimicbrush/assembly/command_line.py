@@ -271,7 +271,7 @@ def _quote(value: str, text: TextOption) -> str:
     if value == "null" and text.null:
         return value
     if text.listed and value.startswith("[") and value.endswith("]"):
-        return f"[{','.join(_quote(part.strip(), TextOption()) for part in value[1:-1].split(','))}]"
+        return f"[{','.join(_quote(part.strip(), TextOption()) for part in value[1:-1].split(',') if part.strip())}]"
     if value == "???":  # OmegaConf's word for what is missing
         value = "./???"
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", escape_text(value))

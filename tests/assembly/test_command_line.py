@@ -184,6 +184,11 @@ def test_a_flag_may_stand_anywhere() -> None:
     ]
 
 
+def test_an_empty_list_of_texts_is_empty() -> None:
+    assert translate_arguments(["editor=[]"], EVALUATE) == ["editor=[]"]
+    assert translate_arguments(["editor=[a, b,]"], EVALUATE) == ["editor=['a','b']"]
+
+
 @pytest.mark.parametrize("value", ["${train.nothing}", "${seed}"])
 def test_an_interpolation_that_leads_nowhere_is_one_plain_message(value: str) -> None:
     config = OmegaConf.create({"seed": value, "train": {}})
