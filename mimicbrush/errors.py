@@ -15,7 +15,10 @@ from typing import Literal
 #: Error numbers of a disk, or of a user's share of it, that is full.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 #: Other error numbers that say something about the machine, and nothing about our code.
-_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EFBIG)
+_OF_THE_MACHINE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EFBIG,
+    errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP,
+)  # fmt: skip
 _REPORT = (
     "error: this is a fault of mimicbrush, not of what was given to it. Please report it to the project's issues, with "
     "the text above and the command."
@@ -101,7 +104,8 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 def describe_os_error(error: OSError) -> str:
     """Describe in plain words what a disk refused, and what to do."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    named = error.filename2 or error.filename  # of two, the second is the one that was wanted
+    name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
     if error.errno in FULL_DISK:
         path = Path(name) if name else None
         where = f"the disk of {path if path.is_dir() else path.parent}" if path else "the disk"

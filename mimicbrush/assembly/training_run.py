@@ -177,7 +177,8 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
         raise InputError("train.compile with sharded weights was never tried; leave out one of them")
 
     def take_run_dir() -> None:
-        check_output_folder(run_dir, "run_dir=")
+        for folder in (run_dir, run_dir / "checkpoints", run_dir / "pipeline"):
+            check_output_folder(folder, "run_dir=")
         held.enter_context(hold_folder(run_dir))
 
     run_on_main_process(accelerator, take_run_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -381,3 +382,11 @@ def test_a_boundless_head_in_a_pipeline_is_refused(tmp_path: Path) -> None:
     file.write_bytes(save({"a": torch.zeros(1)}))
     with pytest.raises(WeightsError, match=r"unet .*does not fit"):  # the libraries would fill in random numbers
         load_pipeline(tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize("read", [read_head, read_object])
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(read: Callable[[Path], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file")
+    with pytest.raises(WeightsError, match="a pipe, a socket or a device"):
+        read(tmp_path / "file")

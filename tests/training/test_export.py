@@ -83,3 +83,13 @@ def test_a_damaged_config_of_a_run_is_one_message(content: str, message: str, tm
     (tmp_path / "config.yaml").write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=f"config.yaml cannot be read .*{message}.* put it back"):
         _read_stored_options(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pipeline"])
+def test_a_file_in_the_way_of_what_a_run_leaves_is_said_before_it_trains(
+    name: str, mined: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("a file of somebody")
+    with pytest.raises(InputError, match=f"{name}: this is a file; name a folder"):
+        train(mined, tmp_path, "train.max_steps=1")
+    assert (tmp_path / name).read_text() == "a file of somebody"
