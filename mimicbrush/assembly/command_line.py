@@ -138,7 +138,7 @@ def run_with_hydra(command: Callable[[], None], options: CommandOptions) -> None
     try:
         command()
     except (HydraException, OmegaConfBaseException) as error:
-        raise describe_error(error) from error
+        raise describe_hydra_error(error) from error
     except OSError as error:  # of Hydra's own folders; what happens in the command has ended the process by now
         raise InputError(f"the folder that Hydra works in cannot be written: {describe_os_error(error)}") from error
 
@@ -159,7 +159,7 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     return values
 
 
-def describe_error(error: Exception) -> InputError:
+def describe_hydra_error(error: Exception) -> InputError:
     """Describe an error of Hydra's or OmegaConf's in one message, without its advice for programmers."""
     if absent := re.match(r"Could not override '(.+?)'", str(error)):
         return InputError(f"{absent[1]}: the configs that were chosen have no such option")

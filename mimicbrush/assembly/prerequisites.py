@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mimicbrush.assembly.command_line import describe_error, list_training_options, translate_arguments
+from mimicbrush.assembly.command_line import describe_hydra_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
 from mimicbrush.errors import InputError, WeightsError, install_command
 from mimicbrush.models.options import PipelineModel, PretrainedModel
@@ -101,7 +101,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
         with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
             config = compose("train", translate_arguments(overrides, list_training_options(configs)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise describe_error(error) from error
+        raise describe_hydra_error(error) from error
     check_option_names(config)
     if OmegaConf.get_type(config.model) is PipelineModel:
         from mimicbrush.pipelines.find_pipeline import find_pipeline

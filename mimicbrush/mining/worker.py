@@ -131,10 +131,10 @@ def _attempt(work: Callable[[], _Result]) -> _Result | UntrustedFileError:
     except _SpoolError:
         raise
     except Exception as error:  # noqa: BLE001 - the one place where no error of a library may pass
-        return UntrustedFileError("failed", describe_error(error))
+        return UntrustedFileError("failed", describe_failure(error))
 
 
-def describe_error(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """Describe an error by its type and its text, which may be of any kind and may itself fail."""
     try:
         text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).strip()

@@ -23,7 +23,7 @@ from mimicbrush.errors import DataError
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
 from mimicbrush.mining.video.strict_reader import FrameReader
-from mimicbrush.mining.worker import ItemOutcome, describe_error, mine_item, refuse_file
+from mimicbrush.mining.worker import ItemOutcome, describe_failure, mine_item, refuse_file
 
 #: A file that ended this many workers is taken to be the cause.
 _ATTEMPTS = 5
@@ -130,7 +130,7 @@ class PendingOutcome:
                 if isinstance(failure, OSError):
                     raise failure
                 # An outcome that cannot be sent, for one.
-                return ItemOutcome([refuse_file(item, "failed", describe_error(failure))])
+                return ItemOutcome([refuse_file(item, "failed", describe_failure(failure))])
             if attempt == _ATTEMPTS:
                 detail = f"exit code {failure.exitcode}, {_ATTEMPTS} times"
                 return ItemOutcome([refuse_file(item, "worker_died", detail)])

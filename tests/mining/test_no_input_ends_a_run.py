@@ -26,7 +26,7 @@ from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import find_item
 from mimicbrush.mining.refusals import QUARANTINED, REJECTED
 from mimicbrush.mining.video.strict_reader import PyAVReader, VideoFrame
-from mimicbrush.mining.worker import describe_error, mine_item
+from mimicbrush.mining.worker import describe_failure, mine_item
 from mimicbrush.ops.rle import SegmentError, decode_segment, run_lengths
 
 OPTIONS = MiningOptions(pairs_per_clip=2)
@@ -153,9 +153,11 @@ def test_any_error_is_a_reason_that_names_its_type(photographs: Path, text: str,
 
 
 def test_errors_without_a_text_and_with_an_address_are_described() -> None:
-    assert describe_error(UnprintableError()) == "UnprintableError"
-    assert describe_error(ValueError("<object at 0x7f00aabbccdd>")) == "ValueError: <object at 0x...>"
-    assert describe_error(PermissionError(13, "Permission denied", "/home/someone/a.mp4")).endswith("Permission denied")
+    assert describe_failure(UnprintableError()) == "UnprintableError"
+    assert describe_failure(ValueError("<object at 0x7f00aabbccdd>")) == "ValueError: <object at 0x...>"
+    assert describe_failure(PermissionError(13, "Permission denied", "/home/someone/a.mp4")).endswith(
+        "Permission denied"
+    )
 
 
 @pytest.mark.parametrize("error", [MemoryError(), av.error.MemoryError(12, "x")])
