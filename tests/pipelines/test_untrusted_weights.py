@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from mimicbrush.cli import convert
 from mimicbrush.errors import MimicBrushError, WeightsError
 from mimicbrush.models.pretrained.check import check_weights
 from mimicbrush.models.pretrained.files import read_head, read_network, read_object
@@ -390,3 +391,9 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(read: Callable[[Path], obje
     os.mkfifo(tmp_path / "file")
     with pytest.raises(WeightsError, match="a pipe, a socket or a device"):
         read(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "absent"])
+def test_what_is_no_file_is_said_before_anything_is_imported(path: str) -> None:
+    with pytest.raises(MimicBrushError, match=f"{path}: .*; name a plain file or a folder"):
+        convert.check_paths(SimpleNamespace(command="inspect", path=Path(path)))  # type: ignore[arg-type]
