@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,12 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 #: PyTorch says it in words: torch.OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one.
 _NO_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 #: Other error numbers that say something about the machine, and nothing about our code.
-_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EFBIG)
+_OF_THE_MACHINE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EFBIG,
+    errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP,
+)  # fmt: skip
+#: The one option that means something where it is empty: no token.
+_MAY_BE_EMPTY = "--token"
 _REPORT = (
     "error: this is a fault of mimicbrush, not of what was given to it. Please report it to the project's issues, with "
     "the text above and the command."
@@ -110,7 +115,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def describe_os_error(error: OSError) -> str:
     """Describe in plain words what a disk refused, and what to do."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    named = error.filename2 or error.filename  # of two, the second is the one that was wanted
+    name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
     if error.errno in FULL_DISK:
         path = Path(name) if name else None
         where = f"the disk of {path if path.is_dir() else path.parent}" if path else "the disk"
@@ -132,6 +138,15 @@ def prepare_process() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, mostly a variable of the shell that is not set: as a path it is the current folder."""
+    for number, (before, argument) in enumerate(zip(["", *arguments], arguments, strict=False), start=1):
+        is_empty = not argument or re.fullmatch(r"--[\w-]+=", argument)
+        if is_empty and _MAY_BE_EMPTY not in (before, argument.removesuffix("=")):
+            named = argument or f"argument {number}"
+            raise InputError(f"{named} is empty; give a value, or leave it out (is a variable of the shell not set?)")
+
+
 def cli_main(main: Callable[[], None]) -> None:
     """Run a command's main function in a prepared process (`prepare_process`).
 
@@ -141,6 +156,7 @@ def cli_main(main: Callable[[], None]) -> None:
     """
     prepare_process()
     try:
+        _check_arguments(sys.argv[1:])
         main()
     except MimicBrushError as error:
         print(f"error: {error}", file=sys.stderr)

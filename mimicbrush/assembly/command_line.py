@@ -19,11 +19,11 @@ from typing import Any, get_args, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mimicbrush.assembly.config import TrainConfig
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, describe_os_error
 from mimicbrush.ranges import Choices, NumberList, NumberRange, suggest, values_of
 
 #: Groups of configs for training. The first two are in no list of defaults, so they are added with a plus.
@@ -139,6 +139,24 @@ def run_with_hydra(command: Callable[[], None], options: CommandOptions) -> None
         command()
     except (HydraException, OmegaConfBaseException) as error:
         raise describe_hydra_error(error) from error
+    except OSError as error:  # of Hydra's own folders; what happens in the command has ended the process by now
+        raise InputError(f"the folder that Hydra works in cannot be written: {describe_os_error(error)}") from error
+
+
+def resolve_config(config: DictConfig) -> dict[str, Any]:
+    """Fill in the interpolations of a config, and return its values.
+
+    Raises:
+        InputError: an interpolation leads nowhere, or in a circle.
+    """
+    try:
+        values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise InputError(
+            f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}; check what stands in ${{ }}"
+        ) from error
+    return values
 
 
 def describe_hydra_error(error: Exception) -> InputError:
@@ -162,22 +180,24 @@ def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> li
     """
     sweeps = bool(_SWEEP_FLAGS & set(arguments))
     knows_all = not _OTHER_CONFIGS & {argument.partition("=")[0] for argument in arguments}
+    # Hydra reads no option behind a flag that stands between options, so all flags come first.
+    flags: list[str] = []
     translated = []
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.partition("=")
         if key in _FLAGS:
-            translated.append(argument)
+            flags.append(argument)
             if _FLAGS[key] and not equals:
-                translated += [each for each in [next(rest, None)] if each is not None]
-        elif argument.startswith("-"):
+                flags += [each for each in [next(rest, None)] if each is not None]
+        elif argument.startswith("-") and key.strip("-"):
             written = _write_option(key.lstrip("-").replace("-", "_"), value or next(rest, "VALUE"), options)
             raise InputError(f"{key}: options of this command have no dashes; write {written}")
-        elif not equals and not argument.startswith("~"):
+        elif not key.strip("+~-") or not (equals or argument.startswith("~")):
             raise InputError(f"{argument}: an option is written NAME=VALUE, such as {_example(options)}")
         else:
             translated.append(_translate(key, value, options, sweeps, knows_all) if equals else argument)
-    return translated
+    return [*flags, *translated]
 
 
 def _example(options: CommandOptions) -> str:
@@ -251,7 +271,7 @@ def _quote(value: str, text: TextOption) -> str:
     if value == "null" and text.null:
         return value
     if text.listed and value.startswith("[") and value.endswith("]"):
-        return f"[{','.join(_quote(part.strip(), TextOption()) for part in value[1:-1].split(','))}]"
+        return f"[{','.join(_quote(part.strip(), TextOption()) for part in value[1:-1].split(',') if part.strip())}]"
     if value == "???":  # OmegaConf's word for what is missing
         value = "./???"
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", escape_text(value))

@@ -16,6 +16,7 @@ from mimicbrush.evaluation.paper_tables import ABLATIONS, PAPER_COLUMNS
 from mimicbrush.evaluation.statistics import MIN_SOURCES
 from mimicbrush.io.atomic import write_aside, write_json
 from mimicbrush.io.jsonl import read_steps
+from mimicbrush.io.text import make_storable
 
 #: Files in the folder of each job: its name and seed, and why it failed.
 JOB_FILE = "job.json"
@@ -91,6 +92,24 @@ def read_sweep(folder: Path) -> list[SweepRun]:
 
 
 def _read_run(sweep: Path, folder: Path) -> SweepRun:
+    """A job of a sweep; one whose files are damaged is a failed one, and costs no other job its row."""
+    try:
+        return _read_files(sweep, folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        failed = folder / FAILED_FILE
+        return SweepRun(
+            folder=folder.relative_to(sweep).as_posix(),
+            run_name=folder.name,
+            seed=0,
+            state="failed",
+            step=0,
+            max_steps=0,
+            error=f"its files are damaged ({make_storable(repr(error))}); delete {FINISHED_FILE}, or the folder",
+            failed_ns=failed.stat().st_mtime_ns if failed.exists() else 0,
+        )
+
+
+def _read_files(sweep: Path, folder: Path) -> SweepRun:
     about = json.loads((folder / JOB_FILE).read_text())
     failed, finished = folder / FAILED_FILE, folder / FINISHED_FILE
     logged, heldout = (read_steps(folder / name)[-1:] for name in ("metrics.jsonl", "heldout/heldout.jsonl"))

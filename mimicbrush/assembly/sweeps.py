@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mimicbrush import assembly
+from mimicbrush.assembly.command_line import resolve_config
 from mimicbrush.assembly.sweep_table import FAILED_FILE, JOB_FILE, print_table
 from mimicbrush.errors import LockedError, MimicBrushError, cli_main
 from mimicbrush.io.atomic import write_aside, write_json
@@ -91,6 +92,7 @@ def train_job(config: DictConfig) -> None:
         SystemExit: a signal ended the training, or one of several processes that train together failed, without which
             the others cannot go on. This ends the whole sweep; the same command goes on with it.
     """
+    resolve_config(config)
     job = HydraConfig.get()
     # Hydra stores the path without escapes: a "${" in it is text, and no interpolation.
     run_dir = Path(OmegaConf.to_container(job.runtime, resolve=False)["output_dir"])  # type: ignore[call-overload, index]

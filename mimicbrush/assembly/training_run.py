@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mimicbrush.assembly.build import (
     build_components,
@@ -42,6 +44,7 @@ from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.jsonl import read_steps
 from mimicbrush.io.locks import hold_folder, hold_name
 from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
 from mimicbrush.training.options import TrainOptions
 
@@ -174,7 +177,8 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
         raise InputError("train.compile with sharded weights was never tried; leave out one of them")
 
     def take_run_dir() -> None:
-        check_output_folder(run_dir, "run_dir=")
+        for folder in (run_dir, run_dir / "checkpoints", run_dir / "pipeline"):
+            check_output_folder(folder, "run_dir=")
         held.enter_context(hold_folder(run_dir))
 
     run_on_main_process(accelerator, take_run_dir)
@@ -360,15 +364,13 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     from mimicbrush.training.lora import freeze_and_adapt
     from mimicbrush.training.state import read_saved_weights
 
-    config = OmegaConf.load(run_dir / CONFIG_FILE)
-    model_options = cast(ModelOptions, OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model)))
-    train_options = cast(TrainOptions, OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train)))
+    seed, model_options, train_options = _read_stored_options(run_dir / CONFIG_FILE)
     before = checkpoints.read_state(folder)["identity"]["starting weights"]
     if before != fingerprint(list_weight_files(model_options)):  # frozen or adapted weights are not in the checkpoint
         raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
     training_data = read_training_data(run_dir)
     assert training_data is not None
-    components = build_components(model_options, config.seed)
+    components = build_components(model_options, seed)
     model = build_model(components, model_options, train_options)
     exporter = PipelineExporter(model, components, model_options, train_options, training_data)
     freeze_and_adapt(dict(model.named_children()), train_options)
@@ -377,7 +379,28 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     return folder
 
 
+def _read_stored_options(path: Path) -> tuple[int, ModelOptions, TrainOptions]:
+    """Read the seed, the model and the training of a run from its config.
+
+    Raises:
+        InputError: it was damaged, or edited by hand.
+    """
+    try:
+        config = OmegaConf.load(path)
+        model = OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model))
+        train = OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train))
+        return int(config.seed), cast(ModelOptions, model), cast(TrainOptions, train)
+    except (OmegaConfBaseException, YAMLError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({make_storable(str(error))}); it must be as the run wrote it: put it back, or "
+            "correct what is named here"
+        ) from error
+
+
 def _model_schema(model: DictConfig) -> type[ModelOptions]:
     """Find the schema of a saved configuration: the one with all of its options, and perhaps newer ones."""
     schemas = (ToyModel, PretrainedModel, PipelineModel)
-    return next(schema for schema in schemas if {each.name for each in fields(schema)} >= set(model))
+    found = [schema for schema in schemas if {each.name for each in fields(schema)} >= set(model)]
+    if not found:
+        raise ValueError(f"no kind of model has all of the options {', '.join(map(str, model))}")
+    return found[0]

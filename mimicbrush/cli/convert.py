@@ -149,9 +149,10 @@ def diff(arguments: argparse.Namespace) -> None:
 def check_paths(arguments: argparse.Namespace) -> None:
     """Refuse at once what is not there: importing the libraries takes ten seconds and more."""
     for name, path in vars(arguments).items():
-        if isinstance(path, Path) and name != "output" and not path.exists():
+        if isinstance(path, Path) and name != "output" and not (path.is_file() or path.is_dir()):
             option = "" if name == "path" else f"--{name.replace('_', '-')} "
-            raise InputError(f"{option}{path}: no such file or folder")
+            problem = "a pipe, a socket or a device" if path.exists() else "no such file or folder"
+            raise InputError(f"{option}{path}: {problem}; name a plain file or a folder")
     if arguments.command == "import":
         check_output_folder(arguments.output, "--output", is_replaced=True, force=arguments.force)
     elif arguments.command == "export":

@@ -125,6 +125,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     images = [arguments.reference, arguments.source, arguments.mask]
+    if fault := SEED_RANGE.find_fault(arguments.seed + arguments.num_images - 1):
+        parser.error(f"--seed {arguments.seed} --num-images {arguments.num_images}: the last seed {fault}")
     if arguments.batch is None:
         if None in images:
             parser.error("three images are needed: REF SRC MASK (or --batch)")

@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mimicbrush.assembly.command_line import TextOption, list_plain_options, run_with_hydra
+from mimicbrush.assembly.command_line import TextOption, list_plain_options, resolve_config, run_with_hydra
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
 from mimicbrush.io.locks import hold_folder
@@ -49,8 +49,8 @@ def evaluate_composed(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Check the options, and evaluate on pairs or on a benchmark."""
+    values = resolve_config(config)
     missing = [f"{key}={meaning}" for key, meaning in NEEDED.items() if OmegaConf.is_missing(config, key)]
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     given = [key for key in ("pairs", "benchmark") if values[key] is not None]
     if len(given) != 1:
         missing.append("either pairs=a folder of mined pairs (scripts/mine_pairs.py makes one)")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mimicbrush.assembly.command_line import TextOption, list_plain_options, run_with_hydra
+from mimicbrush.assembly.command_line import TextOption, list_plain_options, resolve_config, run_with_hydra
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import InputError, cli_main
 
@@ -42,6 +42,7 @@ def mine_composed(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> None:
     """Mine a folder, and print how it went."""
+    values = resolve_config(config)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if missing:
         raise InputError(f"please give {' and '.join(f'{key}=FOLDER' for key in missing)}; for example:\n  {EXAMPLE}")
@@ -51,10 +52,10 @@ def run(config: DictConfig) -> None:
     from mimicbrush.mining.options import MiningOptions
     from mimicbrush.mining.run import ArrayTask, mine_folder
 
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     inputs, output = (Path(values.pop(key)) for key in ("input", "output"))
-    input_root = values.pop("input_root")
-    task, progress = ArrayTask(**values.pop("task")), values.pop("progress")
+    input_root, task, progress = (values.pop(key) for key in ("input_root", "task", "progress"))
+    if not isinstance(task, dict):
+        raise InputError(f"task={task}: it has two parts, so write them, such as task.index=0 task.count=4")
     resources = Resources(**{key: values.pop(key) for key in RESOURCES})
     try:
         mined = mine_folder(
@@ -62,7 +63,7 @@ def run(config: DictConfig) -> None:
             output,
             MiningOptions(**values),
             resources=resources,
-            task=task,
+            task=ArrayTask(**task),
             input_root=None if input_root is None else Path(input_root),
             progress=progress,
         )

@@ -17,7 +17,13 @@ from omegaconf import DictConfig
 
 from mimicbrush import assembly
 from mimicbrush.assembly import sweeps
-from mimicbrush.assembly.command_line import ADDED_GROUPS, CONFIG_GROUPS, list_training_options, run_with_hydra
+from mimicbrush.assembly.command_line import (
+    ADDED_GROUPS,
+    CONFIG_GROUPS,
+    list_training_options,
+    resolve_config,
+    run_with_hydra,
+)
 from mimicbrush.cli.repository import CONFIGS, check_repository
 from mimicbrush.errors import cli_main
 
@@ -38,7 +44,12 @@ def train_composed(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         sweeps.train_job(config)
     else:
-        cli_main(lambda: sys.exit(assembly.train(config, Path(config.run_dir))))
+        cli_main(lambda: _train_once(config))
+
+
+def _train_once(config: DictConfig) -> None:
+    resolve_config(config)
+    sys.exit(assembly.train(config, Path(config.run_dir)))
 
 
 def show_help() -> None:

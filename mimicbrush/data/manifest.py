@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from mimicbrush.data.pair import Pair, Span, refuse_pair
 from mimicbrush.data.schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, manifest_row, neutral_value, unpack_points
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.io.hashing import NO_CHECKSUM, hash_file, is_checksum_right, store_checksum
+from mimicbrush.io.hashing import NO_CHECKSUM, hash_file, is_checksum_right, require_plain_file, store_checksum
 
 INDEX_NAME = "index.arrow"
 PLAN_NAME = "plan.json"
@@ -201,6 +201,7 @@ def _marker_path(root: Path, part: Path) -> Path:
 def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
     _check_part_hash(root, part)
     try:
+        require_plain_file(part)
         version = (pq.read_schema(pa.OSFile(os.fsencode(part))).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,14 +194,19 @@ def _find_row_fault(pair: Pair) -> str:
     return ""
 
 
-def decode_jpeg(data: bytes, reduce: int = 1, size_px: tuple[int, int] | None = None) -> np.ndarray:
+def decode_jpeg(
+    data: bytes, reduce: int = 1, size_px: tuple[int, int] | None = None, notes: list[str] | None = None
+) -> np.ndarray:
     """Decode a JPEG strictly: a truncated one is an error, never a half-grey image.
+
+    What Pillow warns of, such as damaged EXIF data, is no error, and is not printed: it would not name the file.
 
     Args:
         data: the whole file.
         reduce: 1, 2, 4 or 8: decode at this fraction of the size (done by the JPEG library while decoding,
             a good low-pass filter, and much faster).
         size_px: (height, width) that the whole image must have; None: any.
+        notes: gets those warnings, a text each.
 
     Returns:
         (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, whatever colour profile the file has.
@@ -208,6 +214,15 @@ def decode_jpeg(data: bytes, reduce: int = 1, size_px: tuple[int, int] | None = 
     Raises:
         OSError, ValueError: not a JPEG, not all of it, or of another size.
     """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pixels = _decode_jpeg(data, reduce, size_px)
+    if notes is not None:
+        notes += dict.fromkeys(str(each.message).strip() for each in caught)
+    return pixels
+
+
+def _decode_jpeg(data: bytes, reduce: int, size_px: tuple[int, int] | None) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +16,23 @@ NO_CHECKSUM = _CHECKSUM_MARK + b"0" * 64
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
+def require_plain_file(path: Path) -> None:
+    """Check that a file can be opened without waiting for somebody: a pipe would be waited for, for ever.
+
+    Raises:
+        OSError: it is absent, or a folder, a pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "this is a folder, a pipe, a socket or a device, and no plain file", str(path))
+
+
 def hash_file(path: Path) -> str:
-    """Compute the SHA-256 of a file, hex: the identity of mined files, and the check of checkpoints."""
+    """Compute the SHA-256 of a file, hex: the identity of mined files, and the check of checkpoints.
+
+    Raises:
+        OSError: see `require_plain_file`, or it cannot be read.
+    """
+    require_plain_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

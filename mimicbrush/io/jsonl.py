@@ -22,10 +22,10 @@ class StepLog:
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = _read_lines(path)
         content = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
         # Compared as a whole: a last line that is all there but for its end would be glued to the next one.
-        if not path.exists() or path.read_text() != content:
+        if not path.exists() or path.read_bytes() != content.encode():
             write_aside(path, lambda aside: aside.write_text(content))
 
     def append(self, values: Mapping[str, object]) -> None:
@@ -47,13 +47,16 @@ class StepLog:
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """Read the lines of such a file, without one that was cut short; none where there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+    return [json.loads(line) for line in _read_lines(path) if _step_of(line) < float("inf")]
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; a line that a kill cut short counts as beyond any step."""
+    """The step of a line; one that a kill cut short, or a lost disk damaged, counts as beyond any step."""
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from mimicbrush.errors import DataError, InputError, install_command
+from mimicbrush.io.text import make_storable
 from mimicbrush.mining.shards import ShardJob, mine_shard
 from mimicbrush.mining.worker_pool import WorkerPool
 from mimicbrush.ranges import WORKERS_RANGE, check_options, number, word
@@ -76,7 +77,11 @@ def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[
     if started:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if resources.ray_address:
-            ray.init(address=resources.ray_address, **quiet)
+            try:
+                ray.init(address=resources.ray_address, **quiet)
+            except Exception as error:  # of many types: no cluster, another version, an address that is none
+                reason = make_storable(str(error))
+                raise InputError(f"ray_address={resources.ray_address}: no cluster answers there ({reason})") from error
         else:  # of our own: for this machine only
             ray.init(num_cpus=resources.workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     # A worker or a node that dies is the cluster's business: the shard is simply mined again.

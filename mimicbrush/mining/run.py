@@ -176,7 +176,7 @@ def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
 def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> Summary:
     """Once all shards are there: the index for training, the summary, the report."""
     for job in done:
-        ignored = ignored + Counter(_marker(job)["ignored"])
+        ignored = ignored + _read_ignored(job)
     if not is_index_current(output, needs_checksum=True):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise_manifest(output, ignored, plan.options)
@@ -185,16 +185,18 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
     return summary
 
 
-def _marker(job: ShardJob) -> dict[str, Counter[str]]:
+def _read_ignored(job: ShardJob) -> Counter[str]:
+    """The files of other types in the archives of a shard, by suffix."""
     try:
-        marker: dict[str, Counter[str]] = json.loads(job.paths.marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{job.paths.marker} cannot be read ({error}); delete it and mine again") from error
-    return marker
+        counts = json.loads(job.paths.marker.read_text(encoding="utf-8"))["ignored"]
+        return Counter({str(suffix): int(count) for suffix, count in counts.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{job.paths.marker} cannot be read ({error!r}); delete it and mine again") from error
 
 
 def _write_if_new(path: Path, text: str) -> None:
     """Write a file unless it says the same already: a run that finds nothing to do changes nothing."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    data = text.encode()
+    if path.is_file() and path.read_bytes() == data:
         return
-    write_aside(path, lambda aside: aside.write_bytes(text.encode()))
+    write_aside(path, lambda aside: aside.write_bytes(data))

@@ -64,7 +64,7 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
     Raises:
         UntrustedFileError: what does not decode, is turned by EXIF, or does not fit together.
     """
-    width, height = _check_jpeg(jpeg, options.max_pixels)
+    width, height, notes = _check_jpeg(jpeg, options.max_pixels)
     segments: list[tuple[float, int]] = []
     try:
         segmentations = read_annotation(annotation)
@@ -79,21 +79,23 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
             segments.append((ratio, number))
     segments.sort(key=lambda entry: -entry[0])
     detail = f"{len(segmentations)} segments, {len(segments)} of an area in the range"
+    detail = make_storable("; ".join([detail, *notes]))
     segments = segments[: options.max_segments]
     return SegmentedImage(width, height, [number for _, number in segments], [ratio for ratio, _ in segments], detail)
 
 
-def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int]:
-    """Decode once, to know that it can be done; (width, height) in px."""
+def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int, list[str]]:
+    """Decode once, to know that it can be done; width and height in px, and what Pillow warns of."""
+    notes: list[str] = []
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(action="ignore"):  # decoding meets the same ones again
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
                 width, height = image.size
                 orientation = image.getexif().get(ExifTags.Base.Orientation, _NORMAL_ORIENTATION)
         if width * height > max_pixels:
             raise UntrustedFileError("too_large", f"{width} x {height} px, more than {max_pixels} pixels")
-        decode_jpeg(jpeg)
+        decode_jpeg(jpeg, notes=notes)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UntrustedFileError("too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
@@ -102,7 +104,7 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int]:
         raise UntrustedFileError("damaged", f"no whole JPEG: {error}") from error
     if orientation != _NORMAL_ORIENTATION:
         raise UntrustedFileError("rotated", f"EXIF orientation {orientation}")
-    return width, height
+    return width, height, notes
 
 
 def normalise_name(name: str) -> str:

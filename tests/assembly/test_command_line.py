@@ -26,6 +26,7 @@ from mimicbrush.assembly.command_line import (
     escape_texts,
     list_plain_options,
     list_training_options,
+    resolve_config,
     translate_arguments,
 )
 from mimicbrush.cli import evaluate, mine
@@ -150,6 +151,9 @@ def test_each_option_that_is_text_is_known_as_text() -> None:
         (TRAIN, [f"seed={2**64}"], "seed=18446744073709551616: must be a whole number"),
         (TRAIN, ["train.compile=3"], r"train\.compile=3: must be one of true, false"),
         (TRAIN, ["train.tracker=wandd"], r"train\.tracker=wandd: must be one of none, wandb, tensorboard; did you"),
+        (TRAIN, ["=3"], "=3: an option is written NAME=VALUE"),
+        (TRAIN, ["+"], r"\+: an option is written NAME=VALUE"),
+        (TRAIN, ["--", "run_dir=a"], "--: an option is written NAME=VALUE"),
         (TRAIN, ["+data.sources.a.weight=0"], r"data\.sources\.a\.weight=0: must be a number above 0"),
     ],
 )
@@ -166,6 +170,48 @@ def test_what_is_hydras_own_stays() -> None:
 
 
 Script = Callable[..., str]
+
+
+def test_a_flag_may_stand_anywhere() -> None:
+    arguments = ["+experiment=smoke", "-m", "seed=0,1", "--cfg", "job", "run_name=a"]
+    assert translate_arguments(arguments, TRAIN) == [
+        "-m",
+        "--cfg",
+        "job",
+        "+experiment=smoke",
+        "seed=0,1",
+        "run_name='a'",
+    ]
+
+
+def test_an_empty_list_of_texts_is_empty() -> None:
+    assert translate_arguments(["editor=[]"], EVALUATE) == ["editor=[]"]
+    assert translate_arguments(["editor=[a, b,]"], EVALUATE) == ["editor=['a','b']"]
+
+
+@pytest.mark.parametrize("value", ["${train.nothing}", "${seed}"])
+def test_an_interpolation_that_leads_nowhere_is_one_plain_message(value: str) -> None:
+    config = OmegaConf.create({"seed": value, "train": {}})
+    with pytest.raises(InputError, match=r"^seed: .*; check what stands in \$\{ \}$"):
+        resolve_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("mine_pairs.py", ["input=a", "output=b", "workers=${nothing}"], "error: workers: "),
+        ("mine_pairs.py", ["input=.", "output=b", "task=3"], "error: task=3: it has two parts"),
+        ("mine_pairs.py", ["input=.", "output=b", "task=null"], "error: task=None: it has two parts"),
+        ("evaluate.py", ["editor=small", "output=b", "pairs=c", "seed=${nothing}"], "error: seed: "),
+        ("train.py", ["+experiment=smoke", "data.root=a", "seed=${nothing}"], "error: seed: "),
+        ("train.py", ["+experiment=smoke", "data.root=a", "-m", "seed=${nothing}"], "'nothing' not found"),
+        ("train.py", ["hydra.run.dir=/proc/x", "+experiment=smoke"], "error: the folder that Hydra works in cannot be"),
+    ],
+)
+def test_what_hydra_finds_out_late_is_no_fault_of_ours(
+    name: str, arguments: list[str], message: str, script: Script
+) -> None:
+    assert message in script(name, *arguments, status=2)
 
 
 @pytest.fixture

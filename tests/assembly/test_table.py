@@ -135,3 +135,13 @@ def test_the_table_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert values["rows"][0]["runs"][0]["folder"] == "deep/down/full-seed0"
     with pytest.raises(InputError, match="holds no job of a sweep"):
         print_table(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [JOB_FILE, FAILED_FILE, "finished.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff\0", b'{"run_name": 1, "seed": "x"}'])
+def test_a_job_whose_files_are_damaged_is_a_failed_one(name: str, content: bytes, tmp_path: Path) -> None:
+    complete(tmp_path, "full", 0, 0.5)
+    (complete(tmp_path, "full", 1, 0.5) / name).write_bytes(content)
+    good, bad = sorted(read_sweep(tmp_path), key=lambda run: run.folder)
+    assert good.state == "complete" and bad.state == "failed" and "its files are damaged" in bad.error
+    assert format_markdown([good, bad])

@@ -184,6 +184,26 @@ def test_what_takes_the_place_of_a_shard_is_not_waited_for(
     assert faults and all("other.tar" in fault for fault in faults)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no such files")
+@pytest.mark.parametrize("has_markers", [True, False])
+@pytest.mark.parametrize("replace", [fifo, folder, device])
+@pytest.mark.timeout(60)
+def test_what_takes_the_place_of_a_part_is_not_waited_for(
+    good: Path, tmp_path: Path, replace: Callable[[Path], None], has_markers: bool
+) -> None:
+    root = tmp_path / "pairs"
+    shutil.copytree(good, root)
+    part = next((root / "manifest").glob("*.parquet"))
+    part.unlink()
+    replace(part)
+    (root / "index.arrow").unlink(missing_ok=True)
+    if has_markers:
+        (root / "markers").mkdir()
+        (root / "markers" / f"{part.stem.replace('part', 'shard')}.json").write_text('{"part_sha256": "0"}')
+    with pytest.raises(DataError, match=r"cannot be read .*no plain file"):
+        read_manifest(root)
+
+
 def test_a_shard_that_is_cut_while_it_is_used_costs_what_was_cut(good: Path, tmp_path: Path) -> None:
     root = tmp_path / "pairs"
     shutil.copytree(good, root)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -17,8 +18,8 @@ import warm_scripts
 from mining_inputs import moving_camera, tree, write_clip, write_clips
 
 from mimicbrush.data.manifest import read_rows
-from mimicbrush.errors import DataError
-from mimicbrush.mining import shards
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.mining import executors, shards
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
@@ -93,6 +94,15 @@ def test_a_full_disk_is_said_and_what_was_done_stays(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shards, "write_aside", write_aside)
     summary = mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, progress=False).summary
     assert summary is not None and summary.accepted == 2
+
+
+def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise ConnectionError(f"nobody at {options['address']}")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
+    with pytest.raises(InputError, match=r"^ray_address=a:1: no cluster answers there \(nobody at a:1\)$"):
+        list(executors._run_ray([], Resources(ray_address="a:1")))
 
 
 @pytest.mark.slow

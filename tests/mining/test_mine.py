@@ -26,7 +26,7 @@ from mining_inputs import (
 )
 
 from mimicbrush.data.manifest import read_manifest, read_rows
-from mimicbrush.errors import InputError
+from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.executors import Resources
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item
@@ -185,6 +185,21 @@ def test_new_files_go_to_new_shards_and_harm_is_mended(tmp_path: Path) -> None:
     write_clips(tmp_path / "other/deeper", 1)
     with pytest.raises(InputError, match="another folder"):
         run(tmp_path / "other", output)
+
+
+def test_a_damaged_summary_is_written_again_and_a_damaged_marker_is_named(tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "empty.mp4").touch()
+    run(folder, output)
+    before = tree(output)
+    (output / "summary.json").write_bytes(b"\xff\0")
+    run(folder, output)
+    assert tree(output) == before
+    marker = output / "markers/shard-000000.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"ignored": [1]}))
+    with pytest.raises(DataError, match=r"shard-000000\.json cannot be read .*; delete it and mine again"):
+        run(folder, output)
 
 
 def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_segments_of_a_fitting_area_are_kept_unchanged() -> None:
     assert mask[10:50, 20:60].all()
 
 
+@pytest.mark.parametrize("damaged", [{"exif": b"Exif\0\0II*\0\x08\0\0\0\xff\xff"}, {"icc_profile": b"no profile"}])
+def test_what_pillow_warns_of_is_noted_in_the_row_and_never_printed(
+    damaged: dict[str, bytes], recwarn: pytest.WarningsRecorder
+) -> None:
+    jpeg, content = photograph_with_segments()
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        opened.save(file, format="JPEG", **damaged)
+    image = read_segmented_image(file.getvalue(), json.dumps(content).encode(), OPTIONS)
+    assert image.segments == [0] and not recwarn.list
+    assert ("profile cannot be read" in image.detail) == ("icc_profile" in damaged)
+
+
 def test_random_masks_survive_and_come_largest_first() -> None:
     rng = np.random.default_rng(0)
     jpeg, _ = photograph_with_segments()

@@ -19,10 +19,26 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
         log.append({"step": 3, "loss": float("nan")})
 
 
-@pytest.mark.parametrize("torn", ['{"step": 1', "{}", "1", '{"step": 2}', "\n\n"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '{"step": 1',
+        "{}",
+        "1",
+        '{"step": 2}',
+        "\n\n",
+        "\0\0",
+        "\udcff\udc80",
+        '{"step": "x"}',
+        '{"step": Infinity}',
+        "[" * 9999,
+    ],
+)
 def test_after_a_restart_later_and_torn_lines_are_gone(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n' + torn)  # without an end of line
+    path.write_text(
+        '{"step": 1}\n{"step": 2}\n{"step": 3}\n' + torn, errors="surrogateescape"
+    )  # without an end of line
     assert [values["step"] for values in read_steps(path)][:3] == [1, 2, 3]
     log = StepLog(path, 2)
     log.append({"step": 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from mimicbrush.cli import convert
 from mimicbrush.errors import MimicBrushError, WeightsError
 from mimicbrush.models.pretrained.check import check_weights
 from mimicbrush.models.pretrained.files import read_head, read_network, read_object
@@ -381,3 +383,17 @@ def test_a_boundless_head_in_a_pipeline_is_refused(tmp_path: Path) -> None:
     file.write_bytes(save({"a": torch.zeros(1)}))
     with pytest.raises(WeightsError, match=r"unet .*does not fit"):  # the libraries would fill in random numbers
         load_pipeline(tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize("read", [read_head, read_object])
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(read: Callable[[Path], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file")
+    with pytest.raises(WeightsError, match="a pipe, a socket or a device"):
+        read(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "absent"])
+def test_what_is_no_file_is_said_before_anything_is_imported(path: str) -> None:
+    with pytest.raises(MimicBrushError, match=f"{path}: .*; name a plain file or a folder"):
+        convert.check_paths(SimpleNamespace(command="inspect", path=Path(path)))  # type: ignore[arg-type]

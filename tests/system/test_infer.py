@@ -133,6 +133,7 @@ def test_what_the_images_tell_is_told_at_once(
             [*PICTURES, "--guidance", "much"],
             "argument --guidance: must be a number in 0..100 (1 or less turns",
         ),
+        ([*PICTURES, "--seed", str(2**63 - 1), "--num-images", "2"], "the last seed must be a whole number"),
         ([*PICTURES, "--guidance", "nan"], "must be a number in 0..100"),
         ([*PICTURES, "--num", "2"], "unrecognized arguments: --num"),
         ([*PICTURES, "-o", "a.xyz"], "unknown image format"),
@@ -159,6 +160,28 @@ def test_wrong_usage(
         cli_main(lambda: main(["--model", str(toy_pipeline), *arguments]))
     assert end.value.code == 2 and message in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--model", ""], "argument 2"), (["--model="], "--model="), (["", "src.jpg"], "argument 1")],
+)
+def test_a_variable_of_the_shell_that_is_not_set(
+    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["infer.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli_main(main)
+    assert end.value.code == 2
+    assert f"error: {named} is empty; give a value, or leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token", [["--token", ""], ["--token="]])
+def test_an_empty_token_is_meant(token: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py", "--host", "0.0.0.0", *token])
+    started: list[str] = []
+    cli_main(lambda: started.append("the page"))
+    assert started
 
 
 def test_without_a_model_the_choices_are_named(

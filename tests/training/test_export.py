@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from toy_run import forget_accelerate, train
 
 from mimicbrush import assembly
+from mimicbrush.assembly.training_run import _read_stored_options
 from mimicbrush.errors import CheckpointError, InputError
 from mimicbrush.pipelines.open_pipeline import load_pipeline
 from mimicbrush.training.checkpoints import checkpoint_path
@@ -64,3 +65,31 @@ def test_raw_weights_and_what_is_refused(
     (checkpoint_path(run_dir / "checkpoints", 2) / "ema.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="damaged"):
         assembly.export_run(run_dir, "latest", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "Missing key model"),
+        ("[1]", "attribute access"),
+        ("a: [1\nb: }", "expected"),
+        ("\udcff", "decode"),
+        ("seed: 1\nmodel: {bogus: 1}", "no kind of model has all of the options bogus"),
+        ("seed: 1\nmodel: {size_px: big}\ntrain: {}", "'big' of type 'str'"),
+        ("seed: 1\nmodel: {size_px: 64}\ntrain: {max_minutes: -1}", "train.max_minutes=-1"),
+    ],
+)
+def test_a_damaged_config_of_a_run_is_one_message(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match=f"config.yaml cannot be read .*{message}.* put it back"):
+        _read_stored_options(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pipeline"])
+def test_a_file_in_the_way_of_what_a_run_leaves_is_said_before_it_trains(
+    name: str, mined: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("a file of somebody")
+    with pytest.raises(InputError, match=f"{name}: this is a file; name a folder"):
+        train(mined, tmp_path, "train.max_steps=1")
+    assert (tmp_path / name).read_text() == "a file of somebody"

@@ -143,7 +143,7 @@ EXPERIMENTS, ABLATIONS = (
 #: A choice of size and machine for experiments that are not made for a CPU.
 AT_TOY_SIZE = [
     *["model=toy", *SMALLEST[1:], "train.device=cpu", "train.mixed_precision=no", "train.tracker=none"],
-    "eval.every_steps=0",
+    *["eval.every_steps=0", "model.encoders=''"],
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.hashing import require_plain_file
 from mimicbrush.io.text import make_storable, parse_json
 
 #: The longest head of a safetensors file, and the longest JSON file, that are read. Those of large models take a tenth.
@@ -146,6 +147,7 @@ def check_head(file: Path) -> None:
             has a name twice.
     """
     try:
+        require_plain_file(file)
         size = file.stat().st_size
         with file.open("rb") as opened:
             head_bytes = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
@@ -193,6 +195,7 @@ def read_object(file: Path) -> dict[str, Any]:
         DamagedFileError: it holds none, is longer than `MAX_HEAD_BYTES`, or nests too deep.
     """
     try:
+        require_plain_file(file)
         with file.open("rb") as opened:
             text = opened.read(MAX_HEAD_BYTES + 1)
         if len(text) > MAX_HEAD_BYTES:
