@@ -290,22 +290,30 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
     """
     networks = inspect_starting_weights(options)
     check_networks(networks)
-    folders = {part: network.folder for part, network in networks.items()}
+    # Whatever the files hold, all weights are float32 in memory.
+    stored = {
+        part: {
+            "pretrained_model_name_or_path": network.folder,
+            "use_safetensors": True,
+            "variant": network.variant,
+        }
+        for part, network in networks.items()
+    }
     try:
-        inpainting = UNet2DConditionModel.from_pretrained(folders["unet"], use_safetensors=True)
-        vae = AutoencoderKL.from_pretrained(folders["vae"], use_safetensors=True)
+        inpainting = UNet2DConditionModel.from_pretrained(**stored["unet"], torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(**stored["vae"], torch_dtype=torch.float32)
         reference_unet = None
         if options.reference_encoder == "unet":
-            stock = UNet2DConditionModel.from_pretrained(folders["reference_unet"], use_safetensors=True)
+            stock = UNet2DConditionModel.from_pretrained(**stored["reference_unet"], torch_dtype=torch.float32)
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
         tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
-        kind, stored = TOKEN_ENCODERS[tokens_of], networks[REFERENCE_ENCODERS[tokens_of].weights[-1]]
+        kind, encoder_part = TOKEN_ENCODERS[tokens_of], REFERENCE_ENCODERS[tokens_of].weights[-1]
         with silence_unused_weights():  # a whole CLIP has a text encoder
             image_encoder = kind.model_class.from_pretrained(
-                stored.folder, config=kind.read_config(stored.config), dtype=torch.float32, use_safetensors=True
+                **stored[encoder_part], config=kind.read_config(networks[encoder_part].config), dtype=torch.float32
             )
         depth_estimator = DepthAnythingForDepthEstimation.from_pretrained(
-            folders["depth_estimator"], dtype=torch.float32, use_safetensors=True
+            **stored["depth_estimator"], dtype=torch.float32
         )
     except OSError as error:
         raise WeightsError(f"starting weights cannot be loaded; only .safetensors are: {error}") from error

@@ -52,6 +52,21 @@ def state(root: Path, part: str) -> dict[str, torch.Tensor]:
     return {key: value for path in files for key, value in load_file(path).items()}
 
 
+def test_the_half_precision_variant_is_taken_where_there_is_no_other(own: Path) -> None:
+    options = model_of(own)
+    exact = state(own, "unet")
+    file = weights_file(own, "unet")
+    half = {key: value.half() for key, value in exact.items()}
+    save_file(half, file.with_name(f"{file.stem}.fp16.safetensors"), metadata={"format": "pt"})
+    assert check_or_fetch_weights(options, fetching=False, deep=False)[0].network.variant is None  # the other is there
+    file.unlink()
+    report = check_or_fetch_weights(options, fetching=False, deep=True)[0]
+    assert report.problem is None and any("half-precision variant" in note for note in report.notes)
+    found = pretrained_components(options).unet.state_dict()
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert all(torch.equal(found[key], value.float()) for key, value in half.items() if key != "conv_in.weight")
+
+
 def test_parts_hold_what_the_files_hold(hub: Path) -> None:
     options = model_of(hub)
     assert problems(options, deep=True) == {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from local_hub import COMMIT, LocalHub, local_hub
+from safetensors.torch import load_file, save_file
 from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
 
 from mimicbrush import assembly
@@ -107,6 +108,25 @@ def test_what_is_at_hand_is_not_fetched_again_and_the_rest_is(online: LocalHub, 
     assert list(filter(None, provide(fetching=False).values()))
     assert not any(provide().values())
     assert online.served == [f"toy/sd15/unet/{shard.name}"]
+
+
+def test_safetensors_of_half_precision_alone_are_fetched_and_no_pickle(
+    online: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As stable-diffusion-v1-5/stable-diffusion-inpainting is: huggingface/transformers#42544."""
+    repository = tmp_path / "root" / "toy" / "half"
+    shutil.copytree(online.root / REPOSITORIES["unet"], repository)
+    usual = repository / "unet" / "diffusion_pytorch_model.safetensors"
+    half = {key: value.half() for key, value in load_file(usual).items()}
+    save_file(half, usual.with_name("diffusion_pytorch_model.fp16.safetensors"), metadata={"format": "pt"})
+    usual.unlink()
+    for each in online.root.glob("toy/*"):
+        if not (tmp_path / "root" / "toy" / each.name).exists():
+            (tmp_path / "root" / "toy" / each.name).symlink_to(each)
+    monkeypatch.setattr(online, "root", tmp_path / "root")
+    assert not any(provide("model.unet=toy/half", deep=True).values())
+    of_half = {name for name in online.served if name.startswith("toy/half/")}
+    assert of_half == {"toy/half/unet/config.json", "toy/half/unet/diffusion_pytorch_model.fp16.safetensors"}
 
 
 def test_a_revision_is_fetched_and_no_other(online: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.io.hashing import require_plain_file
 from mimicbrush.io.text import make_storable, parse_json
 
+#: What diffusers and transformers call files of weights in half precision: NAME.fp16.safetensors.
+HALF_VARIANT = "fp16"
 #: The longest head of a safetensors file, and the longest JSON file, that are read. Those of large models take a tenth.
 MAX_HEAD_BYTES = 16 << 20
 #: The most layers, labels and the like that a config may ask for: a network is built before its weights are compared.
@@ -61,6 +63,11 @@ class StoredNetwork:
     tensors: dict[str, StoredTensor]
 
     @property
+    def variant(self) -> str | None:
+        """What the libraries call this kind of file: "fp16", or None for the usual one."""
+        return HALF_VARIANT if self.files[0].stem.endswith(f".{HALF_VARIANT}") else None
+
+    @property
     def num_bytes(self) -> int:
         """Size of all weights files together, bytes."""
         return sum(file.stat().st_size for file in self.files)
@@ -72,12 +79,13 @@ class StoredNetwork:
         return ", ".join(sorted(set(names), key=names.count, reverse=True))
 
 
-def read_network(folder: Path, file_stem: str) -> StoredNetwork:
+def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> StoredNetwork:
     """Read what a network's folder holds.
 
     Args:
         folder: of the network.
         file_stem: what the library calls its files: "diffusion_pytorch_model" or "model".
+        allow_half: take the half-precision variant where there is no other file.
 
     Raises:
         WeightsError: something is absent, or shards do not fit their index.
@@ -93,6 +101,9 @@ def read_network(folder: Path, file_stem: str) -> StoredNetwork:
         raise WeightsError(f"{folder} holds both {single.name} and {index.name}; remove the one that is not meant")
     if single.is_file():
         return StoredNetwork(folder, config, (single,), read_head(single))
+    half = folder / f"{file_stem}.{HALF_VARIANT}.safetensors"
+    if allow_half and not index.is_file() and half.is_file():
+        return StoredNetwork(folder, config, (half,), read_head(half))
     if not index.is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt"))
         there = f"; it holds {', '.join(others)}. Pickles are not opened, nor other variants taken" if others else ""

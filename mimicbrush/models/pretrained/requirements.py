@@ -88,7 +88,7 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
     """
     report = PartReport(part, f"model.{part}={name}")
     try:
-        report.network = read_network(folder, LAYOUTS[part].file_stem)
+        report.network = read_network(folder, LAYOUTS[part].file_stem, allow_half=True)
         check_facts(part, report.network.config)
         integers = sum(
             tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL" for tensor in _list_weights(report.network)
@@ -99,6 +99,11 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
         report.problem = error
     else:
         report.notes = note_revision(name, folder) + find_other_sizes(part, report.network.config)
+        if report.network.variant is not None:
+            report.notes.append(
+                f"there is no {LAYOUTS[part].file_stem}.safetensors, so the weights are those of the half-precision "
+                f"variant ({report.network.files[0].name}), rounded to 3 digits"
+            )
     return report
 
 

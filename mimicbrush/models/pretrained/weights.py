@@ -10,6 +10,7 @@ from typing import cast
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.options import PretrainedModel
+from mimicbrush.models.pretrained.files import HALF_VARIANT
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,21 @@ class WeightsLayout:
 
     def files(self) -> list[str]:
         """List patterns of all needed files: no pickles, no half-precision variants, nothing of other networks."""
-        names = [
-            "config.json",
-            f"{self.file_stem}.safetensors",
-            f"{self.file_stem}.safetensors.index.json",
-            f"{self.file_stem}-*-of-*.safetensors",
-        ]
-        return names + ([] if self.subfolder is None else [f"{self.subfolder}/{name}" for name in names])
+        return self._in_both_places("config.json", *self._heads(), f"{self.file_stem}-*-of-*.safetensors")
+
+    def half_files(self) -> list[str]:
+        """List the names that the half-precision variant may have."""
+        return self._in_both_places(f"{self.file_stem}.{HALF_VARIANT}.safetensors")
+
+    def has_weights(self, root: Path) -> bool:
+        """Whether a repository's folder holds the weights in their usual form."""
+        return any((root / name).is_file() for name in self._in_both_places(*self._heads()))
+
+    def _heads(self) -> tuple[str, str]:
+        return f"{self.file_stem}.safetensors", f"{self.file_stem}.safetensors.index.json"
+
+    def _in_both_places(self, *names: str) -> list[str]:
+        return [*names, *([] if self.subfolder is None else [f"{self.subfolder}/{name}" for name in names])]
 
 
 #: By option of `PretrainedModel`. A Stable Diffusion repository holds many networks, each in a folder of its own;
@@ -151,6 +160,9 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
     try:
         hub_id, revision = split_revision(name)
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=LAYOUTS[part].files()))
+        if not LAYOUTS[part].has_weights(folder):
+            # Some repositories hold pickles in full precision, and safetensors in half precision alone.
+            snapshot_download(hub_id, revision=revision, allow_patterns=LAYOUTS[part].half_files())
         if damaged is not None and damaged.is_relative_to(folder):
             again = damaged.relative_to(folder).as_posix()
             snapshot_download(hub_id, revision=revision, allow_patterns=[again], force_download=True)
