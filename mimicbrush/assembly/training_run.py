@@ -198,6 +198,14 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     encoders = FrozenEncoders(components, options.model)
     model = build_model(components, options.model, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
+    num_trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
+    needed_bytes = checkpoints.estimate_missing_bytes(
+        run_dir / "checkpoints",
+        options.train.keep_checkpoints,
+        num_trained,
+        has_average=options.train.ema_decay > 0,
+    )
+    run_on_main_process(accelerator, lambda: check_output_folder(run_dir, "run_dir=", needed_bytes=needed_bytes))
     set_seed(options.seed % 2**31, device_specific=True)  # for dropout, each process its own: its rank is added
     training_data = find_training_data(options, plan.pair_sources)
     exporter = PipelineExporter(model, components, options.model, options.train, training_data)

@@ -233,6 +233,22 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
     ]
 
 
+def estimate_missing_bytes(folder: Path, keep: int, num_trained: int, *, has_average: bool) -> int:
+    """Estimate what the checkpoints of a run will take on its disk beyond those that lie there already.
+
+    A new one is written before the oldest of those that stay is deleted. Weights, both moments of Adam and the average
+    are float32.
+
+    Args:
+        folder: of the checkpoints.
+        keep: as many stay, and at least `LEAST_KEPT`.
+        num_trained: number of trained parameters.
+        has_average: whether the averaged weights are stored, too.
+    """
+    num_missing = max(1, max(keep, LEAST_KEPT) + 1 - len(list_checkpoints(folder)))
+    return num_missing * num_trained * 4 * (4 if has_average else 3)
+
+
 def _rotate(folder: Path, keep: int) -> None:
     """Delete all that are older than the newest `keep` good ones; damaged ones do not count.
 

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from toy_run import forget_accelerate, train
 
-from mimicbrush.errors import CheckpointError
+from mimicbrush.errors import CheckpointError, InputError
 from mimicbrush.training import checkpoints
 from mimicbrush.training.checkpoints import CheckpointSaver
 
@@ -266,3 +268,22 @@ def test_a_hundred_kills_at_random_moments_lose_at_most_one_interval(tmp_path: P
         assert len(good) >= min(2, step)
         saved = step
     assert saved > 10 and interrupted > 10, (saved, interrupted)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(run_dir: Path, free: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("mimicbrush.io.outputs.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+            train(mined, run_dir, "train.max_steps=1")
+
+    run(tmp_path / "run", 10**12)
+    forget_accelerate()
+    size = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").glob("*/*"))
+    # Three are needed for a new run, and the estimate is that of the files within a tenth.
+    run(tmp_path / "fits", round(3.1 * size))
+    forget_accelerate()
+    with pytest.raises(InputError, match=r"run_dir=\S+full takes about 0.0\d+ GB, and the disk has .* left; make room"):
+        run(tmp_path / "full", round(2.7 * size))
+    assert not (tmp_path / "full" / "metrics.jsonl").exists()
