@@ -34,9 +34,11 @@ from mimicbrush.models.options import ToyModel
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Property tests: the same few inputs in every `make test`, many new ones in `make slow`.
+# Property tests: the same few inputs in every `make test`, the same many in `make slow`, new ones with
+# `--hypothesis-profile search`.
 hypothesis.settings.register_profile("short", max_examples=40, derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("long", max_examples=1000, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("long", max_examples=1000, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("search", max_examples=2000, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("short")
 
 ROOT = Path(__file__).parents[1]

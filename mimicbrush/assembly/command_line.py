@@ -17,9 +17,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper  # it quotes text that OmegaConf would read as a number
 from omegaconf.errors import OmegaConfBaseException
 
 from mimicbrush.assembly.config import TrainConfig
@@ -39,6 +41,8 @@ _FLAGS = {
 _SWEEP_FLAGS = {"--multirun", "-m"}
 #: Where configs of other folders may add options and choices, these are not known here.
 _OTHER_CONFIGS = {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}
+#: Characters beside the newline that end a line in YAML.
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 #: What Hydra's own options take as text.
 _HYDRA_TEXT = ("hydra.run.dir", "hydra.sweep.dir")
 
@@ -281,6 +285,15 @@ def _quote(value: str, text: TextOption) -> str:
 def escape_text(text: str) -> str:
     """Escape what OmegaConf would take for an interpolation, so that text in a config is read as it is."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def format_config(values: Any) -> str:
+    """Write the values of a config as YAML that is read again as the same values, whatever text they hold."""
+    escaped = escape_texts(values)
+    text = OmegaConf.to_yaml(escaped)
+    if _LINE_ENDS.search(text):  # YAML takes these as ends of lines, and PyYAML writes them as they are
+        text = yaml.dump(escaped, Dumper=get_omega_conf_dumper(), sort_keys=False, allow_unicode=False)
+    return text
 
 
 def escape_texts(values: Any) -> Any:

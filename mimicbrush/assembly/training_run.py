@@ -26,7 +26,7 @@ from mimicbrush.assembly.build import (
     read_pair_sources,
     run_on_main_process,
 )
-from mimicbrush.assembly.command_line import escape_text, escape_texts
+from mimicbrush.assembly.command_line import escape_text, format_config
 from mimicbrush.assembly.config import (
     TrainConfig,
     apply_pipeline_conventions,
@@ -221,7 +221,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / FINISHED_FILE).unlink(missing_ok=True)
-        stored = OmegaConf.to_yaml(escape_texts(OmegaConf.to_container(config, resolve=True)))
+        stored = format_config(OmegaConf.to_container(config, resolve=True))
         write_aside(run_dir / CONFIG_FILE, lambda aside: aside.write_text(stored, encoding="utf-8"))
         write_training_data(run_dir, training_data)
     start_tracker(accelerator, options.train.tracker, options.run_name, run_dir, flatten_config(config), checkpoint)

@@ -101,6 +101,7 @@ def _read_parquet(path: Path, unused: list[str]) -> Iterator[dict[str, str]]:
     texts = [column for column in known if _is_text(opened.schema_arrow.field(column).type)]
     with pq.ParquetFile(path, read_dictionary=texts) as opened:
         for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=list(known)):
+            batch.validate(full=True)  # in a damaged file, a cell may be the number of a text that is not there
             columns = [_read_cells(path, batch[column]) for column in known]
             for cells in zip(*columns, strict=True):
                 yield dict(zip(known.values(), cells, strict=True))

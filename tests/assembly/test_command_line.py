@@ -23,7 +23,7 @@ from toy_run import SMALLEST
 from mimicbrush import assembly
 from mimicbrush.assembly.command_line import (
     CommandOptions,
-    escape_texts,
+    format_config,
     list_plain_options,
     list_training_options,
     resolve_config,
@@ -91,11 +91,12 @@ def eval_text(element: str) -> str:
     return str(OverridesParser.create().parse_override(f"a={element}").value())
 
 
+@example("a\x85b\u2028c\u2029 動 1e3")
 @given(TEXT)
 def test_text_in_a_stored_config_is_read_again_as_it_was(text: str) -> None:
     if text == "???":
         return
-    stored = OmegaConf.to_yaml(escape_texts({"a": {"b": [text], "c": text}, "run": "x"}))
+    stored = format_config({"a": {"b": [text], "c": text}, "run": "x"})
     again = OmegaConf.create(yaml.safe_load(stored))
     assert again.a.c == text and again.a.b[0] == text
     assert yaml.safe_load(stored.encode("utf-8", "strict"))  # a file holds it

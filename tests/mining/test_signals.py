@@ -112,7 +112,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 def test_colours_below_white_are_those_of_sdr(transfer: str, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 220, (8, 8, 3), np.uint8)
     shown = tone_map(hdr_frame(pixels, transfer, "gbrp12le" if seed % 2 else "yuv444p12le"), transfer)
-    assert np.abs(shown.astype(int) - pixels).max() <= 3
+    assert np.abs(shown.astype(int) - pixels).max() <= 4  # of 255: a saturated colour in 12 bits of YUV
 
 
 @pytest.mark.parametrize("transfer", ["PQ", "HLG"])
