@@ -201,7 +201,6 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     num_trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
     needed_bytes = checkpoints.estimate_missing_bytes(
         run_dir / "checkpoints",
-        options.train.keep_checkpoints,
         num_trained,
         has_average=options.train.ema_decay > 0,
     )

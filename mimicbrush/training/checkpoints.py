@@ -233,19 +233,18 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
     ]
 
 
-def estimate_missing_bytes(folder: Path, keep: int, num_trained: int, *, has_average: bool) -> int:
-    """Estimate what the checkpoints of a run will take on its disk beyond those that lie there already.
+def estimate_missing_bytes(folder: Path, num_trained: int, *, has_average: bool) -> int:
+    """Estimate what the checkpoints of a run will take at least on its disk, beyond those that lie there already.
 
-    A new one is written before the oldest of those that stay is deleted. Weights, both moments of Adam and the average
-    are float32.
+    `LEAST_KEPT` stay, and a new one is written before the oldest of them is deleted. How many more a run keeps is its
+    own choice, and may never be reached. Weights, both moments of Adam and the average are float32.
 
     Args:
         folder: of the checkpoints.
-        keep: as many stay, and at least `LEAST_KEPT`.
         num_trained: number of trained parameters.
         has_average: whether the averaged weights are stored, too.
     """
-    num_missing = max(1, max(keep, LEAST_KEPT) + 1 - len(list_checkpoints(folder)))
+    num_missing = max(1, LEAST_KEPT + 1 - len(list_checkpoints(folder)))
     return num_missing * num_trained * 4 * (4 if has_average else 3)
 
 
