@@ -50,6 +50,26 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "temporary"
 
 
+def test_an_edit_that_can_be_written_nowhere_fails_alone(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = edits_to(*(tmp_path / "out" / name for name in ("a.png", "b.png", "c.png")))
+    prepare_outputs(edits)
+    write = atomic.write_aside
+
+    def refuse_b(path: Path, how: object) -> None:
+        if path.name == "b.png":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        write(path, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mimicbrush.io.images.write_aside", refuse_b)
+    tally = BatchCounts()
+    for edit in edits:
+        edit_next(edit, Painter(), tally)
+    assert str(tally) == "3 edits = 2 done + 0 skipped + 1 failed"
+    assert "Nor can the result be kept elsewhere" in tally.failures[0][1] and not list(temporary.rglob("b.png"))
+
+
 def test_an_edit_that_cannot_be_written_fails_alone_and_is_kept(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

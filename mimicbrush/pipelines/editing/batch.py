@@ -138,7 +138,10 @@ def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: i
             problems.append(explain_no_memory())
         except InputError as error:
             keep = partial(write_image, result, like=inputs.encoding)
-            _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)
+            try:
+                _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)
+            except OutputError as second:  # nor there: this result is lost, and the others need not be
+                problem = str(second)
             if is_full_disk(error):
                 raise OutputError(problem) from error
             problems.append(problem)
