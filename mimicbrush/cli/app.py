@@ -115,7 +115,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Open the port.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: the port is in use, or this address is not one of this machine.
     """
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -29,14 +29,6 @@ _START_S = 60.0
 _LESS_MEMORY = "Fewer workers (data.num_workers) or a smaller train.batch_size need less"
 
 
-def load_batches(
-    dataset: PairDataset, batches: RankBatches, *, num_workers: int, pin_memory: bool = False
-) -> Iterator[TrainBatch | DecodedBatch]:
-    """Load the batches of one rank, in order; arguments and errors as of `poll_batches`."""
-    polled = poll_batches(dataset, batches, num_workers=num_workers, pin_memory=pin_memory)
-    return (batch for batch in polled if batch is not None)
-
-
 def poll_batches(
     dataset: PairDataset,
     batches: RankBatches,

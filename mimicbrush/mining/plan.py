@@ -193,7 +193,7 @@ def _is_inside(path: Path, root: Path) -> bool:
 def _is_mined_folder(folder: Path) -> bool:
     try:
         return (folder / PLAN_NAME).is_file() and (folder / "manifest").is_dir() and (folder / "shards").is_dir()
-    except OSError:  # whoever may not look into it is told so when it is listed
+    except OSError:  # a folder that may not be read is refused when it is listed
         return False
 
 

@@ -372,7 +372,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Measure the averaged weights on held-out pairs, and export them where they are the best so far.
 
-        An error ends no training: it is told, counted, and told again at the end of the run.
+        An error does not end the training. It is printed, counted, and printed again at the end of the run.
         """
         evaluate, accelerator, state = self.hooks.evaluate, self.accelerator, self.state
         assert evaluate is not None

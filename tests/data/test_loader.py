@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loaded_batches import load_batches
 from toy_data import write_mined_folder
 
 from mimicbrush.data.batch import DecodedBatch
 from mimicbrush.data.dataset import PairDataset
-from mimicbrush.data.loader import load_batches
 from mimicbrush.data.manifest import INDEX_NAME, read_manifest, write_index
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair_sources import load_pair_sources

@@ -8,7 +8,7 @@ import sys
 import time
 
 from mimicbrush.data.dataset import PairDataset
-from mimicbrush.data.loader import load_batches
+from mimicbrush.data.loader import poll_batches
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair_sources import load_pair_sources
 from mimicbrush.data.sampler import RankBatches
@@ -23,7 +23,8 @@ def main() -> None:
         signal.signal(number, lambda *_: None)  # what a run does with them is not the matter here
     options = DataOptions(root=sys.argv[1], heldout_ratio=0.0)
     dataset = PairDataset(load_pair_sources(options), 32, options, seed=1)
-    batches = iter(load_batches(dataset, RankBatches(0, 12, 1, 1, 0, 1), num_workers=1))
+    polled = poll_batches(dataset, RankBatches(0, 12, 1, 1, 0, 1), num_workers=1)
+    batches = (batch for batch in polled if batch is not None)
     next(batches)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         os.killpg(0, number)

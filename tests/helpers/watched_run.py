@@ -1,8 +1,8 @@
 """scripts/train.py with eyes on it, for tests.
 
 WATCH=FILE notes what every process feeds its loss, SHARD=1 shards, SIGNAL=N signals one of the processes, STUCK=N stops
-the workers of process N, FULL=1 fills the disk of the pipeline. accelerate starts FSDP on GPUs only; what it does then
-runs on CPUs as well, if it is told so.
+the workers of process N, FULL=1 fills the disk of the pipeline. accelerate starts FSDP on GPUs only; with
+the changes here, the same code runs on CPUs.
 """
 
 from __future__ import annotations

@@ -155,9 +155,7 @@ def test_any_error_is_a_reason_that_names_its_type(photographs: Path, text: str,
 def test_errors_without_a_text_and_with_an_address_are_described() -> None:
     assert describe_failure(UnprintableError()) == "UnprintableError"
     assert describe_failure(ValueError("<object at 0x7f00aabbccdd>")) == "ValueError: <object at 0x...>"
-    assert describe_failure(PermissionError(13, "Permission denied", "/home/someone/a.mp4")).endswith(
-        "Permission denied"
-    )
+    assert describe_failure(PermissionError(13, "Permission denied", "/data/a.mp4")).endswith("Permission denied")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), av.error.MemoryError(12, "x")])

@@ -1,4 +1,4 @@
-"""Whatever ends a run from outside: it is told in one message, and what was learnt is saved."""
+"""Whatever ends a run from outside: there is one message, and what was learnt is saved."""
 
 from __future__ import annotations
 

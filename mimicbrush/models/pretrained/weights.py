@@ -145,7 +145,7 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
         damaged: a file in the cache to be fetched again; it is not replaced before the new one is whole.
 
     Raises:
-        WeightsError: it cannot be had; the message says why.
+        WeightsError: it cannot be fetched; the message says why.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
