@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -312,7 +313,8 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
     if result.signal:
         accelerator.print(
             f"stopped by signal {result.signal} after step {result.step} of {max_steps}; saved. "
-            f"train.resume=latest goes on; python scripts/export_run.py {run_dir} makes a pipeline of it"
+            "train.resume=latest goes on; "
+            f"python scripts/export_run.py {shlex.quote(str(run_dir))} makes a pipeline of it"
         )
         return EXIT_STATUS[result.signal]
     if accelerator.is_main_process and result.step >= max_steps:
@@ -323,7 +325,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
         + (" before; train.max_steps=MORE goes on" if result.step == run.first_step >= max_steps else "")
         + ("; train.resume=latest goes on" if result.step < max_steps else "")
         + ". Edit with its pipeline:\n"
-        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {run_dir / 'pipeline'}"
+        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(run_dir / 'pipeline'))}"
     )
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def import_(arguments: argparse.Namespace) -> None:
         import_released(files, arguments.output, dtype=dtype, force=arguments.force)
     print(
         f"{arguments.output}: the released weights as a pipeline. Edit with it:\n"
-        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {arguments.output.absolute()}"
+        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(arguments.output.absolute()))}"
     )
 
 

@@ -6,6 +6,7 @@ python scripts/export_run.py runs/NAME [--output DIR] [--half]
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 
@@ -27,4 +28,4 @@ def main() -> None:
     output = arguments.output or arguments.run / "exported"
     checkpoint = export_run(arguments.run, arguments.checkpoint, output, average=not arguments.raw, half=arguments.half)
     print(f"{output} holds the {'last' if arguments.raw else 'averaged'} weights of {checkpoint}. Edit with it:")
-    print(f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {output}")
+    print(f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(output))}")

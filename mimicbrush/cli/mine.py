@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,7 @@ def report(mined: MiningResult, output: Path) -> str:
         lines.append(f"SSIM of the video pairs: {spread}")
     lines.append(f"look at {output / 'report.html'}")
     if summary.pairs:
-        lines.append(f"next: python scripts/train.py +experiment=smoke data.root={output}")
+        lines.append(f"next: python scripts/train.py +experiment=smoke {shlex.quote(f'data.root={output}')}")
     else:
         lines.append("no pair to train on: the columns reason and detail of the manifest say why")
     return "\n".join(lines)

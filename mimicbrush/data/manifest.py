@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -189,7 +190,7 @@ def list_manifest_parts(root: Path) -> list[Path]:
     if not parts:
         raise DataError(
             f"{root} holds no mined pairs (no manifest/*.parquet); mine some first: "
-            f"python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output={root}"
+            f"python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS {shlex.quote(f'output={root}')}"
         )
     return parts
 

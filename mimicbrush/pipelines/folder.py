@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
         return inner
     if (folder / "checkpoints").is_dir():
         raise InputError(
-            f"{folder} is a training run that has no pipeline yet; `python scripts/export_run.py {folder}` makes one, "
+            f"{folder} is a training run that has no pipeline yet; "
+            f"`python scripts/export_run.py {shlex.quote(str(folder))}` makes one, "
             f"{folder / 'exported'}, of its newest checkpoint"
         )
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"

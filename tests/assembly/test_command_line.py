@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -227,12 +228,21 @@ def script(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> 
     return call
 
 
+def find_line(printed: str, words: str) -> str:
+    return next(line for line in printed.splitlines() if words in line)
+
+
 @pytest.mark.slow
 def test_nasty_names_go_through_mining_training_exporting_and_evaluating(tmp_path: Path, script: Script) -> None:
     write_clips(tmp_path / NASTY / "in", 3)
     pairs, run = f"{NASTY}/2024_11_29", f"{NASTY}/3.10"
-    script("mine_pairs.py", f"input={NASTY}/in", f"output={pairs}", "workers=1", "pairs_per_clip=2", "progress=false")
-    script("train.py", *SMALLEST, f"data.root={pairs}", f"run_dir={run}", f"run_name={NASTY}", "train.max_steps=1")
+    told = script("mine_pairs.py", f"input={NASTY}/in", f"output={pairs}", "workers=1", "pairs_per_clip=2",
+                  "progress=false")  # fmt: skip
+    # The command that is named next can be pasted into a shell.
+    assert shlex.split(find_line(told, "next: "))[-1] == f"data.root={pairs}"
+    told = script("train.py", *SMALLEST, f"data.root={pairs}", f"run_dir={run}", f"run_name={NASTY}",
+                  "train.max_steps=1")  # fmt: skip
+    assert shlex.split(find_line(told, "scripts/infer.py"))[-1] == f"{run}/pipeline"
     assert sorted(path.name for path in (tmp_path / NASTY).iterdir()) == ["2024_11_29", "3.10", "in"]
     stored = OmegaConf.load(tmp_path / run / "config.yaml")
     assert (stored.data.root, stored.run_dir, stored.run_name) == (pairs, run, NASTY)
