@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,6 +15,7 @@ from mimicbrush.assembly.config import TrainConfig
 from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import DataError, MimicBrushError
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.pipelines.small_model import model_folder
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def build_components(options: ModelOptions, seed: int) -> Components:
     from mimicbrush.models.components import pretrained_components, toy_components
 
     if isinstance(options, ToyModel):
+        if options.encoders:
+            options = replace(options, encoders=str(model_folder(options.encoders)))
         return toy_components(options, seed=seed)
     if isinstance(options, PipelineModel):
         from mimicbrush.pipelines.find_pipeline import find_pipeline

@@ -21,6 +21,7 @@ from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.pipelines.small_model import model_folder
 from mimicbrush.ranges import SEED_RANGE, check_options, number
 from mimicbrush.training.options import TrainOptions
 
@@ -186,7 +187,7 @@ def list_weight_files(model: ModelOptions) -> list[Path]:
         networks = read_networks(find_pipeline(model.path, fetch=False))
         return [file for _, network in networks.values() for file in network.files]
     if isinstance(model, ToyModel) and model.encoders:
-        return sorted(Path(model.encoders).glob("*/*.safetensors"))
+        return sorted(model_folder(model.encoders).glob("*/*.safetensors"))
     return []
 
 

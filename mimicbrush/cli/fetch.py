@@ -13,7 +13,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from mimicbrush.cli.repository import CONFIGS, check_repository
+from mimicbrush.cli.project_files import CONFIGS
 
 if TYPE_CHECKING:
     from mimicbrush.models.pretrained.requirements import PartReport
@@ -30,7 +30,6 @@ def main() -> None:
         "--deep", action="store_true", help="read every byte: hashes of the hub's files, and finite numbers"
     )
     arguments = parser.parse_args()
-    check_repository(CONFIGS)
 
     from mimicbrush import assembly
 

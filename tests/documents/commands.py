@@ -83,6 +83,7 @@ _GPU_ONLY = ("train=gpu_40gb", "train=one_gpu_40gb", "train=one_gpu")
 RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     # What needs a network, a cluster or a GPU.
     (r"(git clone|hf download) .*", Never("nothing is fetched in a test")),
+    (r"pip install \.", Elsewhere("tests/system/test_wheel.py::test_it_holds_every_file_of_the_package_and_what_stands_beside")),
     (r"pip install '\.\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
     (r"tensorboard --logdir .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
     (r"sbatch .*", Elsewhere(f"{_EXACTNESS}::test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_again")),
