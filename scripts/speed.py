@@ -14,6 +14,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from measurements.breakdown import breakdown_gpu
 from measurements.editing import edit, edit_gpu, read_block
 from measurements.harness import Counted, Measurement, compare
 from measurements.memory import memory
@@ -28,6 +29,7 @@ from mimicbrush.ranges import NumberRange, one_of
 
 ROUNDS = NumberRange(at_least=1, at_most=10**6, whole=True)
 MEASUREMENTS: Mapping[str, Measurement] = {
+    "breakdown_gpu": breakdown_gpu,
     "dropped_references": dropped_references,
     "edit": edit,
     "edit_gpu": edit_gpu,

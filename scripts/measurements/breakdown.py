@@ -22,7 +22,8 @@ from measurements.training_step import TRAIN_VARIANTS, StepSetting, check_varian
 
 from mimicbrush.errors import MimicBrushError
 
-#: Kind, and what the names of its kernels (CUDA) and operators (CPU) hold, in small letters. The first that fits counts.
+#: Kind, and what the names of its kernels (CUDA) and operators (CPU) hold, in small letters. The first that fits
+#: counts.
 KINDS = (
     ("attention", r"flash|fmha|sdpa|_mha|flex_attention|dot_product_attention|efficient_attention|softmax"),
     # A kernel that torch.compile made says all that it fuses: templates are matrix products, the others are not.
@@ -191,7 +192,7 @@ def list_longest(kernels: Iterable[Event], most: int = 15) -> list[str]:
 
 
 def breakdown_gpu() -> Iterator[Counted]:
-    """where the time of a training step and an edit goes on a CUDA GPU: by kind of kernel; launches, syncs, idle time"""
+    """where the time of a training step and an edit goes on a CUDA GPU: kinds of kernels; launches, syncs, idle time"""
     import torch
 
     if not torch.cuda.is_available():

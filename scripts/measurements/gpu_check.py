@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -142,7 +143,8 @@ def _run_process(
     """Run one process of a piece: "done", "timed out", or "restart" after a crash."""
     log.flush()
     begin = log.tell()
-    process = subprocess.Popen(
+    late = threading.Event()
+    with subprocess.Popen(
         [*COMMAND, json.dumps(request)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -150,24 +152,22 @@ def _run_process(
         stderr=log,
         text=True,
         start_new_session=True,
-    )
-    late = threading.Event()
+    ) as process:
 
-    def stop() -> None:
-        late.set()
-        _kill(process)
+        def stop() -> None:
+            late.set()
+            _kill(process)
 
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), stop)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            _take(json.loads(line, parse_constant=str), results, piece)  # JSON knows no NaN
-        status = process.wait()
-    finally:
-        timer.cancel()
-        _kill(process)
-        process.wait()
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), stop)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                _take(json.loads(line, parse_constant=str), results, piece)  # JSON knows no NaN
+            status = process.wait()
+        finally:
+            timer.cancel()
+            _kill(process)
     if late.is_set():
         return "timed out"
     if status == 0:
@@ -185,10 +185,9 @@ def _run_process(
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has ended
+    if process.poll() is None:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _take(told: dict[str, Any], results: Results, piece: dict[str, Any]) -> None:

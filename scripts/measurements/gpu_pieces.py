@@ -13,6 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ from mimicbrush.errors import MimicBrushError
 ROOT = Path(__file__).resolve().parents[2]
 #: What runs on the device that $DEVICE names. What a test notes of itself (`user_properties`) is in its row.
 PARITY_TESTS = ("tests/parity/test_on_a_device.py",)
-#: At toy size, one sample for so many.
-TOY_SHARE = 32
 #: The status of a process whose GPU answers no more: another one may go on.
 GPU_LOST = 3
 
@@ -60,7 +59,7 @@ def run(request: dict[str, Any], tell: Tell) -> None:
         raise MimicBrushError("PyTorch sees no GPU; DEVICE=cpu tries everything on a CPU, at toy size")
     tell({"machine": describe_machine(device)})
     if request["piece"] == "parity":
-        run_parity(device, done, tell)
+        run_parity(device, request["toy"], done, tell)
     else:
         run_rows(rows_of(request["piece"], request["variants"], device, request["toy"]), device, done, tell)
 
@@ -84,17 +83,18 @@ def rows_of(piece: str, variants: Collection[str], device: str, toy: bool) -> It
     """The rows of a piece that times something, at full size in bf16, or at toy size in float32."""
     trained = StepSetting(half=True, device=device)
     edited = EditSetting(device=device, dtype="bfloat16")
-    exact, share, steps = SMALL, 1, BREAKDOWN_STEPS
+    exact, profiled_samples, profiled_steps = SMALL, 32, BREAKDOWN_STEPS
     if toy:
         trained = exact = StepSetting(size_px=64, block_out_channels=(32,) * 4, batch_size=2, device=device)
-        edited = EditSetting(size_px=64, block_out_channels=(32,) * 4, steps=1, device=device)
-        share, steps = TOY_SHARE, 1
+        edited = EditSetting(size_px=128, block_out_channels=(32,) * 4, steps=1, device=device)
+        profiled_samples, profiled_steps = trained.batch_size, edited.steps
     if piece == "train_step":
-        return train_step_rows(device, trained, exact, variants, share)
+        return train_step_rows(device, trained, exact, variants, toy)
     if piece == "edit":
         return edit_rows(edited, variants)
-    profiled = StepSetting(**{**vars(trained), "batch_size": max(1, 32 // share)})
-    return breakdown_rows(profiled, EditSetting(**{**vars(edited), "steps": steps}), variants)
+    return breakdown_rows(
+        replace(trained, batch_size=profiled_samples), replace(edited, steps=profiled_steps), variants
+    )
 
 
 def run_rows(rows: Iterable[Counted], device: str, done: Collection[str], tell: Tell) -> None:
@@ -131,8 +131,8 @@ def check_gpu(device: str) -> None:
         raise SystemExit(GPU_LOST) from None
 
 
-def run_parity(device: str, done: Collection[str], tell: Tell) -> None:
-    """Run the tests; each is a row.
+def run_parity(device: str, toy: bool, done: Collection[str], tell: Tell) -> None:
+    """Run the tests; each is a row. To try it, those that take longer are left out.
 
     Raises:
         SystemExit: the GPU answers no more.
@@ -140,6 +140,7 @@ def run_parity(device: str, done: Collection[str], tell: Tell) -> None:
     os.environ["DEVICE"] = device
     # The project's own settings are for its tests as a whole, and name packages that are not needed here.
     options = ["-q", "-c", os.devnull, f"--rootdir={ROOT}", "--noconftest", "-p", "no:cacheprovider"]
+    options += ["-m", "not slow"] if toy else []
     tests = [f"{ROOT / path}" for path in PARITY_TESTS]
     deselected = [f"--deselect={case}" for case in done]
     status = pytest.main([*options, *deselected, *tests], plugins=[TellTests(device, tell)])

@@ -301,7 +301,7 @@ def choose_variants(variants: Mapping[str, Any], names: Collection[str]) -> dict
 
 
 def train_step_rows(
-    device: str, timed: StepSetting, exact: StepSetting, names: Collection[str] = (), share: int = 1
+    device: str, timed: StepSetting, exact: StepSetting, names: Collection[str] = (), toy: bool = False
 ) -> Iterator[Counted]:
     """Rows of `train_step_gpu`: each variant of `TRAIN_VARIANTS` at each of its micro-batches, the peer first.
 
@@ -310,16 +310,16 @@ def train_step_rows(
         timed: what is timed.
         exact: where equality is asserted; in float32.
         names: see `choose_variants`.
-        share: the part of each micro-batch that is taken; above 1 to try it at a small size.
+        toy: every micro-batch is that of `timed`, and a side runs once: to try it.
     """
     work = Made(lambda: _work_of_a_sample(timed, device))
     peer_ms: dict[int, float] = {}
     for name, variant in choose_variants(TRAIN_VARIANTS, names).items():
         setting = replace(timed, device=device, options=variant.options)
         training = Made(partial(_make_checked, name, variant, setting, replace(exact, device=device)))
-        for batch_size in (max(1, size // share) for size in variant.batch_sizes):
-            sized = replace(setting, batch_size=batch_size)
-            timing = partial(_time_variant, variant.is_peer, training, sized, work, peer_ms)
+        for batch_size in (timed.batch_size,) if toy else variant.batch_sizes:
+            sized, rounds = replace(setting, batch_size=batch_size), 1 if toy else 3
+            timing = partial(_time_variant, variant.is_peer, training, sized, rounds, work, peer_ms)
             yield Counted(f"{name}, {batch_size} samples", timing)
         training.drop()
 
@@ -328,12 +328,13 @@ def _time_variant(
     is_peer: bool,
     training: Made[tuple[OurTraining | CommonTraining, float | None]],
     setting: StepSetting,
+    rounds: int,
     work: Made[tuple[float, float | None]],
     peer_ms: dict[int, float],
 ) -> dict[str, object]:
     """The figures of a row, per sample; those of the peer are noted for the rows that follow."""
     made, difference = training()
-    found: dict[str, object] = {**time_alone(setting.steps(made), setting.batch_size, setting.device == "cuda")}
+    found: dict[str, object] = {**time_alone(setting.steps(made), setting.batch_size, setting.device == "cuda", rounds)}
     if is_peer:
         peer_ms[setting.batch_size] = found["ms"]
         return found

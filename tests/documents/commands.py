@@ -92,7 +92,8 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r"torchrun .*", Elsewhere(f"{_EXACTNESS}::test_two_processes_see_the_same_inputs_and_losses")),
     (r"accelerate launch .*sharded.*", Elsewhere(f"{_EXACTNESS}::test_sharded_processes_train_alike_and_share_checkpoints_with_one")),
     (r"accelerate launch .*", Elsewhere(f"{_EXACTNESS}::test_processes_that_a_launcher_starts_may_be_one")),
-    (r".*speed\.py (edit_gpu|train_step_gpu)", Elsewhere(f"{_SPEED}::test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size")),
+    (r".*speed\.py (breakdown_gpu|edit_gpu|train_step_gpu)", Elsewhere("tests/system/test_gpu_check.py::test_the_whole_command_on_a_cpu")),
+    (r".*gpu_check\.sh.*", Elsewhere("tests/system/test_gpu_check.py::test_the_whole_command_on_a_cpu")),
     # What takes long, and has tests of its own at a small size.
     (r"make (demo|test|slow|check)|bash \.ci/run", Elsewhere(".ci/run")),
     (r"make (setup|help|style|lock)", Never("`make demo` sets up; the others change no result")),

@@ -18,8 +18,8 @@ from released_golden import GoldenPipeline, golden_path
 DEVICE = torch.device(os.environ.get("DEVICE") or "cpu")
 #: Of the released code's numbers in float32.
 TOLERANCE = 1e-4
-#: What bfloat16 may change, as a part of the norm: of the latents after four steps (on a CPU: 0.013), and of all
-#: gradients of a step on random weights, encoders included (0.26; two gradients without relation: 1.4). And of the loss.
+#: What bfloat16 may change, as a part of the norm: of the latents after four steps (on a CPU: 0.013), of all gradients
+#: of a step on random weights, encoders included (0.26; two gradients without relation: 1.4), and of the loss.
 BF16_LATENTS, BF16_GRADIENTS, BF16_LOSS = 0.05, 0.5, 0.02
 SETTING = StepSetting(size_px=64, block_out_channels=(32, 32, 32, 32), batch_size=2, device=DEVICE.type, made_on="cpu")
 
