@@ -137,7 +137,8 @@ def run_parity(device: str, toy: bool, done: Collection[str], tell: Tell) -> Non
     Raises:
         SystemExit: the GPU answers no more.
     """
-    os.environ["DEVICE"] = device
+    # Other plugins of pytest that happen to be installed have no part in this.
+    os.environ.update(DEVICE=device, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     # The project's own settings are for its tests as a whole, and name packages that are not needed here.
     options = ["-q", "-c", os.devnull, f"--rootdir={ROOT}", "--noconftest", "-p", "no:cacheprovider"]
     options += ["-m", "not slow"] if toy else []

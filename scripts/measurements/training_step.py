@@ -312,7 +312,8 @@ def train_step_rows(
         names: see `choose_variants`.
         toy: every micro-batch is that of `timed`, and a side runs once: to try it.
     """
-    work = Made(lambda: _work_of_a_sample(timed, device))
+    # Of a small size neither FLOP nor the share of the peak says anything.
+    work = None if toy else Made(lambda: work_of_a_sample(timed, device))
     peer_ms: dict[int, float] = {}
     for name, variant in choose_variants(TRAIN_VARIANTS, names).items():
         setting = replace(timed, device=device, options=variant.options)
@@ -329,7 +330,7 @@ def _time_variant(
     training: Made[tuple[OurTraining | CommonTraining, float | None]],
     setting: StepSetting,
     rounds: int,
-    work: Made[tuple[float, float | None]],
+    work: Made[tuple[float, float | None]] | None,
     peer_ms: dict[int, float],
 ) -> dict[str, object]:
     """The figures of a row, per sample; those of the peer are noted for the rows that follow."""
@@ -338,12 +339,13 @@ def _time_variant(
     if is_peer:
         peer_ms[setting.batch_size] = found["ms"]
         return found
-    flop, peak = work()
     if setting.batch_size in peer_ms:
         found["time_ratio"] = peer_ms[setting.batch_size] / found["ms"]
-    found["tflop_per_s"] = flop / found["ms"] / 1e9
-    if peak:
-        found["share_of_peak"] = found["tflop_per_s"] * 1e12 / peak
+    if work is not None:
+        flop, peak = work()
+        found["tflop_per_s"] = flop / found["ms"] / 1e9
+        if peak:
+            found["share_of_peak"] = found["tflop_per_s"] * 1e12 / peak
     if difference is not None:
         found["max_abs_diff"] = difference
     return found
@@ -367,7 +369,7 @@ def _make_checked(
     return setting.ours(), difference
 
 
-def _work_of_a_sample(setting: StepSetting, device: str) -> tuple[float, float | None]:
+def work_of_a_sample(setting: StepSetting, device: str) -> tuple[float, float | None]:
     """FLOP of a sample of which nothing is dropped, and what the device could do in a second, where that is known."""
     import torch
 

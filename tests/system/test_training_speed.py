@@ -71,6 +71,18 @@ def test_a_full_size_step_by_count() -> None:
     assert peer / own > 1.2
 
 
+@pytest.mark.slow
+def test_the_share_of_the_peak_counts_a_sample_of_which_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H200")
+    work = harness.Made(lambda: training_step.work_of_a_sample(training_step.StepSetting(half=True), "cuda"))
+    assert work()[0] / 1e12 == pytest.approx(9.13, abs=0.01)
+    made = harness.Made(lambda: (None, None))
+    monkeypatch.setattr(training_step, "time_alone", lambda *_: {"ms": 46.3})
+    row = training_step._time_variant(False, made, SETTING, 1, work, {2: 92.6})
+    # As measured at micro-batch 32: docs/results.md.
+    assert row["share_of_peak"] == pytest.approx(0.20, abs=0.005) and row["time_ratio"] == 2
+
+
 def test_fused_and_foreach_give_the_weights_of_one_tensor_at_a_time() -> None:
     case = harness.Case(
         "optimizer", *training_step.optimizer_sides((32, 32, 32, 32)), 1e-6, 1, counts={}, cpu_time=True
