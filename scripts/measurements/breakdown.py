@@ -218,7 +218,7 @@ def breakdown_rows(trained: StepSetting, edited: EditSetting, names: Collection[
     check_variants({**TRAIN_VARIANTS, **EDIT_VARIANTS}, names)
     for name, variant in TRAIN_VARIANTS.items():
         if name in names if names else variant.profiled:
-            setting = replace(trained, options=variant.options)
+            setting = variant.applied_to(trained)
             case = f"train step, {name}, {setting.batch_size} samples"
             yield Counted(case, partial(_step_breakdown, setting, variant.is_peer))
     for name, variant in EDIT_VARIANTS.items():

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from measurements.harness import Case, Counted, Made, Side, check_equal, count_flops, exact_float32, time_alone
-from measurements.training_step import FULL_SIZE_PX, FULL_WIDTHS, choose_variants
+from measurements.training_step import FULL_SIZE_PX, FULL_WIDTHS, ROUNDS, choose_variants
 
 from mimicbrush.errors import MimicBrushError
 
@@ -168,10 +168,6 @@ def edit_gpu() -> Iterator[Counted]:
     if not torch.cuda.is_available():
         raise MimicBrushError("edit_gpu needs a CUDA GPU, and PyTorch sees none; `edit` runs on a CPU")
     yield from edit_rows(EditSetting(device="cuda", dtype="bfloat16"))
-
-
-#: Times that each edit runs after its warm-up.
-ROUNDS = 2
 
 
 def edit_rows(timed: EditSetting, names: Collection[str] = ()) -> Iterator[Counted]:

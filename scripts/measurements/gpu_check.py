@@ -1,7 +1,8 @@
-"""Check the project on a GPU, piece by piece; scripts/gpu_check.sh calls this. No torch here: each piece is a process.
+"""Check the project on a GPU, piece by piece: are the numbers right, how fast is it, and where does the time go?
 
-A piece may fail, run out of time or crash without harm to the others: its process tells row by row what it has found,
-and what was found is in OUT/gpu_check.json at once. After a crash the rest of a piece goes on in a new process.
+A piece may fail, run out of time or crash without harm to the others. Each is a process of its own, so there is no
+torch here. It tells row by row what it has found, and that is in OUT/gpu_check.json at once. After a crash the rest of
+the piece goes on in a new process.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
 #: What runs a piece; it is given what to run as JSON, see `gpu_pieces`.
 COMMAND = (sys.executable, "-m", "measurements.gpu_pieces")
 #: What is needed beside PyTorch, transformers and what these two need: the package and its module.
-ALWAYS_CARRIED = {"diffusers": "diffusers", "importlib-metadata": "importlib_metadata"}
+ALWAYS_CARRIED = {"diffusers": "diffusers", "importlib-metadata": "importlib_metadata", "zipp": "zipp"}
 OFTEN_THERE = {
     "accelerate": "accelerate",
     "opencv-python-headless": "cv2",
@@ -50,6 +51,7 @@ OFTEN_THERE = {
     "psutil": "psutil",
     "pytest": "pytest",
     "requests": "requests",
+    "scipy": "scipy",
 }
 #: What the speed of ours must reach: of training against the peer at its best micro-batch, and in seconds of an edit.
 GOALS = {"times_faster": 1.8, "share_of_peak": 0.35, "edit_current_s": 0.6, "edit_zero_s": 0.4}

@@ -224,7 +224,7 @@ def _timed(case: Case, rounds: int, on_gpu: bool) -> tuple[Seconds, Seconds, dic
     return seconds, cpu_seconds, memory
 
 
-def time_alone(side: Side, items: int, on_gpu: bool, rounds: int = 3) -> dict[str, float]:
+def time_alone(side: Side, items: int, on_gpu: bool, rounds: int) -> dict[str, float]:
     """Time a side that takes no turns with a peer, after a run that warms it up.
 
     Returns:

@@ -238,9 +238,10 @@ class TrainVariant:
     """A way to train that is timed on a GPU.
 
     Attributes:
-        options: of `StepSetting`, those of `TrainOptions` that are about speed.
+        options: those of `TrainOptions` that are about speed.
+        setting: further fields of `StepSetting`.
         batch_sizes: what is timed, ascending; too many for the memory are a failure of their own.
-        on_request: not measured unless it is named, because it takes minutes (compiling).
+        on_request: not measured unless it is named: compiling takes minutes, and all others together may take two.
         checked: equality with the peer is asserted, in float32 at a small size, before anything is timed. Where that
             would compile a second time, tests on CPUs assert it.
         profiled: a breakdown of it is made without being asked for.
@@ -248,23 +249,34 @@ class TrainVariant:
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
+    setting: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: tuple[int, ...] = (16, 32)
     on_request: bool = False
     checked: bool = True
     profiled: bool = False
     is_peer: bool = False
 
+    def applied_to(self, setting: StepSetting) -> StepSetting:
+        """The same setting, of this variant."""
+        return replace(setting, options=self.options, **self.setting)
+
 
 _HALF_NORMS = {"low_precision_norms": True}
 #: By name. A variant more is a line more.
 TRAIN_VARIANTS: Mapping[str, TrainVariant] = {
-    "peer": TrainVariant({}, (8, 16, 32, 64), profiled=True, is_peer=True),
-    "plain": TrainVariant({}, (8, 16)),
-    "half_norms": TrainVariant(_HALF_NORMS, (8, 16, 32, 48), profiled=True),
-    "noise_on_device": TrainVariant({**_HALF_NORMS, "noise_on": "device"}, (32,)),
-    "checkpointing": TrainVariant({**_HALF_NORMS, "activation_checkpointing": True}, (64,)),
-    "compile": TrainVariant({**_HALF_NORMS, "compile": True}, (16, 32), on_request=True, checked=False),
+    "peer": TrainVariant(batch_sizes=(8, 16, 32, 64), profiled=True, is_peer=True),
+    "plain": TrainVariant(batch_sizes=(8,)),
+    "half_norms": TrainVariant(_HALF_NORMS, batch_sizes=(8, 16, 32, 48), profiled=True),
+    "noise_on_device": TrainVariant({**_HALF_NORMS, "noise_on": "device"}, batch_sizes=(32,), on_request=True),
+    "checkpointing": TrainVariant(
+        {**_HALF_NORMS, "activation_checkpointing": True}, batch_sizes=(64,), on_request=True
+    ),
+    "compile": TrainVariant({**_HALF_NORMS, "compile": True}, on_request=True, checked=False),
 }
+
+
+#: Times that each row of a GPU runs after its warm-up. Nothing else runs there.
+ROUNDS = 2
 
 
 def train_step_gpu() -> Iterator[Counted]:
@@ -316,13 +328,17 @@ def train_step_rows(
     work = None if toy else Made(lambda: work_of_a_sample(timed, device))
     peer_ms: dict[int, float] = {}
     for name, variant in choose_variants(TRAIN_VARIANTS, names).items():
-        setting = replace(timed, device=device, options=variant.options)
+        setting = variant.applied_to(replace(timed, device=device))
         training = Made(partial(_make_checked, name, variant, setting, replace(exact, device=device)))
         for batch_size in (timed.batch_size,) if toy else variant.batch_sizes:
-            sized, rounds = replace(setting, batch_size=batch_size), 1 if toy else 3
+            sized, rounds = replace(setting, batch_size=batch_size), 1 if toy else ROUNDS
             timing = partial(_time_variant, variant.is_peer, training, sized, rounds, work, peer_ms)
             yield Counted(f"{name}, {batch_size} samples", timing)
         training.drop()
+        if variant.is_peer:
+            from peers.common_training import BANK
+
+            BANK.clear()  # its last features are no part of anybody's peak
 
 
 def _time_variant(
@@ -363,7 +379,7 @@ def _make_checked(
         return setting.peer(), None
     difference = None
     if variant.checked:
-        ours, peer = replace(exact, options=variant.options).makers()
+        ours, peer = variant.applied_to(exact).makers()
         with exact_float32():
             difference = check_equal(name, ours()(), peer()(), 1e-3)
     return setting.ours(), difference
