@@ -8,7 +8,7 @@
 #   WHEELS=FOLDER bash scripts/gpu_check.sh OUT   with the packages in that folder, installed for this run alone
 #
 # Everything found is in OUT/gpu_check.json, also when it is interrupted; what was printed is in OUT/gpu_check.log.
-# $PYTHON names the interpreter (python3), which has torch and transformers.
+# $PYTHON names the interpreter (python3), which has torch and transformers; $COMMIT the commit, where git knows none.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

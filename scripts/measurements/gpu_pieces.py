@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def describe_machine(device: str) -> dict[str, object]:
     """What the figures hang on."""
     found: dict[str, object] = {
         "name": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
+        **{package: version(package) for package in ("torch", "diffusers", "transformers")},
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
     }

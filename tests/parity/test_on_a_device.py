@@ -49,15 +49,13 @@ def edited(golden: GoldenPipeline, dtype: torch.dtype, channels_last: bool = Fal
     if channels_last:
         for network in (pipe.unet, pipe.reference_unet, pipe.vae):
             network.to(memory_format=torch.channels_last)
-    edit = golden.edit()
-    edit["latents"] = edit["latents"].to(DEVICE, dtype)
     found: list[torch.Tensor] = []
 
     def keep(_pipe: object, _step: int, _timestep: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found.append(tensors["latents"][0].float().cpu())
         return {}
 
-    (image,) = pipe(**edit, output_type="pt", callback_on_step_end=keep).images
+    (image,) = pipe(**golden.edit(), output_type="pt", callback_on_step_end=keep).images
     return [*found, image.float().cpu()]
 
 

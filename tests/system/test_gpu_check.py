@@ -335,7 +335,19 @@ def test_the_peer_is_always_measured_and_first(variants: dict[str, Any]) -> None
 def test_a_variant_of_training_has_options_of_training(name: str) -> None:
     variant = training_step.TRAIN_VARIANTS[name]
     TrainOptions(**variant.options)
+    assert variant.applied_to(training_step.SMALL).options == variant.options
     assert list(variant.batch_sizes) == sorted(set(variant.batch_sizes))
+
+
+def test_a_breakdown_is_of_the_variants_that_are_profiled_or_named() -> None:
+    def cases(*names: str) -> list[str]:
+        return [row.case for row in breakdown.breakdown_rows(training_step.SMALL, editing.EditSetting(), names)]
+
+    assert {"train step, peer, 8 samples", "edit, eager, 50 steps"} <= set(cases())
+    assert len(cases()) < len(training_step.TRAIN_VARIANTS) + len(editing.EDIT_VARIANTS)
+    assert cases("plain", "compiled") == ["train step, plain, 8 samples", "edit, compiled, 50 steps"]
+    with pytest.raises(MimicBrushError, match="there is no variant fastest; there are peer, plain"):
+        cases("fastest")
 
 
 def test_noise_made_on_the_device_is_made_anew_with_the_same_drops() -> None:
