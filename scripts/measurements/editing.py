@@ -204,7 +204,7 @@ def _time_variant(
             found["max_abs_diff"] = check_equal(case, exactly[0](), exactly[1](), 1e-3)
         del exactly
     ours, peer = setting.sides(reference_timestep)
-    found = {**time_alone(peer if variant.is_peer else ours, 1, on_gpu, ROUNDS), **found}
+    found = {**time_alone(peer if variant.is_peer else ours, 1, on_gpu, ROUNDS if on_gpu else 1), **found}
     if variant.is_peer:
         peer_ms.append(found["ms"])
         return found

@@ -237,7 +237,8 @@ def summarise(train_rows: Iterable[Mapping[str, Any]], edit_rows: Iterable[Mappi
 
 def write_table(found: Mapping[str, Any]) -> str:
     """Write the results as a short table for a terminal."""
-    lines = [f"{found.get('machine', {}).get('name', 'no machine')}, commit {found['commit']}"]
+    size = "toy size, which tells nothing about full size" if found.get("toy") else "full size"
+    lines = [f"{found.get('machine', {}).get('name', 'no machine')}, commit {found['commit']}, {size}"]
     for name, piece in found["pieces"].items():
         lines.append(f"{name}: {piece['status']}, {piece.get('seconds', 0):.0f} s")
         if name == "parity":

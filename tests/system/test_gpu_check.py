@@ -286,7 +286,7 @@ def test_the_table_shows_every_row_and_its_error() -> None:
     }
     table = gpu_check.write_table({"machine": {"name": "a GPU"}, "commit": "abc", "pieces": pieces, "summary": {}})
     assert table.splitlines() == [
-        "a GPU, commit abc",
+        "a GPU, commit abc, full size",
         "parity: failed, 1 s",
         "  0 of 0 tests passed",
         "  no such package",
