@@ -69,7 +69,8 @@ def describe_machine(device: str) -> dict[str, object]:
     """What the figures hang on."""
     found: dict[str, object] = {
         "name": platform.processor() or platform.machine(),
-        **{package: version(package) for package in ("torch", "diffusers", "transformers")},
+        "torch": torch.__version__,  # it also names its CUDA
+        **{package: version(package) for package in ("diffusers", "transformers")},
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
     }
