@@ -323,6 +323,23 @@ def test_wheels_are_named_in_the_versions_of_the_project(monkeypatch: pytest.Mon
     assert all(f"{name} " in pins for name in named)
 
 
+def test_collected_wheels_are_installed_for_one_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "a-1-py3-none-any.whl").touch()
+    python, told = tmp_path / "python", tmp_path / "told"
+    # It writes down what it is called with, and whether what stands first on its path is there.
+    program = f'echo "$PYTHONPATH $@" >> {told}; if [ -d "${{PYTHONPATH%%:*}}" ]; then echo there >> {told}; fi'
+    python.write_text(f"#!/bin/bash\n{program}\n")
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "WHEELS": str(tmp_path / "wheels")}
+    subprocess.run(["bash", str(ROOT / "scripts/gpu_check.sh"), "out", "parity"], env=environment, check=True)
+    install, run, there = told.read_text().splitlines()
+    site = run.split(":")[0]
+    assert f"--no-index --no-deps --no-compile --no-cache-dir --target {site} {tmp_path}/wheels/a-1-py3" in install
+    assert run.endswith(f"{ROOT}/scripts:{ROOT} -m measurements.gpu_check out parity") and there == "there"
+    assert not Path(site).exists()
+
+
 @pytest.mark.parametrize("variants", [training_step.TRAIN_VARIANTS, editing.EDIT_VARIANTS])
 def test_the_peer_is_always_measured_and_first(variants: dict[str, Any]) -> None:
     usual = training_step.choose_variants(variants, ())
