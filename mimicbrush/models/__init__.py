@@ -13,6 +13,8 @@ In reading order:
 * ``schedule`` - the noise schedule of SD-1.5
 * ``attention_recorder`` - which reference token filled which masked token
 * ``low_precision`` - norms in half precision, to save memory in training
+* ``fused_norms`` - GroupNorm and SiLU as one operation on a GPU
+* ``group_norm_kernels`` - its kernels, in Triton
 * ``library_logs`` - what diffusers and transformers print
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """
