@@ -50,6 +50,9 @@ class ReferenceStates:
         attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
 
+        is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
+            `select_block`.
+
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
     """
@@ -66,11 +69,33 @@ class ReferenceStates:
         self.features = {} if features is None else features
         self.projected = {} if projected is None else projected
         self.keep, self.blend, self.record, self.attended = keep, blend, record, attended
+        self.is_of_one_block = False
 
     @property
     def holds_reference(self) -> bool:
         """Whether it holds more than a context."""
         return bool(self.features) or any(".attn1" in path for path in self.projected)
+
+    def select_block(self, path: str) -> ReferenceStates:
+        """Return what concerns one block, such as ``up_blocks.1.attentions.0``, by names within it."""
+        start = f"{path}."
+        chosen = ReferenceStates(
+            {key.removeprefix(start): value for key, value in self.features.items() if key.startswith(start)},
+            {key.removeprefix(start): value for key, value in self.projected.items() if key.startswith(start)},
+            self.keep,
+            self.blend,
+            self.record,
+            None if self.attended is None else {},
+        )
+        chosen.is_of_one_block = True
+        return chosen
+
+    def add_block(self, path: str, block: ReferenceStates) -> None:
+        """Take what a block has written into the states that `select_block` gave it."""
+        self.features.update({f"{path}.{name}": value for name, value in block.features.items()})
+        self.projected.update({f"{path}.{name}": value for name, value in block.projected.items()})
+        if self.attended is not None and block.attended is not None:
+            self.attended.update({f"{path}.{name}": value for name, value in block.attended.items()})
 
 
 class Matches:

@@ -61,7 +61,11 @@ class TrainOptions:
             would not fit otherwise. A step takes about a third longer.
         low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
             activations.
-        compile: compile both U-Nets with `torch.compile`, one graph each; minutes at the start.
+        fused_norms: GroupNorm and SiLU in one pass, by kernels of ours, on a CUDA GPU in half precision; the same up to
+            rounding. It needs Triton, and says so where it has no effect.
+        compile: compile both U-Nets with `torch.compile`; minutes at the start.
+        compile_parts: "unets" makes one graph of each U-Net; "blocks" one of each kind of block, which compiles in less
+            time, and fuses the norms and activations in resnets and transformers alike.
         attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
             that have it.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
@@ -108,7 +112,9 @@ class TrainOptions:
     tracker: str = word("wandb", ("none", "wandb", "tensorboard"))
     activation_checkpointing: bool = False
     low_precision_norms: bool = False
+    fused_norms: bool = False
     compile: bool = False
+    compile_parts: str = word("unets", ("unets", "blocks"))
     attention_backend: str | None = None
     default_num_inference_steps: int = number(50, STEPS_RANGE)
     default_guidance_scale: float = number(5.0, GUIDANCE_RANGE)
