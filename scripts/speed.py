@@ -16,6 +16,7 @@ from pathlib import Path
 
 from measurements.editing import edit, edit_gpu, read_block
 from measurements.harness import Counted, Measurement, compare
+from measurements.launches import launches
 from measurements.memory import memory
 from measurements.mining import mining
 from measurements.samples import samples
@@ -32,6 +33,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "edit": edit,
     "edit_gpu": edit_gpu,
     "encoders": encoders,
+    "launches": launches,
     "memory": memory,
     "mining": mining,
     "optimizer": optimizer,
