@@ -141,6 +141,7 @@ FREE_TO_CHANGE = (
     "train.keep_checkpoints",
     "train.save_in_background",
     "train.activation_checkpointing",
+    "train.selective_checkpointing",
     "train.compile",
     "train.attention_backend",
     "train.resume",

@@ -59,6 +59,8 @@ class TrainOptions:
         tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
             would not fit otherwise. A step takes about a third longer.
+        selective_checkpointing: compute only norms and activation functions again, which is cheap: a sample takes less
+            than half the memory. Not together with `activation_checkpointing` or `compile`.
         low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
             activations.
         compile: compile both U-Nets with `torch.compile`, one graph each; minutes at the start.
@@ -107,6 +109,7 @@ class TrainOptions:
     resume: str = "never"
     tracker: str = word("wandb", ("none", "wandb", "tensorboard"))
     activation_checkpointing: bool = False
+    selective_checkpointing: bool = False
     low_precision_norms: bool = False
     compile: bool = False
     attention_backend: str | None = None
@@ -118,6 +121,12 @@ class TrainOptions:
         check_options(self, "train.")
         if self.correspondence_final is not None and not self.correspondence_weight:
             raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
+        for other in ("activation_checkpointing", "compile"):
+            if self.selective_checkpointing and getattr(self, other):
+                raise InputError(
+                    f"train.selective_checkpointing=true and train.{other}=true exclude each other: both decide what "
+                    "is kept for the backward pass; set one of them to false"
+                )
         if self.never_warms_up() and not self.lr_scheduler.startswith("constant"):
             raise InputError(
                 f"train.lr_warmup_steps={self.lr_warmup_steps} leaves nothing of train.max_steps={self.max_steps} for "

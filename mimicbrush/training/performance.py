@@ -16,6 +16,7 @@ from mimicbrush.models.low_precision import use_half_norms
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
+from mimicbrush.training.recomputation import recompute_cheap_layers
 from mimicbrush.types import TrainBatch
 
 
@@ -36,6 +37,8 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
             use_half_norms(unet)
         if options.activation_checkpointing:
             unet.enable_gradient_checkpointing()
+        if options.selective_checkpointing:
+            recompute_cheap_layers(unet)
         if options.compile:
             compile_unet(unet)
     if channels_last:
