@@ -96,7 +96,7 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
     with FakeTensorMode(), torch.device("cuda"):
         _place(model)
         for batch in (1, 2):
-            inputs = _inputs(setting, model, batch)
+            inputs = make_inputs(setting, model, batch)
             alive = Alive()
             watches = [w for name in ("reference_unet", "unet") for w in alive.watch(name, getattr(model, name))]
             with _as_on_a_gpu(), alive:
@@ -114,7 +114,7 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
     }
 
 
-def _inputs(setting: MemorySetting, model: nn.Module, batch: int) -> tuple[Any, ...]:
+def make_inputs(setting: MemorySetting, model: nn.Module, batch: int) -> tuple[Any, ...]:
     """Arguments of a model's forward."""
     from mimicbrush.training.objective import Conditions
 

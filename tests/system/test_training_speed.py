@@ -58,6 +58,9 @@ def test_what_a_sample_keeps_by_option() -> None:
     full_norms, half_norms = kept(False), kept(False, low_precision_norms=True)
     assert full_norms["per_unet_gib"] < 1.02 * memory.EXPECTED_GIB["norms in float32"]
     assert half_norms["per_unet_gib"] < 1.02 * memory.EXPECTED_GIB["norms in half precision"]
+    for norms in (False, True):
+        selective = kept(False, low_precision_norms=norms, selective_checkpointing=True)
+        assert selective["sample_gib"] < 0.6 * half_norms["sample_gib"]
     checkpointed = kept(False, activation_checkpointing=True)
     assert checkpointed["sample_gib"] < 0.2 * full_norms["sample_gib"]
     # The second attention of the peer keeps more, where it is not computed again.

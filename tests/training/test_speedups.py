@@ -229,7 +229,14 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [TrainOptions(), TrainOptions(low_precision_norms=True, min_snr_gamma=5.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        TrainOptions(),
+        TrainOptions(low_precision_norms=True, min_snr_gamma=5.0),
+        TrainOptions(selective_checkpointing=True),
+    ],
+)
 def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> None:
     parts = toy_components(smallest)
     encoders, scheduler = FrozenEncoders(parts, smallest), noise_scheduler()
