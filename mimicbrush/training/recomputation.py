@@ -5,9 +5,9 @@ or an activation, which are cheap to compute again. So of a chain such as::
 
     x -> GroupNorm -> SiLU -> convolution
 
-only x is kept. `_Recomputed` computes one of these layers: it keeps the layer's input alone, and marks the result. While
-a U-Net runs, PyTorch's hooks see each tensor that is about to be kept. In the place of a marked one they keep the layer.
-In the backward pass the layer computes its result again, once, when something asks for it.
+only x is kept. `_Recomputed` computes one of these layers: it keeps the layer's input alone, and marks the result.
+While a U-Net runs, PyTorch's hooks see each tensor that is about to be kept. In the place of a marked one they keep the
+layer. In the backward pass the layer computes its result again, once, when something asks for it.
 
 Convolutions, matrix products, attention and the processors that write references run once, as without this.
 """
@@ -39,12 +39,15 @@ def recompute_cheap_layers(unet: UNet2DConditionModel) -> None:
     Args:
         unet: either U-Net, in the state that it is trained in (adapters, norms in half precision).
     """
+    before_silu = []
     for module in list(unet.modules()):
+        layer: Any = module
         if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.SiLU):
-            module.__class__ = _recomputed_class(type(module))
+            layer.__class__ = _recomputed_class(layer.__class__)
         elif isinstance(module, GEGLU):
-            module.__class__ = _RecomputedGEGLU
-    before_silu = [norm for each in unet.modules() if isinstance(each, ResnetBlock2D) for norm in (each.norm1, each.norm2)]
+            layer.__class__ = _RecomputedGEGLU
+        elif isinstance(module, ResnetBlock2D):
+            before_silu += [module.norm1, module.norm2]
     for norm in (*before_silu, unet.conv_norm_out):
         if norm is not None:  # a reference U-Net ends before its conv_norm_out
             norm.feeds_matmul = False

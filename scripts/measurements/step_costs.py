@@ -1,8 +1,8 @@
 """What a pass of the trained networks costs, forward and backward, at full size, counted without a GPU.
 
-The tensors are PyTorch's fake ones, which say that they are on a CPU: PyTorch's backward pass asks for the driver of any
-other device. Where a GPU computes otherwise than a CPU under autocast, the GPU's way is taken: norms in float32, and
-flash attention.
+The tensors are PyTorch's fake ones. They say that they are on a CPU, because PyTorch's backward pass asks any other
+device for its driver. Where a GPU computes otherwise under autocast than a CPU, the GPU's way is taken: norms in
+float32, and flash attention.
 """
 
 from __future__ import annotations
