@@ -13,6 +13,7 @@ In reading order:
 * ``schedule`` - the noise schedule of SD-1.5
 * ``attention_recorder`` - which reference token filled which masked token
 * ``low_precision`` - norms in half precision, to save memory in training
+* ``recomputation`` - norms and activations that are computed again in the backward pass, likewise
 * ``library_logs`` - what diffusers and transformers print
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """

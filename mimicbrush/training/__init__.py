@@ -10,7 +10,6 @@ In reading order:
 * `options`: options of a run.
 * `lora`: which networks are trained, fully or by adapters.
 * `performance`: speed and memory, without changing what is learnt; FLOP of a step.
-* `recomputation`: norms and activations that are computed again instead of being kept.
 * `guards`: steps without finite gradients, signals, the time limit, unreadable pairs.
 * `metrics`: figures of each logged step, and the trackers that show them.
 * `state`: all that changes in a run: to a checkpoint and back.

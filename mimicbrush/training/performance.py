@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimicbrush.models.low_precision import use_half_norms
+from mimicbrush.models.recomputation import recompute_cheap_layers
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.recomputation import recompute_cheap_layers
 from mimicbrush.types import TrainBatch
 
 
