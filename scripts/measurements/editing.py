@@ -196,11 +196,14 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
 
 
 def _released_conventions(parts: dict[str, object], reference_timestep: str) -> MimicBrushPipeline:
+    import torch
+
     from mimicbrush.models.options import RELEASED_CONVENTIONS
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.pipelines import MimicBrushPipeline
 
     options = {**RELEASED_CONVENTIONS, "reference_timestep": reference_timestep, "posterior": "mean"}
-    pipe = MimicBrushPipeline(**parts, scheduler=noise_scheduler(), **options)
+    with torch.device("cpu"):  # where the factors of a scheduler always are
+        pipe = MimicBrushPipeline(**parts, scheduler=noise_scheduler(), **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
