@@ -14,7 +14,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from measurements.editing import edit, edit_gpu, read_block
+from measurements.editing import edit, edit_gpu, edit_launches, read_block
 from measurements.harness import Counted, Measurement, compare
 from measurements.memory import memory
 from measurements.mining import mining
@@ -31,6 +31,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
     "edit": edit,
     "edit_gpu": edit_gpu,
+    "edit_launches": edit_launches,
     "encoders": encoders,
     "memory": memory,
     "mining": mining,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from measurements.harness import Case, Side, count_flops
+from measurements.harness import Case, Counted, Side, count_flops
 
 from mimicbrush.errors import MimicBrushError
 
@@ -193,6 +195,23 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
         peer = (count_flops(prepare_released) + steps * count_flops(step_released)) / 1e12
     own = prepared + steps * step_flops
     return {"current": (own + steps * reading, peer), "zero": (own + reading, peer)}
+
+
+def edit_launches() -> Iterator[Counted]:
+    """operations that a step of a full-size edit starts, eagerly and with CUDA graphs; counted, not run"""
+    for reference_timestep in ("current", "zero"):
+        yield Counted(reference_timestep, partial(_count_launches, reference_timestep))
+
+
+def _count_launches(reference_timestep: str) -> dict[str, float]:
+    import torch
+    from measurements.launches import step_launches
+
+    from mimicbrush.models.components import random_components
+
+    with torch.device("meta"):
+        pipe = _released_conventions(vars(random_components()), reference_timestep)
+    return step_launches(pipe)
 
 
 def _released_conventions(parts: dict[str, object], reference_timestep: str) -> MimicBrushPipeline:

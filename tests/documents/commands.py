@@ -101,6 +101,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*app\.py( .*)?", Elsewhere("tests/app/test_editing_page.py::test_a_painted_hole_is_filled_and_tells_where_from")),
     (r".*paint_masks\.py( .*)?", Elsewhere("tests/app/test_painter_server.py::test_the_script_serves_until_it_is_stopped")),
     (r".*speed\.py (edit|read_block)", Elsewhere("tests/system/test_speed.py::test_a_full_size_edit_by_count")),
+    (r".*speed\.py edit_launches", Elsewhere("tests/system/test_speed.py::test_the_launches_of_a_full_size_edit_by_count")),
     (r".*speed\.py memory", Elsewhere(f"{_SPEED}::test_a_full_size_u_net_keeps_what_reference_md_says")),
     (r".*speed\.py train_step( .*)?", Elsewhere(f"{_SPEED}::test_the_peer_trains_as_we_do")),
     (r".*speed\.py dropped_references( .*)?", Elsewhere("tests/system/test_speed.py::test_a_measurement_is_written")),

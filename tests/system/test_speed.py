@@ -42,6 +42,15 @@ def test_a_full_size_edit_by_count() -> None:
         assert peer / own >= least
 
 
+@pytest.mark.slow
+def test_the_launches_of_a_full_size_edit_by_count() -> None:
+    counted = {case.case: case.figures() for case in editing.edit_launches()}
+    assert counted["current"]["eager_ops_per_step"] > counted["zero"]["eager_ops_per_step"] > 800
+    assert counted["zero"]["graphed_ops_per_step"] == 10
+    assert counted["current"]["graphed_ops_per_step"] == 15.5
+    assert all(counts["host_copies_per_step"] == 0 for counts in counted.values())
+
+
 @pytest.mark.parametrize(("side", "width"), [(64, 320), (32, 640)])
 def test_a_reading_layer_by_count(side: int, width: int) -> None:
     own, peer = (harness.count_flops(side) for side in editing.read_block_sides(side, width, "meta"))
