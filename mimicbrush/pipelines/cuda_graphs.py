@@ -88,9 +88,9 @@ class GraphedPasses:
             whenever they may have changed.
         """
         device = next(networks[0].parameters()).device
-        if device.type != self.device_type:
-            obstacle = f"the pipeline is on the device {device.type!r}, and they need {self.device_type!r}"
         obstacle = obstacle or next(filter(None, map(find_obstacle, networks)), None)
+        if obstacle is None and device.type != self.device_type:
+            obstacle = f"the pipeline is on the device {device.type!r}, and they need {self.device_type!r}"
         if obstacle is not None:
             self._log_once(obstacle)
             return function

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import diffusers
@@ -22,7 +24,7 @@ from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.cuda_graphs import GraphedPasses, describe_network
+from mimicbrush.pipelines.cuda_graphs import GraphedPasses, describe_network, make_cuda_capture
 from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 Tensors = dict[str, torch.Tensor]
@@ -321,6 +323,59 @@ def test_no_scheduler_makes_a_step_wait(smallest: ToyModel) -> None:
         sent[name] = count_steps(pipe, 4, graphed=True).sent
     # UniPC sends the numbers of the linear system that it solves.
     assert [name for name, copies in sent.items() if copies] == ["UniPCMultistepScheduler"]
+
+
+def test_what_records_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only a GPU shows that it works; this shows the order, and that PyTorch has what is called.
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, device: object = "current") -> None:
+            self.name = "current" if device == "current" else "side"
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def entered(what: object) -> Iterator[None]:
+        log.append(f"enter {getattr(what, 'name', what)}")
+        yield
+        log.append("leave")
+
+    signature = inspect.signature(torch.cuda.graph.__init__)
+
+    def graph(*arguments: object, **options: object) -> AbstractContextManager[None]:
+        signature.bind(None, *arguments, **options)
+        assert options["pool"] == "pool" and isinstance(options["stream"], Stream)
+        return entered("graph")
+
+    for name, stand_in in (
+        ("Stream", Stream),
+        ("current_stream", Stream),
+        ("stream", entered),
+        ("device", entered),
+        ("CUDAGraph", Graph),
+        ("graph", graph),
+        ("graph_pool_handle", lambda: "pool"),
+    ):
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def work() -> str:
+        log.append("work")
+        return "outputs"
+
+    replay = make_cuda_capture(torch.device("cuda", 1))(work)
+    assert log == [
+        "enter cuda:1", "side waits for current", "enter side", "work", "work", "work", "leave",
+        "current waits for side", "enter graph", "work", "leave", "leave",
+    ]  # fmt: skip
+    log.clear()
+    assert replay() == "outputs" and log == ["replay"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
