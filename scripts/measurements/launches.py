@@ -75,7 +75,7 @@ class _OneKernelAttention(TorchFunctionMode):
 
 
 def count_steps(pipe: MimicBrushPipeline, steps: int, graphed: bool) -> StartedOps:
-    """Count what so many steps of a guided edit start: the difference of two edits, both after a first one.
+    """Count what so many steps of a guided edit start: the difference of two edits, after graphs were recorded.
 
     Args:
         pipe: on the meta device.
@@ -100,7 +100,8 @@ def count_steps(pipe: MimicBrushPipeline, steps: int, graphed: bool) -> StartedO
 
     counter = StartedOps()
     pipe._graphs = GraphedPasses(8, lambda device: counter.capture, "meta") if graphed else None
-    edit(0)
+    if graphed:
+        edit(0)  # records
     short, long = edit(0), edit(steps)
     pipe._graphs = None
     long.started, long.sent = long.started - short.started, long.sent - short.sent
