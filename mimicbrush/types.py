@@ -134,3 +134,44 @@ class TrainBatch:
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+
+#: What the frozen encoders make of a sample, before noise and drops.
+ENCODED_TENSORS = ("mean", "std", "latent_mask", "image_tokens", "depth_map")
+
+
+@dataclass
+class EncodedViews:
+    """Batch of samples that the frozen encoders have seen already, before noise and drops; half precision or more.
+
+    Attributes:
+        mean, std: (B, 3, 4, h, w), the VAE's posteriors of source, masked source and reference, not scaled.
+        latent_mask: (B, 1, h, w), 0 or 1; 1 = repaint.
+        image_tokens: (B, N, C) of the reference.
+        depth_map: (B, 1, any, any) of the source.
+        key, index, faults, matches: as in `TrainBatch`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    latent_mask: torch.Tensor
+    image_tokens: torch.Tensor
+    depth_map: torch.Tensor
+    key: torch.Tensor
+    index: torch.Tensor
+    faults: tuple[str, ...] = ()
+    matches: Matches | None = None
+
+    def to(self, device: torch.device) -> EncodedViews:
+        """Move the batch to another device, and make everything that is encoded float32 there."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ENCODED_TENSORS, "key", "index")}
+        moved |= {name: moved[name].float() for name in ENCODED_TENSORS}
+        return replace(self, **moved, matches=self.matches and self.matches.to(device))
+
+    def pin_memory(self) -> EncodedViews:
+        """Copy the batch to page-locked memory: torch's DataLoader looks for this method."""
+        pinned = {name: getattr(self, name).pin_memory() for name in (*ENCODED_TENSORS, "key", "index")}
+        return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.key)

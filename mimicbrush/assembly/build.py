@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mimicbrush.data.batch import DecodedBatch
+    from mimicbrush.data.encoded_views import EncodedFolder
     from mimicbrush.data.pair import Pair
     from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.data.training_data import TrainingData
@@ -102,9 +103,15 @@ def build_model(components: Components, model_options: ModelOptions, train_optio
 
 
 def build_loader(
-    sources: Sequence[PairSource], options: TrainConfig, accelerator: Accelerator
+    sources: Sequence[PairSource],
+    options: TrainConfig,
+    accelerator: Accelerator,
+    encoded: EncodedFolder | None = None,
 ) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]:
-    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`."""
+    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`.
+
+    With a folder of encoded views these are `EncodedViews`; the trainer only hands them to the method.
+    """
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.loader import poll_batches
     from mimicbrush.data.sampler import RankBatches
@@ -116,6 +123,7 @@ def build_loader(
         seed=options.seed,
         num_matches=options.data.num_matches if options.train.correspondence_weight else 0,
         unrelated_ratio=options.train.unrelated_reference_ratio,
+        encoded=encoded,
     )
 
     def load(first_step: int, last_step: int) -> Iterable[TrainBatch | DecodedBatch | None]:
@@ -126,13 +134,14 @@ def build_loader(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        return poll_batches(
+        loaded = poll_batches(
             dataset,
             batches,
             num_workers=options.data.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             timeout_s=options.data.loader_timeout_s,
         )
+        return cast("Iterable[TrainBatch | DecodedBatch | None]", loaded)
 
     return load
 

@@ -128,6 +128,7 @@ FREE_TO_CHANGE = (
     "data.sources.*.root",
     "data.sources.*.input_root",
     "data.augment_on",
+    "data.encoded_views",
     "data.max_bad_ratio",
     "data.num_workers",
     "data.loader_timeout_s",

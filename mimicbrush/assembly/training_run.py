@@ -36,6 +36,7 @@ from mimicbrush.assembly.config import (
     list_weight_files,
     run_identity,
 )
+from mimicbrush.assembly.encoding import check_encoded_views, check_encoders_of
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
 from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
@@ -52,6 +53,7 @@ from mimicbrush.training.options import TrainOptions
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from mimicbrush.data.encoded_views import EncodedFolder
     from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.training.export import ExportWeights
     from mimicbrush.training.method import MimicBrushMethod
@@ -91,6 +93,7 @@ class RunPlan:
         pair_sources: to train on, without the pairs held out.
         notes: for the user.
         identity: what a checkpoint must agree on to be resumed, see `run_identity`.
+        encoded: the folder of encoded views to train from, if any.
     """
 
     config: DictConfig
@@ -99,6 +102,7 @@ class RunPlan:
     pair_sources: list[PairSource]
     notes: list[str]
     identity: dict[str, Any]
+    encoded: EncodedFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,12 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     if finished is not None:
         print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
         return None
+    encoded = check_encoded_views(config, pair_sources) if options.data.encoded_views else None
     # Another run's checkpoint is refused here, within seconds; the full check of the files comes later.
     for newest in checkpoints.list_checkpoints(run_dir / "checkpoints")[-1:]:
         if options.train.resume == "latest" and checkpoints.verify_checkpoint(newest, deep=False) is None:
             checkpoints.check_identity(newest, identity)
-    return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity)
+    return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity, encoded)
 
 
 def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
@@ -164,7 +169,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     from mimicbrush.training.lora import freeze_and_adapt
     from mimicbrush.training.method import MimicBrushMethod
     from mimicbrush.training.metrics import TrainingMetrics, start_tracker
-    from mimicbrush.training.objective import FrozenEncoders
+    from mimicbrush.training.objective import FrozenEncoders, StoredEncoders
     from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
     from mimicbrush.training.trainer import Trainer
 
@@ -196,7 +201,11 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
         torch.set_num_threads(options.train.cpu_threads)
     set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
     components = build_components(options.model, options.seed)
-    encoders = FrozenEncoders(components, options.model)
+    encoders, stored_encoders = FrozenEncoders(components, options.model), None
+    if plan.encoded is not None:
+        check_encoders_of(plan.encoded, encoders)
+        constants = plan.encoded.read_constants()
+        stored_encoders = StoredEncoders(**constants, scaling_factor=encoders.vae.config.scaling_factor)
     model = build_model(components, options.model, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
     num_trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
@@ -210,11 +219,12 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     training_data = find_training_data(options, plan.pair_sources)
     exporter = PipelineExporter(model, components, options.model, options.train, training_data)
     # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
-    flop_per_sample = count_training_flop(model, encoders) if is_on_gpu else None
+    flop_per_sample = count_training_flop(model, encoders, is_encoded=plan.encoded is not None) if is_on_gpu else None
     apply_speedups(model, options.train, channels_last=is_on_gpu and not is_sharded)
-    encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
+    if plan.encoded is None or options.eval.every_steps:  # of encoded views, only evaluation needs the frozen networks
+        encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
     scheduler = noise_scheduler(options.train.prediction_type)
-    method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train)
+    method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train, stored_encoders)
 
     # The run folder, and the tracker.
     config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": escape_text(str(run_dir))}))
@@ -230,7 +240,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     trainer = Trainer(
         method=method,
         hooks=_build_hooks(plan, accelerator, method, first_step),
-        loader=build_loader(plan.pair_sources, options, accelerator),
+        loader=build_loader(plan.pair_sources, options, accelerator, plan.encoded),
         options=options.train,
         accelerator=accelerator,
         metrics=TrainingMetrics(

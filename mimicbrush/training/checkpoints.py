@@ -215,6 +215,7 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
 #: Options that are newer than the oldest checkpoints -> what the versions before them did.
 ADDED_LATER: dict[str, Any] = {
     "data.num_matches": 64,
+    "data.fixed_views": 0,
     "train.correspondence_weight": 0.0,
     "train.correspondence_final": "None",
     "train.correspondence_heads": 0.5,

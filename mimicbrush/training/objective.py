@@ -22,6 +22,7 @@ from mimicbrush.models.encoders import (
     encode_image_tokens,
     encode_latents,
     encode_no_image_tokens,
+    encode_posteriors,
     estimate_depth,
     make_no_depth_map,
 )
@@ -32,7 +33,7 @@ from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
-from mimicbrush.types import Matches, ReferenceStates, TrainBatch
+from mimicbrush.types import EncodedViews, Matches, ReferenceStates, TrainBatch
 
 #: The loss is also logged for this many equal bands of timesteps: an image at a small one is nearly clean, and easy.
 NUM_BANDS = 4
@@ -98,7 +99,7 @@ class FrozenEncoders:
         source_latents, masked_source_latents, reference_latents = latents.chunk(3)
 
         # Dropped conditions (paper Sec. 4.1: reference 10 %, depth 50 %) make classifier-free guidance possible.
-        no_tokens, no_depth_map = self._unconditional_inputs(latents.device)
+        no_tokens, no_depth_map = self.unconditional_inputs(latents.device)
         image_tokens = _encode_rows(
             batch.reference,
             noise_sample.reference_rows,
@@ -116,13 +117,60 @@ class FrozenEncoders:
             source_latents, masked_source_latents, reference_latents, latent_mask, image_tokens, depth_map
         )
 
-    def _unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    @torch.no_grad()
+    def encode_views(self, batch: TrainBatch) -> EncodedViews:
+        """Encode a batch before noise and drops, float32: `StoredEncoders` makes of it what `encode` does."""
+        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        mean, std = (each.unflatten(0, (3, -1)).transpose(0, 1) for each in encode_posteriors(self.vae, images))
+        return EncodedViews(
+            mean=mean,
+            std=std,
+            latent_mask=F.interpolate(batch.mask, size=mean.shape[-2:]),
+            image_tokens=encode_image_tokens(self.image_encoder, batch.reference, self.patches_only).float(),
+            depth_map=estimate_depth(self.depth_estimator, batch.source, self.depth_convention).float(),
+            key=batch.key,
+            index=batch.index,
+            faults=batch.faults,
+            matches=batch.matches,
+        )
+
+    @torch.no_grad()
+    def unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute once the constants of "no reference" and "no depth": (1, N, C) tokens, (1, 1, any, any) map."""
         if self._unconditional is None or self._unconditional[0].device != device:
             tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
             depth_map = make_no_depth_map(self.depth_estimator, 1, self.no_depth_convention, device)
             self._unconditional = tokens.float(), depth_map.float()
         return self._unconditional
+
+
+class StoredEncoders:
+    """In place of `FrozenEncoders` where a batch is encoded already: adds the noise of the latents, and the drops.
+
+    Args:
+        no_image_tokens, no_depth_map: (1, N, C) and (1, 1, any, any), the constants of "no reference" and "no depth".
+        scaling_factor: of the VAE.
+    """
+
+    def __init__(self, no_image_tokens: torch.Tensor, no_depth_map: torch.Tensor, scaling_factor: float) -> None:
+        self.no_image_tokens, self.no_depth_map = no_image_tokens, no_depth_map
+        self.scaling_factor = scaling_factor
+
+    def encode(self, views: EncodedViews, noise_sample: NoiseSample) -> Conditions:
+        """Compute the conditions of a batch, all float32 on one device, as `FrozenEncoders.encode` does."""
+        posteriors = noise_sample.posteriors.transpose(0, 1).float()  # (B, 3, 4, h, w)
+        latents = (views.mean + views.std * posteriors) * self.scaling_factor
+        tokens, depth_map = (each.to(latents.device) for each in (self.no_image_tokens, self.no_depth_map))
+        keep_reference, keep_depth = noise_sample.keep_reference, noise_sample.keep_depth
+        source_latents, masked_source_latents, reference_latents = latents.unbind(1)
+        return Conditions(
+            source_latents,
+            masked_source_latents,
+            reference_latents,
+            views.latent_mask,
+            torch.where(keep_reference[:, None, None], views.image_tokens, tokens),
+            torch.where(keep_depth[:, None, None, None], views.depth_map, depth_map),
+        )
 
 
 def _encode_rows(

@@ -83,11 +83,12 @@ def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | 
     return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
-def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> float:
+def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders, *, is_encoded: bool = False) -> float:
     """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
 
     It counts on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped,
-    nothing is computed twice, and frozen weights count as if they were trained.
+    nothing is computed twice, and frozen weights count as if they were trained. Samples that are encoded already
+    (`is_encoded`) need no frozen network.
     """
     size_px, side = model.size_px, model.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
@@ -104,4 +105,4 @@ def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> flo
             conditions = counted.encode(batch, noise_sample)
         with FlopCounterMode(display=False) as trained, torch.no_grad():
             model(latents, noise_sample.timestep, conditions, keep)
-    return float(frozen.get_total_flops() + 3 * trained.get_total_flops())
+    return float((0 if is_encoded else frozen.get_total_flops()) + 3 * trained.get_total_flops())
