@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from measurements.editing import edit, edit_gpu, read_block
+from measurements.encoded_views import encoded_views
 from measurements.harness import Counted, Measurement, compare
 from measurements.memory import memory
 from measurements.mining import mining
@@ -31,6 +32,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "dropped_references": dropped_references,
     "edit": edit,
     "edit_gpu": edit_gpu,
+    "encoded_views": encoded_views,
     "encoders": encoders,
     "memory": memory,
     "mining": mining,

@@ -204,7 +204,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     encoders, stored_encoders = FrozenEncoders(components, options.model), None
     if plan.encoded is not None:
         check_encoders_of(plan.encoded, encoders)
-        constants = plan.encoded.read_constants()
+        constants = {name: each.to(accelerator.device) for name, each in plan.encoded.read_constants().items()}
         stored_encoders = StoredEncoders(**constants, scaling_factor=encoders.vae.config.scaling_factor)
     model = build_model(components, options.model, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)

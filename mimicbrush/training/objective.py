@@ -148,7 +148,8 @@ class StoredEncoders:
     """In place of `FrozenEncoders` where a batch is encoded already: adds the noise of the latents, and the drops.
 
     Args:
-        no_image_tokens, no_depth_map: (1, N, C) and (1, 1, any, any), the constants of "no reference" and "no depth".
+        no_image_tokens, no_depth_map: (1, N, C) and (1, 1, any, any), the constants of "no reference" and "no depth",
+            where the batches will be.
         scaling_factor: of the VAE.
     """
 
@@ -160,7 +161,6 @@ class StoredEncoders:
         """Compute the conditions of a batch, all float32 on one device, as `FrozenEncoders.encode` does."""
         posteriors = noise_sample.posteriors.transpose(0, 1).float()  # (B, 3, 4, h, w)
         latents = (views.mean + views.std * posteriors) * self.scaling_factor
-        tokens, depth_map = (each.to(latents.device) for each in (self.no_image_tokens, self.no_depth_map))
         keep_reference, keep_depth = noise_sample.keep_reference, noise_sample.keep_depth
         source_latents, masked_source_latents, reference_latents = latents.unbind(1)
         return Conditions(
@@ -168,8 +168,8 @@ class StoredEncoders:
             masked_source_latents,
             reference_latents,
             views.latent_mask,
-            torch.where(keep_reference[:, None, None], views.image_tokens, tokens),
-            torch.where(keep_depth[:, None, None, None], views.depth_map, depth_map),
+            torch.where(keep_reference[:, None, None], views.image_tokens, self.no_image_tokens),
+            torch.where(keep_depth[:, None, None, None], views.depth_map, self.no_depth_map),
         )
 
 

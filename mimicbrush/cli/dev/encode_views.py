@@ -33,7 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--size", action="store_true", help="only print how large the views will be")
     parser.add_argument("--verify", action="store_true", help="only read every byte of the views in DIR, and compare")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.verify:
         from mimicbrush.assembly.encoding import verify_views
 
