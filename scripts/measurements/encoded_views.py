@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from measurements.harness import Counted
-from measurements.training_step import FULL_SIZE_PX, StepSetting, full_size_tflop
+from measurements.training_step import FULL_SIZE_PX, StepSetting
 
 if TYPE_CHECKING:
     from mimicbrush.models.components import Components
@@ -20,11 +20,10 @@ def encoded_views() -> Iterator[Counted]:
 
 
 def count_full_size() -> dict[str, float]:
-    """Count SD-1.5 at 512 px on the meta device; and what the encoders take where an eighth of the references drop."""
+    """Count SD-1.5 at 512 px on the meta device; the measurement `encoders` says what they take with drops."""
     from mimicbrush.models.options import ModelOptions
 
-    figures = _count(StepSetting(device="meta").networks(), ModelOptions(), FULL_SIZE_PX)
-    return {**figures, "encoders_with_drops_tflop": full_size_tflop("encode")[0]}
+    return _count(StepSetting(device="meta").networks(), ModelOptions(), FULL_SIZE_PX)
 
 
 def count_small() -> dict[str, float]:

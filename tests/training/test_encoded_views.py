@@ -95,7 +95,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 def test_stored_views_train_as_live_ones_do(
     mined: Path, exact: Path, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*VIEWS, "train.max_steps=5", "train.log_every=1", "train.reference_drop_ratio=0.3"]
+    options = [*VIEWS, "train.max_steps=4", "train.log_every=1", "train.reference_drop_ratio=0.3"]
     fed = record(monkeypatch)
     runs = {}
     for name, more in {
@@ -109,7 +109,7 @@ def test_stored_views_train_as_live_ones_do(
         train(mined, tmp_path / name, *options, *more)
         runs[name] = list(fed)
         fed.clear()
-    assert all(len(passes) == 5 for passes in runs.values())
+    assert all(len(passes) == 4 for passes in runs.values())
     for drops in (9, 10):  # some references and depth maps are dropped, and some are not
         kept = torch.cat([one[drops] for one in runs["live"]])
         assert kept.any() and not kept.all()
