@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
 
 from mimicbrush.cli.repository import CONFIGS, check_repository
@@ -54,7 +55,8 @@ def main() -> None:
         only_size=arguments.size,
     )
     if is_complete:
-        print(f"{arguments.output} is complete. Train with the same options and data.encoded_views={arguments.output}")
+        option = shlex.quote(f"data.encoded_views={arguments.output}")
+        print(f"{arguments.output} is complete. Train with the same options and {option}")
     elif not arguments.size:
         print(f"{arguments.output} is not complete yet: other parts are missing")
 
