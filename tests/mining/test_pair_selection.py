@@ -18,6 +18,9 @@ from mimicbrush.mining.jpeg import shrink_to_side
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.pair_selection import select_pairs
 from mimicbrush.mining.video.strict_reader import VideoFrame
+from mimicbrush.ops.counter_rng import mix
+from mimicbrush.ops.keypoints import match_features, sift_features
+from mimicbrush.ops.similarity import ssim_luma, ssim_thumbnail
 
 OPTIONS = MiningOptions()
 
@@ -48,6 +51,50 @@ def test_the_same_frames_give_the_same_pairs() -> None:
     assert [(p.a_frame, p.b_frame, p.a_jpeg, p.ssim) for p in first.pairs] == [
         (p.a_frame, p.b_frame, p.a_jpeg, p.ssim) for p in second.pairs
     ]
+
+
+@pytest.mark.parametrize(("num_pairs", "max_gap_s", "min_matches"), [(16, 4.0, 6), (2, 2.0, 40)])
+def test_of_all_pairs_of_a_stretch_the_one_of_least_rank_is_taken(
+    num_pairs: int, max_gap_s: float, min_matches: int
+) -> None:
+    """Against all pairs compared and matched, and the best of each stretch taken from them at the end."""
+    frames = moving_camera(120)
+    options = replace(OPTIONS, pairs_per_clip=num_pairs, max_gap_s=max_gap_s, min_matches=min_matches)
+    features = {number: sift_features(frames[number]) for number in range(0, 120, 12)}  # every half second
+    admissible = []
+    for a, b in itertools.combinations(features, 2):
+        ssim = ssim_luma(ssim_thumbnail(frames[a]), ssim_thumbnail(frames[b]))
+        points = match_features(features[a], features[b])
+        if b - a <= 24 * max_gap_s and 0.05 <= ssim <= 0.96 and len(points[0]) >= min_matches:
+            admissible.append((mix(a, b), a, b, ssim, points))
+    by_rank = sorted(admissible, key=lambda found: found[0], reverse=True)
+    for stretch_frames in (12, 24, 48, 96):
+        best = {found[1] // stretch_frames: found for found in by_rank}
+        if len(best) <= 2 * num_pairs:
+            break
+    expected = [best[stretch] for stretch in sorted(best)]
+    if len(expected) > num_pairs:
+        expected = [expected[i * len(expected) // num_pairs] for i in range(num_pairs)]
+    pairs = select_pairs(stream(frames), options).pairs
+    assert len(pairs) >= 2
+    assert [(pair.a_frame, pair.b_frame, pair.ssim) for pair in pairs] == [found[1:4] for found in expected]
+    for pair, found in zip(pairs, expected, strict=True):
+        np.testing.assert_array_equal((pair.a_points, pair.b_points), found[4])
+
+
+def test_sift_runs_once_a_frame_and_only_for_pairs_that_can_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, detected, matched = moving_camera(120), [], []
+    monkeypatch.setattr(
+        "mimicbrush.mining.pair_selection.sift_features", lambda image: detected.append(image) or sift_features(image)
+    )
+    monkeypatch.setattr(
+        "mimicbrush.mining.pair_selection.match_features", lambda *both: matched.append(both) or match_features(*both)
+    )
+    all_admissible = replace(OPTIONS, min_ssim=-1.0, max_ssim=1.0, min_matches=0)
+    selection = select_pairs(stream(frames), all_admissible)
+    # Each of ten candidates but the last is the first frame of a pair.
+    assert len(matched) == selection.num_compared == len(selection.pairs) == 9
+    assert len(detected) == 10
 
 
 @pytest.mark.parametrize("num_pairs", [1, 3, 5])
