@@ -18,6 +18,8 @@ from measurements.editing import edit, edit_gpu, read_block
 from measurements.harness import Counted, Measurement, compare
 from measurements.memory import memory
 from measurements.mining import mining
+from measurements.mining_choice import mining_choice
+from measurements.mining_cluster import mining_cluster
 from measurements.samples import samples
 from measurements.training import dropped_references
 from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
@@ -34,6 +36,8 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "encoders": encoders,
     "memory": memory,
     "mining": mining,
+    "mining_choice": mining_choice,
+    "mining_cluster": mining_cluster,
     "optimizer": optimizer,
     "read_block": read_block,
     "samples": samples,
