@@ -252,18 +252,23 @@ def time_finish(mined: Path, folder: Path, copies: int) -> float:
     import pyarrow.parquet as pq
 
     from mimicbrush.data.manifest import INDEX_NAME, PLAN_NAME, write_index
+    from mimicbrush.io.hashing import hash_file
     from mimicbrush.mining.report.page import write_mining_report
     from mimicbrush.mining.summary import SUMMARY_NAME, summarise_manifest
 
-    shutil.copytree(mined, folder, ignore=shutil.ignore_patterns("manifest", INDEX_NAME))
-    (folder / "manifest").mkdir()
+    shutil.copytree(mined, folder, ignore=shutil.ignore_patterns("manifest", "markers", INDEX_NAME))
+    for name in ("manifest", "markers"):
+        (folder / name).mkdir()
     parts = [pq.read_table(part) for part in sorted((mined / "manifest").iterdir())]
     for number, (copy, part) in enumerate((copy, part) for copy in range(copies) for part in parts):
         table = part
         for name in ("source_path", "source_hash"):
             values = [f"{copy:08x}{text[8:]}" for text in part[name].to_pylist()]
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
-        pq.write_table(table.cast(part.schema), folder / "manifest" / f"part-{number:06d}.parquet")
+        path = folder / "manifest" / f"part-{number:06d}.parquet"
+        pq.write_table(table.cast(part.schema), path)
+        marker = {"part_sha256": hash_file(path), "ignored": {}}
+        (folder / "markers" / f"shard-{number:06d}.json").write_text(json.dumps(marker))
     options = json.loads((folder / PLAN_NAME).read_text())["options"]
     start = time.perf_counter()
     write_index(folder, folder / INDEX_NAME)

@@ -105,6 +105,8 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py train_step( .*)?", Elsewhere(f"{_SPEED}::test_the_peer_trains_as_we_do")),
     (r".*speed\.py dropped_references( .*)?", Elsewhere("tests/system/test_speed.py::test_a_measurement_is_written")),
     (r".*speed\.py mining( .*)?", Never("a minute on real clips; equal results are asserted by the command itself")),
+    (r".*speed\.py mining_choice( .*)?", Elsewhere("tests/system/test_mining_speed.py::test_pairs_tried_by_rank_are_those_tried_as_they_come")),
+    (r".*speed\.py mining_cluster( .*)?", Elsewhere("tests/system/test_mining_speed.py::test_the_cost_of_a_clip_is_measured_and_a_cluster_follows_from_it")),
     (r".*speed\.py samples( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
     (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),

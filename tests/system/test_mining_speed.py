@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measurements import harness, mining_choice
+from measurements import harness, mining_choice, mining_cluster
 from measurements.mining_cluster import Cluster, Cost, simulate
 
 from mimicbrush.synthetic.clips import ClipSpec, write_clip
@@ -64,3 +64,21 @@ def test_pairs_tried_by_rank_are_those_tried_as_they_come(tmp_path: Path) -> Non
     assert smaller["pairs"] >= 0.95 * smaller["pairs_default"] > 0
     assert 0.3 < smaller["matches_kept"] < 1
     assert 0.8 < smaller["mask_iou"] <= 1 and 0.8 < smaller["mask_equal_area"] <= 1
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_clip_is_measured_and_a_cluster_follows_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clips").mkdir()
+    for number, name in enumerate(("coffee.png", "chelsea.png")):
+        write_clip(tmp_path / f"clips/{number}.mp4", ClipSpec(name, seconds=2, width_px=256, height_px=144))
+    monkeypatch.setattr(mining_cluster, "FINISH_COPIES", 3)
+    monkeypatch.setattr(mining_cluster, "CLIPS", 5000)
+    cost = mining_cluster.measure_cost(tmp_path / "clips", tmp_path)
+    assert len(cost.clip_s) == 2 and min(cost.clip_s) > 0
+    assert 0.001 < cost.read_mb < 1 and 0.01 < cost.written_mb < 1
+    assert 0 < cost.shard_s < 5 and 0 < cost.start_s < 60
+    figures = mining_cluster.describe_run(cost, 4, Cluster(workers=50), seeds=2)
+    ideal_s = 5000 * np.mean(cost.clip_s) / 50
+    assert ideal_s < figures["wall_s"] <= figures["longest_wall_s"] < 3 * ideal_s + 5000 / 50 * cost.shard_s + 60
