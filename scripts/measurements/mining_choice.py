@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mimicbrush.mining.pair_selection import ChosenPair, Selection
     from mimicbrush.mining.video.strict_reader import VideoFrame
 
-#: Clips in which little moves or little can be matched; left out where they are absent.
-FIXED_CAMERAS = [REAL_CLIPS[0].with_name(name) for name in ("bottle.mp4", "car.mp4")]
+#: Clips of fixed cameras, in which little can be matched, and of smaller frames; left out where they are absent.
+OTHER_CLIPS = [REAL_CLIPS[0].with_name(name) for name in ("bottle.mp4", "car.mp4", "nasa.mp4", "pancake.mkv")]
 #: Long sides at which SIFT looks, besides the default.
 SIDES_PX = (448, 320)
 #: Of the pairs of the default, at a smaller size.
@@ -35,7 +35,7 @@ Pairs = dict[tuple[int, int, int], "ChosenPair"]
 def mining_choice() -> Iterator[Case]:
     """all of mining but the writing: pairs tried by rank against as they come; SIFT at smaller sizes, what is kept"""
     with tempfile.TemporaryDirectory() as name, one_core():
-        clips = [*sorted(clips_in(Path(name) / "clips").iterdir()), *(clip for clip in FIXED_CAMERAS if clip.is_file())]
+        clips = [*sorted(clips_in(Path(name) / "clips").iterdir()), *(clip for clip in OTHER_CLIPS if clip.is_file())]
         yield from choice_cases(clips)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
+import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter, deque
@@ -20,20 +24,20 @@ from measurements.samples import clips_in, one_core
 
 CLIPS = 100_000
 SHARD_SIZES = (1, 4, 16, 64)
-#: So often every part of the manifest is there where the end of a run is timed.
-FINISH_COPIES = 400
+#: How many times every part of the manifest is there when the end of a run is timed.
+FINISH_COPIES = 100
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What mining takes on one core; measured by `measure_cost`.
+    """What mining takes, in seconds of a processor and megabytes; measured by `measure_cost`.
 
     Attributes:
-        clip_s: of each measured clip, seconds of a processor.
+        clip_s: of each measured clip.
         read_mb, written_mb: of a clip.
-        shard_s: of a shard, besides its clips: files are flushed, hashed and renamed.
+        shard_s: of a shard, besides its clips: its files are written and hashed.
         start_s: of a worker, before its first clip.
-        finish_s: of a clip, at the end and on one machine: index, summary and report.
+        finish_clip_s, finish_shard_s: of a clip, and of a shard, at the end and on one machine: index, summary, report.
     """
 
     clip_s: tuple[float, ...]
@@ -41,7 +45,8 @@ class Cost:
     written_mb: float
     shard_s: float
     start_s: float
-    finish_s: float
+    finish_clip_s: float
+    finish_shard_s: float
 
     def draw_clips(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the seconds of clips from the log-normal distribution that the measured ones suggest."""
@@ -225,28 +230,40 @@ def measure_cost(clips: Path, folder: Path) -> Cost:
             select_pairs(PyAVReader().frames(clip), options)
             seconds.append(time.process_time() - start)
     mined = folder / "mined"
+    start = time.process_time()
     mine_folder(clips, mined, options, resources=Resources(workers=1), progress=False)
-    timing = [json.loads(path.read_text()) for path in sorted((mined / "timing").iterdir())]
-    first_s, *others_s = [shard["wall_s"] - sum(shard["seconds"].values()) for shard in timing]
+    main_s = time.process_time() - start
     written = sum(path.stat().st_size for part in ("shards", "manifest", "audit") for path in (mined / part).iterdir())
-    few_s, many_s = (time_finish(mined, folder / f"{copies}", copies) for copies in (1, FINISH_COPIES))
+    few_s = time_finish(mined, folder / "few", 1, len(paths))
+    loose_s = time_finish(mined, folder / "loose", FINISH_COPIES, 1)
+    packed_s = time_finish(mined, folder / "packed", FINISH_COPIES, FINISH_COPIES * len(paths))
     return Cost(
         clip_s=tuple(seconds),
         read_mb=statistics.mean(clip.stat().st_size for clip in paths) / 1e6,
         written_mb=written / len(paths) / 1e6,
-        shard_s=statistics.median(others_s),
-        start_s=first_s - statistics.median(others_s),
-        finish_s=(many_s - few_s) / ((FINISH_COPIES - 1) * len(paths)),
+        shard_s=max(0.0, main_s - few_s) / len(paths),
+        start_s=time_start(),
+        finish_clip_s=(packed_s - few_s) / ((FINISH_COPIES - 1) * len(paths)),
+        finish_shard_s=(loose_s - packed_s) / (FINISH_COPIES * len(paths) - 1),
     )
 
 
-def time_finish(mined: Path, folder: Path, copies: int) -> float:
-    """Seconds for the index, the summary and the report of a mined folder whose every part is there several times.
+def time_start() -> float:
+    """Seconds of a processor for a process that can read files."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import mimicbrush.mining.worker"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def time_finish(mined: Path, folder: Path, copies: int, per_part: int) -> float:
+    """Seconds of a processor for index, summary and report of a folder in which every part is there several times.
 
     Args:
         mined: a mined folder.
         folder: the larger one, to be made.
         copies: how many times; each copy names other videos.
+        per_part: so many old parts are one new part.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -260,21 +277,24 @@ def time_finish(mined: Path, folder: Path, copies: int) -> float:
     for name in ("manifest", "markers"):
         (folder / name).mkdir()
     parts = [pq.read_table(part) for part in sorted((mined / "manifest").iterdir())]
-    for number, (copy, part) in enumerate((copy, part) for copy in range(copies) for part in parts):
+    tables = []
+    for copy, part in itertools.product(range(copies), parts):
         table = part
         for name in ("source_path", "source_hash"):
             values = [f"{copy:08x}{text[8:]}" for text in part[name].to_pylist()]
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+        tables.append(table.cast(part.schema))
+    for number, start in enumerate(range(0, len(tables), per_part)):
         path = folder / "manifest" / f"part-{number:06d}.parquet"
-        pq.write_table(table.cast(part.schema), path)
+        pq.write_table(pa.concat_tables(tables[start : start + per_part]), path)
         marker = {"part_sha256": hash_file(path), "ignored": {}}
         (folder / "markers" / f"shard-{number:06d}.json").write_text(json.dumps(marker))
     options = json.loads((folder / PLAN_NAME).read_text())["options"]
-    start = time.perf_counter()
+    start = time.process_time()
     write_index(folder, folder / INDEX_NAME)
     (folder / SUMMARY_NAME).write_text(summarise_manifest(folder, {}, options).to_json())
     write_mining_report(folder)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def mining_cluster() -> Iterator[Counted]:
@@ -301,12 +321,12 @@ def describe_run(cost: Cost, per_shard: int, cluster: Cluster, seeds: int = 5) -
         runs.append(simulate(cost.draw_clips(CLIPS, _rng(seed)), per_shard, cost, cluster, seed))
         assert set(runs[-1].finished.values()) == {1}, "a shard ended twice"
     return {
-        "wall_s": statistics.median(run.wall_s for run in runs),
-        "longest_wall_s": max(run.wall_s for run in runs),
-        "busy_share": statistics.median(run.useful_s / (run.wall_s * cluster.workers) for run in runs),
-        "lost_share": statistics.median(run.lost_s / (run.useful_s + run.lost_s) for run in runs),
+        "wall_s": float(statistics.median(run.wall_s for run in runs)),
+        "longest_wall_s": float(max(run.wall_s for run in runs)),
+        "busy_share": float(statistics.median(run.useful_s / (run.wall_s * cluster.workers) for run in runs)),
+        "lost_share": float(statistics.median(run.lost_s / (run.useful_s + run.lost_s) for run in runs)),
         "lost_tries": statistics.median(run.lost_tries for run in runs),
-        "finish_s": cost.finish_s * CLIPS,
+        "finish_s": cost.finish_clip_s * CLIPS + cost.finish_shard_s * -(-CLIPS // per_shard),
     }
 
 
