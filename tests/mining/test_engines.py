@@ -105,6 +105,35 @@ def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.Monke
         list(executors._run_ray([], Resources(ray_address="a:1")))
 
 
+def test_ray_gets_two_shards_a_core_and_each_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a Ray of which none, one or several tasks have ended whenever it is asked."""
+    rng, running, most = random.Random(0), set(), []
+
+    class Task:
+        def remote(self, job: int, *_: float) -> int:
+            running.add(job)
+            most.append(len(running))
+            return job
+
+    def wait(references: list[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
+        ended = rng.sample(references, rng.choice([0, 1, num_returns // 2]))
+        running.difference_update(ended)
+        return ended, [each for each in references if each not in ended]
+
+    fake = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=lambda **_: lambda function: Task(),
+        cluster_resources=lambda: {"CPU": 3.0},
+        wait=wait,
+        get=lambda job: job % 2 == 0,
+        exceptions=SimpleNamespace(RayTaskError=RuntimeError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    found = list(executors._run_ray(list(range(40)), Resources()))
+    assert sorted(found) == [(job, job % 2 == 0) for job in range(40)]
+    assert max(most) == 6 and most[:6] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.slow
 def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
     write_clips(tmp_path / "in", 5)
