@@ -19,7 +19,7 @@ from measurements.harness import Counted, Measurement, compare
 from measurements.memory import memory
 from measurements.mining import mining
 from measurements.samples import samples
-from measurements.training import dropped_references
+from measurements.training import dropped_references, noise
 from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
 
 from mimicbrush.errors import cli_main
@@ -34,6 +34,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "encoders": encoders,
     "memory": memory,
     "mining": mining,
+    "noise": noise,
     "optimizer": optimizer,
     "read_block": read_block,
     "samples": samples,
