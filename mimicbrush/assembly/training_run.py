@@ -122,6 +122,11 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    if options.train.distill != "none" and not isinstance(options.model, PipelineModel):
+        raise InputError(
+            f"train.distill={options.train.distill} needs a pipeline to learn from: model=pipeline model.path=FOLDER"
+        )
+
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training import checkpoints
 
@@ -159,6 +164,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training import checkpoints
+    from mimicbrush.training.consistency_distillation import ConsistencyDistillation
     from mimicbrush.training.export import PipelineExporter
     from mimicbrush.training.guards import BadSamples
     from mimicbrush.training.lora import freeze_and_adapt
@@ -172,10 +178,12 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     # The devices, and the checkpoint to go on from.
     accelerator = make_accelerator(options.train, run_dir)
+    is_distilled = options.train.distill != "none"
     is_on_gpu = accelerator.device.type == "cuda"
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    if is_sharded and options.train.compile:
-        raise InputError("train.compile with sharded weights was never tried; leave out one of them")
+    for name, is_chosen in (("train.compile", options.train.compile), ("train.distill", is_distilled)):
+        if is_sharded and is_chosen:
+            raise InputError(f"{name} with sharded weights was never tried; leave out one of them")
 
     def take_run_dir() -> None:
         for folder in (run_dir, run_dir / "checkpoints", run_dir / "pipeline"):
@@ -210,11 +218,12 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     training_data = find_training_data(options, plan.pair_sources)
     exporter = PipelineExporter(model, components, options.model, options.train, training_data)
     # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
-    flop_per_sample = count_training_flop(model, encoders) if is_on_gpu else None
+    flop_per_sample = count_training_flop(model, encoders) if is_on_gpu and not is_distilled else None
     apply_speedups(model, options.train, channels_last=is_on_gpu and not is_sharded)
     encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
     scheduler = noise_scheduler(options.train.prediction_type)
-    method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train)
+    kind = ConsistencyDistillation if is_distilled else MimicBrushMethod
+    method = kind(model, encoders, scheduler, exporter, options.train)
 
     # The run folder, and the tracker.
     config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": escape_text(str(run_dir))}))

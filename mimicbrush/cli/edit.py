@@ -186,7 +186,9 @@ class LoadedEditor:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
             check_can_zoom(pipeline.reference_unet is not None)
-        limit = pipeline.scheduler.config.num_train_timesteps
+        # A distilled model has learnt some of the timesteps alone.
+        scheduler = pipeline.scheduler.config
+        limit = scheduler.get("original_inference_steps", scheduler.num_train_timesteps)
         if (self.arguments.steps or 0) > limit:
             raise InputError(f"--steps {self.arguments.steps}: this model was trained with {limit} timesteps, no more")
         pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)

@@ -6,6 +6,7 @@ In reading order:
 * `method`: the protocol of what can be trained, and MimicBrush as the first method.
 * `noise`: timesteps, noise and drops of a batch, from the keys of its samples.
 * `objective`: conditions of a batch, prediction of the trained networks, denoising loss.
+* `consistency_distillation`: another method, which teaches a trained model to edit in few steps.
 * `correspondence_loss`: the loss that teaches the reference attention where to look.
 * `options`: options of a run.
 * `lora`: which networks are trained, fully or by adapters.

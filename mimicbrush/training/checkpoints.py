@@ -220,6 +220,10 @@ ADDED_LATER: dict[str, Any] = {
     "train.correspondence_heads": 0.5,
     "train.unrelated_reference_ratio": 0.0,
     "train.noise_on": "cpu",
+    "train.distill": "none",
+    "train.distill_guidance": "[5.0, 5.0]",
+    "train.distill_ddim_steps": 50,
+    "train.distill_huber_c": 0.001,
 }
 
 

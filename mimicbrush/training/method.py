@@ -6,6 +6,7 @@ the checkpoints, the metrics and the guards then work as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -57,13 +58,19 @@ class TrainingMethod(Protocol[InputsT]):
             device: where the inputs of the trained networks are to be.
         """
 
-    def loss(self, model: nn.Module, inputs: InputsT, step: int) -> TrainingLoss:
+    @property
+    def reads_average(self) -> bool:
+        """Whether `loss` reads the averaged weights: then a GPU waits at each step until the average is complete."""
+
+    def loss(self, model: nn.Module, inputs: InputsT, step: int, average: Mapping[str, torch.Tensor]) -> TrainingLoss:
         """Compute the loss of a batch.
 
         Args:
             model: `model`, as it is or wrapped: the call must go through the wrapper's forward.
             inputs: from `encode`.
             step: steps done so far; a weight in the loss may depend on it.
+            average: averaged weights (EMA) after them, name in `model` -> tensor; empty where none are kept. Only of
+                use where `reads_average`.
         """
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
@@ -100,6 +107,8 @@ class MimicBrushMethod:
         options: of the run.
     """
 
+    reads_average = False
+
     def __init__(
         self,
         model: MimicBrushModel,
@@ -132,7 +141,9 @@ class MimicBrushMethod:
         on_device = batch.to(device)
         return EncodedBatch(self.encoders.encode(on_device, noise_sample), noise_sample, on_device.matches)
 
-    def loss(self, model: nn.Module, inputs: EncodedBatch, step: int) -> TrainingLoss:
+    def loss(
+        self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
+    ) -> TrainingLoss:
         """Compute the denoising loss and, where it is asked for, the correspondence loss; see `denoising_loss`."""
         return denoising_loss(
             model,

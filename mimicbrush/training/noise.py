@@ -28,6 +28,7 @@ class NoiseSample:
         keep_reference, keep_depth: (B,) bool, False = dropped.
         reference_rows, depth_rows: (K,) int64, the rows that are kept. They are listed on the CPU, since asking a GPU
             how many there are would make the CPU wait.
+        chance: (B,) float32 in [0, 1), for what else a method chooses by chance.
     """
 
     timestep: torch.Tensor
@@ -37,6 +38,7 @@ class NoiseSample:
     keep_depth: torch.Tensor
     reference_rows: torch.Tensor
     depth_rows: torch.Tensor
+    chance: torch.Tensor
 
     @classmethod
     def for_keys(
@@ -63,7 +65,7 @@ class NoiseSample:
                 makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
         """
         bits = keys.numpy()
-        timestep, reference_chance, depth_chance = _decide(bits, num_timesteps)
+        timestep, (reference_chance, depth_chance, chance) = _decide(bits, num_timesteps)
         seeds = [torch.from_numpy(mix_many(bits, stream).astype(np.int64)) for stream in (_NOISE, _POSTERIORS)]
         if noise_device is None:
             noise, posteriors = (
@@ -87,6 +89,7 @@ class NoiseSample:
             keep_depth=keep_depth,
             reference_rows=keep_reference.nonzero()[:, 0],
             depth_rows=keep_depth.nonzero()[:, 0],
+            chance=chance.float().clamp(max=1 - 2.0**-24),
         )
 
     def to(self, device: torch.device) -> NoiseSample:
@@ -97,20 +100,20 @@ class NoiseSample:
         return NoiseSample(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-def _decide(keys: np.ndarray, num_timesteps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sample the timestep of each key, and two numbers in [0, 1): (B,) int64 -> (B,) int64, twice (B,) float64.
+def _decide(keys: np.ndarray, num_timesteps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample the timestep of each key, and three numbers in [0, 1): (B,) int64 -> (B,) int64, (3, B) float64.
 
-    They are those of ``generator(key, _DECISIONS)``: ``integers(num_timesteps)``, then twice ``random()``.
+    They are those of ``generator(key, _DECISIONS)``: ``integers(num_timesteps)``, then three times ``random()``.
     """
     numbers = first_numbers(mix_many(keys, _DECISIONS))  # (B, 4)
     # NumPy takes 32 bits times the limit (Lemire 2019), and samples anew where that would favour some timesteps.
     product = (numbers[:, 0] & np.uint64(0xFFFFFFFF)) * np.uint64(num_timesteps)
     timesteps = (product >> np.uint64(32)).astype(np.int64)
-    chances = (numbers[:, 1:3] >> np.uint64(11)).astype(np.float64) * 2.0**-53  # as NumPy makes a double
+    chances = (numbers[:, 1:] >> np.uint64(11)).astype(np.float64) * 2.0**-53  # as NumPy makes a double
     for row in np.flatnonzero((product & np.uint64(0xFFFFFFFF)) < 2**32 % num_timesteps):  # 1 of 10 million
         decisions = generator(int(keys[row]), _DECISIONS)
-        timesteps[row], chances[row] = decisions.integers(num_timesteps), decisions.random(2)
-    return torch.from_numpy(timesteps), torch.from_numpy(chances[:, 0]), torch.from_numpy(chances[:, 1])
+        timesteps[row], chances[row] = decisions.integers(num_timesteps), decisions.random(3)
+    return torch.from_numpy(timesteps), torch.from_numpy(chances.T)
 
 
 #: Constants of splitmix64 (Steele et al. 2014), as int64, which wraps around.

@@ -116,6 +116,10 @@ class FrozenEncoders:
             source_latents, masked_source_latents, reference_latents, latent_mask, image_tokens, depth_map
         )
 
+    def no_image_tokens(self, like: torch.Tensor) -> torch.Tensor:
+        """Give the image tokens of "no reference" for as many rows, (B, N, C)."""
+        return self._unconditional_inputs(like.device)[0].expand_as(like)
+
     def _unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute once the constants of "no reference" and "no depth": (1, N, C) tokens, (1, 1, any, any) map."""
         if self._unconditional is None or self._unconditional[0].device != device:
@@ -195,6 +199,7 @@ class MimicBrushModel(nn.Module):
         conditions: Conditions,
         keep_reference: torch.Tensor,
         matches: Matches | None = None,
+        states: ReferenceStates | None = None,
     ) -> Prediction:
         """Predict from noisy source latents (B, 4, h, w) at timestep (B,) -> (B, 4, h, w) (paper Sec. 3.2).
 
@@ -206,6 +211,8 @@ class MimicBrushModel(nn.Module):
             conditions: of the batch.
             keep_reference: (B,) bool, False = dropped.
             matches: of the batch, or None.
+            states: what `read_references` left, where the reference U-Net is frozen and has read before; None: it
+                reads now.
         """
         context = self.image_projector(conditions.image_tokens)  # (B, N, D)
         depth_latents = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
@@ -214,15 +221,13 @@ class MimicBrushModel(nn.Module):
             [noisy, conditions.latent_mask, conditions.masked_source_latents, depth_latents], dim=1
         )  # (B, 13, h, w)
 
-        if self.reference_unet is None:  # the reference gives its tokens alone
-            return Prediction(self.unet(unet_input, timestep, context).sample)
+        if self.reference_unet is None or states is not None:  # the reference gives its tokens alone, or was read
+            attention_kwargs = {"reference_states": states}
+            return Prediction(self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample)
         # The reference U-Net writes its features into `states`, the imitative U-Net reads them in its self-attention.
         states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
-        reference_timestep = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
         attention_kwargs = {"reference_states": states}
-        reference_sample = self.reference_unet(
-            conditions.reference_latents, reference_timestep, context, cross_attention_kwargs=attention_kwargs
-        ).sample
+        reference_sample = self.read_references(conditions.reference_latents, timestep, context, states)
         sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
         # last block of the reference U-Net, whose features are read on the way, would get none.
@@ -231,6 +236,26 @@ class MimicBrushModel(nn.Module):
             return Prediction(sample)
         heads = self.correspondence_heads
         return Prediction(sample, correspondence_loss(states.attended, matches, keep_reference, self.size_px, heads))
+
+    def read_references(
+        self, reference_latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, states: ReferenceStates
+    ) -> torch.Tensor:
+        """Let the reference U-Net write into `states`; return what else it predicts, (B, 4, h, w).
+
+        Args:
+            reference_latents: (B, 4, h, w), clean.
+            timestep: (B,) int64, of the noisy source latents.
+            context: (B, N, D), the projected image tokens.
+            states: get the features.
+        """
+        assert self.reference_unet is not None
+        sample: torch.Tensor = self.reference_unet(
+            reference_latents,
+            timestep if self.reference_timestep == "current" else torch.zeros_like(timestep),
+            context,
+            cross_attention_kwargs={"reference_states": states},
+        ).sample
+        return sample
 
 
 @dataclass(frozen=True)
@@ -294,11 +319,11 @@ def denoising_loss(
         sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
         correspondence_sums = torch.cat([sums, correspondence.match_counts])
 
-    parts, bands = _sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
+    parts, bands = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
     return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)
 
 
-def _sum_errors(
+def sum_errors(
     error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: DDIMScheduler
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the squared error (B, 1, h, w): (4,) inside and outside the mask, (2, NUM_BANDS) by timestep; see above."""

@@ -96,7 +96,7 @@ def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> flo
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
         posteriors = latents.expand(3, -1, -1, -1, -1)
-        noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows)
+        noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows, number)
         counted = copy.copy(encoders)  # a copy, since its constants must not be replaced by tensors without content
         counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
         counted.encode(batch, noise_sample)

@@ -206,12 +206,12 @@ class Trainer:
                     self._begin_step()
                     progress.update()
 
-                    # Log, save, evaluate: all of it reads the state, so the step must be finished. On a CPU nothing
-                    # runs beside the loop, and waiting gains nothing.
+                    # Log, save, evaluate: all of it reads the state, so the step must be finished. So may the next
+                    # loss. On a CPU nothing runs beside the loop, and waiting gains nothing.
                     is_log_due = state.step % options.log_every == 0 or state.step == options.max_steps
                     is_evaluation_due = self.hooks.is_due(state.step, options.max_steps)
                     is_checkpoint_due = is_evaluation_due or state.step % options.checkpoint_every == 0
-                    if is_log_due or is_checkpoint_due or device.type != "cuda":
+                    if is_log_due or is_checkpoint_due or self.method.reads_average or device.type != "cuda":
                         self._finish_step()
                     if is_log_due:
                         self._log(progress)
@@ -260,7 +260,7 @@ class Trainer:
             with accelerator.accumulate(model):
                 inputs = self.method.encode(batch, accelerator.device)
                 with accelerator.autocast():
-                    loss = self.method.loss(model, inputs, self.state.step)
+                    loss = self.method.loss(model, inputs, self.state.step, self.state.averaged_weights())
                 accelerator.backward(loss.total)
                 self.metrics.add(loss)
         return True

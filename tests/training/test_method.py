@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,8 @@ class ColourModel(nn.Module):
 class ColourMethod:
     """Predicts the mean colour of a reference from that of its source, by a linear map."""
 
+    reads_average = False
+
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = ColourModel()
@@ -60,7 +62,7 @@ class ColourMethod:
         on_device = batch.to(device)
         return Colours(on_device.source.mean(dim=(2, 3)), on_device.reference.mean(dim=(2, 3)))
 
-    def loss(self, model: nn.Module, inputs: Colours, step: int) -> TrainingLoss:
+    def loss(self, model: nn.Module, inputs: Colours, step: int, average: Mapping[str, torch.Tensor]) -> TrainingLoss:
         error = (model(inputs.source) - inputs.reference).square().mean(dim=1)
         parts = torch.stack([error.detach().sum(), torch.tensor(float(len(error))), torch.zeros(()), torch.zeros(())])
         return TrainingLoss(error.mean(), parts, torch.zeros(2, NUM_BANDS), torch.zeros(4))

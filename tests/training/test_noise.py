@@ -101,3 +101,4 @@ def test_timesteps_and_drops_are_those_of_a_numpy_generator_for_each_key(num_tim
         assert int(made.timestep[row]) == decisions.integers(num_timesteps)
         assert bool(made.keep_reference[row]) == (decisions.random() >= 0.1)
         assert bool(made.keep_depth[row]) == (decisions.random() >= 0.5)
+        assert abs(float(made.chance[row]) - decisions.random()) < 1e-7
