@@ -58,8 +58,8 @@ def test_rows_of_our_options_change_what_they_name() -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("ablation", [None, *ABLATIONS])
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
-    # This one goes on from the weights that come with the project.
-    start = ["model=small"] if experiment == "fine_tune" else []
+    # These go on from the weights of a pipeline, which says the size.
+    start = ["model=small"] if experiment in ("fine_tune", "distill", "small_distill") else []
     options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
     assert options.run_name == (ablation or experiment)
     assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
