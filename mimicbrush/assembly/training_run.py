@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mimicbrush.data.pair_sources import PairSource
+    from mimicbrush.training.evaluations import TrainingHooks
     from mimicbrush.training.export import ExportWeights
     from mimicbrush.training.method import MimicBrushMethod
-    from mimicbrush.training.trainer import Trainer, TrainingHooks
+    from mimicbrush.training.trainer import Trainer
 
 
 #: The options of a run, in its folder.
@@ -260,9 +261,9 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
     """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
     from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
+    from mimicbrush.training.evaluations import TrainingHooks
     from mimicbrush.training.guards import run_together
     from mimicbrush.training.metrics import log_image_table
-    from mimicbrush.training.trainer import TrainingHooks
 
     options, folder = plan.options, plan.run_dir / "heldout"
     hooks = TrainingHooks(evaluate_every=options.eval.every_steps)

@@ -12,6 +12,7 @@ In reading order:
 * `lora`: which networks are trained, fully or by adapters.
 * `performance`: speed and memory, without changing what is learnt; FLOP of a step.
 * `guards`: steps without finite gradients, signals, the time limit, unreadable pairs.
+* `evaluations`: measurements on held-out pairs while training; the best weights are kept.
 * `metrics`: figures of each logged step, and the trackers that show them.
 * `state`: all that changes in a run: to a checkpoint and back.
 * `checkpoints`: checkpoints on the disk, verified by hashes, and the background writer.

@@ -295,8 +295,12 @@ def distill(mined: Path, run_dir: Path, teacher: Path, *more: str) -> None:
     train_with(mined, run_dir, *SHORTEST, "model=pipeline", f"model.path={teacher}", *DISTILL, *more)
 
 
-@pytest.mark.parametrize("more", [[], pytest.param(["train.unet=lora", "train.lora_rank=2", "train.mixed_precision=bf16"], marks=pytest.mark.slow)],
-                         ids=["whole", "adapters"])  # fmt: skip
+ADAPTERS = ["train.unet=lora", "train.lora_rank=2", "train.mixed_precision=bf16"]
+
+
+@pytest.mark.parametrize(
+    "more", [[], pytest.param(ADAPTERS, marks=pytest.mark.slow)], ids=["whole", "adapters in bf16"]
+)
 def test_a_run_resumes_to_the_same_bits_and_exports_a_model_of_few_steps(
     mined: Path, tmp_path: Path, teacher: Path, more: list[str]
 ) -> None:
