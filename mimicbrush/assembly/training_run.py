@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mimicbrush.data.pair_sources import PairSource
-    from mimicbrush.training.evaluations import TrainingHooks
     from mimicbrush.training.export import ExportWeights
     from mimicbrush.training.method import MimicBrushMethod
+    from mimicbrush.training.metrics import TrainingHooks
     from mimicbrush.training.trainer import Trainer
 
 
@@ -165,11 +165,11 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training import checkpoints
-    from mimicbrush.training.consistency_distillation import ConsistencyDistillation
     from mimicbrush.training.export import PipelineExporter
     from mimicbrush.training.guards import BadSamples
     from mimicbrush.training.lora import freeze_and_adapt
     from mimicbrush.training.method import MimicBrushMethod
+    from mimicbrush.training.methods.consistency_distillation import ConsistencyDistillation
     from mimicbrush.training.metrics import TrainingMetrics, start_tracker
     from mimicbrush.training.objective import FrozenEncoders
     from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
@@ -261,9 +261,8 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
     """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
     from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
-    from mimicbrush.training.evaluations import TrainingHooks
     from mimicbrush.training.guards import run_together
-    from mimicbrush.training.metrics import log_image_table
+    from mimicbrush.training.metrics import TrainingHooks, log_image_table
 
     options, folder = plan.options, plan.run_dir / "heldout"
     hooks = TrainingHooks(evaluate_every=options.eval.every_steps)

@@ -49,7 +49,7 @@ class TrainOptions:
         noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
             the model is: other numbers, and faster for small models with large batches.
         distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps and without guidance (*ours* to
-            our model, see `training.consistency_distillation`); "none" trains by the denoising loss.
+            our model, see `training.methods.consistency_distillation`); "none" trains by the denoising loss.
         distill_guidance: lowest and highest guidance scale of the teacher; one is chosen for each sample, and learnt.
         distill_ddim_steps: steps of the teacher's sampler, of which the student learns to skip most.
         distill_huber_c: below this, the loss of distillation is the square of a difference; above, the difference.

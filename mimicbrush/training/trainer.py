@@ -23,7 +23,6 @@ from mimicbrush.errors import CheckpointError, DataError, MimicBrushError, Unsav
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.io.text import describe_error
 from mimicbrush.training.checkpoints import CheckpointSaver
-from mimicbrush.training.evaluations import Evaluations, TrainingHooks, write_or_warn
 from mimicbrush.training.guards import (
     BadSamples,
     StopRequests,
@@ -33,12 +32,15 @@ from mimicbrush.training.guards import (
 )
 from mimicbrush.training.method import TrainingMethod
 from mimicbrush.training.metrics import (
+    Evaluations,
+    TrainingHooks,
     TrainingMetrics,
     compute_gradient_norms,
     finite_only,
     finite_or_none,
     read_tracker_ids,
     use_trackers,
+    write_or_warn,
 )
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.state import PendingStep, TrainingState, gather_full_tensor

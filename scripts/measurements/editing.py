@@ -116,6 +116,8 @@ def edit() -> list[Case]:
     cases = []
     for reference_timestep, (own, peer) in full_size_edit().items():
         print(f"{reference_timestep}: 50 steps at full size: {own:.1f} TFLOP, released {peer:.1f}")
+    for reference_timestep, (own, _) in full_size_edit(few_steps=4).items():
+        print(f"{reference_timestep}: 4 steps of a distilled model: {own:.1f} TFLOP")
         cases.append(Case(reference_timestep, *setting.sides(reference_timestep), 1e-4, 3, peer / own))
     return cases
 
@@ -142,8 +144,12 @@ def edit_cases(device: str, dtype: str, size_px: int, block_out_channels: tuple[
     return cases
 
 
-def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
+def full_size_edit(steps: int = 50, few_steps: int | None = None) -> dict[str, tuple[float, float]]:
     """TFLOP of a guided edit at 512 px, ours and the released algorithm, counted on the meta device.
+
+    Args:
+        steps: of both.
+        few_steps: of ours instead, and without guidance: what a distilled model takes.
 
     Returns:
         "current" and "zero" -> (ours, released). The released loop reads the reference at every step in both.
@@ -160,15 +166,17 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
         pipe = _released_conventions(vars(random_components()), "current")
         pixels, mask = torch.empty(1, 3, pipe.size_px, pipe.size_px), torch.empty(1, 1, pipe.size_px, pipe.size_px)
         latents = torch.empty(1, 4, pipe.size_px // 8, pipe.size_px // 8)
-    timestep = torch.tensor(1)
+    timestep, guidance = torch.tensor(1), 5.0 if few_steps is None else None
     found: dict[str, object] = {}
 
     # The parts of `MimicBrushPipeline.__call__`, in its order.
     def prepare() -> None:
         found["prepared"] = prepared = pipe.encode_references(pixels, [], None)
         cond_latents = pipe.prepare_cond_latents(pixels, mask, False, None, None)
-        context = torch.cat([pipe.no_reference_context(), prepared.context])
-        found["cond_latents"], found["context"] = torch.cat([cond_latents] * 2), context
+        context = prepared.context
+        if few_steps is None:
+            context, cond_latents = torch.cat([pipe.no_reference_context(), context]), torch.cat([cond_latents] * 2)
+        found["cond_latents"], found["context"] = cond_latents, context
         found["cached_kv"] = project_context(pipe.unet, context)
         decode_latents(pipe.vae, latents)
 
@@ -177,7 +185,7 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
 
     def step() -> None:
         states = ReferenceStates(projected={**found["cached_kv"], **found["features"]})
-        pipe.denoise(latents, found["cond_latents"], timestep, found["context"], states, 5.0)
+        pipe.denoise(latents, found["cond_latents"], timestep, found["context"], states, guidance)
 
     released = ReleasedAlgorithm(pipe)
 
@@ -191,8 +199,9 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     with torch.no_grad():
         prepared, reading, step_flops = (count_flops(work) / 1e12 for work in (prepare, read, step))
         peer = (count_flops(prepare_released) + steps * count_flops(step_released)) / 1e12
-    own = prepared + steps * step_flops
-    return {"current": (own + steps * reading, peer), "zero": (own + reading, peer)}
+    own_steps = few_steps or steps
+    own = prepared + own_steps * step_flops
+    return {"current": (own + own_steps * reading, peer), "zero": (own + reading, peer)}
 
 
 def _released_conventions(parts: dict[str, object], reference_timestep: str) -> MimicBrushPipeline:

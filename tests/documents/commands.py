@@ -107,6 +107,8 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py mining( .*)?", Never("a minute on real clips; equal results are asserted by the command itself")),
     (r".*speed\.py samples( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
+    (r".*speed\.py noise", Elsewhere("tests/training/test_noise.py::test_the_measurement_compares_equal_numbers")),
+    (r".*train\.py .*experiment=(small_)?distill.*", Elsewhere("tests/training/test_consistency_distillation.py::test_a_run_resumes_to_the_same_bits_and_exports_a_model_of_few_steps")),
     (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),
     (r".*train_small_encoders\.py .*", Toy("made/small_model_data --output made/encoders --steps 2", without=("small_model_data",))),
     (r"python tests/golden/loss_curve\.py NAME", Elsewhere("tests/training/test_golden_curve.py::test_losses_are_what_they_were")),

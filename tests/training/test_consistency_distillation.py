@@ -26,9 +26,9 @@ from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 from mimicbrush.training.checkpoints import checkpoint_path
-from mimicbrush.training.consistency_distillation import ConsistencyDistillation, Level
 from mimicbrush.training.lora import freeze_and_adapt
 from mimicbrush.training.method import EncodedBatch
+from mimicbrush.training.methods.consistency_distillation import ConsistencyDistillation, Level
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import Conditions, FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions

@@ -15,11 +15,10 @@ from toy_run import forget_accelerate, metrics
 
 from mimicbrush.data.batch import DecodedBatch
 from mimicbrush.training.checkpoints import find_checkpoint
-from mimicbrush.training.evaluations import TrainingHooks
 from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import BadSamples
 from mimicbrush.training.method import TrainingMethod
-from mimicbrush.training.metrics import TrainingMetrics
+from mimicbrush.training.metrics import TrainingHooks, TrainingMetrics
 from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.trainer import Trainer

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from measurements import harness, training
 from scipy import stats
 
 from mimicbrush.ops.counter_rng import generator, mix
@@ -102,3 +103,12 @@ def test_timesteps_and_drops_are_those_of_a_numpy_generator_for_each_key(num_tim
         assert bool(made.keep_reference[row]) == (decisions.random() >= 0.1)
         assert bool(made.keep_depth[row]) == (decisions.random() >= 0.5)
         assert abs(float(made.chance[row]) - decisions.random()) < 1e-7
+
+
+def test_the_measurement_compares_equal_numbers() -> None:
+    cases = list(training.noise(batch=5))
+    assert len(cases) == 5
+    for case in cases:
+        ours = case.ours()
+        assert [len(tensor) for tensor in ours] == [5, 5, 5, 5, 3]
+        assert harness.largest_difference(ours, case.peer()) == 0
