@@ -79,7 +79,8 @@ class MimicBrushPipeline(HubPipeline):
 
     Args:
         vae, unet, reference_unet, image_encoder, image_projector, depth_estimator, depth_projector,
-        scheduler: the networks (see `mimicbrush.models.components`) and a scheduler, DDIM in the paper.
+        scheduler: the networks (see `mimicbrush.models.components`) and a scheduler, DDIM in the paper, LCM for a
+            model that was distilled to few steps.
         reference_blend: 1.0 attends over [own ; reference] (paper), 0.5 averages that with attention over
             the own tokens (released code). Weights work only with the blend they were trained for.
         reference_timestep: which t the reference U-Net sees: the "current" one, again at every step
@@ -364,6 +365,11 @@ class MimicBrushPipeline(HubPipeline):
             WeightsError: see `check_references_are_read`.
         """
         check_numbers(num_images_per_prompt=num_images_per_prompt, num_inference_steps=num_inference_steps)
+        most_steps = self.scheduler.config.get("original_inference_steps")  # of a distilled model (LCM)
+        if most_steps is not None and num_inference_steps > most_steps:
+            raise InputError(
+                f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer"
+            )
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
         sources, masks = (

@@ -295,7 +295,7 @@ def distill(mined: Path, run_dir: Path, teacher: Path, *more: str) -> None:
     train_with(mined, run_dir, *SHORTEST, "model=pipeline", f"model.path={teacher}", *DISTILL, *more)
 
 
-ADAPTERS = ["train.unet=lora", "train.lora_rank=2", "train.mixed_precision=bf16"]
+ADAPTERS = ["train.unet=lora", "train.lora_rank=2", "train.mixed_precision=bf16", "train.low_precision_norms=true"]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +363,10 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
     alone = edit(4)
     assert np.abs(together[1] - alone[0]).max() < 1e-5
     assert np.isfinite(edit(3, num_inference_steps=1)).all()
+    with pytest.raises(InputError, match="num_inference_steps=51: this model was distilled to 50 or fewer"):
+        edit(3, num_inference_steps=51)
+    with pytest.raises(InputError, match="was distilled to few steps, which more training would undo"):
+        distill(mined, tmp_path / "again", tmp_path / "run" / "pipeline")
     arguments = ["r.png", "s.png", "m.png", "--model", str(tmp_path / "run" / "pipeline"), "--steps", "51"]
     with pytest.raises(InputError, match="trained with 50 timesteps, no more"):
         _ = cli_edit.LoadedEditor(cli_edit.parse_arguments(arguments)).pipeline
