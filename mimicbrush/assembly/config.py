@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +51,7 @@ class TrainConfig:
         check_options(self)
 
 
+@cache
 def register_schemas() -> None:
     """Let Hydra check every group of the training config against its dataclass."""
     store = ConfigStore.instance()
