@@ -198,6 +198,10 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
+def spawned_here() -> list[psutil.Process]:
+    return [child for child in workers_of(os.getpid()) if "spawn_main" in " ".join(child.cmdline())]
+
+
 def kill_a_worker(process: warm_scripts.Popen, rng: random.Random) -> bool:
     """Kill one of the processes that read files, if there is one."""
     try:
@@ -210,6 +214,7 @@ def kill_a_worker(process: warm_scripts.Popen, rng: random.Random) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path: Path) -> None:
     """A pool that lost all its workers while no file was with them is given up by its library."""
     write_clips(tmp_path / "in", 2)
@@ -219,7 +224,7 @@ def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path:
             pending = readers.submit(tmp_path / "in", item, PyAVReader(), OPTIONS, tmp_path / f"{number}.bin")
             if number == 0:
                 deadline = time.monotonic() + 30
-                while not (started := workers_of(os.getpid())) and time.monotonic() < deadline:
+                while not (started := spawned_here()) and time.monotonic() < deadline:
                     time.sleep(0.01)
                 for worker in started:  # still importing
                     worker.kill()
