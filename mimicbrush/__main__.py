@@ -22,6 +22,7 @@ COMMAND_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "mine": ("mine", "mine training pairs from videos and photographs"),
         "pairs": ("pairs", "check a mined folder, export its manifest, write its report again"),
         "fetch": ("fetch", "fetch and check the weights that a training run begins with"),
+        "encode-views": ("dev.encode_views", "encode fixed augmentations once, to train from them"),
         "train": ("train", "train a model"),
         "export": ("export", "make a pipeline folder of a checkpoint"),
         "convert": ("convert", "import, export, inspect and compare released checkpoints"),

@@ -50,6 +50,9 @@ class ReferenceStates:
         attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
 
+        is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
+            `select_block`.
+
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
     """
@@ -66,11 +69,33 @@ class ReferenceStates:
         self.features = {} if features is None else features
         self.projected = {} if projected is None else projected
         self.keep, self.blend, self.record, self.attended = keep, blend, record, attended
+        self.is_of_one_block = False
 
     @property
     def holds_reference(self) -> bool:
         """Whether it holds more than a context."""
         return bool(self.features) or any(".attn1" in path for path in self.projected)
+
+    def select_block(self, path: str) -> ReferenceStates:
+        """Return what concerns one block, such as ``up_blocks.1.attentions.0``, by names within it."""
+        start = f"{path}."
+        chosen = ReferenceStates(
+            {key.removeprefix(start): value for key, value in self.features.items() if key.startswith(start)},
+            {key.removeprefix(start): value for key, value in self.projected.items() if key.startswith(start)},
+            self.keep,
+            self.blend,
+            self.record,
+            None if self.attended is None else {},
+        )
+        chosen.is_of_one_block = True
+        return chosen
+
+    def add_block(self, path: str, block: ReferenceStates) -> None:
+        """Take what a block has written into the states that `select_block` gave it."""
+        self.features.update({f"{path}.{name}": value for name, value in block.features.items()})
+        self.projected.update({f"{path}.{name}": value for name, value in block.projected.items()})
+        if self.attended is not None and block.attended is not None:
+            self.attended.update({f"{path}.{name}": value for name, value in block.attended.items()})
 
 
 class Matches:
@@ -134,3 +159,44 @@ class TrainBatch:
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+
+#: What the frozen encoders make of a sample, before noise and drops.
+ENCODED_TENSORS = ("mean", "std", "latent_mask", "image_tokens", "depth_map")
+
+
+@dataclass
+class EncodedViews:
+    """Batch of samples that the frozen encoders have seen already, before noise and drops; half precision or more.
+
+    Attributes:
+        mean, std: (B, 3, 4, h, w), the VAE's posteriors of source, masked source and reference, not scaled.
+        latent_mask: (B, 1, h, w), 0 or 1; 1 = repaint.
+        image_tokens: (B, N, C) of the reference.
+        depth_map: (B, 1, any, any) of the source.
+        key, index, faults, matches: as in `TrainBatch`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    latent_mask: torch.Tensor
+    image_tokens: torch.Tensor
+    depth_map: torch.Tensor
+    key: torch.Tensor
+    index: torch.Tensor
+    faults: tuple[str, ...] = ()
+    matches: Matches | None = None
+
+    def to(self, device: torch.device) -> EncodedViews:
+        """Move the batch to another device, and make everything that is encoded float32 there."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ENCODED_TENSORS, "key", "index")}
+        moved |= {name: moved[name].float() for name in ENCODED_TENSORS}
+        return replace(self, **moved, matches=self.matches and self.matches.to(device))
+
+    def pin_memory(self) -> EncodedViews:
+        """Copy the batch to page-locked memory: torch's DataLoader looks for this method."""
+        pinned = {name: getattr(self, name).pin_memory() for name in (*ENCODED_TENSORS, "key", "index")}
+        return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.key)

@@ -14,12 +14,16 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from measurements.editing import edit, edit_gpu, read_block
+from measurements.breakdown import breakdown_gpu
+from measurements.editing import edit, edit_gpu, edit_launches, read_block
+from measurements.encoded_views import encoded_views
 from measurements.harness import Counted, Measurement, compare
 from measurements.memory import memory
 from measurements.mining import mining
+from measurements.mining_choice import mining_choice
+from measurements.mining_cluster import mining_cluster
 from measurements.samples import samples
-from measurements.training import dropped_references
+from measurements.training import dropped_references, launches, noise
 from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
 
 from mimicbrush.errors import cli_main
@@ -28,12 +32,19 @@ from mimicbrush.ranges import NumberRange, one_of
 
 ROUNDS = NumberRange(at_least=1, at_most=10**6, whole=True)
 MEASUREMENTS: Mapping[str, Measurement] = {
+    "breakdown_gpu": breakdown_gpu,
     "dropped_references": dropped_references,
     "edit": edit,
     "edit_gpu": edit_gpu,
+    "edit_launches": edit_launches,
+    "encoded_views": encoded_views,
     "encoders": encoders,
+    "launches": launches,
     "memory": memory,
     "mining": mining,
+    "mining_choice": mining_choice,
+    "mining_cluster": mining_cluster,
+    "noise": noise,
     "optimizer": optimizer,
     "read_block": read_block,
     "samples": samples,

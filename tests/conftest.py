@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ from mimicbrush.models.options import ToyModel
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# What is imported stays: the collector of cyclic garbage need not go through a million such objects again and again.
+gc.disable()
+
 # Property tests: the same few inputs in every `make test`, the same many in `make slow`, new ones with
 # `--hypothesis-profile search`.
 hypothesis.settings.register_profile("short", max_examples=40, derandomize=True, deadline=None, database=None)
@@ -50,6 +54,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj):
             item.add_marker("property")
+
+
+def pytest_collection_finish() -> None:
+    """Collect cyclic garbage from now on, but not among what was there before the first test."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries tell of leaks
 
 
 @pytest.fixture(scope="session")

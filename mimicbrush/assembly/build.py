@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,6 +15,7 @@ from mimicbrush.assembly.config import TrainConfig
 from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import DataError, MimicBrushError
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.pipelines.small_model import model_folder
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mimicbrush.data.batch import DecodedBatch
+    from mimicbrush.data.encoded_views import EncodedFolder
     from mimicbrush.data.pair import Pair
     from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.data.training_data import TrainingData
@@ -64,6 +67,8 @@ def build_components(options: ModelOptions, seed: int) -> Components:
     from mimicbrush.models.components import pretrained_components, toy_components
 
     if isinstance(options, ToyModel):
+        if options.encoders:
+            options = replace(options, encoders=str(model_folder(options.encoders)))
         return toy_components(options, seed=seed)
     if isinstance(options, PipelineModel):
         from mimicbrush.pipelines.find_pipeline import find_pipeline
@@ -102,9 +107,15 @@ def build_model(components: Components, model_options: ModelOptions, train_optio
 
 
 def build_loader(
-    sources: Sequence[PairSource], options: TrainConfig, accelerator: Accelerator
+    sources: Sequence[PairSource],
+    options: TrainConfig,
+    accelerator: Accelerator,
+    encoded: EncodedFolder | None = None,
 ) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]:
-    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`."""
+    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`.
+
+    With a folder of encoded views these are `EncodedViews`; the trainer only hands them to the method.
+    """
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.loader import poll_batches
     from mimicbrush.data.sampler import RankBatches
@@ -116,6 +127,7 @@ def build_loader(
         seed=options.seed,
         num_matches=options.data.num_matches if options.train.correspondence_weight else 0,
         unrelated_ratio=options.train.unrelated_reference_ratio,
+        encoded=encoded,
     )
 
     def load(first_step: int, last_step: int) -> Iterable[TrainBatch | DecodedBatch | None]:
@@ -126,13 +138,14 @@ def build_loader(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        return poll_batches(
+        loaded = poll_batches(
             dataset,
             batches,
             num_workers=options.data.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             timeout_s=options.data.loader_timeout_s,
         )
+        return cast("Iterable[TrainBatch | DecodedBatch | None]", loaded)
 
     return load
 

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.pipelines.small_model import model_folder
 from mimicbrush.ranges import SEED_RANGE, check_options, number
 from mimicbrush.training.options import TrainOptions
 
@@ -50,6 +52,7 @@ class TrainConfig:
         check_options(self)
 
 
+@cache
 def register_schemas() -> None:
     """Let Hydra check every group of the training config against its dataclass."""
     store = ConfigStore.instance()
@@ -128,6 +131,7 @@ FREE_TO_CHANGE = (
     "data.sources.*.root",
     "data.sources.*.input_root",
     "data.augment_on",
+    "data.encoded_views",
     "data.max_bad_ratio",
     "data.num_workers",
     "data.loader_timeout_s",
@@ -141,7 +145,10 @@ FREE_TO_CHANGE = (
     "train.keep_checkpoints",
     "train.save_in_background",
     "train.activation_checkpointing",
+    "train.fused_norms",
+    "train.selective_checkpointing",
     "train.compile",
+    "train.compile_parts",
     "train.attention_backend",
     "train.resume",
     "train.tracker",
@@ -186,7 +193,7 @@ def list_weight_files(model: ModelOptions) -> list[Path]:
         networks = read_networks(find_pipeline(model.path, fetch=False))
         return [file for _, network in networks.values() for file in network.files]
     if isinstance(model, ToyModel) and model.encoders:
-        return sorted(Path(model.encoders).glob("*/*.safetensors"))
+        return sorted(model_folder(model.encoders).glob("*/*.safetensors"))
     return []
 
 

@@ -79,6 +79,26 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def compose_training(overrides: Sequence[str], configs: Path) -> DictConfig:
+    """Compose the config of a training run.
+
+    Args:
+        overrides: of ``configs/train.yaml``.
+        configs: the folder of that.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    register_schemas()
+    try:
+        with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+            config = compose("train", translate_arguments(overrides, list_training_options(configs)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise describe_hydra_error(error) from error
+    check_option_names(config)
+    return config
+
+
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
     """Fetch, where that is wanted, and check the weights that a training run with these options would begin from.
 
@@ -96,13 +116,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
     """
     from mimicbrush.models.pretrained.fetch import check_or_fetch_weights
 
-    register_schemas()
-    try:
-        with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
-            config = compose("train", translate_arguments(overrides, list_training_options(configs)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise describe_hydra_error(error) from error
-    check_option_names(config)
+    config = compose_training(overrides, configs)
     if OmegaConf.get_type(config.model) is PipelineModel:
         from mimicbrush.pipelines.find_pipeline import find_pipeline
         from mimicbrush.pipelines.open_pipeline import inspect_pipeline_networks

@@ -36,6 +36,7 @@ from mimicbrush.assembly.config import (
     list_weight_files,
     run_identity,
 )
+from mimicbrush.assembly.encoding import check_encoded_views, check_encoders_of
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
 from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
@@ -50,12 +51,16 @@ from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedMod
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
+    from mimicbrush.data.encoded_views import EncodedFolder
     from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.training.export import ExportWeights
     from mimicbrush.training.method import MimicBrushMethod
-    from mimicbrush.training.trainer import Trainer, TrainingHooks
+    from mimicbrush.training.metrics import TrainingHooks
+    from mimicbrush.training.objective import FrozenEncoders, StoredEncoders
+    from mimicbrush.training.trainer import Trainer
 
 
 #: The options of a run, in its folder.
@@ -91,6 +96,7 @@ class RunPlan:
         pair_sources: to train on, without the pairs held out.
         notes: for the user.
         identity: what a checkpoint must agree on to be resumed, see `run_identity`.
+        encoded: the folder of encoded views to train from, if any.
     """
 
     config: DictConfig
@@ -99,6 +105,7 @@ class RunPlan:
     pair_sources: list[PairSource]
     notes: list[str]
     identity: dict[str, Any]
+    encoded: EncodedFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,11 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    if options.train.distill != "none" and not isinstance(options.model, PipelineModel):
+        raise InputError(
+            f"train.distill={options.train.distill} needs a pipeline to learn from: model=pipeline model.path=FOLDER"
+        )
+
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training import checkpoints
 
@@ -137,11 +149,12 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     if finished is not None:
         print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
         return None
+    encoded = check_encoded_views(config, pair_sources) if options.data.encoded_views else None
     # Another run's checkpoint is refused here, within seconds; the full check of the files comes later.
     for newest in checkpoints.list_checkpoints(run_dir / "checkpoints")[-1:]:
         if options.train.resume == "latest" and checkpoints.verify_checkpoint(newest, deep=False) is None:
             checkpoints.check_identity(newest, identity)
-    return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity)
+    return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity, encoded)
 
 
 def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
@@ -163,6 +176,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     from mimicbrush.training.guards import BadSamples
     from mimicbrush.training.lora import freeze_and_adapt
     from mimicbrush.training.method import MimicBrushMethod
+    from mimicbrush.training.methods.consistency_distillation import ConsistencyDistillation
     from mimicbrush.training.metrics import TrainingMetrics, start_tracker
     from mimicbrush.training.objective import FrozenEncoders
     from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
@@ -172,10 +186,12 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     # The devices, and the checkpoint to go on from.
     accelerator = make_accelerator(options.train, run_dir)
+    is_distilled = options.train.distill != "none"
     is_on_gpu = accelerator.device.type == "cuda"
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    if is_sharded and options.train.compile:
-        raise InputError("train.compile with sharded weights was never tried; leave out one of them")
+    for name, is_chosen in (("train.compile", options.train.compile), ("train.distill", is_distilled)):
+        if is_sharded and is_chosen:
+            raise InputError(f"{name} with sharded weights was never tried; leave out one of them")
 
     def take_run_dir() -> None:
         for folder in (run_dir, run_dir / "checkpoints", run_dir / "pipeline"):
@@ -197,24 +213,28 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
     components = build_components(options.model, options.seed)
     encoders = FrozenEncoders(components, options.model)
+    stored_encoders = _read_stored_encoders(plan, encoders, accelerator.device)
     model = build_model(components, options.model, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
     num_trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
     needed_bytes = checkpoints.estimate_missing_bytes(
-        run_dir / "checkpoints",
-        num_trained,
-        has_average=options.train.ema_decay > 0,
+        run_dir / "checkpoints", num_trained, has_average=options.train.ema_decay > 0
     )
     run_on_main_process(accelerator, lambda: check_output_folder(run_dir, "run_dir=", needed_bytes=needed_bytes))
     set_seed(options.seed % 2**31, device_specific=True)  # for dropout, each process its own: its rank is added
     training_data = find_training_data(options, plan.pair_sources)
     exporter = PipelineExporter(model, components, options.model, options.train, training_data)
     # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
-    flop_per_sample = count_training_flop(model, encoders) if is_on_gpu else None
+    flop_per_sample = None
+    if is_on_gpu and not is_distilled:
+        flop_per_sample = count_training_flop(model, encoders, is_encoded=plan.encoded is not None)
     apply_speedups(model, options.train, channels_last=is_on_gpu and not is_sharded)
-    encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
+    # With encoded views, only evaluation needs the frozen networks, and distillation their "no reference".
+    if plan.encoded is None or options.eval.every_steps or is_distilled:
+        encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
     scheduler = noise_scheduler(options.train.prediction_type)
-    method = MimicBrushMethod(model, encoders, scheduler, exporter, options.train)
+    kind = ConsistencyDistillation if is_distilled else MimicBrushMethod
+    method = kind(model, encoders, scheduler, exporter, options.train, stored_encoders)
 
     # The run folder, and the tracker.
     config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": escape_text(str(run_dir))}))
@@ -230,7 +250,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     trainer = Trainer(
         method=method,
         hooks=_build_hooks(plan, accelerator, method, first_step),
-        loader=build_loader(plan.pair_sources, options, accelerator),
+        loader=build_loader(plan.pair_sources, options, accelerator, plan.encoded),
         options=options.train,
         accelerator=accelerator,
         metrics=TrainingMetrics(
@@ -248,12 +268,22 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     return BuiltRun(trainer, first_step)
 
 
+def _read_stored_encoders(plan: RunPlan, encoders: FrozenEncoders, device: torch.device) -> StoredEncoders | None:
+    """Read what takes the place of the frozen networks where the views are encoded already; None where they are not."""
+    from mimicbrush.training.objective import StoredEncoders
+
+    if plan.encoded is None:
+        return None
+    check_encoders_of(plan.encoded, encoders)
+    constants = {name: each.to(device) for name, each in plan.encoded.read_constants().items()}
+    return StoredEncoders(**constants, scaling_factor=encoders.vae.config.scaling_factor)
+
+
 def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
     """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
     from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
     from mimicbrush.training.guards import run_together
-    from mimicbrush.training.metrics import log_image_table
-    from mimicbrush.training.trainer import TrainingHooks
+    from mimicbrush.training.metrics import TrainingHooks, log_image_table
 
     options, folder = plan.options, plan.run_dir / "heldout"
     hooks = TrainingHooks(evaluate_every=options.eval.every_steps)

@@ -17,7 +17,7 @@ Each module has a ``main()``. ``mimicbrush COMMAND`` (`mimicbrush.__main__`) and
     pck         pck            pck.py                 keypoint transfer
     study       study          user_study.py          a blind user study
 
-``dev/`` has the commands that repeat what comes with the project. ``repository`` finds the files that lie beside the
-package: configs, scripts, lists of data. The modules of train, mine and evaluate are the only ones outside of
+``dev/`` has the commands that repeat what comes with the project. ``project_files`` finds what belongs
+to the commands: configs, lists of data. The modules of train, mine and evaluate are the only ones outside of
 `mimicbrush.assembly` that import Hydra: it reads their command lines.
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mimicbrush.cli.repository import DATA_MANIFESTS, check_repository
+from mimicbrush.cli.project_files import DATA_MANIFESTS
 from mimicbrush.evaluation.benchmark_builder.options import PAPER_CASES, BuildOptions
 from mimicbrush.io.locks import hold_name
 from mimicbrush.io.outputs import check_output_folder
@@ -55,8 +55,6 @@ def main() -> None:
     )
     add("--to-paint", type=Path, metavar="DIR", help="write the images that lack a mask here, to be painted over")
     arguments = parser.parse_args()
-    if arguments.dreambooth is not None and arguments.manifest == MANIFEST:
-        check_repository(DATA_MANIFESTS)
 
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.evaluation.benchmark.layout import TRACKS

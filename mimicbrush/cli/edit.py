@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
@@ -20,10 +20,10 @@ from mimicbrush.io.images import check_writable, write_image
 from mimicbrush.io.outputs import write_or_keep
 from mimicbrush.pipelines.editing.batch import (
     BatchCounts,
+    EditGroups,
     check_new,
     check_sheet_apart,
     convert_memory_errors,
-    edit_next,
     prepare_outputs,
 )
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
@@ -36,7 +36,7 @@ from mimicbrush.pipelines.editing.requests import (
 )
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
-from mimicbrush.ranges import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, NumberRange, one_of
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
@@ -99,6 +99,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--paste-back", action=argparse.BooleanOptionalAction, default=True, help="no: the model's whole square canvas")
     add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add("--dtype", **one_of("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
+    add(
+        "--cuda-graphs",
+        action="store_true",
+        help="on a GPU: record a step once and replay it, which is faster from the second edit of a batch on",
+    )
     add = parser.add_argument_group("masks that do not fit").add_argument
     add(
         "--resize-mask",
@@ -118,6 +123,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("many edits").add_argument
     add("--batch", type=Path, metavar="FOLDER|LIST.jsonl", help="benchmark layout, or one JSON object a line")
     add("--output-dir", type=Path, metavar="OUT", help="where a batch goes; finished outputs are skipped")
+    add(
+        "--batch-size",
+        type=BATCH_RANGE.read,
+        default=1,
+        metavar="N",
+        help="edits of a batch that the model makes together (default: 1)",
+    )
     arguments = parser.parse_args(argv)
     _check_usage(parser, arguments)
     return arguments
@@ -132,11 +144,15 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error("three images are needed: REF SRC MASK (or --batch)")
         if arguments.output_dir is not None:
             parser.error("--output-dir is for --batch; a single edit takes -o")
+        if arguments.batch_size > 1:
+            parser.error("--batch-size is for --batch; a single edit takes --num-images")
         return
     if any(image is not None for image in images):
         parser.error("either REF SRC MASK or --batch, not both")
     if arguments.output_dir is None:
         parser.error("--batch needs --output-dir")
+    if arguments.batch_size > 1 and arguments.auto_zoom:
+        parser.error("--batch-size is not for --auto-zoom, which makes one edit after the other")
     for option in ("output", "save_correspondence", "reference_crop"):
         if getattr(arguments, option) is not None:
             parser.error(f"--{option.replace('_', '-')} is for a single edit, not for --batch")
@@ -186,9 +202,13 @@ class LoadedEditor:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
             check_can_zoom(pipeline.reference_unet is not None)
-        limit = pipeline.scheduler.config.num_train_timesteps
+        # A distilled model has learnt some of the timesteps alone.
+        scheduler = pipeline.scheduler.config
+        limit = scheduler.get("original_inference_steps", scheduler.num_train_timesteps)
         if (self.arguments.steps or 0) > limit:
             raise InputError(f"--steps {self.arguments.steps}: this model was trained with {limit} timesteps, no more")
+        if self.arguments.cuda_graphs:
+            pipeline.enable_cuda_graphs()
         pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)
         return pipeline
 
@@ -205,17 +225,30 @@ class LoadedEditor:
             tqdm.write(f"{edit.output}, seed {seed}: {_told(part)}")
         return images
 
+    def edit_together(
+        self, edits: Sequence[Edit], inputs: Sequence[EditInputs], seeds: Sequence[Sequence[int]]
+    ) -> Sequence[Sequence[Image.Image]]:
+        """Edit several that keep the shape or not, each with as many seeds, in one call of the pipeline."""
+        from mimicbrush.pipelines.open_pipeline import seeded_generator
+
+        count = len(seeds[0])
+        output: Any = self.pipeline(
+            [each.source for each in inputs],
+            [each.mask for each in inputs],
+            [each.reference for each in inputs],
+            reference_crop=[
+                edit.reference_crop or (0, 0, *each.reference.size) for edit, each in zip(edits, inputs, strict=True)
+            ],
+            num_images_per_prompt=count,
+            generator=[seeded_generator(seed) for of_one in seeds for seed in of_one],
+            **self._options(edits[0].keep_shape),
+        )
+        images = cast("list[Image.Image]", output.images)  # as the output type "pil" has it
+        return [images[first : first + count] for first in range(0, len(images), count)]
+
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
         """Edit once per seed, with the correspondences if they are asked for."""
-        options = {
-            "num_inference_steps": self.arguments.steps,
-            "guidance_scale": self.arguments.guidance,
-            "keep_shape": edit.keep_shape,
-            "crop": self.arguments.crop,
-            "reference_crop": edit.reference_crop,
-            "paste_back": self.arguments.paste_back,
-            "return_correspondence": self.arguments.save_correspondence is not None,
-        }
+        options = {**self._options(edit.keep_shape), "reference_crop": edit.reference_crop}
         images = inputs.source, inputs.mask, inputs.reference
         if self.arguments.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
@@ -227,6 +260,16 @@ class LoadedEditor:
         generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
         output = self.pipeline(*images, num_images_per_prompt=len(seeds), generator=generators, **options)
         return cast("MimicBrushPipelineOutput", output)
+
+    def _options(self, keep_shape: bool) -> dict[str, Any]:
+        return {
+            "num_inference_steps": self.arguments.steps,
+            "guidance_scale": self.arguments.guidance,
+            "keep_shape": keep_shape,
+            "crop": self.arguments.crop,
+            "paste_back": self.arguments.paste_back,
+            "return_correspondence": self.arguments.save_correspondence is not None,
+        }
 
 
 class _Once(logging.Filter):
@@ -339,13 +382,15 @@ def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     if arguments.keep_shape is None and arguments.batch.is_dir() and kept:
         print(f"{kept} of {len(edits)} edits are texture tracks ({TEXTURE_FOLDER}/): --keep-shape is on for them")
 
-    # 2. One after the other; each result is written as soon as it is there.
+    # 2. One after the other, or group by group; each result is written as soon as it is there.
     from tqdm import tqdm
 
     tally = BatchCounts()
     try:
+        groups = EditGroups(editor, tally, arguments.num_images, arguments.force, arguments.batch_size)
         for edit in tqdm(edits, unit="edit", disable=None):
-            edit_next(edit, editor, tally, arguments.num_images, arguments.force)
+            groups.add(edit)
+        groups.finish()
         for path in sheets:
             write_sheet(path, edits, editor)
     except KeyboardInterrupt:

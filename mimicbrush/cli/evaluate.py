@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mimicbrush.assembly.command_line import TextOption, list_plain_options, resolve_config, run_with_hydra
-from mimicbrush.cli.repository import CONFIGS, check_repository
+from mimicbrush.cli.project_files import CONFIGS
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
 from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_folder
@@ -37,7 +37,6 @@ FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 
 def main() -> None:
     """Evaluate with the options of the command line."""
-    check_repository(CONFIGS)
     run_with_hydra(evaluate_composed, list_plain_options(CONFIGS / "evaluate.yaml", EVALUATE_TEXTS))
 
 

@@ -13,7 +13,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from mimicbrush.cli.repository import CONFIGS, check_repository
+from mimicbrush.cli.project_files import CONFIGS
+from mimicbrush.io.text import in_bytes
 
 if TYPE_CHECKING:
     from mimicbrush.models.pretrained.requirements import PartReport
@@ -30,7 +31,6 @@ def main() -> None:
         "--deep", action="store_true", help="read every byte: hashes of the hub's files, and finite numbers"
     )
     arguments = parser.parse_args()
-    check_repository(CONFIGS)
 
     from mimicbrush import assembly
 
@@ -64,12 +64,3 @@ def as_table(reports: list[PartReport]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"note: {report.part}: {note}" for report in reports for note in report.notes]
     return "\n".join(lines)
-
-
-def in_bytes(count: float) -> str:
-    """Write a number of bytes for people: 1234567 -> 1.23 MB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

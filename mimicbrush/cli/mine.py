@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mimicbrush.assembly.command_line import TextOption, list_plain_options, resolve_config, run_with_hydra
-from mimicbrush.cli.repository import CONFIGS, check_repository
+from mimicbrush.cli.project_files import CONFIGS
 from mimicbrush.errors import InputError, cli_main
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ EXAMPLE = "python scripts/mine_pairs.py input=videos output=pairs"
 
 def main() -> None:
     """Mine with the options of the command line."""
-    check_repository(CONFIGS)
     run_with_hydra(mine_composed, list_plain_options(CONFIGS / "mine.yaml", MINE_TEXTS))
 
 

@@ -24,7 +24,7 @@ from mimicbrush.assembly.command_line import (
     resolve_config,
     run_with_hydra,
 )
-from mimicbrush.cli.repository import CONFIGS, check_repository
+from mimicbrush.cli.project_files import CONFIGS
 from mimicbrush.errors import cli_main
 
 
@@ -33,7 +33,6 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         show_help()
         return
-    check_repository(CONFIGS)
     assembly.register_schemas()
     run_with_hydra(train_composed, list_training_options(CONFIGS))
 

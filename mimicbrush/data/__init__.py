@@ -11,6 +11,7 @@ In reading order, from a manifest row to a batch:
 * `sampler`: which pair is sample number n.
 * `transforms`: samples geometry, colours and mask of a pair. The mask strategies are in `mimicbrush.ops.masks`.
 * `custom_masks`: mask strategies of a user's own.
+* `encoded_views`: views that are encoded once: writes and reads their folder.
 * `dataset`: samples by global number; replaces pairs that cannot be read.
 * `batch`: samples -> batches, rendered in the loader or on the model's device.
 * `loader`: loads batches in worker processes.

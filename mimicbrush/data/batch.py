@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Union, cast
 
 import numpy as np
 import torch
 
-from mimicbrush.data.dataset import DecodedSample, Sample
+from mimicbrush.data.dataset import DecodedSample, EncodedSample, Sample
 from mimicbrush.data.transforms import ImageView, MatchedPoints
 from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
 from mimicbrush.ops.warp_batch import warp_images
-from mimicbrush.types import Matches, TrainBatch
+from mimicbrush.types import EncodedViews, Matches, TrainBatch
 
+#: What a loader gives.
+LoadedBatch = Union[TrainBatch, "DecodedBatch", EncodedViews]
 _TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 
 
@@ -60,7 +62,9 @@ class DecodedBatch:
         return len(self.key)
 
 
-def collate_samples(samples: Sequence[Sample] | Sequence[DecodedSample]) -> TrainBatch | DecodedBatch:
+def collate_samples(
+    samples: Sequence[Sample] | Sequence[DecodedSample] | Sequence[EncodedSample],
+) -> LoadedBatch:
     """Collate samples, all of one type, into one batch."""
     key = torch.tensor([sample.key for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
@@ -72,6 +76,12 @@ def collate_samples(samples: Sequence[Sample] | Sequence[DecodedSample]) -> Trai
         return DecodedBatch(
             *_stack_views(views), mask, key, index, faults, _pad_matches([each.matches for each in decoded])
         )
+    if isinstance(samples[0], EncodedSample):
+        rows = [sample.tensors for sample in cast(Sequence[EncodedSample], samples)]
+        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        source_xy, reference_xy = tensors.pop("source_xy"), tensors.pop("reference_xy")
+        matches = Matches(source_xy, reference_xy, tensors.pop("is_match")) if "is_match" in tensors else None
+        return EncodedViews(**tensors, key=key, index=index, faults=faults, matches=matches)
     finished = cast(Sequence[Sample], samples)
     return TrainBatch(
         source=to_tensor(np.stack([sample.source for sample in finished])),

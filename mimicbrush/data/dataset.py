@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
+from mimicbrush.data.encoded_views import EncodedFolder
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair import Pair, refuse_pair
 from mimicbrush.data.pair_sources import PairSource
-from mimicbrush.data.sampler import PairMixture
-from mimicbrush.data.transforms import MatchedPoints, SampleTransform, SampleViews
+from mimicbrush.data.sampler import FixedViews, PairMixture
+from mimicbrush.data.transforms import ImageView, MatchedPoints, SampleTransform, SampleViews
 from mimicbrush.errors import DataError
 from mimicbrush.io.text import make_storable
 from mimicbrush.ops.counter_rng import generator, mix
@@ -23,6 +26,8 @@ _MAX_ATTEMPTS = 16
 _MAX_CANDIDATES = 256
 #: Key of the random numbers of unrelated references: a stream of their own, so that nothing else depends on them.
 _UNRELATED = 1
+#: Key of the random numbers of fixed views, which depend on no seed.
+_FIXED_VIEWS = 0x76696577
 #: Characters of a message about a pair that are kept; it names a file.
 _MAX_FAULT = 1000
 
@@ -50,8 +55,21 @@ class DecodedSample:
     faults: tuple[str, ...] = ()
 
 
-class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample that the frozen encoders have seen: name -> tensor of its row, see `make_row_forms`."""
+
+    tensors: dict[str, torch.Tensor]
+    key: int
+    index: int
+    faults: tuple[str, ...] = ()
+
+
+class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSample]):
     """Dataset of samples by global number: ``dataset[n]`` is the same on any rank and after any restart.
+
+    With `fixed_views` of the options, a sample is one of so many views of its pair. They take turns: in epoch e of its
+    source, a pair shows view e modulo their number.
 
     A pair that cannot be read is replaced by another one of the same folder, chosen by a hash of (seed, number,
     attempt): so that, too, is the same everywhere. What was wrong travels in the sample's `faults`.
@@ -60,10 +78,11 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
         pair_sources: what to train on, see `mimicbrush.data.pair_sources.load_pair_sources`.
         size_px: side of the square canvas.
         options: augmentation and masks; with ``augment_on="device"`` samples come as `DecodedSample`.
+        encoded: the fixed views as the frozen encoders see them: samples come as `EncodedSample`, and no image is read.
         seed: of everything random.
         length: how many sample numbers there are, for loaders that ask.
         num_matches: the most matches that a sample brings along, for the correspondence loss; 0: none at all.
-        unrelated_ratio: probability that the reference is one of another mined file.
+        unrelated_ratio: probability that the reference is one of another mined file; of fixed views, one of theirs.
 
     Raises:
         DataError: unrelated references are asked for, and all pairs come from one mined file. When a sample is asked
@@ -80,11 +99,13 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
         length: int = 2**62,
         num_matches: int = 0,
         unrelated_ratio: float = 0.0,
+        encoded: EncodedFolder | None = None,
     ) -> None:
         self.pair_sources, self.size_px, self.seed, self.length = list(pair_sources), size_px, seed, length
-        self.mixture = PairMixture(
-            [len(each.pairs) for each in pair_sources], [each.weight for each in pair_sources], seed
-        )
+        lengths = [len(each.pairs) for each in pair_sources]
+        self.mixture = PairMixture(lengths, [each.weight for each in pair_sources], seed)
+        self.fixed = FixedViews(lengths, options.fixed_views) if options.fixed_views else None
+        self.encoded, self.num_matches = encoded, num_matches
         self.transform = SampleTransform(size_px, options, num_matches)
         self.unrelated_ratio = unrelated_ratio
         if unrelated_ratio and _count_origins(pair_sources) < 2:
@@ -99,8 +120,8 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, number: int) -> Sample | DecodedSample:
-        component, item = self.mixture.locate(number)
+    def __getitem__(self, number: int) -> Sample | DecodedSample | EncodedSample:
+        component, item, epoch = self.mixture.locate_in_epoch(number)
         pair_source = self.pair_sources[component]
         key = mix(self.seed, number)
         faults: list[str] = []
@@ -109,7 +130,16 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
                 item = mix(self.seed, number, attempt) % len(pair_source.pairs)
             try:
                 with refuse_pair(f"number {item} of {pair_source.name}"):
-                    return self._sample(pair_source.pairs[item], key, number, attempt, faults)
+                    if self.fixed is None:
+                        views = self._sample_views(pair_source.pairs[item], key, attempt)
+                    else:
+                        view = epoch % self.fixed.count
+                        rng = generator(key, attempt, _UNRELATED)
+                        if self.encoded is not None:
+                            tensors = self._read_encoded(component, item, view, rng)
+                            return EncodedSample(tensors, key, number, tuple(faults))
+                        views = self._make_fixed_view(component, item, view, rng)
+                    return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
             except DataError as error:
                 faults.append(make_storable(f"sample {number}: {error}", _MAX_FAULT))
         raise DataError(
@@ -117,29 +147,116 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
             f"cannot be read. The last: {faults[-1]}"
         )
 
-    def _sample(self, pair: Pair, key: int, number: int, attempt: int, faults: Sequence[str]) -> Sample | DecodedSample:
+    def _sample_views(self, pair: Pair, key: int, attempt: int) -> SampleViews:
+        """Sample the views of a pair; with probability `unrelated_ratio`, with another reference and no matches."""
         views = self.transform(pair, generator(key, attempt))
-        if self.unrelated_ratio:
-            views = self._sample_unrelated(views, pair, generator(key, attempt, _UNRELATED))
-        if not self.renders_here:
-            return DecodedSample(views, key, number, tuple(faults))
-        source_px, reference_px = (view.render(self.size_px) for view in (views.source, views.reference))
-        return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
+        rng = generator(key, attempt, _UNRELATED)
+        other = self._find_unrelated(pair, rng)
+        if other is None:
+            return views
+        return _replace_reference(views, self.transform.read_reference(self._pair(*other), rng))
 
-    def _sample_unrelated(self, views: SampleViews, pair: Pair, rng: np.random.Generator) -> SampleViews:
-        """Return the views; with probability `unrelated_ratio`, with a reference of another mined file and no matches.
+    def _make_fixed_view(self, component: int, item: int, view: int, rng: np.random.Generator) -> SampleViews:
+        """Make a fixed view of a pair; with probability `unrelated_ratio`, with the reference of another one."""
+        assert self.fixed is not None
+        pair = self._pair(component, item)
+        views = transform_fixed(self.transform, pair, view)
+        other = self._find_unrelated(pair, rng)
+        if other is None:
+            return views
+        others_view = int(rng.integers(self.fixed.count))
+        return _replace_reference(views, transform_fixed(self.transform, self._pair(*other), others_view).reference)
+
+    def _read_encoded(self, component: int, item: int, view: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Read what `_make_fixed_view` makes from the folder of encoded views."""
+        assert self.fixed is not None and self.encoded is not None
+        tensors = self.encoded.read_row(self.fixed.row(component, item, view))
+        other = self._find_unrelated(self._pair(component, item), rng) if self.unrelated_ratio else None
+        if other is not None:
+            of_other = self.encoded.read_row(self.fixed.row(*other, int(rng.integers(self.fixed.count))))
+            for name in ("mean", "std"):
+                tensors[name] = torch.cat([tensors[name][:2], of_other[name][2:]])
+            tensors |= {"image_tokens": of_other["image_tokens"], "is_match": torch.zeros_like(tensors["is_match"])}
+        if not self.num_matches:
+            del tensors["is_match"]
+        return tensors
+
+    def _find_unrelated(self, pair: Pair, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Find, with probability `unrelated_ratio`, a pair of another mined file: (component, item).
 
         Where nearly all pairs come from one file, a pair of another one may not be met; then the sample stays as it is.
         """
-        if rng.random() >= self.unrelated_ratio:
-            return views
+        if not self.unrelated_ratio or rng.random() >= self.unrelated_ratio:
+            return None
         for _ in range(_MAX_CANDIDATES):
-            pairs = self.pair_sources[int(rng.choice(len(self.pair_sources), p=self.shares))].pairs
-            other = pairs[int(rng.integers(len(pairs)))]
-            if other.source_hash != pair.source_hash:
-                matches = views.matches and views.matches.to_empty()
-                return replace(views, reference=self.transform.read_reference(other, rng), matches=matches)
-        return views
+            component = int(rng.choice(len(self.pair_sources), p=self.shares))
+            item = int(rng.integers(len(self.pair_sources[component].pairs)))
+            if self._pair(component, item).source_hash != pair.source_hash:
+                return component, item
+        return None
+
+    def _pair(self, component: int, item: int) -> Pair:
+        return self.pair_sources[component].pairs[item]
+
+
+class FixedViewDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
+    """Dataset of all fixed views by row, each once: what scripts/encode_views.py encodes.
+
+    A pair that cannot be read gives a blank sample with the key -1 and the reason as its only fault.
+
+    Args:
+        pair_sources, size_px, options: as for `PairDataset`; `fixed_views` must be 1 or more.
+    """
+
+    def __init__(self, pair_sources: Sequence[PairSource], size_px: int, options: DataOptions) -> None:
+        self.pair_sources, self.size_px = list(pair_sources), size_px
+        self.fixed = FixedViews([len(each.pairs) for each in pair_sources], options.fixed_views)
+        self.transform = SampleTransform(size_px, options, options.num_matches)
+        self.renders_here = options.augment_on == "cpu"
+
+    def __len__(self) -> int:
+        return len(self.fixed)
+
+    def __getitem__(self, row: int) -> Sample | DecodedSample:
+        component, item, view = self.fixed.locate(row)
+        source = self.pair_sources[component]
+        finish = partial(_finish_sample, size_px=self.size_px, renders_here=self.renders_here, number=row)
+        try:
+            with refuse_pair(f"number {item} of {source.name}"):
+                return finish(transform_fixed(self.transform, source.pairs[item], view), key=0, faults=())
+        except DataError as error:
+            return finish(self._make_blank(), key=-1, faults=[make_storable(str(error), _MAX_FAULT)])
+
+    def _make_blank(self) -> SampleViews:
+        black = ImageView(np.zeros((1, 1, 3), np.uint8), np.eye(3), np.zeros((3, 4)))
+        nowhere = np.zeros((0, 2), np.float32)
+        mask = np.zeros((self.size_px, self.size_px), np.uint8)
+        return SampleViews(black, black, mask, MatchedPoints(nowhere, nowhere, self.transform.num_matches))
+
+
+def transform_fixed(transform: SampleTransform, pair: Pair, view: int) -> SampleViews:
+    """Transform a pair as its fixed view of this number: a function of the pair's id, its file and the view alone.
+
+    Raises:
+        DataError: the pair cannot be read.
+    """
+    digest = hashlib.sha256(f"{pair.source_hash} {pair.pair_id}".encode()).hexdigest()
+    return transform(pair, generator(_FIXED_VIEWS, int(digest[:16], 16), view))
+
+
+def _replace_reference(views: SampleViews, reference: ImageView) -> SampleViews:
+    """Replace the reference by one that has no matches."""
+    return replace(views, reference=reference, matches=views.matches and views.matches.to_empty())
+
+
+def _finish_sample(
+    views: SampleViews, size_px: int, renders_here: bool, key: int, number: int, faults: Sequence[str]
+) -> Sample | DecodedSample:
+    """Render a sample, or leave that to the model's device."""
+    if not renders_here:
+        return DecodedSample(views, key, number, tuple(faults))
+    source_px, reference_px = (view.render(size_px) for view in (views.source, views.reference))
+    return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
 
 
 def _count_origins(pair_sources: Sequence[PairSource]) -> int:

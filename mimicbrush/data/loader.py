@@ -14,11 +14,10 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from mimicbrush.data.batch import DecodedBatch, collate_samples
-from mimicbrush.data.dataset import DecodedSample, PairDataset, Sample
+from mimicbrush.data.batch import LoadedBatch, collate_samples
+from mimicbrush.data.dataset import DecodedSample, EncodedSample, FixedViewDataset, PairDataset, Sample
 from mimicbrush.data.sampler import RankBatches
 from mimicbrush.errors import LoaderError, MimicBrushError
-from mimicbrush.types import TrainBatch
 
 #: Signals that end a run.
 _ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
@@ -30,13 +29,13 @@ _LESS_MEMORY = "Fewer workers (data.num_workers) or a smaller train.batch_size n
 
 
 def poll_batches(
-    dataset: PairDataset,
-    batches: RankBatches,
+    dataset: PairDataset | FixedViewDataset,
+    batches: RankBatches | Sequence[Sequence[int]],
     *,
     num_workers: int,
     pin_memory: bool = False,
     timeout_s: float = 600.0,
-) -> Iterator[TrainBatch | DecodedBatch | None]:
+) -> Iterator[LoadedBatch | None]:
     """Load the batches of one rank, in order, and yield None whenever half a second has passed without one.
 
     So whoever waits can look at other things, such as signals. It stays outside `accelerator.prepare`: the sampler
@@ -93,25 +92,25 @@ def poll_batches(
 class _PassingErrors(torch.utils.data.Dataset[Any]):
     """A dataset whose errors are samples: torch would make a traceback of their messages, and forget the rest."""
 
-    def __init__(self, dataset: PairDataset) -> None:
+    def __init__(self, dataset: PairDataset | FixedViewDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, number: int) -> Sample | DecodedSample | Exception:
+    def __getitem__(self, number: int) -> Sample | DecodedSample | EncodedSample | Exception:
         try:
             return self.dataset[number]
         except (MimicBrushError, OSError) as error:
             return error
 
 
-def _collate_or_pass(samples: Sequence[Any]) -> TrainBatch | DecodedBatch | Exception:
+def _collate_or_pass(samples: Sequence[Any]) -> LoadedBatch | Exception:
     error = next((sample for sample in samples if isinstance(sample, Exception)), None)
     return collate_samples(samples) if error is None else error
 
 
-def _try_next(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> TrainBatch | DecodedBatch | None:
+def _try_next(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> LoadedBatch | None:
     """Take the next batch; None where none has come for `_POLL_S`."""
     try:
-        batch: TrainBatch | DecodedBatch | Exception = next(iterator)
+        batch: LoadedBatch | Exception = next(iterator)
     except (RuntimeError, MemoryError) as error:
         ended = [number for number, worker in enumerate(workers) if not worker.is_alive()]
         if ended:

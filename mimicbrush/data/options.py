@@ -126,6 +126,10 @@ class DataOptions:
         share_flips: flip source and reference together (ours: users of the released model complain of
             mirrored results).
         mask: what is masked.
+        fixed_views: each pair has so many augmentations (*ours*), which take turns from epoch to epoch and are the same
+            for every seed; 0 (paper): a new one each time.
+        encoded_views: a folder made by scripts/encode_views.py, which holds these views as the frozen encoders see
+            them; "": they are encoded while training.
         augment_on: "cpu" renders in the loader's processes; "device" lets them decode only, and jitters and warps
             whole batches where the model is. Same parameters, same samples up to rounding.
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
@@ -148,6 +152,8 @@ class DataOptions:
     jitter: JitterRanges = field(default_factory=JitterRanges)
     share_flips: bool = False
     mask: MaskOptions = field(default_factory=MaskOptions)
+    fixed_views: int = number(0, at_least=0, at_most=10**6, note="0: a new augmentation each time")
+    encoded_views: str = ""
     augment_on: str = word("cpu", ("cpu", "device"))
     max_bad_ratio: float = number(0.01, at_least=0, at_most=1)
     num_workers: int = number(2, at_least=0, at_most=4096)
@@ -157,6 +163,11 @@ class DataOptions:
     def __post_init__(self) -> None:
         check_options(self, "data.")
         check_order(self, "data.", ("min_ssim", "max_ssim"))
+        if self.encoded_views and not self.fixed_views:
+            raise InputError(
+                f"data.encoded_views={self.encoded_views} holds fixed views, and data.fixed_views=0 makes a new "
+                "augmentation each time; give data.fixed_views=K as scripts/encode_views.py had it"
+            )
         if self.sources and self.root:
             raise InputError(
                 f"data.root={self.root} and data.sources ({', '.join(self.sources)}) are both given; with data.sources "

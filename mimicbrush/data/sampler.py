@@ -45,6 +45,10 @@ class PairMixture:
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return (index of the component, index of the item in it) of a global sample number."""
+        return self.locate_in_epoch(number)[:2]
+
+    def locate_in_epoch(self, number: int) -> tuple[int, int, int]:
+        """Return what `locate` does, and how often each item of the component has come before this epoch."""
         component, ordinal = 0, math.floor(number * self._first_share)
         if math.floor((number + 1) * self._first_share) == ordinal:
             component, ordinal = 1, number - ordinal
@@ -52,7 +56,36 @@ class PairMixture:
                 component, ordinal = self._others.locate(ordinal)
                 component += 1
         epoch, position = divmod(ordinal, self.lengths[component])
-        return component, permute_position(position, self.lengths[component], mix(self.seed, component, epoch))
+        return component, permute_position(position, self.lengths[component], mix(self.seed, component, epoch)), epoch
+
+
+@dataclass(frozen=True)
+class FixedViews:
+    """Numbers of all fixed views: (component, item, view) <-> row. The views of an item follow each other.
+
+    Attributes:
+        lengths: items per component, as in `PairMixture`.
+        count: views of each item, 1 or more.
+    """
+
+    lengths: Sequence[int]
+    count: int
+
+    def __len__(self) -> int:
+        return sum(self.lengths) * self.count
+
+    def row(self, component: int, item: int, view: int) -> int:
+        """Return the row of a view, 0..len-1."""
+        return (sum(self.lengths[:component]) + item) * self.count + view
+
+    def locate(self, row: int) -> tuple[int, int, int]:
+        """Return (index of the component, index of the item in it, number of the view) of a row."""
+        item, view = divmod(row, self.count)
+        component = 0
+        while item >= self.lengths[component]:
+            item -= self.lengths[component]
+            component += 1
+        return component, item, view
 
 
 def to_exact(weight: float | Fraction) -> Fraction:

@@ -18,6 +18,8 @@ from mimicbrush.ranges import WORKERS_RANGE, check_options, number, word
 ENGINES = ("local", "ray")
 #: Shards handed to Ray per core of the cluster, so that no core waits and the queue stays short.
 _SHARDS_AHEAD = 2
+#: How often those that have ended are collected, all at once: asking takes longer, the more are waited for.
+_COLLECT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,11 @@ def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[
         waiting: dict[Any, ShardJob] = {}
         ahead = iter(jobs)
         while True:
-            for job in ahead:
+            while len(waiting) < _SHARDS_AHEAD * cores and (job := next(ahead, None)) is not None:
                 waiting[remote.remote(job, resources.timeout_s, resources.memory_gib)] = job
-                if len(waiting) >= _SHARDS_AHEAD * cores:
-                    break
             if not waiting:
                 return
-            for reference in ray.wait(list(waiting), num_returns=1)[0]:
+            for reference in ray.wait(list(waiting), num_returns=len(waiting), timeout=_COLLECT_S)[0]:
                 try:
                     was_mined = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:

@@ -33,7 +33,8 @@ class MiningOptions:
         min_contrast: standard deviation of the luma (0..255) below which a frame is called flat.
         min_sharpness, min_sharpness_ratio: a frame is called blurred where its `mimicbrush.ops.similarity.sharpness`
             is below the first, or below the second times the median of the candidates in reach (`max_gap_s`).
-        match_side_px: SIFT looks at frames reduced to this long side, about what training sees.
+        match_side_px: SIFT looks at frames reduced to this long side, about what training sees. A smaller one is
+            faster and finds fewer matches.
         min_matches: SIFT matches that a pair must have. Unrelated photographs have 0, seldom 5.
         pairs_per_clip: at most, spread over the clip.
         max_side_px: longer stored frames are reduced (photographs are not stored, but read where they lie).

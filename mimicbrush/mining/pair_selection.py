@@ -4,12 +4,13 @@ One pass, bounded memory: only the candidates of the last `max_gap_s` seconds ar
 JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are too many
 stretches, neighbours merge and the stretch doubles.
 
-Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers. It comes before
-anything is computed, so a pair that could not win is neither compared nor matched.
+Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers, its rank. A frame
+waits until all its partners are known. They are then tried by rank, so the first that is admissible wins, and no other
+is compared or matched.
 
 A frame is refused as "too_small", "flat" or "blurred" (`_Search._find_fault`); a pair as "across_cut"
-(`_Search.consider`), "too_similar", "too_different" or "few_matches" (`_Search._admit`). A clip without a pair gets the
-commonest of these reasons, or "too_short".
+(`_Search._pair_oldest`), "too_similar", "too_different" or "few_matches" (`_Search._admit`). A clip without a pair
+gets the commonest of these reasons, or "too_short".
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mimicbrush.mining.video.shots import ShotDetector
 from mimicbrush.mining.video.strict_reader import VideoFrame
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
-from mimicbrush.ops.similarity import sharpness, ssim_luma, ssim_thumbnail
+from mimicbrush.ops.similarity import LumaStatistics, luma_statistics, sharpness, ssim_statistics, ssim_thumbnail
 
 _SSIM_WINDOW_PX = 11
 #: Frame times are rounded to ticks of the container, so the grid of candidates needs some play.
@@ -57,6 +58,11 @@ class Candidate:
     def sharpness(self) -> float:
         """Sharpness of the stored image, see `mimicbrush.ops.similarity.sharpness`."""
         return sharpness(self.image)
+
+    @cached_property
+    def statistics(self) -> LumaStatistics:
+        """What SSIM needs of the thumbnail, see `mimicbrush.ops.similarity.luma_statistics`."""
+        return luma_statistics(self.thumbnail)
 
     @cached_property
     def features(self) -> Features:
@@ -188,22 +194,25 @@ class _Search:
         self.ssims: list[float] = []
 
     def consider(self, candidate: Candidate, shots: ShotDetector) -> None:
-        """Offer a candidate with every earlier one in reach."""
+        """Add a candidate, and decide about the earlier ones that are now out of reach."""
         shot = shots.shot_of(candidate.number)
         while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:
-            self.window.popleft()
+            self._pair_oldest()
         fault = self._find_fault(candidate, [each for each_shot, each in self.window if each_shot == shot])
         if fault:
             self._refuse(fault, candidate)
             return
-        for earlier_shot, earlier in self.window:
-            if candidate.time_s - earlier.time_s < self.options.min_gap_s - _TIME_PLAY_S:
-                continue
-            if earlier_shot != shot:
-                self._refuse("across_cut", earlier, candidate)
-            else:
-                self._offer(earlier, candidate)
         self.window.append((shot, candidate))
+
+    def _pair_oldest(self) -> None:
+        """Take the oldest candidate out of the window, and try it with each later one there, the best rank first."""
+        shot, a = self.window.popleft()
+        later = [each for each in self.window if each[1].time_s - a.time_s >= self.options.min_gap_s - _TIME_PLAY_S]
+        for b_shot, b in sorted(later, key=lambda each: mix(a.number, each[1].number)):
+            if b_shot != shot:
+                self._refuse("across_cut", a, b)
+            else:
+                self._offer(a, b)
 
     def _find_fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
         """Why a frame cannot be half of any pair; "" if it can."""
@@ -231,7 +240,7 @@ class _Search:
 
     def _admit(self, a: Candidate, b: Candidate) -> ChosenPair | None:
         with self.watch.timed("ssim"):
-            ssim = ssim_luma(a.thumbnail, b.thumbnail)
+            ssim = ssim_statistics(a.statistics, b.statistics)
         self.ssims.append(ssim)
         if not self.options.min_ssim <= ssim <= self.options.max_ssim:
             self._refuse("too_similar" if ssim > self.options.max_ssim else "too_different", a, b, ssim)
@@ -279,6 +288,8 @@ class _Search:
 
     def result(self, num_frames: int, end_s: float) -> Selection:
         """The chosen pairs, thinned evenly to `pairs_per_clip`, or why there are none."""
+        while self.window:
+            self._pair_oldest()
         pairs = [self.slots[slot][1] for slot in sorted(self.slots)]
         most = self.options.pairs_per_clip
         if len(pairs) > most:

@@ -12,7 +12,7 @@ In reading order:
 * ``components`` - all networks together: toy size, full size with random weights, or from starting weights
 * ``schedule`` - the noise schedule of SD-1.5
 * ``attention_recorder`` - which reference token filled which masked token
-* ``low_precision`` - norms in half precision, to save memory in training
+* ``norms/`` - norms and activations that take less memory or fewer kernels in training
 * ``library_logs`` - what diffusers and transformers print
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """

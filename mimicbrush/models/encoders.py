@@ -30,15 +30,20 @@ def encode_latents(
         noise: (n * B, 4, h, w) standard normal to sample the posterior with, n times for each image in turn, or
             None for its mean, once.
     """
-    posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
-    # In float32 also for a half-precision VAE: these latents are what a model must recover.
-    mean, std = posterior.mean.float(), posterior.std.float()
+    mean, std = encode_posteriors(vae, pixels)
     if noise is None:
         latents = mean
     else:
         times = len(noise) // len(mean)
         latents = mean.repeat_interleave(times, 0) + std.repeat_interleave(times, 0) * noise.float()
     return latents * vae.config.scaling_factor
+
+
+def encode_posteriors(vae: AutoencoderKL | PatchAutoencoder, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode pixels (B, 3, H, W) into mean and standard deviation of the posterior, (B, 4, h, w) each, not scaled."""
+    posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
+    # In float32 also for a half-precision VAE: these latents are what a model must recover.
+    return posterior.mean.float(), posterior.std.float()
 
 
 def decode_latents(vae: AutoencoderKL | PatchAutoencoder, latents: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,7 @@ class PlainAttentionProcessor:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._name = path[path.find("transformer_blocks.") :]
         # Set by diffusers' set_attention_backend(); None is PyTorch's own choice.
         self._attention_backend: str | None = None
         self._parallel_config = None
@@ -81,9 +82,11 @@ class PlainAttentionProcessor:
     ) -> torch.Tensor:
         """Attend: (B, N, C), context (B, M, D) or none -> (B, N, C)."""
         is_cross = encoder_hidden_states is not None
-        cached_kv = reference_states.projected if reference_states is not None and is_cross else {}
-        if self.path in cached_kv:
-            key, value = cached_kv[self.path]  # (B, M, heads, d) each
+        cached = None
+        if reference_states is not None and is_cross:
+            cached = reference_states.projected.get(self._key(reference_states))
+        if cached is not None:
+            key, value = cached  # (B, M, heads, d) each
         else:
             key, value = project(attn, hidden_states if encoder_hidden_states is None else encoder_hidden_states)
         query = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, N, heads, d)
@@ -91,6 +94,10 @@ class PlainAttentionProcessor:
             attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], len(query))
             attention_mask = attention_mask.unflatten(0, (len(query), attn.heads))  # (B, heads, 1 or N, M)
         return join_heads(attn, self.attend(query, key, value, attention_mask))
+
+    def _key(self, states: ReferenceStates) -> str:
+        """Return the key of this layer in `states`; compiled code that looks at no path serves all blocks alike."""
+        return self._name if states.is_of_one_block else self.path
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
@@ -127,9 +134,10 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
         _refuse_mask(attention_mask)
         if reference_states is not None:
             if self.keys_values:
-                reference_states.projected[self.path] = project(attn, hidden_states)  # K', V'
+                reference_states.projected[self._key(reference_states)] = project(attn, hidden_states)  # K', V'
             else:
-                reference_states.features[self.path] = hidden_states  # K', V' are projected by the reading layer
+                # K', V' are projected by the reading layer.
+                reference_states.features[self._key(reference_states)] = hidden_states
         if self.is_last:
             return hidden_states
         return super().__call__(attn, hidden_states)
@@ -167,11 +175,11 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         own = project(attn, hidden_states)  # K, V, (B, N, heads, d) each
         if reference_states is None or not reference_states.holds_reference:
             return join_heads(attn, self.attend(query, *own))
-        reference = reference_states.projected.get(self.path)  # K', V', (R, M, heads, d) each
+        reference = reference_states.projected.get(self._key(reference_states))  # K', V', (R, M, heads, d) each
         if reference is None:
-            reference = project(attn, reference_states.features[self.path])
+            reference = project(attn, reference_states.features[self._key(reference_states)])
         if reference_states.attended is not None:
-            reference_states.attended[self.path] = query[-len(reference[0]) :], reference[0]
+            reference_states.attended[self._key(reference_states)] = query[-len(reference[0]) :], reference[0]
         # Only the kernels of `attend_with_lse` give what a record needs: where one is asked for, they are taken.
         is_free = self._attention_backend is None or reference_states.record is not None
         can_merge = not torch.is_grad_enabled() and is_free

@@ -1,8 +1,8 @@
-"""The noise schedule of SD-1.5, for training and for DDIM sampling."""
+"""The noise schedule of SD-1.5, for training, for DDIM sampling, and for few steps of a distilled model."""
 
 from __future__ import annotations
 
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 
 
 def noise_scheduler(prediction_type: str = "epsilon", timestep_spacing: str = "leading") -> DDIMScheduler:
@@ -22,4 +22,20 @@ def noise_scheduler(prediction_type: str = "epsilon", timestep_spacing: str = "l
         steps_offset=1,
         prediction_type=prediction_type,
         timestep_spacing=timestep_spacing,
+    )
+
+
+def few_step_scheduler(prediction_type: str = "epsilon", original_steps: int = 50) -> LCMScheduler:
+    """Make the scheduler of a model from consistency distillation, over the same noise schedule.
+
+    Args:
+        prediction_type: "epsilon" or "v_prediction".
+        original_steps: of the teacher's sampler; the few steps are chosen among these.
+    """
+    return LCMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        original_inference_steps=original_steps,
+        prediction_type=prediction_type,
     )

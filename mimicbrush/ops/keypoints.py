@@ -15,6 +15,8 @@ import numpy as np
 #: A fundamental matrix needs 8 points, a homography 4; one more each, so that the model is also confirmed.
 _MIN_FUNDAMENTAL = 9
 _MIN_HOMOGRAPHY = 5
+#: How many times as many matches a fundamental matrix must explain.
+_CLEARLY_MORE = 1.2
 _MAX_ITERATIONS = 2000
 _CONFIDENCE = 0.999
 #: Of Brown and Lowe's test of a homography: matches that must agree, and the share of all matches beyond them.
@@ -144,18 +146,20 @@ def _find_mutual_matches(a: np.ndarray, b: np.ndarray, max_ratio: float) -> np.n
     """(M, 2) int: rows of mutual best matches that pass the ratio test both ways, most distinctive first."""
     if min(len(a), len(b)) < 2:
         return np.zeros((0, 2), np.int64)
-    # Whole numbers below 2**24: exact in float32, so the order of summing (threads) changes nothing.
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * (a @ b.T)
+    # a**2 - 2 a b + b**2 in one product: whole numbers below 2**24, so exact in float32 in any order of summing.
+    ones_a, ones_b = (np.ones((len(each), 1), np.float32) for each in (a, b))
+    left = np.hstack([-2 * a, (a**2).sum(1, keepdims=True), ones_a])
+    right = np.hstack([b, ones_b, (b**2).sum(1, keepdims=True)])
+    squared = left @ right.T
     best_b, best_a = squared.argmin(1), squared.argmin(0)
-    rows = np.arange(len(a))
-    mutual = best_a[best_b] == rows
-    two_b = np.partition(squared, 1, axis=1)[:, :2]
-    two_a = np.partition(squared, 1, axis=0)[:2].T[best_b]
-    second = np.minimum(two_b[:, 1], two_a[:, 1])
-    keep = np.flatnonzero(mutual & (two_b[:, 0] < max_ratio**2 * second))
-    ratio = two_b[keep, 0] / second[keep]
-    keep = keep[np.argsort(ratio, kind="stable")]
-    return np.stack([keep, best_b[keep]], axis=1)
+    rows = np.flatnonzero(best_a[best_b] == np.arange(len(a)))
+    columns = best_b[rows]
+    best = squared[rows, columns]
+    squared[rows, columns] = np.inf  # so that the least that is left is the second best
+    second = np.minimum(squared[rows].min(1), squared[:, columns].min(0))
+    keep = np.flatnonzero(best < max_ratio**2 * second)
+    keep = keep[np.argsort(best[keep] / second[keep], kind="stable")]
+    return np.stack([rows[keep], columns[keep]], axis=1)
 
 
 def _find_agreeing(points_a: np.ndarray, points_b: np.ndarray, threshold_px: float, max_motions: int) -> np.ndarray:
@@ -181,7 +185,9 @@ def _find_largest_motion(points_a: np.ndarray, points_b: np.ndarray, threshold_p
             points_a, points_b, cv2.RANSAC, threshold_px, maxIters=_MAX_ITERATIONS, confidence=_CONFIDENCE
         )
         homography = none if mask is None else mask.ravel() > 0
-        if len(points_a) >= _MIN_FUNDAMENTAL:
+        # A fundamental matrix is not looked for where it could not explain clearly more.
+        could_win = homography.sum() < _MIN_HOMOGRAPHY or len(points_a) > _CLEARLY_MORE * homography.sum()
+        if len(points_a) >= _MIN_FUNDAMENTAL and could_win:
             _, mask = cv2.findFundamentalMat(
                 points_a, points_b, cv2.FM_RANSAC, threshold_px, _CONFIDENCE, _MAX_ITERATIONS
             )
@@ -191,7 +197,7 @@ def _find_largest_motion(points_a: np.ndarray, points_b: np.ndarray, threshold_p
     if fundamental.sum() < _MIN_FUNDAMENTAL:
         fundamental = none
     # A line constrains less than a point, so chance matches pass it more easily.
-    return fundamental if fundamental.sum() > 1.2 * homography.sum() else homography
+    return fundamental if fundamental.sum() > _CLEARLY_MORE * homography.sum() else homography
 
 
 def _has_spread(points: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ In reading order:
 * ``image_outputs`` - what the networks painted, pasted back into the sources
 * ``pipeline_output`` - `MimicBrushPipelineOutput`
 * ``cache`` - values that depend on weights alone
+* ``cuda_graphs`` - passes of the U-Nets recorded as CUDA graphs, and replayed
 * ``hub`` - loading, saving and uploading: safetensors only, with a model card
 * ``open_pipeline`` - the function by which every command opens its pipeline
 * ``find_pipeline`` - the folder of a pipeline by its name, also of the released one

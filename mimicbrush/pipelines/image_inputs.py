@@ -170,6 +170,7 @@ _RANGES = {
     "guidance_scale": GUIDANCE_RANGE,
     "eta": NumberRange(at_least=0, at_most=1),
     "reference_batch_size": BATCH_RANGE,
+    "max_graphs": NumberRange(at_least=1, whole=True),
 }
 
 

@@ -91,10 +91,15 @@ def load_components(folder: Path, size_px: int) -> Components:
         size_px: side of the canvas to train at.
 
     Raises:
-        InputError: see `load_pipeline`; or the pipeline has another noise schedule than the method.
+        InputError: see `load_pipeline`; or the pipeline has another noise schedule than the method, or was distilled.
         WeightsError: see `load_pipeline`.
     """
     pipeline = load_pipeline(folder, torch.float32)
+    if "original_inference_steps" in pipeline.scheduler.config:
+        raise InputError(
+            f"{folder} was distilled to few steps, which more training would undo; go on from the pipeline that it was "
+            "distilled from"
+        )
     for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
         actual, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
         if actual != expected:

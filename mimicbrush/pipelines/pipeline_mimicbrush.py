@@ -46,6 +46,7 @@ from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask, to_tensor
 from mimicbrush.ops.crops import Box, Placement, square_around
 from mimicbrush.pipelines.cache import WeightDependentCache
+from mimicbrush.pipelines.cuda_graphs import GraphedPasses
 from mimicbrush.pipelines.hub import HubPipeline
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
@@ -79,7 +80,8 @@ class MimicBrushPipeline(HubPipeline):
 
     Args:
         vae, unet, reference_unet, image_encoder, image_projector, depth_estimator, depth_projector,
-        scheduler: the networks (see `mimicbrush.models.components`) and a scheduler, DDIM in the paper.
+        scheduler: the networks (see `mimicbrush.models.components`) and a scheduler, DDIM in the paper, LCM for a
+            model that was distilled to few steps.
         reference_blend: 1.0 attends over [own ; reference] (paper), 0.5 averages that with attention over
             the own tokens (released code). Weights work only with the blend they were trained for.
         reference_timestep: which t the reference U-Net sees: the "current" one, again at every step
@@ -149,7 +151,31 @@ class MimicBrushPipeline(HubPipeline):
             raise InputError(f"posterior must be sample or mean, got {posterior!r}")
         set_reference_processors(unet, reference_blend)
         self._cache = WeightDependentCache()
+        self._graphs: GraphedPasses | None = None
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, default_guidance_scale
+
+    def enable_cuda_graphs(self, max_graphs: int = 8) -> None:
+        """Start each pass of a U-Net by one call instead of about a thousand, where it runs on a CUDA GPU.
+
+        The results are the same. The first edit of a kind (number of images and references, guidance or none) records
+        its graphs, which takes about as long as four steps for each; later ones replay them. An edit that graphs cannot
+        repeat, for instance with `return_correspondence`, runs as before, and a warning gives the reason once.
+
+        Changed weights, adapters, processors and devices are noticed between edits. Switch graphs off while a callback
+        changes networks in the middle of an edit, and switch them on anew after global settings such as TF32 changed.
+
+        Args:
+            max_graphs: the most that are kept. Each holds its inputs and outputs; they share all other memory.
+        """
+        check_numbers(max_graphs=max_graphs)
+        self.disable_cuda_graphs()
+        self._graphs = GraphedPasses(max_graphs)
+
+    def disable_cuda_graphs(self) -> None:
+        """Run every kernel by itself again, and free the memory of all graphs."""
+        if self._graphs is not None:
+            self._graphs.free()
+        self._graphs = None
 
     def options(self) -> ModelOptions:
         """Return the options of this pipeline where paper and released code differ."""
@@ -312,24 +338,31 @@ class MimicBrushPipeline(HubPipeline):
         recorder = CorrespondenceRecorder(latent_mask) if return_correspondence else None
 
         # 7. Denoise: `reference_unet` writes its features, `unet` reads them and predicts, `scheduler` steps.
-        self.scheduler.set_timesteps(steps, device=device)
+        #    The scheduler computes its factors on the host: it would wait for the GPU to read timesteps that lie there.
+        self.scheduler.set_timesteps(steps, device="cpu")
         timesteps = self.scheduler.timesteps  # (steps,)
+        timesteps_on_device = timesteps.to(device)
         self._num_timesteps = len(timesteps)
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma  # (B n, 4, h, w)
         references = self.read_references(prepared, timesteps, reference_batch_size)
+        record = attention_record if recorder is None else recorder
+        obstacle = None if record is None else "where the reference was looked at is recorded, step by step"
+        predict = self._replayed(self._predict_noise, [self.unet], obstacle)
         step_options = self._step_options(generator, eta)
         with self.progress_bar(total=len(timesteps)) as progress:
             for number, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                reference_kv = repeat_rows(next(references), rows)  # by path, (B n, M, heads, d) each
-                states = ReferenceStates(
-                    projected={**cached_kv, **reference_kv},
-                    blend=self.config.reference_blend,
-                    record=attention_record if recorder is None else recorder,
-                )
-                scale = max(self.guidance_scale, 1.0) if guided else None  # a callback may have changed it
-                noise = self.denoise(latents, cond_latents, timestep, context, states, scale)  # (B n, 4, h, w)
+                noise = predict(
+                    latents=self.scheduler.scale_model_input(latents, timestep),  # (B n, 4, h, w)
+                    cond_latents=cond_latents,
+                    timestep=timesteps_on_device[number],
+                    context=context,
+                    context_kv=cached_kv,
+                    reference_kv=next(references),  # by path, (R, M, heads, d) each
+                    guidance_scale=max(self.guidance_scale, 1.0) if guided else None,  # a callback may have changed it
+                    record=record,
+                )  # (B n, 4, h, w)
                 latents = self.scheduler.step(noise, timestep, latents, **step_options, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
@@ -364,6 +397,11 @@ class MimicBrushPipeline(HubPipeline):
             WeightsError: see `check_references_are_read`.
         """
         check_numbers(num_images_per_prompt=num_images_per_prompt, num_inference_steps=num_inference_steps)
+        most_steps = self.scheduler.config.get("original_inference_steps")  # of a distilled model (LCM)
+        if most_steps is not None and num_inference_steps > most_steps:
+            raise InputError(
+                f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer"
+            )
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)
         sources, masks = (
@@ -554,28 +592,56 @@ class MimicBrushPipeline(HubPipeline):
         """Run the reference U-Net over clean latents, T timesteps in one batch, and project what it wrote."""
         rows, dtype = len(prepared), self.reference_unet.dtype  # which may differ from the other U-Net's
         latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)  # (R, 4, h, w), (R, N, D)
-        cached_kv = project_context(self.reference_unet, context)  # the same at every timestep
-        for start in range(0, len(timesteps), max(1, batch_size)):
-            chunk = torch.tensor(timesteps[start : start + max(1, batch_size)], device=prepared.latents.device)  # (T,)
-            times = len(chunk)
-            states = ReferenceStates(projected=repeat_rows(cached_kv, rows * times))
-            self.reference_unet(
-                latents.repeat_interleave(times, 0),  # (R T, 4, h, w)
-                chunk.repeat(rows),  # (R T,)
-                context.repeat_interleave(times, 0),  # (R T, N, D)
-                cross_attention_kwargs={"reference_states": states},
-                return_dict=False,
-            )
-            dtype = self.unet.dtype
-            keys_values = {
-                path: (key.to(dtype), value.to(dtype))
-                for path, (key, value) in states.projected.items()
-                if path not in cached_kv
-            }
-            features = {path: feature.to(dtype) for path, feature in states.features.items()}  # (R T, M, C) each
-            keys_values |= project_references(self.unet, features)  # (R T, M, heads, d) each
-            for one in range(times):
-                yield {path: (key[one::times], value[one::times]) for path, (key, value) in keys_values.items()}
+        context_kv = project_context(self.reference_unet, context)  # the same at every timestep
+        read = self._replayed(self._read_timesteps, [self.reference_unet, self.unet])
+        times, read_at = min(max(1, batch_size), len(timesteps)), timesteps
+        if self._graphs is not None:  # the last pass reads its last timestep again: all passes have one size, and graph
+            read_at = timesteps + timesteps[-1:] * (-len(timesteps) % times)
+        chunks = torch.tensor(read_at, device=latents.device).split(times)  # (T,) each
+        for first, chunk in zip(range(0, len(timesteps), times), chunks, strict=True):
+            keys_values = read(latents=latents, context=context, context_kv=context_kv, timesteps=chunk)
+            for number in range(min(times, len(timesteps) - first)):
+                one = slice(number * rows, (number + 1) * rows)
+                yield {path: (key[one], value[one]) for path, (key, value) in keys_values.items()}
+
+    def _read_timesteps(
+        self, latents: torch.Tensor, context: torch.Tensor, context_kv: Projected, timesteps: torch.Tensor
+    ) -> Projected:
+        """Read R references at T timesteps: keys and values of T R rows, those of the first timestep first."""
+        rows, times = len(latents), len(timesteps)
+        repeated = {path: (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for path, (k, v) in context_kv.items()}
+        states = ReferenceStates(projected=repeated)
+        self.reference_unet(
+            latents.repeat(times, 1, 1, 1),  # (T R, 4, h, w)
+            timesteps.repeat_interleave(rows),  # (T R,)
+            context.repeat(times, 1, 1),  # (T R, N, D)
+            cross_attention_kwargs={"reference_states": states},
+            return_dict=False,
+        )
+        dtype = self.unet.dtype
+        keys_values = {
+            path: (key.to(dtype), value.to(dtype))
+            for path, (key, value) in states.projected.items()
+            if path not in context_kv
+        }
+        features = {path: feature.to(dtype) for path, feature in states.features.items()}  # (T R, M, C) each
+        return keys_values | project_references(self.unet, features)  # (T R, M, heads, d) each
+
+    def _predict_noise(
+        self,
+        latents: torch.Tensor,
+        cond_latents: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        context_kv: Projected,
+        reference_kv: Projected,
+        guidance_scale: float | torch.Tensor | None,
+        record: AttentionRecord | None,
+    ) -> torch.Tensor:
+        """Predict the noise from tensors alone, as a CUDA graph repeats it; see `denoise`."""
+        projected = {**context_kv, **repeat_rows(reference_kv, len(latents))}  # by path, (B n, M, heads, d) each
+        states = ReferenceStates(projected=projected, blend=self.config.reference_blend, record=record)
+        return self.denoise(latents, cond_latents, timestep, context, states, guidance_scale)
 
     def denoise(
         self,
@@ -584,7 +650,7 @@ class MimicBrushPipeline(HubPipeline):
         timestep: torch.Tensor,
         context: torch.Tensor,
         states: ReferenceStates,
-        guidance_scale: float | None,
+        guidance_scale: float | torch.Tensor | None,
     ) -> torch.Tensor:
         """Predict the noise of latents, (B, 4, h, w) -> (B, 4, h, w).
 
@@ -592,15 +658,14 @@ class MimicBrushPipeline(HubPipeline):
         hold the B conditional rows, so the unconditional half attends to itself alone.
 
         Args:
-            latents: (B, 4, h, w).
+            latents: (B, 4, h, w), scaled for this step (`scale_model_input` of the scheduler).
             cond_latents: (B or 2 B, 9, h, w), see `prepare_cond_latents`.
             timestep: a scalar.
             context: (B or 2 B, N, D).
             states: the references' keys and values.
-            guidance_scale: None: no guidance.
+            guidance_scale: a number, or a tensor, (), float64; None: no guidance.
         """
         sample = latents if guidance_scale is None else torch.cat([latents] * 2)  # (B or 2 B, 4, h, w)
-        sample = self.scheduler.scale_model_input(sample, timestep)
         unet_input = torch.cat([sample, cond_latents], dim=1)  # (B or 2 B, 13, h, w)
         noise = self.unet(
             unet_input, timestep, context, cross_attention_kwargs={"reference_states": states}, return_dict=False
@@ -609,7 +674,10 @@ class MimicBrushPipeline(HubPipeline):
             return noise
         # Classifier-free guidance (paper Sec. 4.1): from "no reference" towards the reference, and beyond.
         unconditional, conditional = noise.chunk(2)  # (B, 4, h, w) each
-        return unconditional + guidance_scale * (conditional - unconditional)
+        difference = conditional - unconditional
+        # Half precision has no 7.3. A number is multiplied in float32 there, and so must be a tensor.
+        wide = difference.to(torch.promote_types(difference.dtype, torch.float32))
+        return unconditional + (guidance_scale * wide).to(difference.dtype)
 
     def decode(
         self,
@@ -639,6 +707,14 @@ class MimicBrushPipeline(HubPipeline):
         if not paste:
             return to_square_images(pixels, output_type)
         return paste_into_sources(pixels, sources, masks, placements, output_type, stored or [None] * len(sources))
+
+    def _replayed(
+        self, function: Callable[..., Any], networks: list[torch.nn.Module], obstacle: str | None = None
+    ) -> Callable[..., Any]:
+        """Return the function, or CUDA graphs of it if they are on and nothing keeps them from repeating it."""
+        if self._graphs is None:
+            return function
+        return self._graphs.replay(function, networks, self.config.reference_blend, obstacle)
 
     def _settings(self) -> tuple[object, ...]:
         """Return the options, type and device that a prepared reference depends on."""

@@ -11,9 +11,9 @@ In reading order:
 * `lora`: which networks are trained, fully or by adapters.
 * `performance`: speed and memory, without changing what is learnt; FLOP of a step.
 * `guards`: steps without finite gradients, signals, the time limit, unreadable pairs.
-* `metrics`: figures of each logged step, and the trackers that show them.
+* `metrics`: figures of each logged step and of evaluations, and the trackers that show them.
 * `state`: all that changes in a run: to a checkpoint and back.
 * `checkpoints`: checkpoints on the disk, verified by hashes, and the background writer.
 * `export`: from weights to a pipeline that edits.
-* `small_encoders`: training of the small model's frozen networks.
+* `methods/`: what else is trained: distillation to few steps, and the small model's frozen networks.
 """

@@ -215,11 +215,16 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
 #: Options that are newer than the oldest checkpoints -> what the versions before them did.
 ADDED_LATER: dict[str, Any] = {
     "data.num_matches": 64,
+    "data.fixed_views": 0,
     "train.correspondence_weight": 0.0,
     "train.correspondence_final": "None",
     "train.correspondence_heads": 0.5,
     "train.unrelated_reference_ratio": 0.0,
     "train.noise_on": "cpu",
+    "train.distill": "none",
+    "train.distill_guidance": "[5.0, 5.0]",
+    "train.distill_ddim_steps": 50,
+    "train.distill_huber_c": 0.001,
 }
 
 

@@ -16,7 +16,7 @@ from mimicbrush.io.atomic import apply_umask, replace_folder
 from mimicbrush.models.components import Components
 from mimicbrush.models.library_logs import quiet_libraries
 from mimicbrush.models.options import ModelOptions
-from mimicbrush.models.schedule import noise_scheduler
+from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.training.lora import freeze_and_adapt, merge_adapters
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
@@ -89,9 +89,13 @@ class PipelineExporter:
             dtype = encoders.vae.dtype
             modules = {name: module if module.dtype == dtype else module.to(dtype) for name, module in modules.items()}
         model, train = self.model_options, self.train_options
+        if train.distill == "lcm":
+            scheduler = few_step_scheduler(train.prediction_type, train.distill_ddim_steps)
+        else:
+            scheduler = noise_scheduler(train.prediction_type, train.default_timestep_spacing)
         return MimicBrushPipeline(
             **{**vars(self.components), **frozen, **modules},
-            scheduler=noise_scheduler(train.prediction_type, train.default_timestep_spacing),
+            scheduler=scheduler,
             reference_blend=model.reference_blend,
             reference_timestep=model.reference_timestep,
             depth_convention=model.depth_convention,

@@ -6,6 +6,7 @@ the checkpoints, the metrics and the guards then work as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -20,11 +21,12 @@ from mimicbrush.training.objective import (
     Conditions,
     FrozenEncoders,
     MimicBrushModel,
+    StoredEncoders,
     TrainingLoss,
     denoising_loss,
 )
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.types import Matches, TrainBatch
+from mimicbrush.types import EncodedViews, Matches, TrainBatch
 
 #: What a method makes of a batch before the trained networks see it; the trainer only hands it on.
 InputsT = TypeVar("InputsT")
@@ -57,13 +59,19 @@ class TrainingMethod(Protocol[InputsT]):
             device: where the inputs of the trained networks are to be.
         """
 
-    def loss(self, model: nn.Module, inputs: InputsT, step: int) -> TrainingLoss:
+    @property
+    def reads_average(self) -> bool:
+        """Whether `loss` reads the averaged weights: then a GPU waits at each step until the average is complete."""
+
+    def loss(self, model: nn.Module, inputs: InputsT, step: int, average: Mapping[str, torch.Tensor]) -> TrainingLoss:
         """Compute the loss of a batch.
 
         Args:
             model: `model`, as it is or wrapped: the call must go through the wrapper's forward.
             inputs: from `encode`.
             step: steps done so far; a weight in the loss may depend on it.
+            average: averaged weights (EMA) after them, name in `model` -> tensor; empty where none are kept. Only of
+                use where `reads_average`.
         """
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
@@ -98,7 +106,10 @@ class MimicBrushMethod:
         noise_scheduler: adds the noise; its `prediction_type` says what is predicted.
         exporter: makes pipelines.
         options: of the run.
+        stored: makes the conditions of batches that are encoded already.
     """
+
+    reads_average = False
 
     def __init__(
         self,
@@ -107,9 +118,10 @@ class MimicBrushMethod:
         noise_scheduler: DDIMScheduler,
         exporter: PipelineExporter,
         options: TrainOptions,
+        stored: StoredEncoders | None = None,
     ) -> None:
         self.model, self.encoders, self.noise_scheduler = model, encoders, noise_scheduler
-        self.exporter, self.options = exporter, options
+        self.exporter, self.options, self.stored = exporter, options, stored
         latent_side = model.unet.config.sample_size
         self.latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
 
@@ -117,7 +129,7 @@ class MimicBrushMethod:
         """List what is trained, see `MimicBrushModel.trained_parameters`."""
         return self.model.trained_parameters()
 
-    def encode(self, batch: TrainBatch | DecodedBatch, device: torch.device) -> EncodedBatch:
+    def encode(self, batch: TrainBatch | DecodedBatch | EncodedViews, device: torch.device) -> EncodedBatch:
         """Sample timesteps, noise and drops from `batch.key`, and run the frozen encoders."""
         options = self.options
         noise_sample = NoiseSample.for_keys(
@@ -130,9 +142,16 @@ class MimicBrushMethod:
             noise_device=device if options.noise_on == "device" else None,
         ).to(device)
         on_device = batch.to(device)
-        return EncodedBatch(self.encoders.encode(on_device, noise_sample), noise_sample, on_device.matches)
+        if isinstance(on_device, EncodedViews):
+            assert self.stored is not None
+            conditions = self.stored.encode(on_device, noise_sample)
+        else:
+            conditions = self.encoders.encode(on_device, noise_sample)
+        return EncodedBatch(conditions, noise_sample, on_device.matches)
 
-    def loss(self, model: nn.Module, inputs: EncodedBatch, step: int) -> TrainingLoss:
+    def loss(
+        self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
+    ) -> TrainingLoss:
         """Compute the denoising loss and, where it is asked for, the correspondence loss; see `denoising_loss`."""
         return denoising_loss(
             model,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
-from mimicbrush.ops.counter_rng import generator, mix
+from mimicbrush.ops.counter_rng import first_numbers, generator, mix_many
 
 # One stream per purpose: one more number in a stream must not shift the others. (0 is the dataset's.)
 _DECISIONS, _NOISE, _POSTERIORS = 1, 2, 3
@@ -27,6 +28,7 @@ class NoiseSample:
         keep_reference, keep_depth: (B,) bool, False = dropped.
         reference_rows, depth_rows: (K,) int64, the rows that are kept. They are listed on the CPU, since asking a GPU
             how many there are would make the CPU wait.
+        chance: (B,) float32 in [0, 1), for what else a method chooses by chance.
     """
 
     timestep: torch.Tensor
@@ -36,6 +38,7 @@ class NoiseSample:
     keep_depth: torch.Tensor
     reference_rows: torch.Tensor
     depth_rows: torch.Tensor
+    chance: torch.Tensor
 
     @classmethod
     def for_keys(
@@ -58,36 +61,35 @@ class NoiseSample:
             reference_drop_ratio, depth_drop_ratio: probabilities (paper Sec. 4.1: 0.10 and 0.50).
             reference_drop: "random", each sample by itself (paper), or "first_quarter" of the batch, whatever the
                 ratio (what the released attention does in training).
-            noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normal`; None
+            noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normals`; None
                 makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
         """
-        timesteps, references, depths = [], [], []
-        for key in keys.tolist():
-            decisions = generator(key, _DECISIONS)
-            timesteps.append(int(decisions.integers(num_timesteps)))
-            references.append(bool(decisions.random() >= reference_drop_ratio))
-            depths.append(bool(decisions.random() >= depth_drop_ratio))
-        noise_seeds, posterior_seeds = ([mix(key, stream) for key in keys.tolist()] for stream in (_NOISE, _POSTERIORS))
+        bits = keys.numpy()
+        timestep, (reference_chance, depth_chance, chance) = _decide(bits, num_timesteps)
+        seeds = [torch.from_numpy(mix_many(bits, stream).astype(np.int64)) for stream in (_NOISE, _POSTERIORS)]
         if noise_device is None:
-            noise = torch.stack([_normal((), latent_shape, seed) for seed in noise_seeds])
-            posteriors = torch.stack([_normal((3,), latent_shape, seed) for seed in posterior_seeds], dim=1)
-        else:
             noise, posteriors = (
-                sample_counter_normal(_copy_seeds(seeds, noise_device), math.prod(shape)).unflatten(1, shape)
-                for seeds, shape in ((noise_seeds, latent_shape), (posterior_seeds, (3, *latent_shape)))
+                torch.stack([_normal(shape, seed) for seed in stream.tolist()])
+                for stream, shape in zip(seeds, (latent_shape, (3, *latent_shape)), strict=True)
             )
-            posteriors = posteriors.transpose(0, 1)
+        else:
+            count = math.prod(latent_shape)
+            seeds_there = copy_to_device(torch.stack(seeds), noise_device)
+            noise, posteriors = sample_counter_normals(seeds_there, (count, 3 * count))
+            noise, posteriors = noise.unflatten(1, latent_shape), posteriors.unflatten(1, (3, *latent_shape))
+        keep_reference = reference_chance >= reference_drop_ratio
         if reference_drop == "first_quarter":
-            references = [number >= len(keys) // 4 for number in range(len(keys))]
-        keep_reference, keep_depth = torch.tensor(references), torch.tensor(depths)
+            keep_reference = torch.arange(len(keys)) >= len(keys) // 4
+        keep_depth = depth_chance >= depth_drop_ratio
         return cls(
-            timestep=torch.tensor(timesteps),
+            timestep=timestep,
             noise=noise,
-            posteriors=posteriors,
+            posteriors=posteriors.transpose(0, 1),
             keep_reference=keep_reference,
             keep_depth=keep_depth,
             reference_rows=keep_reference.nonzero()[:, 0],
             depth_rows=keep_depth.nonzero()[:, 0],
+            chance=chance.float().clamp(max=1 - 2.0**-24),
         )
 
     def to(self, device: torch.device) -> NoiseSample:
@@ -98,38 +100,67 @@ class NoiseSample:
         return NoiseSample(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
+def _decide(keys: np.ndarray, num_timesteps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample the timestep of each key, and three numbers in [0, 1): (B,) int64 -> (B,) int64, (3, B) float64.
+
+    They are those of ``generator(key, _DECISIONS)``: ``integers(num_timesteps)``, then three times ``random()``.
+    """
+    numbers = first_numbers(mix_many(keys, _DECISIONS))  # (B, 4)
+    # NumPy takes 32 bits times the limit (Lemire 2019), and samples anew where that would favour some timesteps.
+    product = (numbers[:, 0] & np.uint64(0xFFFFFFFF)) * np.uint64(num_timesteps)
+    timesteps = (product >> np.uint64(32)).astype(np.int64)
+    chances = (numbers[:, 1:] >> np.uint64(11)).astype(np.float64) * 2.0**-53  # as NumPy makes a double
+    for row in np.flatnonzero((product & np.uint64(0xFFFFFFFF)) < 2**32 % num_timesteps):  # 1 of 10 million
+        decisions = generator(int(keys[row]), _DECISIONS)
+        timesteps[row], chances[row] = decisions.integers(num_timesteps), decisions.random(3)
+    return torch.from_numpy(timesteps), torch.from_numpy(chances.T)
+
+
 #: Constants of splitmix64 (Steele et al. 2014), as int64, which wraps around.
 _STEP, _FIRST, _SECOND = (number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
+#: A CPU makes this many pairs of numbers at once: what lies between fits into its cache.
+_CPU_CHUNK = 1 << 16
 
-def sample_counter_normal(seeds: torch.Tensor, count: int) -> torch.Tensor:
-    """Sample standard normal numbers of many seeds at once, on their device: (B,) int64 -> (B, count) float32.
 
-    Each number is a function of its seed and its place alone: splitmix64 of both, then Box and Muller. A sample
-    therefore has the same noise in any batch and, up to rounding, on any device.
+def sample_counter_normals(seeds: torch.Tensor, counts: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Sample normal numbers of many seeds at once, on their device: (S, B) int64 -> S times (B, count) float32.
+
+    Each number is standard normal, and a function of its seed and its place alone: splitmix64 of both, then Box and
+    Muller. A sample therefore has the same noise in any batch and, up to rounding, on any device.
+
+    Args:
+        seeds: (S, B) int64.
+        counts: S numbers, how many each seed of a row gives.
     """
-    place = torch.arange(1, (count + 1) // 2 + 1, device=seeds.device)
-    state = seeds[:, None] + place * _STEP
-    state = (state ^ _shift_right(state, 30)) * _FIRST
-    state = (state ^ _shift_right(state, 27)) * _SECOND
-    state = state ^ _shift_right(state, 31)
-    high, low = _shift_right(state, 32), state & 0xFFFFFFFF
+    pairs = [(count + 1) // 2 for count in counts]
+    rows = max(1, _CPU_CHUNK // sum(pairs))
+    if seeds.device.type == "cpu" and rows < seeds.shape[1]:
+        parts = [sample_counter_normals(chunk, counts) for chunk in seeds.split(rows, dim=1)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    place = torch.arange(1, max(pairs) + 1, device=seeds.device) * _STEP
+    state = torch.cat([row[:, None] + place[:count] for row, count in zip(seeds, pairs, strict=True)], dim=1)
+    state.bitwise_xor_(_shift_right(state, 30)).mul_(_FIRST)
+    state.bitwise_xor_(_shift_right(state, 27)).mul_(_SECOND)
+    state.bitwise_xor_(_shift_right(state, 31))
     # Box and Muller: r = sqrt(-2 ln u), with u in (0, 1); r cos(a) and r sin(a) are independent and normal.
-    radius = (-2 * ((high + 0.5) / 2.0**32).log()).sqrt()
-    angle = low * (2 * math.pi / 2.0**32)
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :count]
+    radius = ((_shift_right(state, 32) + 0.5) / 2.0**32).log_().mul_(-2).sqrt_()
+    angle = state.bitwise_and_(0xFFFFFFFF) * (2 * math.pi / 2.0**32)
+    both = torch.stack([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1)  # (B, all pairs, 2)
+    parts = both.split(pairs, dim=1)
+    return tuple(part.flatten(1)[:, :count] for part, count in zip(parts, counts, strict=True))
 
 
 def _shift_right(bits: torch.Tensor, by: int) -> torch.Tensor:
     """Shift as unsigned numbers do: PyTorch's own shift repeats the sign."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
-def _copy_seeds(seeds: list[int], device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(seeds)
+def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the CPU to a device; to a GPU from pinned memory, so that the CPU does not wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _normal(lead: tuple[int, ...], shape: tuple[int, int, int], seed: int) -> torch.Tensor:
+def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Sample standard normal numbers on the CPU: the same ones for every kind of device."""
-    return torch.randn(*lead, *shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -22,6 +22,7 @@ from mimicbrush.models.encoders import (
     encode_image_tokens,
     encode_latents,
     encode_no_image_tokens,
+    encode_posteriors,
     estimate_depth,
     make_no_depth_map,
 )
@@ -32,7 +33,7 @@ from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
-from mimicbrush.types import Matches, ReferenceStates, TrainBatch
+from mimicbrush.types import EncodedViews, Matches, ReferenceStates, TrainBatch
 
 #: The loss is also logged for this many equal bands of timesteps: an image at a small one is nearly clean, and easy.
 NUM_BANDS = 4
@@ -98,7 +99,7 @@ class FrozenEncoders:
         source_latents, masked_source_latents, reference_latents = latents.chunk(3)
 
         # Dropped conditions (paper Sec. 4.1: reference 10 %, depth 50 %) make classifier-free guidance possible.
-        no_tokens, no_depth_map = self._unconditional_inputs(latents.device)
+        no_tokens, no_depth_map = self.unconditional_inputs(latents.device)
         image_tokens = _encode_rows(
             batch.reference,
             noise_sample.reference_rows,
@@ -116,13 +117,64 @@ class FrozenEncoders:
             source_latents, masked_source_latents, reference_latents, latent_mask, image_tokens, depth_map
         )
 
-    def _unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def no_image_tokens(self, like: torch.Tensor) -> torch.Tensor:
+        """Give the image tokens of "no reference" for as many rows, (B, N, C)."""
+        return self.unconditional_inputs(like.device)[0].expand_as(like)
+
+    @torch.no_grad()
+    def encode_views(self, batch: TrainBatch) -> EncodedViews:
+        """Encode a batch before noise and drops, float32: `StoredEncoders` makes of it what `encode` does."""
+        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        mean, std = (each.unflatten(0, (3, -1)).transpose(0, 1) for each in encode_posteriors(self.vae, images))
+        return EncodedViews(
+            mean=mean,
+            std=std,
+            latent_mask=F.interpolate(batch.mask, size=mean.shape[-2:]),
+            image_tokens=encode_image_tokens(self.image_encoder, batch.reference, self.patches_only).float(),
+            depth_map=estimate_depth(self.depth_estimator, batch.source, self.depth_convention).float(),
+            key=batch.key,
+            index=batch.index,
+            faults=batch.faults,
+            matches=batch.matches,
+        )
+
+    @torch.no_grad()
+    def unconditional_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute once the constants of "no reference" and "no depth": (1, N, C) tokens, (1, 1, any, any) map."""
         if self._unconditional is None or self._unconditional[0].device != device:
             tokens = encode_no_image_tokens(self.image_encoder, 1, device, self.patches_only)
             depth_map = make_no_depth_map(self.depth_estimator, 1, self.no_depth_convention, device)
             self._unconditional = tokens.float(), depth_map.float()
         return self._unconditional
+
+
+class StoredEncoders:
+    """In place of `FrozenEncoders` where a batch is encoded already: adds the noise of the latents, and the drops.
+
+    Args:
+        no_image_tokens, no_depth_map: (1, N, C) and (1, 1, any, any), the constants of "no reference" and "no depth",
+            where the batches will be.
+        scaling_factor: of the VAE.
+    """
+
+    def __init__(self, no_image_tokens: torch.Tensor, no_depth_map: torch.Tensor, scaling_factor: float) -> None:
+        self.no_image_tokens, self.no_depth_map = no_image_tokens, no_depth_map
+        self.scaling_factor = scaling_factor
+
+    def encode(self, views: EncodedViews, noise_sample: NoiseSample) -> Conditions:
+        """Compute the conditions of a batch, all float32 on one device, as `FrozenEncoders.encode` does."""
+        posteriors = noise_sample.posteriors.transpose(0, 1).float()  # (B, 3, 4, h, w)
+        latents = (views.mean + views.std * posteriors) * self.scaling_factor
+        keep_reference, keep_depth = noise_sample.keep_reference, noise_sample.keep_depth
+        source_latents, masked_source_latents, reference_latents = latents.unbind(1)
+        return Conditions(
+            source_latents,
+            masked_source_latents,
+            reference_latents,
+            views.latent_mask,
+            torch.where(keep_reference[:, None, None], views.image_tokens, self.no_image_tokens),
+            torch.where(keep_depth[:, None, None, None], views.depth_map, self.no_depth_map),
+        )
 
 
 def _encode_rows(
@@ -195,6 +247,7 @@ class MimicBrushModel(nn.Module):
         conditions: Conditions,
         keep_reference: torch.Tensor,
         matches: Matches | None = None,
+        states: ReferenceStates | None = None,
     ) -> Prediction:
         """Predict from noisy source latents (B, 4, h, w) at timestep (B,) -> (B, 4, h, w) (paper Sec. 3.2).
 
@@ -206,6 +259,8 @@ class MimicBrushModel(nn.Module):
             conditions: of the batch.
             keep_reference: (B,) bool, False = dropped.
             matches: of the batch, or None.
+            states: what `read_references` left, where the reference U-Net is frozen and has read before; None: it
+                reads now.
         """
         context = self.image_projector(conditions.image_tokens)  # (B, N, D)
         depth_latents = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
@@ -214,15 +269,13 @@ class MimicBrushModel(nn.Module):
             [noisy, conditions.latent_mask, conditions.masked_source_latents, depth_latents], dim=1
         )  # (B, 13, h, w)
 
-        if self.reference_unet is None:  # the reference gives its tokens alone
-            return Prediction(self.unet(unet_input, timestep, context).sample)
+        if self.reference_unet is None or states is not None:  # the reference gives its tokens alone, or was read
+            attention_kwargs = {"reference_states": states}
+            return Prediction(self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample)
         # The reference U-Net writes its features into `states`, the imitative U-Net reads them in its self-attention.
         states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
-        reference_timestep = timestep if self.reference_timestep == "current" else torch.zeros_like(timestep)
         attention_kwargs = {"reference_states": states}
-        reference_sample = self.reference_unet(
-            conditions.reference_latents, reference_timestep, context, cross_attention_kwargs=attention_kwargs
-        ).sample
+        reference_sample = self.read_references(conditions.reference_latents, timestep, context, states)
         sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
         # last block of the reference U-Net, whose features are read on the way, would get none.
@@ -231,6 +284,26 @@ class MimicBrushModel(nn.Module):
             return Prediction(sample)
         heads = self.correspondence_heads
         return Prediction(sample, correspondence_loss(states.attended, matches, keep_reference, self.size_px, heads))
+
+    def read_references(
+        self, reference_latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, states: ReferenceStates
+    ) -> torch.Tensor:
+        """Let the reference U-Net write into `states`; return what else it predicts, (B, 4, h, w).
+
+        Args:
+            reference_latents: (B, 4, h, w), clean.
+            timestep: (B,) int64, of the noisy source latents.
+            context: (B, N, D), the projected image tokens.
+            states: get the features.
+        """
+        assert self.reference_unet is not None
+        sample: torch.Tensor = self.reference_unet(
+            reference_latents,
+            timestep if self.reference_timestep == "current" else torch.zeros_like(timestep),
+            context,
+            cross_attention_kwargs={"reference_states": states},
+        ).sample
+        return sample
 
 
 @dataclass(frozen=True)
@@ -294,11 +367,11 @@ def denoising_loss(
         sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
         correspondence_sums = torch.cat([sums, correspondence.match_counts])
 
-    parts, bands = _sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
+    parts, bands = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
     return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)
 
 
-def _sum_errors(
+def sum_errors(
     error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: DDIMScheduler
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the squared error (B, 1, h, w): (4,) inside and outside the mask, (2, NUM_BANDS) by timestep; see above."""

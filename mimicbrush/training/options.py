@@ -48,6 +48,11 @@ class TrainOptions:
             learn to leave out what does not match; 0 (paper) never.
         noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
             the model is: other numbers, and faster for small models with large batches.
+        distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps and without guidance (*ours* to
+            our model, see `training.methods.consistency_distillation`); "none" trains by the denoising loss.
+        distill_guidance: lowest and highest guidance scale of the teacher; one is chosen for each sample, and learnt.
+        distill_ddim_steps: steps of the teacher's sampler, of which the student learns to skip most.
+        distill_huber_c: below this, the loss of distillation is the square of a difference; above, the difference.
         unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
         image_projector, depth_projector: "trained" (paper) or "frozen".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
@@ -59,9 +64,15 @@ class TrainOptions:
         tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
             would not fit otherwise. A step takes about a third longer.
+        selective_checkpointing: compute only norms and activation functions again, which is cheap: a sample takes less
+            than half the memory. Not together with `activation_checkpointing` or `compile`.
         low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
             activations.
-        compile: compile both U-Nets with `torch.compile`, one graph each; minutes at the start.
+        fused_norms: GroupNorm and SiLU in one pass, by kernels of ours, on a CUDA GPU in half precision; the same up to
+            rounding. It needs Triton, and says so where it has no effect.
+        compile: compile both U-Nets with `torch.compile`; minutes at the start.
+        compile_parts: "unets" makes one graph of each U-Net; "blocks" one of each kind of block, which compiles in less
+            time, and fuses the norms and activations in resnets and transformers alike.
         attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
             that have it.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
@@ -92,6 +103,10 @@ class TrainOptions:
     correspondence_heads: float = number(0.5, above=0, at_most=1)
     unrelated_reference_ratio: float = number(0.0, at_least=0, at_most=1)
     noise_on: str = word("cpu", ("cpu", "device"))
+    distill: str = word("none", ("none", "lcm"))
+    distill_guidance: tuple[float, float] = numbers((5.0, 5.0), at_least=1, at_most=100)
+    distill_ddim_steps: int = number(50, at_least=2, at_most=1000)
+    distill_huber_c: float = number(0.001, above=0, at_most=1)
     unet: str = word("trained", ("trained", "frozen", "lora"))
     reference_unet: str = word("trained", ("trained", "frozen", "lora"))
     image_projector: str = word("trained", ("trained", "frozen"))
@@ -107,8 +122,11 @@ class TrainOptions:
     resume: str = "never"
     tracker: str = word("wandb", ("none", "wandb", "tensorboard"))
     activation_checkpointing: bool = False
+    selective_checkpointing: bool = False
     low_precision_norms: bool = False
+    fused_norms: bool = False
     compile: bool = False
+    compile_parts: str = word("unets", ("unets", "blocks"))
     attention_backend: str | None = None
     default_num_inference_steps: int = number(50, STEPS_RANGE)
     default_guidance_scale: float = number(5.0, GUIDANCE_RANGE)
@@ -118,11 +136,41 @@ class TrainOptions:
         check_options(self, "train.")
         if self.correspondence_final is not None and not self.correspondence_weight:
             raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
+        if self.distill != "none":
+            self._check_distillation()
+        for other in ("activation_checkpointing", "compile"):
+            if self.selective_checkpointing and getattr(self, other):
+                raise InputError(
+                    f"train.selective_checkpointing=true and train.{other}=true exclude each other: both decide what "
+                    "is kept for the backward pass; set one of them to false"
+                )
         if self.never_warms_up() and not self.lr_scheduler.startswith("constant"):
             raise InputError(
                 f"train.lr_warmup_steps={self.lr_warmup_steps} leaves nothing of train.max_steps={self.max_steps} for "
                 f"train.lr_scheduler={self.lr_scheduler}; it must be below train.max_steps"
             )
+
+    def _check_distillation(self) -> None:
+        """Check what distillation leaves no choice in: the loss is its own, and so is the imitative U-Net alone."""
+        needed = {
+            "reference_unet": "frozen",
+            "image_projector": "frozen",
+            "depth_projector": "frozen",
+            "correspondence_weight": 0,
+            "min_snr_gamma": None,
+            "compile": False,
+        }
+        changes = [
+            f"train.{name}={'null' if value is None else str(value).lower()}"
+            for name, value in needed.items()
+            if getattr(self, name) != value
+        ]
+        if self.default_guidance_scale > 1:
+            changes.append("train.default_guidance_scale=1")  # it is learnt
+        if self.default_num_inference_steps > self.distill_ddim_steps:
+            changes.append(f"train.default_num_inference_steps={self.distill_ddim_steps}, or fewer")
+        if changes:
+            raise InputError(f"train.distill={self.distill} needs {', '.join(changes)} (see +experiment=distill)")
 
     def never_warms_up(self) -> bool:
         """Tell whether the run ends before the learning rate has reached `learning_rate`."""

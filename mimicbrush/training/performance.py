@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimicbrush.models.low_precision import use_half_norms
+from mimicbrush.models.norms.fused_norms import use_fused_norms
+from mimicbrush.models.norms.low_precision import use_half_norms
+from mimicbrush.models.norms.recomputation import recompute_cheap_layers
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
@@ -34,10 +38,18 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
             unet.set_attention_backend(options.attention_backend)
         if options.low_precision_norms:
             use_half_norms(unet)
+        if options.fused_norms:
+            use_fused_norms(unet)
         if options.activation_checkpointing:
             unet.enable_gradient_checkpointing()
-        if options.compile:
-            compile_unet(unet)
+        if options.selective_checkpointing:
+            recompute_cheap_layers(unet)
+    if options.compile:
+        if options.compile_parts == "blocks":
+            compile_blocks(unets)
+        else:
+            for unet in unets:
+                compile_unet(unet)
     if channels_last:
         model.to(memory_format=torch.channels_last)
 
@@ -45,18 +57,79 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
 def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a U-Net that writes or reads references, as one graph.
 
-    Block by block does not work: each block writes or reads under its own path, so each would need a graph of its own
-    of the same code, and PyTorch refuses more than 8. One graph also lets norms and activations between the blocks
-    fuse with what stands beside them.
+    All that stands beside each other can fuse, also across blocks. PyTorch then compiles each of the many equal blocks
+    again; `compile_blocks` does not.
 
     Args:
         unet: either U-Net, in the state that it is trained in (adapters, checkpointing).
         backend: of `torch.compile`.
     """
+    _prepare_dynamo(num_graphs=1)
+    unet.compile(fullgraph=True, backend=backend)
+
+
+def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..., Any] = "inductor") -> int:
+    """Compile the blocks of U-Nets: resnets, transformers, and what changes the resolution.
+
+    Blocks of equal shapes share a graph. A transformer block would look up references by its own path, and each would
+    need a graph of its own. So it gets what concerns it alone, by names that are the same in every block.
+
+    Args:
+        unets: both U-Nets, in the state that they are trained in (adapters, checkpointing).
+        backend: of `torch.compile`.
+
+    Returns:
+        The number of blocks that differ, so the most graphs that there can be.
+    """
+    blocks = {
+        (number, path): block
+        for number, unet in enumerate(unets)
+        for path, block in unet.named_modules()
+        if isinstance(block, ResnetBlock2D | Transformer2DModel | Downsample2D | Upsample2D)
+    }
+    num_graphs = len({_describe_block(path, block) for (_, path), block in blocks.items()})
+    _prepare_dynamo(num_graphs)
+    for (_, path), block in blocks.items():
+        # Each size is fixed; by default the second width would make the sizes of all graphs variable.
+        block.compile(fullgraph=True, dynamic=False, backend=backend)
+        if isinstance(block, Transformer2DModel):
+            # As `nn.Module.compile` sets it: a copy or a saved module leaves it out.
+            block._compiled_call_impl = functools.partial(_call_block, path, block._compiled_call_impl)
+    return num_graphs
+
+
+def _describe_block(path: str, block: nn.Module) -> tuple[object, ...]:
+    """Collect what the graph of a block depends on: its resolution, its layers, and how they attend."""
+    kinds = tuple((type(part), type(getattr(part, "processor", None))) for part in block.modules())
+    shapes = tuple((tuple(each.shape), each.requires_grad) for each in block.parameters())
+    return tuple(path.split(".")[:2]), kinds, shapes
+
+
+def _call_block(
+    path: str,
+    block: Callable[..., Any],
+    *args: Any,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call a compiled transformer with the `ReferenceStates` of its own block, and take back what it writes."""
+    states = (cross_attention_kwargs or {}).get("reference_states")
+    if states is None:
+        return block(*args, cross_attention_kwargs=cross_attention_kwargs, **kwargs)
+    own = states.select_block(path)
+    output = block(*args, cross_attention_kwargs={"reference_states": own}, **kwargs)
+    states.add_block(path, own)
+    return output
+
+
+def _prepare_dynamo(num_graphs: int) -> None:
+    """Make room for more graphs. PyTorch keeps at most 8 of one function, and all modules are called by the same."""
+    config = torch._dynamo.config
+    config.recompile_limit += num_graphs
+    config.accumulated_recompile_limit += num_graphs
     # Checkpointing runs a block again in the backward pass, which would write its features a second time. They are
     # the same, and the graph needs them once.
-    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-    unet.compile(fullgraph=True, backend=backend)
+    config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
 
 
 #: Dense half-precision FLOP per second by the makers' data sheets, without sparsity: part of the name -> rate.
@@ -83,11 +156,12 @@ def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | 
     return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
-def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> float:
+def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders, *, is_encoded: bool = False) -> float:
     """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
 
     It counts on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped,
-    nothing is computed twice, and frozen weights count as if they were trained.
+    nothing is computed twice, and frozen weights count as if they were trained. Samples that are encoded already
+    (`is_encoded`) need no frozen network.
     """
     size_px, side = model.size_px, model.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
@@ -96,7 +170,7 @@ def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> flo
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
         posteriors = latents.expand(3, -1, -1, -1, -1)
-        noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows)
+        noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows, number)
         counted = copy.copy(encoders)  # a copy, since its constants must not be replaced by tensors without content
         counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
         counted.encode(batch, noise_sample)
@@ -104,4 +178,4 @@ def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders) -> flo
             conditions = counted.encode(batch, noise_sample)
         with FlopCounterMode(display=False) as trained, torch.no_grad():
             model(latents, noise_sample.timestep, conditions, keep)
-    return float(frozen.get_total_flops() + 3 * trained.get_total_flops())
+    return float((0 if is_encoded else frozen.get_total_flops()) + 3 * trained.get_total_flops())

@@ -54,11 +54,15 @@ class TrainingState:
 
         Sharded tensors are gathered, so all processes must take all of them.
         """
-        averaged: dict[str, torch.Tensor] = {}
-        if self.average is not None:
-            averaged = dict(zip(self.parameters, self.average.shadow_params, strict=True))
+        averaged = self.averaged_weights()
         for name, parameter in model.named_parameters():
             yield name, gather_full_tensor(averaged.get(name, parameter.detach()))
+
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
+        """List the averaged weights of what is trained, perhaps sharded: name -> tensor; none where none are kept."""
+        if self.average is None:
+            return {}
+        return dict(zip(self.parameters, self.average.shadow_params, strict=True))
 
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Copy everything, as tensors on the CPU and as JSON; the training may go on at once.
@@ -76,7 +80,7 @@ class TrainingState:
                 keeps = _keep(groups[OPTIMIZER], f"{kind}.{name}", value, keeps)
         if self.average is not None:
             groups[AVERAGE] = {}
-            for name, shadow in zip(self.parameters, self.average.shadow_params, strict=True):
+            for name, shadow in self.averaged_weights().items():
                 keeps = _keep(groups[AVERAGE], name, shadow, keeps)
         gathered = gather_object([(_copy_random_state(accelerator.device), keeps)])
         if not gathered[0][1]:
@@ -109,7 +113,7 @@ class TrainingState:
             for name, value in _read(checkpoint, WEIGHTS, self.parameters):
                 self.parameters[name].copy_(_place_like(value, self.parameters[name]))
             if self.average is not None:
-                shadows = dict(zip(self.parameters, self.average.shadow_params, strict=True))
+                shadows = self.averaged_weights()
                 for name, value in _read(checkpoint, AVERAGE, shadows):
                     shadows[name].copy_(_place_like(value, shadows[name]))
                 self.average.optimization_step = state["average_updates"]

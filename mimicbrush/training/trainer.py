@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +20,9 @@ from tqdm.auto import tqdm
 
 from mimicbrush.data.batch import DecodedBatch
 from mimicbrush.errors import CheckpointError, DataError, MimicBrushError, UnsavedError
-from mimicbrush.io.atomic import write_json
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.io.text import describe_error
 from mimicbrush.training.checkpoints import CheckpointSaver
-from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import (
     BadSamples,
     StopRequests,
@@ -36,12 +32,15 @@ from mimicbrush.training.guards import (
 )
 from mimicbrush.training.method import TrainingMethod
 from mimicbrush.training.metrics import (
+    Evaluations,
+    TrainingHooks,
     TrainingMetrics,
     compute_gradient_norms,
     finite_only,
     finite_or_none,
     read_tracker_ids,
     use_trackers,
+    write_or_warn,
 )
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.state import PendingStep, TrainingState, gather_full_tensor
@@ -49,32 +48,6 @@ from mimicbrush.types import TrainBatch
 
 #: (first step, last step) -> the micro-batches of these steps, for this rank; None wherever the next takes its time.
 Loader = Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]
-
-
-@dataclass(frozen=True)
-class TrainingHooks:
-    """Functions that the loop calls now and then: the evaluation. Every process calls them.
-
-    Attributes:
-        evaluate: (weights, step, must_stop) -> figures of these weights on held-out pairs, or None where it was
-            stopped; None where nothing is evaluated. The weights are all of the model, the trained ones averaged;
-            every process must take all of them. `must_stop(has_failed)` tells all processes whether one failed, and
-            says whether all must stop, for that or for a signal.
-        evaluate_every: steps between two evaluations; 0 where there are none.
-        best_figure: the figure whose largest value marks the best weights: what the true reference is worth over
-            none. The reference gain would also grow where a wrong reference only does more harm.
-        best_value: its largest value so far.
-    """
-
-    evaluate: Callable[[ExportWeights, int, Callable[[bool], bool]], dict[str, float] | None] | None = None
-    evaluate_every: int = 0
-    best_figure: str = "heldout/gain_over_no_reference_db"
-    best_value: float = -math.inf
-
-    def is_due(self, step: int, last_step: int) -> bool:
-        """Whether there is an evaluation after this step."""
-        every = self.evaluate_every
-        return every > 0 and step > 0 and (step == last_step or step % every == 0)
 
 
 @dataclass(frozen=True)
@@ -160,10 +133,9 @@ class Trainer:
         #: Messages about pairs that could not be read since the last log, of this process.
         self.faults: list[str] = []
         self.figures: dict[str, float | None] = {}
-        self.heldout_figures: dict[str, float] = {}
-        self.best_value = hooks.best_value
+        self.evaluations = Evaluations(hooks, method, self.state, accelerator, metrics, run_dir)
         self.logged_step, self.saved_step = 0, -1
-        self.num_trackers, self.failed_evaluations = len(accelerator.trackers), 0
+        self.num_trackers = len(accelerator.trackers)
         #: What ends the run before its time. All processes have it, and save first.
         self.failure: Exception | None = None
 
@@ -192,7 +164,7 @@ class Trainer:
         with self.stop.catch_signals(), progress:
             try:
                 if self.resume_from is not None and self.hooks.is_due(state.step, options.max_steps):
-                    self._evaluate()  # the checkpoint was written before the evaluation
+                    self.evaluations.run(self.stop)  # the checkpoint was written before the evaluation
 
                 while state.step < options.max_steps and self.failure is None:
                     # Forward and backward. The step before this one is finished meanwhile: its numbers have arrived
@@ -206,19 +178,19 @@ class Trainer:
                     self._begin_step()
                     progress.update()
 
-                    # Log, save, evaluate: all of it reads the state, so the step must be finished. On a CPU nothing
-                    # runs beside the loop, and waiting gains nothing.
+                    # Log, save, evaluate: all of it reads the state, so the step must be finished. So may the next
+                    # loss. On a CPU nothing runs beside the loop, and waiting gains nothing.
                     is_log_due = state.step % options.log_every == 0 or state.step == options.max_steps
                     is_evaluation_due = self.hooks.is_due(state.step, options.max_steps)
                     is_checkpoint_due = is_evaluation_due or state.step % options.checkpoint_every == 0
-                    if is_log_due or is_checkpoint_due or device.type != "cuda":
+                    if is_log_due or is_checkpoint_due or self.method.reads_average or device.type != "cuda":
                         self._finish_step()
                     if is_log_due:
                         self._log(progress)
                     if is_checkpoint_due:
                         self._save()  # before the evaluation, which takes long and may fail
                     if is_evaluation_due:
-                        self._evaluate()
+                        self.evaluations.run(self.stop)
             except Exception as error:  # noqa: BLE001 - raised at once, or after a checkpoint
                 self._keep_failure(error)
             finally:
@@ -227,10 +199,10 @@ class Trainer:
             self._end(progress)
         return TrainingResult(
             state.step,
-            {**self.figures, **self.heldout_figures},
+            {**self.figures, **self.evaluations.figures},
             time.monotonic() - started,
             self.stop.signal,
-            self.failed_evaluations,
+            self.evaluations.num_failed,
         )
 
     def _resume(self) -> None:
@@ -260,7 +232,7 @@ class Trainer:
             with accelerator.accumulate(model):
                 inputs = self.method.encode(batch, accelerator.device)
                 with accelerator.autocast():
-                    loss = self.method.loss(model, inputs, self.state.step)
+                    loss = self.method.loss(model, inputs, self.state.step, self.state.averaged_weights())
                 accelerator.backward(loss.total)
                 self.metrics.add(loss)
         return True
@@ -328,12 +300,12 @@ class Trainer:
             "bad_samples": len(faults),
             "skipped_steps": self.state.skipped.total,
             "failed_checkpoints": self.saver.num_failed,
-            "failed_evaluations": self.failed_evaluations,
+            "failed_evaluations": self.evaluations.num_failed,
             "failed_trackers": self.num_trackers - len(accelerator.trackers),
         }
         if self.step_log is not None:
-            self._write_or_warn(partial(self.step_log.append, {"step": step, **finite_or_none(figures)}))
-            self._write_or_warn(partial(self.bad_samples.write, faults))
+            write_or_warn(step, partial(self.step_log.append, {"step": step, **finite_or_none(figures)}))
+            write_or_warn(step, partial(self.bad_samples.write, faults))
         use_trackers(accelerator, lambda tracker: tracker.log(finite_only(figures), step=step))
         progress.set_postfix(_shorten_figures(figures))
         try:
@@ -369,52 +341,6 @@ class Trainer:
         elif is_main and not self.options.save_in_background:
             self.saver.wait()
 
-    def _evaluate(self) -> None:
-        """Measure the averaged weights on held-out pairs, and export them where they are the best so far.
-
-        An error does not end the training. It is printed, counted, and printed again at the end of the run.
-        """
-        evaluate, accelerator, state = self.hooks.evaluate, self.accelerator, self.state
-        assert evaluate is not None
-        start = time.monotonic()
-        figures: dict[str, float] | None = None
-        try:
-            with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
-                figures = run_together(lambda: evaluate(state.weights(self.method.model), state.step, self._must_stop))
-        except Exception as error:  # noqa: BLE001 - all processes have the same one
-            self.failed_evaluations += 1
-            if not isinstance(error, MimicBrushError):
-                traceback.print_exc()
-            tqdm.write(
-                f"warning: the evaluation after step {state.step} failed ({describe_error(error)}); the training goes "
-                "on without its figures"
-            )
-        self.metrics.leave_out(time.monotonic() - start)
-        if figures is None:
-            return
-        self.heldout_figures = figures
-        use_trackers(accelerator, lambda tracker: tracker.log(figures, step=state.step))
-        if figures.get(self.hooks.best_figure, -math.inf) > self.best_value:
-            self.best_value = figures[self.hooks.best_figure]
-            self._write_or_warn(self._export_best)
-
-    def _must_stop(self, has_failed: bool) -> bool:
-        return self.stop.agree(int(has_failed)) > 0 or self.stop.signal != 0
-
-    def _export_best(self) -> None:
-        folder = self.run_dir / "best"
-        self.method.export(self.state.weights(self.method.model), folder)
-        if self.accelerator.is_main_process:
-            values = {"step": self.state.step, **self.heldout_figures}
-            write_json(folder / "heldout.json", values)
-
-    def _write_or_warn(self, write: Callable[[], object]) -> None:
-        """Write what is only to be looked at: a full disk must not end the run for that."""
-        try:
-            write()
-        except (OSError, SafetensorError) as error:
-            tqdm.write(f"after step {self.state.step} something could not be written ({error}); the run goes on")
-
     def _end(self, progress: tqdm[Any]) -> None:
         """Leave a checkpoint to go on from and, unless somebody waits for the machine, a pipeline to edit with.
 
@@ -432,7 +358,7 @@ class Trainer:
                 raise
             raise UnsavedError(f"{describe_error(self.failure)}\nThe state could not be saved: {error}") from error
         if (faults := gather_object(self.faults)) and accelerator.is_main_process:
-            self._write_or_warn(lambda: self.bad_samples.write(faults))
+            write_or_warn(self.state.step, lambda: self.bad_samples.write(faults))
         if self.failure is not None:
             saved = f"The state after step {self.state.step} is saved; train.resume=latest goes on."
             if isinstance(self.failure, MimicBrushError):

@@ -37,11 +37,13 @@ class MemorySetting:
     Attributes:
         peer: those of `peers.common_training` instead of ours.
         options: of ours, those of `TrainOptions` that are about speed; of the peer, `activation_checkpointing`.
+        channels_last: ours in the order of memory that a GPU takes.
         size_px, block_out_channels: see `random_components`.
     """
 
     peer: bool = False
     options: Mapping[str, bool] = field(default_factory=dict)
+    channels_last: bool = False
     size_px: int = 512
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
 
@@ -61,7 +63,7 @@ class MemorySetting:
         model = MimicBrushModel(
             parts.unet, parts.reference_unet, parts.image_projector, parts.depth_projector, size_px=self.size_px
         )
-        apply_speedups(model, TrainOptions(**self.options), channels_last=False)
+        apply_speedups(model, TrainOptions(**self.options), channels_last=self.channels_last)
         return model.train()
 
 
@@ -82,7 +84,7 @@ def plain_unet_gib(setting: MemorySetting, by_hooks: bool = False) -> float:
             context = torch.empty(batch, 257, unet.config.cross_attention_dim, requires_grad=True)
             timestep = torch.ones(batch, dtype=torch.int64)
             counted = _SeenByHooks(unet) if by_hooks else Alive()
-            with _as_on_a_gpu(), counted:
+            with as_on_a_gpu(), counted:
                 result = unet(stem, timestep, context).sample
             kept.append(sum(counted.bytes_by_part().values()))
             del result
@@ -96,10 +98,10 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
     with FakeTensorMode(), torch.device("cuda"):
         _place(model)
         for batch in (1, 2):
-            inputs = _inputs(setting, model, batch)
+            inputs = make_inputs(setting, model, batch)
             alive = Alive()
             watches = [w for name in ("reference_unet", "unet") for w in alive.watch(name, getattr(model, name))]
-            with _as_on_a_gpu(), alive:
+            with as_on_a_gpu(), alive:
                 loss = F.mse_loss(model(*inputs).sample.float(), inputs[0])
             kept.append(alive.bytes_by_part())
             del loss
@@ -114,7 +116,7 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
     }
 
 
-def _inputs(setting: MemorySetting, model: nn.Module, batch: int) -> tuple[Any, ...]:
+def make_inputs(setting: MemorySetting, model: nn.Module, batch: int) -> tuple[Any, ...]:
     """Arguments of a model's forward."""
     from mimicbrush.training.objective import Conditions
 
@@ -196,7 +198,7 @@ class _FlashAttention(TorchFunctionMode):
 
 
 @contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
+def as_on_a_gpu() -> Iterator[None]:
     """Autocast to bfloat16 for a GPU (`torch.autocast` refuses where there is none), and flash attention."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from measurements.harness import Case, Side, count_flops
+from measurements.harness import Case, Counted, Made, Side, check_equal, count_flops, exact_float32, time_alone
+from measurements.training_step import FULL_SIZE_PX, FULL_WIDTHS, ROUNDS, choose_variants
 
 from mimicbrush.errors import MimicBrushError
 
 if TYPE_CHECKING:
     import torch
+    from peers.released_algorithm import ReleasedAlgorithm
 
     from mimicbrush.pipelines import MimicBrushPipeline
 
@@ -51,6 +55,50 @@ def read_block_sides(side: int, width: int, device: str = "cpu") -> tuple[Side, 
     return lean, released
 
 
+def _run_as_it_comes(_pipe: MimicBrushPipeline, _released: ReleasedAlgorithm) -> None:
+    """Nothing is prepared."""
+
+
+def _compile(pipe: MimicBrushPipeline, released: ReleasedAlgorithm) -> None:
+    """Compile the U-Nets of both sides, in channels_last."""
+    import torch
+
+    for unet in (pipe.unet, pipe.reference_unet, released.unet):
+        unet.to(memory_format=torch.channels_last).compile()
+
+
+def _enable_graphs(pipe: MimicBrushPipeline, _released: ReleasedAlgorithm) -> None:
+    pipe.enable_cuda_graphs()
+
+
+@dataclass(frozen=True)
+class EditVariant:
+    """A way to edit that is timed on a GPU.
+
+    Attributes:
+        prepare: what is done to the pipeline, or to the released algorithm, before the first edit.
+        call: further options of the pipeline's call.
+        on_request, checked, profiled, is_peer: as of `TrainVariant`.
+    """
+
+    prepare: Callable[[MimicBrushPipeline, ReleasedAlgorithm], None] = _run_as_it_comes
+    call: Mapping[str, Any] = field(default_factory=dict)
+    on_request: bool = False
+    checked: bool = True
+    profiled: bool = False
+    is_peer: bool = False
+
+
+#: By name. A variant more is a line more.
+EDIT_VARIANTS: Mapping[str, EditVariant] = {
+    "peer": EditVariant(is_peer=True),
+    "eager": EditVariant(profiled=True),
+    "cuda_graphs": EditVariant(_enable_graphs, profiled=True),
+    "peer_compiled": EditVariant(_compile, on_request=True, is_peer=True),
+    "compiled": EditVariant(_compile, on_request=True, checked=False),
+}
+
+
 @dataclass
 class EditSetting:
     """A guided edit with random weights, ours and the released algorithm's.
@@ -59,15 +107,15 @@ class EditSetting:
         size_px, block_out_channels: of the model.
         steps: of DDIM.
         device, dtype: where and in what.
-        compiled: both U-Nets of both sides by torch.compile, ours in channels_last.
+        variant: of ours.
     """
 
-    size_px: int
-    block_out_channels: tuple[int, ...]
-    steps: int
+    size_px: int = FULL_SIZE_PX
+    block_out_channels: tuple[int, ...] = FULL_WIDTHS
+    steps: int = 50
     device: str = "cpu"
     dtype: str = "float32"
-    compiled: bool = False
+    variant: EditVariant = field(default_factory=EditVariant)
 
     def sides(self, reference_timestep: str, output: str = "pt") -> tuple[Side, Side]:
         """Ours and the released algorithm, from equal images, noise and weights."""
@@ -85,9 +133,7 @@ class EditSetting:
             {name: torch.nn.Module.to(part, dtype) for name, part in parts.items()}, reference_timestep
         )
         released = ReleasedAlgorithm(pipe, reference_timestep)
-        if self.compiled:
-            for unet in (pipe.unet, pipe.reference_unet, released.unet):
-                unet.to(memory_format=torch.channels_last).compile()
+        self.variant.prepare(pipe, released)
 
         size_px, numbers = self.size_px, torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (2, size_px, size_px, 3), generator=numbers, dtype=torch.uint8).numpy()
@@ -98,7 +144,7 @@ class EditSetting:
             tensor.to(self.device, dtype)
             for tensor in (to_tensor(images[:1]), (mask > 128)[None, None].float(), to_tensor(images[1:]))
         )
-        options = {"num_inference_steps": self.steps, "guidance_scale": 5.0, "output_type": output}
+        options = {"num_inference_steps": self.steps, "guidance_scale": 5.0, "output_type": output, **self.variant.call}
 
         def ours() -> torch.Tensor:
             return pipe(images[0], mask.numpy(), images[1], latents=latents, **options).images
@@ -116,34 +162,86 @@ def edit() -> list[Case]:
     cases = []
     for reference_timestep, (own, peer) in full_size_edit().items():
         print(f"{reference_timestep}: 50 steps at full size: {own:.1f} TFLOP, released {peer:.1f}")
+    for reference_timestep, (own, _) in full_size_edit(few_steps=4).items():
+        print(f"{reference_timestep}: 4 steps of a distilled model: {own:.1f} TFLOP")
         cases.append(Case(reference_timestep, *setting.sides(reference_timestep), 1e-4, 3, peer / own))
     return cases
 
 
-def edit_gpu() -> list[Case]:
-    """the same on a CUDA GPU at full size, bf16, 50 steps: eager and compiled, latency and peak memory"""
+def edit_gpu() -> Iterator[Counted]:
+    """the same on a CUDA GPU at full size, bf16, 50 steps: peer and variants of ours, latency, peak memory"""
     import torch
 
     if not torch.cuda.is_available():
         raise MimicBrushError("edit_gpu needs a CUDA GPU, and PyTorch sees none; `edit` runs on a CPU")
-    return edit_cases("cuda", "bfloat16", 512, (320, 640, 1280, 1280), 50)
+    yield from edit_rows(EditSetting(device="cuda", dtype="bfloat16"))
 
 
-def edit_cases(device: str, dtype: str, size_px: int, block_out_channels: tuple[int, ...], steps: int) -> list[Case]:
-    """Cases of `edit_gpu`; equality is asserted in float32, after four steps, on the latents."""
-    exact = EditSetting(size_px, block_out_channels, 4, device)
-    cases = []
-    for reference_timestep in ("current", "zero"):
-        equality = exact.sides(reference_timestep, "latent")
-        for compiled in (False, True):
-            setting = EditSetting(size_px, block_out_channels, steps, device, dtype, compiled)
-            name = f"{reference_timestep}, {'compiled' if compiled else 'eager'}"
-            cases.append(Case(name, *setting.sides(reference_timestep), 1e-3, 5, equality=equality))
-    return cases
+def edit_rows(timed: EditSetting, names: Collection[str] = ()) -> Iterator[Counted]:
+    """Rows of `edit_gpu`: each of `EDIT_VARIANTS`, the peer first, with the reference read at every step and once.
+
+    The peer is timed in one of these two ways alone: its work is the same in both.
+
+    Args:
+        timed: what is timed. Equality is asserted in float32, after four steps, on the latents.
+        names: see `choose_variants`.
+    """
+    work = Made(lambda: _work_of_an_edit(timed))
+    peer_ms: list[float] = []
+    for name, variant in choose_variants(EDIT_VARIANTS, names).items():
+        for reference_timestep in ("current",) if variant.is_peer else ("current", "zero"):
+            setting = replace(timed, variant=variant)
+            case = f"{name}, {reference_timestep}"
+            yield Counted(case, partial(_time_variant, case, setting, reference_timestep, work, peer_ms))
 
 
-def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
+def _time_variant(
+    case: str,
+    setting: EditSetting,
+    reference_timestep: str,
+    work: Made[tuple[Mapping[str, float], float | None]],
+    peer_ms: list[float],
+) -> dict[str, object]:
+    """The figures of a row, per edit; those of the first peer are noted for the rows that follow."""
+    on_gpu, variant = setting.device == "cuda", setting.variant
+    found: dict[str, object] = {}
+    if variant.checked and not variant.is_peer:
+        exactly = replace(setting, steps=4, dtype="float32").sides(reference_timestep, "latent")
+        with exact_float32():
+            found["max_abs_diff"] = check_equal(case, exactly[0](), exactly[1](), 1e-3)
+        del exactly
+    ours, peer = setting.sides(reference_timestep)
+    found = {**time_alone(peer if variant.is_peer else ours, 1, on_gpu, ROUNDS if on_gpu else 1), **found}
+    if variant.is_peer:
+        peer_ms.append(found["ms"])
+        return found
+    if peer_ms:
+        found["time_ratio"] = peer_ms[0] / found["ms"]
+    tflop, peak = work()
+    if reference_timestep in tflop:
+        found["tflop_per_s"] = tflop[reference_timestep] / found["ms"] * 1e3
+        if peak:
+            found["share_of_peak"] = found["tflop_per_s"] * 1e12 / peak
+    return found
+
+
+def _work_of_an_edit(setting: EditSetting) -> tuple[Mapping[str, float], float | None]:
+    """TFLOP by the way to read the reference, at full size alone; and what the device could do in a second."""
+    import torch
+
+    from mimicbrush.training.performance import find_peak_flop_per_s
+
+    is_full = (setting.size_px, setting.block_out_channels) == (FULL_SIZE_PX, FULL_WIDTHS)
+    counted = {way: own for way, (own, _) in full_size_edit(setting.steps).items()} if is_full else {}
+    return counted, find_peak_flop_per_s(torch.device(setting.device), "bf16")
+
+
+def full_size_edit(steps: int = 50, few_steps: int | None = None) -> dict[str, tuple[float, float]]:
     """TFLOP of a guided edit at 512 px, ours and the released algorithm, counted on the meta device.
+
+    Args:
+        steps: of both.
+        few_steps: of ours instead, and without guidance: what a distilled model takes.
 
     Returns:
         "current" and "zero" -> (ours, released). The released loop reads the reference at every step in both.
@@ -160,15 +258,17 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
         pipe = _released_conventions(vars(random_components()), "current")
         pixels, mask = torch.empty(1, 3, pipe.size_px, pipe.size_px), torch.empty(1, 1, pipe.size_px, pipe.size_px)
         latents = torch.empty(1, 4, pipe.size_px // 8, pipe.size_px // 8)
-    timestep = torch.tensor(1)
+    timestep, guidance = torch.tensor(1), 5.0 if few_steps is None else None
     found: dict[str, object] = {}
 
     # The parts of `MimicBrushPipeline.__call__`, in its order.
     def prepare() -> None:
         found["prepared"] = prepared = pipe.encode_references(pixels, [], None)
         cond_latents = pipe.prepare_cond_latents(pixels, mask, False, None, None)
-        context = torch.cat([pipe.no_reference_context(), prepared.context])
-        found["cond_latents"], found["context"] = torch.cat([cond_latents] * 2), context
+        context = prepared.context
+        if few_steps is None:
+            context, cond_latents = torch.cat([pipe.no_reference_context(), context]), torch.cat([cond_latents] * 2)
+        found["cond_latents"], found["context"] = cond_latents, context
         found["cached_kv"] = project_context(pipe.unet, context)
         decode_latents(pipe.vae, latents)
 
@@ -177,7 +277,7 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
 
     def step() -> None:
         states = ReferenceStates(projected={**found["cached_kv"], **found["features"]})
-        pipe.denoise(latents, found["cond_latents"], timestep, found["context"], states, 5.0)
+        pipe.denoise(latents, found["cond_latents"], timestep, found["context"], states, guidance)
 
     released = ReleasedAlgorithm(pipe)
 
@@ -191,16 +291,37 @@ def full_size_edit(steps: int = 50) -> dict[str, tuple[float, float]]:
     with torch.no_grad():
         prepared, reading, step_flops = (count_flops(work) / 1e12 for work in (prepare, read, step))
         peer = (count_flops(prepare_released) + steps * count_flops(step_released)) / 1e12
-    own = prepared + steps * step_flops
-    return {"current": (own + steps * reading, peer), "zero": (own + reading, peer)}
+    own_steps = few_steps or steps
+    own = prepared + own_steps * step_flops
+    return {"current": (own + own_steps * reading, peer), "zero": (own + reading, peer)}
+
+
+def edit_launches() -> Iterator[Counted]:
+    """operations that a step of a full-size edit starts, eagerly and with CUDA graphs; counted, not run"""
+    for reference_timestep in ("current", "zero"):
+        yield Counted(reference_timestep, partial(_count_launches, reference_timestep))
+
+
+def _count_launches(reference_timestep: str) -> dict[str, float]:
+    import torch
+    from measurements.edit_launches import step_launches
+
+    from mimicbrush.models.components import random_components
+
+    with torch.device("meta"):
+        pipe = _released_conventions(vars(random_components()), reference_timestep)
+    return step_launches(pipe)
 
 
 def _released_conventions(parts: dict[str, object], reference_timestep: str) -> MimicBrushPipeline:
+    import torch
+
     from mimicbrush.models.options import RELEASED_CONVENTIONS
     from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.pipelines import MimicBrushPipeline
 
     options = {**RELEASED_CONVENTIONS, "reference_timestep": reference_timestep, "posterior": "mean"}
-    pipe = MimicBrushPipeline(**parts, scheduler=noise_scheduler(), **options)
+    with torch.device("cpu"):  # where the factors of a scheduler always are
+        pipe = MimicBrushPipeline(**parts, scheduler=noise_scheduler(), **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -39,30 +39,38 @@ def count_flops(work: Side) -> int:
     return counter.get_total_flops()
 
 
-class Made:
-    """A side that is made when it is first called, and can be dropped again.
+Thing = TypeVar("Thing")
+
+
+class Made(Generic[Thing]):
+    """Something large that is made when it is first asked for, and can be dropped again.
 
     Args:
         make: makes it.
     """
 
-    def __init__(self, make: Callable[[], Side]) -> None:
+    def __init__(self, make: Callable[[], Thing]) -> None:
         self._make = make
-        self._side: Side | None = None
+        self._thing: Thing | None = None
 
-    def __call__(self) -> Any:
-        """Run it."""
-        if self._side is None:
-            self._side = self._make()
-        return self._side()
+    def __call__(self) -> Thing:
+        """Make it, unless that was done."""
+        if self._thing is None:
+            self._thing = self._make()
+        return self._thing
 
     def drop(self) -> None:
         """Free what it holds."""
-        import torch
+        self._thing = None
+        free_memory()
 
-        self._side = None
-        gc.collect()
-        torch.cuda.empty_cache()
+
+def free_memory() -> None:
+    """Collect what is no longer used, and give a GPU's memory back."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @dataclass
@@ -80,8 +88,6 @@ class Case:
         counts: name -> count, made of both sides in runs that are not timed.
         figures: further figures of the case, asked for after it was timed.
         cpu_time: also compare the time that this process computed, which other processes on the machine leave as it is.
-        apart: the sides, two `Made`, do not fit into memory together: they take no turns, one is dropped before the
-            other is made. Equality must be given.
     """
 
     case: str
@@ -95,16 +101,15 @@ class Case:
     counts: Mapping[str, Count] = field(default_factory=lambda: {"flop": count_flops})
     figures: Callable[[], Mapping[str, object]] = dict
     cpu_time: bool = False
-    apart: bool = False
 
 
 @dataclass
 class Counted:
-    """Something that is counted, not run: it takes no time, and computes nothing that could be compared.
+    """Something that is counted or timed by itself: no peer takes turns with it.
 
     Attributes:
         case: its name.
-        figures: counts it.
+        figures: counts it, or times it.
     """
 
     case: str
@@ -120,19 +125,12 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
     Raises:
         MimicBrushError: the results differ by more than the tolerance: then no speed is worth reporting.
     """
-    import torch
-
-    results = (case.ours(), case.peer()) if not case.apart else ()  # also the warm-up
+    results = case.ours(), case.peer()  # also the warm-up
     if case.equality:
-        # By default cuDNN rounds the operands of convolutions to 10 bits (TF32) on a GPU, whatever the type.
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with exact_float32():
             results = case.equality[0](), case.equality[1]()
     on_gpu = any(getattr(result, "is_cuda", False) for result in results)
-    difference = largest_difference(*results)
-    if not difference <= case.tolerance:
-        raise MimicBrushError(
-            f"{case.case}: ours and the peer differ by {difference:.3g}, allowed are {case.tolerance:.3g}"
-        )
+    difference = check_equal(case.case, *results, case.tolerance)
     counted = _counted(case)
     seconds, cpu_seconds, memory = _timed(case, rounds, on_gpu)
     own, others = (statistics.median(times) / case.items for times in seconds)
@@ -153,6 +151,30 @@ def compare(case: Case, rounds: int) -> dict[str, object]:
         **memory,
         **case.figures(),
     }
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let no convolution round its operands to 10 bits (TF32), as cuDNN does by default in float32 on a GPU.
+
+    The kernels stay cuDNN's own: `flags` would turn all of cuDNN off where nothing else is said.
+    """
+    import torch
+
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        yield
+
+
+def check_equal(case: str, ours: Any, peer: Any, tolerance: float) -> float:
+    """Return how far two results are apart.
+
+    Raises:
+        MimicBrushError: by more than the tolerance.
+    """
+    difference = largest_difference(ours, peer)
+    if not difference <= tolerance:
+        raise MimicBrushError(f"{case}: ours and the peer differ by {difference:.3g}, allowed are {tolerance:.3g}")
+    return difference
 
 
 def largest_difference(ours: Any, peer: Any) -> float:
@@ -191,32 +213,44 @@ Seconds = tuple[list[float], list[float]]
 
 def _timed(case: Case, rounds: int, on_gpu: bool) -> tuple[Seconds, Seconds, dict[str, float]]:
     """Seconds by the clock and of this process's computing, and the peak memory of both on a GPU."""
-    import torch
-
     seconds: Seconds = ([], [])
     cpu_seconds: Seconds = ([], [])
-    peaks = [0, 0]
-    turns = [0] * rounds + [1] * rounds if case.apart else [0, 1] * rounds
-    for turn, number in enumerate(turns):
-        side = (case.ours, case.peer)[number]
-        if case.apart and turn in (0, rounds):
-            if turn:
-                case.ours.drop()
-            side()  # the warm-up
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-        start, cpu_start = time.perf_counter(), time.process_time()
-        side()
-        if on_gpu:
-            torch.cuda.synchronize()
-            peaks[number] = torch.cuda.max_memory_allocated()
-        seconds[number].append(time.perf_counter() - start)
-        cpu_seconds[number].append(time.process_time() - cpu_start)
-    if case.apart:
-        case.peer.drop()
-    memory = {"ours_peak_gib": peaks[0] / 2**30, "peer_peak_gib": peaks[1] / 2**30} if on_gpu else {}
+    peaks = [0.0, 0.0]
+    for number in [0, 1] * rounds:
+        clock, cpu_clock, peaks[number] = _run_once((case.ours, case.peer)[number], on_gpu)
+        seconds[number].append(clock)
+        cpu_seconds[number].append(cpu_clock)
+    memory = {"ours_peak_gib": peaks[0], "peer_peak_gib": peaks[1]} if on_gpu else {}
     return seconds, cpu_seconds, memory
+
+
+def time_alone(side: Side, items: int, on_gpu: bool, rounds: int) -> dict[str, float]:
+    """Time a side that takes no turns with a peer, after a run that warms it up.
+
+    Returns:
+        Milliseconds of one item, median and largest; on a GPU also the peak memory in GiB.
+    """
+    free_memory()  # what was measured before is no part of the peak
+    side()
+    runs = [_run_once(side, on_gpu) for _ in range(rounds)]
+    milliseconds = [1e3 * seconds / items for seconds, _, _ in runs]
+    figures = {"ms": statistics.median(milliseconds), "slowest_ms": max(milliseconds), "items": items, "rounds": rounds}
+    return {**figures, **({"peak_gib": runs[-1][2]} if on_gpu else {})}
+
+
+def _run_once(side: Side, on_gpu: bool) -> tuple[float, float, float]:
+    """Seconds by the clock, seconds of this process's computing, and the peak memory of a GPU in GiB."""
+    import torch
+
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    side()
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return seconds, cpu_seconds, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
 
 
 @contextmanager

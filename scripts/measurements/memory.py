@@ -1,4 +1,4 @@
-"""The memory of activations, see `measurements.activations`."""
+"""The memory of activations, see `measurements.activations`, and what it costs to save some, see `step_costs`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ EXPECTED_GIB = {"norms in float32": 1.17, "norms in half precision": 0.88}
 def memory() -> Iterator[Counted]:
     """what a sample keeps for the backward pass at full size, by network and option: ours, and the loop people write"""
     from measurements.activations import MemorySetting, plain_unet_gib, step_gib
+    from measurements.step_costs import pass_costs
 
     for title, expected_gib in EXPECTED_GIB.items():
         setting = MemorySetting(options={"low_precision_norms": title == "norms in half precision"})
@@ -23,6 +24,8 @@ def memory() -> Iterator[Counted]:
     for peer, *names in (
         (False,),
         (False, "low_precision_norms"),
+        (False, "selective_checkpointing"),
+        (False, "low_precision_norms", "selective_checkpointing"),
         (False, "activation_checkpointing"),
         (False, "low_precision_norms", "activation_checkpointing"),
         (True,),
@@ -31,7 +34,8 @@ def memory() -> Iterator[Counted]:
         setting = MemorySetting(peer, dict.fromkeys(names, True))
         yield Counted(
             f"{'peer' if peer else 'ours'}, {', '.join(names) or 'no option'}",
-            lambda setting=setting: step_gib(setting),
+            # The costs take a minute or two; the peer is compared by `train_step`.
+            lambda setting=setting, peer=peer: step_gib(setting) | ({} if peer else pass_costs(setting)),
         )
 
 

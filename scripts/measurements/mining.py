@@ -1,4 +1,7 @@
-"""What mining costs: one strict pass against cold seeks, where the time goes, and what a second worker brings."""
+"""What mining costs: one strict pass against cold seeks, where the time goes, and what a second worker brings.
+
+`mining_choice` has the rest: how pairs are chosen.
+"""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from measurements.harness import Case, Side
+from measurements.harness import Case, Counted, Side
 
 if TYPE_CHECKING:
     import torch
@@ -50,3 +52,70 @@ def dropped_references() -> list[Case]:
 
     ours, peer = pass_through(lambda: layer(own, reference_states=states)), pass_through(two_attentions)
     return [Case(f"{batch} x {tokens} tokens", ours, peer, 1e-5, rounds=15)]
+
+
+def noise(batch: int = 256) -> Iterator[Case]:
+    """timesteps, drops and noise of 256 samples, on the CPU or the GPU: one call against a loop over the samples"""
+    import torch
+
+    from mimicbrush.ops.counter_rng import generator, mix
+    from mimicbrush.training.noise import NoiseSample, sample_counter_normals
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keys = torch.tensor([mix(number) for number in range(batch)])
+
+    def make_case(name: str, shape: tuple[int, int, int], noise_device: torch.device | None, rounds: int) -> Case:
+        count = math.prod(shape)
+
+        def make_at_once() -> list[torch.Tensor]:
+            made = NoiseSample.for_keys(
+                keys, shape, num_timesteps=1000, reference_drop_ratio=0.1, depth_drop_ratio=0.5,
+                noise_device=noise_device,
+            )  # fmt: skip
+            return [made.timestep, made.keep_reference, made.keep_depth, made.noise, made.posteriors]
+
+        def make_one_by_one() -> list[torch.Tensor]:
+            timesteps, keeps, seeds = [], [], []
+            for key in keys.tolist():
+                decisions = generator(key, 1)
+                timesteps.append(int(decisions.integers(1000)))
+                keeps.append([bool(decisions.random() >= ratio) for ratio in (0.1, 0.5)])
+                seeds.append([mix(key, 2), mix(key, 3)])
+            if noise_device is None:
+                normals = [
+                    torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in stream])
+                    for size, stream in zip((count, 3 * count), zip(*seeds, strict=True), strict=True)
+                ]
+            else:
+                normals = [
+                    sample_counter_normals(torch.tensor([stream], device=noise_device), (size,))[0]
+                    for size, stream in zip((count, 3 * count), zip(*seeds, strict=True), strict=True)
+                ]
+            keep_reference, keep_depth = torch.tensor(keeps).unbind(1)
+            posteriors = normals[1].unflatten(1, (3, *shape)).transpose(0, 1)
+            return [torch.tensor(timesteps), keep_reference, keep_depth, normals[0].unflatten(1, shape), posteriors]
+
+        return Case(name, make_at_once, make_one_by_one, tolerance=0.0, rounds=rounds, counts={})
+
+    yield make_case("decisions alone", (1, 1, 1), device, rounds=15)
+    for size_px, side in ((64, 16), (512, 64)):
+        rounds = 15 if side == 16 else 3
+        yield make_case(f"{size_px} px, noise by PyTorch on the CPU", (4, side, side), None, rounds)
+        yield make_case(f"{size_px} px, noise by the counter on this {device.type}", (4, side, side), device, rounds)
+
+
+def launches() -> Iterator[Counted]:
+    """operators of a training step's forward pass at full size, changes of memory order, and what its norms move"""
+    from measurements.activations import MemorySetting
+    from measurements.training_launches import count_forward
+
+    for title, options, changes_order in (
+        ("no option, PyTorch before 2.15", {}, True),
+        ("no option", {}, False),
+        ("low_precision_norms, PyTorch before 2.15", {"low_precision_norms": True}, True),
+        ("low_precision_norms", {"low_precision_norms": True}, False),
+        ("fused_norms, any PyTorch", {"fused_norms": True}, False),
+        ("low_precision_norms, fused_norms", {"low_precision_norms": True, "fused_norms": True}, False),
+    ):
+        setting = MemorySetting(options=options, channels_last=True)
+        yield Counted(title, lambda setting=setting, changed=changes_order: count_forward(setting, changed))

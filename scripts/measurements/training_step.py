@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from measurements.harness import Case, Made, Side, count_flops, memory_kept
+from measurements.harness import (
+    Case,
+    Counted,
+    Made,
+    Side,
+    check_equal,
+    count_flops,
+    exact_float32,
+    memory_kept,
+    time_alone,
+)
 
 from mimicbrush.errors import MimicBrushError
 
@@ -83,14 +94,17 @@ class StepSetting:
         size_px, block_out_channels: of the model, see `random_components`.
         batch_size: samples. One of eight has no reference, every other one no depth map (paper: 10 % and 50 %).
         device: "meta" to count only.
+        made_on: where the random weights are made, if not there: those of a CPU and of a GPU differ.
         half: mixed precision and encoders in bfloat16.
-        options: of ours, those of `TrainOptions` that are about speed.
+        options: of ours, those of `TrainOptions` that are about speed. With `noise_on`="device" every step makes its
+            noise there; else the noise comes with the batch, as loader workers make it.
     """
 
     size_px: int = FULL_SIZE_PX
     block_out_channels: tuple[int, ...] = FULL_WIDTHS
     batch_size: int = 8
     device: str = "cpu"
+    made_on: str | None = None
     half: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,7 +112,6 @@ class StepSetting:
         """Batch and noise_sample on the CPU, as the loader gives them."""
         import torch
 
-        from mimicbrush.training.noise import NoiseSample
         from mimicbrush.types import TrainBatch
 
         numbers = torch.Generator().manual_seed(0)
@@ -106,19 +119,27 @@ class StepSetting:
         images = torch.randint(0, 256, shape, generator=numbers).float() / 127.5 - 1
         mask = (torch.rand(self.batch_size, 1, *shape[-2:], generator=numbers) > 0.5).float()
         keys = torch.arange(self.batch_size)
-        side = self.size_px // 8
+        return TrainBatch(*images, mask, keys, keys), self.noise(None)
+
+    def noise(self, noise_device: torch.device | None) -> NoiseSample:
+        """The noise of the batch, made there (None: on the CPU, with other numbers), and always the same drops."""
+        import torch
+
+        from mimicbrush.training.noise import NoiseSample
+
+        keys, side = torch.arange(self.batch_size), self.size_px // 8
+        ratios = {"reference_drop_ratio": 0.0, "depth_drop_ratio": 0.0}
         noise_sample = NoiseSample.for_keys(
-            keys, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.0, depth_drop_ratio=0.0
+            keys, (4, side, side), num_timesteps=1000, **ratios, noise_device=noise_device
         )
         keep_reference, keep_depth = keys % 8 != 1, keys % 2 == 0
-        noise_sample = replace(
+        return replace(
             noise_sample,
             keep_reference=keep_reference,
             keep_depth=keep_depth,
             reference_rows=keep_reference.nonzero()[:, 0],
             depth_rows=keep_depth.nonzero()[:, 0],
         )
-        return TrainBatch(*images, mask, keys, keys), noise_sample
 
     def networks(self) -> Components:
         """All parts, on the device, the frozen ones in the type that they run in."""
@@ -127,8 +148,10 @@ class StepSetting:
         from mimicbrush.models.components import random_components
 
         torch.manual_seed(0)
-        with torch.device(self.device):
+        with torch.device(self.made_on or self.device):
             parts = random_components(size_px=self.size_px, block_out_channels=self.block_out_channels)
+        for part in vars(parts).values():
+            torch.nn.Module.to(part, self.device)
         for part in (parts.vae, parts.image_encoder, parts.depth_estimator):
             torch.nn.Module.to(part, self.autocast or torch.float32).requires_grad_(False).eval()
         return parts
@@ -175,9 +198,9 @@ class StepSetting:
 
     def makers(self) -> tuple[Callable[[], Side], Callable[[], Side]]:
         """What makes ours, and the peer, as sides."""
-        return lambda: self._steps(self.ours()), lambda: self._steps(self.peer())
+        return lambda: self.steps(self.ours()), lambda: self.steps(self.peer())
 
-    def _steps(self, training: OurTraining | CommonTraining) -> Side:
+    def steps(self, training: OurTraining | CommonTraining) -> Side:
         """One step after another on the same samples, which come from the CPU: loss, and norm of the gradients."""
         import torch
 
@@ -185,9 +208,12 @@ class StepSetting:
         if self.device == "cuda":
             batch = batch.pin_memory()
 
+        device = torch.device(self.device)
+        made_there = self.options.get("noise_on") == "device"
+
         def step() -> torch.Tensor:
-            device = torch.device(self.device)
-            loss, norm = training.step(batch.to(device), noise_sample.to(device))
+            noise = (self.noise(device) if made_there else noise_sample).to(device)
+            loss, norm = training.step(batch.to(device), noise)
             return torch.stack([torch.as_tensor(loss, device=device), norm])
 
         return step
@@ -207,51 +233,172 @@ def train_step() -> Iterator[Case]:
         yield Case("8 samples", ours, other, 1e-4, 5, peer / own, items=SMALL.batch_size, cpu_time=True)
 
 
-def train_step_gpu() -> Iterator[Case]:
-    """the same on a CUDA GPU at full size, bf16: micro-batches of 8 to 32, as it comes and with our options, memory"""
+@dataclass(frozen=True)
+class TrainVariant:
+    """A way to train that is timed on a GPU.
+
+    Attributes:
+        options: those of `TrainOptions` that are about speed.
+        setting: further fields of `StepSetting`.
+        batch_sizes: what is timed, ascending; too many for the memory are a failure of their own.
+        on_request: not measured unless it is named: compiling takes minutes, and all others together may take two.
+        checked: equality with the peer is asserted, in float32 at a small size, before anything is timed. Where that
+            would compile a second time, tests on CPUs assert it.
+        profiled: a breakdown of it is made without being asked for.
+        is_peer: it is the peer that is timed.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    batch_sizes: tuple[int, ...] = (16, 32)
+    on_request: bool = False
+    checked: bool = True
+    profiled: bool = False
+    is_peer: bool = False
+
+    def applied_to(self, setting: StepSetting) -> StepSetting:
+        """The same setting, of this variant."""
+        return replace(setting, options=self.options, **self.setting)
+
+
+_HALF_NORMS = {"low_precision_norms": True}
+#: By name. A variant more is a line more.
+TRAIN_VARIANTS: Mapping[str, TrainVariant] = {
+    "peer": TrainVariant(batch_sizes=(8, 16, 32, 64), profiled=True, is_peer=True),
+    "plain": TrainVariant(batch_sizes=(8,)),
+    "half_norms": TrainVariant(_HALF_NORMS, batch_sizes=(8, 16, 32, 48), profiled=True),
+    "fused_norms": TrainVariant({**_HALF_NORMS, "fused_norms": True}, batch_sizes=(32,), profiled=True),
+    "selective": TrainVariant({**_HALF_NORMS, "selective_checkpointing": True}, batch_sizes=(32, 64), on_request=True),
+    "noise_on_device": TrainVariant({**_HALF_NORMS, "noise_on": "device"}, batch_sizes=(32,), on_request=True),
+    "checkpointing": TrainVariant(
+        {**_HALF_NORMS, "activation_checkpointing": True}, batch_sizes=(64,), on_request=True
+    ),
+    "compile": TrainVariant({**_HALF_NORMS, "compile": True}, on_request=True, checked=False),
+    "compile_blocks": TrainVariant(
+        {**_HALF_NORMS, "compile": True, "compile_parts": "blocks"}, on_request=True, checked=False
+    ),
+}
+
+
+#: Times that each row of a GPU runs after its warm-up. Nothing else runs there.
+ROUNDS = 2
+
+
+def train_step_gpu() -> Iterator[Counted]:
+    """the same on a CUDA GPU at full size, bf16: peer and variants of ours by micro-batch, memory, share of the peak"""
     import torch
 
     if not torch.cuda.is_available():
         raise MimicBrushError("train_step_gpu needs a CUDA GPU, and PyTorch sees none; `train_step` runs on a CPU")
-    yield from train_step_cases("cuda", StepSetting(half=True), SMALL)
+    yield from train_step_rows("cuda", StepSetting(half=True), SMALL)
 
 
-def train_step_cases(device: str, timed: StepSetting, exact: StepSetting) -> Iterator[Case]:
-    """Cases of `train_step_gpu`.
+def check_variants(variants: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that all names are names of variants.
+
+    Raises:
+        MimicBrushError: one is not.
+    """
+    if unknown := sorted(set(names) - set(variants)):
+        raise MimicBrushError(f"there is no variant {', '.join(unknown)}; there are {', '.join(variants)}")
+
+
+def choose_variants(variants: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """List what is timed: the named variants and the peer, or, without names, all but those on request.
+
+    Raises:
+        MimicBrushError: a name is none of them.
+    """
+    check_variants(variants, names)
+    return {
+        name: variant
+        for name, variant in variants.items()
+        if name in names or (not variant.on_request and (variant.is_peer or not names))
+    }
+
+
+def train_step_rows(
+    device: str, timed: StepSetting, exact: StepSetting, names: Collection[str] = (), toy: bool = False
+) -> Iterator[Counted]:
+    """Rows of `train_step_gpu`: each variant of `TRAIN_VARIANTS` at each of its micro-batches, the peer first.
 
     Args:
         device: "cuda"; "cpu" to try it.
-        timed: what is timed, with other sizes of batches, too, where they fit.
+        timed: what is timed.
         exact: where equality is asserted; in float32.
+        names: see `choose_variants`.
+        toy: every micro-batch is that of `timed`, and a side runs once: to try it.
     """
-    lean = {"low_precision_norms": True}
-    for batch_size, options in ((8, {}), (8, lean), (8, {**lean, "compile": True}), (16, lean), (32, lean)):
-        if device == "cuda" and not _fits(batch_size):
-            continue
-        ours, peer = replace(timed, device=device, batch_size=batch_size, options=options).makers()
-        exactly = replace(exact, device=device, options=options).makers()
-        yield Case(
-            ", ".join([f"{batch_size} samples", *options]),
-            Made(ours),
-            Made(peer),
-            1e-3,
-            rounds=10,
-            equality=(_made_once(exactly[0]), _made_once(exactly[1])),
-            items=batch_size,
-            counts={},
-            apart=True,
-        )
+    # Of a small size neither FLOP nor the share of the peak says anything.
+    work = None if toy else Made(lambda: work_of_a_sample(timed, device))
+    peer_ms: dict[int, float] = {}
+    for name, variant in choose_variants(TRAIN_VARIANTS, names).items():
+        setting = variant.applied_to(replace(timed, device=device))
+        training = Made(partial(_make_checked, name, variant, setting, replace(exact, device=device)))
+        for batch_size in (timed.batch_size,) if toy else variant.batch_sizes:
+            sized, rounds = replace(setting, batch_size=batch_size), 1 if toy else ROUNDS
+            timing = partial(_time_variant, variant.is_peer, training, sized, rounds, work, peer_ms)
+            yield Counted(f"{name}, {batch_size} samples", timing)
+        training.drop()
+        if variant.is_peer:
+            from peers.common_training import BANK
+
+            BANK.clear()  # its last features are no part of anybody's peak
 
 
-def _made_once(make: Callable[[], Side]) -> Side:
-    return lambda: make()()
+def _time_variant(
+    is_peer: bool,
+    training: Made[tuple[OurTraining | CommonTraining, float | None]],
+    setting: StepSetting,
+    rounds: int,
+    work: Made[tuple[float, float | None]] | None,
+    peer_ms: dict[int, float],
+) -> dict[str, object]:
+    """The figures of a row, per sample; those of the peer are noted for the rows that follow."""
+    made, difference = training()
+    found: dict[str, object] = {**time_alone(setting.steps(made), setting.batch_size, setting.device == "cuda", rounds)}
+    if is_peer:
+        peer_ms[setting.batch_size] = found["ms"]
+        return found
+    if setting.batch_size in peer_ms:
+        found["time_ratio"] = peer_ms[setting.batch_size] / found["ms"]
+    if work is not None:
+        flop, peak = work()
+        found["tflop_per_s"] = flop / found["ms"] / 1e9
+        if peak:
+            found["share_of_peak"] = found["tflop_per_s"] * 1e12 / peak
+    if difference is not None:
+        found["max_abs_diff"] = difference
+    return found
 
 
-def _fits(batch_size: int) -> bool:
-    """Whether so many samples fit: 40 GiB of weights, gradients, optimizer and average, 2.5 a sample."""
+def _make_checked(
+    name: str, variant: TrainVariant, setting: StepSetting, exact: StepSetting
+) -> tuple[OurTraining | CommonTraining, float | None]:
+    """Make what is timed, and say how far it is from the peer where equality is asserted.
+
+    Raises:
+        MimicBrushError: it is not the same.
+    """
+    if variant.is_peer:
+        return setting.peer(), None
+    difference = None
+    if variant.checked:
+        ours, peer = variant.applied_to(exact).makers()
+        with exact_float32():
+            difference = check_equal(name, ours()(), peer()(), 1e-3)
+    return setting.ours(), difference
+
+
+def work_of_a_sample(setting: StepSetting, device: str) -> tuple[float, float | None]:
+    """FLOP of a sample of which nothing is dropped, and what the device could do in a second, where that is known."""
     import torch
 
-    return 40 + 2.5 * batch_size < torch.cuda.get_device_properties(0).total_memory / 2**30
+    from mimicbrush.training.performance import count_training_flop, find_peak_flop_per_s
+
+    counted = replace(setting, device="meta").ours()
+    peak = find_peak_flop_per_s(torch.device(device), "bf16" if setting.half else "no")
+    return count_training_flop(counted.model, counted.encoders), peak
 
 
 def full_size_tflop(work: str) -> tuple[float, float]:

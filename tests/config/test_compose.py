@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composed import CONFIGS, compose_anew, compose_train
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
@@ -17,15 +16,12 @@ from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
 from mimicbrush.training.options import TrainOptions
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 
 
 def composed(*overrides: str) -> assembly.TrainConfig:
-    assembly.register_schemas()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", ["data.root=somewhere", *overrides])
+    config = compose_train("data.root=somewhere", *overrides)
     options = OmegaConf.to_object(config)
     assert isinstance(options, assembly.TrainConfig)
     return options
@@ -58,11 +54,23 @@ def test_rows_of_our_options_change_what_they_name() -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("ablation", [None, *ABLATIONS])
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
-    # This one goes on from the weights that come with the project.
-    start = ["model=small"] if experiment == "fine_tune" else []
+    # These go on from the weights of a pipeline, which says the size.
+    start = ["model=small"] if experiment in ("fine_tune", "distill", "small_distill") else []
     options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
     assert options.run_name == (ablation or experiment)
     assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+experiment=small_ablation", "+ablation=weak_augmentation", "seed=3", "model.attention_heads=2"],
+        ["model=pipeline", "data/augmentation=weak", "run_dir='a b'", "eval=heldout", "eval.every_steps=100", "seed=4"],
+        ["seed=5", "+data.sources={a:{root:x,weight:2}}", "+experiment=default", "seed=6"],
+    ],
+)
+def test_the_tests_config_is_the_one_that_hydra_composes(overrides: list[str]) -> None:
+    assert OmegaConf.to_yaml(compose_train(*overrides)) == OmegaConf.to_yaml(compose_anew(*overrides))
 
 
 def test_default_is_the_papers_setting() -> None:
@@ -143,7 +151,7 @@ def test_image_data_only_takes_no_videos() -> None:
 )
 def test_misspelt_keys_and_wrong_types_are_errors(override: str) -> None:
     with pytest.raises(Exception, match=r"Could not override|not in|Error merging override|Could not find") as caught:
-        composed("+experiment=smoke", override)
+        OmegaConf.to_object(compose_anew("data.root=somewhere", "+experiment=smoke", override))
     assert isinstance(caught.value, ConfigCompositionException) or "Could not find" in str(caught.value)
 
 
@@ -176,8 +184,6 @@ def test_total_batch_must_divide() -> None:
 
 
 def test_options_forced_in_are_errors_too() -> None:
-    assembly.register_schemas()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", ["data.root=somewhere", "+experiment=smoke", "+train.max_step=20", "+sede=1"])
+    config = compose_anew("data.root=somewhere", "+experiment=smoke", "+train.max_step=20", "+sede=1")
     with pytest.raises(InputError, match=r"(?s)train\.max_step \(did.*max_steps\?\).*sede \(did you mean seed\?\)"):
         assembly.check_option_names(config)

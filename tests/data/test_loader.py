@@ -105,8 +105,8 @@ def test_every_sample_number_can_be_the_first(mined: Path) -> None:
 def test_a_far_sample_is_loaded_without_those_before_it(mined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     located: list[int] = []
     dataset = dataset_in(mined)
-    locate = dataset.mixture.locate
-    object.__setattr__(dataset.mixture, "locate", lambda number: located.append(number) or locate(number))
+    locate = dataset.mixture.locate_in_epoch
+    object.__setattr__(dataset.mixture, "locate_in_epoch", lambda number: located.append(number) or locate(number))
     (batch,) = load_batches(dataset, RankBatches(10**12, 10**12 + 1, 2), num_workers=0)
     assert located == batch.index.tolist() == [2 * 10**12, 2 * 10**12 + 1]
 

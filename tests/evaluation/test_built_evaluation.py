@@ -16,7 +16,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from hydra import compose, initialize_config_dir
+from composed import compose_train
 from omegaconf import OmegaConf
 
 from mimicbrush import assembly
@@ -45,9 +45,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 def options(*overrides: str) -> assembly.TrainConfig:
-    assembly.register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", ["+experiment=smoke", *SMALL, *FAST, *overrides])
+    config = compose_train("+experiment=smoke", *SMALL, *FAST, *overrides)
     return cast(assembly.TrainConfig, OmegaConf.to_object(config))
 
 

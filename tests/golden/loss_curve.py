@@ -57,8 +57,8 @@ def with_kernels() -> dict[str, str]:
     return {**os.environ, **KERNELS}
 
 
-def measure(name: str) -> dict[str, list[float]]:
-    """Train as one of `CURVES` says, and return what was logged."""
+def measure(name: str, *options: str) -> dict[str, list[float]]:
+    """Train as one of `CURVES` says, with more options, and return what was logged."""
     sys.path.insert(0, str(HERE.parent / "helpers"))
     from toy_data import write_mined_folder
     from toy_run import metrics, train
@@ -66,7 +66,7 @@ def measure(name: str) -> dict[str, list[float]]:
     curve = CURVES[name]
     with tempfile.TemporaryDirectory() as folder:
         mined = write_mined_folder(Path(folder) / "pairs")
-        train(mined, Path(folder) / "run", *OPTIONS, f"train.max_steps={curve.steps}", *curve.options)
+        train(mined, Path(folder) / "run", *OPTIONS, f"train.max_steps={curve.steps}", *curve.options, *options)
         logged = metrics(Path(folder) / "run")
     more = [key for key in ("loss_correspondence",) if any(key in values for values in logged)]
     # In a step whose samples have no matches, or no reference, there is nothing to tell.
@@ -76,8 +76,8 @@ def measure(name: str) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--print"]:
-        print(json.dumps({name: measure(name) for name in CURVES}))
+    if sys.argv[1:2] == ["--print"]:
+        print(json.dumps({name: measure(name, *sys.argv[2:]) for name in CURVES}))
     elif len(sys.argv) == 2 and sys.argv[1] in CURVES:
         if any(os.environ.get(name) != value for name, value in KERNELS.items()):
             os.execve(sys.executable, [sys.executable, *sys.argv], with_kernels())  # read when a process starts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -20,9 +21,12 @@ from mimicbrush.data.schema import SCHEMA, manifest_row, pack_points
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
+@cache
 def photograph(name: str) -> np.ndarray:
-    """A bundled photograph, (H, W, 3) uint8; read by path, so nothing is fetched."""
-    return np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
+    """A bundled photograph, (H, W, 3) uint8, not to be written to; read by path, so nothing is fetched."""
+    pixels = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
+    pixels.flags.writeable = False
+    return pixels
 
 
 def jpeg(image: np.ndarray) -> bytes:

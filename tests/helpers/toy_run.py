@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from hydra import compose, initialize_config_dir
+from composed import compose_train
 from safetensors.torch import load_file
 
 from mimicbrush import assembly
 
-ROOT = Path(__file__).parents[2]
 SHORTEST = [
     "+experiment=smoke",
     "train.batch_size=2",
@@ -42,9 +41,7 @@ def train(mined: Path, run_dir: Path, *overrides: str) -> int:
 
 def train_with(mined: Path, run_dir: Path, *overrides: str) -> int:
     """With all overrides given, as `SMALLEST` or `SHORTEST` begin them."""
-    assembly.register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", [f"data.root={mined}", f"run_dir={run_dir}", *overrides])
+    config = compose_train(f"data.root={mined}", f"run_dir={run_dir}", *overrides)
     return assembly.train(config, run_dir)
 
 

@@ -5,6 +5,8 @@ The file descriptor FD is one end of a Unix socket. See `warm_scripts`, which st
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import multiprocessing.process
 import os
@@ -16,17 +18,33 @@ import sys
 import traceback
 from typing import Any
 
-# What nearly all of the scripts import. Nothing of ours: each script imports that by itself.
-import accelerate  # noqa: F401
-import cv2  # noqa: F401
-import hydra  # noqa: F401
 import numpy as np
-import pyarrow.parquet  # noqa: F401
-import skimage.metrics  # noqa: F401
-import torch  # noqa: F401
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel  # noqa: F401
-from diffusers.training_utils import EMAModel  # noqa: F401
-from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation  # noqa: F401
+
+#: What nearly all of the scripts import, and names of it that are imported late. Nothing of ours: that is their own.
+LIBRARIES = {
+    "accelerate": (),
+    "cv2": (),
+    "diffusers": ("AutoencoderKL", "DDIMScheduler", "DiffusionPipeline", "UNet2DConditionModel"),
+    "diffusers.guiders": (),  # with kornia: diffusers imports both for the first pipeline
+    "diffusers.training_utils": ("EMAModel",),
+    "hydra": (),
+    "pandas": (),  # pyarrow imports it for the first table of Python objects
+    "pyarrow.parquet": (),
+    "skimage.metrics": (),
+    "torch": (),
+    "transformers": ("CLIPVisionModelWithProjection", "DepthAnythingForDepthEstimation"),
+}
+
+
+def import_libraries() -> None:
+    """Import them; forks then go through their own objects alone for cyclic garbage, and share the memory of these."""
+    gc.disable()
+    for library, names in LIBRARIES.items():
+        module = importlib.import_module(library)
+        for name in names:
+            getattr(module, name)
+    gc.freeze()
+    gc.enable()
 
 
 def run_as_main(script: str, arguments: list[str]) -> int:
@@ -95,12 +113,13 @@ def watch(request: dict[str, Any], streams: list[int], answer: socket.socket) ->
 
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
+    import_libraries()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         message, given, _, _ = socket.recv_fds(requests, 1 << 20, 4)
         if not message:
-            return
+            os._exit(0)  # what was frozen would be told of as leaked
         if os.fork() == 0:
             requests.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)

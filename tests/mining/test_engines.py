@@ -105,6 +105,35 @@ def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.Monke
         list(executors._run_ray([], Resources(ray_address="a:1")))
 
 
+def test_ray_gets_two_shards_a_core_and_each_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a Ray of which none, one or several tasks have ended whenever it is asked."""
+    rng, running, most = random.Random(0), set(), []
+
+    class Task:
+        def remote(self, job: int, *_: float) -> int:
+            running.add(job)
+            most.append(len(running))
+            return job
+
+    def wait(references: list[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
+        ended = rng.sample(references, rng.choice([0, 1, num_returns // 2]))
+        running.difference_update(ended)
+        return ended, [each for each in references if each not in ended]
+
+    fake = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=lambda **_: lambda function: Task(),
+        cluster_resources=lambda: {"CPU": 3.0},
+        wait=wait,
+        get=lambda job: job % 2 == 0,
+        exceptions=SimpleNamespace(RayTaskError=RuntimeError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    found = list(executors._run_ray(list(range(40)), Resources()))
+    assert sorted(found) == [(job, job % 2 == 0) for job in range(40)]
+    assert max(most) == 6 and most[:6] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.slow
 def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
     write_clips(tmp_path / "in", 5)
@@ -198,6 +227,10 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
+def spawned_here() -> list[psutil.Process]:
+    return [child for child in workers_of(os.getpid()) if "spawn_main" in " ".join(child.cmdline())]
+
+
 def kill_a_worker(process: warm_scripts.Popen, rng: random.Random) -> bool:
     """Kill one of the processes that read files, if there is one."""
     try:
@@ -210,6 +243,7 @@ def kill_a_worker(process: warm_scripts.Popen, rng: random.Random) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path: Path) -> None:
     """A pool that lost all its workers while no file was with them is given up by its library."""
     write_clips(tmp_path / "in", 2)
@@ -219,7 +253,7 @@ def test_workers_that_die_before_they_read_cost_nothing_but_a_new_pool(tmp_path:
             pending = readers.submit(tmp_path / "in", item, PyAVReader(), OPTIONS, tmp_path / f"{number}.bin")
             if number == 0:
                 deadline = time.monotonic() + 30
-                while not (started := workers_of(os.getpid())) and time.monotonic() < deadline:
+                while not (started := spawned_here()) and time.monotonic() < deadline:
                     time.sleep(0.01)
                 for worker in started:  # still importing
                     worker.kill()

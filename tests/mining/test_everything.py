@@ -232,6 +232,7 @@ def watch(output: Path, samples: list[Sample], ended: threading.Event) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("spawned_workers")
 def test_memory_and_descriptors_stay_flat_over_a_thousand_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_small_files(tmp_path / "in")

@@ -165,6 +165,14 @@ def test_other_options_are_refused_with_what_differs(zoo: Path, mined_zoo: tuple
         run(zoo, mined_zoo[0], MiningOptions(pairs_per_clip=2, inputs_per_shard=5, min_ssim=0.3))
 
 
+def test_a_mined_folder_says_at_what_size_sift_looked(zoo: Path, mined_zoo: tuple[Path, Summary]) -> None:
+    output, summary = mined_zoo
+    assert json.loads((output / "plan.json").read_text())["options"]["match_side_px"] == 640
+    assert summary.options["match_side_px"] == 640
+    with pytest.raises(InputError, match=r"match_side_px: was 640, now 448"):
+        run(zoo, output, MiningOptions(pairs_per_clip=2, inputs_per_shard=5, match_side_px=448))
+
+
 def test_new_files_go_to_new_shards_and_harm_is_mended(tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     write_clips(folder, 2)

@@ -16,8 +16,11 @@ from mimicbrush.data.pair import decode_jpeg
 from mimicbrush.errors import InputError
 from mimicbrush.mining.jpeg import shrink_to_side
 from mimicbrush.mining.options import MiningOptions
-from mimicbrush.mining.pair_selection import select_pairs
+from mimicbrush.mining.pair_selection import Candidate, select_pairs
 from mimicbrush.mining.video.strict_reader import VideoFrame
+from mimicbrush.ops.counter_rng import mix
+from mimicbrush.ops.keypoints import match_features, sift_features
+from mimicbrush.ops.similarity import ssim_luma, ssim_thumbnail
 
 OPTIONS = MiningOptions()
 
@@ -48,6 +51,50 @@ def test_the_same_frames_give_the_same_pairs() -> None:
     assert [(p.a_frame, p.b_frame, p.a_jpeg, p.ssim) for p in first.pairs] == [
         (p.a_frame, p.b_frame, p.a_jpeg, p.ssim) for p in second.pairs
     ]
+
+
+@pytest.mark.parametrize(("num_pairs", "max_gap_s", "min_matches"), [(16, 4.0, 6), (2, 2.0, 40)])
+def test_of_all_pairs_of_a_stretch_the_one_of_least_rank_is_taken(
+    num_pairs: int, max_gap_s: float, min_matches: int
+) -> None:
+    """Against all pairs compared and matched, and the best of each stretch taken from them at the end."""
+    frames = moving_camera(120)
+    options = replace(OPTIONS, pairs_per_clip=num_pairs, max_gap_s=max_gap_s, min_matches=min_matches)
+    features = {number: sift_features(frames[number]) for number in range(0, 120, 12)}  # every half second
+    admissible = []
+    for a, b in itertools.combinations(features, 2):
+        ssim = ssim_luma(ssim_thumbnail(frames[a]), ssim_thumbnail(frames[b]))
+        points = match_features(features[a], features[b])
+        if b - a <= 24 * max_gap_s and 0.05 <= ssim <= 0.96 and len(points[0]) >= min_matches:
+            admissible.append((mix(a, b), a, b, ssim, points))
+    by_rank = sorted(admissible, key=lambda found: found[0], reverse=True)
+    for stretch_frames in (12, 24, 48, 96):
+        best = {found[1] // stretch_frames: found for found in by_rank}
+        if len(best) <= 2 * num_pairs:
+            break
+    expected = [best[stretch] for stretch in sorted(best)]
+    if len(expected) > num_pairs:
+        expected = [expected[i * len(expected) // num_pairs] for i in range(num_pairs)]
+    pairs = select_pairs(stream(frames), options).pairs
+    assert len(pairs) >= 2
+    assert [(pair.a_frame, pair.b_frame, pair.ssim) for pair in pairs] == [found[1:4] for found in expected]
+    for pair, found in zip(pairs, expected, strict=True):
+        np.testing.assert_array_equal((pair.a_points, pair.b_points), found[4])
+
+
+def test_sift_runs_once_a_frame_and_only_for_pairs_that_can_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, detected, matched = moving_camera(120), [], []
+    monkeypatch.setattr(
+        "mimicbrush.mining.pair_selection.sift_features", lambda image: detected.append(image) or sift_features(image)
+    )
+    monkeypatch.setattr(
+        "mimicbrush.mining.pair_selection.match_features", lambda *both: matched.append(both) or match_features(*both)
+    )
+    all_admissible = replace(OPTIONS, min_ssim=-1.0, max_ssim=1.0, min_matches=0)
+    selection = select_pairs(stream(frames), all_admissible)
+    # Each of ten candidates but the last is the first frame of a pair.
+    assert len(matched) == selection.num_compared == len(selection.pairs) == 9
+    assert len(detected) == 10
 
 
 @pytest.mark.parametrize("num_pairs", [1, 3, 5])
@@ -98,6 +145,21 @@ def test_stored_images_are_reduced_and_points_count_in_them() -> None:
     moved = np.array([0.3, 0.125]) * (pair.b_frame - pair.a_frame)
     np.testing.assert_allclose(np.median(pair.a_points - pair.b_points, axis=0), moved, atol=0.2)
     assert shrink_to_side(frames[0], 240) is frames[0]
+
+
+@pytest.mark.parametrize("side_px", [512, 448, 300, 256])
+def test_matches_of_reduced_frames_lie_where_a_known_homography_puts_them(side_px: int) -> None:
+    image = photograph("astronaut.png")
+    matrix = np.array([[0.9, -0.15, 60], [0.12, 0.95, -20], [1e-4, -5e-5, 1]])
+    options = replace(OPTIONS, match_side_px=side_px)
+    frames = image, cv2.warpPerspective(image, matrix, (512, 512))
+    a, b = match_features(*(Candidate(number, number, frame, options).features for number, frame in enumerate(frames)))
+    homogeneous = np.c_[a, np.ones(len(a))] @ matrix.T
+    difference = homogeneous[:, :2] / homogeneous[:, 2:] - b
+    assert len(a) > 100
+    # In pixels of the reduced image SIFT is as exact at every size, and half a pixel of bias would be a wrong centre.
+    assert np.median(np.linalg.norm(difference, axis=1)) < 0.3 * 512 / side_px
+    assert np.abs(difference.mean(axis=0)).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimicbrush.ops.counter_rng import generator, mix, permute_position
+from mimicbrush.ops.counter_rng import first_numbers, generator, mix, mix_many, permute_position
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 1000])
@@ -35,3 +35,15 @@ def test_mix_has_no_collision_among_neighbours_and_fits_int64() -> None:
 def test_generators_of_one_key_agree_and_of_two_keys_do_not() -> None:
     assert generator(1, 2).random() == generator(1, 2).random()
     assert generator(1, 2).random() != generator(2, 1).random()
+
+
+def test_many_keys_at_once_are_hashed_as_one_by_one() -> None:
+    keys = [0, 1, -1, 2**63 - 1, -(2**63), *(mix(number) for number in range(200))]
+    for stream in (1, 3, 2**40):
+        assert mix_many(np.array(keys), stream).tolist() == [mix(key, stream) for key in keys]
+
+
+def test_first_numbers_are_those_of_numpy() -> None:
+    keys = [0, 1, 2**63, 2**64 - 1, *(mix(number) for number in range(200))]
+    expected = [np.random.Philox(key=key).random_raw(4) for key in keys]
+    assert np.array_equal(first_numbers(np.array(keys, dtype=np.uint64)), np.stack(expected))

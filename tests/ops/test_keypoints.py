@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from toy_data import photograph
 
+from mimicbrush.ops import keypoints
 from mimicbrush.ops.keypoints import find_homography, match_features, match_keypoints, sift_features
 
 
@@ -82,6 +83,46 @@ def test_the_same_input_gives_the_same_matches_on_any_number_of_threads() -> Non
         cv2.setNumThreads(before)
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def match_plainly(a: np.ndarray, b: np.ndarray) -> list[tuple[int, int]]:
+    """Mutual best matches that pass the ratio test both ways, by sorting whole rows and columns of distances."""
+    squared = ((a[:, None].astype(np.int64) - b[None]) ** 2).sum(-1)
+    found = []
+    for row, column in enumerate(squared.argmin(1)):
+        second = min(np.sort(squared[row])[1], np.sort(squared[:, column])[1])
+        if squared[:, column].argmin() == row and squared[row, column] < 0.75**2 * second:
+            found.append((np.float32(squared[row, column]) / np.float32(second), row, column))
+    return [(row, column) for _, row, column in sorted(found)]
+
+
+def test_matches_are_those_of_sorted_distances() -> None:
+    image = photograph("astronaut.png")
+    matrix = np.array([[0.9, -0.15, 60], [0.12, 0.95, -20], [1e-4, -5e-5, 1]])
+    a, b = (sift_features(each, 250).descriptors for each in (image, cv2.warpPerspective(image, matrix, (512, 512))))
+    extremes = np.array([np.full(128, 255), np.zeros(128)], np.float32)
+    a, b = np.concatenate([a, extremes, a[:9], extremes[:1]]), np.concatenate([b, extremes, b[:5]])  # also ties
+    found = keypoints._find_mutual_matches(a, b, 0.75)
+    assert len(found) > 50
+    assert found.tolist() == [list(pair) for pair in match_plainly(a, b)]
+
+
+def test_a_fundamental_matrix_is_passed_over_only_where_it_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    found = cv2.findFundamentalMat
+    sought = []
+    monkeypatch.setattr(cv2, "findFundamentalMat", lambda *given: sought.append(len(given[0])) or found(*given))
+    for num_on_plane, num_others in ((40, 0), (40, 8), (40, 9), (10, 60), (4, 60)):
+        points = rng.uniform(0, 500, (num_on_plane + num_others, 2)).astype(np.float32)
+        depths = np.r_[np.ones(num_on_plane), rng.uniform(0.3, 3, num_others)]
+        moved = points + (depths[:, None] * [30, 5]).astype(np.float32)  # a camera that moves past a wall and things
+        fast = keypoints._find_largest_motion(points, moved, 1.0)
+        _, mask = cv2.findHomography(points, moved, cv2.RANSAC, 1.0, maxIters=2000, confidence=0.999)
+        _, lines = found(points, moved, cv2.FM_RANSAC, 1.0, 0.999, 2000)
+        wins = lines.sum() > 1.2 * mask.sum() or mask.sum() < 5
+        np.testing.assert_array_equal(fast, (lines if wins else mask).ravel() > 0)
+        assert bool(sought) == (len(points) > 1.2 * mask.sum())
+        sought.clear()
 
 
 def test_the_caps_hold() -> None:

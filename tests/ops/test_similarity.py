@@ -13,8 +13,12 @@ from mimicbrush.ops.similarity import (
     LIKELY_AGREEMENT,
     NEAR_DUPLICATE_SSIM,
     highest_ssim,
+    luma_statistics,
     phase_signature,
     signature_agreement,
+    ssim_luma,
+    ssim_statistics,
+    ssim_thumbnail,
 )
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -50,3 +54,12 @@ def test_other_photographs_are_not() -> None:
 def test_an_image_of_one_colour_agrees_with_nothing() -> None:
     flat = np.full((40, 50, 3), 90, np.uint8)
     assert signature_agreement(phase_signature(flat), phase_signature(photograph("coffee.png"))[None]) == 0
+
+
+@pytest.mark.parametrize("size", [(11, 11), (64, 96), (300, 500)])
+def test_ssim_of_statistics_is_that_of_the_images_to_the_bit(size: tuple[int, int]) -> None:
+    images = [ssim_thumbnail(cv2.resize(photograph(name), size[::-1])) for name in PHOTOGRAPHS[:4]]
+    images += [np.full_like(images[0], 90), 255 - images[0]]
+    for a in images:
+        for b in images:
+            assert ssim_statistics(luma_statistics(a), luma_statistics(b)) == ssim_luma(a, b)

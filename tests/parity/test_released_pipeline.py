@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_ops import record_ops
 from released_golden import GoldenPipeline, golden_path
 
 from mimicbrush.models.encoders import encode_image_tokens, encode_no_image_tokens
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, blank_mask, letterbox, to_tensor, to_uint8
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.cuda_graphs import GraphedPasses
 
 TOLERANCE = 1e-4
 
@@ -61,6 +63,12 @@ def test_latents_after_every_step(pipe: MimicBrushPipeline, golden: GoldenPipeli
     off, seen = latents_after_each_step(pipe, golden)
     assert seen == [int(golden.tensors[f"out/t_{step}"]) for step in range(golden.steps)]
     assert max(off) < TOLERANCE, off
+
+
+def test_latents_after_every_step_by_graphs(pipe: MimicBrushPipeline, golden: GoldenPipeline) -> None:
+    pipe._graphs = GraphedPasses(8, record_ops, "cpu")  # operations are recorded and repeated, as by a CUDA graph
+    off, _ = latents_after_each_step(pipe, golden)
+    assert len(pipe._graphs) == 2 and max(off) < TOLERANCE, off
 
 
 def test_image(pipe: MimicBrushPipeline, golden: GoldenPipeline) -> None:

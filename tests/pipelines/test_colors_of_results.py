@@ -18,7 +18,7 @@ from mimicbrush.models.components import toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
-from mimicbrush.pipelines.editing.batch import BatchCounts, edit_next
+from mimicbrush.pipelines.editing.batch import BatchCounts, EditGroups
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit
 from mimicbrush.pipelines.open_pipeline import seeded_generator
@@ -89,7 +89,7 @@ def run(folder: Path, pipe: MimicBrushPipeline) -> Run:
     def run(source: str, output: str) -> Path:
         tally = BatchCounts()
         wanted = Edit(folder / source, folder / "mask.png", folder / "ref.png", folder / output)
-        edit_next(wanted, Editor(), tally, force=True)
+        EditGroups(Editor(), tally, force=True).add(wanted)
         assert not tally.failures
         return folder / output
 

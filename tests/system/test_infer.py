@@ -144,6 +144,8 @@ def test_what_the_images_tell_is_told_at_once(
         (["--batch", "."], "--batch needs --output-dir"),
         (["--batch", ".", "--output-dir", "out", "-o", "a.png"], "--output is for a single edit"),
         (["--batch", ".", "--output-dir", "out"], "holds no NNN_source.png"),
+        (["--batch", ".", "--output-dir", "out", "--batch-size", "2", "--auto-zoom"], "is not for --auto-zoom"),
+        ([*PICTURES, "--batch-size", "2"], "--batch-size is for --batch"),
         (["--batch", "ref.jpg", "--output-dir", "out"], "cannot be read as a list"),
     ],
 )
@@ -403,6 +405,33 @@ def test_a_batch_of_a_list(folder: Path, infer: Callable[..., int], capsys: pyte
     assert infer(*batch) == 1
     assert "3 edits = 1 done + 1 skipped + 1 failed" in capsys.readouterr().out
     assert np.abs(array(folder / "out" / "c_1.png").astype(int) - lost).max() <= 1
+
+
+def test_a_batch_in_groups_gives_the_same_images(
+    folder: Path, infer: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    thin = np.zeros((90, 60), np.uint8)
+    thin[51, 21] = 255  # at 16 px nothing is left of it, which the pipeline finds out
+    Image.fromarray(thin).save(folder / "thin.png")
+    line = {"source": "src.jpg", "mask": "mask.png", "reference": "ref.jpg"}
+    lines = [
+        line | {"output": "a.png"},
+        line | {"output": "b.png", "seed": 4, "reference_crop": [0, 0, 200, 90], "source": "src.jpg"},
+        line | {"output": "thin.png", "mask": "thin.png"},
+        line | {"output": "shape.png", "keep_shape": True},
+        line | {"output": "c.png", "reference": "src.jpg"},
+    ]
+    (folder / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    batch = ("--batch", "list.jsonl", "--num-images", "2")
+    for size, *graphs in (("1",), ("2", "--cuda-graphs")):
+        assert infer(*batch, "--output-dir", f"out{size}", "--batch-size", size, *graphs) == 1
+        told = capsys.readouterr()
+        assert "5 edits = 4 done + 0 skipped + 1 failed" in told.out and "the mask is too thin" in told.err
+    names = sorted(path.name for path in (folder / "out1").iterdir())
+    assert names == [f"{name}_{n}.png" for name in ("a", "b", "c", "shape") for n in (0, 1)]
+    for name in names:
+        one, grouped = array(folder / "out1" / name), array(folder / "out2" / name)
+        assert np.abs(one.astype(int) - grouped).max() <= 1, name
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_batch(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import warm_scripts
-from measurements import editing, harness, samples
+from measurements import breakdown, editing, harness, samples
 
 from mimicbrush.errors import MimicBrushError
 
@@ -42,6 +42,15 @@ def test_a_full_size_edit_by_count() -> None:
         assert peer / own >= least
 
 
+@pytest.mark.slow
+def test_the_launches_of_a_full_size_edit_by_count() -> None:
+    counted = {case.case: case.figures() for case in editing.edit_launches()}
+    assert counted["current"]["eager_ops_per_step"] > counted["zero"]["eager_ops_per_step"] > 800
+    assert counted["zero"]["graphed_ops_per_step"] == 10
+    assert counted["current"]["graphed_ops_per_step"] == 15.5
+    assert all(counts["host_copies_per_step"] == 0 for counts in counted.values())
+
+
 @pytest.mark.parametrize(("side", "width"), [(64, 320), (32, 640)])
 def test_a_reading_layer_by_count(side: int, width: int) -> None:
     own, peer = (harness.count_flops(side) for side in editing.read_block_sides(side, width, "meta"))
@@ -56,15 +65,17 @@ def test_results_that_differ_have_no_speed() -> None:
 
 def test_equality_is_asserted_in_full_float32_and_times_are_taken_as_usual() -> None:
     def side() -> torch.Tensor:
-        return torch.tensor(float(torch.backends.cudnn.allow_tf32))
+        return torch.tensor([float(torch.backends.cudnn.allow_tf32), float(torch.backends.cudnn.enabled)])
 
-    assert torch.backends.cudnn.allow_tf32
+    assert side().tolist() == [1, 1]
     compared: list[torch.Tensor] = []
     equality = [lambda: compared.append(side()) or torch.zeros(1)] * 2
     timed: list[torch.Tensor] = []
     ours = [lambda: timed.append(side()) or torch.zeros(1)] * 2
     harness.compare(harness.Case("float32", *ours, 0, 1, equality=tuple(equality), counts={}), 1)
-    assert compared == [0, 0] and timed and all(timed)
+    # The kernels that are compared are cuDNN's, like those that are timed.
+    assert [each.tolist() for each in compared] == [[0, 1]] * 2
+    assert timed and all(each.tolist() == [1, 1] for each in timed)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +104,9 @@ def test_counts_are_per_item_and_any_can_be_named() -> None:
 
 def test_the_gpu_measurement_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MimicBrushError, match="needs a CUDA GPU"):
-        editing.edit_gpu()
-
-
-@pytest.mark.slow
-def test_the_gpu_measurement_runs_on_a_cpu_at_a_small_size() -> None:
-    # In float32: a CPU without instructions for bfloat16 takes minutes.
-    case = editing.edit_cases("cpu", "float32", 128, (32, 32, 32, 32), 1)[0]
-    assert case.case == "current, eager"
-    assert harness.compare(case, 1)["max_abs_diff"] <= 1e-3
+    for measurement in (editing.edit_gpu, breakdown.breakdown_gpu):
+        with pytest.raises(MimicBrushError, match="needs a CUDA GPU"):
+            next(measurement())
 
 
 def test_samples_with_stored_matches_equal_those_with_sift_online(

@@ -113,16 +113,6 @@ def test_training_is_composed_in_any_folder(tmp_path: Path, script_environment: 
     assert printed[0] == printed[1] and printed[0].startswith("run_name: smoke\n") and "seed: 7\n" in printed[0]
 
 
-@pytest.mark.parametrize("name", ["train", "mine", "evaluate", "fetch"])
-def test_without_the_repository_a_command_says_that_it_needs_it(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"mimicbrush.cli.{name}.CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr(sys, "argv", ["mimicbrush"])
-    with pytest.raises(InputError, match="needs the repository, and its folder configs/ is not beside"):
-        command_line.run_command([name])
-
-
 def test_the_papers_setting_names_what_is_missing(
     tmp_path: Path, script_environment: Callable[[], dict[str, str]]
 ) -> None:

@@ -25,11 +25,13 @@ def curves() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def measured_curves(curves: ModuleType, script_environment: Callable[[], dict[str, str]]) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["", pytest.param("train.selective_checkpointing=true", marks=pytest.mark.slow)])
+def measured_curves(
+    curves: ModuleType, script_environment: Callable[[], dict[str, str]], request: pytest.FixtureRequest
+) -> dict[str, Any]:
     """All of them, from a process of their own: which kernels torch takes is decided when it starts."""
     done = subprocess.run(
-        [sys.executable, GOLDEN / "loss_curve.py", "--print"],
+        [sys.executable, GOLDEN / "loss_curve.py", "--print", *request.param.split()],
         env={**script_environment(), **curves.KERNELS},
         check=True,
         stdout=subprocess.PIPE,

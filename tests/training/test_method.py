@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ from mimicbrush.training.checkpoints import find_checkpoint
 from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import BadSamples
 from mimicbrush.training.method import TrainingMethod
-from mimicbrush.training.metrics import TrainingMetrics
+from mimicbrush.training.metrics import TrainingHooks, TrainingMetrics
 from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.training.trainer import Trainer, TrainingHooks
+from mimicbrush.training.trainer import Trainer
 from mimicbrush.types import TrainBatch
 
 
@@ -49,6 +49,8 @@ class ColourModel(nn.Module):
 class ColourMethod:
     """Predicts the mean colour of a reference from that of its source, by a linear map."""
 
+    reads_average = False
+
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = ColourModel()
@@ -60,7 +62,7 @@ class ColourMethod:
         on_device = batch.to(device)
         return Colours(on_device.source.mean(dim=(2, 3)), on_device.reference.mean(dim=(2, 3)))
 
-    def loss(self, model: nn.Module, inputs: Colours, step: int) -> TrainingLoss:
+    def loss(self, model: nn.Module, inputs: Colours, step: int, average: Mapping[str, torch.Tensor]) -> TrainingLoss:
         error = (model(inputs.source) - inputs.reference).square().mean(dim=1)
         parts = torch.stack([error.detach().sum(), torch.tensor(float(len(error))), torch.zeros(()), torch.zeros(())])
         return TrainingLoss(error.mean(), parts, torch.zeros(2, NUM_BANDS), torch.zeros(4))

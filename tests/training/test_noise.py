@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from measurements import harness, training
 from scipy import stats
 
-from mimicbrush.ops.counter_rng import mix
-from mimicbrush.training.noise import NoiseSample, sample_counter_normal
+from mimicbrush.ops.counter_rng import generator, mix
+from mimicbrush.training.noise import NoiseSample, sample_counter_normals
 
 SHAPE = (4, 8, 8)
 
@@ -55,8 +57,8 @@ def test_the_released_code_drops_the_first_quarter_of_a_batch() -> None:
 
 
 def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> None:
-    seeds = torch.tensor([mix(number, 2) for number in range(400)])
-    numbers = sample_counter_normal(seeds, 501)
+    seeds = torch.tensor([[mix(number, 2) for number in range(400)]])
+    (numbers,) = sample_counter_normals(seeds, (501,))
     assert numbers.shape == (400, 501) and numbers.dtype == torch.float32
     assert stats.kstest(numbers.double().flatten().numpy(), "norm").pvalue > 0.01
     # Neither neighbours in a sample nor samples side by side hang together, nor do their squares.
@@ -67,8 +69,12 @@ def test_noise_of_a_whole_batch_is_normal_independent_and_each_samples_own() -> 
     ):
         for power in (1, 2):
             assert abs(np.corrcoef(one.flatten() ** power, other.flatten() ** power)[0, 1]) < 0.01
-    assert torch.equal(sample_counter_normal(seeds[7:9], 501), numbers[7:9])
-    assert torch.equal(sample_counter_normal(seeds, 100), numbers[:, :100])
+    assert abs(numbers.mean()) < 0.01 and abs(numbers.var() - 1) < 0.02
+    assert torch.equal(sample_counter_normals(seeds[:, 7:9], (501,))[0], numbers[7:9])
+    # Several streams in one call, each with numbers of its own.
+    fewer, others = sample_counter_normals(torch.cat([seeds, seeds + 1]), (100, 37))
+    assert torch.equal(fewer, numbers[:, :100])
+    assert torch.equal(others, sample_counter_normals(seeds + 1, (37,))[0])
 
 
 def test_where_noise_is_drawn_changes_nothing_else() -> None:
@@ -83,3 +89,26 @@ def test_where_noise_is_drawn_changes_nothing_else() -> None:
     assert torch.equal(alone.noise[0], batched.noise[5]) and torch.equal(
         alone.posteriors[:, 0], batched.posteriors[:, 5]
     )
+
+
+@pytest.mark.parametrize("num_timesteps", [1000, 2**31 + 1])  # of the second, NumPy samples every other one anew
+def test_timesteps_and_drops_are_those_of_a_numpy_generator_for_each_key(num_timesteps: int) -> None:
+    keys = [mix(number, 5) for number in range(300)]
+    made = NoiseSample.for_keys(
+        torch.tensor(keys), (1, 1, 1), num_timesteps=num_timesteps, reference_drop_ratio=0.1, depth_drop_ratio=0.5
+    )
+    for row, key in enumerate(keys):
+        decisions = generator(key, 1)
+        assert int(made.timestep[row]) == decisions.integers(num_timesteps)
+        assert bool(made.keep_reference[row]) == (decisions.random() >= 0.1)
+        assert bool(made.keep_depth[row]) == (decisions.random() >= 0.5)
+        assert abs(float(made.chance[row]) - decisions.random()) < 1e-7
+
+
+def test_the_measurement_compares_equal_numbers() -> None:
+    cases = list(training.noise(batch=5))
+    assert len(cases) == 5
+    for case in cases:
+        ours = case.ours()
+        assert [len(tensor) for tensor in ours] == [5, 5, 5, 5, 3]
+        assert harness.largest_difference(ours, case.peer()) == 0

@@ -12,8 +12,8 @@ from mimicbrush.models.components import toy_components
 from mimicbrush.models.encoders import encode_image_tokens, estimate_depth
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
-from mimicbrush.training import small_encoders
-from mimicbrush.training.small_encoders import Schedule
+from mimicbrush.training.methods import small_encoders
+from mimicbrush.training.methods.small_encoders import Schedule
 
 
 def scenes(seed: int, batch: int = 8) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

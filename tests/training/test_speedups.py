@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mimicbrush.models.components import Components, random_components, toy_components
-from mimicbrush.models.low_precision import use_half_norms
+from mimicbrush.models.norms.low_precision import use_half_norms
 from mimicbrush.models.options import ModelOptions, ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops import pillow_resize
@@ -229,7 +229,14 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [TrainOptions(), TrainOptions(low_precision_norms=True, min_snr_gamma=5.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        TrainOptions(),
+        TrainOptions(low_precision_norms=True, min_snr_gamma=5.0),
+        TrainOptions(selective_checkpointing=True),
+    ],
+)
 def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> None:
     parts = toy_components(smallest)
     encoders, scheduler = FrozenEncoders(parts, smallest), noise_scheduler()

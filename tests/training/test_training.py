@@ -103,8 +103,9 @@ def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path
 
 
 def test_the_loss_falls(mined: Path, tmp_path: Path) -> None:
-    train(mined, tmp_path / "run", "train.max_steps=60", "train.log_every=20", "train.batch_size=8",
-          "train.total_batch_size=8", "train.learning_rate=3e-3", "train.prediction_type=epsilon")  # fmt: skip
+    train(mined, tmp_path / "run", "train.max_steps=60", "train.log_every=20", "train.batch_size=4",
+          "train.total_batch_size=4", "train.learning_rate=3e-3", "train.prediction_type=epsilon",
+          "train.checkpoint_every=100")  # fmt: skip
     losses = [values["loss"] for values in metrics(tmp_path / "run")]
     assert losses[0] > 0.7 and losses[-1] < 0.6 * losses[0], losses
 

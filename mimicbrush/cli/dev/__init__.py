@@ -1,9 +1,10 @@
-"""Commands that repeat what comes with the project.
+"""Commands that repeat what comes with the project, and one that prepares a long training.
 
-command      module        script
-demo         demo          demo.py                   the whole way in a few minutes
-data         data          small_model_data.py       the small model's data
-encoders     encoders      train_small_encoders.py   the small model's frozen networks
-ablations    ablations     ablations.py              the rows of the paper's Tables 3 and 4, small
-sweep-table  sweep_table   sweep_table.py            the results of a sweep
+command       module        script
+demo          demo          demo.py                   the whole way in a few minutes
+data          data          small_model_data.py       the small model's data
+encoders      encoders      train_small_encoders.py   the small model's frozen networks
+ablations     ablations     ablations.py              the rows of the paper's Tables 3 and 4, small
+encode-views  encode_views  encode_views.py           fixed augmentations, encoded once, to train from
+sweep-table   sweep_table   sweep_table.py            the results of a sweep
 """

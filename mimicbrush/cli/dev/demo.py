@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.cli.repository import SCRIPTS, check_repository
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
@@ -60,7 +58,6 @@ def main() -> None:
             "the demo begins with the small model that comes with the project, and this installation has none; take a "
             "whole checkout, or train from random weights: python scripts/train.py +experiment=smoke data.root=MINED"
         )
-    check_repository(SCRIPTS)
     check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output):
         run_steps(arguments, fresh_folder(arguments.output))
@@ -116,13 +113,12 @@ def override(key: str, path: Path) -> str:
     return f"{key}='{escaped}'"
 
 
-def command(script: str, *arguments: str) -> None:
-    """Run one of the scripts as a user would, after printing the command."""
-    path = os.path.relpath(SCRIPTS / script)
-    print(f"$ {shlex.join(['python', path, *arguments])}", flush=True)
-    done = subprocess.run([sys.executable, path, *arguments], check=False)
+def command(name: str, *arguments: str) -> None:
+    """Run a command as a user would, after printing it."""
+    print(f"$ {shlex.join(['mimicbrush', name, *arguments])}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "mimicbrush", name, *arguments], check=False)
     if done.returncode:
-        raise MimicBrushError(f"{script} ended with status {done.returncode}; its message stands above")
+        raise MimicBrushError(f"mimicbrush {name} ended with status {done.returncode}; its message stands above")
 
 
 def render(folder: Path, seed: int) -> None:
@@ -141,14 +137,14 @@ def mine_clips(folder: Path) -> None:
     """Mine the clips to train on and those to test with."""
     for name in ("train", "heldout"):
         arguments = override("input", folder / "clips" / name), override("output", folder / "pairs" / name)
-        command("mine_pairs.py", *arguments)
+        command("mine", *arguments)
 
 
 def before(folder: Path, seed: int) -> None:
     """Write the images to edit, and see what the small model makes of them as it comes."""
     edits = write_edits(folder)
     batch = str(edits / "edits.jsonl"), "--output-dir", str(folder / "before")
-    command("infer.py", "--batch", *batch, "--model", SHIPPED_NAME)
+    command("edit", "--batch", *batch, "--model", SHIPPED_NAME)
     evaluate(SHIPPED_NAME, folder, "before", seed)
 
 
@@ -161,14 +157,14 @@ def after(folder: Path, seed: int) -> None:
         images = (str(folder / "edits" / edit[part]) for part in ("reference", "source", "mask"))
         results = folder / "after" / edit["output"], folder / "after" / f"{name}_map.png"
         written = "-o", str(results[0]), "--save-correspondence", str(results[1])
-        command("infer.py", *images, "--model", str(pipeline), *written)
+        command("edit", *images, "--model", str(pipeline), *written)
     evaluate(override("editor", pipeline).partition("=")[2], folder, "after", seed)
 
 
 def evaluate(editor: str, folder: Path, when: str, seed: int) -> None:
     """Evaluate an editor on the pairs to test with."""
     command(
-        "evaluate.py",
+        "evaluate",
         f"editor={editor}",
         override("pairs", folder / "pairs" / "heldout"),
         override("output", folder / "evaluation" / when),
@@ -183,9 +179,8 @@ def fine_tune(folder: Path, seed: int, minutes: float) -> None:
     kept = ("default_num_inference_steps", "default_guidance_scale")
     spacing = json.loads((SHIPPED_MODEL / "scheduler" / "scheduler_config.json").read_text())["timestep_spacing"]
     command(
-        "train.py",
+        "train",
         "+experiment=fine_tune",
-        override("model.path", Path(os.path.relpath(SHIPPED_MODEL))),
         override("data.root", folder / "pairs" / "train"),
         override("run_dir", folder / "run"),
         f"seed={seed}",

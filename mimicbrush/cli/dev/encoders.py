@@ -64,8 +64,8 @@ def train_encoders(arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from mimicbrush.training import small_encoders
-    from mimicbrush.training.small_encoders import Schedule
+    from mimicbrush.training.methods import small_encoders
+    from mimicbrush.training.methods.small_encoders import Schedule
 
     torch.set_num_threads(arguments.threads)
     schedule = Schedule(arguments.steps)

@@ -127,6 +127,8 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
         for name in ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
         if scheduler.get(name) != wired[name]
     ]
+    if "original_inference_steps" in scheduler:
+        warnings.append("these weights were distilled to few steps of LCM; the released code samples with DDIM")
     size_px = read_conventions(pipeline).options["size_px"]
     if size_px != _RELEASED_SIZE_PX:
         warnings.append(

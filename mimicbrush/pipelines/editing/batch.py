@@ -1,4 +1,4 @@
-"""Many edits, one after the other: what is finished is skipped, what fails is put down. Imports nothing heavy."""
+"""Many edits, one by one or in groups: what is finished is skipped, what fails is put down. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ class BatchEditor(Protocol):
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
         """Edit once per seed; an InputError, or too little memory, is the edit's failure; others end the batch."""
+        ...
+
+    def edit_together(
+        self, edits: Sequence[Edit], inputs: Sequence[EditInputs], seeds: Sequence[Sequence[int]]
+    ) -> Sequence[Sequence[Image.Image]]:
+        """Edit several in one pass, each with as many seeds; errors as of `edit`, but nobody knows whose they are."""
         ...
 
 
@@ -96,59 +102,111 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
         check_writable(edit.output, is_tried=False)
 
 
-def edit_next(edit: Edit, editor: BatchEditor, tally: BatchCounts, num_images: int = 1, force: bool = False) -> None:
-    """Make the results of an edit that are still missing, write them, and count the edit.
+@dataclass
+class _Ready:
+    """An edit whose images are read, and the results that it lacks, by seed."""
+
+    edit: Edit
+    inputs: EditInputs
+    todo: dict[int, Path]
+
+
+class EditGroups:
+    """Edits that are taken one after the other, made in groups, and counted. What is finished is skipped.
 
     Args:
-        edit: the edit.
         editor: reads and edits.
         tally: counts.
-        num_images: results wanted; image i has the edit's seed + i, so those that are missing can be made alone.
+        num_images: results wanted of each; image i has the edit's seed + i, so missing ones can be made alone.
         force: edit again what is finished.
-
-    Raises:
-        InputError: the model cannot be loaded.
-        OutputError: the disk is full, which ends the batch: what was edited last is kept elsewhere.
+        batch_size: the most edits of a group, which must all keep the shape or not, and lack as many results.
     """
-    outputs = {edit.seed + number: path for number, path in enumerate(number_outputs(edit.output, num_images))}
-    todo = {seed: path for seed, path in outputs.items() if force or not path.exists()}
-    if not todo:
-        tally.skipped += 1
-        return
-    try:
-        with convert_memory_errors():
-            inputs = editor.read(edit)
-            for path in todo.values():
-                check_writable(path, inputs.source.size if editor.pastes_back else None, is_tried=False)
-    except InputError as error:
-        tally.failures.append((edit, str(error)))
-        return
-    editor.load()
-    try:
-        with convert_memory_errors():
-            results = editor.edit(edit, inputs, list(todo))
-    except InputError as error:
-        tally.failures.append((edit, str(error)))
-        return
-    problems = []
-    for path, result in zip(todo.values(), results, strict=True):
+
+    def __init__(
+        self, editor: BatchEditor, tally: BatchCounts, num_images: int = 1, force: bool = False, batch_size: int = 1
+    ) -> None:
+        self.editor, self.tally = editor, tally
+        self.num_images, self.force, self.batch_size = num_images, force, batch_size
+        self._waiting: dict[tuple[bool, int], list[_Ready]] = {}
+
+    def add(self, edit: Edit) -> None:
+        """Take the next edit. Its results are made and written as soon as its group is full.
+
+        Raises:
+            InputError: the model cannot be loaded.
+            OutputError: the disk is full, which ends the batch: what was edited last is kept elsewhere.
+        """
+        outputs = {edit.seed + number: path for number, path in enumerate(number_outputs(edit.output, self.num_images))}
+        todo = {seed: path for seed, path in outputs.items() if self.force or not path.exists()}
+        if not todo:
+            self.tally.skipped += 1
+            return
         try:
-            write_image(result, path, inputs.encoding)
-        except MemoryError:
-            problems.append(explain_no_memory())
+            with convert_memory_errors():
+                inputs = self.editor.read(edit)
+                for path in todo.values():
+                    check_writable(path, inputs.source.size if self.editor.pastes_back else None, is_tried=False)
         except InputError as error:
-            keep = partial(write_image, result, like=inputs.encoding)
+            self.tally.failures.append((edit, str(error)))
+            return
+        group = self._waiting.setdefault((edit.keep_shape, len(todo)), [])
+        group.append(_Ready(edit, inputs, todo))
+        if len(group) >= self.batch_size:
+            self._make(self._waiting.pop((edit.keep_shape, len(todo))))
+
+    def finish(self) -> None:
+        """Make the edits that still wait for others; errors are those of `add`."""
+        while self._waiting:
+            self._make(self._waiting.pop(next(iter(self._waiting))))
+
+    def _make(self, group: list[_Ready]) -> None:
+        self.editor.load()
+        if len(group) > 1:
+            parts = [each.edit for each in group], [each.inputs for each in group], [list(each.todo) for each in group]
             try:
-                _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)
-            except OutputError as second:  # nor there: this result is lost, and the others need not be
-                problem = str(second)
-            if is_full_disk(error):
-                raise OutputError(problem) from error
-            problems.append(problem)
-    if problems:
-        tally.failures.append((edit, "; ".join(problems)))
-    else:
-        tally.done += 1
+                with convert_memory_errors():
+                    together = self.editor.edit_together(*parts)
+            except InputError:  # of one of them, or too little memory for all: the others go on by themselves
+                pass
+            else:
+                lost = []
+                for each, results in zip(group, together, strict=True):
+                    try:
+                        self._write(each, results)
+                    except OutputError as error:  # the disk is full: the others can be kept elsewhere, too
+                        lost.append(str(error))
+                if lost:
+                    raise OutputError("\n".join(lost))
+                return
+        for each in group:
+            try:
+                with convert_memory_errors():
+                    results = self.editor.edit(each.edit, each.inputs, list(each.todo))
+            except InputError as error:
+                self.tally.failures.append((each.edit, str(error)))
+            else:
+                self._write(each, results)
+
+    def _write(self, made: _Ready, results: Sequence[Image.Image]) -> None:
+        problems = []
+        for path, result in zip(made.todo.values(), results, strict=True):
+            try:
+                write_image(result, path, made.inputs.encoding)
+            except MemoryError:
+                problems.append(explain_no_memory())
+            except InputError as error:
+                keep = partial(write_image, result, like=made.inputs.encoding)
+                try:
+                    _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)
+                except OutputError as second:  # nor there: this result is lost, and the others need not be
+                    problem = str(second)
+                if is_full_disk(error):
+                    raise OutputError(problem) from error
+                problems.append(problem)
+        if problems:
+            self.tally.failures.append((made.edit, "; ".join(problems)))
+        else:
+            self.tally.done += 1
 
 
 def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:

@@ -1,0 +1,303 @@
+"""Views that are encoded once: the latents, image tokens and depth maps of every fixed view, in shards of rows.
+
+A row is a view, in the order of `FixedViews`. A folder holds
+
+* ``views.json``: the settings that decide its content, shapes and types, written first;
+* ``constants.safetensors``: what stands for "no reference" and "no depth";
+* ``shards/views-000000.safetensors``: the rows of a shard, and a CRC-32 of each, which is checked whenever it is read;
+* ``markers/views-000000.json``: the SHA-256 of a shard, written last: a shard that has one is done.
+
+Shards are mapped into memory, so the processes of a machine share what is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from mimicbrush.errors import DataError
+from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
+from mimicbrush.io.hashing import hash_file
+
+#: Changes whenever the content of a folder means something else.
+_FORMAT = 1
+SETTINGS_NAME, CONSTANTS_NAME = "views.json", "constants.safetensors"
+#: A shard is about so long: it is held in memory while it is made, and lost where a run is killed.
+SHARD_BYTES = 2**28
+_OPEN_SHARDS = 256
+_FAULTS, _CRC = "faults", "crc32"
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """Shape and type of one tensor of a row: `dtype` is a name in torch, such as "float16"."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type itself."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def make_row_forms(
+    latent_shape: tuple[int, int, int],
+    tokens_shape: tuple[int, int],
+    depth_shape: tuple[int, int],
+    num_matches: int,
+    dtype: str,
+) -> dict[str, TensorForm]:
+    """List the tensors of a row.
+
+    Args:
+        latent_shape: (4, h, w).
+        tokens_shape: (N, C).
+        depth_shape: (H, W) of the depth map.
+        num_matches: the most matches of a view.
+        dtype: "float16" or "float32", of what is encoded.
+    """
+    return {
+        "mean": TensorForm((3, *latent_shape), dtype),
+        "std": TensorForm((3, *latent_shape), dtype),
+        "latent_mask": TensorForm((1, *latent_shape[1:]), "uint8"),
+        "image_tokens": TensorForm(tokens_shape, dtype),
+        "depth_map": TensorForm((1, *depth_shape), dtype),
+        "source_xy": TensorForm((num_matches, 2), "float32"),
+        "reference_xy": TensorForm((num_matches, 2), "float32"),
+        "is_match": TensorForm((num_matches,), "bool"),
+    }
+
+
+@dataclass(frozen=True)
+class EncodedFolder:
+    """A folder of encoded views, finished or not.
+
+    Attributes:
+        path: of the folder.
+        settings: name -> value of everything that decides the content.
+        forms: name -> shape and type of each tensor of a row.
+        num_rows, rows_per_shard: the last shard may be shorter.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    forms: Mapping[str, TensorForm]
+    num_rows: int
+    rows_per_shard: int
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes that a view takes."""
+        return sum(form.num_bytes for form in self.forms.values())
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are when all are done."""
+        return -(-self.num_rows // self.rows_per_shard)
+
+    def rows_of(self, shard: int) -> range:
+        """List the rows of a shard."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_rows))
+
+    def shard_path(self, shard: int) -> Path:
+        """Name the file of a shard."""
+        return self.path / "shards" / f"views-{shard:06d}.safetensors"
+
+    def marker_path(self, shard: int) -> Path:
+        """Name the marker of a shard."""
+        return self.path / "markers" / f"views-{shard:06d}.json"
+
+    def fingerprint(self) -> str:
+        """Hash what decides the content: SHA-256, hex."""
+        return hashlib.sha256(json.dumps(self._as_json(), sort_keys=True).encode()).hexdigest()
+
+    def _as_json(self) -> dict[str, Any]:
+        forms = {name: asdict(form) | {"shape": list(form.shape)} for name, form in self.forms.items()}
+        return {
+            "format": _FORMAT,
+            "settings": dict(self.settings),
+            "tensors": forms,
+            "num_rows": self.num_rows,
+            "rows_per_shard": self.rows_per_shard,
+        }
+
+    def begin(self, constants: Mapping[str, torch.Tensor]) -> None:
+        """Write what comes before the first shard."""
+        for folder in ("shards", "markers"):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        write_aside(self.path / CONSTANTS_NAME, lambda aside: save_file(dict(constants), aside))
+        write_json(self.path / SETTINGS_NAME, self._as_json())
+
+    def read_constants(self) -> dict[str, torch.Tensor]:
+        """Read what stands for "no reference" and "no depth": `no_image_tokens` and `no_depth_map`, float32.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        path = self.path / CONSTANTS_NAME
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read ({error}); encode again with scripts/encode_views.py") from error
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard has its marker, was made with these settings, and has its length."""
+        marker = self._read_marker(shard)
+        try:
+            return (
+                marker.get("fingerprint") == self.fingerprint()
+                and marker.get("bytes") == self.shard_path(shard).stat().st_size
+            )
+        except OSError:
+            return False
+
+    def is_intact(self, shard: int) -> bool:
+        """Whether a shard is done, and all of its bytes are as they were written."""
+        return self.is_done(shard) and self._read_marker(shard).get("sha256") == hash_file(self.shard_path(shard))
+
+    def _read_marker(self, shard: int) -> dict[str, Any]:
+        try:
+            marker = json.loads(self.marker_path(shard).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return marker if isinstance(marker, dict) else {}
+
+    def write_shard(self, shard: int, tensors: Mapping[str, torch.Tensor], faults: Mapping[int, str]) -> None:
+        """Write a shard and its marker.
+
+        Args:
+            shard: its number.
+            tensors: name -> (rows, ...) in the forms of a row.
+            faults: row of the shard -> why its pair could not be read; its tensors mean nothing.
+        """
+        path, marker = self.shard_path(shard), self.marker_path(shard)
+        marker.unlink(missing_ok=True)
+        _open_shard.cache_clear()
+        for file in (path, marker):  # what a process that was killed has left
+            for aside in file.parent.glob(leftover_pattern(file.name)):
+                aside.unlink(missing_ok=True)
+        count = len(self.rows_of(shard))
+        checksums = torch.tensor([_compute_crc({name: tensors[name][n] for name in self.forms}) for n in range(count)])
+        content = {**{name: tensors[name].contiguous() for name in self.forms}, _CRC: checksums}
+        metadata = {_FAULTS: json.dumps({str(row): fault for row, fault in faults.items()})}
+        write_aside(path, lambda aside: save_file(content, aside, metadata))
+        values = {"fingerprint": self.fingerprint(), "bytes": path.stat().st_size, "sha256": hash_file(path)}
+        write_json(marker, {**values, "unreadable_views": len(faults)})
+
+    def read_row(self, row: int, names: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+        """Read a view: name -> tensor.
+
+        Args:
+            row: 0..num_rows-1.
+            names: of the tensors that are wanted; () for all.
+
+        Raises:
+            DataError: the pair could not be read when it was encoded, or the shard is missing or damaged.
+        """
+        shard, place = divmod(row, self.rows_per_shard)
+        path = self.shard_path(shard)
+        try:
+            opened = _open_shard(str(path))
+            fault = json.loads(opened.metadata()[_FAULTS]).get(str(place))
+            if fault is None:
+                tensors = {name: opened.get_slice(name)[place : place + 1][0] for name in self.forms}
+                checksum = int(opened.get_slice(_CRC)[place : place + 1][0])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{path} cannot be read ({error}). {self._advice()}") from error
+        if fault is not None:
+            raise DataError(f"it could not be read when its views were encoded: {fault}")
+        if any(tensors[name].shape != torch.Size(form.shape) for name, form in self.forms.items()) or (
+            _compute_crc(tensors) != checksum
+        ):
+            raise DataError(f"row {place} of {path} is damaged (another CRC-32). {self._advice()}")
+        return {name: tensors[name] for name in names or tensors}
+
+    def _advice(self) -> str:
+        return "Run scripts/encode_views.py with --verify, then once more without it: that encodes the shard again"
+
+
+def read_encoded_folder(path: Path) -> EncodedFolder | None:
+    """Read what a folder of encoded views is to hold; None where there is none yet.
+
+    Raises:
+        DataError: what is there cannot be read, or is of another version.
+    """
+    file = path / SETTINGS_NAME
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != _FORMAT:
+            raise DataError(
+                f"{path} holds encoded views of format {values['format']}, this code reads {_FORMAT}; encode again"
+            )
+        forms = {name: TensorForm(tuple(each["shape"]), each["dtype"]) for name, each in values["tensors"].items()}
+        folder = EncodedFolder(
+            path, dict(values["settings"]), forms, int(values["num_rows"]), int(values["rows_per_shard"])
+        )
+        assert folder.rows_per_shard > 0 and folder.bytes_per_row > 0
+        return folder
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise DataError(f"{file} cannot be read ({error!r}); encode again into another folder") from error
+
+
+def open_encoded_folder(path: Path) -> EncodedFolder:
+    """Open a folder of encoded views to train from it.
+
+    Raises:
+        DataError: there is none, or not all of its shards are done.
+    """
+    folder = read_encoded_folder(path)
+    if folder is None:
+        raise DataError(
+            f"data.encoded_views={path} is no folder of encoded views (it has no {SETTINGS_NAME}); make one with "
+            "scripts/encode_views.py"
+        )
+    missing = [shard for shard in range(folder.num_shards) if not folder.is_done(shard)]
+    if missing:
+        raise DataError(
+            f"data.encoded_views={path}: {len(missing)} of {folder.num_shards} shards are not done; give the same "
+            "command of scripts/encode_views.py again, which goes on where it was"
+        )
+    return folder
+
+
+def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """List the settings that encoded views do not share with what is wanted, for a message."""
+    return [
+        f"{name}: {stored.get(name)!r} there, {expected.get(name)!r} now"
+        for name in {**stored, **expected}
+        if stored.get(name) != expected.get(name)
+    ]
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def _open_shard(path: str) -> Any:
+    return safe_open(path, "pt")
+
+
+def _compute_crc(tensors: Mapping[str, torch.Tensor]) -> int:
+    """The CRC-32 of the tensors of a row, in their order."""
+    checksum = 0
+    for tensor in tensors.values():
+        checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, checksum)
+    return checksum

@@ -1,0 +1,198 @@
+"""Consistency distillation: a model learns to edit in few steps from one that takes many (`train.distill=lcm`).
+
+The recipe is that of latent consistency models (LCM, arXiv 2310.04378, Algorithm 1) with adapters as in LCM-LoRA (arXiv
+2311.05556), for our conditions. The *teacher* is the pipeline that the run starts from. The *student* starts as the
+same, and is the only one that is trained. The *target* is the running average of the student.
+
+A noisy latent x_t lies on a path that the teacher's sampler follows to an image x_0. The student f(x_t, t) learns to
+give the same image from every place on that path. For this the teacher makes one step of DDIM, with guidance::
+
+    v   = v_no_reference + w (v_reference - v_no_reference)             (classifier-free guidance; v, or the noise)
+    x_s = sqrt(a_s) x_0(v) + sqrt(1 - a_s) eps(v)                       (DDIM, arXiv 2010.02502, Eq. 12; s < t)
+    loss = d(f_student(x_t, t), f_target(x_s, s))                       (d: pseudo-Huber, arXiv 2310.14189, Sec. 3.3)
+    f(x, t) = c_skip(t) x + c_out(t) x_0(x, t)                          (f(x, 0) = x; consistency models, Eq. 5)
+
+The guidance scale w is thereby learnt: the student edits without guidance, so each of its steps is one pass, not two.
+
+The imitative U-Net alone is trained, fully or by adapters. The reference U-Net and both projectors stay those of the
+teacher: what they compute is the same for teacher, student and target, so it is computed once, and the only second copy
+of weights is that of the imitative U-Net. Features of a reference need no few-step model: they come from clean latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+from torch.func import functional_call
+
+from mimicbrush.training.export import PipelineExporter
+from mimicbrush.training.method import EncodedBatch, MimicBrushMethod
+from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.objective import (
+    Conditions,
+    FrozenEncoders,
+    MimicBrushModel,
+    StoredEncoders,
+    TrainingLoss,
+    sum_errors,
+)
+from mimicbrush.training.options import TrainOptions
+from mimicbrush.types import ReferenceStates
+
+#: Constants of `LCMScheduler`, with which the student is sampled.
+SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
+
+
+class ConsistencyDistillation(MimicBrushMethod):
+    """MimicBrush that learns to edit in few steps; data, conditions and drops are those of `MimicBrushMethod`.
+
+    Args:
+        model: the networks with the weights of the teacher, on which the adapters are new.
+        encoders, noise_scheduler, exporter, options, stored: see `MimicBrushMethod`.
+    """
+
+    reads_average = True
+
+    def __init__(
+        self,
+        model: MimicBrushModel,
+        encoders: FrozenEncoders,
+        noise_scheduler: DDIMScheduler,
+        exporter: PipelineExporter,
+        options: TrainOptions,
+        stored: StoredEncoders | None = None,
+    ) -> None:
+        super().__init__(model, encoders, noise_scheduler, exporter, options, stored)
+        # A new adapter adds zero. So the first values of what is trained make the teacher, with adapters or without.
+        device, dtype = encoders.vae.device, encoders.vae.dtype
+        trained = self.trained_parameters()
+        self.teacher_weights = {name: each.detach().to(device, dtype, copy=True) for name, each in trained.items()}
+
+    def loss(
+        self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
+    ) -> TrainingLoss:
+        """Compute how far the student's image lies from the target's, which sees the teacher's next place.
+
+        Args:
+            model: the student, wrapped.
+            inputs: see `MimicBrushMethod.encode`.
+            step: not used.
+            average: the weights of the target; where there are none, the student's own are, without gradients.
+        """
+        conditions, sampled = inputs.conditions, inputs.noise_sample
+        start, end = self._choose_timesteps(sampled.timestep)  # t and s
+        noisy = self.noise_scheduler.add_noise(conditions.source_latents, sampled.noise, start)  # x_t
+        levels = self.noise_scheduler.alphas_cumprod  # a, which `add_noise` has moved to the device
+        at_start, at_end = (Level.at(timestep, levels, self._predicts_noise) for timestep in (start, end))
+
+        with torch.no_grad():
+            states = self._read_references(conditions, start, sampled.keep_reference)
+            guided = self._predict_with_guidance(noisy, start, inputs, states)
+            next_noisy = at_end.mix(at_start.image(noisy, guided), at_start.noise(noisy, guided))  # x_s
+            target_weights = average or {name: each.detach() for name, each in self.trained_parameters().items()}
+            next_states = states
+            if self.model.reference_timestep == "current":
+                next_states = self._read_references(conditions, end, sampled.keep_reference)
+            next_inputs = (next_noisy, end, conditions, sampled.keep_reference, None, next_states)
+            target_output = functional_call(self.model, dict(target_weights), next_inputs).sample.float()
+            target = at_end.consistent_image(next_noisy, target_output)
+
+        output = model(noisy, start, conditions, sampled.keep_reference, None, states).sample.float()
+        error = at_start.consistent_image(noisy, output) - target  # (B, 4, h, w)
+        c = self.options.distill_huber_c
+        total = ((error.square() + c**2).sqrt() - c).mean()
+
+        squared = error.detach().square().mean(dim=1, keepdim=True)
+        parts, bands = sum_errors(squared, conditions.latent_mask, start, self.noise_scheduler)
+        return TrainingLoss(total, parts, bands, correspondence=torch.zeros(4, device=total.device))
+
+    @property
+    def _predicts_noise(self) -> bool:
+        return bool(self.noise_scheduler.config.prediction_type == "epsilon")
+
+    def _choose_timesteps(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round (B,) timesteps to those of the teacher's sampler -> (B,) of the student, (B,) one step further."""
+        num_timesteps, steps = self.noise_scheduler.config.num_train_timesteps, self.options.distill_ddim_steps
+        length = num_timesteps // steps
+        start = (timestep * steps // num_timesteps + 1) * length - 1  # as `LCMScheduler` chooses them
+        return start, (start - length).clamp(min=0)
+
+    def _read_references(
+        self, conditions: Conditions, timestep: torch.Tensor, keep: torch.Tensor
+    ) -> ReferenceStates | None:
+        if self.model.reference_unet is None:
+            return None
+        states = ReferenceStates(keep=keep)
+        context = self.model.image_projector(conditions.image_tokens)
+        self.model.read_references(conditions.reference_latents, timestep, context, states)
+        return states
+
+    def _predict_with_guidance(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, inputs: EncodedBatch, states: ReferenceStates | None
+    ) -> torch.Tensor:
+        """Predict as the teacher's pipeline does: (B, 4, h, w) -> (B, 4, h, w), float32."""
+        conditions, sampled = inputs.conditions, inputs.noise_sample
+        no_reference = replace(conditions, image_tokens=self.encoders.no_image_tokens(conditions.image_tokens))
+        # The rows [no reference ; reference] of a pipeline: the states hold references for the second half alone.
+        both = Conditions(*(torch.cat(pair) for pair in zip(_values(no_reference), _values(conditions), strict=True)))
+        pairs = (torch.cat([noisy] * 2), torch.cat([timestep] * 2), both, sampled.keep_reference, None, states)
+        output = functional_call(self.model, self.teacher_weights, pairs).sample.float()
+        without, with_reference = output.chunk(2)
+        return without + self._guidance(sampled) * (with_reference - without)
+
+    def _guidance(self, sampled: NoiseSample) -> torch.Tensor:
+        """Choose the guidance scale of each sample, (B, 1, 1, 1), evenly between both limits."""
+        lowest, highest = self.options.distill_guidance
+        return (lowest + (highest - lowest) * sampled.chance).view(-1, 1, 1, 1)
+
+
+class Level(NamedTuple):
+    """Timesteps of a batch, and what a prediction at them says about image and noise.
+
+    Attributes:
+        timestep: (B, 1, 1, 1).
+        alpha, sigma: (B, 1, 1, 1), x_t = alpha x_0 + sigma eps.
+        predicts_noise: whether networks predict eps, or else v = alpha eps - sigma x_0.
+    """
+
+    timestep: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+    predicts_noise: bool
+
+    @classmethod
+    def at(cls, timestep: torch.Tensor, alphas_cumprod: torch.Tensor, predicts_noise: bool) -> Level:
+        """Look up (B,) timesteps."""
+        timestep = timestep.view(-1, 1, 1, 1)
+        squared = alphas_cumprod[timestep]
+        return cls(timestep, squared.sqrt(), (1 - squared).sqrt(), predicts_noise)
+
+    def mix(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Add noise to an image, both (B, 4, h, w)."""
+        return self.alpha * image + self.sigma * noise
+
+    def image(self, noisy: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Compute x_0 from what a network predicted, both (B, 4, h, w)."""
+        if self.predicts_noise:
+            return (noisy - self.sigma * output) / self.alpha
+        return self.alpha * noisy - self.sigma * output
+
+    def noise(self, noisy: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Compute eps from what a network predicted, both (B, 4, h, w)."""
+        return output if self.predicts_noise else self.alpha * output + self.sigma * noisy
+
+    def consistent_image(self, noisy: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Compute f(x, t), which is x itself at t = 0."""
+        scaled = self.timestep * TIMESTEP_SCALING
+        skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
+        return skip * noisy + out * self.image(noisy, output)
+
+
+def _values(conditions: Conditions) -> tuple[torch.Tensor, ...]:
+    return tuple(vars(conditions).values())

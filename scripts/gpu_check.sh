@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# One command for a GPU machine: are the numbers right, how fast is it, and where does the time go? Five minutes.
+#
+#   bash scripts/gpu_check.sh OUT [PIECE ...]     all pieces, or: parity train_step edit breakdown
+#   bash scripts/gpu_check.sh OUT train_step:compile --limit 540     some variants, and the peer
+#   DEVICE=cpu bash scripts/gpu_check.sh OUT      everything on a CPU, at toy size
+#   bash scripts/gpu_check.sh --wheels            how to collect the packages, where the machine has no network
+#   WHEELS=FOLDER bash scripts/gpu_check.sh OUT   with the packages in that folder, installed for this run alone
+#
+# Everything found is in OUT/gpu_check.json, also when it is interrupted; what was printed is in OUT/gpu_check.log.
+# $PYTHON names the interpreter (python3), which has torch and transformers; $COMMIT the commit, where git knows none.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+paths=$root/scripts:$root
+if [ -n "${WHEELS:-}" ]; then
+  site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl
+  paths=$site:$paths
+fi
+PYTHONPATH=$paths${PYTHONPATH:+:$PYTHONPATH} "$python" -m measurements.gpu_check "$@"
