@@ -49,7 +49,6 @@ class ReferenceStates:
         record: receives every reference attention, in inference; None: nothing is recorded.
         attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
-
         is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
             `select_block`.
 

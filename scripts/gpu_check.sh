@@ -7,8 +7,8 @@
 #   bash scripts/gpu_check.sh --wheels            how to collect the packages, where the machine has no network
 #   WHEELS=FOLDER bash scripts/gpu_check.sh OUT   with the packages in that folder, installed for this run alone
 #
-# Everything found is in OUT/gpu_check.json, also when it is interrupted; what was printed is in OUT/gpu_check.log.
-# $PYTHON names the interpreter (python3), which has torch and transformers; $COMMIT the commit, where git knows none.
+# The results are in OUT/gpu_check.json, also after an interruption. The printed text is in OUT/gpu_check.log.
+# $PYTHON is the interpreter (default: python3). It needs torch and transformers. $COMMIT is the commit, if there is no git.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

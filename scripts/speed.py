@@ -24,7 +24,8 @@ from measurements.mining_choice import mining_choice
 from measurements.mining_cluster import mining_cluster
 from measurements.samples import samples
 from measurements.training import dropped_references, launches, noise
-from measurements.training_step import encoders, optimizer, train_step, train_step_gpu
+from measurements.training_step import encoders, optimizer, train_step
+from measurements.training_variants import train_step_gpu
 
 from mimicbrush.errors import cli_main
 from mimicbrush.io.outputs import check_output_file

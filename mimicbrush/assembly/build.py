@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from mimicbrush.data.batch import DecodedBatch
+    from mimicbrush.data.batch import LoadedBatch
     from mimicbrush.data.encoded_views import EncodedFolder
     from mimicbrush.data.pair import Pair
     from mimicbrush.data.pair_sources import PairSource
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mimicbrush.models.components import Components
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.training.objective import MimicBrushModel
-    from mimicbrush.types import TrainBatch
 
 
 def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]]:
@@ -111,11 +110,8 @@ def build_loader(
     options: TrainConfig,
     accelerator: Accelerator,
     encoded: EncodedFolder | None = None,
-) -> Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]:
-    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`.
-
-    With a folder of encoded views these are `EncodedViews`; the trainer only hands them to the method.
-    """
+) -> Callable[[int, int], Iterable[LoadedBatch | None]]:
+    """Build the loader: (first step, last step) -> this rank's micro-batches, see `poll_batches`."""
     from mimicbrush.data.dataset import PairDataset
     from mimicbrush.data.loader import poll_batches
     from mimicbrush.data.sampler import RankBatches
@@ -130,7 +126,7 @@ def build_loader(
         encoded=encoded,
     )
 
-    def load(first_step: int, last_step: int) -> Iterable[TrainBatch | DecodedBatch | None]:
+    def load(first_step: int, last_step: int) -> Iterable[LoadedBatch | None]:
         batches = RankBatches(
             first_step,
             last_step,
@@ -138,14 +134,13 @@ def build_loader(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        loaded = poll_batches(
+        return poll_batches(
             dataset,
             batches,
             num_workers=options.data.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             timeout_s=options.data.loader_timeout_s,
         )
-        return cast("Iterable[TrainBatch | DecodedBatch | None]", loaded)
 
     return load
 

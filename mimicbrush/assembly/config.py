@@ -112,7 +112,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
         made_for = read_conventions(folder)
     except MimicBrushError as error:
         hint = (
-            "Fetch the released weights with `python scripts/fetch_weights.py model=pipeline model.path=released`"
+            "Fetch the released weights with `mimicbrush fetch model=pipeline model.path=released`"
             if model.path == "released"
             else "It is what an earlier run leaves in its run_dir; train that one first, or name another"
         )
@@ -135,6 +135,8 @@ FREE_TO_CHANGE = (
     "data.max_bad_ratio",
     "data.num_workers",
     "data.loader_timeout_s",
+    "model.path",
+    "model.encoders",
     "train.device",
     "train.cpu_threads",
     "train.batch_size",

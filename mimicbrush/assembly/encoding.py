@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from mimicbrush.assembly.build import build_components, choose_frozen_dtype, rea
 from mimicbrush.assembly.config import TrainConfig, apply_pipeline_conventions, flatten_config
 from mimicbrush.assembly.prerequisites import check_prerequisites, compose_training
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.io.text import in_bytes
 from mimicbrush.types import ENCODED_TENSORS
@@ -48,7 +49,7 @@ _HASHED_VALUES = 4096
 
 
 def collect_view_settings(config: DictConfig, pair_sources: Sequence[PairSource]) -> dict[str, Any]:
-    """Collect what encoded views depend on, but for the frozen networks: option -> value, and the pairs."""
+    """Collect what encoded views depend on, except the frozen networks: option -> value, and the pairs."""
     options = {
         name: value
         for name, value in flatten_config(config).items()
@@ -112,7 +113,7 @@ def _refuse_differences(folder: EncodedFolder, expected: dict[str, Any], named: 
         lines = "\n".join(f"  {each}" for each in differences)
         raise DataError(
             f"{named}{folder.path} was encoded with other settings:\n{lines}\n"
-            "Give these as they are there, or encode again into another folder with scripts/encode_views.py"
+            "Give the settings of the folder, or encode again into another folder with mimicbrush encode-views"
         )
 
 
@@ -126,7 +127,7 @@ def encode_views(
     local_rank: int = 0,
     only_size: bool = False,
 ) -> bool:
-    """Encode all fixed views of the training pairs once; what is done already stays.
+    """Encode all fixed views of the training pairs that are not encoded yet.
 
     Args:
         overrides: of ``configs/train.yaml``, as for a training run.
@@ -145,14 +146,14 @@ def encode_views(
         DataError: `output` holds views of other settings, or a number does not fit the precision.
     """
     config = compose_training(overrides, configs)
-    config.train.tracker, config.eval.every_steps = "none", 0  # nothing of them is needed here
+    config.train.tracker, config.eval.every_steps = "none", 0  # not needed here
     config, _ = apply_pipeline_conventions(config)
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
     if options.data.encoded_views or not options.data.fixed_views:
         raise InputError(
-            "this command encodes the views that data.fixed_views counts: give data.fixed_views=K, at least 1, and "
-            f"leave data.encoded_views out (got {options.data.fixed_views} and {options.data.encoded_views!r})"
+            "give data.fixed_views=K, at least 1 (K is the number of views of each pair), and leave out "
+            f"data.encoded_views (got {options.data.fixed_views} and {options.data.encoded_views!r})"
         )
     from mimicbrush.data.encoded_views import read_encoded_folder
     from mimicbrush.data.manifest import check_outside_mined_folder
@@ -174,42 +175,58 @@ def encode_views(
         for name, tensor in zip(("no_image_tokens", "no_depth_map"), encoders.unconditional_inputs(device), strict=True)
     }
     folder = _plan_folder(output, settings, options, pair_sources, constants, side, precision)
-    existing = read_encoded_folder(output)
-    if existing is not None:
-        _refuse_differences(existing, settings, "--output ")
-        if (existing.forms, existing.num_rows) != (folder.forms, folder.num_rows):
-            raise DataError(f"--output {output} holds views of another precision; give another folder, or --precision")
-        folder = existing
-
-    pending = [shard for shard in range(part[0], folder.num_shards, part[1]) if not folder.is_done(shard)]
-    num_pending = sum(len(folder.rows_of(shard)) for shard in pending)
-    for note in notes:
-        print(f"note: {note}")
-    print(describe_size(folder, options.data.fixed_views))
-    print(
-        f"part {part[0]} of {part[1]}: {len(pending)} shards with {num_pending} views are to be encoded, "
-        f"{in_bytes(num_pending * folder.bytes_per_row)}",
-        flush=True,
-    )
-    check_output_folder(output, "--output", needed_bytes=num_pending * folder.bytes_per_row)
-    if only_size:
-        return not pending
-    with hold_folder(output, f"{part[0]}-of-{part[1]}" if part[1] > 1 else ""):
-        if existing is None:
-            folder.begin(constants)
+    with nullcontext() if only_size else _hold_part(output, part):
+        existing = read_encoded_folder(output)
+        if existing is not None:
+            _refuse_differences(existing, settings, "--output ")
+            if (existing.forms, existing.num_rows) != (folder.forms, folder.num_rows):
+                raise DataError(
+                    f"--output {output} holds views of another precision; name another folder, or their --precision"
+                )
+            folder = existing
+        pending = [shard for shard in range(part[0], folder.num_shards, part[1]) if not folder.is_done(shard)]
+        num_pending = sum(len(folder.rows_of(shard)) for shard in pending)
+        for note in notes:
+            print(f"note: {note}")
+        print(describe_size(folder, options.data.fixed_views))
+        print(
+            f"part {part[0]} of {part[1]}: {len(pending)} shards with {num_pending} views left to encode, "
+            f"{in_bytes(num_pending * folder.bytes_per_row)}",
+            flush=True,
+        )
+        check_output_folder(output, "--output", needed_bytes=num_pending * folder.bytes_per_row)
+        if only_size:
+            return not pending
+        folder.begin(constants)
         _encode_shards(folder, pending, pair_sources, options, encoders, device)
     return all(folder.is_done(shard) for shard in range(folder.num_shards))
 
 
+@contextmanager
+def _hold_part(output: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Hold a part of a folder; see `hold_folder`. Parts of another count have shards in common with this one.
+
+    Raises:
+        LockedError: another process encodes this part, or one of another count.
+    """
+    index, count = part
+    with hold_folder(output, f"{index}-of-{count}" if count > 1 else ""):
+        for lock in sorted(output.glob(f"{LOCK_NAME}-*-of-*")):
+            if not lock.name.endswith(f"-of-{count}"):
+                with hold_folder(output, lock.name.removeprefix(f"{LOCK_NAME}-")):
+                    pass
+        yield
+
+
 def describe_size(folder: EncodedFolder, count: int) -> str:
-    """Say how much encoded views take, and what for."""
+    """Say how much space encoded views take, and for what."""
     forms = folder.forms
     latents = sum(forms[name].num_bytes for name in ("mean", "std"))
     return (
         f"{folder.num_rows // count} pairs x {count} views x {in_bytes(folder.bytes_per_row)} = "
-        f"{in_bytes(folder.num_rows * folder.bytes_per_row)} in {folder.num_shards} shards; of a view, "
-        f"{in_bytes(latents)} are latents, {in_bytes(forms['image_tokens'].num_bytes)} image tokens, "
-        f"{in_bytes(forms['depth_map'].num_bytes)} depth ({forms['mean'].dtype})"
+        f"{in_bytes(folder.num_rows * folder.bytes_per_row)} in {folder.num_shards} shards; a view has "
+        f"{in_bytes(latents)} of latents, {in_bytes(forms['image_tokens'].num_bytes)} of image tokens, "
+        f"{in_bytes(forms['depth_map'].num_bytes)} of depth ({forms['mean'].dtype})"
     )
 
 
@@ -236,7 +253,7 @@ def verify_views(output: Path) -> int:
         raise DataError(
             f"{len(bad)} of {folder.num_shards} shards in {output} are missing or damaged: "
             f"{', '.join(folder.shard_path(shard).name for shard in bad[:5])}{', ...' if len(bad) > 5 else ''}. "
-            "The command that encoded them, without --verify, encodes them again"
+            "The command that encoded them, given once more without --verify, repairs them"
         )
     return folder.num_shards
 
@@ -347,8 +364,8 @@ def _collect_shard(
                 row = rows[int(places[is_good][is_bad][0])]
                 raise DataError(
                     f"{name} of view {row} does not fit {folder.forms[name].dtype} (largest value "
-                    f"{values[is_bad][0].abs().max():.4g}); encode into another folder with --precision float32, and "
-                    "where the value is not finite, look for the pair or network that gives it"
+                    f"{values[is_bad][0].abs().max():.4g}); encode into another folder with --precision float32. "
+                    "If the value is not finite, a pair or a network is faulty"
                 )
             tensors[name][places[is_good]] = stored
         faults |= dict(zip(places[~is_good].tolist(), views.faults, strict=True))

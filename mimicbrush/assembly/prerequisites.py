@@ -54,7 +54,7 @@ def check_prerequisites(config: DictConfig) -> None:
             "class (or one, and patience: gradients are accumulated);\n  train.device=cpu insists on a CPU."
         )
     if missing:
-        toy = "To try everything on a CPU, without weights: python scripts/train.py +experiment=smoke data.root=DIR"
+        toy = "To try everything on a CPU, without weights: mimicbrush train +experiment=smoke data.root=DIR"
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
 
 
@@ -63,8 +63,8 @@ def _find_absent_folders(data: DictConfig) -> list[str]:
     named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
     if data.root or not named:
         named["data.root"] = data.root
-    mine = "python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS output=DIR"
-    make_small_model_data = f"python scripts/small_model_data.py --output {SMALL_MODEL_DATA} (docs/training.md)"
+    mine = "mimicbrush mine input=FOLDER_OF_VIDEOS output=DIR"
+    make_small_model_data = f"mimicbrush data --output {SMALL_MODEL_DATA} (docs/training.md)"
     return [
         f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
         f"with\n  {make_small_model_data if Path(root or '.').parts[:1] == (SMALL_MODEL_DATA,) else mine}"

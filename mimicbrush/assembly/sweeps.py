@@ -1,4 +1,4 @@
-"""Sweeps, ``scripts/train.py -m``: one that is started again skips complete jobs and goes on with the others.
+"""Sweeps, ``mimicbrush train -m``: one that is started again skips complete jobs and goes on with the others.
 
 Hydra itself gives every job a number, runs all of them again, and reports no more than the first that failed.
 """

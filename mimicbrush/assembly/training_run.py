@@ -129,10 +129,8 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
-    if options.train.distill != "none" and not isinstance(options.model, PipelineModel):
-        raise InputError(
-            f"train.distill={options.train.distill} needs a pipeline to learn from: model=pipeline model.path=FOLDER"
-        )
+    if options.train.distill != "none":
+        _check_distillation(options)
 
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training import checkpoints
@@ -155,6 +153,24 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
         if options.train.resume == "latest" and checkpoints.verify_checkpoint(newest, deep=False) is None:
             checkpoints.check_identity(newest, identity)
     return RunPlan(config, options, run_dir, pair_sources, notes + changed, identity, encoded)
+
+
+def _check_distillation(options: TrainConfig) -> None:
+    """Check what distillation needs beside its own options.
+
+    Raises:
+        InputError: there is no teacher, or evaluations would take more steps than are learnt.
+    """
+    if not isinstance(options.model, PipelineModel):
+        raise InputError(
+            f"train.distill={options.train.distill} needs a pipeline to learn from: model=pipeline model.path=FOLDER"
+        )
+    steps, most = options.eval.num_inference_steps, options.train.distill_ddim_steps
+    if options.eval.every_steps and steps is not None and steps > most:
+        raise InputError(
+            f"eval.num_inference_steps={steps} is more than train.distill_ddim_steps={most}, the most that are learnt; "
+            "eval.num_inference_steps=null evaluates with train.default_num_inference_steps"
+        )
 
 
 def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
@@ -344,7 +360,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
         accelerator.print(
             f"stopped by signal {result.signal} after step {result.step} of {max_steps}; saved. "
             "train.resume=latest goes on; "
-            f"python scripts/export_run.py {shlex.quote(str(run_dir))} makes a pipeline of it"
+            f"mimicbrush export {shlex.quote(str(run_dir))} makes a pipeline of it"
         )
         return EXIT_STATUS[result.signal]
     if accelerator.is_main_process and result.step >= max_steps:
@@ -355,7 +371,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
         + (" before; train.max_steps=MORE goes on" if result.step == run.first_step >= max_steps else "")
         + ("; train.resume=latest goes on" if result.step < max_steps else "")
         + ". Edit with its pipeline:\n"
-        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(run_dir / 'pipeline'))}"
+        f"  mimicbrush edit REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(run_dir / 'pipeline'))}"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Edit in the browser: python scripts/app.py [--model DIR|released]. Needs `pip install '.[demo]'`.
+"""Edit in the browser: mimicbrush app [--model DIR|released]. Needs `pip install '.[demo]'`.
 
 Paint on a source, choose a reference, and edit. Point at the result to see which place in the reference the model
 looked at. Without --model, the small model that comes with the project edits, offline. Only this machine can open the
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help="as for scripts/infer.py")
+    parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help="as for mimicbrush edit")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines (default: 127.0.0.1)")
     parser.add_argument(
         "--token",

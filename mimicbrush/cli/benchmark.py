@@ -1,12 +1,12 @@
 """Build a benchmark in the released layout from images and videos that no model was trained on.
 
-python scripts/build_benchmark.py --dreambooth DIR --output BENCH     inner-ID and inter-ID tracks from the dataset
-python scripts/build_benchmark.py --pictures DIR --output BENCH       the same from any folder with a folder per subject
-python scripts/build_benchmark.py --pairs MINED --against PIPELINE --output BENCH     inner-ID cases from unseen videos
+mimicbrush benchmark --dreambooth DIR --output BENCH                inner-ID and inter-ID tracks from the dataset
+mimicbrush benchmark --pictures DIR --output BENCH                  the same from any folder with a folder per subject
+mimicbrush benchmark --pairs MINED --against PIPELINE --output BENCH  inner-ID cases from unseen videos
 
 Masks are boxes placed by hand (DreamBooth), boxes around SIFT matches, or your own (--masks):
   build ... --to-paint TODO                                    copy the images that lack a mask
-  python scripts/paint_masks.py TODO --output MASKS            paint masks in the browser
+  mimicbrush paint TODO --output MASKS                         paint masks in the browser
   build ... --masks MASKS                                      MASKS/part/dog/01.png, MASKS/subject/dog/01.png
 """
 

@@ -1,4 +1,4 @@
-"""Released checkpoints in and out: python scripts/convert_checkpoint.py (import | export | inspect | diff) --help."""
+"""Released checkpoints in and out: mimicbrush convert (import | export | inspect | diff) --help."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def import_(arguments: argparse.Namespace) -> None:
         import_released(files, arguments.output, dtype=dtype, force=arguments.force)
     print(
         f"{arguments.output}: the released weights as a pipeline. Edit with it:\n"
-        f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(arguments.output.absolute()))}"
+        f"  mimicbrush edit REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(arguments.output.absolute()))}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Edit an image by imitating another: python scripts/infer.py REF.jpg SRC.jpg MASK.png --model DIR.
+"""Edit an image by imitating another: mimicbrush edit REF.jpg SRC.jpg MASK.png --model DIR.
 
-Many edits: python scripts/infer.py --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/editing.md).
+Many edits: mimicbrush edit --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/editing.md).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mimicbrush.pipelines.editing.reference_part import ReferencePart
 
 MODELS = """no model was named, and none comes with this version. --model takes:
-  DIR       a pipeline folder: `python scripts/train.py +experiment=smoke data.root=MINED` leaves one in
+  DIR       a pipeline folder: `mimicbrush train +experiment=smoke data.root=MINED` leaves one in
             runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
   released  the released weights: fetched from the Hugging Face hub and converted once"""
 NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
@@ -102,7 +102,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--cuda-graphs",
         action="store_true",
-        help="on a GPU: record a step once and replay it, which is faster from the second edit of a batch on",
+        help="on a GPU: record a step once and replay it; meant for many edits, or for many steps",
     )
     add = parser.add_argument_group("masks that do not fit").add_argument
     add(
@@ -128,7 +128,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=BATCH_RANGE.read,
         default=1,
         metavar="N",
-        help="edits of a batch that the model makes together (default: 1)",
+        help="number of edits of a batch that the model makes in one call (default: 1)",
     )
     arguments = parser.parse_args(argv)
     _check_usage(parser, arguments)
@@ -202,7 +202,7 @@ class LoadedEditor:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
             check_can_zoom(pipeline.reference_unet is not None)
-        # A distilled model has learnt some of the timesteps alone.
+        # A distilled model has learnt only some of the timesteps.
         scheduler = pipeline.scheduler.config
         limit = scheduler.get("original_inference_steps", scheduler.num_train_timesteps)
         if (self.arguments.steps or 0) > limit:
@@ -228,7 +228,7 @@ class LoadedEditor:
     def edit_together(
         self, edits: Sequence[Edit], inputs: Sequence[EditInputs], seeds: Sequence[Sequence[int]]
     ) -> Sequence[Sequence[Image.Image]]:
-        """Edit several that keep the shape or not, each with as many seeds, in one call of the pipeline."""
+        """Make several edits in one call of the pipeline; all or none keep the shape, and all have as many seeds."""
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
         count = len(seeds[0])

@@ -1,7 +1,7 @@
 """Evaluate an editor on held-out pairs, or several on a benchmark (configs/evaluate.yaml).
 
-python scripts/evaluate.py editor=PIPELINE pairs=MINED output=FOLDER
-python scripts/evaluate.py 'editor=[small,oracle,source,blur]' benchmark=BENCH output=FOLDER
+mimicbrush evaluate editor=PIPELINE pairs=MINED output=FOLDER
+mimicbrush evaluate 'editor=[small,oracle,source,blur]' benchmark=BENCH output=FOLDER
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def run(config: DictConfig) -> None:
     missing = [f"{key}={meaning}" for key, meaning in NEEDED.items() if OmegaConf.is_missing(config, key)]
     given = [key for key in ("pairs", "benchmark") if values[key] is not None]
     if len(given) != 1:
-        missing.append("either pairs=a folder of mined pairs (scripts/mine_pairs.py makes one)")
-        missing.append("or benchmark=a folder of cases (scripts/build_benchmark.py makes one)")
+        missing.append("either pairs=a folder of mined pairs (mimicbrush mine makes one)")
+        missing.append("or benchmark=a folder of cases (mimicbrush benchmark makes one)")
     if missing:
         raise InputError("still to be named:\n  " + "\n  ".join(missing))
     output = Path(values.pop("output"))
@@ -134,7 +134,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     print("\n".join(f"wrote {path}" for path in sorted(output.glob("[!.]*"))))
     edits = output / IMAGES_FOLDER / options.sets[0] / EDITS_FILE
     if edits.is_file() and editor_folder is not None:
-        again = ["python", "scripts/infer.py", "--batch", str(edits), "--output-dir", "edits", "--model", editor_name]
+        again = ["mimicbrush", "edit", "--batch", str(edits), "--output-dir", "edits", "--model", editor_name]
         print(f"edit those again: {shlex.join(again)}")
 
 

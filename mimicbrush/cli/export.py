@@ -1,6 +1,6 @@
 """Make a pipeline folder, to edit with, from a checkpoint of a training run. The run may still be going on.
 
-python scripts/export_run.py runs/NAME [--output DIR] [--half]
+mimicbrush export runs/NAME [--output DIR] [--half]
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ def main() -> None:
     output = arguments.output or arguments.run / "exported"
     checkpoint = export_run(arguments.run, arguments.checkpoint, output, average=not arguments.raw, half=arguments.half)
     print(f"{output} holds the {'last' if arguments.raw else 'averaged'} weights of {checkpoint}. Edit with it:")
-    print(f"  python scripts/infer.py REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(output))}")
+    print(f"  mimicbrush edit REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(output))}")

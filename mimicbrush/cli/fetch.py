@@ -1,8 +1,8 @@
 """Fetch the weights that a training run begins from, and check them.
 
-python scripts/fetch_weights.py [+experiment=default] [model=pipeline model.path=released] [model.unet=FOLDER_OR_ID ...]
+mimicbrush fetch [+experiment=default] [model=pipeline model.path=released] [model.unet=FOLDER_OR_ID ...]
 
-Takes the options of scripts/train.py. Weights in the local Hugging Face cache, or in a folder, are checked. Those that
+Takes the options of mimicbrush train. Weights in the local Hugging Face cache, or in a folder, are checked. Those that
 are missing or damaged in the cache are fetched: only safetensors and configs, and only what is needed. After an
 interruption, the same command fetches the missing files. It uses HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for scripts/train.py")
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for mimicbrush train")
     parser.add_argument("--check", action="store_true", help="fetch nothing: only check what is here")
     parser.add_argument(
         "--deep", action="store_true", help="read every byte: hashes of the hub's files, and finite numbers"

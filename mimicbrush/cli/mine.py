@@ -1,4 +1,4 @@
-"""Mine training pairs: python scripts/mine_pairs.py input=FOLDER output=FOLDER [key=value ...]."""
+"""Mine training pairs: mimicbrush mine input=FOLDER output=FOLDER [key=value ...]."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MINE_TEXTS = {
     "input_root": TextOption(null=True),
     "ray_address": TextOption(empty=True),
 }
-EXAMPLE = "python scripts/mine_pairs.py input=videos output=pairs"
+EXAMPLE = "mimicbrush mine input=videos output=pairs"
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def report(mined: MiningResult, output: Path) -> str:
         lines.append(f"SSIM of the video pairs: {spread}")
     lines.append(f"look at {output / 'report.html'}")
     if summary.pairs:
-        lines.append(f"next: python scripts/train.py +experiment=smoke {shlex.quote(f'data.root={output}')}")
+        lines.append(f"next: mimicbrush train +experiment=smoke {shlex.quote(f'data.root={output}')}")
     else:
         lines.append("no pair to train on: the columns reason and detail of the manifest say why")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Paint masks over images, in the browser, on this machine.
 
-python scripts/paint_masks.py PICTURES --output MASKS    the mask of PICTURES/dog/01.jpg becomes MASKS/dog/01.png
-python scripts/paint_masks.py --output MASKS             for images that are uploaded in the page
+mimicbrush paint PICTURES --output MASKS    the mask of PICTURES/dog/01.jpg becomes MASKS/dog/01.png
+mimicbrush paint --output MASKS             for images that are uploaded in the page
 
 A mask has its image's own size: 255 is to be repainted, 0 is kept. Ctrl-C ends it.
 If it runs on another machine: ssh -L 8765:127.0.0.1:8765 MACHINE, then open the address here.

@@ -1,8 +1,8 @@
 """Look after a mined folder: check it, export its manifest, write its report.
 
-python scripts/pairs.py verify DIR                  read everything again; exit status 1 if anything is wrong
-python scripts/pairs.py export DIR [-o FILE.jsonl]  all rows of the manifest as JSON lines
-python scripts/pairs.py report DIR                  write DIR/report.html again
+mimicbrush pairs verify DIR                  read everything again; exit status 1 if anything is wrong
+mimicbrush pairs export DIR [-o FILE.jsonl]  all rows of the manifest as JSON lines
+mimicbrush pairs report DIR                  write DIR/report.html again
 """
 
 from __future__ import annotations

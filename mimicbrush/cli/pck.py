@@ -1,6 +1,6 @@
 """Measure whether a model looks at the right place: keypoint transfer (PCK) of its reference attention and features.
 
-python scripts/pck.py --pairs MINED --output FOLDER [--model DIR]
+mimicbrush pck --pairs MINED --output FOLDER [--model DIR]
 
 Every keypoint is tested twice: while it lies under the mask, and while the model sees it. For comparison, the table
 has the same networks before training, features (DIFT; with those of DINOv2 if you give its weights), the same place,
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         "--homographies", type=Path, help="or folders of 1.ppm .. 6.ppm and H_1_2 .. (HPatches), or img1.ppm and H1to2p"
     )
     data.add_argument("--spair", type=Path, help="or the folder of SPair-71k")
-    model_help = "pipeline folder, as for scripts/infer.py (default: small)"
+    model_help = "pipeline folder, as for mimicbrush edit (default: small)"
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help=model_help)
     parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
     most = NumberRange(at_least=1, whole=True)

@@ -1,9 +1,9 @@
 """A blind user study: raters rank the results of several editors (fidelity, harmony, quality), as in the paper.
 
-python scripts/user_study.py make EVALUATION --benchmark BENCH --output STUDY
-python scripts/user_study.py score STUDY answers-*.json
+mimicbrush study make EVALUATION --benchmark BENCH --output STUDY
+mimicbrush study score STUDY answers-*.json
 
-EVALUATION is the output of scripts/evaluate.py. The answers are the files that the raters sent back. Give the raters
+EVALUATION is the output of mimicbrush evaluate. The answers are the files that the raters sent back. Give the raters
 STUDY/for_raters/study.html: it opens in any browser. STUDY/key.json says which result is whose. Do not give it away.
 """
 

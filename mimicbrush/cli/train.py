@@ -1,4 +1,4 @@
-"""Train: python scripts/train.py +experiment=NAME data.root=MINED [+ablation=NAME] [GROUP=NAME] [OPTION=VALUE ...]
+"""Train: mimicbrush train +experiment=NAME data.root=MINED [+ablation=NAME] [GROUP=NAME] [OPTION=VALUE ...]
 
 --cfg job prints every option and its value. options.py in mimicbrush/data, models, training and evaluation/heldout
 explains each. -m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1. --hydra-help explains the other

@@ -200,7 +200,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
 
 
 class FixedViewDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
-    """Dataset of all fixed views by row, each once: what scripts/encode_views.py encodes.
+    """Dataset of all fixed views by row, each once: what mimicbrush encode-views encodes.
 
     A pair that cannot be read gives a blank sample with the key -1 and the reason as its only fault.
 

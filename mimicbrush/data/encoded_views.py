@@ -3,8 +3,9 @@
 A row is a view, in the order of `FixedViews`. A folder holds
 
 * ``views.json``: the settings that decide its content, shapes and types, written first;
-* ``constants.safetensors``: what stands for "no reference" and "no depth";
-* ``shards/views-000000.safetensors``: the rows of a shard, and a CRC-32 of each, which is checked whenever it is read;
+* ``constants.safetensors``: what stands for "no reference" and "no depth", and a CRC-32 of it;
+* ``shards/views-000000.safetensors``: the rows of a shard, where it belongs, and a CRC-32 of each row; both are
+  checked whenever a row is read;
 * ``markers/views-000000.json``: the SHA-256 of a shard, written last: a shard that has one is done.
 
 Shards are mapped into memory, so the processes of a machine share what is read.
@@ -18,7 +19,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from mimicbrush.errors import DataError
 from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.text import parse_json
 
 #: Changes whenever the content of a folder means something else.
 _FORMAT = 1
@@ -36,7 +38,9 @@ SETTINGS_NAME, CONSTANTS_NAME = "views.json", "constants.safetensors"
 #: A shard is about so long: it is held in memory while it is made, and lost where a run is killed.
 SHARD_BYTES = 2**28
 _OPEN_SHARDS = 256
-_FAULTS, _CRC = "faults", "crc32"
+#: One entry: safetensors writes several in any order, and equal shards are to have equal bytes.
+_ABOUT, _CRC = "about", "crc32"
+_CONSTANTS = ("no_image_tokens", "no_depth_map")
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class EncodedFolder:
         """Name the marker of a shard."""
         return self.path / "markers" / f"views-{shard:06d}.json"
 
+    @cached_property
     def fingerprint(self) -> str:
         """Hash what decides the content: SHA-256, hex."""
         return hashlib.sha256(json.dumps(self._as_json(), sort_keys=True).encode()).hexdigest()
@@ -144,7 +149,9 @@ class EncodedFolder:
         """Write what comes before the first shard."""
         for folder in ("shards", "markers"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
-        write_aside(self.path / CONSTANTS_NAME, lambda aside: save_file(dict(constants), aside))
+        in_order = {name: constants[name] for name in _CONSTANTS}
+        content = {**in_order, _CRC: torch.tensor(_compute_crc(in_order))}
+        write_aside(self.path / CONSTANTS_NAME, lambda aside: save_file(content, aside))
         write_json(self.path / SETTINGS_NAME, self._as_json())
 
     def read_constants(self) -> dict[str, torch.Tensor]:
@@ -155,16 +162,23 @@ class EncodedFolder:
         """
         path = self.path / CONSTANTS_NAME
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read ({error}); encode again with scripts/encode_views.py") from error
+            content = load_file(path)
+            constants = {name: content[name] for name in _CONSTANTS}
+            if int(content[_CRC]) != _compute_crc(constants):
+                raise ValueError("another CRC-32")
+            return constants
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); give the same command of mimicbrush encode-views again, without "
+                "--verify: that writes it anew"
+            ) from error
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard has its marker, was made with these settings, and has its length."""
         marker = self._read_marker(shard)
         try:
             return (
-                marker.get("fingerprint") == self.fingerprint()
+                marker.get("fingerprint") == self.fingerprint
                 and marker.get("bytes") == self.shard_path(shard).stat().st_size
             )
         except OSError:
@@ -176,7 +190,7 @@ class EncodedFolder:
 
     def _read_marker(self, shard: int) -> dict[str, Any]:
         try:
-            marker = json.loads(self.marker_path(shard).read_text(encoding="utf-8"))
+            marker = parse_json(self.marker_path(shard).read_bytes())
         except (OSError, ValueError):
             return {}
         return marker if isinstance(marker, dict) else {}
@@ -198,9 +212,9 @@ class EncodedFolder:
         count = len(self.rows_of(shard))
         checksums = torch.tensor([_compute_crc({name: tensors[name][n] for name in self.forms}) for n in range(count)])
         content = {**{name: tensors[name].contiguous() for name in self.forms}, _CRC: checksums}
-        metadata = {_FAULTS: json.dumps({str(row): fault for row, fault in faults.items()})}
-        write_aside(path, lambda aside: save_file(content, aside, metadata))
-        values = {"fingerprint": self.fingerprint(), "bytes": path.stat().st_size, "sha256": hash_file(path)}
+        about = {"faults": {str(row): fault for row, fault in faults.items()}, "place": self._place_of(shard)}
+        write_aside(path, lambda aside: save_file(content, aside, {_ABOUT: json.dumps(about)}))
+        values = {"fingerprint": self.fingerprint, "bytes": path.stat().st_size, "sha256": hash_file(path)}
         write_json(marker, {**values, "unreadable_views": len(faults)})
 
     def read_row(self, row: int, names: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
@@ -217,7 +231,10 @@ class EncodedFolder:
         path = self.shard_path(shard)
         try:
             opened = _open_shard(str(path))
-            fault = json.loads(opened.metadata()[_FAULTS]).get(str(place))
+            about = parse_json(opened.metadata()[_ABOUT])
+            if about["place"] != self._place_of(shard):
+                raise ValueError("it is another shard")
+            fault = dict(about["faults"]).get(str(place))
             if fault is None:
                 tensors = {name: opened.get_slice(name)[place : place + 1][0] for name in self.forms}
                 checksum = int(opened.get_slice(_CRC)[place : place + 1][0])
@@ -231,8 +248,11 @@ class EncodedFolder:
             raise DataError(f"row {place} of {path} is damaged (another CRC-32). {self._advice()}")
         return {name: tensors[name] for name in names or tensors}
 
+    def _place_of(self, shard: int) -> str:
+        return f"{self.fingerprint}/{shard}"
+
     def _advice(self) -> str:
-        return "Run scripts/encode_views.py with --verify, then once more without it: that encodes the shard again"
+        return "Run mimicbrush encode-views with --verify, then again without it. The second run encodes the shard anew"
 
 
 def read_encoded_folder(path: Path) -> EncodedFolder | None:
@@ -245,7 +265,7 @@ def read_encoded_folder(path: Path) -> EncodedFolder | None:
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
         if values["format"] != _FORMAT:
             raise DataError(
                 f"{path} holds encoded views of format {values['format']}, this code reads {_FORMAT}; encode again"
@@ -254,9 +274,9 @@ def read_encoded_folder(path: Path) -> EncodedFolder | None:
         folder = EncodedFolder(
             path, dict(values["settings"]), forms, int(values["num_rows"]), int(values["rows_per_shard"])
         )
-        assert folder.rows_per_shard > 0 and folder.bytes_per_row > 0
+        assert folder.num_rows > 0 and folder.rows_per_shard > 0 and folder.bytes_per_row > 0
         return folder
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, AssertionError) as error:
         raise DataError(f"{file} cannot be read ({error!r}); encode again into another folder") from error
 
 
@@ -270,19 +290,19 @@ def open_encoded_folder(path: Path) -> EncodedFolder:
     if folder is None:
         raise DataError(
             f"data.encoded_views={path} is no folder of encoded views (it has no {SETTINGS_NAME}); make one with "
-            "scripts/encode_views.py"
+            "mimicbrush encode-views"
         )
     missing = [shard for shard in range(folder.num_shards) if not folder.is_done(shard)]
     if missing:
         raise DataError(
             f"data.encoded_views={path}: {len(missing)} of {folder.num_shards} shards are not done; give the same "
-            "command of scripts/encode_views.py again, which goes on where it was"
+            "command of mimicbrush encode-views again; it encodes the missing ones"
         )
     return folder
 
 
 def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List the settings that encoded views do not share with what is wanted, for a message."""
+    """List the settings in which encoded views differ from what is wanted, for a message."""
     return [
         f"{name}: {stored.get(name)!r} there, {expected.get(name)!r} now"
         for name in {**stored, **expected}

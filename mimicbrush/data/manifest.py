@@ -190,7 +190,7 @@ def list_manifest_parts(root: Path) -> list[Path]:
     if not parts:
         raise DataError(
             f"{root} holds no mined pairs (no manifest/*.parquet); mine some first: "
-            f"python scripts/mine_pairs.py input=FOLDER_OF_VIDEOS {shlex.quote(f'output={root}')}"
+            f"mimicbrush mine input=FOLDER_OF_VIDEOS {shlex.quote(f'output={root}')}"
         )
     return parts
 

@@ -98,7 +98,7 @@ class PairSourceOptions:
     """A mined folder, one of several to train on, see `DataOptions.sources`.
 
     Attributes:
-        root: a folder made by scripts/mine_pairs.py.
+        root: a folder made by mimicbrush mine.
         kind: "video" or "image": which of its pairs to take.
         weight: share of the samples, relative to the others'.
         input_root: as in `DataOptions`.
@@ -115,7 +115,7 @@ class DataOptions:
     """Options of the training data: which pairs, and what happens to them on the way.
 
     Attributes:
-        root: a folder made by scripts/mine_pairs.py: the simple form, for one folder.
+        root: a folder made by mimicbrush mine: the simple form, for one folder.
         input_root: where the mined photographs lie, if they have moved since; "" is where they were mined.
         video_ratio: part of the samples that come from video pairs; the rest are images (paper Sec. 4.1).
         sources: name -> options: the general form, for any number of them, in place of `root` and `video_ratio`.
@@ -128,8 +128,8 @@ class DataOptions:
         mask: what is masked.
         fixed_views: each pair has so many augmentations (*ours*), which take turns from epoch to epoch and are the same
             for every seed; 0 (paper): a new one each time.
-        encoded_views: a folder made by scripts/encode_views.py, which holds these views as the frozen encoders see
-            them; "": they are encoded while training.
+        encoded_views: a folder made by mimicbrush encode-views, which holds these views as the frozen encoders see
+            them; "": the run encodes by itself.
         augment_on: "cpu" renders in the loader's processes; "device" lets them decode only, and jitters and warps
             whole batches where the model is. Same parameters, same samples up to rounding.
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
@@ -166,7 +166,7 @@ class DataOptions:
         if self.encoded_views and not self.fixed_views:
             raise InputError(
                 f"data.encoded_views={self.encoded_views} holds fixed views, and data.fixed_views=0 makes a new "
-                "augmentation each time; give data.fixed_views=K as scripts/encode_views.py had it"
+                "augmentation each time; give the data.fixed_views=K of that folder"
             )
         if self.sources and self.root:
             raise InputError(

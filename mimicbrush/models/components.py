@@ -135,16 +135,14 @@ SMALL_ENCODERS = {
 
 
 def read_encoders(folder: Path) -> SmallEncoders:
-    """Read the frozen networks that scripts/train_small_encoders.py leaves in a folder.
+    """Read the frozen networks that mimicbrush encoders leaves in a folder.
 
     Raises:
         InputError: one is absent.
     """
     absent = [name for name in SMALL_ENCODERS if not (folder / name / "config.json").is_file()]
     if absent:
-        raise InputError(
-            f"model.encoders={folder} lacks {', '.join(absent)}; scripts/train_small_encoders.py makes such a folder"
-        )
+        raise InputError(f"model.encoders={folder} lacks {', '.join(absent)}; mimicbrush encoders makes such a folder")
     return SmallEncoders(
         *(kind.from_pretrained(folder / name, use_safetensors=True).eval() for name, kind in SMALL_ENCODERS.items())
     )

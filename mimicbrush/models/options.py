@@ -183,7 +183,7 @@ class ToyModel(ModelOptions):
         layers_per_block: of both U-Nets.
         attention_heads: in every attention layer of both U-Nets.
         context_width: D, of the cross-attention of both U-Nets.
-        encoders: a folder with the frozen networks, as scripts/train_small_encoders.py leaves it, or "small", those of
+        encoders: a folder with the frozen networks, as mimicbrush encoders leaves it, or "small", those of
             the small model; "" takes a fixed linear autoencoder, and untrained encoders of image tokens and depth.
         shared_start: both U-Nets begin with the same weights, as at full size, where both begin as SD-1.5: what looks
             alike to one then looks alike to the other, which reference attention needs.

@@ -148,7 +148,7 @@ class GraphedPasses:
 
 
 class StaticCall:
-    """Function over buffers that stay where they are.
+    """Function whose inputs and results stay at the same addresses.
 
     Args:
         function: see `GraphedPasses.replay`.
@@ -200,7 +200,7 @@ class _Held:
 
 
 def make_cuda_capture(device: torch.device) -> Capture:
-    """Make what records on a GPU. All its graphs share their memory, for none runs beside another."""
+    """Make what records on a GPU. All its graphs share their memory, because only one runs at a time."""
     stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], Tree]) -> Callable[[], Tree]:

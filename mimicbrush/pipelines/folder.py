@@ -99,7 +99,7 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
     if (folder / "checkpoints").is_dir():
         raise InputError(
             f"{folder} is a training run that has no pipeline yet; "
-            f"`python scripts/export_run.py {shlex.quote(str(folder))}` makes one, "
+            f"`mimicbrush export {shlex.quote(str(folder))}` makes one, "
             f"{folder / 'exported'}, of its newest checkpoint"
         )
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"

@@ -76,7 +76,7 @@ def _check_safe(name: str, value: bool | None) -> None:
     if value is False:
         raise InputError(
             f"{name}=False: pickled weights can run code, so pipelines are read and written as .safetensors only; "
-            "scripts/convert_checkpoint.py imports released pickles, and exports them"
+            "mimicbrush convert imports released pickles, and exports them"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines.find_pipeline import find_pipeline
 from mimicbrush.pipelines.folder import read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
+from mimicbrush.ranges import NumberRange
 
 
 def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | str | None = None) -> MimicBrushPipeline:
@@ -80,7 +83,16 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
         raise InputError(f"{folder} cannot be loaded: {error}") from error
     for name, (class_name, network) in networks.items():
         check_weights(name, class_name, network, loaded.components[name])
+    _check_steps(folder, loaded.scheduler.config)
     return loaded
+
+
+def _check_steps(folder: Path, scheduler: Mapping[str, Any]) -> None:
+    """Check the most steps that a distilled model has learnt: diffusers does so in the middle of an edit."""
+    most = NumberRange(at_least=1, at_most=scheduler["num_train_timesteps"], whole=True)
+    if fault := most.find_fault(scheduler.get("original_inference_steps", 1)):
+        file = folder / "scheduler" / "scheduler_config.json"
+        raise InputError(f"{file} cannot be used: original_inference_steps {fault}")
 
 
 def load_components(folder: Path, size_px: int) -> Components:

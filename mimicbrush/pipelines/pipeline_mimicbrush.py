@@ -346,7 +346,7 @@ class MimicBrushPipeline(HubPipeline):
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma  # (B n, 4, h, w)
         references = self.read_references(prepared, timesteps, reference_batch_size)
         record = attention_record if recorder is None else recorder
-        obstacle = None if record is None else "where the reference was looked at is recorded, step by step"
+        obstacle = None if record is None else "the places where the model looks are recorded at each step"
         predict = self._replayed(self._predict_noise, [self.unet], obstacle)
         step_options = self._step_options(generator, eta)
         with self.progress_bar(total=len(timesteps)) as progress:
@@ -400,7 +400,7 @@ class MimicBrushPipeline(HubPipeline):
         most_steps = self.scheduler.config.get("original_inference_steps")  # of a distilled model (LCM)
         if most_steps is not None and num_inference_steps > most_steps:
             raise InputError(
-                f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer"
+                f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer steps"
             )
         if self.reference_unet is not None:
             check_references_are_read(self.unet, self.reference_unet)

@@ -195,7 +195,7 @@ def explain_error(error: Exception, device: torch.device) -> Exception:
     return MimicBrushError(
         f"the memory of {device} is full ({make_storable(str(error), 300)}). Take fewer samples in one pass "
         "(train.batch_size; a step still takes train.total_batch_size), train.selective_checkpointing=true, or "
-        "train.activation_checkpointing=true; docs/training.md says what fits"
+        "train.activation_checkpointing=true; docs/speed.md says what fits"
     )
 
 

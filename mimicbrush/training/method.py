@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from mimicbrush.data.batch import DecodedBatch
+from mimicbrush.data.batch import LoadedBatch
 from mimicbrush.training.export import ExportWeights, PipelineExporter
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import (
@@ -26,7 +26,7 @@ from mimicbrush.training.objective import (
     denoising_loss,
 )
 from mimicbrush.training.options import TrainOptions
-from mimicbrush.types import EncodedViews, Matches, TrainBatch
+from mimicbrush.types import EncodedViews, Matches
 
 #: What a method makes of a batch before the trained networks see it; the trainer only hands it on.
 InputsT = TypeVar("InputsT")
@@ -51,7 +51,7 @@ class TrainingMethod(Protocol[InputsT]):
         Sharding replaces parameters; so this is called again after it.
         """
 
-    def encode(self, batch: TrainBatch | DecodedBatch, device: torch.device) -> InputsT:
+    def encode(self, batch: LoadedBatch, device: torch.device) -> InputsT:
         """Compute everything about a batch that needs no gradients: its random numbers and its conditions.
 
         Args:
@@ -129,7 +129,7 @@ class MimicBrushMethod:
         """List what is trained, see `MimicBrushModel.trained_parameters`."""
         return self.model.trained_parameters()
 
-    def encode(self, batch: TrainBatch | DecodedBatch | EncodedViews, device: torch.device) -> EncodedBatch:
+    def encode(self, batch: LoadedBatch, device: torch.device) -> EncodedBatch:
         """Sample timesteps, noise and drops from `batch.key`, and run the frozen encoders."""
         options = self.options
         noise_sample = NoiseSample.for_keys(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ from mimicbrush.io.text import describe_error
 from mimicbrush.training.checkpoints import read_state
 from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import StopRequests, run_together
-from mimicbrush.training.method import TrainingMethod
 from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
 from mimicbrush.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from mimicbrush.training.method import TrainingMethod
 
 #: Adds up a tensor over all processes.
 Reduce = Callable[[torch.Tensor], torch.Tensor]

@@ -117,10 +117,6 @@ class FrozenEncoders:
             source_latents, masked_source_latents, reference_latents, latent_mask, image_tokens, depth_map
         )
 
-    def no_image_tokens(self, like: torch.Tensor) -> torch.Tensor:
-        """Give the image tokens of "no reference" for as many rows, (B, N, C)."""
-        return self.unconditional_inputs(like.device)[0].expand_as(like)
-
     @torch.no_grad()
     def encode_views(self, batch: TrainBatch) -> EncodedViews:
         """Encode a batch before noise and drops, float32: `StoredEncoders` makes of it what `encode` does."""

@@ -48,11 +48,11 @@ class TrainOptions:
             learn to leave out what does not match; 0 (paper) never.
         noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
             the model is: other numbers, and faster for small models with large batches.
-        distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps and without guidance (*ours* to
-            our model, see `training.methods.consistency_distillation`); "none" trains by the denoising loss.
-        distill_guidance: lowest and highest guidance scale of the teacher; one is chosen for each sample, and learnt.
-        distill_ddim_steps: steps of the teacher's sampler, of which the student learns to skip most.
-        distill_huber_c: below this, the loss of distillation is the square of a difference; above, the difference.
+        distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps, without guidance (*ours*, see
+            `training.methods.consistency_distillation`); "none" trains by the denoising loss.
+        distill_guidance: lowest and highest guidance scale of the teacher; each sample gets one of its own.
+        distill_ddim_steps: steps of the teacher's sampler; the student cannot take more.
+        distill_huber_c: differences below this count as squares in the loss of distillation, larger ones by their size.
         unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
         image_projector, depth_projector: "trained" (paper) or "frozen".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
@@ -63,16 +63,15 @@ class TrainOptions:
             folder.
         tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
-            would not fit otherwise. A step takes about a third longer.
-        selective_checkpointing: compute only norms and activation functions again, which is cheap: a sample takes less
-            than half the memory. Not together with `activation_checkpointing` or `compile`.
+            would not fit otherwise. Most of the forward pass is computed twice.
+        selective_checkpointing: compute only norms and activation functions again. A sample then takes about half
+            of the memory. It excludes `activation_checkpointing` and `compile`.
         low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
             activations.
-        fused_norms: GroupNorm and SiLU in one pass, by kernels of ours, on a CUDA GPU in half precision; the same up to
-            rounding. It needs Triton, and says so where it has no effect.
-        compile: compile both U-Nets with `torch.compile`; minutes at the start.
-        compile_parts: "unets" makes one graph of each U-Net; "blocks" one of each kind of block, which compiles in less
-            time, and fuses the norms and activations in resnets and transformers alike.
+        fused_norms: compute GroupNorm and SiLU in one pass, by kernels of ours, on a CUDA GPU in half precision; the
+            same up to rounding. It needs Triton. A warning says so if it has no effect.
+        compile: compile both U-Nets with `torch.compile`. This takes minutes at the start.
+        compile_parts: "unets" makes one graph of each U-Net; "blocks" makes one of each kind of block.
         attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
             that have it.
         default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
-from mimicbrush.data.batch import DecodedBatch
+from mimicbrush.data.batch import LoadedBatch
 from mimicbrush.errors import CheckpointError, DataError, MimicBrushError, UnsavedError
 from mimicbrush.io.jsonl import StepLog
 from mimicbrush.io.text import describe_error
@@ -44,10 +44,9 @@ from mimicbrush.training.metrics import (
 )
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.state import PendingStep, TrainingState, gather_full_tensor
-from mimicbrush.types import TrainBatch
 
 #: (first step, last step) -> the micro-batches of these steps, for this rank; None wherever the next takes its time.
-Loader = Callable[[int, int], Iterable[TrainBatch | DecodedBatch | None]]
+Loader = Callable[[int, int], Iterable[LoadedBatch | None]]
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class Trainer:
             state.tracker = read_tracker_ids(accelerator)
             self.step_log = StepLog(self.run_dir / "metrics.jsonl", state.step)
 
-    def _compute_gradients(self, batches: Iterator[TrainBatch | DecodedBatch | None]) -> bool:
+    def _compute_gradients(self, batches: Iterator[LoadedBatch | None]) -> bool:
         """Forward and backward, in as many passes as the batch needs; False where the run is to stop instead."""
         accelerator, model = self.accelerator, self.model
         model.train()
@@ -237,7 +236,7 @@ class Trainer:
                 self.metrics.add(loss)
         return True
 
-    def _next_batch(self, batches: Iterator[TrainBatch | DecodedBatch | None]) -> TrainBatch | DecodedBatch | None:
+    def _next_batch(self, batches: Iterator[LoadedBatch | None]) -> LoadedBatch | None:
         """Wait for the next batch; None where all processes agree to stop: by a signal, the time or an error."""
         with self.metrics.measure_waiting():
             batch, self.failure = await_next(batches, self.stop)
@@ -376,7 +375,7 @@ class Trainer:
         except (OSError, SafetensorError) as error:
             raise UnsavedError(
                 f"the pipeline could not be written ({error}). The last checkpoint is good: make room, and let "
-                f"train.resume=latest or scripts/export_run.py write {self.run_dir / 'pipeline'}"
+                f"train.resume=latest or mimicbrush export write {self.run_dir / 'pipeline'}"
             ) from error
 
 

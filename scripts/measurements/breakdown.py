@@ -18,7 +18,8 @@ from typing import Any
 
 from measurements.editing import EDIT_VARIANTS, EditSetting
 from measurements.harness import Counted, Side, free_memory
-from measurements.training_step import TRAIN_VARIANTS, StepSetting, check_variants
+from measurements.training_step import StepSetting
+from measurements.training_variants import TRAIN_VARIANTS, check_variants
 
 from mimicbrush.errors import MimicBrushError
 

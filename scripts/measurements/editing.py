@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from measurements.harness import Case, Counted, Made, Side, check_equal, count_flops, exact_float32, time_alone
-from measurements.training_step import FULL_SIZE_PX, FULL_WIDTHS, ROUNDS, choose_variants
+from measurements.training_step import FULL_SIZE_PX, FULL_WIDTHS
+from measurements.training_variants import ROUNDS, choose_variants
 
 from mimicbrush.errors import MimicBrushError
 

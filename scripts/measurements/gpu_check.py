@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from measurements.editing import EDIT_VARIANTS
-from measurements.training_step import TRAIN_VARIANTS, check_variants
+from measurements.training_variants import TRAIN_VARIANTS, check_variants
 
 from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io.atomic import write_json
@@ -46,6 +46,7 @@ COMMAND = (sys.executable, "-m", "measurements.gpu_pieces")
 ALWAYS_CARRIED = {"diffusers": "diffusers", "importlib-metadata": "importlib_metadata", "zipp": "zipp"}
 OFTEN_THERE = {
     "accelerate": "accelerate",
+    "numpy": "numpy",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "psutil": "psutil",
@@ -55,6 +56,7 @@ OFTEN_THERE = {
 }
 #: What the speed of ours must reach: of training against the peer at its best micro-batch, and in seconds of an edit.
 GOALS = {"times_faster": 1.8, "share_of_peak": 0.35, "edit_current_s": 0.6, "edit_zero_s": 0.4}
+DEVICES = ("cpu", "cuda")
 SECONDS = NumberRange(at_least=1, at_most=10**6, whole=True)
 
 
@@ -322,9 +324,11 @@ def main() -> None:
     parser.add_argument(
         "pieces", nargs="*", metavar="PIECE", help=f"{', '.join(LIMITS_S)} (default: all), or PIECE:VARIANT,VARIANT"
     )
-    parser.add_argument("--toy", action="store_true", help="at toy size, on $DEVICE, or on a CPU where that is not set")
-    parser.add_argument("--limit", type=SECONDS.read, metavar="SECONDS", help="of each piece, instead of its own limit")
-    parser.add_argument("--wheels", action="store_true", help="say how to collect the packages that are needed")
+    parser.add_argument("--toy", action="store_true", help="toy size, on $DEVICE (default: a CPU)")
+    parser.add_argument("--limit", type=SECONDS.read, metavar="SECONDS", help="limit of each piece, instead of its own")
+    parser.add_argument(
+        "--wheels", action="store_true", help="say how to collect packages for a machine without a network"
+    )
     arguments = parser.parse_args()
     if arguments.wheels:
         print(describe_wheels())
@@ -332,6 +336,8 @@ def main() -> None:
     if arguments.out is None:
         parser.error("OUT is needed")
     device = os.environ.get("DEVICE") or ("cpu" if arguments.toy else "cuda")
+    if device not in DEVICES:
+        raise InputError(f"DEVICE={device}: must be {' or '.join(DEVICES)}")
     pieces = [read_piece(text, arguments.limit) for text in arguments.pieces or LIMITS_S]
     check_packages()
     check_output_folder(arguments.out, "OUT")

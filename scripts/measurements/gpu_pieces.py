@@ -23,14 +23,15 @@ import torch
 from measurements.breakdown import BREAKDOWN_STEPS, breakdown_rows
 from measurements.editing import EditSetting, edit_rows
 from measurements.harness import Counted, free_memory
-from measurements.training_step import SMALL, StepSetting, train_step_rows
+from measurements.training_step import SMALL, StepSetting
+from measurements.training_variants import train_step_rows
 
 from mimicbrush.errors import MimicBrushError
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What runs on the device that $DEVICE names. What a test notes of itself (`user_properties`) is in its row.
 PARITY_TESTS = ("tests/parity/test_on_a_device.py",)
-#: The status of a process whose GPU answers no more: another one may go on.
+#: The status of a process whose GPU no longer responds: another one may go on.
 GPU_LOST = 3
 
 Tell = Callable[[dict[str, Any]], None]
@@ -53,11 +54,11 @@ def run(request: dict[str, Any], tell: Tell) -> None:
 
     Raises:
         MimicBrushError: there is no such device.
-        SystemExit: the GPU answers no more.
+        SystemExit: the GPU no longer responds.
     """
     device, done = request["device"], set(request["done"])
     if device == "cuda" and not torch.cuda.is_available():
-        raise MimicBrushError("PyTorch sees no GPU; DEVICE=cpu tries everything on a CPU, at toy size")
+        raise MimicBrushError("PyTorch sees no GPU; set DEVICE=cpu to try everything on a CPU, at toy size")
     tell({"machine": describe_machine(device)})
     if request["piece"] == "parity":
         run_parity(device, request["toy"], done, tell)
@@ -66,7 +67,7 @@ def run(request: dict[str, Any], tell: Tell) -> None:
 
 
 def describe_machine(device: str) -> dict[str, object]:
-    """What the figures hang on."""
+    """Describe the machine that the figures are from."""
     found: dict[str, object] = {
         "name": platform.processor() or platform.machine(),
         "torch": torch.__version__,  # it also names its CUDA
@@ -103,7 +104,7 @@ def run_rows(rows: Iterable[Counted], device: str, done: Collection[str], tell: 
     """Measure row by row; one that fails leaves the others.
 
     Raises:
-        SystemExit: the GPU answers no more.
+        SystemExit: the GPU no longer responds.
     """
     for row in rows:
         if row.case in done:
@@ -117,19 +118,19 @@ def run_rows(rows: Iterable[Counted], device: str, done: Collection[str], tell: 
         tell({"case": row.case, **found, "seconds": round(time.monotonic() - start, 1)})
         if found["status"] == "failed":
             check_gpu(device)
-            free_memory()
 
 
 def check_gpu(device: str) -> None:
-    """After some errors no call to a GPU succeeds in this process.
+    """Free what has failed, and check that the GPU still answers: after some errors it never does in this process.
 
     Raises:
-        SystemExit: that is so.
+        SystemExit: it does not.
     """
     try:
+        free_memory()  # first: a full memory is no lost GPU
         torch.ones(1, device=device).cpu()
     except RuntimeError as error:
-        print(f"the GPU answers no more: {error}", file=sys.stderr)
+        print(f"the GPU no longer responds: {error}", file=sys.stderr)
         raise SystemExit(GPU_LOST) from None
 
 
@@ -137,7 +138,7 @@ def run_parity(device: str, toy: bool, done: Collection[str], tell: Tell) -> Non
     """Run the tests; each is a row. To try it, those that take longer are left out.
 
     Raises:
-        SystemExit: the GPU answers no more.
+        SystemExit: the GPU no longer responds.
     """
     # Other plugins of pytest that happen to be installed have no part in this.
     os.environ.update(DEVICE=device, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
@@ -175,7 +176,7 @@ class TellTests:
             try:
                 check_gpu(self.device)
             except SystemExit as error:
-                pytest.exit("the GPU answers no more", returncode=int(str(error)))
+                pytest.exit("the GPU no longer responds", returncode=int(str(error)))
         elif report.skipped:
             self.tell({**row, "status": "skipped", "error": report.longreprtext[-500:]})
         elif report.when == "call":

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from mimicbrush.errors import MimicBrushError
 
 # glibc's malloc.h.
@@ -185,6 +183,8 @@ def largest_difference(ours: Any, peer: Any) -> float:
         if not isinstance(peer, Sequence) or len(ours) != len(peer):
             return float("inf")
         return max(map(largest_difference, ours, peer), default=0.0)
+    import numpy as np  # not above: the GPU check starts without it, to say that it is absent
+
     left, right = (np.asarray(getattr(each, "cpu", lambda each=each: each)()) for each in (ours, peer))
     if left.shape != right.shape or left.dtype != right.dtype:
         return float("inf")

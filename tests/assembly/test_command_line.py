@@ -242,7 +242,7 @@ def test_nasty_names_go_through_mining_training_exporting_and_evaluating(tmp_pat
     assert shlex.split(find_line(told, "next: "))[-1] == f"data.root={pairs}"
     told = script("train.py", *SMALLEST, f"data.root={pairs}", f"run_dir={run}", f"run_name={NASTY}",
                   "train.max_steps=1")  # fmt: skip
-    assert shlex.split(find_line(told, "scripts/infer.py"))[-1] == f"{run}/pipeline"
+    assert shlex.split(find_line(told, "mimicbrush edit"))[-1] == f"{run}/pipeline"
     assert sorted(path.name for path in (tmp_path / NASTY).iterdir()) == ["2024_11_29", "3.10", "in"]
     stored = OmegaConf.load(tmp_path / run / "config.yaml")
     assert (stored.data.root, stored.run_dir, stored.run_name) == (pairs, run, NASTY)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from composed import CONFIGS, compose_anew, compose_train
@@ -8,6 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from mimicbrush import assembly
+from mimicbrush.assembly.config import apply_pipeline_conventions, run_identity
 from mimicbrush.cli.dev.ablations import TABLES
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
@@ -16,6 +18,7 @@ from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
 from mimicbrush.training.options import TrainOptions
 
+ROOT = CONFIGS.parent
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 
@@ -187,3 +190,22 @@ def test_options_forced_in_are_errors_too() -> None:
     config = compose_anew("data.root=somewhere", "+experiment=smoke", "+train.max_step=20", "+sede=1")
     with pytest.raises(InputError, match=r"(?s)train\.max_step \(did.*max_steps\?\).*sede \(did you mean seed\?\)"):
         assembly.check_option_names(config)
+
+
+@pytest.mark.parametrize(
+    ("choices", "name"),
+    [
+        (["model=shipped", "train.prediction_type=v_prediction"], "model.path"),
+        (["+experiment=small_options"], "model.encoders"),
+    ],
+    ids=["path", "encoders"],
+)
+def test_a_run_stays_the_same_where_its_starting_weights_have_another_name(choices: list[str], name: str) -> None:
+    def identity(*more: str) -> dict[str, Any]:
+        config, _ = apply_pipeline_conventions(compose_train("data.root=somewhere", "run_dir=run", *choices, *more))
+        return run_identity(config, [])
+
+    named = identity()
+    # Before the small model had a name, configs gave its folder.
+    assert name not in named and identity(f"{name}={ROOT / 'mimicbrush/assets/proof'}") == named
+    assert identity("seed=5") != named

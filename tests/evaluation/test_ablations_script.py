@@ -36,7 +36,7 @@ SMALLEST = [
         (["--rows", "grid_050"], "every row is compared with full"),
         (["--table", "options", "--rows", "all_heads"], "every row is compared with recipe"),
         (["--table", "options", "--rows", "recipe", "grid_050"], "must be one of recipe, no_correspondence_loss"),
-        (["--pairs", "nowhere"], "scripts/small_model_data.py"),
+        (["--pairs", "nowhere"], "mimicbrush data"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(

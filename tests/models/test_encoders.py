@@ -72,4 +72,4 @@ def test_missing_weights_are_all_named(tmp_path: Path) -> None:
         find_weights(PretrainedModel(vae=str(tmp_path), unet="nobody/nothing"))
     message = str(caught.value)
     assert "model.unet=nobody/nothing" in message and "model.image_encoder=" in message
-    assert "model.vae" not in message and "scripts/fetch_weights.py" in message
+    assert "model.vae" not in message and "mimicbrush fetch" in message

@@ -200,7 +200,7 @@ def test_all_problems_are_told_at_once_with_their_options(own: Path) -> None:
     message = str(caught.value)
     for part in ("vae", "unet"):
         assert f"model.{part}={own / REPOSITORIES[part]}: " in message
-    assert "model.image_encoder" not in message and "scripts/fetch_weights.py" in message
+    assert "model.image_encoder" not in message and "mimicbrush fetch" in message
 
 
 def test_the_two_unets_must_fit_each_other(own: Path) -> None:

@@ -11,9 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from measurements.harness import exact_float32
 from measurements.training_step import StepSetting
 from released_golden import GoldenPipeline, golden_path
+from torch import nn
+
+from mimicbrush.models.norms.fused_norms import FusedGroupNorm, find_obstacle
+from mimicbrush.models.norms.low_precision import HalfGroupNorm
 
 DEVICE = torch.device(os.environ.get("DEVICE") or "cpu")
 #: Of the released code's numbers in float32.
@@ -21,6 +26,8 @@ TOLERANCE = 1e-4
 #: What bfloat16 may change, as a part of the norm: of the latents after four steps (on a CPU: 0.013), of all gradients
 #: of a step on random weights, encoders included (0.26; two gradients without relation: 1.4), and of the loss.
 BF16_LATENTS, BF16_GRADIENTS, BF16_LOSS = 0.05, 0.5, 0.02
+#: And of what a norm gives, and of its gradients (on a CPU: 0.003).
+BF16_NORM = 0.01
 SETTING = StepSetting(size_px=64, block_out_channels=(32, 32, 32, 32), batch_size=2, device=DEVICE.type, made_on="cpu")
 
 Record = Callable[[str, object], None]
@@ -112,11 +119,37 @@ def test_a_training_step_has_the_numbers_of_the_peer_and_of_another_layout(
 
 
 @pytest.mark.slow
-def test_a_training_step_in_bfloat16_is_near(in_float32: tuple[float, torch.Tensor], record: Record) -> None:
+@pytest.mark.parametrize("others", [(), ("fused_norms", "selective_checkpointing")])
+def test_a_training_step_in_bfloat16_is_near(
+    in_float32: tuple[float, torch.Tensor], others: tuple[str, ...], record: Record
+) -> None:
     expected_loss, expected = in_float32
-    options = {"low_precision_norms": True}
+    options = dict.fromkeys(("low_precision_norms", *others), True)
     loss, found = gradients(replace(SETTING, half=True, options=options), channels_last=True)
     off = relative(found, expected)
     record("relative_difference", off)
     assert loss == pytest.approx(expected_loss, rel=BF16_LOSS)
     assert 0 < off < BF16_GRADIENTS
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_a_fused_norm_in_bfloat16_is_near(silu: bool, record: Record) -> None:
+    """Forward and backward; on a GPU these are the Triton kernels, which no float32 reaches."""
+    generator = torch.Generator().manual_seed(0)
+    image, gradient = torch.randn(2, 2, 320, 24, 20, generator=generator).bfloat16()
+    norm = HalfGroupNorm(32, 320)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    norm, results = norm.to(DEVICE), []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = image.to(DEVICE, dtype).to(memory_format=torch.channels_last).requires_grad_()
+        if dtype == torch.float32:
+            result = F.silu(norm(x)) if silu else norm(x)
+        else:
+            assert DEVICE.type != "cuda" or find_obstacle(x) is None
+            result = FusedGroupNorm(norm, silu)(x)
+        found = torch.autograd.grad(result, (x, *norm.parameters()), gradient.to(DEVICE, dtype))
+        results.append([each.detach().float() for each in (result, *found)])
+    off = max(relative(found, expected) for expected, found in zip(*results, strict=True))
+    record("relative_difference", off)
+    assert 0 < off < BF16_NORM

@@ -33,7 +33,7 @@ SCHEDULERS = [
     for name in (
         *("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
         *("EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM"),
-        "UniPCMultistep",
+        *("LCM", "UniPCMultistep"),
     )
 ]
 
@@ -232,7 +232,7 @@ def _cast(pipe: MimicBrushPipeline) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_record, "looked at is recorded, step by step"),
+        (_record, "model looks are recorded at each step"),
         (_hook, "a hook .* runs at every pass of mid_block"),
         pytest.param(_cast, "a hook .* runs at every pass of ", marks=pytest.mark.slow),
     ],

@@ -70,7 +70,7 @@ def test_what_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no pipeline folder \(it has no model_index.json\)"):
         open_pipeline(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"run that has no pipeline yet; `python scripts/export_run\.py"):
+    with pytest.raises(InputError, match=r"run that has no pipeline yet; `mimicbrush export"):
         open_pipeline(tmp_path)
     with pytest.raises(InputError, match=r"must be auto, float32, float16, bfloat16 or a torch\.dtype, got 'half'"):
         open_pipeline("small", dtype="half")

@@ -123,5 +123,5 @@ def test_the_papers_setting_names_what_is_missing(
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
     absent = ("data.root is not set", "model.unet=", "model.depth_estimator=", "no CUDA GPU")
-    for expected in (*absent, "scripts/fetch_weights.py"):
+    for expected in (*absent, "mimicbrush fetch"):
         assert expected in done.stderr

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measurements import activations, harness, memory, training_step
+from measurements import activations, harness, memory, training_step, training_variants
 
 from mimicbrush.errors import MimicBrushError
 
@@ -77,11 +77,11 @@ def test_a_full_size_step_by_count() -> None:
 @pytest.mark.slow
 def test_the_share_of_the_peak_counts_a_sample_of_which_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H200")
-    work = harness.Made(lambda: training_step.work_of_a_sample(training_step.StepSetting(half=True), "cuda"))
+    work = harness.Made(lambda: training_variants.work_of_a_sample(training_step.StepSetting(half=True), "cuda"))
     assert work()[0] / 1e12 == pytest.approx(9.13, abs=0.01)
     made = harness.Made(lambda: (None, None))
-    monkeypatch.setattr(training_step, "time_alone", lambda *_: {"ms": 46.3})
-    row = training_step._time_variant(False, made, SETTING, 1, work, {2: 92.6})
+    monkeypatch.setattr(training_variants, "time_alone", lambda *_: {"ms": 46.3})
+    row = training_variants._time_variant(False, made, SETTING, 1, work, {2: 92.6})
     # As measured at micro-batch 32: docs/results.md.
     assert row["share_of_peak"] == pytest.approx(0.20, abs=0.005) and row["time_ratio"] == 2
 
@@ -121,4 +121,4 @@ def test_kept_memory_changes_no_result() -> None:
 def test_the_gpu_measurement_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MimicBrushError, match="needs a CUDA GPU"):
-        next(iter(training_step.train_step_gpu()))
+        next(iter(training_variants.train_step_gpu()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composed import compose_train
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import load_file
 from toy_data import photograph
@@ -365,6 +367,13 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
     assert np.isfinite(edit(3, num_inference_steps=1)).all()
     with pytest.raises(InputError, match="num_inference_steps=51: this model was distilled to 50 or fewer"):
         edit(3, num_inference_steps=51)
+    config = tmp_path / "run" / "pipeline" / "scheduler" / "scheduler_config.json"
+    original = config.read_text()
+    for steps in (None, 0, 2.5, "x", 1001, [1]):
+        config.write_text(json.dumps({**json.loads(original), "original_inference_steps": steps}))
+        with pytest.raises(InputError, match=r"original_inference_steps must be a whole number in 1\.\.1000"):
+            load_pipeline(config.parents[1])
+    config.write_text(original)
     with pytest.raises(InputError, match="was distilled to few steps, which more training would undo"):
         distill(mined, tmp_path / "again", tmp_path / "run" / "pipeline")
     arguments = ["r.png", "s.png", "m.png", "--model", str(tmp_path / "run" / "pipeline"), "--steps", "51"]
@@ -388,6 +397,15 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
 def test_what_distillation_leaves_no_choice_in_is_said(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainOptions(**{**FROZEN, **changed})
+
+
+def test_evaluations_take_no_more_steps_than_are_learnt(mined: Path, tmp_path: Path, teacher: Path) -> None:
+    few = ["train.distill_ddim_steps=10", "eval.every_steps=1"]
+    with pytest.raises(InputError, match=r"eval\.num_inference_steps=20 is more than train\.distill_ddim_steps=10"):
+        distill(mined, tmp_path / "run", teacher, *few, "eval.num_inference_steps=20")
+    assert not (tmp_path / "run").exists()
+    # The experiment evaluates what it teaches.
+    assert compose_train("+experiment=distill").eval.num_inference_steps is None
 
 
 def test_there_must_be_something_to_learn_from(mined: Path, tmp_path: Path) -> None:

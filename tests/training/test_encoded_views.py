@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from loaded_batches import load_batches
 from measurements.encoded_views import count_full_size
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from toy_run import SMALLEST, everything, forget_accelerate, metrics, train
 
 from mimicbrush.assembly import encoding
@@ -25,7 +29,7 @@ from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair import Pair
 from mimicbrush.data.pair_sources import load_pair_sources
 from mimicbrush.data.sampler import RankBatches
-from mimicbrush.errors import DataError, InputError
+from mimicbrush.errors import DataError, InputError, LockedError
 from mimicbrush.training import method
 from mimicbrush.training.checkpoints import checkpoint_path
 from mimicbrush.training.objective import FrozenEncoders
@@ -206,7 +210,7 @@ def test_a_damaged_shard_is_found_when_it_is_read_and_made_again(
             folder.read_row(row)
         except DataError as error:
             failed += 1
-            assert "damaged (another CRC-32). Run scripts/encode_views.py with --verify" in str(error)
+            assert "damaged (another CRC-32). Run mimicbrush encode-views with --verify" in str(error)
     assert failed == 1
     # Training replaces it, as it does a damaged image.
     dataset = stored_dataset(mined, output)
@@ -218,6 +222,80 @@ def test_a_damaged_shard_is_found_when_it_is_read_and_made_again(
     encode(mined, output, "--verify")
     assert capsys.readouterr().out.endswith(f"all 4 shards in {output} are whole\n")
     assert files(output) == files(half)
+
+
+def read_all(folder: Path) -> list[str]:
+    """What is said of the rows that cannot be read."""
+    encoded_views._open_shard.cache_clear()
+    opened, told = open_encoded_folder(folder), []
+    for row in range(opened.num_rows):
+        try:
+            opened.read_row(row)
+        except DataError as error:
+            told.append(str(error))
+    return told
+
+
+def copy_of(half: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """A folder of its own, the first shard in it, and that shard's marker."""
+    shutil.copytree(half, folder)
+    opened = open_encoded_folder(folder)
+    return folder, opened.shard_path(0), opened.marker_path(0)
+
+
+def test_a_shard_in_the_place_of_another_is_refused(half: Path, tmp_path: Path) -> None:
+    folder, shard, _ = copy_of(half, tmp_path / "views")
+    shutil.copyfile(open_encoded_folder(folder).shard_path(1), shard)
+    told = read_all(folder)
+    assert len(told) == ROWS_PER_SHARD and all("cannot be read (it is another shard). Run" in each for each in told)
+
+
+@pytest.mark.parametrize("about", ["[]", "3", "[" * 100_000, "{}", '{"place": PLACE, "faults": 3}', None])
+def test_a_shard_with_a_strange_head_is_refused(half: Path, tmp_path: Path, about: str | None) -> None:
+    folder, shard, marker = copy_of(half, tmp_path / "views")
+    with safe_open(shard, "pt") as opened:
+        place = json.dumps(json.loads(opened.metadata()["about"])["place"])
+    save_file(load_file(shard), shard, None if about is None else {"about": about.replace("PLACE", place)})
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "bytes": shard.stat().st_size}))
+    told = read_all(folder)
+    assert len(told) == ROWS_PER_SHARD and all("cannot be read" in each for each in told)
+
+
+def test_what_nests_too_deep_is_damaged(mined: Path, half: Path, tmp_path: Path) -> None:
+    folder, _, marker = copy_of(half, tmp_path / "views")
+    marker.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="1 of 4 shards are not done"):
+        open_encoded_folder(folder)
+    for text in ("[" * 100_000, (half / "views.json").read_text().replace('"num_rows": 16', '"num_rows": 1e999')):
+        (folder / "views.json").write_text(text)
+        with pytest.raises(DataError, match=r"views\.json cannot be read"):
+            open_encoded_folder(folder)
+
+
+def test_damaged_constants_are_refused_and_written_anew(mined: Path, half: Path, tmp_path: Path) -> None:
+    folder, _, _ = copy_of(half, tmp_path / "views")
+    file = folder / "constants.safetensors"
+    content = load_file(file)
+    save_file({**content, "no_image_tokens": content["no_image_tokens"] * 2}, file)
+    with pytest.raises(DataError, match=r"\(another CRC-32\); give the same command"):
+        train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={folder}", "train.max_steps=1")
+    save_file({"other": content["no_depth_map"]}, file)
+    with pytest.raises(DataError, match="cannot be read"):
+        encode(mined, folder, "--verify")
+    encode(mined, folder)
+    assert files(folder) == files(half)
+
+
+def test_parts_of_another_count_do_not_meet(mined: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "views"
+    with encoding._hold_part(folder, (0, 2)):
+        with encoding._hold_part(folder, (1, 2)):
+            pass
+        for part in ("0/3", "0/1"):
+            with pytest.raises(LockedError, match="is being written to by process"):
+                encode(mined, folder, "--part", part)
+    encode(mined, folder, "--part", "0/3")
+    assert sorted(path.name[0] for path in folder.iterdir()) == ["c", "m", "s", "v"]
 
 
 def test_a_pair_that_could_not_be_read_is_replaced_as_it_would_be_live(
@@ -263,7 +341,7 @@ def test_views_of_other_settings_are_refused(mined: Path, half: Path, tmp_path: 
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={half}", "train.max_steps=1", changed)
     message = str(refused.value)
     assert f"data.encoded_views={half} was encoded with other settings:\n  {named}" in message
-    assert "encode again into another folder with scripts/encode_views.py" in message
+    assert "encode again into another folder with mimicbrush encode-views" in message
     if changed == "data.fixed_views=3":
         with pytest.raises(DataError, match=f"--output {half} was encoded with other settings"):
             encode(mined, half, changed)

@@ -19,7 +19,7 @@ import torch
 import warm_scripts
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from toy_run import SMALLEST, differing, forget_accelerate, metrics, train, weights
+from toy_run import SHORTEST, SMALLEST, differing, forget_accelerate, metrics, train, weights
 
 from mimicbrush import assembly
 from mimicbrush.data.manifest import read_manifest
@@ -141,11 +141,13 @@ def test_a_killed_run_resumes_to_the_same_bits(
 EXPERIMENTS, ABLATIONS = (
     sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml")) for group in ("experiment", "ablation")
 )
-#: A choice of size and machine for experiments that are not made for a CPU.
-AT_TOY_SIZE = [
-    *["model=toy", *SMALLEST[1:], "train.device=cpu", "train.mixed_precision=no", "train.tracker=none"],
-    *["eval.every_steps=0", "model.encoders=''"],
-]
+#: A choice of machine, and of size, for experiments that are not made for a CPU.
+ON_A_CPU = ["train.device=cpu", "train.mixed_precision=no", "train.tracker=none", "eval.every_steps=0"]
+AT_TOY_SIZE = ["model=toy", *SMALLEST[1:], "model.encoders=''"]
+
+
+#: Experiments that begin with a trained pipeline.
+DISTILLED = ("distill", "small_distill")
 
 
 @pytest.mark.slow
@@ -154,14 +156,24 @@ AT_TOY_SIZE = [
 def test_every_experiment_with_every_ablation_takes_a_step(
     mined: Path, tmp_path: Path, experiment: str, ablation: str | None
 ) -> None:
-    chosen = [f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else [])]
-    assembly.register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        given = [*chosen, *AT_TOY_SIZE, f"data.root={mined}", f"run_dir={tmp_path}", "train.max_steps=1",
+    def take_a_step(experiment: str, run_dir: Path, *model: str) -> None:
+        chosen = [f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else [])]
+        given = [*chosen, *model, *ON_A_CPU, f"data.root={mined}", f"run_dir={run_dir}", "train.max_steps=1",
                  "train.lr_warmup_steps=0"]  # fmt: skip
-        config = compose("train", given)
-    assert assembly.train(config, tmp_path) == 0
-    assert metrics(tmp_path)[-1]["loss"] > 0
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose("train", given)
+        assert assembly.train(config, run_dir) == 0
+        assert metrics(run_dir)[-1]["loss"] > 0
+
+    assembly.register_schemas()
+    if experiment not in DISTILLED:
+        take_a_step(experiment, tmp_path, *AT_TOY_SIZE)
+        return
+    take_a_step("smoke", tmp_path / "teacher", *AT_TOY_SIZE)
+    forget_accelerate()
+    pipeline = ["model=pipeline", f"model.path={tmp_path / 'teacher' / 'pipeline'}",
+                "train.prediction_type=v_prediction"]  # fmt: skip
+    take_a_step(experiment, tmp_path / "student", *pipeline, *SHORTEST[1:])
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Ablations at the scale of the small model: the paper's rows, or our own options.
 
-python scripts/ablations.py --output runs/ablations
-python scripts/ablations.py --table options --output runs/options
+mimicbrush ablations --output runs/ablations
+mimicbrush ablations --table options --output runs/options
 
-Trains every row with every seed (a sweep of scripts/train.py), evaluates each on held-out pairs, and writes effects.md.
+Trains every row with every seed (a sweep of mimicbrush train), evaluates each on held-out pairs, and writes effects.md.
 This table says how much better the first row is than each other row. The same command continues a run that was stopped.
 --table paper (the default) has the rows of the paper's Tables 3 and 4, and says whether the direction of the paper's
 effect is seen. With --table options, each row leaves out or changes one of our options, and keypoint transfer is
@@ -122,7 +122,7 @@ def main() -> None:
     if not (arguments.pairs / "manifest").is_dir():
         raise InputError(
             f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
-            "  python scripts/small_model_data.py --output small_model_data"
+            "  mimicbrush data --output small_model_data"
         )
     check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output):

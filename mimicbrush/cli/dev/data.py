@@ -1,6 +1,6 @@
 """Make what the small model is trained on and tested with.
 
-python scripts/small_model_data.py --output small_model_data
+mimicbrush data --output small_model_data
 
 Renders clips and stills, adds real clips and photographs if you name some, and mines all of them: OUTPUT/pairs/train
 is to train on, OUTPUT/pairs/heldout to test with. The same command continues a run that was stopped.

@@ -56,7 +56,7 @@ def main() -> None:
     if not is_shipped():
         raise InputError(
             "the demo begins with the small model that comes with the project, and this installation has none; take a "
-            "whole checkout, or train from random weights: python scripts/train.py +experiment=smoke data.root=MINED"
+            "whole checkout, or train from random weights: mimicbrush train +experiment=smoke data.root=MINED"
         )
     check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output):
@@ -100,7 +100,7 @@ def fresh_folder(folder: Path) -> Path:
         raise InputError(f"{folder} was not made by this demo and will not be emptied; name another with --output")
     for path in older:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    (folder / MARKER).write_text("Made by scripts/demo.py, which empties this folder when it runs again.\n")
+    (folder / MARKER).write_text("Made by mimicbrush demo, which empties this folder when it runs again.\n")
     return folder
 
 
@@ -118,7 +118,7 @@ def command(name: str, *arguments: str) -> None:
     print(f"$ {shlex.join(['mimicbrush', name, *arguments])}", flush=True)
     done = subprocess.run([sys.executable, "-m", "mimicbrush", name, *arguments], check=False)
     if done.returncode:
-        raise MimicBrushError(f"mimicbrush {name} ended with status {done.returncode}; its message stands above")
+        raise MimicBrushError(f"mimicbrush {name} ended with status {done.returncode}; see its message above")
 
 
 def render(folder: Path, seed: int) -> None:
@@ -194,7 +194,7 @@ def write_edits(folder: Path) -> Path:
     """Write the edits: of the first held-out clips the pair that moved farthest, with a hole over what moved.
 
     Returns:
-        The folder, with the list that scripts/infer.py --batch takes.
+        The folder, with the list that mimicbrush edit --batch takes.
     """
     from PIL import Image
 
@@ -333,7 +333,7 @@ Where to look
   {folder / "mined_pairs.png"}        pairs of frames, with their matches
   {folder / "after"}/            results, and maps of where each hole looked; {folder / "before"}/: before fine-tuning
   {folder / "evaluation"}/       all numbers (metrics.json), and sheets with wrong references and baselines
-  {folder / "run" / "pipeline"}/     the model that was fine-tuned, for scripts/infer.py --model
+  {folder / "run" / "pipeline"}/     the model that was fine-tuned, for mimicbrush edit --model
   {folder / "clips"}/, {folder / "pairs"}/   what it was made from"""
 
 

@@ -1,9 +1,9 @@
 """Encode K fixed augmentations of every training pair once, to train from them without the frozen encoders.
 
-python scripts/encode_views.py +experiment=NAME data.root=MINED data.fixed_views=K [OPTION=VALUE ...] --output DIR
+mimicbrush encode-views +experiment=NAME data.root=MINED data.fixed_views=K [OPTION=VALUE ...] --output DIR
 
-Takes the options of scripts/train.py. It prints the size before it starts. After an interruption, the same command goes
-on with the shards that are missing. Then train with the same options and data.encoded_views=DIR (docs/training.md).
+Takes the options of mimicbrush train. It prints the size before it starts. After an interruption, the same command
+encodes the missing shards. Then train with the same options and data.encoded_views=DIR (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for scripts/train.py")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="gets the encoded views")
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for mimicbrush train")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the encoded views")
     parser.add_argument(
-        "--part", type=read_part, metavar="I/N", help="encode every N-th shard from number I on; I is 0..N-1 (default: "
-        "all shards; of several processes that torchrun starts, each takes its own part)",
+        "--part", type=read_part, metavar="I/N", help="encode every N-th shard, starting with number I (0 to N-1); "
+        "default: all shards, which the processes of torchrun share",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", **one_of("float16", "float32"), default="float16", help="of what is stored (default: float16)"
+        "--precision",
+        **one_of("float16", "float32"),
+        default="float16",
+        help="type of the stored numbers (default: float16)",
     )
     parser.add_argument("--size", action="store_true", help="only print how large the views will be")
-    parser.add_argument("--verify", action="store_true", help="only read every byte of the views in DIR, and compare")
+    parser.add_argument("--verify", action="store_true", help="only read every byte in DIR, and compare checksums")
     arguments = parser.parse_intermixed_args()
     if arguments.verify:
         from mimicbrush.assembly.encoding import verify_views

@@ -1,8 +1,8 @@
 """Train the frozen networks of the small model from scratch.
 
-python scripts/train_small_encoders.py SMALL_MODEL_DATA --output DIR
+mimicbrush encoders SMALL_MODEL_DATA --output DIR
 
-SMALL_MODEL_DATA is what scripts/small_model_data.py made. About ten minutes on one CPU core. Networks that are there
+SMALL_MODEL_DATA is what mimicbrush data made. About ten minutes on one CPU core. Networks that are there
 already are kept.
 """
 
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by scripts/small_model_data.py")
+    parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by mimicbrush data")
     parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
     parser.add_argument("--only", **one_of(*NETWORKS), help="only this one")
     steps = NumberRange(at_least=1, at_most=10**9, whole=True)
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parse_arguments()
     check_output_folder(arguments.output, "--output")
     if not (arguments.data / "pairs" / "train").is_dir():
-        raise InputError(f"{arguments.data} has no pairs/train; scripts/small_model_data.py makes such a folder")
+        raise InputError(f"{arguments.data} has no pairs/train; mimicbrush data makes such a folder")
 
     with hold_folder(arguments.output):
         train_encoders(arguments)

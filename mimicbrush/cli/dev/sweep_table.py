@@ -1,4 +1,4 @@
-"""Print the results of a sweep so far: python scripts/sweep_table.py runs/sweep
+"""Print the results of a sweep so far: mimicbrush sweep-table runs/sweep
 
 Prints the table that a sweep ends with, and writes it into the folder as table.md and table.json. It also has the
 figures so far of jobs that are running or were stopped.

@@ -258,7 +258,7 @@ def _describe_build(
     options: BuildOptions, gathered: _Gathered, built: BuildResult, origins: Sequence[TrainingOrigins]
 ) -> dict[str, Any]:
     return {
-        "made_by": "scripts/build_benchmark.py",
+        "made_by": "mimicbrush benchmark",
         "differs_from_the_paper": "its benchmark was not published: these are other images, pairs and masks",
         "seed": options.seed,
         "long_side_px": options.long_side_px,
@@ -284,6 +284,6 @@ def _explain_no_cases(faults: Sequence[BenchmarkFault], notes: Sequence[str]) ->
     reasons = [f"{fault.path}: {fault.reason}" for fault in faults[:5]] + list(notes[:3])
     why = "; ".join(reasons) if reasons else "no two images of one subject or class have the masks that a case needs"
     return (
-        f"no case came of what was given ({why}); mend that, or paint masks (--to-paint DIR, scripts/paint_masks.py, "
+        f"no case came of what was given ({why}); mend that, or paint masks (--to-paint DIR, mimicbrush paint, "
         "--masks DIR)"
     )

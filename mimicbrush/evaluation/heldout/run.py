@@ -34,7 +34,7 @@ from mimicbrush.ops.correspondence import LEGEND, Correspondence
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
 IMAGES_FOLDER = "pictures"
-#: The pairs that are shown, as scripts/infer.py --batch takes them.
+#: The pairs that are shown, as mimicbrush edit --batch takes them.
 EDITS_FILE = "edits.jsonl"
 SHOWCASE_FILE = "showcase.png"
 SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}

@@ -69,7 +69,7 @@ def _choose_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     if videos:
         return videos, []
     if not pairs:
-        raise DataError("the folder holds no pairs; mine videos first: python scripts/mine_pairs.py")
+        raise DataError("the folder holds no pairs; mine videos first: mimicbrush mine")
     message = (
         "There are no pairs from videos, so pairs from single images are used: source and reference are the "
         "same image, copying in place is perfect, and only the warped set says something."

@@ -67,7 +67,7 @@ def find_editors(evaluation: Path) -> list[str]:
     if len(names) < 2:
         raise InputError(
             f"{results}: expected the results of at least two editors, as EDITOR/{TRACKS['part_inter'].folder}/"
-            f"001_result.png; found {names or 'none'}; make them with scripts/evaluate.py"
+            f"001_result.png; found {names or 'none'}; make them with mimicbrush evaluate"
         )
     return names
 
@@ -117,7 +117,7 @@ def make_study(
             usable.append(case)
     if not usable:
         reasons = "; ".join(f"{fault.path}: {fault.reason}" for fault in faults[:3])
-        raise DataError(f"no case has a result of each of {names} ({reasons}); complete them with scripts/evaluate.py")
+        raise DataError(f"no case has a result of each of {names} ({reasons}); complete them with mimicbrush evaluate")
     chosen = _choose_cases(usable, max_cases, seed)
     questions, key = [], {}
     for number, case in enumerate(chosen, 1):

@@ -65,10 +65,7 @@ REVISIONS = {
     "h94/IP-Adapter": "018e402774aeeddd60609b4ecdb7e298259dc729",
 }
 
-HOW_TO_FETCH = (
-    "Fetch and check all with `python scripts/fetch_weights.py` and the same model options, or point an option to a "
-    "folder."
-)
+HOW_TO_FETCH = "Fetch and check all with `mimicbrush fetch` and the same model options, or point an option to a folder."
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -137,7 +137,8 @@ class ConsistencyDistillation(MimicBrushMethod):
     ) -> torch.Tensor:
         """Predict as the teacher's pipeline does: (B, 4, h, w) -> (B, 4, h, w), float32."""
         conditions, sampled = inputs.conditions, inputs.noise_sample
-        no_reference = replace(conditions, image_tokens=self.encoders.no_image_tokens(conditions.image_tokens))
+        no_image_tokens, _ = self.encoders.unconditional_inputs(noisy.device)
+        no_reference = replace(conditions, image_tokens=no_image_tokens.expand_as(conditions.image_tokens))
         # The rows [no reference ; reference] of a pipeline: the states hold references for the second half alone.
         both = Conditions(*(torch.cat(pair) for pair in zip(_values(no_reference), _values(conditions), strict=True)))
         pairs = (torch.cat([noisy] * 2), torch.cat([timestep] * 2), both, sampled.keep_reference, None, states)
