@@ -202,11 +202,14 @@ class LoadedEditor:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
             check_can_zoom(pipeline.reference_unet is not None)
-        # A distilled model has learnt only some of the timesteps.
         scheduler = pipeline.scheduler.config
-        limit = scheduler.get("original_inference_steps", scheduler.num_train_timesteps)
+        limit = scheduler.get("original_inference_steps")  # of a distilled model
+        why = f"was distilled to {limit} or fewer steps"
+        if limit is None:
+            limit = scheduler.num_train_timesteps
+            why = f"was trained with {limit} timesteps, no more"
         if (self.arguments.steps or 0) > limit:
-            raise InputError(f"--steps {self.arguments.steps}: this model was trained with {limit} timesteps, no more")
+            raise InputError(f"--steps {self.arguments.steps}: this model {why}")
         if self.arguments.cuda_graphs:
             pipeline.enable_cuda_graphs()
         pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)

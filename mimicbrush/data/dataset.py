@@ -130,22 +130,26 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
                 item = mix(self.seed, number, attempt) % len(pair_source.pairs)
             try:
                 with refuse_pair(f"number {item} of {pair_source.name}"):
-                    if self.fixed is None:
-                        views = self._sample_views(pair_source.pairs[item], key, attempt)
-                    else:
-                        view = epoch % self.fixed.count
-                        rng = generator(key, attempt, _UNRELATED)
-                        if self.encoded is not None:
-                            tensors = self._read_encoded(component, item, view, rng)
-                            return EncodedSample(tensors, key, number, tuple(faults))
-                        views = self._make_fixed_view(component, item, view, rng)
-                    return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
+                    return self._make_sample(component, item, epoch, key, number, attempt, faults)
             except DataError as error:
                 faults.append(make_storable(f"sample {number}: {error}", _MAX_FAULT))
         raise DataError(
             f"{_MAX_ATTEMPTS} pairs in a row of the source {pair_source.name!r} ({len(pair_source.pairs)} pairs) "
             f"cannot be read. The last: {faults[-1]}"
         )
+
+    def _make_sample(
+        self, component: int, item: int, epoch: int, key: int, number: int, attempt: int, faults: Sequence[str]
+    ) -> Sample | DecodedSample | EncodedSample:
+        """Make a sample of a pair, freshly augmented or as the fixed view of this epoch."""
+        if self.fixed is None:
+            views = self._sample_views(self._pair(component, item), key, attempt)
+            return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
+        view, rng = epoch % self.fixed.count, generator(key, attempt, _UNRELATED)
+        if self.encoded is not None:
+            return EncodedSample(self._read_encoded(component, item, view, rng), key, number, tuple(faults))
+        views = self._make_fixed_view(component, item, view, rng)
+        return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
 
     def _sample_views(self, pair: Pair, key: int, attempt: int) -> SampleViews:
         """Sample the views of a pair; with probability `unrelated_ratio`, with another reference and no matches."""

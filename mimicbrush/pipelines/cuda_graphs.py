@@ -21,7 +21,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 #: A tensor, a number or None.
@@ -87,6 +86,9 @@ class GraphedPasses:
             The function itself where graphs cannot repeat it. What networks are is looked at here, so take a new one
             whenever they may have changed.
         """
+        # A private name of diffusers: where it is missing, pipelines without graphs still work.
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
         device = next(networks[0].parameters()).device
         obstacle = obstacle or next(filter(None, map(find_graph_obstacle, networks)), None)
         if obstacle is None and device.type != self.device_type:
