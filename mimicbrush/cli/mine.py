@@ -100,6 +100,8 @@ def report(mined: MiningResult, output: Path) -> str:
     if summary.ssim_percentiles:
         spread = ", ".join(f"{name} {value:.2f}" for name, value in summary.ssim_percentiles.items())
         lines.append(f"SSIM of the video pairs: {spread}")
+    if mined.warning:
+        lines.append(f"warning: {mined.warning}")
     lines.append(f"look at {output / 'report.html'}")
     if summary.pairs:
         lines.append(f"next: mimicbrush train +experiment=smoke {shlex.quote(f'data.root={output}')}")

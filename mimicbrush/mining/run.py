@@ -14,6 +14,7 @@ from mimicbrush.data.manifest import (
     PLAN_NAME,
     check_outside_mined_folder,
     is_index_current,
+    read_manifest,
     write_index,
 )
 from mimicbrush.errors import DataError, InputError
@@ -26,6 +27,7 @@ from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.page import write_mining_report
+from mimicbrush.mining.report.statistics import warn_of_still_pairs
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.other_readers import open_reader
@@ -62,6 +64,7 @@ class MiningResult:
         shards_done, shards: finished, and planned.
         shards_mined: by this run.
         notes: for a person to read.
+        warning: that most pairs hardly move, see `warn_of_still_pairs`; None where they do.
     """
 
     summary: Summary | None
@@ -69,6 +72,7 @@ class MiningResult:
     shards: int
     shards_mined: int
     notes: list[str]
+    warning: str | None = None
 
 
 def mine_folder(
@@ -131,7 +135,11 @@ def mine_folder(
         shards_mined = _run(jobs[task.index :: task.count], resources, progress)
         done = [job for job in jobs if job.paths.marker.is_file()]
         summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-        return MiningResult(summary, len(done), len(jobs), shards_mined, notes + kept)
+        warning = None
+        if summary is not None:
+            pairs = read_manifest(output)
+            warning = warn_of_still_pairs(pairs.where(pairs.column("kind") == "video"))
+        return MiningResult(summary, len(done), len(jobs), shards_mined, notes + kept, warning)
 
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:

@@ -14,6 +14,7 @@ import pytest
 import skimage.metrics
 import torch
 from benchmark_material import view
+from browser import chromium, page_of
 from PIL import Image
 from transformers import (
     CLIPConfig,
@@ -188,6 +189,16 @@ def test_a_run_adds_up_and_writes_what_it_says(bench: Path, tmp_path: Path, netw
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/jpeg") > 20
     assert "paper: MimicBrush" in page and "| paper: MimicBrush | 0.70 | 17.54 |" in found.table
+
+
+@pytest.mark.slow
+def test_no_row_of_the_page_is_wider_than_a_small_screen(bench: Path, tmp_path: Path) -> None:
+    evaluate_benchmark(bench, BenchmarkOptions(editors=("blur", "oracle", "source", "copy_in_place")), tmp_path / "out")
+    with chromium() as browser, page_of(browser, 1280) as page:
+        page.goto((tmp_path / "out" / "report.html").as_uri())
+        too_wide = "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
+        assert page.eval_on_selector_all(".row", "all => all.length") == 5
+        assert page.eval_on_selector_all(".row, .scroll, html", too_wide) == 0
 
 
 def test_differences_are_taken_case_by_case(bench: Path, tmp_path: Path) -> None:

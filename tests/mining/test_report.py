@@ -15,6 +15,7 @@ import pytest
 from mining_inputs import moving_camera, photograph_with_segments, write_clip, write_clips, write_photograph, write_tar
 from PIL import Image
 
+from mimicbrush.cli.mine import report
 from mimicbrush.data.manifest import read_manifest, read_rows
 from mimicbrush.errors import DataError
 from mimicbrush.io.hashing import hash_file
@@ -201,6 +202,22 @@ def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
         by_hand.append((mask[inside].mean(), matched / hidden if hidden else 0, moved))
     expected = sorted(by_hand)
     np.testing.assert_allclose(sorted(zip(found.hidden, found.matched, found.motion, strict=True)), expected, atol=1e-6)
+
+
+def test_a_still_camera_is_warned_of_and_a_moving_one_is_not(folder: Path, page: Page, tmp_path: Path) -> None:
+    assert "hardly move" not in page.text
+    noise = np.random.default_rng(0)
+    frame = moving_camera(1)[0]
+    frames = [np.clip(frame + noise.normal(0, 14, frame.shape), 0, 255).astype(np.uint8) for _ in range(48)]
+    for number, each in enumerate(frames):  # a thing that crosses the image: few points are on it
+        each[28:40, number : number + 12] = 255
+    write_clip(tmp_path / "in/still.mp4", frames)
+    options = MiningOptions(pairs_per_clip=4, min_matches=10)
+    mined = mine_folder(tmp_path / "in", tmp_path / "out", options, resources=Resources(workers=1), progress=False)
+    assert mined.warning is not None
+    assert mined.warning.startswith("100% of the video pairs hardly move: nine tenths of their matched points move")
+    assert mined.warning in " ".join(Page((tmp_path / "out/report.html").read_text(encoding="utf-8")).text.split())
+    assert f"warning: {mined.warning}\n" in report(mined, tmp_path / "out")
 
 
 def test_names_from_outside_are_text_and_nothing_comes_from_elsewhere(html: str, page: Page) -> None:

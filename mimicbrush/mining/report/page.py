@@ -97,6 +97,7 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
     quarantined = rows.filter(pc.equal(rows["status"], "quarantined"))
     return environment.get_template("report.html.jinja").render(
         summary=summary,
+        warning=statistics.warn_of_still_pairs(videos),
         inputs_bar=plot_shares(
             [(name, getattr(summary, name)) for name in ("accepted", "rejected", "quarantined")],
             f"{summary.accepted} accepted, {summary.rejected} rejected, {summary.quarantined} quarantined",

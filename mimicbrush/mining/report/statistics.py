@@ -26,6 +26,9 @@ SAMPLED_PAIRS = 2000
 _GRIDS = range(3, 11)
 _CANVAS_PX = 256
 _PERCENTILES = (5, 25, 50, 75, 95)
+#: A pair hardly moves if this percentile of its points' motion is below this share of the diagonal. A median would not
+#: do: where a thing moves in front of a still background, most points are of the background.
+_STILL_SHARE, _STILL_PERCENTILE = 0.01, 90
 #: Bands that training might narrow to.
 _BANDS = ((0.0, 1.0), (0.1, 0.95), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9), (0.4, 0.8), (0.5, 0.8), (0.6, 0.9))
 
@@ -118,10 +121,15 @@ def list_ssim_bands(ssims: np.ndarray, mined: tuple[float, float]) -> list[Band]
     return [Band(low, high, int(((ssims >= low) & (ssims <= high)).sum())) for low, high in (mined, *narrower)]
 
 
+def sample_pairs(pairs: PairTable) -> list[Pair]:
+    """Take at most `SAMPLED_PAIRS` pairs, always the same ones."""
+    keys = hash_rows(pairs.column("source_key"), pairs.column("a_frame"))
+    return [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
+
+
 def measure_masks(pairs: PairTable) -> MaskStatistics:
     """Measure what the paper's mask hides of sampled video pairs; each pair fixes its own seed and grid."""
-    keys = hash_rows(pairs.column("source_key"), pairs.column("a_frame"))
-    sample = [pairs[int(number)] for number in np.argsort(keys, kind="stable")[:SAMPLED_PAIRS]]
+    sample = sample_pairs(pairs)
     shares = [measure_mask_shares(pair) for pair in sample]
     motion = [measure_motion(pair) for pair in sample]
     table = np.array(shares, np.float64).reshape(-1, 2)
@@ -161,12 +169,32 @@ def measure_mask_shares(pair: Pair) -> tuple[float, float]:
     return float(mask[rows, columns].mean()), matched
 
 
-def measure_motion(pair: Pair) -> float:
-    """Measure how far matched points moved: their median over the diagonal of the image; 0 without points."""
+def measure_motion(pair: Pair, percentile: float = 50) -> float:
+    """Measure how far matched points moved: a percentile of them over the diagonal of the image; 0 without points."""
     if not len(pair.a_points):
         return 0.0
     distances = np.linalg.norm(pair.b_points.astype(np.float64) - pair.a_points, axis=1)
-    return float(np.median(distances) / np.hypot(*pair.size_px))
+    return float(np.percentile(distances, percentile) / np.hypot(*pair.size_px))
+
+
+def warn_of_still_pairs(pairs: PairTable) -> str | None:
+    """Warn where most video pairs hardly move: a model learns from them to copy in place.
+
+    Args:
+        pairs: of videos; a fixed sample of them is looked at.
+
+    Returns:
+        What was found and what to do, or None.
+    """
+    sample = sample_pairs(pairs)
+    still = sum(measure_motion(pair, _STILL_PERCENTILE) < _STILL_SHARE for pair in sample)
+    if 2 * still <= len(sample):
+        return None
+    return (
+        f"{still / len(sample):.0%} of the video pairs hardly move: nine tenths of their matched points move less than "
+        f"{_STILL_SHARE:.0%} of the diagonal. A model learns from such pairs to copy in place. Mine videos in which "
+        "things or the camera move, or look for frames that are farther apart: raise min_gap_s, lower max_ssim."
+    )
 
 
 def list_changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
