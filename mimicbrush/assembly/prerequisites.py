@@ -41,7 +41,7 @@ def check_prerequisites(config: DictConfig) -> None:
             inspect_starting_weights(model)
         except WeightsError as error:
             missing.append(str(error))
-    if config.train.tracker in ("wandb", "tensorboard") and importlib.util.find_spec(config.train.tracker) is None:
+    if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:
         missing.append(
             f"train.tracker={config.train.tracker}, but that package is not installed. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"

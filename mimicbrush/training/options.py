@@ -61,7 +61,7 @@ class TrainOptions:
         save_in_background: write checkpoints while the training goes on; it takes a copy of them in memory.
         resume: "never", "latest" (the newest that verifies; starts afresh where there is none), or a checkpoint
             folder.
-        tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
+        tracker: "none", "wandb", "tensorboard" or "trackio" (local, without an account), beside metrics.jsonl.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
             would not fit otherwise. Most of the forward pass is computed twice.
         selective_checkpointing: compute only norms and activation functions again. A sample then takes about half
@@ -119,7 +119,7 @@ class TrainOptions:
     keep_checkpoints: int = number(2, at_least=2)
     save_in_background: bool = True
     resume: str = "never"
-    tracker: str = word("wandb", ("none", "wandb", "tensorboard"))
+    tracker: str = word("wandb", ("none", "wandb", "tensorboard", "trackio"))
     activation_checkpointing: bool = False
     selective_checkpointing: bool = False
     low_precision_norms: bool = False

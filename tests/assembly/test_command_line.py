@@ -152,7 +152,11 @@ def test_each_option_that_is_text_is_known_as_text() -> None:
         (TRAIN, ["train.adam_betas=[0.9]"], r"train\.adam_betas=\[0\.9\]: must be a list of two values"),
         (TRAIN, [f"seed={2**64}"], "seed=18446744073709551616: must be a whole number"),
         (TRAIN, ["train.compile=3"], r"train\.compile=3: must be one of true, false"),
-        (TRAIN, ["train.tracker=wandd"], r"train\.tracker=wandd: must be one of none, wandb, tensorboard; did you"),
+        (
+            TRAIN,
+            ["train.tracker=wandd"],
+            r"train\.tracker=wandd: must be one of none, wandb, tensorboard, trackio; did you",
+        ),
         (TRAIN, ["=3"], "=3: an option is written NAME=VALUE"),
         (TRAIN, ["+"], r"\+: an option is written NAME=VALUE"),
         (TRAIN, ["--", "run_dir=a"], "--: an option is written NAME=VALUE"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from mimicbrush import assembly
 from mimicbrush.assembly.config import apply_pipeline_conventions, run_identity
+from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.cli.dev.ablations import TABLES
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
@@ -184,6 +186,13 @@ def test_total_batch_must_divide() -> None:
     assert TrainOptions(batch_size=5, total_batch_size=12).split_batch(1) == (4, 3)
     with pytest.raises(InputError, match=r"64 cannot be shared evenly by 3 processes; .*total_batch_size=63"):
         TrainOptions().split_batch(3)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named_with_the_command(mined: Path, tracker: str) -> None:
+    config = compose_train("+experiment=smoke", f"data.root={mined}", f"train.tracker={tracker}")
+    with pytest.raises(InputError, match=rf"train\.tracker={tracker}, .* not installed\. .*pip install {tracker}\)"):
+        check_prerequisites(config)
 
 
 def test_options_forced_in_are_errors_too() -> None:

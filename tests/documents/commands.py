@@ -20,7 +20,7 @@ DOCUMENTS = [
 ]
 _PROGRAMS = (
     "python", ".venv/bin/python", "pip", "make", "bash", "git", "hf", "accelerate launch", "torchrun", "sbatch",
-    "tensorboard", "EDIT",
+    "tensorboard", "trackio", "EDIT",
 )  # fmt: skip
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _IS_COMMAND = re.compile(rf"(\w+=\S+ )*({'|'.join(map(re.escape, _PROGRAMS))}) +[^ ]")
@@ -85,7 +85,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r"(git clone|hf download) .*", Never("nothing is fetched in a test")),
     (r"pip install \.", Elsewhere("tests/system/test_wheel.py::test_it_holds_every_file_of_the_package_and_what_stands_beside")),
     (r"pip install '\.\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
-    (r"tensorboard --logdir .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
+    (r"(tensorboard --logdir|trackio show) .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
     (r"sbatch .*", Elsewhere(f"{_EXACTNESS}::test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_again")),
     (r".*task\.index=\$SLURM_ARRAY_TASK_ID .*", Elsewhere("tests/mining/test_inputs.py::test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes")),
     (r".*engine=ray .*", Elsewhere("tests/mining/test_engines.py::test_ray_gives_the_bytes_of_the_local_engine")),

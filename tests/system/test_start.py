@@ -22,7 +22,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 
 def test_optional_packages_are_absent_here() -> None:
-    for name in ("torchvision", "decord", "gradio", "wandb", "ray"):
+    for name in ("torchvision", "decord", "gradio", "wandb", "trackio", "ray"):
         with pytest.raises(ImportError):
             __import__(name)
 
