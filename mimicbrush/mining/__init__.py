@@ -6,6 +6,7 @@ In reading order:
 * `options`: what decides the content of a mined folder.
 * `plan`: which files are mined, and in which shard.
 * `input_list`: reads a CSV or Parquet list of inputs.
+* `clips/`: fetches clips of the web that a list names, with their licences.
 * `executors`: mines shards on this machine or on a Ray cluster.
 * `shards`: one shard: a tar, a Parquet part, an audit part and a marker.
 * `worker_pool`: reads each file in a process that may die.

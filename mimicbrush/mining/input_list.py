@@ -6,6 +6,7 @@ the path of a file is an input with a reason; a list that contradicts itself is 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 from collections.abc import Iterable, Iterator
@@ -21,11 +22,13 @@ from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.text import make_storable
 from mimicbrush.mining.plan import Item, find_item, refuse_item
 from mimicbrush.mining.segmented_images import LONGEST_NAME, normalise_name
+from mimicbrush.ranges import NumberRange
 
 LIST_SUFFIXES = (".csv", ".parquet")
 #: Columns that are read, by the names that lists give them.
-_COLUMNS = {"path": "path", "sha256": "sha256", "licence": "licence", "license": "licence", "url": "url"}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COLUMNS = {name: name for name in ("path", "sha256", "licence", "url", "start_s", "end_s")} | {"license": "licence"}
+_SECONDS = NumberRange(at_least=0)
+SHA256 = re.compile(r"[0-9a-f]{64}")
 #: A Parquet list may unpack to so many bytes, or to so many times its own size, whichever is more.
 _MAX_UNPACKED_BYTES, _MAX_EXPANSION = 1 << 28, 100
 #: Characters of a cell, about the limit of `csv`.
@@ -38,7 +41,7 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
 
     Args:
         path: of the list. It must have a column `path`, relative to `root`, and may have `sha256`, `licence` (or
-            `license`) and `url`; empty cells say nothing.
+            `license`), `url`, and `start_s` and `end_s` of a video; empty cells say nothing.
         root: the files must lie in this folder.
 
     Returns:
@@ -74,7 +77,7 @@ def _choose_columns(path: Path, columns: list[str], unused: list[str]) -> dict[s
     if "path" not in names or len(set(names)) < len(names):
         raise InputError(
             f"{path} has the columns {make_storable(', '.join(columns)) or '(none)'}; expected `path` and, if known, "
-            "`sha256`, `licence` and `url`, each once"
+            "`sha256`, `licence`, `url`, `start_s` and `end_s`, each once"
         )
     unused += [make_storable(column) for column in columns if column not in known]
     return known
@@ -145,10 +148,34 @@ def _build_item(values: dict[str, str], root: Path, where: str) -> Item:
     sha256 = values.get("sha256", "").lower()
     if not values["path"]:
         raise InputError(f"{where}: no path")
-    if sha256 and not _SHA256.fullmatch(sha256):
+    if sha256 and not SHA256.fullmatch(sha256):
         raise InputError(f"{where}: sha256 {make_storable(sha256, 80)!r} is not 64 hexadecimal digits")
+    start_s, end_s = (read_seconds(values.get(name, ""), f"{where}: {name}") for name in ("start_s", "end_s"))
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise InputError(f"{where}: end_s={end_s:g} is not after start_s={start_s or 0.0:g}")
     item = _find_listed_file(normalise_name(values["path"]), root, where)
-    return replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
+    if item.kind in ("image", "archive") and (start_s is not None or end_s is not None):
+        raise InputError(f"{where}: {make_storable(item.path)!r} is no video; leave start_s and end_s empty")
+    known = replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
+    return replace(known, start_s=start_s or 0.0, end_s=end_s)
+
+
+def read_seconds(cell: str, named: str) -> float | None:
+    """Read a time of a list; None for an empty cell.
+
+    Args:
+        cell: as the list has it.
+        named: where it stands, for the message.
+
+    Raises:
+        InputError: it is no time.
+    """
+    if not cell:
+        return None
+    try:
+        return float(_SECONDS.read(cell))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{named} {make_storable(str(error), 120)}") from error
 
 
 def _find_listed_file(name: str, root: Path, where: str) -> Item:

@@ -170,9 +170,9 @@ def start_tracker(
 ) -> None:
     """Start the tracker that `Accelerator.log` logs to.
 
-    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later. trackio writes into its own folder
-    of this machine, where ``trackio show`` finds all runs. Where a tracker cannot be started, the run goes on without
-    it, and says so.
+    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later. trackio writes into a folder of
+    its own on this machine, where ``trackio show`` finds all runs. Where a tracker cannot be started, the run goes on
+    without it, and says so.
 
     Args:
         accelerator: made with this tracker.
