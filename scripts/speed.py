@@ -8,7 +8,6 @@ counts as two). "full size" is SD-1.5 at 512 px, counted without being run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from measurements.training_variants import train_step_gpu
 
 from mimicbrush.errors import cli_main
 from mimicbrush.io.outputs import check_output_file
-from mimicbrush.ranges import NumberRange, one_of
+from mimicbrush.ranges import CommandParser, NumberRange, one_of
 
 ROUNDS = NumberRange(at_least=1, at_most=10**6, whole=True)
 MEASUREMENTS: Mapping[str, Measurement] = {
@@ -55,9 +54,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "name", **one_of(*sorted(MEASUREMENTS)), help="; ".join(f"{n}: {m.__doc__}" for n, m in MEASUREMENTS.items())
     )

@@ -233,8 +233,8 @@ class EditingService:
     def _read(self, visitor: str, request: EditRequest) -> EditInputs:
         paths = {name: self.files.find(visitor, getattr(request, name)) for name in ("source", "mask", "reference")}
         edit = Edit(
-            **paths, output=Path("none.png"), seed=request.seed, keep_shape=request.keep_shape,
-            reference_crop=request.reference_crop,
+            paths["source"], paths["mask"], paths["reference"], Path("none.png"), request.seed, request.keep_shape,
+            request.reference_crop,
         )  # fmt: skip
         try:
             return read_inputs(edit)

@@ -22,7 +22,7 @@ from mimicbrush.app.session_files import make_server_folder
 from mimicbrush.errors import InputError, install_command, speak_as
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
-from mimicbrush.ranges import PORT_RANGE, NumberRange, one_of
+from mimicbrush.ranges import PORT_RANGE, CommandParser, NumberRange, one_of
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
 full model paints."""
@@ -30,9 +30,7 @@ full model paints."""
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help="as for mimicbrush edit")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines (default: 127.0.0.1)")
     parser.add_argument(

@@ -11,7 +11,7 @@ from pathlib import Path
 from mimicbrush.errors import InputError
 from mimicbrush.io.locks import hold_name
 from mimicbrush.io.outputs import check_output_file, check_output_folder
-from mimicbrush.ranges import one_of
+from mimicbrush.ranges import CommandParser, one_of
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -26,7 +26,7 @@ INPUTS = {
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     importing = commands.add_parser(

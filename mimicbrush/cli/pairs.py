@@ -14,14 +14,12 @@ import sys
 from pathlib import Path
 
 from mimicbrush.io.outputs import check_output_file, check_output_folder
-from mimicbrush.ranges import WORKERS_RANGE
+from mimicbrush.ranges import WORKERS_RANGE, CommandParser
 
 
 def main() -> None:
     """Verify, export or report a mined folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     verifying = commands.add_parser("verify", help="read everything again and name what is wrong (exit status 1)")
     exporting = commands.add_parser("export", help="write all rows as JSON lines")

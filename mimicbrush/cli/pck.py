@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mimicbrush.errors import InputError
 from mimicbrush.io.outputs import check_output_folder, write_results
 from mimicbrush.pipelines.small_model import SHIPPED_NAME
-from mimicbrush.ranges import SEED_RANGE, NumberRange, one_of
+from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.methods import Method
@@ -28,9 +28,7 @@ _STRENGTHS = ("weak", "medium", "strong")
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", type=Path, help="mined pairs, of which held-out frames are warped")
     data.add_argument("--photographs", type=Path, help="or a folder of photographs, of which two views each are drawn")

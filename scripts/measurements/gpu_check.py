@@ -7,7 +7,6 @@ the piece goes on in a new process.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -29,7 +28,7 @@ from measurements.training_variants import TRAIN_VARIANTS, check_variants
 from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io.atomic import write_json
 from mimicbrush.io.outputs import check_output_folder
-from mimicbrush.ranges import NumberRange
+from mimicbrush.ranges import CommandParser, NumberRange
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The pieces in their order, and the seconds that each may take: five minutes together.
@@ -319,7 +318,7 @@ def find_commit() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", allow_abbrev=False, description=__doc__)
+    parser = CommandParser(prog="scripts/gpu_check.sh", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder for gpu_check.json and gpu_check.log")
     parser.add_argument(
         "pieces", nargs="*", metavar="PIECE", help=f"{', '.join(LIMITS_S)} (default: all), or PIECE:VARIANT,VARIANT"

@@ -378,7 +378,7 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         distill(mined, tmp_path / "again", tmp_path / "run" / "pipeline")
     arguments = ["r.png", "s.png", "m.png", "--model", str(tmp_path / "run" / "pipeline"), "--steps", "51"]
     with pytest.raises(InputError, match=r"--steps 51: this model was distilled to 50 or fewer steps"):
-        _ = cli_edit.LoadedEditor(cli_edit.parse_arguments(arguments)).pipeline
+        _ = cli_edit.prepare_editor(cli_edit.parse_arguments(arguments)).pipeline
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ that mimicbrush mine reads, and CLIPS/ATTRIBUTION.md names the makers: keep it w
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -17,16 +16,14 @@ from mimicbrush.cli.project_files import DATA_MANIFESTS
 from mimicbrush.errors import MimicBrushError
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.io.text import in_bytes
-from mimicbrush.ranges import NumberRange
+from mimicbrush.ranges import CommandParser, NumberRange
 
 FREE_CLIPS = DATA_MANIFESTS / "free_clips.csv"
 
 
 def main() -> None:
     """Fetch clips, say what was fetched and what was not, and mine them if that is wanted."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("clips", type=Path, nargs="?", default=FREE_CLIPS, metavar="LIST", help=f"default: {FREE_CLIPS.name}")
     add("-o", "--output", type=Path, required=True, metavar="CLIPS", help="folder for the clips; made if needed")
