@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; None takes that of the process."""
-    parser = CommandParser(description=__doc__)
+    parser = CommandParser(description=__doc__, usage="%(prog)s [REF SRC MASK] [OPTION ...]")
     _add_images(parser)
     add = parser.add_argument_group("how to edit").add_argument
     add(
