@@ -126,7 +126,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
     (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
     (r".*options_page\.py", Elsewhere("tests/documents/test_reference_pages.py::test_the_page_of_options_is_what_the_dataclasses_say")),
-    (r".*fetch_clips\.py .*", Elsewhere("tests/mining/test_clips.py::test_clips_are_fetched_over_a_line_that_breaks_then_mined_with_their_licences")),
+    (r".*fetch_clips\.py .*", Elsewhere("tests/mining/test_clips.py::test_a_fetch_that_is_killed_goes_on_and_its_clips_are_mined")),
     # Everything else.
     (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} train.lr_warmup_steps=1 eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),

@@ -82,7 +82,7 @@ def test_its_hashes_are_those_of_the_clips_that_were_used(shared: Path) -> None:
     assert all(clip.num_bytes == here[clip.sha256].stat().st_size for clip in found)
 
 
-def test_clips_are_fetched_over_a_line_that_breaks_then_mined_with_their_licences(
+def test_clips_are_fetched_over_a_line_that_breaks_with_their_licences(
     tmp_path: Path,
     videos: list[bytes],
     server: FileServer,
@@ -96,23 +96,21 @@ def test_clips_are_fetched_over_a_line_that_breaks_then_mined_with_their_licence
         + f'one/a.mp4,{server.url("a.mp4")},CC BY 4.0,"Ada, of Example",{sha256(videos[0])},{len(videos[0])},0.5,\n'
         f"b.mp4,{server.url('b.mp4')},CC0 1.0,Bob,,,,\n"
     )
-    assert fetch("--pairs", str(tmp_path / "pairs")) == 0
+    assert fetch() == 0
     assert (tmp_path / "clips/one/a.mp4").read_bytes() == videos[0]
     assert [each for each in server.ranges if each[0] == "a.mp4"] == [
         ("a.mp4", ""), ("a.mp4", "bytes=5000-"), ("a.mp4", "bytes=8000-")]  # fmt: skip
     said = capsys.readouterr().out
     assert f"nobody has stated the hash of b.mp4. From now on it must be {sha256(videos[1])}" in said
-    assert re.search(r"2 of 2 clips are here \(.* kB\); 2 were fetched now", said) and "2 inputs = 2 accepted" in said
-    rows = {row["source_path"]: row for row in read_rows(tmp_path / "pairs").to_pylist()}
-    assert {path: (row["status"], row["licence"], row["url"]) for path, row in rows.items()} == {
-        "one/a.mp4": ("pair", "CC BY 4.0", server.url("a.mp4")),
-        "b.mp4": ("pair", "CC0 1.0", server.url("b.mp4")),
-    }
+    assert re.search(r"2 of 2 clips are here \(.* kB\); 2 were fetched now", said)
+    assert f"next: mimicbrush mine input={tmp_path / 'clips/clips.csv'} output=PAIRS" in said
     credits = (tmp_path / "clips/ATTRIBUTION.md").read_text()
     assert "`one/a.mp4`: Ada, of Example. Licence: [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)" in credits
     items, _ = read_input_list(tmp_path / "clips/clips.csv", tmp_path / "clips")
-    assert [(item.path, item.sha256, item.start_s) for item in items] == [
-        ("b.mp4", sha256(videos[1]), 0.0), ("one/a.mp4", sha256(videos[0]), 0.5)]  # fmt: skip
+    assert [(item.path, item.sha256, item.start_s, item.licence, item.url) for item in items] == [
+        ("b.mp4", sha256(videos[1]), 0.0, "CC0 1.0", server.url("b.mp4")),
+        ("one/a.mp4", sha256(videos[0]), 0.5, "CC BY 4.0", server.url("a.mp4")),
+    ]
     assert not list((tmp_path / "clips").rglob("*.part*"))
     # What is here is not fetched again, and what was pinned must stay the same.
     server.ranges.clear()
@@ -126,7 +124,9 @@ def test_clips_are_fetched_over_a_line_that_breaks_then_mined_with_their_licence
 
 
 @pytest.mark.slow
-def test_a_fetch_that_is_killed_goes_on(tmp_path: Path, videos: list[bytes], server: FileServer) -> None:
+def test_a_fetch_that_is_killed_goes_on_and_its_clips_are_mined(
+    tmp_path: Path, videos: list[bytes], server: FileServer
+) -> None:
     server.files, server.breaks, server.stalls = {"a.mp4": videos[0]}, {"a.mp4": [6000]}, True
     (tmp_path / "list.csv").write_text(HEADER + f"a.mp4,{server.url('a.mp4')},CC0 1.0,Ada,{sha256(videos[0])},,,\n")
     job = [sys.executable, "scripts/fetch_clips.py", str(tmp_path / "list.csv"), "-o", str(tmp_path / "clips")]
@@ -139,8 +139,13 @@ def test_a_fetch_that_is_killed_goes_on(tmp_path: Path, videos: list[bytes], ser
     process.wait()
     assert not (tmp_path / "clips/a.mp4").exists()
     server.resumed.set()
-    subprocess.run(job, cwd=ROOT, check=True)
+    again = subprocess.run(
+        [*job, "--pairs", str(tmp_path / "pairs")], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "1 inputs = 1 accepted" in again.stdout
     assert (tmp_path / "clips/a.mp4").read_bytes() == videos[0]
+    rows = read_rows(tmp_path / "pairs").to_pylist()
+    assert {(row["status"], row["licence"], row["url"]) for row in rows} == {("pair", "CC0 1.0", server.url("a.mp4"))}
     assert server.ranges == [("a.mp4", ""), ("a.mp4", "bytes=6000-")]
 
 
