@@ -157,7 +157,7 @@ def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | 
 
 
 def count_training_flop(
-    model: MimicBrushModel, encoders: FrozenEncoders, *, is_encoded: bool = False, num_references: int = 1
+    model: MimicBrushModel, encoders: FrozenEncoders, is_encoded: bool = False, num_references: int = 1
 ) -> float:
     """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
 
