@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,12 @@ class Correspondence:
             reference_token_px=token_px * references[0].image_px_per_canvas_px,
             reference_index=index,
         )
+
+    def select_reference(self, index: int) -> Correspondence:
+        """Select the tokens whose place lies in this one of several references."""
+        chosen = self.reference_index == index
+        names = ("source_xy", "reference_xy", "share", "focus", "reference_index")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
     def save(self, path: Path) -> None:
         """Write all attributes as a NumPy archive, ``.npz``."""

@@ -107,3 +107,7 @@ def test_the_record_tells_which_reference() -> None:
     for token, index in enumerate(found.reference_index):
         assert np.array_equal(found.reference_xy[token], parts[index].reference_xy[token])
     assert not parts[0].reference_index.any() and found.reference_token_px == 2
+    for index in (0, 1):
+        selected = found.select_reference(index)
+        assert np.array_equal(selected.reference_xy, found.reference_xy[found.reference_index == index])
+        assert (selected.reference_index == index).all() and len(selected.share) == len(selected.source_xy)
