@@ -86,7 +86,7 @@ def _to_image(pixels: np.ndarray, colors: StoredColors | None) -> Image.Image:
 
 
 def list_correspondences(
-    record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement], num_references: int
+    record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement], num_references: int = 1
 ) -> list[Correspondence]:
     """Make one correspondence per result of what was recorded.
 

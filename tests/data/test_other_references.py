@@ -115,7 +115,7 @@ def test_references_are_other_frames_of_the_shot_and_never_the_source(folder: Pa
     pairs = read_manifest(folder)
     dataset, single = dataset_of(folder, 3), dataset_of(folder, 1)
     seen = set()
-    for number in range(40):
+    for number in range(24):
         sample, one = dataset[number], single[number]
         assert isinstance(sample, Sample) and isinstance(one, Sample)
         for name in ("source", "reference", "mask"):  # nothing else about a sample depends on the other references
@@ -131,14 +131,14 @@ def test_references_are_other_frames_of_the_shot_and_never_the_source(folder: Pa
         else:
             assert first not in others or 0 in (source[1], first[1])  # 50 and 0 look alike
             seen.update((source, each) for each in others)
-    assert len(seen) > 15
+    assert len(seen) > 10
 
 
 def test_the_source_of_one_pair_is_no_reference_although_another_pair_has_it(folder: Path) -> None:
     """Frame 30 ends the pair (0, 30) and begins (30, 60): as the source, it must not come in by the other pair."""
     dataset = dataset_of(folder, 4)
-    thirty = [sample for sample in map(dataset.__getitem__, range(50)) if name_of(sample.source) == ("long", 30)]
-    assert len(thirty) > 5
+    thirty = [sample for sample in map(dataset.__getitem__, range(30)) if name_of(sample.source) == ("long", 30)]
+    assert len(thirty) > 2
     assert all(("long", 30) not in map(name_of, (each.reference, *each.other_references)) for each in thirty)
 
 
@@ -156,13 +156,13 @@ def test_a_photograph_gets_further_augmentations_of_itself(folder: Path) -> None
 def test_unrelated_references_are_all_of_the_other_video(folder: Path, fixed_views: int) -> None:
     dataset = dataset_of(folder, 3, unrelated=0.5, fixed_views=fixed_views)
     num_unrelated = 0
-    for sample in map(dataset.__getitem__, range(30)):
+    for sample in map(dataset.__getitem__, range(16)):
         assert isinstance(sample, Sample) and sample.matches is not None
         images = (sample.source, sample.reference, *sample.other_references)
         source, *references = (name_of(image)[0] for image in images)
         assert len(set(references)) == 1
         num_unrelated += references[0] != source
-    assert 5 < num_unrelated < 25
+    assert 2 < num_unrelated < 14
 
 
 def test_fixed_views_fix_all_references(folder: Path) -> None:

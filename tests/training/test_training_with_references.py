@@ -86,7 +86,7 @@ def test_each_reference_is_encoded_with_its_own_noise_and_tokens(smallest: ToyMo
     assert torch.equal(dropped.image_tokens, encoders.unconditional_inputs(torch.device("cpu"))[0].repeat(9, 1, 1))
 
 
-@pytest.mark.parametrize("sharing", ["hidden_states", "keys_values", "tokens"])
+@pytest.mark.parametrize("sharing", ["hidden_states", "tokens", pytest.param("keys_values", marks=pytest.mark.slow)])
 def test_dropped_references_are_not_seen_and_others_are_whatever_their_order(smallest: ToyModel, sharing: str) -> None:
     chosen = {"reference_encoder": "clip"} if sharing == "tokens" else {"reference_sharing": sharing}
     model, encoders = build(replace(smallest, **chosen))
