@@ -51,6 +51,7 @@ class ReferenceStates:
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
         is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
             `select_block`.
+        is_writing: whether a U-Net that does both writes into these states; it reads otherwise.
 
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
@@ -64,16 +65,21 @@ class ReferenceStates:
         blend: float | None = None,
         record: AttentionRecord | None = None,
         attended: dict[str, KeysValues] | None = None,
+        is_writing: bool = False,
     ) -> None:
         self.features = {} if features is None else features
         self.projected = {} if projected is None else projected
         self.keep, self.blend, self.record, self.attended = keep, blend, record, attended
-        self.is_of_one_block = False
+        self.is_of_one_block, self.is_writing = False, is_writing
 
     @property
     def holds_reference(self) -> bool:
         """Whether it holds more than a context."""
         return bool(self.features) or any(".attn1" in path for path in self.projected)
+
+    def for_writing(self) -> ReferenceStates:
+        """Return states to write into; what is written there is here, too."""
+        return ReferenceStates(self.features, self.projected, is_writing=True)
 
     def select_block(self, path: str) -> ReferenceStates:
         """Return what concerns one block, such as ``up_blocks.1.attentions.0``, by names within it."""
@@ -85,6 +91,7 @@ class ReferenceStates:
             self.blend,
             self.record,
             None if self.attended is None else {},
+            self.is_writing,
         )
         chosen.is_of_one_block = True
         return chosen

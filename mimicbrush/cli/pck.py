@@ -88,7 +88,7 @@ def main() -> None:
 
     pipeline = open_pipeline(folder, device="cpu")
     pipeline.set_progress_bar_config(disable=True)
-    if pipeline.reference_unet is None:
+    if pipeline.reader is None:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")
     data = read_data(arguments, folder, pipeline)
     tasks = data.tasks

@@ -21,15 +21,18 @@ class ReferenceEncoder:
         weights: the options of `PretrainedModel` whose weights it takes, beside those that all take; last of what makes
             image tokens.
         token_class: class of the network that makes its image tokens.
+        has_reader: whether a U-Net reads the reference, and CLIP's image tokens do so beside it.
     """
 
     weights: tuple[str, ...]
     token_class: str
+    has_reader: bool = False
 
 
 #: By the value of `ModelOptions.reference_encoder`. How each makes image tokens: `models.token_encoders`.
 REFERENCE_ENCODERS = {
-    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection"),
+    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection", has_reader=True),
+    "shared": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection", has_reader=True),
     "clip": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection"),
     "dinov2": ReferenceEncoder(("dinov2",), "Dinov2Model"),
 }
@@ -45,7 +48,7 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
 
 
 def encoder_without_unet(token_class: str) -> str:
-    """Name the encoder that reads the reference where there is no reference U-Net.
+    """Name the encoder that reads the reference where no U-Net does.
 
     Args:
         token_class: of the network that makes image tokens.
@@ -53,13 +56,20 @@ def encoder_without_unet(token_class: str) -> str:
     Raises:
         InputError: no encoder has it, or several have and cannot be told apart.
     """
-    names = [name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and name != "unet"]
+    names = [
+        name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and not each.has_reader
+    ]
     if not names:
         classes = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
         raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(classes)}")
     if len(names) > 1:
         raise InputError(f"{' and '.join(names)} have one class, {token_class}; derive a class of its own for each")
     return names[0]
+
+
+def token_encoder_of(reference_encoder: str) -> str:
+    """Name the encoder of image tokens: beside a U-Net that reads the reference, that of CLIP."""
+    return "clip" if REFERENCE_ENCODERS[reference_encoder].has_reader else reference_encoder
 
 
 _ORDERS = ("resize_then_pad", "pad_then_resize")
@@ -78,10 +88,12 @@ class ModelOptions:
     Attributes:
         size_px: side of the square canvas.
         letterbox_order: "resize_then_pad" (released benchmark script) or "pad_then_resize" (paper; released demo).
-        reference_encoder: what reads the reference: "unet" (the method), or, as in the ablation of the paper's Table 3,
-            no reference U-Net but the patch tokens of "clip" or "dinov2" in the cross-attention.
+        reference_encoder: what reads the reference: "unet" (the method); "shared" (ours), the imitative U-Net itself,
+            in a pass before it paints; or, as in the ablation of the paper's Table 3, no U-Net but the patch tokens of
+            "clip" or "dinov2" in the cross-attention.
         reference_sharing: what self-attention of the reference U-Net shares: its "hidden_states", which the
-            imitative U-Net projects (released code), or its own "keys_values" (paper).
+            imitative U-Net projects (released code), or its own "keys_values" (paper). With "shared" both are the
+            same, and "hidden_states" stands for them.
         reference_blend: 1.0 = softmax over [own ; reference] (paper); 0.5 = its mean with self-attention
             (released code).
         reference_timestep: "current" (released code) or "zero" (ours: the reference U-Net runs once).
@@ -108,6 +120,11 @@ class ModelOptions:
         check_options(self, "model.")
         if self.size_px % self._size_step_px():
             raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
+        if self.reference_encoder == "shared" and self.reference_sharing == "keys_values":
+            raise InputError(
+                "model.reference_sharing=keys_values does not go with model.reference_encoder=shared: one network has "
+                "one set of keys and values, so there is nothing to choose; leave model.reference_sharing=hidden_states"
+            )
 
 
 #: What the released weights were trained for, as options of `ModelOptions` and of `MimicBrushPipeline`.

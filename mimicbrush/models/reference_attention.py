@@ -32,10 +32,14 @@ names ``reference_states``, also those that have little use for it.
 What is shared: the released code shares the normalised hidden states that enter the layer, and the imitative U-Net
 projects them with its own ``to_k`` and ``to_v``. The paper shares the reference's own keys and values
 (``ReferenceWriteProcessor(keys_values=True)``).
+
+Both U-Nets may be one and the same (`unets.SharedUNet`, *ours*). It reads the reference in a pass of its own, before it
+paints, and ``ReferenceStates.is_writing`` tells its layers which of the two passes it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -224,6 +228,42 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         return torch.cat([self.attend(query[:first], own[0][:first], own[1][:first]), both])
 
 
+class ReferenceReadWriteProcessor(ReferenceReadProcessor):
+    """Self-attention of a U-Net that writes its keys and values in one pass, and reads them in another.
+
+    Hidden states would give the same: one network projects them in both passes by the same weights.
+
+    Args:
+        path: module path of the layer.
+        is_last: no other layer reads its output in a pass that writes, so it need not be computed there.
+    """
+
+    def __init__(self, path: str, is_last: bool) -> None:
+        super().__init__(path)
+        self.is_last = is_last
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        reference_states: ReferenceStates | None = None,
+    ) -> torch.Tensor:
+        """Write or read, as `ReferenceStates.is_writing` says: (B, N, C) -> (B, N, C). Masks are refused."""
+        if reference_states is None or not reference_states.is_writing:
+            return super().__call__(
+                attn, hidden_states, attention_mask=attention_mask, reference_states=reference_states
+            )
+        _refuse_mask(attention_mask)
+        own = project(attn, hidden_states)  # K, V here, K', V' for the pass that reads; (B, N, heads, d) each
+        reference_states.projected[self._key(reference_states)] = own
+        if self.is_last:
+            return hidden_states
+        return join_heads(attn, self.attend(split_heads(attn.to_q(hidden_states), attn.heads), *own))
+
+
 def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
     """Raise ValueError on a mask: what one over the own tokens means for the reference's is not defined."""
     if attention_mask is not None:
@@ -293,20 +333,28 @@ def reference_paths(unet: UNet2DConditionModel) -> list[str]:
 
 
 def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
-    """Let the mid and up self-attention of the imitative U-Net read references.
+    """Let the mid and up self-attention of the imitative U-Net read references, and write them if it is shared.
 
     Processors that are in place already stay, with the back end that was chosen for them.
 
     Args:
         unet: the imitative U-Net.
         blend: see `ReferenceReadProcessor`. `ReferenceStates.blend` overrides it.
+
+    Raises:
+        WeightsError: it is to write, and there is no such layer.
     """
-    reading, present = set(reference_paths(unet)), unet.attn_processors
+    reading, present = reference_paths(unet), unet.attn_processors
+    makes: dict[str, Callable[[str], PlainAttentionProcessor]]
+    if is_shared(unet):
+        _check_has_layers(reading)
+        makes = dict.fromkeys(reading, lambda path: ReferenceReadWriteProcessor(path, path == reading[-1]))
+    else:
+        makes = dict.fromkeys(reading, ReferenceReadProcessor)
     processors: dict[str, Any] = {}
     for path in attention_paths(unet):
-        name = f"{path}.processor"
-        kind = ReferenceReadProcessor if path in reading else PlainAttentionProcessor
-        processors[name] = present[name] if type(present[name]) is kind else kind(path)
+        name, made = f"{path}.processor", makes.get(path, PlainAttentionProcessor)(path)
+        processors[name] = present[name] if type(present[name]) is type(made) else made
         if isinstance(processors[name], ReferenceReadProcessor):
             processors[name].blend = blend
     unet.set_attn_processor(processors)
@@ -323,8 +371,7 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
         WeightsError: there is no such layer.
     """
     writing = reference_paths(unet)
-    if not writing:
-        raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
+    _check_has_layers(writing)
     unet.set_attn_processor(
         {
             f"{path}.processor": ReferenceWriteProcessor(path, path == writing[-1], keys_values)
@@ -335,13 +382,28 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
     )
 
 
-def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel) -> None:
-    """Check that both U-Nets still have the processors of this module.
+def is_shared(unet: UNet2DConditionModel) -> bool:
+    """Whether a U-Net reads the reference as well as it paints: a `SharedUNet`, also a compiled one."""
+    return bool(getattr(unet, "reads_and_paints", False))
+
+
+def _check_has_layers(paths: list[str]) -> None:
+    if not paths:
+        raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
+
+
+def check_references_are_read(unet: UNet2DConditionModel, reader: UNet2DConditionModel) -> None:
+    """Check that the U-Nets still have the processors of this module.
+
+    Args:
+        unet: the imitative U-Net.
+        reader: what reads the reference, perhaps the same.
 
     Raises:
         WeightsError: others took their place, which would leave the reference out in silence.
     """
-    for model, kind in ((unet, ReferenceReadProcessor), (reference_unet, ReferenceWriteProcessor)):
+    writing = ReferenceReadWriteProcessor if is_shared(reader) else ReferenceWriteProcessor
+    for model, kind in ((unet, ReferenceReadProcessor), (reader, writing)):
         processors = model.attn_processors
         for path in reference_paths(model):
             processor = processors[f"{path}.processor"]

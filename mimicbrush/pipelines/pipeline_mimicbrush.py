@@ -37,12 +37,13 @@ from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import (
     check_references_are_read,
+    is_shared,
     project_context,
     project_references,
     set_reference_processors,
 )
 from mimicbrush.models.token_encoders import token_encoder_name
-from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet, find_reader, make_reference_input
 from mimicbrush.ops.canvas import blank_mask, to_tensor
 from mimicbrush.ops.crops import Box, Placement, square_around
 from mimicbrush.pipelines.cache import WeightDependentCache
@@ -93,8 +94,9 @@ class MimicBrushPipeline(HubPipeline):
         default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:
             50 and 5).
 
-    Without a reference U-Net, the cross-attention to patch tokens of the reference is the only way to see it (the
-    ablation of the paper's Table 3). The tokens are CLIP's or DINOv2's, whichever `image_encoder` is.
+    Without a reference U-Net, a `SharedUNet` reads the reference itself. With any other U-Net, the cross-attention to
+    patch tokens of the reference is the only way to see it (the ablation of the paper's Table 3). The tokens are CLIP's
+    or DINOv2's, whichever `image_encoder` is.
 
     What the reference U-Net shares (`ModelOptions.reference_sharing`) and how many channels the depth projector
     takes follow from these networks.
@@ -184,7 +186,7 @@ class MimicBrushPipeline(HubPipeline):
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,
-            reference_encoder=tokens_of if self.reference_unet is None else "unet",
+            reference_encoder=tokens_of if self.reader is None else "shared" if is_shared(self.reader) else "unet",
             reference_sharing="keys_values" if shares_keys_values else "hidden_states",
             reference_blend=self.config.reference_blend,
             reference_timestep=self.config.reference_timestep,
@@ -192,6 +194,11 @@ class MimicBrushPipeline(HubPipeline):
             depth_convention=self.config.depth_convention,
             no_depth_convention=self.config.no_depth_convention,
         )
+
+    @property
+    def reader(self) -> Any:
+        """Network that reads the reference, `reference_unet` or `unet`; None where image tokens alone show it."""
+        return find_reader(self.unet, self.reference_unet)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -291,7 +298,7 @@ class MimicBrushPipeline(HubPipeline):
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
-        check_recording(reference is not None, self.reference_unet is not None, return_correspondence, attention_record)
+        check_recording(reference is not None, self.reader is not None, return_correspondence, attention_record)
         rows, device = len(sources) * num_images_per_prompt, self._execution_device  # rows = B n
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
@@ -402,8 +409,8 @@ class MimicBrushPipeline(HubPipeline):
             raise InputError(
                 f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer steps"
             )
-        if self.reference_unet is not None:
-            check_references_are_read(self.unet, self.reference_unet)
+        if self.reader is not None:
+            check_references_are_read(self.unet, self.reader)
         sources, masks = (
             [to_rgb_array(image) for image in list_images(source)],
             [to_mask_array(image) for image in list_images(mask)],
@@ -464,7 +471,7 @@ class MimicBrushPipeline(HubPipeline):
             raise InputError(f"{len(images)} references cannot serve {results} results; give one, or one per source")
         placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
         prepared = self.encode_references(self._to_canvas(images, placements), placements, generator)
-        if self.reference_unet is None:
+        if self.reader is None:
             return prepared
         if self.config.reference_timestep == "zero":
             timesteps = [0.0]
@@ -473,16 +480,14 @@ class MimicBrushPipeline(HubPipeline):
             timesteps = [float(timestep) for timestep in self.scheduler.timesteps.tolist()]
         else:
             return prepared
-        features = dict(
-            zip(timesteps, self._run_reference_unet(prepared, timesteps, reference_batch_size), strict=True)
-        )
+        features = dict(zip(timesteps, self._run_reader(prepared, timesteps, reference_batch_size), strict=True))
         return replace(prepared, features=features)
 
     def encode_references(
         self, pixels: torch.Tensor, placements: list[Placement], generator: Generator
     ) -> PreparedReference:
         """Encode references (R, 3, S, S) in [-1, 1]: clean latents and context, without features."""
-        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reference_unet is None)  # (R, N, C)
+        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reader is None)  # (R, N, C)
         context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)  # (R, N, D)
         noise = self._posterior_noise(len(pixels), generator)
         latents = encode_latents(self.vae, pixels, noise).to(self.unet.dtype)  # (R or more, 4, h, w)
@@ -552,7 +557,7 @@ class MimicBrushPipeline(HubPipeline):
             self.image_projector,
             lambda: self.image_projector(
                 encode_no_image_tokens(
-                    self.image_encoder, 1, self._execution_device, patches_only=self.reference_unet is None
+                    self.image_encoder, 1, self._execution_device, patches_only=self.reader is None
                 ).to(self.image_projector.dtype)
             ),
         )
@@ -566,34 +571,32 @@ class MimicBrushPipeline(HubPipeline):
         Args:
             prepared: R references; with None nothing is read, and the dictionaries are empty.
             timesteps: (steps,).
-            batch_size: timesteps in one pass of the reference U-Net.
+            batch_size: timesteps in one pass of the U-Net that reads.
 
         Yields:
             Module path -> keys and values, (R, M, heads, d) each.
         """
-        if prepared is None or self.reference_unet is None:
+        if prepared is None or self.reader is None:
             yield from ({} for _ in timesteps)
             return
         current = self.config.reference_timestep == "current"
         read_at = [
             float(timestep) if current else 0.0 for timestep in timesteps.tolist()
-        ]  # what the reference U-Net sees
+        ]  # what the U-Net that reads sees
         if all(timestep in prepared.features for timestep in read_at):
             yield from (prepared.features[timestep] for timestep in read_at)
         elif current:
-            yield from self._run_reference_unet(prepared, read_at, batch_size)
+            yield from self._run_reader(prepared, read_at, batch_size)
         else:
-            once = next(self._run_reference_unet(prepared, read_at[:1], 1))
+            once = next(self._run_reader(prepared, read_at[:1], 1))
             yield from (once for _ in read_at)
 
-    def _run_reference_unet(
-        self, prepared: PreparedReference, timesteps: list[float], batch_size: int
-    ) -> Iterator[Projected]:
-        """Run the reference U-Net over clean latents, T timesteps in one batch, and project what it wrote."""
-        rows, dtype = len(prepared), self.reference_unet.dtype  # which may differ from the other U-Net's
+    def _run_reader(self, prepared: PreparedReference, timesteps: list[float], batch_size: int) -> Iterator[Projected]:
+        """Run the U-Net that reads over clean latents, T timesteps in one batch, and project what it wrote."""
+        rows, dtype = len(prepared), self.reader.dtype  # which may differ from the other U-Net's
         latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)  # (R, 4, h, w), (R, N, D)
-        context_kv = project_context(self.reference_unet, context)  # the same at every timestep
-        read = self._replayed(self._read_timesteps, [self.reference_unet, self.unet])
+        context_kv = project_context(self.reader, context)  # the same at every timestep
+        read = self._replayed(self._read_timesteps, [self.reader, self.unet])
         times, read_at = min(max(1, batch_size), len(timesteps)), timesteps
         if self._graphs is not None:  # the last pass reads its last timestep again: all passes have one size, and graph
             read_at = timesteps + timesteps[-1:] * (-len(timesteps) % times)
@@ -610,9 +613,9 @@ class MimicBrushPipeline(HubPipeline):
         """Read R references at T timesteps: keys and values of T R rows, those of the first timestep first."""
         rows, times = len(latents), len(timesteps)
         repeated = {path: (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for path, (k, v) in context_kv.items()}
-        states = ReferenceStates(projected=repeated)
-        self.reference_unet(
-            latents.repeat(times, 1, 1, 1),  # (T R, 4, h, w)
+        states = ReferenceStates(projected=repeated, is_writing=True)
+        self.reader(
+            make_reference_input(self.reader, latents.repeat(times, 1, 1, 1)),  # (T R, 4 or 13, h, w)
             timesteps.repeat_interleave(rows),  # (T R,)
             context.repeat(times, 1, 1),  # (T R, N, D)
             cross_attention_kwargs={"reference_states": states},

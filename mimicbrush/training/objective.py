@@ -26,10 +26,10 @@ from mimicbrush.models.encoders import (
     estimate_depth,
     make_no_depth_map,
 )
-from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.options import REFERENCE_ENCODERS, ModelOptions
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import set_reference_processors
-from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.models.unets import ReferenceUNet, find_reader, make_reference_input
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
@@ -71,7 +71,7 @@ class FrozenEncoders:
     def __init__(self, parts: Components, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
-        self.patches_only = options.reference_encoder != "unet"
+        self.patches_only = not REFERENCE_ENCODERS[options.reference_encoder].has_reader
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
@@ -204,12 +204,13 @@ class MimicBrushModel(nn.Module):
     """Both U-Nets and both projectors as one module with one forward: what DDP, EMA and checkpoints see.
 
     Args:
-        unet: the imitative U-Net, of 13 input channels.
-        reference_unet: the reference U-Net; None where the reference gives image tokens alone.
+        unet: the imitative U-Net, of 13 input channels; a `SharedUNet` reads the reference itself.
+        reference_unet: the reference U-Net; None where there is none, and with any other U-Net the reference gives
+            image tokens alone.
         image_projector, depth_projector: from image tokens to the context, from a depth map to latents.
         size_px: side of the canvas.
         reference_blend: how much the reference's attention counts, see `ReferenceReadProcessor`.
-        reference_timestep: of the reference U-Net: "current", that of the noisy latents; otherwise 0.
+        reference_timestep: of the pass that reads the reference: "current", that of the noisy latents; otherwise 0.
         correspondence_heads: part of the heads that the correspondence loss teaches, above 0 and at most 1.
     """
 
@@ -231,6 +232,11 @@ class MimicBrushModel(nn.Module):
         self.size_px, self.reference_timestep = size_px, reference_timestep
         self.correspondence_heads = correspondence_heads
         set_reference_processors(unet, reference_blend)
+
+    @property
+    def reader(self) -> UNet2DConditionModel | None:
+        """Network that reads the reference, perhaps the imitative U-Net; None where image tokens alone show it."""
+        return find_reader(self.unet, self.reference_unet)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """List what is trained: name -> parameter, always in the same order."""
@@ -265,16 +271,16 @@ class MimicBrushModel(nn.Module):
             [noisy, conditions.latent_mask, conditions.masked_source_latents, depth_latents], dim=1
         )  # (B, 13, h, w)
 
-        if self.reference_unet is None or states is not None:  # the reference gives its tokens alone, or was read
+        if self.reader is None or states is not None:  # the reference gives its tokens alone, or was read
             attention_kwargs = {"reference_states": states}
             return Prediction(self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample)
-        # The reference U-Net writes its features into `states`, the imitative U-Net reads them in its self-attention.
+        # The reader writes its features into `states`, the imitative U-Net reads them in its self-attention.
         states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
         attention_kwargs = {"reference_states": states}
         reference_sample = self.read_references(conditions.reference_latents, timestep, context, states)
         sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
-        # last block of the reference U-Net, whose features are read on the way, would get none.
+        # last block of the reader, whose features are read on the way, would get none.
         sample = sample + 0 * reference_sample.mean(dim=(1, 2, 3), keepdim=True)
         if matches is None or states.attended is None:
             return Prediction(sample)
@@ -284,7 +290,7 @@ class MimicBrushModel(nn.Module):
     def read_references(
         self, reference_latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, states: ReferenceStates
     ) -> torch.Tensor:
-        """Let the reference U-Net write into `states`; return what else it predicts, (B, 4, h, w).
+        """Let the reader write into `states`; return what else it predicts, (B, 4, h, w).
 
         Args:
             reference_latents: (B, 4, h, w), clean.
@@ -292,12 +298,12 @@ class MimicBrushModel(nn.Module):
             context: (B, N, D), the projected image tokens.
             states: get the features.
         """
-        assert self.reference_unet is not None
-        sample: torch.Tensor = self.reference_unet(
-            reference_latents,
+        assert self.reader is not None
+        sample: torch.Tensor = self.reader(
+            make_reference_input(self.reader, reference_latents),
             timestep if self.reference_timestep == "current" else torch.zeros_like(timestep),
             context,
-            cross_attention_kwargs={"reference_states": states},
+            cross_attention_kwargs={"reference_states": states.for_writing()},
         ).sample
         return sample
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mimicbrush.models.norms.fused_norms import use_fused_norms
 from mimicbrush.models.norms.low_precision import use_half_norms
 from mimicbrush.models.norms.recomputation import recompute_cheap_layers
+from mimicbrush.models.reference_attention import ReferenceReadWriteProcessor, is_shared
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
@@ -64,7 +65,7 @@ def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor"
         unet: either U-Net, in the state that it is trained in (adapters, checkpointing).
         backend: of `torch.compile`.
     """
-    _prepare_dynamo(num_graphs=1)
+    _prepare_dynamo(num_graphs=1 + is_shared(unet))
     unet.compile(fullgraph=True, backend=backend)
 
 
@@ -79,7 +80,8 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         backend: of `torch.compile`.
 
     Returns:
-        The number of blocks that differ, so the most graphs that there can be.
+        The number of blocks that differ, so the most graphs that there can be; a block that writes references in one
+        pass and reads them in another counts twice.
     """
     blocks = {
         (number, path): block
@@ -87,7 +89,8 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         for path, block in unet.named_modules()
         if isinstance(block, ResnetBlock2D | Transformer2DModel | Downsample2D | Upsample2D)
     }
-    num_graphs = len({_describe_block(path, block) for (_, path), block in blocks.items()})
+    kinds = {_describe_block(path, block): _writes_and_reads(block) for (_, path), block in blocks.items()}
+    num_graphs = len(kinds) + sum(kinds.values())
     _prepare_dynamo(num_graphs)
     for (_, path), block in blocks.items():
         # Each size is fixed; by default the second width would make the sizes of all graphs variable.
@@ -103,6 +106,10 @@ def _describe_block(path: str, block: nn.Module) -> tuple[object, ...]:
     kinds = tuple((type(part), type(getattr(part, "processor", None))) for part in block.modules())
     shapes = tuple((tuple(each.shape), each.requires_grad) for each in block.parameters())
     return tuple(path.split(".")[:2]), kinds, shapes
+
+
+def _writes_and_reads(block: nn.Module) -> bool:
+    return any(isinstance(getattr(part, "processor", None), ReferenceReadWriteProcessor) for part in block.modules())
 
 
 def _call_block(

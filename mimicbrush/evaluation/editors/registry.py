@@ -230,7 +230,7 @@ def _check_pipeline(named: _Named) -> None:
     folder = named.folder or Path()
     index = read_index(folder)
     if named.reference_view == "auto_zoom":
-        from mimicbrush.pipelines.folder import class_names
+        from mimicbrush.pipelines.folder import class_names, find_reader_name
 
-        if "reference_unet" not in class_names(index):
+        if find_reader_name(class_names(index)) is None:
             raise InputError(f"auto_zoom:{folder}: it needs a pipeline with a reference U-Net; this one has none")

@@ -27,7 +27,7 @@ from mimicbrush.models.pretrained.stored_weights import (
 )
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.token_encoders import TOKEN_ENCODERS
-from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet, SharedUNet
 
 #: Option of `PretrainedModel` -> the class that reads its weights.
 CLASSES = {
@@ -42,8 +42,8 @@ CLASSES = {
 # How each class is built of its config.json.
 _DIFFUSERS: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (UNet2DConditionModel, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL, PatchAutoencoder,
-                 ImageProjector, DepthProjector)
+    for kind in (UNet2DConditionModel, SharedUNet, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL,
+                 PatchAutoencoder, ImageProjector, DepthProjector)
 }  # fmt: skip
 _DEPTH = DepthAnythingForDepthEstimation.__name__
 

@@ -141,7 +141,8 @@ class ConsistencyDistillation(MimicBrushMethod):
         no_reference = replace(conditions, image_tokens=no_image_tokens.expand_as(conditions.image_tokens))
         # The rows [no reference ; reference] of a pipeline: the states hold references for the second half alone.
         both = Conditions(*(torch.cat(pair) for pair in zip(_values(no_reference), _values(conditions), strict=True)))
-        pairs = (torch.cat([noisy] * 2), torch.cat([timestep] * 2), both, sampled.keep_reference, None, states)
+        keep = torch.cat([torch.zeros_like(sampled.keep_reference), sampled.keep_reference])
+        pairs = (torch.cat([noisy] * 2), torch.cat([timestep] * 2), both, keep, None, states)
         output = functional_call(self.model, self.teacher_weights, pairs).sample.float()
         without, with_reference = output.chunk(2)
         return without + self._guidance(sampled) * (with_reference - without)
