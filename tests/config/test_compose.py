@@ -51,6 +51,7 @@ def test_rows_of_our_options_change_what_they_name() -> None:
         "all_heads": {"train.correspondence_heads"},
         "few_matches": {"data.num_matches"},
         "no_unrelated_references": {"train.unrelated_reference_ratio"},
+        "reference_unet_shared": {"model.reference_encoder"},
     }
 
 

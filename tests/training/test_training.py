@@ -141,6 +141,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 EXPERIMENTS, ABLATIONS = (
     sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml")) for group in ("experiment", "ablation")
 )
+ABLATIONS.append("ours/reference_unet_shared")  # the only one of ours with other networks
 #: A choice of machine, and of size, for experiments that are not made for a CPU.
 ON_A_CPU = ["train.device=cpu", "train.mixed_precision=no", "train.tracker=none", "eval.every_steps=0"]
 AT_TOY_SIZE = ["model=toy", *SMALLEST[1:], "model.encoders=''"]

@@ -67,6 +67,7 @@ TABLES = {
             "all_heads",
             "few_matches",
             "no_unrelated_references",
+            "reference_unet_shared",
         ),
         folder="ours/",
         experiment="small_options",
