@@ -80,8 +80,7 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         backend: of `torch.compile`.
 
     Returns:
-        The number of blocks that differ, so the most graphs that there can be; a block that writes references in one
-        pass and reads them in another counts twice.
+        The number of blocks that differ, so the most graphs that there can be.
     """
     blocks = {
         (number, path): block
@@ -89,8 +88,9 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         for path, block in unet.named_modules()
         if isinstance(block, ResnetBlock2D | Transformer2DModel | Downsample2D | Upsample2D)
     }
-    kinds = {_describe_block(path, block): _writes_and_reads(block) for (_, path), block in blocks.items()}
-    num_graphs = len(kinds) + sum(kinds.values())
+    kinds = {(_describe_block(path, block), _find_writing(block)) for (_, path), block in blocks.items()}
+    # A block that writes references in one pass and reads them in another has a graph for each.
+    num_graphs = len({kind for kind, _ in kinds}) + sum(writing is not None for _, writing in kinds)
     _prepare_dynamo(num_graphs)
     for (_, path), block in blocks.items():
         # Each size is fixed; by default the second width would make the sizes of all graphs variable.
@@ -108,8 +108,10 @@ def _describe_block(path: str, block: nn.Module) -> tuple[object, ...]:
     return tuple(path.split(".")[:2]), kinds, shapes
 
 
-def _writes_and_reads(block: nn.Module) -> bool:
-    return any(isinstance(getattr(part, "processor", None), ReferenceReadWriteProcessor) for part in block.modules())
+def _find_writing(block: nn.Module) -> bool | None:
+    """Find out whether a block that both writes and reads is the last that writes; None: it does not do both."""
+    processors = (getattr(part, "processor", None) for part in block.modules())
+    return next((each.is_last for each in processors if isinstance(each, ReferenceReadWriteProcessor)), None)
 
 
 def _call_block(
