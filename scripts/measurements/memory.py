@@ -12,7 +12,7 @@ EXPECTED_GIB = {"norms in float32": 1.17, "norms in half precision": 0.88}
 
 def memory() -> Iterator[Counted]:
     """what a sample keeps for the backward pass at full size, by network and option: ours, and the loop people write"""
-    from measurements.activations import MemorySetting, plain_unet_gib, step_gib
+    from measurements.activations import MemorySetting, plain_unet_gib, state_gb, step_gib
     from measurements.step_costs import pass_costs
 
     for title, expected_gib in EXPECTED_GIB.items():
@@ -35,7 +35,16 @@ def memory() -> Iterator[Counted]:
         yield Counted(
             f"{'peer' if peer else 'ours'}, {', '.join(names) or 'no option'}",
             # The costs take a minute or two; the peer is compared by `train_step`.
-            lambda setting=setting, peer=peer: step_gib(setting) | ({} if peer else pass_costs(setting)),
+            lambda setting=setting, peer=peer: (
+                step_gib(setting) | ({} if peer else state_gb(setting) | pass_costs(setting))
+            ),
+        )
+
+    for names in ((), ("selective_checkpointing",)):
+        setting = MemorySetting(options=dict.fromkeys(names, True), reference_encoder="shared")
+        yield Counted(
+            f"ours, one U-Net for both, {', '.join(names) or 'no option'}",
+            lambda setting=setting: step_gib(setting) | state_gb(setting) | pass_costs(setting),
         )
 
 
