@@ -270,7 +270,7 @@ class EditingService:
             crop=request.crop,
             reference_crop=request.reference_crop,
             generator=seeded_generator(request.seed + number),
-            return_correspondence=self.pipeline.reader is not None,
+            return_correspondence=self.pipeline.can_record_attention,
             callback_on_step_end=on_step,
         )
         return result.images[0], _convert_correspondence(result.correspondences[0]) if result.correspondences else None

@@ -18,7 +18,6 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.io.text import in_bytes
-from mimicbrush.models.options import REFERENCE_ENCODERS
 from mimicbrush.types import ENCODED_TENSORS
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ def collect_view_settings(config: DictConfig, pair_sources: Sequence[PairSource]
         for name, value in flatten_config(config).items()
         if any(fnmatchcase(name, pattern) for pattern in _DECIDES)
     }
-    if REFERENCE_ENCODERS[options["model.reference_encoder"]].has_reader:
-        options["model.reference_encoder"] = "unet"  # the same image tokens for whichever U-Net reads
+    if options.get("model.reference_encoder") == "shared":
+        options["model.reference_encoder"] = "unet"  # whichever U-Net reads: what is encoded is the same
     pairs = {f"pairs {n} ({source.name})": _describe_pairs(source) for n, source in enumerate(pair_sources)}
     return {**options, **pairs}
 

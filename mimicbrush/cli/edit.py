@@ -201,7 +201,7 @@ class LoadedEditor:
         if self.arguments.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
-            check_can_zoom(pipeline.reader is not None)
+            check_can_zoom(pipeline.can_record_attention)
         scheduler = pipeline.scheduler.config
         limit = scheduler.get("original_inference_steps")  # of a distilled model
         why = f"was distilled to {limit} or fewer steps"

@@ -88,7 +88,7 @@ def main() -> None:
 
     pipeline = open_pipeline(folder, device="cpu")
     pipeline.set_progress_bar_config(disable=True)
-    if pipeline.reader is None:
+    if not pipeline.can_record_attention:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")
     data = read_data(arguments, folder, pipeline)
     tasks = data.tasks

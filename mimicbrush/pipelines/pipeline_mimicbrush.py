@@ -211,6 +211,11 @@ class MimicBrushPipeline(HubPipeline):
         return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
+    def can_record_attention(self) -> bool:
+        """Whether it can tell where it looks in the reference: a U-Net reads it."""
+        return self.reader is not None
+
+    @property
     def guidance_scale(self) -> float:
         """Guidance scale of the present or last call; a callback that sets `_guidance_scale` changes the next steps.
 
@@ -298,7 +303,7 @@ class MimicBrushPipeline(HubPipeline):
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
-        check_recording(reference is not None, self.reader is not None, return_correspondence, attention_record)
+        check_recording(reference is not None, self.can_record_attention, return_correspondence, attention_record)
         rows, device = len(sources) * num_images_per_prompt, self._execution_device  # rows = B n
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance

@@ -97,7 +97,7 @@ class MimicBrushEditor:
             latents=self._sample_latents(batch.seeds),
             paste_back=False,
             output_type="np",
-            return_correspondence=with_correspondences and self.pipeline.reader is not None,
+            return_correspondence=with_correspondences and self.pipeline.can_record_attention,
         )
         pixels = np.asarray(output.images, np.float32)
         if not np.isfinite(pixels).all():
@@ -106,7 +106,7 @@ class MimicBrushEditor:
 
     def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
         """Edit one benchmark case, see `Editor`; the same pixels as the pipeline called with the same seed."""
-        has_correspondence = self.pipeline.reader is not None
+        has_correspondence = self.pipeline.can_record_attention
         images = inputs.source, inputs.mask, inputs.reference
         options: dict[str, Any] = {
             "num_inference_steps": self.num_inference_steps,

@@ -53,7 +53,7 @@ def edit_zoomed(
     Raises:
         InputError: the pipeline has no reference U-Net, whose attention is looked at; or see the pipeline.
     """
-    check_can_zoom(pipeline.reader is not None)
+    check_can_zoom(pipeline.can_record_attention)
     images: list[Any] = []
     correspondences, parts = [], []
     for seed in seeds:
