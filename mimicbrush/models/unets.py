@@ -76,9 +76,9 @@ class SharedUNet(UNet2DConditionModel):
     It has half of the weights, gradients and moments of two U-Nets. The pass that reads has no loss of its own: its
     weights learn from what the other pass makes of its keys and values.
 
-    One network for reading and denoising, which sees the reference clean and has no loss there, is known from virtual
-    try-on (arXiv 2511.18775). That one puts both images side by side into one pass. Two passes, which a reference can
-    be read in before the first step, and what fills the 13 channels (`make_reference_input`) are ours.
+    One network that denoises one image and only reads the other is known from virtual try-on (DeCo-VTON, arXiv
+    2511.18775), where both stand side by side in one pass. Two passes, and what fills the 13 channels
+    (`make_reference_input`), are ours: a reference can be read before the first step, and once for many edits.
     """
 
     reads_and_paints = True
