@@ -53,7 +53,8 @@ class TrainOptions:
         distill_guidance: lowest and highest guidance scale of the teacher; each sample gets one of its own.
         distill_ddim_steps: steps of the teacher's sampler; the student cannot take more.
         distill_huber_c: differences below this count as squares in the loss of distillation, larger ones by their size.
-        unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
+        unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights; the
+            second has no effect where there is no reference U-Net.
         image_projector, depth_projector: "trained" (paper) or "frozen".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
         log_every, checkpoint_every: in steps.

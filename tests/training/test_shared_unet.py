@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from composed import compose_train
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from toy_edit import an_edit, latents_of
 from toy_run import everything, forget_accelerate, metrics, train
 
 from mimicbrush import assembly
+from mimicbrush.assembly.encoding import collect_view_settings
 from mimicbrush.assembly.run_folder import FINISHED_FILE
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.components import toy_components
@@ -196,6 +198,29 @@ def test_it_needs_no_other_weights_and_has_nothing_to_choose(smallest: ToyModel)
     assert needed == ("unet", "image_encoder", "vae", "depth_estimator")
     with pytest.raises(InputError, match="reference_sharing=keys_values does not go with"):
         ModelOptions(reference_encoder="shared", reference_sharing="keys_values")
+
+
+def test_views_that_are_encoded_serve_whichever_unet_reads() -> None:
+    settings = [
+        collect_view_settings(compose_train("data.root=x", "run_dir=y", f"model.reference_encoder={encoder}"), [])
+        for encoder in ("unet", "shared", "clip")
+    ]
+    assert settings[0] == settings[1] != settings[2]
+
+
+@pytest.mark.slow
+def test_adapters_learn_resume_and_are_merged(mined: Path, tmp_path: Path) -> None:
+    options = [SHARED, "train.unet=lora", "train.lora_rank=2", "train.correspondence_weight=1"]
+    for stop in (3, 4):
+        train(mined, tmp_path / "run", *options, f"train.max_steps={stop}", "train.resume=latest")
+        forget_accelerate()
+    train(mined, tmp_path / "straight", *options, "train.max_steps=4")
+    one, other = (everything(checkpoint_path(tmp_path / name / "checkpoints", 4)) for name in ("run", "straight"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert any("lora" in name for name in one)
+    pipe = quiet(tmp_path / "run" / "pipeline")
+    assert not any("lora" in name for name in pipe.unet.state_dict())
+    assert [path.name for path in (tmp_path / "run" / "pipeline" / "adapters").iterdir()] == ["unet"]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ The guidance scale w is thereby learnt: the student edits without guidance, so e
 The imitative U-Net alone is trained, fully or by adapters. The reference U-Net and both projectors stay those of the
 teacher: what they compute is the same for teacher, student and target, so it is computed once, and the only second copy
 of weights is that of the imitative U-Net. Features of a reference need no few-step model: they come from clean latents.
+Where one U-Net reads and paints, each of the three reads with its own weights.
 """
 
 from __future__ import annotations
