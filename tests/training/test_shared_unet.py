@@ -303,7 +303,7 @@ def test_it_edits_as_any_other(run_dir: Path, reference_timestep: str) -> None:
         for each in (an_edit()["reference"], prepared)
     )
     torch.testing.assert_close(from_prepared, from_image, rtol=1e-4, atol=1e-5)
-    output, _ = edit_zoomed(pipe, **an_edit(), seeds=[1], num_inference_steps=2, return_correspondence=True)
+    output, _ = edit_zoomed(pipe, **an_edit(), seeds=[1], num_inference_steps=1, return_correspondence=True)
     assert len(output.correspondences[0].source_xy) > 0
 
     pipe.unet.set_attn_processor(AttnProcessor2_0())
