@@ -126,7 +126,7 @@ def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_ty
         ({"reference_timestep": "current", "reference_blend": 0.5}, "epsilon"),
         ({"reference_timestep": "zero", "reference_sharing": "keys_values"}, "v_prediction"),
         ({"reference_encoder": "clip"}, "v_prediction"),
-        ({"reference_encoder": "shared"}, "v_prediction"),
+        pytest.param({"reference_encoder": "shared"}, "v_prediction", marks=pytest.mark.slow),
     ],
     ids=["current", "zero", "clip", "shared"],
 )

@@ -164,7 +164,11 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"activation_checkpointing": True}, marks=pytest.mark.slow)],
+    ids=["plain", "checkpointing"],
+)
 def test_ddp_sends_each_gradient_once_though_both_passes_make_it(smallest: ToyModel, options: dict[str, Any]) -> None:
     model = shared_model(smallest).train()
     apply_speedups(model, TrainOptions(**options), channels_last=False)
