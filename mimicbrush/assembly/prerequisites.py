@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mimicbrush.assembly.command_line import describe_hydra_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
+from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import InputError, WeightsError, install_command
 from mimicbrush.models.options import PipelineModel, PretrainedModel
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
@@ -97,6 +98,21 @@ def compose_training(overrides: Sequence[str], configs: Path) -> DictConfig:
         raise describe_hydra_error(error) from error
     check_option_names(config)
     return config
+
+
+def compose_data_options(overrides: Sequence[str], configs: Path) -> DataOptions:
+    """Compose the options of the training data alone, for commands that draw samples and train nothing.
+
+    Args:
+        overrides: of ``configs/train.yaml``, those of its group data.
+        configs: the folder of that.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    options = OmegaConf.to_object(compose_training(overrides, configs).data)
+    assert isinstance(options, DataOptions)
+    return options
 
 
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
