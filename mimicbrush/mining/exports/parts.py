@@ -7,6 +7,7 @@ A folder holds
 * ``records/export.json``: the settings that decide the content, written first;
 * ``records/markers/train-000000.json``: of a part: its samples, the pairs that were refused, and size and SHA-256 of
   each file; a part that has one is done;
+* ``records/begun.json``: the files of a part whose marker is not there yet;
 * ``records/``: all samples, mined files and refused pairs as JSON lines, and ``summary.json``, written at the end.
 """
 
@@ -25,16 +26,18 @@ from typing import Any
 
 from mimicbrush.data.encoded_views import find_setting_differences
 from mimicbrush.errors import DataError, InputError
-from mimicbrush.io.atomic import write_json
+from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, write_json
 from mimicbrush.io.text import parse_json
 from mimicbrush.mining.exports.formats.registry import FORMATS
-from mimicbrush.mining.exports.plan import ExportPart
+from mimicbrush.mining.exports.plan import SPLITS, ExportPart
 from mimicbrush.mining.exports.samples import ExportedPair
 
 #: Changes whenever the content of a folder means something else.
 _FORMAT = 1
 RECORDS = "records"
 _SETTINGS_FILE = f"{RECORDS}/export.json"
+_MARKERS = f"{RECORDS}/markers"
+_BEGUN_FILE = f"{RECORDS}/begun.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class ExportFolder:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
     def begin(self) -> None:
-        """Write the settings, or check that an earlier run had the same.
+        """Write the settings, or check that an earlier run had the same and remove what it left half done.
 
         Raises:
             InputError: the folder holds something else, or an export with other settings.
@@ -65,7 +68,7 @@ class ExportFolder:
         if earlier is None:
             if any(path.name[0] != "." for path in self.path.iterdir()):
                 raise InputError(f"--output {self.path} exists and holds other things than an export; name another")
-            (self.path / RECORDS / "markers").mkdir(parents=True)
+            (self.path / _MARKERS).mkdir(parents=True)
             write_json(self.path / _SETTINGS_FILE, {"format": _FORMAT, "settings": dict(self.settings)})
         elif differences := find_setting_differences(earlier.settings, json.loads(json.dumps(self.settings))):
             lines = "\n".join(f"  {each}" for each in differences)
@@ -73,10 +76,31 @@ class ExportFolder:
                 f"--output {self.path} holds an export with other settings:\n{lines}\n"
                 "Give the same options to go on, or name another folder"
             )
+        for folder in (".", RECORDS, _MARKERS, *SPLITS):
+            for aside in (self.path / folder).glob(ASIDE_PATTERN):
+                aside.unlink()
+        self._remove_begun()
+
+    def _remove_begun(self) -> None:
+        """Remove the files of a part that a stopped run has begun: a trainer would take them for whole samples."""
+        begun = self.path / _BEGUN_FILE
+        try:
+            values = parse_json(begun.read_bytes())
+            name, files = str(values["name"]), [str(file) for file in values["files"]]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{begun} cannot be read ({error!r}); export again into another folder") from error
+        if not self.marker_path(name).is_file():
+            for file in files:
+                path = path_inside(self.path, file)
+                path.unlink(missing_ok=True)
+                _aside_of(path).unlink(missing_ok=True)
+        begun.unlink()
 
     def marker_path(self, name: str) -> Path:
         """Name the marker of a part."""
-        return self.path / RECORDS / "markers" / f"{name}.json"
+        return self.path / _MARKERS / f"{name}.json"
 
     def read_marker(self, name: str) -> dict[str, Any] | None:
         """Read the marker of a part; None where there is none of these settings."""
@@ -103,6 +127,7 @@ class ExportFolder:
         files = join_files(part, exported, FORMATS[self.settings["format"]].in_tars)
         marker = self.marker_path(part.name)
         marker.unlink(missing_ok=True)
+        write_json(self.path / _BEGUN_FILE, {"name": part.name, "files": list(files)})
         for folder in {(self.path / file).parent for file in files}:
             folder.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
@@ -113,6 +138,7 @@ class ExportFolder:
             "files": {file: [len(content), hashlib.sha256(content).hexdigest()] for file, content in files.items()},
         }
         write_json(marker, values)
+        (self.path / _BEGUN_FILE).unlink()
         return values
 
 
@@ -156,13 +182,15 @@ def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that gets its name when it is whole.
-
-    The hidden name is always the same one, so that a killed run leaves nothing that the next one does not replace.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
+    """Write a file that gets its name when it is whole."""
+    aside = _aside_of(path)
     with aside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def _aside_of(path: Path) -> Path:
+    """The hidden name of a file that is not whole yet: always the same one, so that the next run finds it."""
+    return path.with_name(f".{path.name}.tmp")

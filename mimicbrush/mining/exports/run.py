@@ -88,7 +88,7 @@ def _write_parts(
     found = {part.name: folder.find_done(part) for part in plan.parts}
     jobs = ((part.split, place) for part in plan.parts if not found[part.name] for place in part.places)
     results = _export_all(exporter, jobs, workers)
-    done, total = [], 0
+    done, total = set(), 0
     num_pairs = sum(len(part.places) for part in plan.parts)
     with tqdm(total=num_pairs, unit="pair", desc="exporting", disable=not progress) as bar:
         try:
@@ -104,11 +104,12 @@ def _write_parts(
                 if marker is None:
                     folder.write_part(part, exported)
                 total += size
-                done.append(part.name)
+                done.add(part.name)
                 bar.update(len(part.places))
         finally:
             results.close()
-    return done
+    # An earlier run, with more room, may have gone further.
+    return [part.name for part in plan.parts if part.name in done or found[part.name]]
 
 
 def _export_all(
