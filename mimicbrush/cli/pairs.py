@@ -35,6 +35,7 @@ _NUMBERS = {
     "seed": "of augmentations, masks and order; 0: the views of data.fixed_views",
 }
 _JPEG_RANGE = NumberRange(at_least=1, at_most=100, whole=True)
+_GIB_RANGE = NumberRange(above=0, at_most=10**9)
 #: What only an export with --format reads; as the command line has them.
 _OF_FORMATS = (
     *("views", "size_px", "seed", "augmentation", "mask_strategy", "set", "jpeg_quality", "side_by_side", "caption"),
@@ -85,7 +86,7 @@ def add_format_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--side-by-side", action="store_true", default=None, help="the reference left of each image")
     group.add_argument("--jpeg-quality", type=_JPEG_RANGE.read, metavar="Q", help="JPEG images (default: PNG)")
     group.add_argument(
-        "--max-gib", type=NumberRange(above=0).read, metavar="G", help="stop before the samples take more than this"
+        "--max-gib", type=_GIB_RANGE.read, metavar="G", help="stop before the samples take more than this"
     )
 
 

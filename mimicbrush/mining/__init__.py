@@ -1,4 +1,4 @@
-"""Raw videos and photographs in; shards of pairs, a manifest and a report out.
+"""Raw videos and photographs in; shards of pairs, a manifest and a report out, and data sets of other trainers.
 
 In reading order:
 
@@ -17,6 +17,7 @@ In reading order:
 * `refusals`: the reasons for which a file gives no pair, and which file of this room says so.
 * `summary`: counts what a mined folder holds.
 * `export`: writes the manifest as JSON lines.
+* `exports/`: writes pairs as data sets of other trainers.
 * `report/`: the HTML report of a mined folder.
 * `verify/`: reads a mined folder again, and names what is wrong.
 """

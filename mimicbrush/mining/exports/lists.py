@@ -112,9 +112,8 @@ def _list_split(
     write = FORMATS[folder.settings["format"]].write_lists
     if write is None or next(iter(records), None) is None:
         return {}
-    side = folder.settings["size_px"]
-    size_px = (side, 2 * side if folder.settings["side_by_side"] else side)
-    listed = SplitList(folder.path.absolute() / split, records, size_px)
+    height, width = folder.settings["canvas_px"]
+    listed = SplitList(folder.path.absolute() / split, records, (height, width))
     return {f"{split}/{name}": pieces for name, pieces in write(listed)}
 
 

@@ -18,7 +18,7 @@ MAX_VIEWS = 10**6
 SIDE_STEP_PX = 16
 DEFAULT_CAPTION = "Fill the hole of the first image with what the second image shows there."
 #: The options of the training data that an export follows.
-DATA_OPTIONS = ("geometry", "jitter", "share_flips", "mask", "min_ssim", "max_ssim", "heldout_ratio")
+DATA_OPTIONS = ("geometry", "jitter", "share_flips", "mask", "min_ssim", "max_ssim", "heldout_ratio", "num_references")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ExportOptions:
         size_px: side of the square canvas.
         seed: of augmentations, masks and the order of the pairs. With 0 the views are those of `data.fixed_views`.
         jpeg_quality: of images; masks are always PNG. None: PNG, which keeps every pixel as it is.
-        side_by_side: target, source and mask get the reference to their left, for trainers that take one condition
+        side_by_side: target, source and mask get the references to their left, for trainers that take one condition
             image; the mask is 0 there.
         caption: of every sample that has none in `captions`; "" for none.
         captions: path of a mined file -> caption; None: all samples have `caption`.
@@ -54,6 +54,12 @@ class ExportOptions:
             raise InputError(f"size_px={self.size_px}: must be a multiple of {SIDE_STEP_PX}; trainers crop others")
         if self.captions is None and not clean_caption(self.caption):
             raise InputError(f"the caption {self.caption!r} is empty; give a text")
+
+    @property
+    def canvas_px(self) -> tuple[int, int]:
+        """Height and width of target, source and mask."""
+        count = 1 + self.data.num_references if self.side_by_side else 1
+        return self.size_px, count * self.size_px
 
     @property
     def suffix(self) -> str:
@@ -78,6 +84,7 @@ class ExportOptions:
         data = asdict(self.data)
         own = {name: value for name, value in vars(self).items() if name not in ("data", "captions")}
         digest = hashlib.sha256(captions.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        own["canvas_px"] = list(self.canvas_px)
         return own | {f"data.{name}": data[name] for name in DATA_OPTIONS} | {"captions": digest if captions else ""}
 
 

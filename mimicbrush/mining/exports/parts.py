@@ -66,9 +66,10 @@ class ExportFolder:
         """
         earlier = read_export_folder(self.path)
         if earlier is None:
-            if any(path.name[0] != "." for path in self.path.iterdir()):
+            # A run that was stopped before it wrote the settings has left the folder of the records.
+            if any(path.name[0] != "." and path.name != RECORDS for path in self.path.iterdir()):
                 raise InputError(f"--output {self.path} exists and holds other things than an export; name another")
-            (self.path / _MARKERS).mkdir(parents=True)
+            (self.path / _MARKERS).mkdir(parents=True, exist_ok=True)
             write_json(self.path / _SETTINGS_FILE, {"format": _FORMAT, "settings": dict(self.settings)})
         elif differences := find_setting_differences(earlier.settings, json.loads(json.dumps(self.settings))):
             lines = "\n".join(f"  {each}" for each in differences)

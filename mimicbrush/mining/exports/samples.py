@@ -5,26 +5,29 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mimicbrush.data.dataset import transform_fixed
+from mimicbrush.data.dataset import sample_fixed_references, transform_fixed
 from mimicbrush.data.manifest import PairTable
+from mimicbrush.data.other_references import OtherReferences
 from mimicbrush.data.pair import Pair, refuse_pair
+from mimicbrush.data.pair_sources import PairSource
 from mimicbrush.data.transforms import SampleTransform
 from mimicbrush.errors import DataError
 from mimicbrush.io.text import make_storable
-from mimicbrush.mining.exports.formats.layout import Content, TrainingSample
+from mimicbrush.mining.exports.formats.layout import FileContent, TrainingSample
 from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.mining.exports.options import MAX_VIEWS, ExportOptions
 from mimicbrush.mining.exports.plan import SPLITS, ExportSplit
 from mimicbrush.ops.counter_rng import mix, permute_position
 
 #: Reasons for which a pair is in the plan of an export, but not in its files.
-UNREADABLE, NO_CAPTION = "unreadable", "no_caption"
+UNREADABLE_PAIR, NO_CAPTION = "unreadable", "no_caption"
 #: Takes half the time of Pillow's default, 6, for files that are 2 % larger.
 _PNG_LEVEL = 4
 
@@ -59,10 +62,15 @@ class PairExporter:
     def _transform(self) -> SampleTransform:
         return SampleTransform(self.options.size_px, self.options.data)
 
-    def export_pair(self, split: ExportSplit, place: int) -> ExportedPair:
-        """Export the pair at a place in the order of the export, which is random, so that any beginning is a sample.
+    @cached_property
+    def _other_references(self) -> OtherReferences:
+        pair_sources = [PairSource(split, self.tables[split], Fraction(1)) for split in SPLITS]
+        return OtherReferences(pair_sources, self._transform, self.options.data.num_references - 1)
 
-        A pair is exported with all of its views or not at all.
+    def export_pair(self, split: ExportSplit, place: int) -> ExportedPair:
+        """Export the pair at a place in the order of the export, with all of its views or not at all.
+
+        The order is random, so that a part of an export is a sample of the whole.
         """
         pairs = self.tables[split]
         number = permute_position(place, len(pairs), mix(self.options.seed, SPLITS.index(split)))
@@ -77,34 +85,42 @@ class PairExporter:
                 if not caption:
                     detail = f"{pair.source_path} has no caption in the list, and there is no --caption for all"
                     return ExportedPair(row | {"reason": NO_CAPTION, "detail": make_storable(detail)}, {})
-                return self._export_views(pair, place, caption, row)
+                return self._export_views(split, number, pair, caption, row)
         except DataError as error:
-            return ExportedPair(row | {"reason": UNREADABLE, "detail": make_storable(str(error))}, {})
+            return ExportedPair(row | {"reason": UNREADABLE_PAIR, "detail": make_storable(str(error))}, {})
 
-    def _export_views(self, pair: Pair, place: int, caption: str, row: dict[str, Any]) -> ExportedPair:
+    def _export_views(
+        self, split: ExportSplit, number: int, pair: Pair, caption: str, row: dict[str, Any]
+    ) -> ExportedPair:
         files: dict[str, bytes] = {}
         samples = []
         for view in range(self.options.views):
+            name = f"{row['place']:07d}-{view}"
+            images = self._draw_images(split, number, pair, view)
             facts = {"caption": caption, "view": view, **{key: row[key] for key in row if key != "place"}}
-            sample = self._draw_sample(pair, f"{place:07d}-{view}", view, caption, facts)
+            sample = TrainingSample(name, *images, caption, facts, self.options.suffix)
             contents, record = FORMATS[self.options.format].lay_out(sample)
             files |= {path: self._encode(path, content) for path, content in contents.items()}
-            samples.append({"name": sample.name, "view": view, "caption": caption, "record": record})
+            samples.append({"name": name, "view": view, "caption": caption, "record": record})
         return ExportedPair(row | {"samples": samples}, files)
 
-    def _draw_sample(self, pair: Pair, name: str, view: int, caption: str, facts: Mapping[str, Any]) -> TrainingSample:
-        """Draw a view of a pair; the hole is filled as `ops.canvas.blank_mask` fills it."""
+    def _draw_images(
+        self, split: ExportSplit, number: int, pair: Pair, view: int
+    ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
+        """Draw a view of a pair: target, source, references, mask; the hole is as `ops.canvas.blank_mask` fills it."""
         options = self.options
-        views = transform_fixed(self._transform, pair, options.seed * MAX_VIEWS + view)
-        target, reference = views.source.render(options.size_px), views.reference.render(options.size_px)
+        view += options.seed * MAX_VIEWS
+        views = transform_fixed(self._transform, pair, view)
+        others = sample_fixed_references(self._other_references, SPLITS.index(split), number, pair, views, view)
+        target, *references = (each.render(options.size_px) for each in (views.source, views.reference, *others))
         mask = views.mask * np.uint8(255)
         if options.side_by_side:
-            target = np.hstack([reference, target])
-            mask = np.hstack([np.zeros_like(mask), mask])
+            target = np.hstack([*references, target])
+            mask = np.hstack([*(np.zeros_like(mask) for _ in references), mask])
         source = np.where(mask[..., None] > 0, np.uint8(0), target)
-        return TrainingSample(name, target, source, (reference,), mask, caption, facts, options.suffix)
+        return target, source, tuple(references), mask
 
-    def _encode(self, path: str, content: Content) -> bytes:
+    def _encode(self, path: str, content: FileContent) -> bytes:
         if isinstance(content, str):
             return content.encode()
         file = io.BytesIO()

@@ -57,8 +57,8 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
                 faults.append(fault)
     faults += _find_strangers(path, expected)
     rows = [(name.rpartition("-")[0], row) for name, marker in read.items() for row in marker["rows"]]
-    outside = int(dict(summary["refused"]).get(OUTSIDE_BAND, 0))
-    counted = count_export(int(summary["pairs"]), outside, rows)
+    num_outside_band = int(dict(summary["refused"]).get(OUTSIDE_BAND, 0))
+    counted = count_export(int(summary["pairs"]), num_outside_band, rows)
     faults += [
         f"{SUMMARY_FILE} says {name}: {summary.get(name)}, the markers say {value}; {_AGAIN}"
         for name, value in counted.items()

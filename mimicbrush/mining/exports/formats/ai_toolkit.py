@@ -8,12 +8,12 @@ up to three folders in which files are called as the target is), `caption_ext`. 
 
 from __future__ import annotations
 
-from mimicbrush.mining.exports.formats.layout import Content, ExportFormat, Record, TrainingSample
+from mimicbrush.mining.exports.formats.layout import ExportFormat, FileContent, Record, TrainingSample
 
 
-def lay_out_for_ai_toolkit(sample: TrainingSample) -> tuple[dict[str, Content], Record]:
+def lay_out_for_ai_toolkit(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
     """Lay out a sample in target/, control_1/ (the source with its hole), control_2/ (the reference) and mask/."""
-    files: dict[str, Content] = {
+    files: dict[str, FileContent] = {
         f"target/{sample.name}{sample.suffix}": sample.target,
         f"target/{sample.name}.txt": sample.caption,
         f"mask/{sample.name}.png": sample.mask,

@@ -12,15 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from mimicbrush.mining.exports.formats.layout import Content, ExportFormat, Record, SplitList, TrainingSample
+from mimicbrush.mining.exports.formats.layout import ExportFormat, FileContent, Record, SplitList, TrainingSample
 
 
-def lay_out_for_diffsynth(sample: TrainingSample) -> tuple[dict[str, Content], Record]:
+def lay_out_for_diffsynth(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
     """Lay out a sample with the keys image, edit_image (the source with its hole, then references), mask and prompt."""
     target, mask = f"target/{sample.name}{sample.suffix}", f"mask/{sample.name}.png"
     conditions = (sample.source, *sample.references)
     edits = [f"edit_image_{number}/{sample.name}{sample.suffix}" for number in range(len(conditions))]
-    files: dict[str, Content] = {target: sample.target, mask: sample.mask, **dict(zip(edits, conditions, strict=True))}
+    files: dict[str, FileContent] = {target: sample.target, mask: sample.mask}
+    files |= zip(edits, conditions, strict=True)
     return files, {"image": target, "edit_image": edits, "mask": mask, "prompt": sample.caption}
 
 

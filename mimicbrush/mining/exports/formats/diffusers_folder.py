@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mimicbrush.mining.exports.formats.layout import (
-    Content,
     ExportFormat,
+    FileContent,
     Record,
     SplitList,
     TrainingSample,
@@ -22,7 +22,7 @@ from mimicbrush.mining.exports.formats.layout import (
 )
 
 
-def lay_out_for_diffusers(sample: TrainingSample) -> tuple[dict[str, Content], Record]:
+def lay_out_for_diffusers(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
     """Lay out a sample with the columns image, source, reference, mask and text."""
     images = {
         "image": ("target", sample.target, sample.suffix),
@@ -38,7 +38,7 @@ def lay_out_for_diffusers(sample: TrainingSample) -> tuple[dict[str, Content], R
 
 
 def list_for_diffusers(split: SplitList) -> Iterator[tuple[str, Iterator[str]]]:
-    """Write metadata.jsonl."""
+    """Write metadata.jsonl, with the columns of each sample."""
     yield "metadata.jsonl", write_json_lines(split.records)
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 #: What a file holds: an image, (H, W, 3) or (H, W) uint8, stored as its suffix says; or text.
-Content = np.ndarray | str
+FileContent = np.ndarray | str
 #: One sample in the list of a trainer.
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A sample as a trainer gets it; S is the side of the canvas, W is S or 2 S.
+    """A sample as a trainer gets it; S is the side of the canvas, W is S, or S for each image side by side.
 
     Attributes:
         name: of its files, without suffix: digits and a dash, so that no trainer takes a part of it for something.
@@ -67,7 +67,7 @@ class ExportFormat:
         in_tars: the files of some pairs make a tar, in place of files of their own.
     """
 
-    lay_out: Callable[[TrainingSample], tuple[dict[str, Content], Record]]
+    lay_out: Callable[[TrainingSample], tuple[dict[str, FileContent], Record]]
     write_lists: Callable[[SplitList], Iterator[tuple[str, Iterator[str]]]] | None = None
     in_tars: bool = False
 

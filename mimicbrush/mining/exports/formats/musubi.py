@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator
 
 from mimicbrush.mining.exports.formats.layout import (
-    Content,
     ExportFormat,
+    FileContent,
     Record,
     SplitList,
     TrainingSample,
@@ -24,19 +24,19 @@ _METADATA = "metadata.jsonl"
 _PATHS = ("image_path", "control_path_")
 
 
-def lay_out_for_musubi(sample: TrainingSample) -> tuple[dict[str, Content], Record]:
+def lay_out_for_musubi(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
     """Lay out a sample with control 0 (the source with its hole) and controls 1 and on (references)."""
     target = f"target/{sample.name}{sample.suffix}"
     conditions = (sample.source, *sample.references)
     controls = [f"control_{number}/{sample.name}{sample.suffix}" for number in range(len(conditions))]
-    files: dict[str, Content] = {target: sample.target, f"mask/{sample.name}.png": sample.mask}
+    files: dict[str, FileContent] = {target: sample.target, f"mask/{sample.name}.png": sample.mask}
     record = {"image_path": target, "caption": sample.caption}
     record |= {f"control_path_{number}": path for number, path in enumerate(controls)}
     return files | dict(zip(controls, conditions, strict=True)), record
 
 
 def list_for_musubi(split: SplitList) -> Iterator[tuple[str, Iterator[str]]]:
-    """Write metadata.jsonl and dataset.toml."""
+    """Write metadata.jsonl with the paths of each sample, and dataset.toml, which names it."""
 
     def find(record: Record) -> Record:
         return {key: str(split.folder / value) if key.startswith(_PATHS) else value for key, value in record.items()}

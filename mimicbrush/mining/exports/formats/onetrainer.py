@@ -9,12 +9,12 @@ the reference in it. References by themselves lie in a folder that is no part of
 
 from __future__ import annotations
 
-from mimicbrush.mining.exports.formats.layout import Content, ExportFormat, Record, TrainingSample, number_names
+from mimicbrush.mining.exports.formats.layout import ExportFormat, FileContent, Record, TrainingSample, number_names
 
 
-def lay_out_for_onetrainer(sample: TrainingSample) -> tuple[dict[str, Content], Record]:
+def lay_out_for_onetrainer(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
     """Lay out a sample as concept/NAME.png, NAME-masklabel.png, NAME-condlabel.png and NAME.txt."""
-    files: dict[str, Content] = {
+    files: dict[str, FileContent] = {
         f"concept/{sample.name}{sample.suffix}": sample.target,
         f"concept/{sample.name}-masklabel.png": sample.mask,
         f"concept/{sample.name}-condlabel.png": sample.source,

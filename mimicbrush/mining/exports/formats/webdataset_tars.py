@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 
-from mimicbrush.mining.exports.formats.layout import Content, ExportFormat, Record, TrainingSample, number_names
+from mimicbrush.mining.exports.formats.layout import ExportFormat, FileContent, Record, TrainingSample, number_names
 
 
-def lay_out_for_webdataset(sample: TrainingSample) -> tuple[dict[str, Content], Record]:
+def lay_out_for_webdataset(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
     """Lay out a sample with the keys target.png, source.png, reference.png, mask.png, txt and json."""
-    files: dict[str, Content] = {
+    files: dict[str, FileContent] = {
         f"{sample.name}.target{sample.suffix}": sample.target,
         f"{sample.name}.source{sample.suffix}": sample.source,
         f"{sample.name}.mask.png": sample.mask,
