@@ -83,6 +83,8 @@ _GPU_ONLY = ("train=gpu_40gb", "train=one_gpu_40gb", "train=one_gpu")
 RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     # What needs a network, a cluster or a GPU.
     (r"(git clone|hf download) .*", Never("nothing is fetched in a test")),
+    (r".*(train_dreambooth_lora_flux2_klein_img2img|model_training/train|musubi_tuner/\w+|OneTrainer/scripts/train)\.py .*", Never("a trainer of others, with its weights, on a GPU")),
+    (r"python run\.py config/.*", Never("a trainer of others, with its weights, on a GPU")),
     (r"pip install \.", Elsewhere("tests/system/test_wheel.py::test_it_holds_every_file_of_the_package_and_what_stands_beside")),
     (r"pip install '\.\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
     (r"tensorboard --logdir .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
@@ -142,6 +144,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*infer\.py .*", Toy("--steps 1 --force")),
     (r".*compare_choices\.py .*", Toy("--steps 1")),
     (r"EDIT .*", Toy("--steps 1 --force")),
+    (r".*pairs\.py export .*--format .*", Toy("--size 16 --views 1 --workers 1")),
     (r".*(mine_pairs|pairs|export_run|convert_checkpoint|build_benchmark)\.py .*", Toy()),
 ]  # fmt: skip
 
