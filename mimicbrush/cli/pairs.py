@@ -39,7 +39,7 @@ _GIB_RANGE = NumberRange(above=0, at_most=10**9)
 #: What only an export with --format reads; as the command line has them.
 _OF_FORMATS = (
     *("views", "size_px", "seed", "augmentation", "mask_strategy", "set", "jpeg_quality", "side_by_side", "caption"),
-    *("captions", "max_gib", "workers"),
+    *("captions", "max_gib", "workers", "input_root"),
 )
 
 
@@ -98,7 +98,11 @@ def main() -> None:
     if arguments.command == "report":
         report(arguments)
     elif arguments.format is None:
-        given = [f"--{name.removesuffix('_px').replace('_', '-')}" for name in _OF_FORMATS if vars(arguments)[name]]
+        given = [
+            f"--{name.removesuffix('_px').replace('_', '-')}"
+            for name in _OF_FORMATS
+            if vars(arguments)[name] is not None
+        ]
         if given:
             raise InputError(f"{', '.join(given)}: only with --format, which is one of {', '.join(FORMATS)}")
         export(arguments)
