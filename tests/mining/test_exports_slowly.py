@@ -67,21 +67,24 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_processes_share_an_export_and_a_killed_one_goes_on_to_the_same_bytes(mined: Path, tmp_path: Path) -> None:
+def test_a_killed_export_goes_on_in_processes_that_share_it_to_the_same_bytes(mined: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "scripts" / "pairs.py"), "export", str(mined), "--format", "ai-toolkit"]
-    command += ["-o", str(output), "--size", "96", "--views", "16", "--no-progress"]
-    process = subprocess.Popen([*command, "--workers", "1"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    code = f"""
+from pathlib import Path
+from test_exports_slowly import export
+export(Path({str(mined)!r}), Path({str(output)!r}), "ai-toolkit")
+"""
+    paths = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("mining", "helpers"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     markers = output / "records" / "markers"
-    while not (markers.is_dir() and any(markers.iterdir())):
+    while not (markers.is_dir() and len(list(markers.glob("*.json"))) > 1):
         assert process.poll() is None, "it ended by itself"
-        time.sleep(0.02)
-    time.sleep(0.05)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert len(list(markers.glob("*.json"))) < 4
-    subprocess.run([*command, "--workers", "2"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert not (output / "records" / "summary.json").exists()
+    export(mined, output, "ai-toolkit", workers=2)
     assert verify_export(output, progress=False)[0] == []
-    options = ExportOptions(format="ai-toolkit", size_px=96, views=16)
-    export_pairs(mined, tmp_path / "whole", options, progress=False)
+    export(mined, tmp_path / "whole", "ai-toolkit")
     assert bytes_of(output) == bytes_of(tmp_path / "whole")

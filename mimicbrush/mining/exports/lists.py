@@ -138,7 +138,7 @@ def _describe_licences(origins: Sequence[Record]) -> Iterator[str]:
         samples[licence] += origin["samples"]
     yield "Licences of the mined files that these samples show\n\n"
     for licence in sorted(files):
-        yield f"{json.dumps(licence, ensure_ascii=False)[1:-1]}: {files[licence]} files, {samples[licence]} samples\n"
+        yield f"{json.dumps(licence, ensure_ascii=False)[1:-1]}: files {files[licence]}, samples {samples[licence]}\n"
     yield f"\n{RECORDS}/origins.jsonl names each file with its licence, address and SHA-256.\n"
     yield f"{RECORDS}/samples.jsonl names the file that each sample comes from.\n"
 

@@ -12,8 +12,8 @@ from mimicbrush.errors import InputError
 from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.ranges import SEED_RANGE, check_options, number, word
 
-#: Most views of a pair: they are numbered, and those of another seed begin at the next multiple of this.
-MAX_VIEWS = 10**6
+#: Most views of a pair, which are held in memory together.
+MAX_VIEWS = 1000
 #: Sides of images are multiples of this: trainers crop the others.
 SIDE_STEP_PX = 16
 DEFAULT_CAPTION = "Fill the hole of the first image with what the second image shows there."

@@ -15,8 +15,9 @@ from mimicbrush.mining.exports.options import ExportOptions
 
 ExportSplit = Literal["train", "heldout"]
 SPLITS: tuple[ExportSplit, ...] = get_args(ExportSplit)
-#: A part has about so many samples: they are held in memory until all of them are made.
-SAMPLES_PER_PART = 64
+#: A part has about so many pixels of targets, and at most so many samples, but at least a pair: it is held in memory
+#: until all of it is made.
+_PIXELS_PER_PART, _MOST_PER_PART = 64 * 512**2, 256
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class ExportPlan:
     licences: Mapping[str, tuple[str, str]]
 
 
-def plan_export(root: Path, options: ExportOptions, samples_per_part: int = SAMPLES_PER_PART) -> ExportPlan:
+def choose_part_size(options: ExportOptions) -> int:
+    """Choose about how many samples are written together, and stand in one tar."""
+    height, width = options.canvas_px
+    return max(1, min(_PIXELS_PER_PART // (height * width), _MOST_PER_PART))
+
+
+def plan_export(root: Path, options: ExportOptions, samples_per_part: int) -> ExportPlan:
     """Plan an export: split the pairs as training does, and leave out those outside of its SSIM band.
 
     Raises:

@@ -24,7 +24,7 @@ from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.mining.exports.lists import write_export_lists
 from mimicbrush.mining.exports.options import ExportOptions
 from mimicbrush.mining.exports.parts import ExportFolder, join_files
-from mimicbrush.mining.exports.plan import SAMPLES_PER_PART, ExportPlan, ExportSplit, plan_export
+from mimicbrush.mining.exports.plan import ExportPlan, ExportSplit, choose_part_size, plan_export
 from mimicbrush.mining.exports.samples import ExportedPair, PairExporter
 
 _exporter: PairExporter | None = None
@@ -38,7 +38,7 @@ def export_pairs(
     max_bytes: int | None = None,
     workers: int = 1,
     progress: bool = True,
-    samples_per_part: int = SAMPLES_PER_PART,
+    samples_per_part: int | None = None,
 ) -> dict[str, Any]:
     """Export the pairs of a mined folder. The same options give the same bytes, however often the run was stopped.
 
@@ -49,7 +49,7 @@ def export_pairs(
         max_bytes: the parts together have no more bytes than this; what is left out can be added by a later run.
         workers: processes that draw and encode.
         progress: whether to show a progress bar on stderr.
-        samples_per_part: about so many are written together, and stand in one tar.
+        samples_per_part: about so many are written together, and stand in one tar; None: by the size of the images.
 
     Returns:
         The counts, see `count_export`.
@@ -60,6 +60,7 @@ def export_pairs(
     """
     check_output_folder(output, "--output")
     check_outside_mined_folder(output, f"--output {output}")
+    samples_per_part = samples_per_part or choose_part_size(options)
     plan = plan_export(root, options, samples_per_part)
     settings = options.as_settings() | {"samples_per_part": samples_per_part, "pairs": _describe_pairs(plan)}
     with hold_folder(output):

@@ -22,12 +22,14 @@ from mimicbrush.errors import DataError
 from mimicbrush.io.text import make_storable
 from mimicbrush.mining.exports.formats.layout import FileContent, TrainingSample
 from mimicbrush.mining.exports.formats.registry import FORMATS
-from mimicbrush.mining.exports.options import MAX_VIEWS, ExportOptions
+from mimicbrush.mining.exports.options import ExportOptions
 from mimicbrush.mining.exports.plan import SPLITS, ExportSplit
 from mimicbrush.ops.counter_rng import mix, permute_position
 
 #: Reasons for which a pair is in the plan of an export, but not in its files.
 UNREADABLE_PAIR, NO_CAPTION = "unreadable", "no_caption"
+#: The views of another seed begin at the next multiple of this: at most so many can be `data.fixed_views`.
+_VIEWS_PER_SEED = 10**6
 #: Takes half the time of Pillow's default, 6, for files that are 2 % larger.
 _PNG_LEVEL = 4
 
@@ -109,7 +111,7 @@ class PairExporter:
     ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
         """Draw a view of a pair: target, source, references, mask; the hole is as `ops.canvas.blank_mask` fills it."""
         options = self.options
-        view += options.seed * MAX_VIEWS
+        view += options.seed * _VIEWS_PER_SEED
         views = transform_fixed(self._transform, pair, view)
         others = sample_fixed_references(self._other_references, SPLITS.index(split), number, pair, views, view)
         target, *references = (each.render(options.size_px) for each in (views.source, views.reference, *others))
