@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mimicbrush.errors import InputError
 from mimicbrush.io.outputs import check_output_file, check_output_folder
 from mimicbrush.mining.exports.formats.registry import FORMATS
-from mimicbrush.mining.exports.options import DATA_OPTIONS, DEFAULT_CAPTION, ExportOptions
+from mimicbrush.mining.exports.options import DATA_OPTIONS, DEFAULT_CAPTIONS, ExportOptions
 from mimicbrush.ranges import WORKERS_RANGE, NumberRange, one_of, range_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def add_format_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--augmentation", **strengths, help="as data/augmentation of training (default: strong)")
     group.add_argument("--mask-strategy", metavar="NAME", help="as data.mask.strategy of training (default: sift_grid)")
     group.add_argument("--set", nargs="+", metavar="OPTION=VALUE", help="more options of training, such as data.mask.*")
-    group.add_argument("--caption", metavar="TEXT", help=f'of all samples (default: "{DEFAULT_CAPTION}")')
+    group.add_argument("--caption", metavar="TEXT", help=f'of all samples (default: "{DEFAULT_CAPTIONS[False]}")')
     group.add_argument("--captions", type=Path, metavar="LIST", help="CSV or Parquet list of inputs with captions")
     group.add_argument("--caption-column", default="caption", metavar="NAME", help="its column (default: caption)")
     group.add_argument("--side-by-side", action="store_true", default=None, help="the reference left of each image")

@@ -24,7 +24,7 @@ from mimicbrush.data.pair_sources import load_pair_sources
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.exports import parts
 from mimicbrush.mining.exports.formats.registry import FORMATS
-from mimicbrush.mining.exports.options import ExportOptions, clean_caption
+from mimicbrush.mining.exports.options import DEFAULT_CAPTIONS, ExportOptions, clean_caption
 from mimicbrush.mining.exports.run import export_pairs
 from mimicbrush.mining.exports.verify import verify_export
 from mimicbrush.mining.input_list import read_list_column
@@ -85,7 +85,7 @@ def test_a_trainer_finds_the_pixels_of_training_and_the_counts_add_up(name: str,
     expected = views_of_training(few)
     seen = set()
     for key, found in read.items():
-        assert found.caption == ExportOptions.caption
+        assert found.caption == DEFAULT_CAPTIONS[0]
         source, reference = found.conditions
         hole = found.mask == 255
         assert found.mask.dtype == np.uint8 and set(np.unique(found.mask)) == {0, 255}
@@ -305,6 +305,9 @@ def test_images_side_by_side_have_the_references_left_and_no_hole_there(few: Pat
         assert np.array_equal(found.mask[:, 2 * SIZE_PX :], plain[key].mask)
     export(few, tmp_path / "musubi", options_of("musubi", views=1, side_by_side=True))
     assert "resolution = [32, 16]" in (tmp_path / "musubi" / "train" / "dataset.toml").read_text()
+    (tmp_path / "musubi").rename(tmp_path / "moved")
+    export(few, tmp_path / "moved", options_of("musubi", views=1, side_by_side=True))
+    assert {found.caption for found in read_all(tmp_path / "moved", "musubi").values()} == {DEFAULT_CAPTIONS[1]}
 
 
 def test_seed_mask_strategy_and_quality_decide_the_pixels(few: Path, tmp_path: Path) -> None:

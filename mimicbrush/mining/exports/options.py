@@ -16,7 +16,11 @@ from mimicbrush.ranges import SEED_RANGE, check_options, number, word
 MAX_VIEWS = 1000
 #: Sides of images are multiples of this: trainers crop the others.
 SIDE_STEP_PX = 16
-DEFAULT_CAPTION = "Fill the hole of the first image with what the second image shows there."
+#: Of every sample, where the user gives none: images apart, and side by side.
+DEFAULT_CAPTIONS = (
+    "Fill the hole of the first image with what the second image shows there.",
+    "Fill the hole on the right with what the left shows there.",
+)
 #: The options of the training data that an export follows.
 DATA_OPTIONS = ("geometry", "jitter", "share_flips", "mask", "min_ssim", "max_ssim", "heldout_ratio", "num_references")
 
@@ -34,7 +38,7 @@ class ExportOptions:
         jpeg_quality: of images; masks are always PNG. None: PNG, which keeps every pixel as it is.
         side_by_side: target, source and mask get the references to their left, for trainers that take one condition
             image; the mask is 0 there.
-        caption: of every sample that has none in `captions`; "" for none.
+        caption: of every sample that has none in `captions`; "" for none. None: see `DEFAULT_CAPTIONS`.
         captions: path of a mined file -> caption; None: all samples have `caption`.
     """
 
@@ -45,13 +49,15 @@ class ExportOptions:
     seed: int = number(0, SEED_RANGE)
     jpeg_quality: int | None = number(None, at_least=1, at_most=100, whole=True, null="PNG")
     side_by_side: bool = False
-    caption: str = DEFAULT_CAPTION
+    caption: str | None = None
     captions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.size_px % SIDE_STEP_PX:
             raise InputError(f"size_px={self.size_px}: must be a multiple of {SIDE_STEP_PX}; trainers crop others")
+        if self.caption is None:
+            self.caption = DEFAULT_CAPTIONS[self.side_by_side]
         if self.captions is None and not clean_caption(self.caption):
             raise InputError(f"the caption {self.caption!r} is empty; give a text")
 
@@ -76,7 +82,7 @@ class ExportOptions:
             if caption := clean_caption(self.captions.get(path, "")):
                 return caption
             path = path.rpartition("/")[0]
-        return clean_caption(self.caption)
+        return clean_caption(self.caption or "")
 
     def as_settings(self) -> dict[str, Any]:
         """List everything that decides the content, for a comparison with an earlier run."""
