@@ -52,6 +52,8 @@ class ReferenceStates:
         is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
             `select_block`.
 
+    Of several references of a row, M counts the tokens of all, one reference after the other.
+
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
     """
@@ -149,6 +151,11 @@ class TrainBatch:
     other_references: torch.Tensor | None = None
 
     @property
+    def num_references(self) -> int:
+        """References of each sample, R."""
+        return 1 if self.other_references is None else 1 + self.other_references.shape[1]
+
+    @property
     def references(self) -> torch.Tensor:
         """All references, (B, R, 3, H, W)."""
         import torch
@@ -198,6 +205,11 @@ class EncodedViews:
     index: torch.Tensor
     faults: tuple[str, ...] = ()
     matches: Matches | None = None
+
+    @property
+    def num_references(self) -> int:
+        """References of each sample: what is encoded once has one."""
+        return 1
 
     def to(self, device: torch.device) -> EncodedViews:
         """Move the batch to another device, and make everything that is encoded float32 there."""

@@ -16,11 +16,12 @@ from PIL import Image
 from mimicbrush.app.image_reader import ImageReader
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits
 from mimicbrush.errors import InputError, speak_as
-from mimicbrush.io.images import write_image
+from mimicbrush.io.images import read_image, write_image
 from mimicbrush.io.text import parse_json
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
+from mimicbrush.ranges import REFERENCES_RANGE
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
@@ -48,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """An edit as the page asks for it."""
+    """An edit as the page asks for it; `other_references` are uploads, too, and `reference_crop` is of the first."""
 
     job: str
     source: str
@@ -61,6 +62,7 @@ class EditRequest:
     count: int
     keep_shape: bool
     crop: Literal["full", "auto"]
+    other_references: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -83,6 +85,7 @@ class EditRequest:
             job, source, mask, reference = (
                 str(values.get(name) or "") for name in ("job", "source", "mask", "reference")
             )
+            others = tuple(str(each) for each in values.get("other_references") or ())
             seed = secrets.randbelow(_MAX_CHOSEN_SEED) if seed is None else int(seed)
             steps, count, guidance = int(steps), int(count), float(guidance)
         except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -92,6 +95,7 @@ class EditRequest:
         for token, what in ((source, "an image to edit"), (reference, "a reference to imitate")):
             if not token:
                 raise InputError(f"choose {what} first")
+        REFERENCES_RANGE.check("references", 1 + len(others))
         for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
             if not 1 <= value <= most:
                 raise InputError(f"{name}: must be in 1..{most}, got {value}")
@@ -109,6 +113,7 @@ class EditRequest:
             count=count,
             keep_shape=keep_shape,
             crop="auto" if crop == AROUND_THE_MASK else "full",
+            other_references=others,
         )
 
 
@@ -220,15 +225,17 @@ class EditingService:
             if is_cancelled():
                 return None
             inputs = self._read(visitor, request)
+            others = [read_image(self.files.find(visitor, token), "RGB") for token in request.other_references]
             results = []
             for number in range(request.count):
-                image, places = self._edit_once(inputs, request, number, progress, is_cancelled)
+                image, places = self._edit_once(inputs, others, request, number, progress, is_cancelled)
                 if is_cancelled():
                     return None
                 token = self.files.keep(visitor, ".png", partial(write_image, image))
                 results.append({"token": token, "seed": request.seed + number, "places": places})
         size = {"width": inputs.source.width, "height": inputs.source.height}
-        return {"results": results, "source": request.source, "reference": request.reference, **size}
+        references = [request.reference, *request.other_references]
+        return {"results": results, "source": request.source, "references": references, **size}
 
     def _read(self, visitor: str, request: EditRequest) -> EditInputs:
         paths = {name: self.files.find(visitor, getattr(request, name)) for name in ("source", "mask", "reference")}
@@ -247,6 +254,7 @@ class EditingService:
     def _edit_once(
         self,
         inputs: EditInputs,
+        others: list[Image.Image],
         request: EditRequest,
         number: int,
         progress: Callable[[int, int], None],
@@ -263,12 +271,12 @@ class EditingService:
         result: Any = self.pipeline(
             inputs.source,
             inputs.mask,
-            inputs.reference,
+            [inputs.reference, *others],
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             keep_shape=request.keep_shape,
             crop=request.crop,
-            reference_crop=request.reference_crop,
+            reference_crop=[request.reference_crop, *(None for _ in others)],
             generator=seeded_generator(request.seed + number),
             return_correspondence=self.pipeline.reference_unet is not None,
             callback_on_step_end=on_step,
@@ -277,10 +285,11 @@ class EditingService:
 
 
 def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:
-    """For the browser: pixels of source and reference, to a tenth."""
+    """For the browser: pixels of source and reference, to a tenth, and which reference it is."""
     return {
         "source": correspondence.source_xy.round(1).tolist(),
         "reference": correspondence.reference_xy.round(1).tolist(),
+        "index": correspondence.reference_index.tolist(),
         "focus": correspondence.focus.round(2).tolist(),
         "source_px": float(correspondence.source_token_px),
         "reference_px": float(correspondence.reference_token_px),

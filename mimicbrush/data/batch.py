@@ -45,6 +45,11 @@ class DecodedBatch:
     faults: tuple[str, ...] = ()
     matches: Matches | None = None
 
+    @property
+    def num_references(self) -> int:
+        """References of each sample, R."""
+        return len(self.images) // len(self.mask) - 1
+
     def to(self, device: torch.device) -> TrainBatch:
         """Render the batch on this device."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}

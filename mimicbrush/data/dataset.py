@@ -271,24 +271,6 @@ def transform_fixed(transform: SampleTransform, pair: Pair, view: int) -> Sample
     return transform(pair, _fixed_generator(pair, view))
 
 
-def sample_fixed_references(
-    others: OtherReferences, component: int, item: int, pair: Pair, views: SampleViews, view: int
-) -> tuple[ImageView, ...]:
-    """Sample the references after the first of a fixed view, as `PairDataset` does.
-
-    Args:
-        others: of the pair sources.
-        component, item: the pair in them.
-        pair: itself.
-        views: what `transform_fixed` made of it.
-        view: its number.
-
-    Raises:
-        DataError: a frame cannot be read.
-    """
-    return others.sample(component, item, views.reference, views.source, _fixed_generator(pair, view, _OTHERS))
-
-
 def _fixed_generator(pair: Pair, view: int, *stream: int) -> np.random.Generator:
     """Make the generator of a fixed view, or of another stream of its random numbers."""
     digest = hashlib.sha256(f"{pair.source_hash} {pair.pair_id}".encode()).hexdigest()
@@ -310,3 +292,21 @@ def _finish_sample(
 def _count_origins(pair_sources: Sequence[PairSource]) -> int:
     """Count the mined files that the pairs come from."""
     return len({int(key) for each in pair_sources for key in each.pairs.column("source_key")})
+
+
+def sample_fixed_references(
+    others: OtherReferences, component: int, item: int, pair: Pair, views: SampleViews, view: int
+) -> tuple[ImageView, ...]:
+    """Sample the references after the first of a fixed view, as `PairDataset` does.
+
+    Args:
+        others: of the pair sources.
+        component, item: the pair in them.
+        pair: itself.
+        views: what `transform_fixed` made of it.
+        view: its number.
+
+    Raises:
+        DataError: a frame cannot be read.
+    """
+    return others.sample(component, item, views.reference, views.source, _fixed_generator(pair, view, _OTHERS))

@@ -160,7 +160,7 @@ class DataOptions:
     max_bad_ratio: float = number(0.01, at_least=0, at_most=1)
     num_workers: int = number(2, at_least=0, at_most=4096)
     loader_timeout_s: float = number(600.0, above=0)
-    num_references: int = number(1, at_least=1, at_most=REFERENCES_RANGE.at_most)
+    num_references: int = number(1, REFERENCES_RANGE)
     num_matches: int = number(64, at_least=1, at_most=4096)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,6 @@ from mimicbrush.data.transforms import ImageView, SampleTransform, Side
 from mimicbrush.ops.similarity import SSIM_WINDOW_PX, ssim_luma, ssim_thumbnail
 
 if TYPE_CHECKING:
-    from mimicbrush.data.manifest import PairTable
     from mimicbrush.data.pair_sources import PairSource
 
 #: At most so many frames are read for a sample: in a still shot all of them are too much like the source.
@@ -31,20 +30,21 @@ class ShotFrames:
     """Frames of the same shot, of all pairs of a table.
 
     Args:
-        pairs: of one mined folder. Rows without frame numbers (photographs) are a shot each.
+        keys: (N,) uint64, a number for each pair's video.
+        a_frames, b_frames: (N,) numbers of the frames of each pair in their video. A pair without (photographs), which
+            is below 0, is a shot by itself.
     """
 
-    def __init__(self, pairs: PairTable) -> None:
-        self.pairs = pairs
-        keys = pairs.column("source_key")
-        first, last = (np.clip(pairs.column(name), -1, 2**_FRAME_BITS - 1) for name in ("a_frame", "b_frame"))
+    def __init__(self, keys: np.ndarray, a_frames: np.ndarray, b_frames: np.ndarray) -> None:
+        first, last = (np.clip(frames, -1, 2**31 - 1).astype(np.int64) for frames in (a_frames, b_frames))
+        # 32 bits, as in `PairTable`: each worker process holds its own.
+        self._frames = np.stack([first, last]).astype(np.int32)
         order = np.lexsort((first, keys))
         keys, first, last = keys[order], first[order], last[order]
         # The videos one after the other on one axis, so that a running maximum does not reach from one into the next.
         start = np.cumsum(np.concatenate([[0], keys[1:] != keys[:-1]])) << _FRAME_BITS
         reach = np.maximum.accumulate(start + last)
         begins = np.concatenate([[True], start[1:] + first[1:] > reach[:-1]]) | (first < 0)
-        # 32 bits, as in `PairTable`: each worker process holds its own.
         self._rows = order.astype(np.int32)
         self._starts = np.append(np.flatnonzero(begins), len(order)).astype(np.int32)
         self._shots = np.empty(len(order), np.int32)
@@ -54,15 +54,14 @@ class ShotFrames:
         """Find the frames in the shot of a pair: frame number -> (a pair that holds it, its side there), in order."""
         shot = self._shots[item]
         rows = self._rows[self._starts[shot] : self._starts[shot + 1]]
-        sides = [self.pairs.take(name, rows) for name in ("a_frame", "b_frame")]
-        frames, places = np.unique(np.concatenate(sides), return_index=True)
+        frames, places = np.unique(self._frames[:, rows], return_index=True)
         found = zip(frames.tolist(), places.tolist(), strict=True)
         places_of = {frame: divmod(n, len(rows)) for frame, n in found if frame >= 0}
         return {frame: (int(rows[n]), _SIDES[side]) for frame, (side, n) in places_of.items()}
 
     def number_of(self, item: int, side: Side) -> int:
         """Return the number of a pair's frame; -1 where it has none."""
-        return int(self.pairs.take(f"{side}_frame", np.array([item]))[0])
+        return int(self._frames[_SIDES.index(side), item])
 
 
 class OtherReferences:
@@ -81,7 +80,8 @@ class OtherReferences:
     def __init__(self, pair_sources: Sequence[PairSource], transform: SampleTransform, count: int) -> None:
         self.transform, self.count = transform, count
         self.tables = [source.pairs for source in pair_sources]
-        self.shots = [ShotFrames(pairs) for pairs in self.tables] if count else []
+        columns = ("source_key", "a_frame", "b_frame")
+        self.shots = [ShotFrames(*map(pairs.column, columns)) for pairs in self.tables] if count else []
         self.max_ssim = min(STILL_SSIM, transform.options.max_ssim)
 
     def sample(
@@ -112,16 +112,23 @@ class OtherReferences:
                 break
             row, side = places[n]
             view = self.transform.read_frame(pairs[row], side, flip, rng)
-            if source is None or _compare(view, source) <= self.max_ssim:
+            if source is None or compare_frames(view.pixels, source.pixels) <= self.max_ssim:
                 found.append(view)
         while len(found) < self.count:
             found.append(self.transform.read_frame(pairs[item], reference.side, flip, rng))
         return tuple(found)
 
 
-def _compare(one: ImageView, other: ImageView) -> float:
-    """The SSIM of two frames of one video, as near to the miner's as their decoded sizes allow; -1 where too small."""
-    small, large = sorted((ssim_thumbnail(view.pixels) for view in (one, other)), key=lambda each: each.size)
+def compare_frames(one: np.ndarray, other: np.ndarray) -> float:
+    """Compute SSIM of two frames of one video, as near to the miner's as their decoded sizes allow.
+
+    Args:
+        one, other: (H, W, 3) uint8, of any sizes.
+
+    Returns:
+        -1 where one is too small.
+    """
+    small, large = sorted(map(ssim_thumbnail, (one, other)), key=lambda each: each.size)
     if min(small.shape) < SSIM_WINDOW_PX:
         return -1.0
     return ssim_luma(small, cv2.resize(large, small.shape[::-1], interpolation=cv2.INTER_AREA))

@@ -25,14 +25,14 @@ from mimicbrush.mining.segmented_images import LONGEST_NAME, normalise_name
 LIST_SUFFIXES = (".csv", ".parquet")
 #: Columns that are read, by the names that lists give them.
 _COLUMNS = {"path": "path", "sha256": "sha256", "licence": "licence", "license": "licence", "url": "url"}
-#: What the one column means that `read_list_column` reads.
-_WANTED = "wanted"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: A Parquet list may unpack to so many bytes, or to so many times its own size, whichever is more.
 _MAX_UNPACKED_BYTES, _MAX_EXPANSION = 1 << 28, 100
 #: Characters of a cell, about the limit of `csv`.
 _LONGEST_CELL = 1 << 17
 _ROWS_AT_ONCE = 4096
+#: What the one column means that `read_list_column` reads.
+_WANTED = "wanted"
 
 
 def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:

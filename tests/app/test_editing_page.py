@@ -240,6 +240,41 @@ def test_several_results_of_a_part_of_the_reference_with_a_mask_from_a_file(
 
 
 @pytest.mark.slow
+def test_further_references_are_added_used_and_removed(page: Page, images: dict[str, Path]) -> None:
+    give_both(page, images)
+    give(page, "source", images["mask"], "mask")
+    said_by(page, "source", "the mask of mask.png")
+    edit(page, "Done.")
+    alone = result_of(page)
+    page.click("#mb-reference summary")
+    for count, name in enumerate(("source", "mask", "reference")):
+        give(page, "reference", images[name], "another")
+        page.wait_for_function("(n) => document.querySelectorAll('.mb-others img').length === n", arg=count + 1)
+    said_by(page, "reference", "reference.png was added")
+    give(page, "reference", images["source"], "another")
+    said_by(page, "reference", "at most three more references")
+    assert page.locator("#mb-result .mb-panel.mb-old").count() == 1
+    for _ in range(2):
+        page.click(".mb-others button >> nth=1")
+    with page.expect_request(lambda request: "queue/join" in request.url) as joined:
+        edit(page, "Done.")
+    asked = re.search(r"other_references\\\":\[([^]]*)\]", str(joined.value.post_data))
+    assert asked and len(asked[1].split(",")) == 1
+    assert not np.array_equal(alone, result_of(page))
+    # Each place of the hole is shown in one of both, in whichever it lies.
+    compared, shown = page.locator("#mb-result [data-role=compare]"), set()
+    for x in range(44, 120, 8):
+        compared.hover(position={"x": x, "y": 80})
+        page.wait_for_selector("#mb-result [data-role=ring]", state="visible")
+        rings = [
+            page.locator(f"{where} .mb-ring").is_visible() for where in ("#mb-reference .painter-stage", ".mb-others")
+        ]
+        assert sum(rings) <= 1
+        shown.add(tuple(rings))
+    assert (False, True) in shown or (True, False) in shown
+
+
+@pytest.mark.slow
 def test_what_cannot_be_edited_is_said(page: Page, images: dict[str, Path]) -> None:
     assert "choose an image to edit first" in edit(page, "Not done")
     give(page, "source", images["mask"], "mask")
@@ -347,6 +382,8 @@ CHOICES = {"steps": 3, "guidance": 2.0, "seed": 1, "count": 1, "keep_shape": Fal
         ("[" * 100_000, {}, "not what the page sends"),
         ('{"source": "a", "reference": "b"}', {"guidance": float("nan")}, "guidance"),
         ('{"source": "a", "reference": "b", "reference_crop": [1, 2]}', {}, "four whole numbers"),
+        ('{"source": "a", "reference": "b", "other_references": ["c", "d", "e", "f"]}', {}, "references"),
+        ('{"source": "a", "reference": "b", "other_references": 5}', {}, "not what the page sends"),
     ],
 )
 def test_what_the_browser_sends_is_checked(text: str, changed: dict[str, object], message: str) -> None:

@@ -16,7 +16,7 @@ from toy_data import jpeg
 
 from mimicbrush.data.batch import DecodedBatch, collate_samples
 from mimicbrush.data.dataset import PairDataset, Sample
-from mimicbrush.data.manifest import read_manifest
+from mimicbrush.data.manifest import PairTable, read_manifest
 from mimicbrush.data.options import DataOptions
 from mimicbrush.data.other_references import ShotFrames
 from mimicbrush.data.pair_sources import load_pair_sources
@@ -91,19 +91,23 @@ def name_of(image: np.ndarray) -> tuple[str, int]:
     return best
 
 
+def shots_of(pairs: PairTable) -> ShotFrames:
+    return ShotFrames(*map(pairs.column, ("source_key", "a_frame", "b_frame")))
+
+
 def test_pairs_that_overlap_are_of_one_shot(folder: Path) -> None:
     pairs = read_manifest(folder)
-    shots = ShotFrames(pairs)
+    shots = shots_of(pairs)
     assert [list(shots.find(item)) for item in range(4)] == [SHOT, SHOT, SHOT, ALONE]
     assert [list(shots.find(item)) for item in (4, 5)] == [[10, 25, 40, 55]] * 2
     assert shots.find(6) == {}  # a photograph
     for item in range(6):
         for frame, (row, side) in shots.find(item).items():
             assert shots.number_of(row, side) == frame and pairs[row].source_hash == pairs[item].source_hash
-    touching = ShotFrames(pairs.where(np.arange(len(pairs)) < 2))  # 0..30 and 30..60 share a frame
+    touching = shots_of(pairs.where(np.arange(len(pairs)) < 2))  # 0..30 and 30..60 share a frame
     assert list(touching.find(0)) == list(touching.find(1)) == [0, 30, 60]
     selected = pairs.where(np.array([False, True, False, True, False, True, True]))
-    assert [list(ShotFrames(selected).find(item)) for item in range(3)] == [[30, 60], ALONE, [25, 55]]
+    assert [list(shots_of(selected).find(item)) for item in range(3)] == [[30, 60], ALONE, [25, 55]]
 
 
 def test_references_are_other_frames_of_the_shot_and_never_the_source(folder: Path) -> None:

@@ -46,15 +46,20 @@ class Panel {
     return file && this.attempt(async () => { try { await work(file); } finally { input.value = ""; } });
   }
 
-  /** Upload an image, and show it as the server reads it. */
-  async show(file, mask = null) {
+  /** Upload an image; returns its token. */
+  async upload(file) {
     const most = Number(this.at("picture").dataset.maxBytes);
     if (file.size > most) {
       const [given, limit] = [file.size, most].map((bytes) => (bytes / 2 ** 20).toFixed());
       throw new Error(`${file.name ?? "this file"}: too large, ${given} MiB; at most ${limit} MiB are taken`);
     }
     this.say("Uploading …");
-    const token = await upload(file);
+    return upload(file);
+  }
+
+  /** Upload an image, and show it as the server reads it. */
+  async show(file, mask = null) {
+    const token = await this.upload(file);
     await this.painter.load(await (await ask(`/shown/${token}`)).blob(), mask);
     this.token = token;
     this.painter.sizePx = Math.max(1, Math.round(Math.max(this.painter.width, this.painter.height) / 10));
@@ -101,11 +106,42 @@ class SourcePanel extends Panel {
 }
 
 class ReferencePanel extends Panel {
+  others = []; // further references: { token, image, ring }
+
   constructor(element) {
     super(element, "Box around a part of the reference: arrow keys move, the space bar sets a corner");
     this.painter.tool = "box";
     // One box at a time: a new one takes the place of the old.
     this.painter.overlay.addEventListener("pointerdown", () => { if (this.painter.count()) this.painter.clear(); }, true);
+    this.at("another").addEventListener("change", () => this.chosen("another", (file) => this.add(file)));
+  }
+
+  /** One more reference, as the server reads it; a button takes it away again. */
+  async add(file) {
+    if (this.others.length === 3) throw new Error("at most three more references are taken; remove one first");
+    const other = { token: await this.upload(file), image: new Image(), ring: document.createElement("div") };
+    other.image.src = `/shown/${other.token}`;
+    other.image.alt = `one more reference: ${file.name}`;
+    await other.image.decode();
+    Object.assign(other.ring, { className: "mb-ring", hidden: true });
+    const remove = Object.assign(document.createElement("button"), { textContent: "×" });
+    remove.setAttribute("aria-label", `Remove ${file.name}`);
+    const figure = document.createElement("figure");
+    figure.append(other.image, other.ring, remove);
+    const change = (others) => { this.others = others; panels.result?.age(); };
+    remove.addEventListener("click", () => { figure.remove(); change(this.others.filter((each) => each !== other)); });
+    this.at("others").append(figure);
+    change([...this.others, other]);
+    this.say(`${file.name} was added`);
+  }
+
+  /** A circle at a place of one of the references, by its token; none where that is shown no more. */
+  pointAt(token, { x, y }, sizePx) {
+    for (const ring of [this.ring, ...this.others.map((each) => each.ring)]) ring.hidden = true;
+    if (token === this.token) this.point({ x, y }, sizePx);
+    const { image, ring } = this.others.find((each) => each.token === token) ?? {};
+    if (!image || x < 0 || y < 0 || x > image.naturalWidth || y > image.naturalHeight) return;
+    circle(ring, x / image.naturalWidth, y / image.naturalHeight, 20);
   }
 }
 
@@ -165,17 +201,18 @@ export function result(element, { props, watch }) {
     const box = at("compare").getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width * answer.width;
     const y = (event.clientY - box.top) / box.height * answer.height;
-    const { source, reference, source_px, reference_px } = chosen.places;
+    const { source, reference, index, source_px, reference_px } = chosen.places;
     let nearest = -1, least = source_px;
     source.forEach(([left, top], number) => {
       const distance = Math.hypot(left - x, top - y);
       if (distance < least) [nearest, least] = [number, distance];
     });
-    at("ring").hidden = panels.reference.ring.hidden = nearest < 0;
+    at("ring").hidden = nearest < 0;
+    panels.reference.pointAt(null, {}, 0);
     if (nearest < 0) return;
     circle(at("ring"), source[nearest][0] / answer.width, source[nearest][1] / answer.height, source_px / answer.width * box.width);
-    panels.reference.ring.hidden = panels.reference.token !== answer.reference; // another one is shown by now
-    if (!panels.reference.ring.hidden) panels.reference.point({ x: reference[nearest][0], y: reference[nearest][1] }, reference_px);
+    const [left, top] = reference[nearest];
+    panels.reference.pointAt(answer.references[index[nearest]], { x: left, y: top }, reference_px);
   }
 
   at("where").addEventListener("input", slide);
@@ -213,6 +250,7 @@ export async function request() {
   announce();
   job = crypto.getRandomValues(new Uint32Array(4)).join("-");
   const asked = { job, source: source.token, reference: reference.token, reference_crop: reference.painter.bounds() };
+  asked.other_references = reference.others.map((each) => each.token);
   try {
     if (source.token) asked.mask = await upload(await source.painter.toBlob());
   } catch (error) {
