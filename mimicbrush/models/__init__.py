@@ -14,5 +14,6 @@ In reading order:
 * ``attention_recorder`` - which reference token filled which masked token
 * ``norms/`` - norms and activations that take less memory or fewer kernels in training
 * ``library_logs`` - what diffusers and transformers print
+* ``flux2_klein/`` - a second family: one transformer that sees all images as one sequence
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """
