@@ -3,6 +3,7 @@
 In reading order:
 
 * ``full_size`` - what the published networks are: layers, widths, numbers of parameters, with their sources
+* ``files`` - where a base model lies on this machine; no torch
 * ``components`` - the networks: loaded from a folder or the local cache, or at toy size from random numbers
 * ``prompt`` - the fixed prompt, encoded once and kept in a file
 * ``sequence`` - from images to tokens with position ids, as diffusers' `Flux2KleinPipeline` makes them
