@@ -95,6 +95,8 @@ def test_the_loss_is_what_diffusers_pieces_give() -> None:
     for row in range(2):
         images = [batch.source, blank_mask(batch.source, batch.mask), batch.reference, batch.references[:, 1]]
         latents = [pipeline._encode_vae_image(each[row : row + 1], None) for each in images]
+        for ours, theirs in zip((inputs.latents, *inputs.conditions), latents, strict=True):
+            torch.testing.assert_close(ours[row : row + 1], theirs, rtol=1e-4, atol=2e-5)
         noise = inputs.noise_sample.noise[row : row + 1]
         index = int(inputs.noise_sample.chance[row] * 1000)
         sigma = scheduler.sigmas[index]
