@@ -45,7 +45,7 @@ class KleinInputs(NamedTuple):
         latents: (B, C, h, w) of the unmasked source, which is what is to be recovered; one cell is a token.
         conditions: of the source with its hole, then of each reference, like `latents`.
         mask: (B, 1, h, w), the part of each token that is to be repainted, 0 to 1.
-        noise_sample: noise and drops.
+        noise_sample: noise and drops; its posteriors are not used, since latents here are modes.
         matches: of the batch, in the first reference; None where the correspondence loss is not trained with.
     """
 
@@ -185,7 +185,6 @@ class Flux2KleinMethod:
             reference_drop_ratio=options.reference_drop_ratio,
             depth_drop_ratio=0.0,
             noise_device=device if options.noise_on == "device" else None,
-            num_posteriors=0,
         ).to(device)
         mask = F.adaptive_avg_pool2d(on_device.mask, (height, width))
         return KleinInputs(target, tuple(conditions), mask, noise_sample, on_device.matches)
