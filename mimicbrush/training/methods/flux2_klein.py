@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from mimicbrush.models.flux2_klein.sequence import encode_images, make_sequence,
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import correspondence_loss
 from mimicbrush.training.export import ExportWeights
+from mimicbrush.training.methods.flux2_klein_export import KleinExporter
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import Prediction, TrainingLoss, add_correspondence, sum_errors
 from mimicbrush.training.options import TrainOptions
@@ -118,7 +119,7 @@ class KleinModel(nn.Module):
             encoder_hidden_states=text,
             timestep=sigma,
             img_ids=sequence.ids,
-            txt_ids=make_text_ids(text.shape[1]).to(noisy.device),
+            txt_ids=make_text_ids(text.shape[1], noisy.device),
             joint_attention_kwargs=attention,
             return_dict=False,
         )[0]
@@ -128,13 +129,6 @@ class KleinModel(nn.Module):
         keep = torch.ones_like(sigma, dtype=torch.bool) if keep_reference is None else keep_reference
         heads = self.correspondence_heads
         return Prediction(sample, correspondence_loss(tap.attended, matches, keep, self.size_px, heads))
-
-
-class KleinExport(Protocol):
-    """Writer of what a run leaves, such as `KleinExporter`."""
-
-    def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
-        """Save something that can be used with these weights; see `TrainingMethod.export`."""
 
 
 class Flux2KleinMethod:
@@ -155,7 +149,7 @@ class Flux2KleinMethod:
         model: KleinModel,
         vae: AutoencoderKLFlux2,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        exporter: KleinExport,
+        exporter: KleinExporter,
         options: TrainOptions,
     ) -> None:
         self.model, self.vae, self.exporter, self.options = model, vae.requires_grad_(False).eval(), exporter, options
@@ -204,7 +198,7 @@ def choose_timesteps(chance: torch.Tensor, num_timesteps: int, options: TrainOpt
     """Choose the timestep of each sample: (B,) numbers in [0, 1) -> (B,) int64, 0 for the least noise."""
     if options.timestep_sampling == "logit_normal":
         chance = torch.sigmoid(options.timestep_logit_mean + options.timestep_logit_std * torch.special.ndtri(chance))
-    # Diffusers counts from the most noise on.
+    # A small number stands for much noise, as in diffusers.
     return num_timesteps - 1 - (chance * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
@@ -219,15 +213,16 @@ def flow_loss(
 
     Args:
         model: a `KleinModel`, as it is or wrapped.
-        scheduler: as it was made; its shift is in its noise levels, unless it depends on the size of the image.
+        scheduler: as it was made, and sampled with by nobody else; its shift is in its noise levels, unless that
+            depends on the size of the image.
         inputs: of the batch.
         options: how timesteps are chosen, and how much the hole counts.
         correspondence_weight: of the correspondence loss.
     """
     latents, sampled = inputs.latents, inputs.noise_sample
     timestep = choose_timesteps(sampled.chance, scheduler.config.num_train_timesteps, options)
-    sigmas = scheduler.sigmas.to(latents.device)[: scheduler.config.num_train_timesteps].flip(0)
-    sigma = sigmas[timestep]
+    scheduler.sigmas = scheduler.sigmas.to(latents.device)  # once; diffusers lists them from the most noise on
+    sigma = scheduler.sigmas[scheduler.config.num_train_timesteps - 1 - timestep]
     level = sigma.view(-1, 1, 1, 1)
     noisy = (1 - level) * latents + level * sampled.noise
     # Known without asking the device: the rows were counted on the CPU.
