@@ -358,7 +358,7 @@ def test_a_run_evaluates_what_it_learns(mined: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_experiment_learns(mined: Path, tmp_path: Path) -> None:
-    assert train_with(mined, tmp_path, "+experiment=klein_smoke") == 0
+    assert train_with(mined, tmp_path, "+experiment=klein_smoke", "train.max_steps=100") == 0
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert statistics.mean(losses[-3:]) < 0.85 * losses[0], losses
 
