@@ -12,7 +12,7 @@ references and the correspondence loss are those of MimicBrush.
 
 A dropped reference is hidden by an attention mask: no other token sees its tokens, so the sample is that of a shorter
 sequence, which the plain pipeline makes without a reference. One pass then serves a batch in which some are dropped,
-and all processes make the same number of passes, as DDP needs.
+and every process makes as many passes as the others.
 """
 
 from __future__ import annotations
