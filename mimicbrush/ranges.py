@@ -167,6 +167,7 @@ class Choices:
 
 
 #: Ranges that several commands share.
+REFERENCES_RANGE = NumberRange(at_least=1, at_most=4, whole=True)
 SEED_RANGE = NumberRange(at_least=0, whole=True)
 #: No noise schedule of this method has more steps than it was trained with.
 STEPS_RANGE = NumberRange(at_least=1, at_most=1000, whole=True)

@@ -129,13 +129,14 @@ class TrainBatch:
 
     Attributes:
         source: (B, 3, H, W) float, [-1, 1], *unmasked*: it is also what must be recovered.
-        reference: (B, 3, H, W) float, [-1, 1].
+        reference: (B, 3, H, W) float, [-1, 1], the first of R.
         mask: (B, 1, H, W) float, 0 or 1; 1 = repaint.
         key: (B,) int64, the seed of everything random that happens to a sample after loading (noise,
             timestep, drops), so that results do not depend on ranks or workers.
         index: (B,) int64, the global sample number.
         faults: what could not be read and was replaced by other pairs, a message each; not one per sample.
-        matches: for the correspondence loss; None where it is not trained with.
+        matches: of source and first reference, for the correspondence loss; None where it is not trained with.
+        other_references: (B, R-1, 3, H, W) float, [-1, 1]; None for R = 1.
     """
 
     source: torch.Tensor
@@ -145,16 +146,28 @@ class TrainBatch:
     index: torch.Tensor
     faults: tuple[str, ...] = ()
     matches: Matches | None = None
+    other_references: torch.Tensor | None = None
+
+    @property
+    def references(self) -> torch.Tensor:
+        """All references, (B, R, 3, H, W)."""
+        import torch
+
+        first = self.reference[:, None]
+        return first if self.other_references is None else torch.cat([first, self.other_references], dim=1)
 
     def to(self, device: torch.device) -> TrainBatch:
         """Move the batch to another device."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self._tensor_names()}
         return replace(self, **moved, matches=self.matches and self.matches.to(device))
 
     def pin_memory(self) -> TrainBatch:
         """Copy the batch to page-locked memory: torch's DataLoader looks for this method."""
-        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        pinned = {name: getattr(self, name).pin_memory() for name in self._tensor_names()}
         return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
+
+    def _tensor_names(self) -> tuple[str, ...]:
+        return _TENSORS if self.other_references is None else (*_TENSORS, "other_references")
 
     def __len__(self) -> int:
         return self.source.shape[0]
