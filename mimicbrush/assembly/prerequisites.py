@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mimicbrush.assembly.command_line import describe_hydra_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
 from mimicbrush.errors import InputError, WeightsError, install_command
-from mimicbrush.models.options import PipelineModel, PretrainedModel
+from mimicbrush.models.options import Flux2KleinModel, PipelineModel, PretrainedModel
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def compose_training(overrides: Sequence[str], configs: Path) -> DictConfig:
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
     """Fetch, where that is wanted, and check the weights that a training run with these options would begin from.
 
+    For FLUX.2 klein this also encodes the prompt, where fetching is wanted.
+
     Args:
         overrides: of ``configs/train.yaml``.
         configs: the folder of that.
@@ -125,4 +127,8 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
             raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
         return inspect_pipeline_networks(find_pipeline(config.model.path, fetch=fetching), deep)
     model = OmegaConf.to_object(config.model)
+    if isinstance(model, Flux2KleinModel):
+        from mimicbrush.models.flux2_klein.fetch import check_or_fetch_klein
+
+        return check_or_fetch_klein(model, fetching=fetching, deep=deep)
     return check_or_fetch_weights(model, fetching=fetching, deep=deep) if isinstance(model, PretrainedModel) else []

@@ -1,6 +1,6 @@
 """The networks of FLUX.2 klein base 4B as they are published: layers, widths and numbers of parameters.
 
-Code that counts takes the sizes from here, and so does the check of fetched weights. Sources, all of them public:
+Code that counts takes the sizes from here, and so does the check of fetched weights. Imports no torch. Sources, all of them public:
 
 * transformer: the entry klein-4b in scripts/convert_flux2_to_diffusers.py of huggingface/diffusers, and
   `Klein4BParams` in src/flux2/model.py of black-forest-labs/flux2;
@@ -14,11 +14,11 @@ has 7,751,105,712 bytes, two a parameter and a head), the index of the text enco
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from transformers import Qwen3Config, Qwen3ForCausalLM
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3ForCausalLM
 
 #: 24 heads of 128 make a width of 3072; 5 blocks for text and images apart, then 20 for both together.
 TRANSFORMER: dict[str, Any] = {
@@ -72,7 +72,7 @@ PARAMETERS = {"transformer": 3_875_544_576, "vae": 84_046_115, "text_encoder": 4
 
 
 class FullSize(NamedTuple):
-    """Networks of full size with random weights, or with none on the meta device."""
+    """Networks of full size."""
 
     transformer: Flux2Transformer2DModel
     vae: AutoencoderKLFlux2
@@ -81,6 +81,10 @@ class FullSize(NamedTuple):
 
 def build_full_size() -> FullSize:
     """Build all networks at full size without memory: on the meta device, to count them."""
+    import torch
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     with torch.device("meta"):
         return FullSize(
             Flux2Transformer2DModel(**TRANSFORMER),
