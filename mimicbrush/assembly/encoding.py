@@ -18,6 +18,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.io.text import in_bytes
+from mimicbrush.models.options import ModelOptions
 from mimicbrush.types import ENCODED_TENSORS
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def encode_views(
         raise InputError(
             f"encoded views hold one reference each; leave data.num_references out (got {options.data.num_references})"
         )
+    if not isinstance(options.model, ModelOptions):
+        raise InputError("encoded views are for the U-Nets, and the model is FLUX.2 klein; train it from pairs")
     from mimicbrush.data.encoded_views import read_encoded_folder
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training.objective import FrozenEncoders

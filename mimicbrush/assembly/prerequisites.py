@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mimicbrush.assembly.command_line import describe_hydra_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
 from mimicbrush.errors import InputError, WeightsError, install_command
-from mimicbrush.models.options import Flux2KleinModel, PipelineModel, PretrainedModel
+from mimicbrush.models.flux2_klein.files import list_klein_files
+from mimicbrush.models.options import Flux2KleinModel, KleinOptions, PipelineModel, PretrainedModel
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ def check_prerequisites(config: DictConfig) -> None:
     if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
         missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
     model = OmegaConf.to_object(config.model)
-    if isinstance(model, PretrainedModel):
+    if isinstance(model, PretrainedModel | Flux2KleinModel):
         try:
-            inspect_starting_weights(model)
+            if isinstance(model, PretrainedModel):
+                inspect_starting_weights(model)
+            else:
+                list_klein_files(model)
         except WeightsError as error:
             missing.append(str(error))
     if config.train.tracker in ("wandb", "tensorboard") and importlib.util.find_spec(config.train.tracker) is None:
@@ -46,7 +50,8 @@ def check_prerequisites(config: DictConfig) -> None:
             f"train.tracker={config.train.tracker}, but that package is not installed. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
-    if "lora" in (config.train.unet, config.train.reference_unet) and importlib.util.find_spec("peft") is None:
+    parts = ("transformer",) if isinstance(model, KleinOptions) else ("unet", "reference_unet")
+    if "lora" in [config.train[part] for part in parts] and importlib.util.find_spec("peft") is None:
         missing.append(f"adapters (lora) need the package peft. Install it: {install_command('lora')}")
     if config.train.device == "cuda" and not _has_gpu():
         missing.append(

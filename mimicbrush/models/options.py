@@ -212,38 +212,54 @@ class ToyModel(ModelOptions):
         return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2
 
 
+#: Of diffusers' pipeline, which takes no smaller images, and would shrink larger ones.
 _KLEIN_SIZE = NumberRange(at_least=64, at_most=1024, whole=True)
 
 
 @dataclass
-class Flux2KleinModel(FamilyOptions):
-    """FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
+class KleinOptions(FamilyOptions):
+    """Choices about FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
 
     Attributes:
-        size_px: side of the square canvas, a multiple of 16; diffusers' pipeline takes no smaller images than 64 px,
-            and would shrink larger ones than 1024 px.
-        base: the pipeline to begin from: a folder as diffusers writes it, or a hub id that is in the local cache;
-            OWNER/NAME@REVISION names a revision.
+        size_px: side of the square canvas.
+        prompt: the one text of all training and editing.
     """
 
     size_px: int = number(512, _KLEIN_SIZE)
+    prompt: str = "Fill the black area of the first image with the matching part of the second image."
+
+
+@dataclass
+class Flux2KleinModel(KleinOptions):
+    """FLUX.2 klein at full size, from its published weights.
+
+    Attributes:
+        size_px: side of the square canvas, a multiple of 16.
+        prompt: the one text of all training and editing.
+        base: the pipeline to begin from: a folder as diffusers writes it, or a hub id that is in the local cache;
+            OWNER/NAME@REVISION names a revision.
+        prompt_embeddings: file with the encoded prompt, so that training needs no text encoder.
+    """
+
     base: str = "black-forest-labs/FLUX.2-klein-base-4B"
+    prompt_embeddings: str = "runs/flux2_klein_prompt.safetensors"
 
     def _size_step_px(self) -> int:
         return 16  # the VAE reduces by 8, and a token is 2 x 2 latents
 
 
 @dataclass
-class ToyFlux2KleinModel(FamilyOptions):
+class ToyFlux2KleinModel(KleinOptions):
     """FLUX.2 klein of the same classes with small numbers and random weights: for tests and a first try.
 
     Attributes:
         size_px: side of the square canvas, a multiple of 8.
+        prompt: the one text of all training and editing.
         num_layers: blocks with a stream for the text and one for the images.
         num_single_layers: blocks with one stream for everything.
         attention_heads: of every block.
         head_width: channels of a head, a multiple of 8.
-        text_width: of the text encoder; the transformer sees three of its layers.
+        text_width: of the text encoder, a multiple of 8; the transformer sees three of its layers.
     """
 
     size_px: int = number(64, _KLEIN_SIZE)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import nn
 
@@ -356,19 +356,26 @@ def denoising_loss(
         snr = compute_snr(noise_scheduler, timestep)  # (B,)
         weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
         total = (error.mean(dim=(1, 2, 3)) * weight).mean()
-    correspondence_sums = torch.zeros(4, device=total.device)
-    if correspondence is not None:
-        per_sample = correspondence.per_sample
-        total = total + correspondence_weight * per_sample.mean()
-        sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
-        correspondence_sums = torch.cat([sums, correspondence.match_counts])
-
+    total, correspondence_sums = add_correspondence(total, correspondence, correspondence_weight)
     parts, bands = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
     return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)
 
 
+def add_correspondence(
+    total: torch.Tensor, correspondence: CorrespondenceLoss | None, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the correspondence loss, if there is one, to a loss: () -> () and its (4,) sums, see `TrainingLoss`."""
+    correspondence_sums = torch.zeros(4, device=total.device)
+    if correspondence is not None:
+        per_sample = correspondence.per_sample
+        total = total + weight * per_sample.mean()
+        sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
+        correspondence_sums = torch.cat([sums, correspondence.match_counts])
+    return total, correspondence_sums
+
+
 def sum_errors(
-    error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: DDIMScheduler
+    error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: SchedulerMixin
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the squared error (B, 1, h, w): (4,) inside and outside the mask, (2, NUM_BANDS) by timestep; see above."""
     parts = torch.stack([(error * mask).sum(), mask.sum(), (error * (1 - mask)).sum(), (1 - mask).sum()])

@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 
 from mimicbrush import assembly
 from mimicbrush.assembly.config import apply_pipeline_conventions, run_identity
+from mimicbrush.assembly.prerequisites import compose_training
 from mimicbrush.cli.dev.ablations import TABLES
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
-from mimicbrush.models.options import PretrainedModel, ToyModel
+from mimicbrush.models.options import Flux2KleinModel, PretrainedModel, ToyFlux2KleinModel, ToyModel
 from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
 from mimicbrush.training.options import TrainOptions
@@ -54,14 +55,25 @@ def test_rows_of_our_options_change_what_they_name() -> None:
     }
 
 
+#: Ablations that choose what reads the reference beside a U-Net.
+OF_U_NETS = ("reference_clip", "reference_dinov2")
+#: The class of the model of an experiment; all others train a toy of the U-Nets.
+MODELS = {"default": PretrainedModel, "klein": Flux2KleinModel, "klein_smoke": ToyFlux2KleinModel}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("ablation", [None, *ABLATIONS])
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
     # These go on from the weights of a pipeline, which says the size.
     start = ["model=small"] if experiment in ("fine_tune", "distill", "small_distill") else []
-    options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
+    chosen = [f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start]
+    if experiment.startswith("klein") and ablation in OF_U_NETS:
+        with pytest.raises(InputError, match="reference_encoder"):
+            compose_training(["data.root=somewhere", *chosen], CONFIGS)
+        return
+    options = composed(*chosen)
     assert options.run_name == (ablation or experiment)
-    assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
+    assert isinstance(options.model, MODELS.get(experiment, ToyModel))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from PIL import Image
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.flux2_klein import components
 from mimicbrush.models.flux2_klein.attention import AttentionTap, klein_attention_paths, set_tapped_processors
-from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein, locate_klein, toy_klein
+from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein, toy_klein
+from mimicbrush.models.flux2_klein.files import locate_klein
 from mimicbrush.models.flux2_klein.sequence import (
     ImageSequence,
     encode_images,

@@ -3,6 +3,7 @@
 In reading order:
 
 * ``full_size`` - what the published networks are: layers, widths, numbers of parameters, with their sources; no torch
+* ``files`` - where a base model lies on this machine; no torch
 * ``components`` - the networks: loaded from a folder or the local cache, or at toy size from random numbers
 * ``prompt`` - the fixed prompt, encoded once and kept in a file
 * ``fetch`` - a base model fetched and checked, and the prompt encoded

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase, Qwen2TokenizerFast, Qwen3Confi
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.text import make_storable
+from mimicbrush.models.flux2_klein.files import locate_klein as locate_klein
 from mimicbrush.models.flux2_klein.sequence import patchify
 from mimicbrush.models.options import ToyFlux2KleinModel
-from mimicbrush.models.pretrained.weights import split_revision
 
 
 @dataclass
@@ -49,38 +49,11 @@ class KleinComponents:
         return Flux2KleinPipeline(**vars(self))
 
 
-def locate_klein(name: str) -> Path:
-    """Find the pipeline of a base model on this machine. Nothing is fetched.
-
-    Args:
-        name: a folder as diffusers writes it, or OWNER/NAME or OWNER/NAME@REVISION in the local cache.
-
-    Raises:
-        WeightsError: it is not there.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    folder = Path(name)
-    if not folder.is_dir():
-        hub_id, revision = split_revision(name)
-        try:
-            folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            raise WeightsError(
-                f"model.base={make_storable(name)} is neither a folder nor in the local Hugging Face cache; fetch it "
-                "with `mimicbrush fetch` and the same model options, or name a folder"
-            ) from None
-    if not (folder / "model_index.json").is_file():
-        raise WeightsError(f"{folder} has no model_index.json; expected the folder of a Flux2KleinPipeline")
-    return folder
-
-
 def load_klein(folder: Path, *, dtype: torch.dtype = torch.float32, with_text_encoder: bool = False) -> KleinComponents:
     """Load the networks of a base model from its folder; pickles are not opened.
 
     Args:
-        folder: of a `Flux2KleinPipeline`, see `locate_klein`.
+        folder: of a `Flux2KleinPipeline`, see `files.locate_klein`.
         dtype: of all networks.
         with_text_encoder: False leaves out text encoder and tokenizer, which take half of the memory.
 
