@@ -18,6 +18,7 @@ from measurements.breakdown import breakdown_gpu
 from measurements.editing import edit, edit_gpu, edit_launches, read_block
 from measurements.encoded_views import encoded_views
 from measurements.harness import Counted, Measurement, compare
+from measurements.klein import klein
 from measurements.memory import memory
 from measurements.mining import mining
 from measurements.mining_choice import mining_choice
@@ -40,6 +41,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "edit_launches": edit_launches,
     "encoded_views": encoded_views,
     "encoders": encoders,
+    "klein": klein,
     "launches": launches,
     "memory": memory,
     "mining": mining,

@@ -32,18 +32,24 @@ from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.ranges import NumberRange
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The pieces in their order, and the seconds that each may take: five minutes together.
-LIMITS_S = {"parity": 45, "train_step": 115, "edit": 85, "breakdown": 50}
+#: The pieces in their order, and the seconds that each may take: six minutes together.
+LIMITS_S = {"parity": 45, "train_step": 115, "edit": 85, "breakdown": 50, "klein": 60}
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "parity": {},
     "train_step": TRAIN_VARIANTS,
     "edit": EDIT_VARIANTS,
     "breakdown": {**TRAIN_VARIANTS, **EDIT_VARIANTS},
+    "klein": {},
 }
 #: What runs a piece; it is given what to run as JSON, see `gpu_pieces`.
 COMMAND = (sys.executable, "-m", "measurements.gpu_pieces")
 #: What is needed beside PyTorch, transformers and what these two need: the package and its module.
-ALWAYS_CARRIED = {"diffusers": "diffusers", "importlib-metadata": "importlib_metadata", "zipp": "zipp"}
+ALWAYS_CARRIED = {
+    "diffusers": "diffusers",
+    "importlib-metadata": "importlib_metadata",
+    "peft": "peft",
+    "zipp": "zipp",
+}
 OFTEN_THERE = {
     "accelerate": "accelerate",
     "numpy": "numpy",

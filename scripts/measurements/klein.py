@@ -7,14 +7,13 @@ counter of FLOP keeps tensors alive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from measurements.harness import Counted, Made, Side, time_alone
+from measurements.harness import Counted, time_alone
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from mimicbrush.training.options import TrainOptions
     from mimicbrush.types import TrainBatch
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+#: Layers with adapters, as in configs/experiment/klein.yaml: of a GPU machine no package is asked that reads it.
+ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
 RANKS = (16, 32, 64)
 #: Of a sample at most, `data.num_matches`.
 MATCHES = 64
@@ -60,17 +60,18 @@ class KleinSetting:
     toy: bool = False
     half: bool = True
 
-    @cached_property
+    @property
     def options(self) -> TrainOptions:
-        """Those of the experiment, with what this setting chooses."""
-        from omegaconf import OmegaConf
+        """Those of the experiment that a step depends on."""
+        from mimicbrush.training.options import TrainOptions
 
-        from mimicbrush.assembly.prerequisites import compose_training
-
-        experiment = "+experiment=klein_smoke" if self.toy else "+experiment=klein"
-        options: TrainOptions = OmegaConf.to_object(compose_training([experiment], CONFIGS).train)  # type: ignore[assignment]
-        chosen = {"lora_rank": self.rank, "activation_checkpointing": self.checkpointing}
-        return replace(options, **chosen, correspondence_weight=0.1 if self.correspondence else 0.0)
+        return TrainOptions(
+            lora_rank=self.rank,
+            lora_target_modules=ADAPTED,
+            activation_checkpointing=self.checkpointing,
+            reference_drop_ratio=0.0,
+            correspondence_weight=0.1 if self.correspondence else 0.0,
+        )
 
     def method(self) -> Flux2KleinMethod:
         """The method, with networks on the device: random weights, adapters, and a random prompt."""
@@ -191,14 +192,57 @@ def count_sample(setting: KleinSetting) -> dict[str, float]:
         ``kept_gib`` from the forward to the backward pass; ``peak_gib`` of both passes; ``encode_gib``, the peak of the
         VAE, which runs before; ``tflop`` of all; ``encode_tflop``, the part of the VAE; ``fits_...``, samples.
     """
-    import torch
-    from measurements.step_costs import Launches, as_a_gpu_computes
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from measurements.step_costs import Launches
+
+    method = setting.method()
+    with _without_content(setting, method) as (learn, encode):
+        step, encoding = Launches(), Launches()
+        with step:
+            loss = learn()
+            kept_bytes = step.alive_bytes
+            loss.backward()
+        del loss
+        with encoding:
+            encode()
+    size = setting.batch_size
+    found = {
+        "kept_gib": kept_bytes / size / 2**30,
+        "peak_gib": step.peak_bytes / size / 2**30,
+        "encode_gib": encoding.peak_bytes / size / 2**30,
+        **count_flop(setting, method),
+    }
+    weights = count_weights(setting, method)
+    fixed_gib = RESERVED_GIB + weights["frozen_gib"] + weights["trained_gib"]
+    sample_gib = max(found["peak_gib"], found["encode_gib"])
+    fits = {f"fits_{name.replace(' ', '_')}": int((card - fixed_gib) / sample_gib) for name, card in CARDS_GIB.items()}
+    return found | fits
+
+
+def count_flop(setting: KleinSetting, method: Flux2KleinMethod | None = None) -> dict[str, float]:
+    """Count the FLOP of a sample: ``tflop`` of all, ``encode_tflop`` of the VAE; arguments as in `count_weights`."""
     from torch.utils.flop_counter import FlopCounterMode
+
+    step, encoding = (FlopCounterMode(display=False) for _ in range(2))
+    with _without_content(setting, method or setting.method()) as (learn, encode):
+        with step:
+            learn().backward()
+        with encoding:
+            encode()
+    flop, encode_flop = (each.get_total_flops() / setting.batch_size for each in (step, encoding))
+    return {"tflop": (flop + encode_flop) / 1e12, "encode_tflop": encode_flop / 1e12}
+
+
+@contextmanager
+def _without_content(
+    setting: KleinSetting, method: Flux2KleinMethod
+) -> Iterator[tuple[Callable[[], torch.Tensor], Callable[[], None]]]:
+    """Let tensors have no content, and give what computes the loss of a batch and what encodes its images."""
+    import torch
+    from measurements.step_costs import as_a_gpu_computes
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from mimicbrush.models.flux2_klein.sequence import encode_images
 
-    method = setting.method()
     # The noise levels of the scheduler are real numbers.
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in (method.model, method.vae):
@@ -217,28 +261,84 @@ def count_sample(setting: KleinSetting) -> dict[str, float]:
                 encode_images(method.vae, pixels)
 
         with as_a_gpu_computes():
-            step, encoding, step_flop, encode_flop = Launches(), Launches(), FlopCounterMode(display=False), FlopCounterMode(display=False)
-            with step:
-                loss = learn()
-                kept_bytes = step.alive_bytes
-                loss.backward()
-            del loss
-            with encoding:
-                encode()
-            with step_flop:
-                learn().backward()
-            with encode_flop:
-                encode()
-    size = setting.batch_size
-    found = {
-        "kept_gib": kept_bytes / size / 2**30,
-        "peak_gib": step.peak_bytes / size / 2**30,
-        "encode_gib": encoding.peak_bytes / size / 2**30,
-        "tflop": (step_flop.get_total_flops() + encode_flop.get_total_flops()) / size / 1e12,
-        "encode_tflop": encode_flop.get_total_flops() / size / 1e12,
-    }
-    weights = count_weights(setting, method)
-    fixed_gib = RESERVED_GIB + weights["frozen_gib"] + weights["trained_gib"]
-    sample_gib = max(found["peak_gib"], found["encode_gib"])
-    fits = {f"fits_{name.replace(' ', '_')}": int((card - fixed_gib) / sample_gib) for name, card in CARDS_GIB.items()}
-    return found | fits
+            yield learn, encode
+
+
+class KleinTraining:
+    """A step as `training.trainer.Trainer.train` makes it, without loader, logs and checkpoints.
+
+    Args:
+        setting: says which; not on the meta device.
+    """
+
+    def __init__(self, setting: KleinSetting) -> None:
+        from measurements.training_step import make_optimizer
+
+        self.method = setting.method()
+        self.trained = self.method.trained_parameters()
+        self.autocast = setting.half
+        self.adam, self.average = make_optimizer(self.trained)
+
+    def step(self, batch: TrainBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step: loss, and the norm of the gradients."""
+        import torch
+        from measurements.training_step import move_weights
+
+        inputs = self.method.encode(batch, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            loss = self.method.loss(self.method.model, inputs, 0, {}).total
+        loss.backward()
+        return loss.detach(), move_weights(self.method.model, self.trained, self.adam, self.average)
+
+
+def klein_rows(device: str, toy: bool) -> Iterator[Counted]:
+    """Rows of the piece `klein` of scripts/gpu_check.sh: training steps at full size in bf16, or of a toy in float32.
+
+    Args:
+        device: where they run.
+        toy: see `KleinSetting`.
+    """
+    sizes = (64,) if toy else (512, 1024)
+    for size_px in sizes:
+        for references in (1, 2):
+            setting = KleinSetting(size_px, references, device=device, toy=toy, half=not toy)
+            # Without blocks that are computed again 1024 px take 60 GiB.
+            for checkpointing in (False, True) if size_px < 1024 else (True,):
+                how = "blocks computed again" if checkpointing else "everything kept"
+                case = f"{size_px} px, references: {references}, {how}"
+                yield Counted(case, partial(time_step, replace(setting, checkpointing=checkpointing)))
+
+
+def time_step(setting: KleinSetting) -> dict[str, float]:
+    """Time a step, and at full size compare it with what was counted.
+
+    Returns:
+        As `time_alone`; ``loss`` of the first step; at full size also ``tflop_per_s`` and, where it is known what the
+        device could do, ``share_of_peak``, both without what is computed again.
+
+    Raises:
+        MimicBrushError: a loss is not finite, or the weights did not move.
+    """
+    import torch
+
+    from mimicbrush.errors import MimicBrushError
+    from mimicbrush.training.performance import find_peak_flop_per_s
+
+    training, batch, device = KleinTraining(setting), setting.batch(), torch.device(setting.device)
+    before = {name: parameter.detach().clone() for name, parameter in training.trained.items()}
+    losses = []
+
+    def step() -> None:
+        losses.append(training.step(batch.pin_memory() if device.type == "cuda" else batch, device)[0])
+
+    found = time_alone(step, setting.batch_size, device.type == "cuda", rounds=1 if setting.toy else 2)
+    moved = sum(not torch.equal(parameter, before[name]) for name, parameter in training.trained.items())
+    if not torch.stack(losses).isfinite().all() or not moved:
+        raise MimicBrushError(f"losses are {losses}, and {moved} of {len(before)} adapters moved; expected all of them")
+    found["loss"] = losses[0].item()
+    if not setting.toy:
+        flop = count_flop(replace(setting, device="meta", checkpointing=False))["tflop"] * 1e12
+        found["tflop_per_s"] = flop / found["ms"] / 1e9
+        if peak := find_peak_flop_per_s(device, "bf16"):
+            found["share_of_peak"] = found["tflop_per_s"] * 1e12 / peak
+    return found

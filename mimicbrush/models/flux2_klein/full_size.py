@@ -1,6 +1,8 @@
 """The networks of FLUX.2 klein base 4B as they are published: layers, widths and numbers of parameters.
 
-Code that counts takes the sizes from here, and so does the check of fetched weights. Imports no torch. Sources, all of them public:
+Code that counts takes the sizes from here, and so does the check of fetched weights. Imports no torch.
+
+All sources are public:
 
 * transformer: the entry klein-4b in scripts/convert_flux2_to_diffusers.py of huggingface/diffusers, and
   `Klein4BParams` in src/flux2/model.py of black-forest-labs/flux2;

@@ -125,7 +125,7 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
 
 
 def _list_weights(network: StoredNetwork) -> list[Any]:
-    # Older versions of transformers kept the numbers of the positions with the weights; a batch norm counts its batches.
+    # Older versions of transformers kept the numbers of the positions with the weights. A batch norm counts batches.
     others = ("position_ids", "num_batches_tracked")
     return [tensor for key, tensor in network.tensors.items() if not key.endswith(others)]
 

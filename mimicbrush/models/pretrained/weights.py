@@ -112,8 +112,8 @@ def locate_weights(part: str, name: str) -> Path | None:
 
     Args:
         part: a key of `LAYOUTS`.
-        name: value of its option: a folder or a hub id, see `split_revision`. Where no revision is stated, an older copy of
-            another one will do.
+        name: value of its option: a folder or a hub id, see `split_revision`. Where no revision is stated, an older
+            copy of another one will do.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
