@@ -9,13 +9,17 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from local_hub import COMMIT, LocalHub, local_hub
 from safetensors.torch import load_file, save_file
-from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
+from starting_weights import KLEIN, REPOSITORIES, SIZE_PX, write_klein, write_repositories
 
 from mimicbrush import assembly
 from mimicbrush.cli import fetch
 from mimicbrush.errors import InputError
+from mimicbrush.models.flux2_klein.components import load_klein
+from mimicbrush.models.flux2_klein.files import locate_klein
+from mimicbrush.models.flux2_klein.prompt import read_prompt
 from mimicbrush.models.pretrained.weights import REVISIONS, split_revision
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -33,6 +37,7 @@ NEEDED = {
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     folder = tmp_path_factory.mktemp("hub")
     write_repositories(folder)
+    write_klein(folder)
     with local_hub(folder) as server:
         yield server
 
@@ -201,3 +206,70 @@ def test_options_are_those_of_training() -> None:
         provide("model.encoders=x")
     with pytest.raises(InputError, match=r"needs model\.path"):
         assembly.provide_weights(["model=pipeline"], CONFIGS, fetching=False, deep=False)
+
+
+def provide_klein(prompt: Path, *more: str, fetching: bool = True, deep: bool = False) -> dict[str, str]:
+    """Part -> problem, "" for none."""
+    options = ["model=flux2_klein", f"model.base={KLEIN}", f"model.prompt_embeddings={prompt}", *more]
+    reports = assembly.provide_weights(options, CONFIGS, fetching=fetching, deep=deep)
+    return {report.part: str(report.problem or "") for report in reports}
+
+
+def test_klein_is_fetched_and_its_prompt_encoded_once(online: LocalHub, tmp_path: Path) -> None:
+    prompt = tmp_path / "runs" / "prompt.safetensors"
+    found = provide_klein(prompt, fetching=False)
+    assert "neither a folder" in found["base.transformer"] and "no file" in found["prompt_embeddings"]
+    assert not online.served and "base.text_encoder" not in found
+    networks = ["base.transformer", "base.vae", "base.text_encoder"]
+    assert provide_klein(prompt, deep=True) == dict.fromkeys([*networks, "prompt_embeddings"], "")
+    served = {name.removeprefix(f"{KLEIN}/") for name in online.served}
+    assert {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"} < served
+    assert "text_encoder/model-00002-of-00002.safetensors" in served
+    assert "vae/diffusion_pytorch_model.safetensors" in served and "flux-2-klein-base-4b.safetensors" not in served
+    facts = read_prompt(prompt).facts
+    assert facts.encoder == f"{KLEIN}@{COMMIT}" and facts.prompt.startswith("Fill")
+    # What training loads, and the prompt as the whole pipeline encodes it.
+    folder = locate_klein(KLEIN)
+    assert load_klein(folder).text_encoder is None
+    pipeline = load_klein(folder, with_text_encoder=True).build_pipeline()
+    with torch.no_grad():
+        assert torch.equal(read_prompt(prompt).embeds, pipeline.encode_prompt(facts.prompt)[0])
+    # Once: the text encoder is no part of what is looked at any more.
+    online.served.clear()
+    assert list(provide_klein(prompt)) == ["base.transformer", "base.vae", "prompt_embeddings"] and not online.served
+
+
+def test_klein_without_its_text_encoder_needs_the_file_alone(online: LocalHub, tmp_path: Path) -> None:
+    prompt, other = tmp_path / "prompt.safetensors", tmp_path / "other.safetensors"
+    provide_klein(prompt)
+    snapshot = locate_klein(KLEIN)
+    shutil.rmtree(snapshot / "text_encoder")
+    assert set(provide_klein(prompt, fetching=False).values()) == {""}
+    assert "holds the prompt 'Fill" in provide_klein(prompt, "model.prompt=x", fetching=False)["prompt_embeddings"]
+    shutil.copy(prompt, other)
+    other.write_bytes(prompt.read_bytes()[:-1])
+    assert "cut off" in provide_klein(other, fetching=False)["prompt_embeddings"]
+    # Another prompt is encoded, for which the text encoder is fetched again.
+    online.served.clear()
+    assert set(provide_klein(prompt, "model.prompt=x").values()) == {""} and read_prompt(prompt).facts.prompt == "x"
+    assert all(name.startswith(f"{KLEIN}/text_encoder/") for name in online.served)
+    (snapshot / "scheduler" / "scheduler_config.json").unlink()
+    assert "has no scheduler/scheduler_config.json" in provide_klein(prompt, fetching=False)["base.transformer"]
+
+
+def test_klein_of_another_kind_is_refused(online: LocalHub, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.safetensors"
+    provide_klein(prompt)
+    folder = tmp_path / "copy"
+    shutil.copytree(locate_klein(KLEIN), folder)
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"guidance_embeds": false', '"guidance_embeds": true'))
+    found = provide_klein(prompt, f"model.base={folder}", fetching=False)
+    assert "guidance_embeds=True, expected False" in found["base.transformer"] and not found["base.vae"]
+    (folder / "transformer" / "config.json").write_text(config.read_text().replace("true", "false"))
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("bn.running_mean")
+    weights.unlink()
+    save_file(tensors, weights)
+    assert "bn.running_mean is missing" in provide_klein(prompt, f"model.base={folder}")["base.vae"]
