@@ -150,18 +150,17 @@ def _default_dtype(half: bool) -> Iterator[None]:
 
 def klein() -> Iterator[Counted]:
     """FLUX.2 klein at full size: bytes of weights and adapters, then memory, FLOP and the batch that fits, by size"""
-    setting = KleinSetting()
     for rank in RANKS:
-        yield Counted(f"weights, adapters of rank {rank}", partial(count_weights, replace(setting, rank=rank)))
+        yield Counted(f"weights, adapters of rank {rank}", partial(count_weights, KleinSetting(rank=rank)))
     for size_px in (512, 1024):
         for references in (1, 2, 4):
-            for checkpointing in (False, True):
-                how = "blocks computed again" if checkpointing else "everything kept"
-                case = f"{size_px} px, {references} reference{'s' * (references > 1)}, {how}"
-                changed = replace(setting, size_px=size_px, references=references, checkpointing=checkpointing)
-                yield Counted(case, partial(count_sample, changed))
-    with_loss = replace(setting, correspondence=True)
-    yield Counted("512 px, 1 reference, blocks computed again, correspondence loss", partial(count_sample, with_loss))
+            for how, checkpointing, correspondence in (
+                ("everything kept", False, False),
+                ("blocks computed again", True, False),
+                ("blocks computed again, correspondence loss", True, True),
+            ):
+                changed = KleinSetting(size_px, references, checkpointing=checkpointing, correspondence=correspondence)
+                yield Counted(f"{size_px} px, references: {references}, {how}", partial(count_sample, changed))
 
 
 def count_weights(setting: KleinSetting, method: Flux2KleinMethod | None = None) -> dict[str, float]:
@@ -209,7 +208,7 @@ def count_sample(setting: KleinSetting) -> dict[str, float]:
         "kept_gib": kept_bytes / size / 2**30,
         "peak_gib": step.peak_bytes / size / 2**30,
         "encode_gib": encoding.peak_bytes / size / 2**30,
-        **count_flop(setting, method),
+        **count_flop(setting),
     }
     weights = count_weights(setting, method)
     fixed_gib = RESERVED_GIB + weights["frozen_gib"] + weights["trained_gib"]
@@ -218,12 +217,12 @@ def count_sample(setting: KleinSetting) -> dict[str, float]:
     return found | fits
 
 
-def count_flop(setting: KleinSetting, method: Flux2KleinMethod | None = None) -> dict[str, float]:
-    """Count the FLOP of a sample: ``tflop`` of all, ``encode_tflop`` of the VAE; arguments as in `count_weights`."""
+def count_flop(setting: KleinSetting) -> dict[str, float]:
+    """Count the FLOP of a sample: ``tflop`` of all, ``encode_tflop`` of the VAE."""
     from torch.utils.flop_counter import FlopCounterMode
 
     step, encoding = (FlopCounterMode(display=False) for _ in range(2))
-    with _without_content(setting, method or setting.method()) as (learn, encode):
+    with _without_content(setting, setting.method()) as (learn, encode):
         with step:
             learn().backward()
         with encoding:

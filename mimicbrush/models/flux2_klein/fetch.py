@@ -74,7 +74,7 @@ def _encode(options: Flux2KleinModel, folder: Path, say: Callable[[str], None]) 
     except (OSError, ValueError) as error:
         raise WeightsError(f"the text encoder in {folder} cannot be loaded: {error}") from error
     commit = find_commit(folder)
-    encoder = f"{split_revision(options.base)[0]}@{commit}" if commit else str(folder.resolve())
+    encoder = f"{split_revision(options.base)[0]}@{commit}" if commit else str(folder.parent.resolve())
     embeddings = encode_prompt(options.prompt, text_encoder.to(device), tokenizer, encoder=encoder)
     write_prompt(Path(options.prompt_embeddings), embeddings)
     say(f"the prompt is in {options.prompt_embeddings}; the text encoder is not needed again")

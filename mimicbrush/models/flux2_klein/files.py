@@ -8,7 +8,7 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import Flux2KleinModel
 from mimicbrush.models.pretrained.files import read_head, read_network
-from mimicbrush.models.pretrained.weights import split_revision
+from mimicbrush.models.pretrained.weights import LAYOUTS, locate_weights
 
 #: The networks that a training run needs, besides the encoded prompt.
 TRAINING_NETWORKS = ("transformer", "vae")
@@ -23,19 +23,14 @@ def locate_klein(name: str) -> Path:
     Raises:
         WeightsError: it is not there.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    folder = Path(name)
-    if not folder.is_dir():
-        hub_id, revision = split_revision(name)
-        try:
-            folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            raise WeightsError(
-                f"model.base={make_storable(name)} is neither a folder nor in the local Hugging Face cache; fetch it "
-                "with `mimicbrush fetch` and the same model options, or name a folder"
-            ) from None
+    part = "base.transformer"
+    transformer = locate_weights(part, name)
+    if transformer is None:
+        raise WeightsError(
+            f"model.base={make_storable(name)} is neither a folder nor in the local Hugging Face cache; fetch it "
+            "with `mimicbrush fetch` and the same model options, or name a folder"
+        )
+    folder = transformer.parent if transformer.name == LAYOUTS[part].subfolder else transformer
     if not (folder / "model_index.json").is_file():
         raise WeightsError(f"{folder} has no model_index.json; expected the folder of a Flux2KleinPipeline")
     return folder
