@@ -130,6 +130,8 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
     (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
     (r".*train\.py .*(model=pipeline|experiment=fine_tune).*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),
+    (r".*train\.py .*experiment=klein_smoke.*", Toy(f"{_TINY} train.lr_warmup_steps=1 model.num_single_layers=1")),
+    (r".*train\.py .*experiment=klein.*", Elsewhere("tests/training/test_flux2_klein.py::test_a_run_from_stored_weights_needs_no_text_encoder")),
     (r".*train\.py --cfg job", Toy()),
     (r".*encode_views\.py .*", Toy(f"train.batch_size=8 data.num_workers=0 {_SMALL}")),
     (r".*train\.py .*", Toy(f"{_TINY} {_SMALL}", without=_GPU_ONLY)),
