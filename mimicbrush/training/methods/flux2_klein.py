@@ -19,23 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from torch import nn
 
-from mimicbrush.data.batch import LoadedBatch
 from mimicbrush.models.flux2_klein.attention import AttentionTap, set_tapped_processors
 from mimicbrush.models.flux2_klein.sequence import encode_images, make_sequence, make_text_ids, unpack_tokens
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import correspondence_loss
-from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import Prediction, TrainingLoss, add_correspondence, sum_errors
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import EncodedViews, Matches
+
+if TYPE_CHECKING:
+    from mimicbrush.data.batch import LoadedBatch
+    from mimicbrush.training.export import ExportWeights
 
 
 class KleinInputs(NamedTuple):
