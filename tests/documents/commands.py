@@ -107,6 +107,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py (edit|read_block)", Elsewhere("tests/system/test_speed.py::test_a_full_size_edit_by_count")),
     (r".*speed\.py launches", Elsewhere("tests/system/test_launches.py::test_fused_norms_start_and_move_less")),
     (r".*speed\.py edit_launches", Elsewhere("tests/system/test_speed.py::test_the_launches_of_a_full_size_edit_by_count")),
+    (r".*speed\.py klein", Elsewhere("tests/system/test_klein_counts.py::test_flop_and_memory_of_a_sample")),
     (r".*speed\.py memory", Elsewhere(f"{_SPEED}::test_a_full_size_u_net_keeps_what_reference_md_says")),
     (r".*speed\.py train_step( .*)?", Elsewhere(f"{_SPEED}::test_the_peer_trains_as_we_do")),
     (r".*speed\.py dropped_references( .*)?", Elsewhere("tests/system/test_speed.py::test_a_measurement_is_written")),
