@@ -117,9 +117,16 @@ def list_plain_options(config: Path, texts: Mapping[str, TextOption]) -> Command
     return CommandOptions(frozenset(names - {"defaults"}), texts)
 
 
+def _subclasses(schema: type[Any]) -> Iterable[type[Any]]:
+    """Yield all subclasses, also those of subclasses."""
+    for each in schema.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
 def _walk(schema: type[Any], prefix: str = "") -> Iterable[tuple[str, tuple[Any, Field[Any]]]]:
     """Yield name, type and field of every option, those of all subclasses (kinds of models) among them."""
-    for each_class in _list_kinds(schema):
+    for each_class in (schema, *_subclasses(schema)):
         hints = get_type_hints(each_class)
         for each in fields(each_class):
             hint = hints[each.name]
@@ -129,10 +136,6 @@ def _walk(schema: type[Any], prefix: str = "") -> Iterable[tuple[str, tuple[Any,
             elif len(get_args(hint)) == 2 and is_dataclass(get_args(hint)[1]):  # dict[str, Options]
                 yield f"{prefix}{each.name}.*", (get_args(hint)[1], each)
                 yield from _walk(get_args(hint)[1], f"{prefix}{each.name}.*.")
-
-
-def _list_kinds(schema: type[Any]) -> list[type[Any]]:
-    return [schema, *(kind for each in schema.__subclasses__() for kind in _list_kinds(each))]
 
 
 def run_with_hydra(command: Callable[[], None], options: CommandOptions) -> None:

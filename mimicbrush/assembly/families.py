@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mimicbrush.assembly.build import build_components, build_model, choose_frozen_dtype
 from mimicbrush.assembly.config import TrainConfig
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.pipelines.flux2_klein import KleinImitation, KleinPipeline
-    from mimicbrush.training.export import ExportWeights
+    from mimicbrush.training.export import ExportWeights, PipelineExporter
     from mimicbrush.training.method import TrainingMethod
     from mimicbrush.training.methods.flux2_klein import KleinModel
     from mimicbrush.training.methods.flux2_klein_export import KleinExporter
@@ -42,13 +42,6 @@ if TYPE_CHECKING:
 
 #: Tokens of the prompt of a toy, whose tokens are bytes: few, since each costs as much as one of an image.
 TOY_PROMPT_TOKENS = 8
-
-
-class Exporter(Protocol):
-    """Writer of what a run leaves."""
-
-    def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
-        """Save something that can be used with these weights; see `TrainingMethod.export`."""
 
 
 class BuiltFamily(NamedTuple):
@@ -111,7 +104,7 @@ def build_family(
 
 def build_exporter(
     model_options: FamilyOptions, train_options: TrainOptions, seed: int, num_references: int, data: TrainingData
-) -> tuple[nn.Module, Exporter]:
+) -> tuple[nn.Module, PipelineExporter | KleinExporter]:
     """Build the model of a run as it was before the first step, and what exports its weights.
 
     Args:

@@ -225,8 +225,11 @@ class KleinOptions(FamilyOptions):
         prompt: the one text of all training and editing.
     """
 
-    size_px: int = number(512, _KLEIN_SIZE)
     prompt: str = "Fill the black area of the first image with the matching part of the second image."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _KLEIN_SIZE.check("model.size_px", self.size_px)
 
 
 @dataclass
@@ -262,7 +265,7 @@ class ToyFlux2KleinModel(KleinOptions):
         text_width: of the text encoder, a multiple of 8; the transformer sees three of its layers.
     """
 
-    size_px: int = number(64, _KLEIN_SIZE)
+    size_px: int = number(64, _SIZE)
     num_layers: int = number(1, at_least=1, at_most=64)
     num_single_layers: int = number(2, at_least=1, at_most=64)
     attention_heads: int = number(2, at_least=1, at_most=1024)

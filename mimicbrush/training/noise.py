@@ -24,8 +24,7 @@ class NoiseSample:
     Attributes:
         timestep: (B,) int64.
         noise: (B, 4, h, w) standard normal, added to the source latents.
-        posteriors: (3, B, 4, h, w), for sampling the latents of source, masked source and reference; (0, ...) where
-            none are sampled.
+        posteriors: (3, B, 4, h, w), for sampling the latents of source, masked source and reference.
         keep_reference, keep_depth: (B,) bool, False = dropped.
         reference_rows, depth_rows: (K,) int64, the rows that are kept. They are listed on the CPU, since asking a GPU
             how many there are would make the CPU wait.
@@ -52,7 +51,6 @@ class NoiseSample:
         depth_drop_ratio: float,
         reference_drop: str = "random",
         noise_device: torch.device | None = None,
-        num_posteriors: int = 3,
     ) -> NoiseSample:
         """Sample for a batch. The keys must lie on the CPU: reading them from a GPU would make the CPU wait.
 
@@ -65,7 +63,6 @@ class NoiseSample:
                 ratio (what the released attention does in training).
             noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normals`; None
                 makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
-            num_posteriors: latents of a sample that are sampled.
         """
         bits = keys.numpy()
         timestep, (reference_chance, depth_chance, chance) = _decide(bits, num_timesteps)
@@ -73,13 +70,13 @@ class NoiseSample:
         if noise_device is None:
             noise, posteriors = (
                 torch.stack([_normal(shape, seed) for seed in stream.tolist()])
-                for stream, shape in zip(seeds, (latent_shape, (num_posteriors, *latent_shape)), strict=True)
+                for stream, shape in zip(seeds, (latent_shape, (3, *latent_shape)), strict=True)
             )
         else:
             count = math.prod(latent_shape)
             seeds_there = copy_to_device(torch.stack(seeds), noise_device)
-            noise, posteriors = sample_counter_normals(seeds_there, (count, num_posteriors * count))
-            noise, posteriors = noise.unflatten(1, latent_shape), posteriors.view(-1, num_posteriors, *latent_shape)
+            noise, posteriors = sample_counter_normals(seeds_there, (count, 3 * count))
+            noise, posteriors = noise.unflatten(1, latent_shape), posteriors.unflatten(1, (3, *latent_shape))
         keep_reference = reference_chance >= reference_drop_ratio
         if reference_drop == "first_quarter":
             keep_reference = torch.arange(len(keys)) >= len(keys) // 4

@@ -89,12 +89,14 @@ def test_the_loss_is_what_diffusers_pieces_give() -> None:
     inputs = method.encode(batch, torch.device("cpu"))
     loss = method.loss(method.model, inputs, 0, {})
 
-    parts = method.exporter.parts  # type: ignore[attr-defined]
+    parts = method.exporter.parts
     pipeline, scheduler = parts.build_pipeline(), parts.scheduler
     totals = []
     for row in range(2):
         images = [batch.source, blank_mask(batch.source, batch.mask), batch.reference, batch.references[:, 1]]
         latents = [pipeline._encode_vae_image(each[row : row + 1], None) for each in images]
+        for ours, theirs in zip((inputs.latents, *inputs.conditions), latents, strict=True):
+            torch.testing.assert_close(ours[row : row + 1], theirs, rtol=1e-4, atol=2e-5)
         noise = inputs.noise_sample.noise[row : row + 1]
         index = int(inputs.noise_sample.chance[row] * 1000)
         sigma = scheduler.sigmas[index]
@@ -163,7 +165,7 @@ def test_the_correspondence_loss_reads_the_chosen_layers_and_the_first_reference
     sigmas = method.scheduler.sigmas[(inputs.noise_sample.chance * 1000).long()]
     level = sigmas.view(-1, 1, 1, 1)
     noisy = (1 - level) * inputs.latents + level * inputs.noise_sample.noise
-    parts = method.exporter.parts  # type: ignore[attr-defined]
+    parts = method.exporter.parts
     pipeline = parts.build_pipeline()
     tokens = [pipeline._pack_latents(each) for each in (noisy, *inputs.conditions)]
     ids = [pipeline._prepare_latent_ids(noisy), pipeline._prepare_image_ids([each[:1] for each in inputs.conditions])]

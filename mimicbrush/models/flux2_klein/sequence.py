@@ -112,25 +112,27 @@ def unpack_tokens(tokens: torch.Tensor, height: int) -> torch.Tensor:
     return tokens.transpose(1, 2).unflatten(2, (height, -1))
 
 
-def make_text_ids(length: int) -> torch.Tensor:
-    """Number the text tokens along the last axis: (length, 4) int64."""
-    ids = torch.zeros(length, 4, dtype=torch.int64)
-    ids[:, 3] = torch.arange(length)
+def make_text_ids(length: int, device: torch.device | None = None) -> torch.Tensor:
+    """Number the text tokens along the last axis: (length, 4) int64, on a device."""
+    ids = torch.zeros(length, 4, dtype=torch.int64, device=device)
+    ids[:, 3] = torch.arange(length, device=device)
     return ids
 
 
-def make_image_ids(height: int, width: int, num_conditions: int) -> torch.Tensor:
+def make_image_ids(height: int, width: int, num_conditions: int, device: torch.device | None = None) -> torch.Tensor:
     """Number the tokens of the target and of the condition images behind it.
 
     Args:
         height, width: of each image, in tokens.
         num_conditions: how many images follow the target; number i lies at time 10 (i + 1).
+        device: where they are made; None: the CPU.
 
     Returns:
         (N, 4) int64.
     """
-    times = torch.arange(1 + num_conditions) * TIME_STEP
-    return torch.cartesian_prod(times, torch.arange(height), torch.arange(width), torch.zeros(1, dtype=torch.int64))
+    counts = (1 + num_conditions, height, width, 1)
+    times, *others = (torch.arange(count, device=device) for count in counts)
+    return torch.cartesian_prod(times * TIME_STEP, *others)
 
 
 def make_sequence(noisy: torch.Tensor, conditions: Sequence[torch.Tensor], num_text: int) -> ImageSequence:
@@ -143,5 +145,5 @@ def make_sequence(noisy: torch.Tensor, conditions: Sequence[torch.Tensor], num_t
     """
     height, width = noisy.shape[-2:]
     tokens = torch.cat([pack_tokens(each) for each in (noisy, *conditions)], dim=1)
-    ids = make_image_ids(height, width, len(conditions)).to(noisy.device)
+    ids = make_image_ids(height, width, len(conditions), noisy.device)
     return ImageSequence(tokens, ids, TokenLayout(num_text, height * width, len(conditions) - 1))

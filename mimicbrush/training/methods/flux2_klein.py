@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from mimicbrush.types import EncodedViews, Matches
 if TYPE_CHECKING:
     from mimicbrush.data.batch import LoadedBatch
     from mimicbrush.training.export import ExportWeights
+    from mimicbrush.training.methods.flux2_klein_export import KleinExporter
 
 
 class KleinInputs(NamedTuple):
@@ -47,7 +48,7 @@ class KleinInputs(NamedTuple):
         latents: (B, C, h, w) of the unmasked source, which is what is to be recovered; one cell is a token.
         conditions: of the source with its hole, then of each reference, like `latents`.
         mask: (B, 1, h, w), the part of each token that is to be repainted, 0 to 1.
-        noise_sample: noise and drops.
+        noise_sample: noise and drops; its posteriors are not used, since latents here are modes.
         matches: of the batch, in the first reference; None where the correspondence loss is not trained with.
     """
 
@@ -120,7 +121,7 @@ class KleinModel(nn.Module):
             encoder_hidden_states=text,
             timestep=sigma,
             img_ids=sequence.ids,
-            txt_ids=make_text_ids(text.shape[1]).to(noisy.device),
+            txt_ids=make_text_ids(text.shape[1], noisy.device),
             joint_attention_kwargs=attention,
             return_dict=False,
         )[0]
@@ -130,13 +131,6 @@ class KleinModel(nn.Module):
         keep = torch.ones_like(sigma, dtype=torch.bool) if keep_reference is None else keep_reference
         heads = self.correspondence_heads
         return Prediction(sample, correspondence_loss(tap.attended, matches, keep, self.size_px, heads))
-
-
-class KleinExport(Protocol):
-    """Writer of what a run leaves, such as `KleinExporter`."""
-
-    def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
-        """Save something that can be used with these weights; see `TrainingMethod.export`."""
 
 
 class Flux2KleinMethod:
@@ -157,7 +151,7 @@ class Flux2KleinMethod:
         model: KleinModel,
         vae: AutoencoderKLFlux2,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        exporter: KleinExport,
+        exporter: KleinExporter,
         options: TrainOptions,
     ) -> None:
         self.model, self.vae, self.exporter, self.options = model, vae.requires_grad_(False).eval(), exporter, options
@@ -187,7 +181,6 @@ class Flux2KleinMethod:
             reference_drop_ratio=options.reference_drop_ratio,
             depth_drop_ratio=0.0,
             noise_device=device if options.noise_on == "device" else None,
-            num_posteriors=0,
         ).to(device)
         mask = F.adaptive_avg_pool2d(on_device.mask, (height, width))
         return KleinInputs(target, tuple(conditions), mask, noise_sample, on_device.matches)
@@ -207,7 +200,7 @@ def choose_timesteps(chance: torch.Tensor, num_timesteps: int, options: TrainOpt
     """Choose the timestep of each sample: (B,) numbers in [0, 1) -> (B,) int64, 0 for the least noise."""
     if options.timestep_sampling == "logit_normal":
         chance = torch.sigmoid(options.timestep_logit_mean + options.timestep_logit_std * torch.special.ndtri(chance))
-    # Diffusers counts from the most noise on.
+    # A small number stands for much noise, as in diffusers.
     return num_timesteps - 1 - (chance * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
@@ -222,15 +215,16 @@ def flow_loss(
 
     Args:
         model: a `KleinModel`, as it is or wrapped.
-        scheduler: as it was made; its shift is in its noise levels, unless it depends on the size of the image.
+        scheduler: as it was made, and sampled with by nobody else; its shift is in its noise levels, unless that
+            depends on the size of the image.
         inputs: of the batch.
         options: how timesteps are chosen, and how much the hole counts.
         correspondence_weight: of the correspondence loss.
     """
     latents, sampled = inputs.latents, inputs.noise_sample
     timestep = choose_timesteps(sampled.chance, scheduler.config.num_train_timesteps, options)
-    sigmas = scheduler.sigmas.to(latents.device)[: scheduler.config.num_train_timesteps].flip(0)
-    sigma = sigmas[timestep]
+    scheduler.sigmas = scheduler.sigmas.to(latents.device)  # once; diffusers lists them from the most noise on
+    sigma = scheduler.sigmas[scheduler.config.num_train_timesteps - 1 - timestep]
     level = sigma.view(-1, 1, 1, 1)
     noisy = (1 - level) * latents + level * sampled.noise
     # Known without asking the device: the rows were counted on the CPU.
