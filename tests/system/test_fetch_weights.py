@@ -255,6 +255,11 @@ def test_klein_of_another_kind_is_refused(hub: LocalHub, tmp_path: Path) -> None
     def problems() -> dict[str, str]:
         return {part: text for part, text in provide_klein(prompt, str(folder)).items() if text}
 
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text("{}")
+    assert "cannot be loaded" in problems()["base.text_encoder"] and not prompt.exists()
+    tokenizer.write_text(whole)
     assert not problems() and read_prompt(prompt).facts.encoder == str(folder)
     (folder / "scheduler" / "scheduler_config.json").unlink()
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.text import describe_error
 from mimicbrush.models.flux2_klein.prompt import encode_prompt, read_prompt, write_prompt
 from mimicbrush.models.options import Flux2KleinModel
 from mimicbrush.models.pretrained.fetch import check_or_fetch_part
@@ -48,8 +49,12 @@ def check_or_fetch_klein(
         text_encoder = look("base.text_encoder")
         reports.append(text_encoder)
         if text_encoder.problem is None and text_encoder.network is not None:
-            _encode(options, text_encoder.network.folder, say)
-            prompt = _inspect_prompt(options, width)
+            try:
+                _encode(options, text_encoder.network.folder, say)
+            except WeightsError as error:
+                text_encoder.problem = error
+            else:
+                prompt = _inspect_prompt(options, width)
     return [*reports, prompt]
 
 
@@ -71,8 +76,8 @@ def _encode(options: Flux2KleinModel, folder: Path, say: Callable[[str], None]) 
     try:
         text_encoder = Qwen3ForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder.parent / "tokenizer")
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"the text encoder in {folder} cannot be loaded: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{folder} and its tokenizer cannot be loaded: {describe_error(error)}") from error
     commit = find_commit(folder)
     encoder = f"{split_revision(options.base)[0]}@{commit}" if commit else str(folder.parent.resolve())
     embeddings = encode_prompt(options.prompt, text_encoder.to(device), tokenizer, encoder=encoder)
