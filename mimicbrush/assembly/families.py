@@ -6,6 +6,7 @@ A family is chosen by the class of its options (`models.options`). Everything el
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -255,7 +256,7 @@ def _load_klein_parts(options: KleinOptions, seed: int, dtype: torch.dtype) -> t
         prompt = encode_prompt(
             options.prompt, parts.text_encoder, parts.tokenizer, encoder="toy", max_tokens=TOY_PROMPT_TOKENS
         )
-        return parts, prompt
+        return replace(parts, transformer=parts.transformer.to(dtype), vae=parts.vae.to(dtype)), prompt
     options = cast(Flux2KleinModel, options)
     parts = load_klein(locate_klein(options.base), dtype=dtype)
     width = parts.transformer.config.joint_attention_dim

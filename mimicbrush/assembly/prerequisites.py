@@ -50,16 +50,19 @@ def check_prerequisites(config: DictConfig) -> None:
             f"train.tracker={config.train.tracker}, but that package is not installed. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
-    parts = ("transformer",) if isinstance(model, KleinOptions) else ("unet", "reference_unet")
+    is_klein = isinstance(model, KleinOptions)
+    parts = ("transformer",) if is_klein else ("unet", "reference_unet")
     if "lora" in [config.train[part] for part in parts] and importlib.util.find_spec("peft") is None:
         missing.append(f"adapters (lora) need the package peft. Install it: {install_command('lora')}")
     if config.train.device == "cuda" and not _has_gpu():
+        paper = " The paper's setting needs 8 GPUs of the A100 class (or one, and patience: gradients are accumulated);"
         missing.append(
-            "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
-            "class (or one, and patience: gradients are accumulated);\n  train.device=cpu insists on a CPU."
+            f"train.device=cuda, but PyTorch sees no CUDA GPU.{'' if is_klein else paper}\n"
+            "  train.device=cpu insists on a CPU."
         )
     if missing:
-        toy = "To try everything on a CPU, without weights: mimicbrush train +experiment=smoke data.root=DIR"
+        smoke = "klein_smoke" if is_klein else "smoke"
+        toy = f"To try everything on a CPU, without weights: mimicbrush train +experiment={smoke} data.root=DIR"
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -326,8 +327,38 @@ def test_sharded_weights_are_refused() -> None:
 
 
 @pytest.mark.slow
+def test_in_half_precision_adapters_stay_whole(mined: Path, tmp_path: Path) -> None:
+    """Frozen weights are bfloat16, adapters and latents float32; losses are near those of float32."""
+    losses = []
+    for number, more in enumerate(([], ["train.mixed_precision=bf16", "train.activation_checkpointing=true"])):
+        run_dir = tmp_path / str(number)
+        train_with(mined, run_dir, *SMALLEST_KLEIN, "train.max_steps=2", *more)
+        forget_accelerate()
+        losses.append(torch.tensor([line["loss"] for line in metrics(run_dir)]))
+    assert torch.allclose(*losses, rtol=0.02) and not torch.equal(*losses)
+    lora = load_file(tmp_path / "1/pipeline/pytorch_lora_weights.safetensors")
+    base = load_file(tmp_path / "1/pipeline/base/transformer/diffusion_pytorch_model.safetensors")
+    assert {each.dtype for each in lora.values()} == {torch.float32}
+    assert {each.dtype for each in base.values()} == {torch.bfloat16}
+    assembly.export_run(tmp_path / "0", "latest", tmp_path / "half", half=True)
+    half = load_file(tmp_path / "half/pytorch_lora_weights.safetensors")
+    whole = load_file(tmp_path / "0/pipeline/pytorch_lora_weights.safetensors")
+    assert all(torch.equal(half[name], value.bfloat16()) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_a_run_evaluates_what_it_learns(mined: Path, tmp_path: Path) -> None:
+    evaluated = ["eval=heldout", "eval.every_steps=2", "eval.max_pairs=2", "eval.num_inference_steps=1",
+                 "data.heldout_ratio=0.5"]  # fmt: skip
+    train_with(mined, tmp_path, *SMALLEST_KLEIN, "train.max_steps=2", *evaluated)
+    (line,) = [json.loads(line) for line in (tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()]
+    assert line["step"] == 2 and line["heldout/reference_gain_db"] != 0
+    assert open_klein(tmp_path / "best", "cpu").size_px == 64
+
+
+@pytest.mark.slow
 def test_the_experiment_learns(mined: Path, tmp_path: Path) -> None:
-    assert train_with(mined, tmp_path, "+experiment=klein_smoke") == 0
+    assert train_with(mined, tmp_path, "+experiment=klein_smoke", "train.max_steps=100") == 0
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert statistics.mean(losses[-3:]) < 0.85 * losses[0], losses
 
