@@ -15,5 +15,6 @@ In reading order:
 * ``norms/`` - norms and activations that take less memory or fewer kernels in training
 * ``flux2_klein/`` - the second family: FLUX.2 klein, one transformer over hole, source and references
 * ``library_logs`` - what diffusers and transformers print
+* ``flux2_klein/`` - a second family: one transformer that sees all images as one sequence
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """

@@ -72,8 +72,28 @@ _BLEND = NumberRange(at_least=0, at_most=1)
 
 
 @dataclass
-class ModelOptions:
-    """Choices in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
+class FamilyOptions:
+    """Choice that every family of models has.
+
+    Attributes:
+        size_px: side of the square canvas.
+    """
+
+    size_px: int = number(512, _SIZE)
+
+    def _size_step_px(self) -> int:
+        """Return what the size must be a multiple of."""
+        return 1
+
+    def __post_init__(self) -> None:
+        check_options(self, "model.")
+        if self.size_px % self._size_step_px():
+            raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
+
+
+@dataclass
+class ModelOptions(FamilyOptions):
+    """Choices of MimicBrush in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
 
     Attributes:
         size_px: side of the square canvas.
@@ -99,15 +119,6 @@ class ModelOptions:
     depth_channels: int = word(1, _CHANNELS)
     depth_convention: str = word("standard", _DEPTHS)
     no_depth_convention: str = word("zero_map", _NO_DEPTHS)
-
-    def _size_step_px(self) -> int:
-        """Return what the size must be a multiple of: pixels per token at the lowest level."""
-        return 1
-
-    def __post_init__(self) -> None:
-        check_options(self, "model.")
-        if self.size_px % self._size_step_px():
-            raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
 
 
 #: What the released weights were trained for, as options of `ModelOptions` and of `MimicBrushPipeline`.
@@ -199,3 +210,54 @@ class ToyModel(ModelOptions):
 
     def _size_step_px(self) -> int:
         return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2
+
+
+_KLEIN_SIZE = NumberRange(at_least=64, at_most=1024, whole=True)
+
+
+@dataclass
+class Flux2KleinModel(FamilyOptions):
+    """FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
+
+    Attributes:
+        size_px: side of the square canvas, a multiple of 16; diffusers' pipeline takes no smaller images than 64 px,
+            and would shrink larger ones than 1024 px.
+        base: the pipeline to begin from: a folder as diffusers writes it, or a hub id that is in the local cache;
+            OWNER/NAME@REVISION names a revision.
+    """
+
+    size_px: int = number(512, _KLEIN_SIZE)
+    base: str = "black-forest-labs/FLUX.2-klein-base-4B"
+
+    def _size_step_px(self) -> int:
+        return 16  # the VAE reduces by 8, and a token is 2 x 2 latents
+
+
+@dataclass
+class ToyFlux2KleinModel(FamilyOptions):
+    """FLUX.2 klein of the same classes with small numbers and random weights: for tests and a first try.
+
+    Attributes:
+        size_px: side of the square canvas, a multiple of 8.
+        num_layers: blocks with a stream for the text and one for the images.
+        num_single_layers: blocks with one stream for everything.
+        attention_heads: of every block.
+        head_width: channels of a head, a multiple of 8.
+        text_width: of the text encoder; the transformer sees three of its layers.
+    """
+
+    size_px: int = number(64, _KLEIN_SIZE)
+    num_layers: int = number(1, at_least=1, at_most=64)
+    num_single_layers: int = number(2, at_least=1, at_most=64)
+    attention_heads: int = number(2, at_least=1, at_most=1024)
+    head_width: int = number(16, at_least=8, at_most=1024)
+    text_width: int = number(8, at_least=8, at_most=2**16)
+
+    def _size_step_px(self) -> int:
+        return 8  # the VAE reduces by 4, and a token is 2 x 2 latents
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("head_width", "text_width"):
+            if getattr(self, name) % 8:
+                raise InputError(f"model.{name} must be a multiple of 8, got {getattr(self, name)}")

@@ -3,5 +3,8 @@
 In reading order:
 
 * ``full_size`` - what the published networks are: layers, widths, numbers of parameters, with their sources
+* ``components`` - the networks: loaded from a folder or the local cache, or at toy size from random numbers
 * ``prompt`` - the fixed prompt, encoded once and kept in a file
+* ``sequence`` - from images to tokens with position ids, as diffusers' `Flux2KleinPipeline` makes them
+* ``attention`` - what target tokens ask and reference tokens answer: queries and keys of chosen layers
 """
