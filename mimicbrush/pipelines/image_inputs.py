@@ -13,10 +13,13 @@ from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.color_profiles import find_profile
 from mimicbrush.io.images import normalise_mode
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
-from mimicbrush.ops.crops import Box, Placement, crop_box
+from mimicbrush.ops.crops import Box, Placement, crop_box, square_around
 from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, NumberRange
 
 ImageInput = Image.Image | np.ndarray
+
+#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
+_VISIBLE_WHEN_PASTED = 8
 
 
 def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
@@ -116,6 +119,26 @@ def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[
 def full_box(image: np.ndarray) -> Box:
     """Find the box that holds the full image, (x0, y0, x1, y1)."""
     return 0, 0, image.shape[1], image.shape[0]
+
+
+def place_sources(sources: list[np.ndarray], masks: list[np.ndarray], how: str, size_px: int) -> list[Placement]:
+    """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto").
+
+    Args:
+        sources, masks: (H, W, 3) and (H, W) uint8.
+        how: "full" or "auto".
+        size_px: side of the canvas.
+
+    Raises:
+        InputError: `how` is something else.
+    """
+    if how not in ("full", "auto"):
+        raise InputError(f"crop must be full or auto, got {how!r}")
+    boxes = [
+        square_around(mask > _VISIBLE_WHEN_PASTED, size_px) if how == "auto" else full_box(source)
+        for source, mask in zip(sources, masks, strict=True)
+    ]
+    return [Placement(box, size_px) for box in boxes]
 
 
 def letterbox_images(images: list[np.ndarray], placements: list[Placement], size_px: int, order: str) -> np.ndarray:

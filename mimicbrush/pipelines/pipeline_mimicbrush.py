@@ -44,7 +44,7 @@ from mimicbrush.models.reference_attention import (
 from mimicbrush.models.token_encoders import token_encoder_name
 from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask, to_tensor
-from mimicbrush.ops.crops import Box, Placement, square_around
+from mimicbrush.ops.crops import Box, Placement
 from mimicbrush.pipelines.cache import WeightDependentCache
 from mimicbrush.pipelines.cuda_graphs import GraphedPasses
 from mimicbrush.pipelines.hub import HubPipeline
@@ -56,11 +56,11 @@ from mimicbrush.pipelines.image_inputs import (
     check_numbers,
     check_recording,
     find_stored_colors,
-    full_box,
     letterbox_images,
     letterbox_masks,
     list_boxes,
     list_images,
+    place_sources,
     to_mask_array,
     to_rgb_array,
 )
@@ -68,9 +68,6 @@ from mimicbrush.pipelines.image_outputs import list_correspondences, paste_into_
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
 from mimicbrush.types import AttentionRecord, ReferenceStates
-
-#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
-_VISIBLE_WHEN_PASTED = 8
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -416,13 +413,7 @@ class MimicBrushPipeline(HubPipeline):
 
     def place(self, sources: list[np.ndarray], masks: list[np.ndarray], how: str) -> list[Placement]:
         """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto")."""
-        if how not in ("full", "auto"):
-            raise InputError(f"crop must be full or auto, got {how!r}")
-        boxes = [
-            square_around(mask > _VISIBLE_WHEN_PASTED, self.size_px) if how == "auto" else full_box(source)
-            for source, mask in zip(sources, masks, strict=True)
-        ]
-        return [Placement(box, self.size_px) for box in boxes]
+        return place_sources(sources, masks, how, self.size_px)
 
     def _to_canvas(self, images: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         """Letterbox B images -> (B, 3, S, S) in [-1, 1]."""

@@ -7,4 +7,5 @@ In reading order:
 * ``prompt`` - the fixed prompt, encoded once and kept in a file
 * ``sequence`` - from images to tokens with position ids, as diffusers' `Flux2KleinPipeline` makes them
 * ``attention`` - what target tokens ask and reference tokens answer: queries and keys of chosen layers
+* ``lora`` - LoRA files: written as diffusers reads them, checked and loaded
 """
