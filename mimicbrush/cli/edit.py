@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
     from mimicbrush.pipelines.editing.reference_part import ReferencePart
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 MODELS = """no model was named, and none comes with this version. --model takes:
   DIR       a pipeline folder: `mimicbrush train +experiment=smoke data.root=MINED` leaves one in
@@ -191,17 +192,17 @@ class LoadedEditor:
         return bool(self.arguments.paste_back)
 
     @cached_property
-    def pipeline(self) -> MimicBrushPipeline:
+    def pipeline(self) -> MimicBrushPipeline | KleinPipeline:
         """The pipeline on its device."""
         if self._is_unnamed:  # said only once it edits, and not before every error of the images
             print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
-        from mimicbrush.pipelines.open_pipeline import open_pipeline
+        from mimicbrush.pipelines.open_pipeline import open_any_pipeline
 
-        pipeline = open_pipeline(self.arguments.model, self.arguments.device, self.arguments.dtype)
+        pipeline = open_any_pipeline(self.arguments.model, self.arguments.device, self.arguments.dtype)
         if self.arguments.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
-            check_can_zoom(pipeline.reference_unet is not None)
+            check_can_zoom(pipeline.can_record_attention)
         scheduler = pipeline.scheduler.config
         limit = scheduler.get("original_inference_steps")  # of a distilled model
         why = f"was distilled to {limit} or fewer steps"
@@ -215,7 +216,7 @@ class LoadedEditor:
         pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)
         return pipeline
 
-    def load(self) -> MimicBrushPipeline:
+    def load(self) -> MimicBrushPipeline | KleinPipeline:
         """Load the pipeline, the first time."""
         return self.pipeline
 

@@ -17,9 +17,9 @@ from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings, encode_prompt
 from mimicbrush.models.library_logs import quiet_libraries, silence_diffusers
 from mimicbrush.models.pretrained.check import check_weights
 from mimicbrush.models.pretrained.files import DamagedFileError, read_network
+from mimicbrush.pipelines.folder import IMITATION_FILE
 from mimicbrush.pipelines.klein.folder import (
     BASE_FOLDER,
-    IMITATION_FILE,
     KLEIN_HUB_ID,
     KLEIN_PROMPT,
     KLEIN_SIZE_PX,
@@ -125,6 +125,21 @@ def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Pa
             f"the base of {folder} is {stated}, which is not in the local Hugging Face cache. Fetch it with "
             f'`hf download {stated}{at}`, or put the absolute path of its folder into {IMITATION_FILE} as "base"'
         ) from error
+
+
+def list_klein_folders(path: Path) -> list[Path]:
+    """List the folders and files that `open_klein` would load from: what is named, and its base.
+
+    Raises:
+        InputError, WeightsError: see `open_klein`.
+    """
+    folder = find_klein_folder(path)
+    if folder is None and is_klein_base(path):
+        return [path]
+    imitation = None if folder is None else read_imitation(folder)
+    base = find_klein_base(imitation, folder)
+    named = path if folder is None else folder
+    return [named] if base.parent == named else [named, base]
 
 
 def load_klein_base(folder: Path, dtype: torch.dtype, with_text_encoder: bool) -> Flux2KleinPipeline:

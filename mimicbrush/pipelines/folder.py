@@ -18,6 +18,9 @@ from mimicbrush.ranges import suggest
 #: The name of the released weights on command lines.
 RELEASED_NAME = "released"
 
+#: What a run of FLUX.2 klein leaves in its pipeline folder in place of a model_index.json, see `klein.folder`.
+IMITATION_FILE = "imitation.json"
+
 #: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
 
@@ -111,8 +114,13 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
 
 
 def is_pipeline_folder(folder: Path) -> bool:
-    """Whether a folder looks like a pipeline: it has a model_index.json."""
-    return (folder / "model_index.json").is_file()
+    """Whether a folder looks like a pipeline: it has a model_index.json, or that of FLUX.2 klein."""
+    return (folder / "model_index.json").is_file() or is_klein_folder(folder)
+
+
+def is_klein_folder(folder: Path) -> bool:
+    """Whether a folder looks like what a run of FLUX.2 klein leaves: it has an imitation.json."""
+    return (folder / IMITATION_FILE).is_file()
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -123,6 +131,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         WeightsError: its index or a config is damaged, or see `check_components`.
     """
     index = folder / "model_index.json"
+    if is_klein_folder(folder):
+        raise InputError(f"{folder} holds FLUX.2 klein, and this takes a MimicBrush pipeline of U-Nets")
     if not is_pipeline_folder(folder):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
     components = read_object(index)

@@ -201,6 +201,11 @@ class MimicBrushPipeline(HubPipeline):
         return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
+    def can_record_attention(self) -> bool:
+        """Whether it can tell where it looks in the reference: it has a reference U-Net."""
+        return self.reference_unet is not None
+
+    @property
     def guidance_scale(self) -> float:
         """Guidance scale of the present or last call; a callback that sets `_guidance_scale` changes the next steps.
 

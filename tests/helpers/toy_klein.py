@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,12 @@ LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "to_qkv_mlp_proj", _
 
 
 def build_klein(seed: int = 0) -> KleinComponents:
-    """All networks but those of the text."""
+    """All networks but those of the text, each time new ones."""
+    return copy.deepcopy(_build_once(seed))
+
+
+@functools.cache
+def _build_once(seed: int) -> KleinComponents:
     return replace(toy_klein(OPTIONS, seed=seed), text_encoder=None, tokenizer=None)
 
 
@@ -37,10 +45,12 @@ def toy_prompt(seed: int = 0) -> PromptEmbeddings:
     return PromptEmbeddings(PromptFacts("Imitate.", "toy"), numbers[0], numbers[1], make_text_ids(TOKENS)[None])
 
 
-def add_lora(transformer: Flux2Transformer2DModel, rank: int = 2, alpha: int = 3, seed: int = 0) -> None:
+def add_lora(
+    transformer: Flux2Transformer2DModel, rank: int = 2, alpha: int = 3, layers: Sequence[str] = LAYERS
+) -> None:
     """Adapters as training leaves them: not zero any more."""
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LAYERS)))
-    generator = torch.Generator().manual_seed(seed)
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers)))
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             if "lora_" in name:

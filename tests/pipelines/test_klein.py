@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
+from diffusers.models.embeddings import apply_rotary_emb
 from PIL import Image
 from toy_edit import an_edit
 from toy_klein import OPTIONS, SIZE_PX, add_lora, build_klein, open_toy, toy_imitation, toy_prompt, write_toy_klein
@@ -22,15 +23,15 @@ from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
 from mimicbrush.pipelines import flux2_klein
 from mimicbrush.pipelines.flux2_klein import KleinPipeline, open_klein, write_klein_folder
+from mimicbrush.pipelines.folder import IMITATION_FILE
 from mimicbrush.pipelines.klein.folder import (
     BASE_FOLDER,
-    IMITATION_FILE,
     KLEIN_PROMPT,
     LORA_FILE,
     PROMPT_FILE,
     read_imitation,
 )
-from mimicbrush.pipelines.open_pipeline import seeded_generator
+from mimicbrush.pipelines.open_pipeline import open_any_pipeline, open_pipeline, seeded_generator
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +321,101 @@ def test_in_memory_and_from_files_are_one(tmp_path: Path) -> None:
     opened = open_klein(write_toy_klein(tmp_path, lora=False), "cpu")
     opened.set_progress_bar_config(disable=True)
     assert (edit(opened) == edit(open_toy())).all()
+
+
+def test_without_training_it_is_the_inpaint_pipeline(tmp_path: Path) -> None:
+    editor = KleinPipeline(build_klein().build_pipeline(), toy_imitation(), toy_prompt(), is_trained=False)
+    editor.set_progress_bar_config(disable=True)
+    images, plain = an_edit(), Flux2KleinInpaintPipeline(**vars(build_klein()))
+    plain.set_progress_bar_config(disable=True)
+    hole = letterbox_mask(np.asarray(images["mask"]), SIZE_PX)
+    tokens = hole.reshape(8, 8, 8, 8).max(axis=(1, 3)).repeat(8, 0).repeat(8, 1)  # each token that the hole touches
+    expected = plain(
+        image=Image.fromarray(canvas(images["source"]) * (1 - hole[..., None])),
+        mask_image=Image.fromarray(tokens * np.uint8(255)),
+        image_reference=Image.fromarray(canvas(images["reference"])),
+        prompt_embeds=toy_prompt().embeds,
+        negative_prompt_embeds=toy_prompt().empty_embeds,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        strength=1.0,
+        generator=seeded_generator(0),
+        output_type="np",
+    ).images[0]
+    settings = {**images, "num_inference_steps": 2, "generator": seeded_generator(0), "output_type": "np"}
+    found = np.asarray(editor(**settings, paste_back=False).images[0])
+    assert np.abs(found - expected).max() < 1e-5
+    references = [images["reference"], an_edit(1)["reference"]]
+    assert (edit(editor, reference=references) != edit(editor)).any()
+    assert edit(editor, reference=None).shape == (40, 60, 3)
+
+
+def test_a_scale_of_0_is_the_base(editor: KleinPipeline) -> None:
+    without = KleinPipeline(editor.pipeline, editor.imitation, editor.prompt, lora_scale=0)
+    without.set_progress_bar_config(disable=True)
+    before = edit(editor)
+    assert (edit(without) == edit(open_toy())).all()
+    assert (edit(editor) == before).all()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_it_tells_where_it_looks(editor: KleinPipeline, guidance: float) -> None:
+    """The probabilities of the whole sequence, computed here from what the transformer is given, and one peak each."""
+    settings = {"num_inference_steps": 1, "guidance_scale": guidance}
+    images, expected = an_edit(), []
+
+    def attend(module: torch.nn.Module, inputs: object, options: dict[str, torch.Tensor], output: object) -> None:
+        if len(expected) == 2:  # the empty prompt
+            return
+        given = options["hidden_states"]
+        text = options.get("encoder_hidden_states")
+        if text is None:
+            query, key = module.to_qkv_mlp_proj(given)[..., :32].chunk(2, dim=-1)
+        else:
+            query = torch.cat([module.add_q_proj(text), module.to_q(given)], 1)
+            key = torch.cat([module.add_k_proj(text), module.to_k(given)], 1)
+        query, key = (
+            apply_rotary_emb(norm(each.unflatten(-1, (2, 8))), options["image_rotary_emb"], sequence_dim=1)
+            for norm, each in ((module.norm_q, query), (module.norm_k, key))
+        )
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / 8**0.5
+        expected.append(scores.softmax(-1)[0, :, 3 : 3 + 64, -64:])  # target over reference: (heads, 64, 64)
+
+    transformer = editor.pipeline.transformer
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    handles = [block.attn.register_forward_hook(attend, with_kwargs=True) for block in blocks]
+    output = editor(**images, **settings, generator=seeded_generator(0), return_correspondence=True)
+    for handle in handles:
+        handle.remove()
+    (found,) = output.correspondences
+    masked = letterbox_mask(np.asarray(images["mask"]), SIZE_PX).reshape(8, 8, 8, 8).max(axis=(1, 3)).ravel() > 0
+    share = torch.cat(expected).mean(0).sum(-1)[torch.from_numpy(masked)]
+    torch.testing.assert_close(torch.from_numpy(found.share), share, rtol=1e-4, atol=1e-6)
+    assert found.reference_xy.shape == found.source_xy.shape == (masked.sum(), 2)
+    assert (edit(editor, **settings) == np.asarray(output.images[0])).all()
+    with pytest.raises(InputError, match="of one reference alone"):
+        edit(editor, reference=[images["reference"]] * 2, return_correspondence=True)
+    with pytest.raises(InputError, match="needs a reference"):
+        edit(editor, reference=None, return_correspondence=True)
+
+
+def test_the_command_edits(run: Path, tmp_path: Path, editor: KleinPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mimicbrush.cli.edit import main
+
+    monkeypatch.chdir(tmp_path)
+    for name, image in an_edit().items():
+        image.save(f"{name}.png")
+    files = ["reference.png", "source.png", "mask.png", "--model", str(run), "--steps", "2", "--seed", "5"]
+    main([*files, "-o", "result.png", "--save-correspondence", "map.png", "--device", "cpu"])
+    assert (np.asarray(Image.open("result.png")) == edit(editor, seed=5)).all()
+    assert Path("map.png").is_file() and Path("map.npz").is_file()
+    main([*files, "-o", "zoomed.png", "--auto-zoom", "--device", "cpu"])
+    for option, words in (("--keep-shape", "depth estimator"), ("--cuda-graphs", "for the U-Nets")):
+        with pytest.raises(InputError, match=words):
+            main([*files, "-o", "refused.png", option, "--device", "cpu"])
+
+
+def test_commands_of_the_unets_say_what_this_is(run: Path) -> None:
+    with pytest.raises(InputError, match=r"holds FLUX\.2 klein, and this takes a MimicBrush pipeline"):
+        open_pipeline(run, "cpu")
+    assert isinstance(open_any_pipeline(run / "pipeline", "cpu", "bfloat16"), KleinPipeline)

@@ -7,5 +7,7 @@ In reading order:
 * ``prompt`` - the fixed prompt, encoded once and kept in a file
 * ``sequence`` - from images to tokens with position ids, as diffusers' `Flux2KleinPipeline` makes them
 * ``attention`` - what target tokens ask and reference tokens answer: queries and keys of chosen layers
+* ``recording_tap`` - the same, told to the recorders that also serve the U-Nets
 * ``lora`` - LoRA files: written as diffusers reads them, checked and loaded
+* ``comfyui`` - the same under the names that ComfyUI reads
 """

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.pipelines.image_inputs import ImageInput
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 
 def edit_zoomed(
-    pipeline: MimicBrushPipeline,
+    pipeline: MimicBrushPipeline | KleinPipeline,
     source: ImageInput,
     mask: ImageInput,
     reference: ImageInput,
@@ -39,7 +40,7 @@ def edit_zoomed(
     """Edit one image once for each seed, each time with a closer look at the reference.
 
     Args:
-        pipeline: with a reference U-Net.
+        pipeline: with a reference U-Net, or of FLUX.2 klein.
         source, mask, reference: one of each, as the pipeline takes them.
         seeds: one for each result; both passes begin with the same noise.
         reference_crop: look only within this part.
@@ -53,7 +54,7 @@ def edit_zoomed(
     Raises:
         InputError: the pipeline has no reference U-Net, whose attention is looked at; or see the pipeline.
     """
-    check_can_zoom(pipeline.reference_unet is not None)
+    check_can_zoom(pipeline.can_record_attention)
     images: list[Any] = []
     correspondences, parts = [], []
     for seed in seeds:

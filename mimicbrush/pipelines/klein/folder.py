@@ -15,10 +15,9 @@ from mimicbrush import __version__
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.pretrained.files import DamagedFileError, read_object
-from mimicbrush.pipelines.folder import check_components
+from mimicbrush.pipelines.folder import IMITATION_FILE, check_components, is_klein_folder
 from mimicbrush.ranges import NumberRange
 
-IMITATION_FILE = "imitation.json"
 #: What diffusers calls a LoRA file, and looks for in a folder.
 LORA_FILE = "pytorch_lora_weights.safetensors"
 #: The base in a folder of its own: a toy, or what full training changed.
@@ -87,11 +86,6 @@ def _check_text(name: str, value: object) -> None:
         raise InputError(f"{name}={make_storable(repr(value), 100)}: must be text")
 
 
-def is_klein_folder(folder: Path) -> bool:
-    """Whether a folder looks like what a run of FLUX.2 klein leaves: it has an imitation.json."""
-    return (folder / IMITATION_FILE).is_file()
-
-
 def is_klein_base(folder: Path) -> bool:
     """Whether a folder holds FLUX.2 klein as diffusers stores it; other folders, and damaged ones, are none."""
     try:
@@ -110,6 +104,11 @@ def find_klein_folder(path: Path) -> Path | None:
         if is_klein_folder(folder):
             return folder
     return None
+
+
+def is_klein(path: Path) -> bool:
+    """Whether a path means FLUX.2 klein: what a run of it left, or the folder of a base model."""
+    return find_klein_folder(path) is not None or is_klein_base(path)
 
 
 def read_imitation(folder: Path) -> KleinImitation:

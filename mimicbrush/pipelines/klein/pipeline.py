@@ -11,11 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import Flux2KleinPipeline
+import torch.nn.functional as F
+from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
 from PIL import Image
 
 from mimicbrush.errors import InputError, MimicBrushError
+from mimicbrush.models.attention_recorder import CorrespondenceRecorder
+from mimicbrush.models.flux2_klein.attention import TAP, set_tapped_processors
 from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings
+from mimicbrush.models.flux2_klein.recording_tap import RecordingTap
+from mimicbrush.models.flux2_klein.sequence import TokenLayout
 from mimicbrush.ops.canvas import blank_mask, to_tensor, to_uint8
 from mimicbrush.ops.crops import Box, Placement
 from mimicbrush.pipelines.image_inputs import (
@@ -23,6 +28,7 @@ from mimicbrush.pipelines.image_inputs import (
     check_generators,
     check_masks,
     check_numbers,
+    check_recording,
     find_stored_colors,
     letterbox_images,
     letterbox_masks,
@@ -32,9 +38,10 @@ from mimicbrush.pipelines.image_inputs import (
     to_mask_array,
     to_rgb_array,
 )
-from mimicbrush.pipelines.image_outputs import paste_into_sources, to_square_images, to_unit_range
+from mimicbrush.pipelines.image_outputs import list_correspondences, paste_into_sources, to_square_images, to_unit_range
 from mimicbrush.pipelines.klein.folder import REFERENCES_RANGE, KleinImitation
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
+from mimicbrush.types import AttentionRecord
 
 #: Of the base model, as diffusers' pipeline has it; and of a model that was distilled to few steps.
 KLEIN_STEPS, DISTILLED_STEPS = 50, 4
@@ -51,30 +58,49 @@ References = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
 class KleinPipeline:
     """FLUX.2 klein with the prompt and the canvas that it was trained for.
 
-    It is called as a `MimicBrushPipeline` is, so that commands serve both; what it cannot do is refused.
+    It is called as a `MimicBrushPipeline` is, so that commands serve both; what it cannot do is refused. A model that
+    was not trained to imitate edits through diffusers' inpaint pipeline, which holds everything outside of the hole.
 
     Args:
         pipeline: of diffusers, on its device; it needs no text encoder.
         imitation: what the weights were trained for.
         prompt: the embeddings of that prompt.
         is_trained: whether the weights were trained to imitate, by a LoRA or fully.
+        lora_scale: of the adapters; 0 is the model without them.
     """
 
-    #: As of a `MimicBrushPipeline` without one: one transformer reads and paints.
-    reference_unet = None
+    #: Whether it can tell where it looks in the reference.
+    can_record_attention = True
 
     def __init__(
-        self, pipeline: Flux2KleinPipeline, imitation: KleinImitation, prompt: PromptEmbeddings, is_trained: bool = True
+        self,
+        pipeline: Flux2KleinPipeline,
+        imitation: KleinImitation,
+        prompt: PromptEmbeddings,
+        is_trained: bool = True,
+        lora_scale: float = 1.0,
     ) -> None:
-        step_px = 2 * pipeline.vae_scale_factor
-        if imitation.size_px % step_px:
-            raise InputError(f"size_px={imitation.size_px}: must be a multiple of {step_px}, the pixels of a token")
-        self.pipeline, self.imitation, self.prompt, self.is_trained = pipeline, imitation, prompt, is_trained
+        self._px_per_token = 2 * pipeline.vae_scale_factor
+        if imitation.size_px % self._px_per_token:
+            raise InputError(
+                f"size_px={imitation.size_px}: must be a multiple of {self._px_per_token}, the pixels of a token"
+            )
+        self.imitation, self.prompt, self.is_trained, self.lora_scale = imitation, prompt, is_trained, lora_scale
+        is_distilled = pipeline.config.is_distilled
+        kind = Flux2KleinPipeline if is_trained else Flux2KleinInpaintPipeline
+        self.pipeline = kind(**pipeline.components, is_distilled=is_distilled)
+        self.default_num_inference_steps = DISTILLED_STEPS if is_distilled else KLEIN_STEPS
+        self.default_guidance_scale = TRAINED_GUIDANCE if is_trained or is_distilled else UNTRAINED_GUIDANCE
 
     @property
     def size_px(self) -> int:
         """Side of the square canvas that the model paints on."""
         return self.imitation.size_px
+
+    @property
+    def token_side(self) -> int:
+        """Number of tokens along a side of the canvas."""
+        return self.size_px // self._px_per_token
 
     @property
     def scheduler(self) -> Any:
@@ -85,16 +111,6 @@ class KleinPipeline:
     def dtype(self) -> torch.dtype:
         """Type of the transformer."""
         return self.pipeline.transformer.dtype
-
-    @property
-    def default_num_inference_steps(self) -> int:
-        """Steps of a call that names none."""
-        return DISTILLED_STEPS if self.pipeline.config.is_distilled else KLEIN_STEPS
-
-    @property
-    def default_guidance_scale(self) -> float:
-        """Guidance of a call that names none; a distilled model ignores it."""
-        return TRAINED_GUIDANCE if self.is_trained or self.pipeline.config.is_distilled else UNTRAINED_GUIDANCE
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Configure the progress bar of the steps, as in diffusers."""
@@ -125,6 +141,7 @@ class KleinPipeline:
         paste_back: bool = True,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_correspondence: bool = False,
+        attention_record: AttentionRecord | None = None,
     ) -> MimicBrushPipelineOutput:
         """Edit one image or a batch; see `MimicBrushPipeline.__call__` for what is not said here.
 
@@ -132,16 +149,16 @@ class KleinPipeline:
             source, mask: B of each.
             reference: of one source: one image or several. Of B sources: one for all, one each, or a list for each.
                 None: the source with its hole is the only image.
-            num_inference_steps, guidance_scale: None: see `default_num_inference_steps`, `default_guidance_scale`.
-                Guidance is away from the empty prompt.
-            keep_shape: refused.
+            num_inference_steps, guidance_scale: None: `default_num_inference_steps`, `default_guidance_scale`. Guidance
+                is away from the empty prompt.
+            keep_shape: refused: there is no depth estimator.
             num_images_per_prompt: results per source, n.
             crop: "full" or "auto".
             reference_crop: one for all references, or a list with one each, in their order.
             generator: one for all, or B * n.
             paste_back: put the repainted region into the source at its full size, exact outside of the mask.
             output_type: "latent": (B n, C, h, w), as the autoencoder takes them.
-            return_correspondence: refused.
+            return_correspondence, attention_record: of one reference for each source.
 
         Raises:
             InputError: images, masks, references and options that do not fit together, or that it cannot do.
@@ -152,82 +169,118 @@ class KleinPipeline:
         guidance = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_numbers(guidance_scale=guidance, num_inference_steps=steps, num_images_per_prompt=num_images_per_prompt)
         if keep_shape:
-            raise InputError("keep_shape needs a depth estimator, which FLUX.2 klein has none of; leave it out")
-        if return_correspondence:
-            raise InputError("return_correspondence: the attention of FLUX.2 klein is not recorded; leave it out")
+            raise InputError("keep_shape needs a depth estimator, and FLUX.2 klein has none; leave it out")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        check_recording(reference is not None, True, return_correspondence, attention_record)
         source = list_images(source)
         sources = [to_rgb_array(image) for image in source]
         masks = [to_mask_array(image) for image in list_images(mask)]
         check_masks(sources, masks)
         check_generators(len(sources), num_images_per_prompt, generator)
 
-        # 2. Letterbox all images onto square canvases, and blank the hole.
+        # 2. Letterbox all images onto square canvases, and blank the hole, as for the U-Nets.
         placements = place_sources(sources, masks, crop, self.size_px)
-        holed = self._hole(sources, masks, placements)  # B images
-        references = self._place_references(reference, len(sources), reference_crop)  # B lists of images
+        squares = to_tensor(letterbox_images(sources, placements, self.size_px, _ORDER))  # (B, 3, S, S)
+        mask_squares = letterbox_masks(masks, placements, self.size_px, _ORDER, px_per_latent=1)  # (B, S, S)
+        mask_px = torch.from_numpy(mask_squares)[:, None].float()  # (B, 1, S, S)
+        holed = to_uint8(blank_mask(squares, mask_px))  # (B, S, S, 3)
+        references = self._place_references(reference, len(sources), reference_crop)  # B lists
+        if (return_correspondence or attention_record is not None) and any(len(each) > 1 for each in references):
+            raise InputError("where the model looks can be recorded of one reference alone; give one for each source")
 
         # 3. Edit one source after the other: the pipeline shows the same images to all of its rows.
-        results = []
-        for number, (image, shown) in enumerate(zip(holed, references, strict=True)):
-            first = number * num_images_per_prompt
-            own = generator[first : first + num_images_per_prompt] if isinstance(generator, list) else generator
-            results.append(
-                self.pipeline(
-                    image=[image, *shown],
-                    prompt_embeds=self.prompt.embeds.to(self.pipeline.device, self.dtype),
-                    negative_prompt_embeds=self.prompt.empty_embeds.to(self.pipeline.device, self.dtype),
-                    height=self.size_px,
-                    width=self.size_px,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    num_images_per_prompt=num_images_per_prompt,
-                    generator=own,
-                    output_type="latent" if output_type == "latent" else "pt",
-                ).images
-            )
-        pixels = torch.cat(results).float()  # (B n, 3, S, S) in 0..1; "latent": (B n, C, h, w)
+        results, correspondences = [], []
+        for number, shown in enumerate(references):
+            rows = slice(number * num_images_per_prompt, (number + 1) * num_images_per_prompt)
+            images = [Image.fromarray(each) for each in (holed[number], *(square for square, _ in shown))]
+            own = generator[rows] if isinstance(generator, list) else [generator] * num_images_per_prompt
+            for each in own:  # one after the other: each is what a call of its own would give
+                recorder = CorrespondenceRecorder(mask_px[number : number + 1].to(self.pipeline.device))
+                record = recorder if return_correspondence else attention_record
+                results.append(self._paint(images, mask_px[number, 0], each, steps, guidance, record))
+                if return_correspondence:
+                    correspondences += list_correspondences(recorder, [placements[number]], [shown[0][1]])
+        latents = torch.cat(results)  # (B n, C, h, w)
 
-        # 4. Paste what was painted into the sources.
+        # 4. Decode, and paste what was painted into the sources.
+        found = correspondences if return_correspondence else None
         if output_type == "latent":
-            return MimicBrushPipelineOutput(images=pixels)
+            return MimicBrushPipelineOutput(images=latents, correspondences=found)
+        pixels = torch.cat([self.pipeline.vae.decode(each[None], return_dict=False)[0].float() for each in latents])
         if not pixels.isfinite().all():
-            raise MimicBrushError(
-                f"the result is no image: numbers overflowed in {self.dtype}; use bfloat16 or float32"
-            )
-        pixels = pixels * 2 - 1
-        images: Any
+            raise MimicBrushError(f"the result is no image: numbers overflowed in {self.dtype}; use bfloat16, float32")
+        painted: Any
         if output_type == "pt":
-            images = to_unit_range(pixels)
+            painted = to_unit_range(pixels)
         elif not paste_back:
-            images = to_square_images(pixels, output_type)
+            painted = to_square_images(pixels, output_type)
         else:
             stored = [find_stored_colors(each) for each in source]
-            images = paste_into_sources(pixels, sources, masks, placements, output_type, stored)
-        return MimicBrushPipelineOutput(images=images)
+            painted = paste_into_sources(pixels, sources, masks, placements, output_type, stored)
+        return MimicBrushPipelineOutput(images=painted, correspondences=found)
 
-    def _hole(
-        self, sources: list[np.ndarray], masks: list[np.ndarray], placements: list[Placement]
-    ) -> list[Image.Image]:
-        """Letterbox sources, and blank what is to be repainted, as for the U-Nets."""
-        squares = to_tensor(letterbox_images(sources, placements, self.size_px, _ORDER))  # (B, 3, S, S)
-        covered = letterbox_masks(masks, placements, self.size_px, _ORDER, px_per_latent=1)  # (B, S, S)
-        return [Image.fromarray(each) for each in to_uint8(blank_mask(squares, torch.from_numpy(covered)[:, None]))]
+    def _paint(
+        self,
+        images: list[Image.Image],
+        mask: torch.Tensor,
+        generator: torch.Generator | None,
+        steps: int,
+        guidance: float,
+        record: AttentionRecord | None,
+    ) -> torch.Tensor:
+        """Call diffusers' pipeline once: the latents of one result, (1, C, h, w).
+
+        Args:
+            images: the source with its hole, then its references.
+            mask: (S, S), 1 = repaint.
+            generator, steps, guidance: as the pipeline takes them.
+            record: receives where the target looks.
+        """
+        embeds, empty_embeds = (
+            each.to(self.pipeline.device, self.dtype) for each in (self.prompt.embeds, self.prompt.empty_embeds)
+        )
+        attention: dict[str, Any] = {"scale": self.lora_scale}
+        if record is not None:
+            set_tapped_processors(self.pipeline.transformer)
+            layout = TokenLayout(embeds.shape[1], self.token_side**2, len(images) - 1)
+            is_guided = guidance > 1 and not self.pipeline.config.is_distilled
+            attention[TAP] = RecordingTap(layout, record, passes=2 if is_guided else 1)
+        options: dict[str, Any] = {
+            "prompt_embeds": embeds,
+            "negative_prompt_embeds": empty_embeds,
+            "height": self.size_px,
+            "width": self.size_px,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "generator": generator,
+            "attention_kwargs": attention,
+            "output_type": "latent",
+        }
+        if self.is_trained:
+            options["image"] = images
+        else:
+            # A token that the hole only touches is painted, too: half of it would stay black.
+            touched = F.adaptive_max_pool2d(mask[None, None], self.token_side)
+            tokens = F.interpolate(touched, self.size_px)[0, 0].numpy()
+            mask_image = Image.fromarray((tokens * 255).astype(np.uint8))
+            shown = {"image": images[0], "mask_image": mask_image, "image_reference": images[1:] or None}
+            options |= {**shown, "strength": 1.0}
+        latents: torch.Tensor = self.pipeline(**options).images
+        return latents
 
     def _place_references(
         self, reference: References | None, num_sources: int, crops: Box | list[Box] | None
-    ) -> list[list[Image.Image]]:
-        """Letterbox the references of each source."""
-        lists = _list_references(reference, num_sources)
-        arrays = [[to_rgb_array(image) for image in each] for each in lists]
-        flat = [array for each in arrays for array in each]
-        boxes = iter(list_boxes(flat, crops if isinstance(crops, list) else [crops] * len(flat) if crops else None))
+    ) -> list[list[tuple[np.ndarray, Placement]]]:
+        """Letterbox the references of each source: squares (S, S, 3) uint8, and how each lies."""
+        lists = [[to_rgb_array(image) for image in each] for each in _list_references(reference, num_sources)]
+        flat = [array for each in lists for array in each]
+        boxes = iter(list_boxes(flat, crops if crops is None or isinstance(crops, list) else [crops] * len(flat)))
         placed = []
-        for each in arrays:
+        for each in lists:
             placements = [Placement(next(boxes), self.size_px) for _ in each]
             squares = list(letterbox_images(each, placements, self.size_px, _ORDER)) if each else []
-            placed.append([Image.fromarray(square) for square in squares])
+            placed.append(list(zip(squares, placements, strict=True)))
         return placed
 
 
