@@ -54,8 +54,8 @@ _PREFIX, _COMFYUI_PREFIX = "transformer.", "diffusion_model."
 _NUMBER = re.compile(r"(?<=blocks\.)\d+")
 
 #: A (rank, in) and B (out, rank) of a layer; and those of each layer.
-Pair = tuple[torch.Tensor, torch.Tensor]
-Pairs = dict[str, Pair]
+LoraPair = tuple[torch.Tensor, torch.Tensor]
+LoraPairs = dict[str, LoraPair]
 
 
 def convert_lora_for_comfyui(source: Path, output: Path) -> None:
@@ -77,7 +77,7 @@ def convert_lora_for_comfyui(source: Path, output: Path) -> None:
     write_aside(output, lambda aside: save_file(tensors, aside, metadata={"format": "pt"}))
 
 
-def rename_for_comfyui(pairs: Pairs, source: Path) -> Pairs:
+def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
     """Rename the layers of diffusers to those of the published weights; see the module.
 
     Args:
@@ -101,7 +101,7 @@ def rename_for_comfyui(pairs: Pairs, source: Path) -> Pairs:
     return renamed
 
 
-def _join(parts: list[str], pairs: Pairs) -> Pair:
+def _join(parts: list[str], pairs: LoraPairs) -> LoraPair:
     """One pair of layers that lie below each other; of those without a LoRA the rows of B are 0."""
     width = next(iter(pairs.values()))[1].shape[0]  # queries, keys and values are equally wide
     ranks = [pairs[part][0].shape[0] if part in pairs else 0 for part in parts]
@@ -114,7 +114,7 @@ def _join(parts: list[str], pairs: Pairs) -> Pair:
     return joined_a, joined_b
 
 
-def _read_pairs(file: Path) -> Pairs:
+def _read_pairs(file: Path) -> LoraPairs:
     """Read a LoRA, with its scale in B."""
     names = read_head(file)
     with safe_open(file, "pt") as opened:
