@@ -125,6 +125,9 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*sweep_table\.py .*", Elsewhere("tests/assembly/test_sweep_script.py::test_a_sweep_that_is_killed_goes_on_and_an_added_row_moves_none")),
     (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
     (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
+    (r".*convert_checkpoint\.py lora .*", Elsewhere("tests/models/test_klein_lora.py::test_the_command_converts_a_run")),
+    (r".*infer\.py .*--model runs/klein_smoke", Elsewhere("tests/pipelines/test_klein.py::test_the_command_edits")),
+    (r".*evaluate\.py editor=runs/klein_smoke .*", Elsewhere("tests/evaluation/test_klein_editor.py::test_held_out_pairs_are_measured_over_none")),
     # Everything else.
     (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} train.lr_warmup_steps=1 eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),

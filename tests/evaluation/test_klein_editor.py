@@ -69,6 +69,7 @@ def test_names_mean_a_run_its_folder_its_lora_or_the_base(run: Path, tmp_path: P
         check_editor(f"auto_zoom:{run}")
 
 
+@pytest.mark.slow
 def test_the_base_edits_without_training(tmp_path: Path, pairs: PairBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flux2_klein, "KLEIN_SIZE_PX", SIZE_PX)
     toy_klein(OPTIONS).build_pipeline().save_pretrained(tmp_path / "FLUX.2-klein-base-4B")
@@ -78,6 +79,13 @@ def test_the_base_edits_without_training(tmp_path: Path, pairs: PairBatch, monke
     opened = open_editor(name, **FAST)
     assert opened.about["trained"] == "False" and "InpaintPipeline" in opened.about["editor"]
     assert opened.edit_pairs(pairs).images.shape == (2, SIZE_PX, SIZE_PX, 3)
+
+    # A LoRA of anybody else knows no prompt, so that the base encodes one.
+    lora = write_toy_klein(tmp_path / "run") / LORA_FILE
+    lora = lora.rename(tmp_path / "other.safetensors")
+    trained = flux2_klein.open_klein(lora, "cpu", base=tmp_path / "FLUX.2-klein-base-4B")
+    assert trained.is_trained and trained.prompt.checksum == opened.pipeline.prompt.checksum
+    assert find_editor_pipeline(f"flux2_klein:{lora}") == tmp_path
 
 
 def test_pairs_are_edited_with_and_without_a_reference(editor: Editor, pairs: PairBatch) -> None:
@@ -107,6 +115,7 @@ def test_a_case_has_its_own_size_and_tells_its_places(editor: Editor) -> None:
     assert {"editor", "weights", "steps", "guidance", "prompt", "depth", "versions"} <= editor.about.keys()
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_editor(run: Path, tmp_path: Path, editor: Editor) -> None:
     write_toy_klein(tmp_path, lora=False)
     assert open_editor(str(tmp_path), **FAST).about["weights"] != editor.about["weights"]
@@ -120,6 +129,7 @@ def test_steps_and_guidance_are_its_own_where_none_are_named() -> None:
     assert (chosen.num_inference_steps, chosen.guidance_scale) == (3, 2.5)
 
 
+@pytest.mark.slow
 def test_keypoints_are_carried_by_its_attention(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,3 +164,19 @@ def test_without_a_lora_the_untrained_model_is_a_random_one() -> None:
     states = [each.pipeline.transformer.state_dict()[weight] for each in (trained, before)]
     assert not torch.equal(*states)
     assert torch.equal(states[0], build_klein().transformer.state_dict()[weight])
+
+
+@pytest.mark.slow
+def test_held_out_pairs_are_measured_over_none(run: Path, mined: Path, tmp_path: Path) -> None:
+    from dataclasses import asdict
+
+    from mimicbrush.cli.evaluate import on_pairs
+    from mimicbrush.evaluation.heldout.options import EvaluationOptions
+
+    options = EvaluationOptions(split="all", max_pairs=3, num_inference_steps=2, sheet_pairs=1)
+    on_pairs(mined, f"flux2_klein:{run}", tmp_path / "out", {**asdict(options), "device": "cpu"})
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["n"] == 3 and metrics["size_px"] == SIZE_PX
+    assert {"model", "wrong_reference", "no_reference"} <= set(metrics["natural"]["rows"])
+    assert np.isfinite(metrics["gain_over_no_reference_db"]) and np.isfinite(metrics["reference_gain_db"])
+    assert (tmp_path / "out" / "showcase.png").is_file()
