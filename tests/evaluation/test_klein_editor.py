@@ -16,7 +16,9 @@ from toy_klein import OPTIONS, SIZE_PX, build_klein, open_toy, write_toy_klein
 
 from mimicbrush.cli import pck
 from mimicbrush.errors import InputError, WeightsError
-from mimicbrush.evaluation.benchmark.layout import TRACKS, Case
+from mimicbrush.evaluation.benchmark.layout import TRACKS, BenchmarkWriter, Case
+from mimicbrush.evaluation.benchmark.options import BenchmarkOptions
+from mimicbrush.evaluation.benchmark.run import evaluate_benchmark
 from mimicbrush.evaluation.editors.flux2_klein import Flux2KleinEditor
 from mimicbrush.evaluation.editors.protocol import CaseInputs, Editor, PairBatch
 from mimicbrush.evaluation.editors.registry import check_editor, find_editor_pipeline, open_editor
@@ -180,3 +182,20 @@ def test_held_out_pairs_are_measured_over_none(run: Path, mined: Path, tmp_path:
     assert {"model", "wrong_reference", "no_reference"} <= set(metrics["natural"]["rows"])
     assert np.isfinite(metrics["gain_over_no_reference_db"]) and np.isfinite(metrics["reference_gain_db"])
     assert (tmp_path / "out" / "showcase.png").is_file()
+
+
+@pytest.mark.slow
+def test_it_runs_in_the_benchmark_beside_others(run: Path, tmp_path: Path) -> None:
+    mask = Image.new("L", (60, 40))
+    mask.paste(255, (20, 10, 40, 30))
+    source, reference = Image.fromarray(view("coffee.png", 0)[:40, :60]), Image.fromarray(view("chelsea.png", 0)[:80])
+    with BenchmarkWriter(tmp_path / "bench") as writer:
+        for track in ("part_inner", "texture_inner"):
+            writer.add(track, source, mask, reference, facts={"group": "cup"})
+        writer.finish({"made": "for a test"})
+    name = f"flux2_klein:{run}"
+    options = BenchmarkOptions(editors=(name, "blur"), num_inference_steps=2, device="cpu")
+    found = evaluate_benchmark(tmp_path / "bench", options, tmp_path / "out")
+    assert found.troubles == [] and f"{name}: 2 = 2 scored" in found.tally
+    scores = found.metrics["editors"][name]["tracks"]["part_inner"]
+    assert scores["pasted"]["psnr"]["mean"] > scores["painted"]["psnr"]["mean"]
