@@ -246,8 +246,8 @@ def test_a_model_that_was_not_trained_encodes_its_prompt(tmp_path: Path, monkeyp
     assert edit(opened).shape == (40, 60, 3)
 
 
-def spoil_json(folder: Path, **values: object) -> None:
-    file = folder / IMITATION_FILE
+def spoil_json(folder: Path, name: str = IMITATION_FILE, **values: object) -> None:
+    file = folder / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
@@ -269,6 +269,13 @@ def spoil_json(folder: Path, **values: object) -> None:
             lambda folder: (folder / BASE_FOLDER / "transformer" / "config.json").unlink(),
             WeightsError,
             "no config.json",
+        ),
+        (lambda folder: spoil_json(folder, "base/transformer/config.json", num_layers=2), WeightsError, "transformer"),
+        (lambda folder: spoil_json(folder, "base/transformer/config.json", in_channels=8), WeightsError, "load"),
+        (
+            lambda folder: spoil_json(folder, "base/model_index.json", vae=["diffusers", "AutoencoderKL"]),
+            WeightsError,
+            "expected AutoencoderKLFlux2",
         ),
         (
             lambda folder: (folder / BASE_FOLDER / "model_index.json").write_text('{"_class_name": "QwenPipeline"}'),
@@ -303,14 +310,20 @@ def test_a_lora_of_something_else_is_not_loaded(
     save_file({f"{name}.lora_A.weight": torch.zeros(shape), f"{name}.lora_B.weight": torch.zeros(16, 2)}, file)
     with pytest.raises(WeightsError, match=words):
         lora.load_klein_lora(build_klein().build_pipeline(), file)
-    save_file({"weight": torch.zeros(2)}, file)
-    with pytest.raises(WeightsError, match="no LoRA of diffusers"):
-        lora.load_klein_lora(build_klein().build_pipeline(), file)
+    for weights, message in (
+        ({"weight": torch.zeros(2)}, "no LoRA of diffusers"),
+        ({"transformer.x_embedder.lora_A.weight": torch.zeros(2, 16)}, "does not fit"),
+        ({f"transformer.x_embedder.lora_{half}.weight": torch.zeros(16) for half in "AB"}, "does not fit"),
+    ):
+        save_file(weights, file)
+        with pytest.raises(WeightsError, match=message):
+            lora.load_klein_lora(build_klein().build_pipeline(), file)
 
 
-def test_other_folders_are_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither what a run of FLUX"):
-        open_klein(tmp_path, "cpu")
+def test_other_folders_are_not_opened(run: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, run / "pipeline" / "absent.safetensors"):
+        with pytest.raises(InputError, match="neither what a run of FLUX"):
+            open_klein(path, "cpu")
 
 
 def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:

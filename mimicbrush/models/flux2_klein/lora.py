@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.text import describe_error, make_storable
 from mimicbrush.models.pretrained.files import read_head
 
 
@@ -47,22 +48,24 @@ def load_klein_lora(pipeline: Flux2KleinPipeline, file: Path) -> None:
     Raises:
         WeightsError: the file is damaged, or holds something else than a LoRA of this transformer.
     """
-    stored = read_head(file)
-    foreign = [key for key in stored if ".lora_A.weight" not in key and ".lora_B.weight" not in key]
+    stored = {key: tensor.shape for key, tensor in read_head(file).items()}
+    foreign = [key for key in stored if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
     if foreign or not stored:
-        raise WeightsError(f"{file} is no LoRA of diffusers: it holds {foreign[0] if foreign else 'nothing'}")
+        found = make_storable(foreign[0]) if foreign else "nothing"
+        raise WeightsError(f"{file} is no LoRA of diffusers: it holds {found}")
     layers = {f"transformer.{name}": each for name, each in pipeline.transformer.named_modules()}
-    for key in stored:
-        name, _, half = key.removesuffix(".weight").rpartition(".")
-        layer, other = layers.get(name), "lora_B" if half == "lora_A" else "lora_A"
+    for name in sorted({key.removesuffix(".weight").rpartition(".")[0] for key in stored}):
+        layer = layers.get(name)
         if not isinstance(layer, torch.nn.Linear):
-            raise WeightsError(f"{file} is no LoRA of this transformer, which has no layer {name}")
-        side, given = (1, layer.in_features) if half == "lora_A" else (0, layer.out_features)
-        paired = stored.get(f"{name}.{other}.weight")
-        shape = stored[key].shape
-        if paired is None or len(shape) != 2 or shape[side] != given or shape[1 - side] != paired.shape[side]:
-            raise WeightsError(f"{file} does not fit this transformer: {key} is {shape}, {name} {layer}")
+            raise WeightsError(f"{file} is no LoRA of this transformer, which has no layer {make_storable(name)}")
+        down, up = (stored.get(f"{name}.{half}.weight", ()) for half in ("lora_A", "lora_B"))
+        rank = down[0] if down else 0
+        if rank < 1 or down != (rank, layer.in_features) or up != (layer.out_features, rank):
+            raise WeightsError(
+                f"{file} does not fit this transformer: {name} has A {down} and B {up}, expected (rank, "
+                f"{layer.in_features}) and ({layer.out_features}, rank)"
+            )
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{file} cannot be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{file} cannot be loaded: {describe_error(error)}") from error

@@ -31,6 +31,7 @@ KLEIN_PROMPT = "Fill the black area of the first image with the matching part of
 KLEIN_SIZE_PX = 1024
 #: Pipelines of diffusers whose folders hold the networks that edit here.
 KLEIN_CLASSES = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
+_NETWORK_CLASSES = {"transformer": "Flux2Transformer2DModel", "vae": "AutoencoderKLFlux2"}
 #: The pipeline makes larger images smaller, and refuses smaller ones; a token covers 16 pixels.
 KLEIN_SIZE_RANGE = NumberRange(at_least=64, at_most=1024, whole=True)
 #: References that a model may be trained with.
@@ -100,7 +101,7 @@ def find_klein_folder(path: Path) -> Path | None:
     Args:
         path: that folder, its LoRA file, or the folder of a run, which leaves it in RUN/pipeline.
     """
-    for folder in (path, path / "pipeline", path.parent if path.suffix == ".safetensors" else path):
+    for folder in (path, path / "pipeline", path.parent if path.suffix == ".safetensors" and path.is_file() else path):
         if is_klein_folder(folder):
             return folder
     return None
@@ -167,6 +168,10 @@ def read_klein_base(folder: Path) -> dict[str, Any]:
     if kind not in KLEIN_CLASSES:
         raise InputError(f"{folder} holds a {make_storable(str(kind))}, expected a {KLEIN_CLASSES[0]}")
     check_components(folder, index)
+    for name, expected in _NETWORK_CLASSES.items():
+        if index.get(name) != ["diffusers", expected]:
+            stated = make_storable(str(index.get(name)))
+            raise WeightsError(f"{index_file} names {name}={stated}, expected {expected} of diffusers")
     absent = [name for name in ("transformer", "vae", "scheduler") if not (folder / name).is_dir()]
     if absent:
         raise InputError(f"{folder} is no whole FLUX.2 klein: it lacks {', '.join(absent)}")
