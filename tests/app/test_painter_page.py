@@ -65,9 +65,9 @@ def choose(page: Page, name: str) -> None:
 
 def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
     """Pixels of the image -> where the mouse must go."""
-    box = page.locator(".painter-mask").bounding_box()
+    box = page.locator(".painter-stage img").bounding_box()
     assert box
-    scale = box["width"] / page.evaluate("document.querySelector('.painter-mask').width")
+    scale = box["width"] / page.evaluate("document.querySelector('.painter-stage img').naturalWidth")
     return box["x"] + x * scale, box["y"] + y * scale
 
 
@@ -141,7 +141,7 @@ def test_a_box_is_exact_to_the_pixel(page: Page, tmp_path: Path) -> None:
 
 def test_an_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
     choose(page, "large.jpg")
-    shown = page.locator(".painter-mask").bounding_box()
+    shown = page.locator(".painter-stage img").bounding_box()
     assert shown and shown["width"] < 1100
     scale = 3000 / shown["width"]
     set_size(page, 300)

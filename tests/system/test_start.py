@@ -22,15 +22,14 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 
 def test_optional_packages_are_absent_here() -> None:
-    for name in ("torchvision", "decord", "gradio", "wandb", "ray"):
+    for name in ("torchvision", "decord", "wandb", "ray"):
         with pytest.raises(ImportError):
             __import__(name)
 
 
 def test_every_module_imports_without_them() -> None:
     for module in pkgutil.walk_packages(mimicbrush.__path__, "mimicbrush."):
-        if module.name != "mimicbrush.app.editing_page":  # made of gradio; scripts/app.py asks for it first
-            __import__(module.name)
+        __import__(module.name)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

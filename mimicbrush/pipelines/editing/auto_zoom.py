@@ -6,7 +6,7 @@ advice is to crop the reference. This does so from the attention of a first pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mimicbrush.errors import InputError
@@ -35,6 +35,7 @@ def edit_zoomed(
     reference_crop: Box | None = None,
     paste_back: bool = True,
     return_correspondence: bool = False,
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
 ) -> tuple[MimicBrushPipelineOutput, list[ReferencePart | None]]:
     """Edit one image once for each seed, each time with a closer look at the reference.
 
@@ -43,8 +44,8 @@ def edit_zoomed(
         source, mask, reference: one of each, as the pipeline takes them.
         seeds: one for each result; both passes begin with the same noise.
         reference_crop: look only within this part.
-        num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence: as the pipeline takes
-            them.
+        num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence, callback_on_step_end:
+            as the pipeline takes them, for both passes.
 
     Returns:
         The results, those of ``pipeline(..., reference_crop=part.box)``; and the parts. None: there was none worth a
@@ -71,6 +72,7 @@ def edit_zoomed(
                 generator=seeded_generator(seed),
                 paste_back=paste_back,
                 return_correspondence=tells,
+                callback_on_step_end=callback_on_step_end,
             )
             return cast("MimicBrushPipelineOutput", output)
 
