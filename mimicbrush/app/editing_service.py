@@ -333,12 +333,14 @@ class EditingService:
             "return_correspondence": self.pipeline.reference_unet is not None,
             "callback_on_step_end": watch,
         }
-        images: Any = (inputs.source, inputs.mask, references[0] if is_one else references)
+        given: Any = references[0] if is_one else references
+        result: Any
         parts: list[Any] = [None]
         if request.auto_zoom:
-            result, parts = edit_zoomed(self.pipeline, *images, [seed], **options)
+            result, parts = edit_zoomed(self.pipeline, inputs.source, inputs.mask, given, [seed], **options)
         else:
-            result = self.pipeline(*images, generator=seeded_generator(seed), **options)
+            generator = seeded_generator(seed)
+            result = self.pipeline(inputs.source, inputs.mask, given, generator=generator, **options)
         told = result.correspondences
         return result.images[0], {
             "places": _convert_correspondence(told[0]) if told else None,

@@ -42,7 +42,7 @@ function showSettings() {
   }
   const { count, steps, guidance, seed, keep_shape, around, auto_zoom } = readSettings();
   at("chosen").textContent = [
-    `${count} ${count === "1" ? "result" : "results"}`, `${steps} steps`, `guidance ${guidance}`, seed === "" ? "a new seed each time" : `seed ${seed}`,
+    `${count} ${count === "1" ? "result" : "results"}`, `${steps} ${steps === "1" ? "step" : "steps"}`, `guidance ${guidance}`, seed === "" ? "a new seed each time" : `seed ${seed}`,
     keep_shape && "shape kept", around && "around the mask", auto_zoom && "auto-zoom",
   ].filter(Boolean).join(" · ");
 }

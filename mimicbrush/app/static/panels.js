@@ -235,6 +235,7 @@ export class ReferencePanel extends Panel {
   /** Show where in the reference a result comes from; `weights` has one for each place. */
   showHeat(places, weights, sizePx) {
     this.heat.hidden = !places.length;
+    if (this.heat.hidden) return;
     const scale = Math.min(1, 512 / Math.max(this.painter.width, this.painter.height));
     [this.heat.width, this.heat.height] = [Math.ceil(this.painter.width * scale), Math.ceil(this.painter.height * scale)];
     const context = this.heat.getContext("2d", { willReadFrequently: true });
