@@ -167,6 +167,8 @@ class Choices:
 
 
 #: Ranges that several commands share.
+MAX_REFERENCES = 4
+REFERENCES_RANGE = NumberRange(at_least=1, at_most=MAX_REFERENCES, whole=True)
 SEED_RANGE = NumberRange(at_least=0, whole=True)
 #: No noise schedule of this method has more steps than it was trained with.
 STEPS_RANGE = NumberRange(at_least=1, at_most=1000, whole=True)

@@ -23,13 +23,12 @@ from mimicbrush.ops.crops import Box, crop_box
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
+from mimicbrush.ranges import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
     from mimicbrush.pipelines import MimicBrushPipeline
 
-#: References of one edit.
-MAX_REFERENCES = 4
 _MAX_GUIDANCE = 30
 #: Seeds that the page chooses: short enough to be noted.
 _MAX_CHOSEN_SEED = 1_000_000
@@ -105,6 +104,8 @@ class EditRequest:
                 raise InputError(f"{name}: must be in 1..{most}, got {value}")
         if not 0 <= guidance <= _MAX_GUIDANCE:
             raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
+        if auto_zoom and len(given) > 1:
+            raise InputError("auto-zoom takes one reference: remove the others, or switch auto-zoom off")
         references = tuple(ReferenceChoice(image, None if box is None else check_box(box)) for image, box in given)
         return cls(
             source, mask, references, steps, guidance, check_seed(seed), count, keep_shape,
@@ -317,19 +318,15 @@ class EditingService:
     ) -> tuple[Image.Image, dict[str, Any]]:
         """The result, and what is told of it."""
         from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
-        from mimicbrush.pipelines.image_inputs import full_box
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
-        boxes = [
-            each.box or full_box(np.asarray(image)) for each, image in zip(request.references, references, strict=True)
-        ]
-        is_one = len(references) == 1
+        is_one, boxes = len(references) == 1, [each.box for each in request.references]
         options: dict[str, Any] = {
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance,
             "keep_shape": request.keep_shape,
             "crop": request.crop,
-            "reference_crop": request.references[0].box if is_one else boxes,
+            "reference_crop": boxes[0] if is_one else boxes,
             "return_correspondence": self.pipeline.reference_unet is not None,
             "callback_on_step_end": watch,
         }
@@ -349,10 +346,11 @@ class EditingService:
 
 
 def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:
-    """For the browser: pixels of source and reference, to a tenth."""
+    """For the browser: pixels of source and references, to a tenth, and which reference it is."""
     return {
         "source": correspondence.source_xy.round(1).tolist(),
         "reference": correspondence.reference_xy.round(1).tolist(),
+        "of": correspondence.reference_index.tolist(),
         "focus": correspondence.focus.round(2).tolist(),
         "source_px": float(correspondence.source_token_px),
         "reference_px": float(correspondence.reference_token_px),

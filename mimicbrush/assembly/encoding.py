@@ -155,6 +155,10 @@ def encode_views(
             "give data.fixed_views=K, at least 1 (K is the number of views of each pair), and leave out "
             f"data.encoded_views (got {options.data.fixed_views} and {options.data.encoded_views!r})"
         )
+    if options.data.num_references > 1:
+        raise InputError(
+            f"encoded views hold one reference each; leave data.num_references out (got {options.data.num_references})"
+        )
     from mimicbrush.data.encoded_views import read_encoded_folder
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training.objective import FrozenEncoders

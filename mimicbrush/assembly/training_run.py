@@ -243,7 +243,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
     flop_per_sample = None
     if is_on_gpu and not is_distilled:
-        flop_per_sample = count_training_flop(model, encoders, is_encoded=plan.encoded is not None)
+        flop_per_sample = count_training_flop(model, encoders, plan.encoded is not None, options.data.num_references)
     apply_speedups(model, options.train, channels_last=is_on_gpu and not is_sharded)
     # With encoded views, only evaluation needs the frozen networks, and distillation their "no reference".
     if plan.encoded is None or options.eval.every_steps or is_distilled:

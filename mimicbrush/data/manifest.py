@@ -142,6 +142,8 @@ class PairTable(Sequence[Pair]):
             segment_ratios=values("segment_ratios"),
             a_sha256=value("a_sha256"),
             b_sha256=value("b_sha256"),
+            a_frame=value("a_frame"),
+            b_frame=value("b_frame"),
         )
 
     def _file(self, number: int, name: str) -> Path:

@@ -31,9 +31,15 @@ from mimicbrush.mining.video.shots import ShotDetector
 from mimicbrush.mining.video.strict_reader import VideoFrame
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
-from mimicbrush.ops.similarity import LumaStatistics, luma_statistics, sharpness, ssim_statistics, ssim_thumbnail
+from mimicbrush.ops.similarity import (
+    SSIM_WINDOW_PX,
+    LumaStatistics,
+    luma_statistics,
+    sharpness,
+    ssim_statistics,
+    ssim_thumbnail,
+)
 
-_SSIM_WINDOW_PX = 11
 #: Frame times are rounded to ticks of the container, so the grid of candidates needs some play.
 _TIME_PLAY_S = 1e-3
 
@@ -216,7 +222,7 @@ class _Search:
 
     def _find_fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
         """Why a frame cannot be half of any pair; "" if it can."""
-        if min(candidate.thumbnail.shape) < _SSIM_WINDOW_PX:
+        if min(candidate.thumbnail.shape) < SSIM_WINDOW_PX:
             return "too_small"
         if candidate.thumbnail.std() < self.options.min_contrast:
             return "flat"

@@ -29,6 +29,9 @@ Both U-Nets stay stock diffusers models: diffusers lets a *processor* compute an
 drops those that are not named, with no more than a warning, and the reference would be lost. So every processor here
 names ``reference_states``, also those that have little use for it.
 
+Several references of one source (*ours*) are one long reference: K' and V' hold the tokens of all of them, one after
+the other (`join_references`). So a query chooses among all of their places as it does among those of one.
+
 What is shared: the released code shares the normalised hidden states that enter the layer, and the imitative U-Net
 projects them with its own ``to_k`` and ``to_v``. The paper shares the reference's own keys and values
 (``ReferenceWriteProcessor(keys_values=True)``).
@@ -212,10 +215,11 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         first = len(query) - len(reference[0])  # rows before this one have no reference
         query_r, (key, value), (key_r, value_r) = query[first:], (each[first:] for each in own), reference
         if states.keep is not None:
-            # A softmax over [own ; own] equals one over [own]. So rows whose reference is dropped need no mask, which
-            # would rule out flash attention, and no second attention.
-            keep = states.keep.view(-1, 1, 1, 1)
-            key_r, value_r = torch.where(keep, key_r, key), torch.where(keep, value_r, value)
+            # A softmax over copies of the own tokens equals one over [own]. So rows whose reference is dropped need no
+            # mask, which would rule out flash attention, and no second attention.
+            keep, times = states.keep.view(-1, 1, 1, 1), key_r.shape[1] // key.shape[1]
+            key_r = torch.where(keep, key_r, _repeat_tokens(key, times))
+            value_r = torch.where(keep, value_r, _repeat_tokens(value, times))
         both = self.attend(query_r, torch.cat([key, key_r], dim=1), torch.cat([value, value_r], dim=1))
         if blend != 1.0:
             both = torch.lerp(self.attend(query_r, key, value), both, blend)
@@ -241,6 +245,16 @@ def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
 def project(attn: Attention, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute a layer's keys and values of tokens: (B, M, D) -> (B, M, heads, C / heads) each."""
     return split_heads(attn.to_k(tokens), attn.heads), split_heads(attn.to_v(tokens), attn.heads)
+
+
+def join_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
+    """Join the tokens of all n references of a row, which follow each other: (rows n, M, ...) -> (rows, n M, ...)."""
+    return tokens.reshape(rows, -1, *tokens.shape[2:])
+
+
+def _repeat_tokens(tokens: torch.Tensor, times: int) -> torch.Tensor:
+    """(B, N, ...) -> (B, times N, ...); for 1 without a copy."""
+    return tokens[:, None].expand(-1, times, *tokens.shape[1:]).flatten(1, 2)
 
 
 def join_heads(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
@@ -351,6 +365,24 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2D
                     "reference (attention slicing, xFormers and fused projections replace the processors); choose a "
                     "back end with unet.set_attention_backend(...) instead, and load the pipeline again"
                 )
+
+
+def join_references(states: ReferenceStates, rows: int) -> ReferenceStates:
+    """Join what a reference U-Net wrote about several references of each row, see `join_tokens`.
+
+    Args:
+        states: of (rows n) references, without a context.
+        rows: of the imitative U-Net.
+
+    Returns:
+        States of that many rows; for n = 1 the same object.
+    """
+    written = next(iter((*states.features.values(), *(key for key, _ in states.projected.values()))))
+    if len(written) == rows:
+        return states
+    features = {path: join_tokens(feature, rows) for path, feature in states.features.items()}
+    projected = {path: (join_tokens(k, rows), join_tokens(v, rows)) for path, (k, v) in states.projected.items()}
+    return ReferenceStates(features, projected, states.keep, states.blend, states.record, states.attended)
 
 
 # --- Keys and values that hold for several steps --------------------------------------------------------------------

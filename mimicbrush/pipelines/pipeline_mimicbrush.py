@@ -3,8 +3,9 @@
 `MimicBrushPipeline.__call__` is the whole edit in numbered steps. Each step names the network that it calls. The
 methods behind it are in the same order, and each can be called by itself.
 
-Shapes: ``B`` sources, ``n`` results of each, ``R`` references (1 or B), ``S`` side of the canvas in pixels, ``h w`` of
-the latents, ``N`` image tokens, ``D`` context width. Pixels on the canvas are in [-1, 1].
+Shapes: ``B`` sources, ``n`` results of each, ``R`` references (1 or B; with r for each source, r times as many), ``S``
+side of the canvas in pixels, ``h w`` of the latents, ``N`` image tokens, ``D`` context width. Pixels on the canvas are
+in [-1, 1].
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from mimicbrush.pipelines.cuda_graphs import GraphedPasses
 from mimicbrush.pipelines.hub import HubPipeline
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
+    References,
     StoredColors,
     check_generators,
     check_masks,
@@ -57,6 +59,7 @@ from mimicbrush.pipelines.image_inputs import (
     check_recording,
     find_stored_colors,
     full_box,
+    group_references,
     letterbox_images,
     letterbox_masks,
     list_boxes,
@@ -226,7 +229,7 @@ class MimicBrushPipeline(HubPipeline):
         self,
         source: ImageInput | Sequence[ImageInput],
         mask: ImageInput | Sequence[ImageInput],
-        reference: ImageInput | Sequence[ImageInput] | PreparedReference | None = None,
+        reference: References | PreparedReference | None = None,
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -234,7 +237,7 @@ class MimicBrushPipeline(HubPipeline):
         depth_map: torch.Tensor | None = None,
         num_images_per_prompt: int = 1,
         crop: Literal["full", "auto"] = "full",
-        reference_crop: Box | list[Box] | None = None,
+        reference_crop: Box | list[Box | None] | None = None,
         eta: float = 0.0,
         generator: Generator = None,
         latents: torch.Tensor | None = None,
@@ -254,7 +257,7 @@ class MimicBrushPipeline(HubPipeline):
                 ``info``) or (H, W, 3) uint8 in sRGB.
             mask: one per source, of the same size; PIL or (H, W) uint8, above 128 = repaint; or (H, W) bool.
             reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
-                None repaints without any reference.
+                None repaints without any reference. Of one source also 2 to 4; of several, a list of such lists.
             num_inference_steps: of the scheduler; None = the pipeline's default.
             guidance_scale: of classifier-free guidance; 1 or less turns it off; None = the pipeline's default.
             keep_shape: texture transfer: give the depth map of the unmasked source (paper Sec. 3.4).
@@ -262,7 +265,8 @@ class MimicBrushPipeline(HubPipeline):
             num_images_per_prompt: results per source, n; one after the other in the output.
             crop: "auto" edits a square around the mask at full resolution (see `ops.crops.square_around`), for small
                 regions in large images; "full" the whole image.
-            reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list.
+            reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list with one
+                for each image, where None is all of it.
             eta: of DDIM; schedulers without it ignore it.
             generator: one for all, or a list of B * n. With a list each result is what a call of its own would give;
                 with one, the n results of a source share the sample of the reference's posterior, and so its features.
@@ -309,7 +313,8 @@ class MimicBrushPipeline(HubPipeline):
                 raise InputError("reference_crop must be given to prepare_reference, for this reference is prepared")
             prepared = reference
         elif reference is not None:
-            prepared = self.prepare_reference(reference, reference_crop=reference_crop, generator=generator)
+            groups = group_references(reference, len(sources))
+            prepared = self.prepare_reference(groups, reference_crop=reference_crop, generator=generator)
         if prepared is not None:
             prepared.check_serves(self._settings(), len(sources))
 
@@ -328,7 +333,9 @@ class MimicBrushPipeline(HubPipeline):
         #    `image_projector`). Project the context for each cross-attention of `unet`: it is the same at every step.
         context = self.no_reference_context().expand(rows, -1, -1)  # (B n, N, D)
         if prepared is not None:
-            reference_context = prepared.context.repeat_interleave(rows // len(prepared), 0)  # (B n, N, D)
+            # Of r references N counts r times as many tokens. As many copies of "no reference" say what one does.
+            reference_context = prepared.join_context().repeat_interleave(rows // len(prepared), 0)  # (B n, N, D)
+            context = context.repeat(1, prepared.num_references, 1)
             context = torch.cat([context, reference_context]) if guided else reference_context  # (B n or 2 B n, N, D)
         if guided:
             cond_latents = torch.cat([cond_latents] * 2)  # (2 B n, 9, h, w)
@@ -344,7 +351,9 @@ class MimicBrushPipeline(HubPipeline):
         timesteps_on_device = timesteps.to(device)
         self._num_timesteps = len(timesteps)
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma  # (B n, 4, h, w)
-        references = self.read_references(prepared, timesteps, reference_batch_size)
+        references: Iterator[Projected] = self.read_references(prepared, timesteps, reference_batch_size)
+        if prepared is not None:
+            references = map(prepared.join_tokens, references)
         record = attention_record if recorder is None else recorder
         obstacle = None if record is None else "the places where the model looks are recorded at each step"
         predict = self._replayed(self._predict_noise, [self.unet], obstacle)
@@ -375,7 +384,7 @@ class MimicBrushPipeline(HubPipeline):
         images = self.decode(latents, sources, masks, placements, paste_back, output_type, stored)
         correspondences = None
         if recorder is not None and prepared is not None:
-            correspondences = list_correspondences(recorder, placements, prepared.placements)
+            correspondences = list_correspondences(recorder, placements, prepared.placements, prepared.num_references)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images, correspondences) if return_correspondence else (images,)
@@ -438,9 +447,9 @@ class MimicBrushPipeline(HubPipeline):
     @torch.no_grad()
     def prepare_reference(
         self,
-        reference: ImageInput | Sequence[ImageInput],
+        reference: References,
         *,
-        reference_crop: Box | list[Box] | None = None,
+        reference_crop: Box | list[Box | None] | None = None,
         generator: Generator = None,
         num_inference_steps: int | None = None,
         reference_batch_size: int = 4,
@@ -448,9 +457,9 @@ class MimicBrushPipeline(HubPipeline):
         """Encode references once for many edits; `PreparedReference` says when reusing them is exact.
 
         Args:
-            reference: R images.
-            reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list.
-            generator: samples the VAE's posterior; a list samples len(list) / R times for each.
+            reference: an image, or a list: one for each source; or a list of lists: several for each source.
+            reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list with one for each image.
+            generator: samples the VAE's posterior; a list samples equally often for each source.
             num_inference_steps: with ``reference_timestep="current"``: hold the features for this number of steps,
                 too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
@@ -458,12 +467,22 @@ class MimicBrushPipeline(HubPipeline):
         check_numbers(reference_batch_size=reference_batch_size)
         if num_inference_steps is not None:
             check_numbers(num_inference_steps=num_inference_steps)
-        images = [to_rgb_array(image) for image in list_images(reference)]
-        if not images or (isinstance(generator, list) and len(generator) % len(images)):
+        groups = group_references(reference)
+        if not groups or (isinstance(generator, list) and len(generator) % len(groups)):
             results = len(generator) if isinstance(generator, list) else 1
-            raise InputError(f"{len(images)} references cannot serve {results} results; give one, or one per source")
+            raise InputError(f"{len(groups)} references cannot serve {results} results; give one, or one per source")
+        images, count = [to_rgb_array(image) for group in groups for image in group], len(groups[0])
         placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
-        prepared = self.encode_references(self._to_canvas(images, placements), placements, generator)
+        pixels = self._to_canvas(images, placements)  # (R, 3, S, S)
+        # All first references, all second ones, and so on: a generator samples the posteriors of its source in turn.
+        parts = [self.encode_references(pixels[n::count], placements[n::count], generator) for n in range(count)]
+        prepared = parts[0]
+        if count > 1:
+            latents, context = (
+                torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1)
+                for name in ("latents", "context")
+            )
+            prepared = replace(prepared, latents=latents, context=context, placements=placements, num_references=count)
         if self.reference_unet is None:
             return prepared
         if self.config.reference_timestep == "zero":
@@ -590,7 +609,7 @@ class MimicBrushPipeline(HubPipeline):
         self, prepared: PreparedReference, timesteps: list[float], batch_size: int
     ) -> Iterator[Projected]:
         """Run the reference U-Net over clean latents, T timesteps in one batch, and project what it wrote."""
-        rows, dtype = len(prepared), self.reference_unet.dtype  # which may differ from the other U-Net's
+        rows, dtype = len(prepared.latents), self.reference_unet.dtype  # which may differ from the other U-Net's
         latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)  # (R, 4, h, w), (R, N, D)
         context_kv = project_context(self.reference_unet, context)  # the same at every timestep
         read = self._replayed(self._read_timesteps, [self.reference_unet, self.unet])

@@ -28,7 +28,7 @@ from mimicbrush.models.encoders import (
 )
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import set_reference_processors
+from mimicbrush.models.reference_attention import join_references, join_tokens, set_reference_processors
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
@@ -43,12 +43,14 @@ NUM_BANDS = 4
 class Conditions:
     """Conditions of a batch: what the frozen encoders compute from its pixels, float32.
 
+    With R references of each sample, those of one sample follow each other.
+
     Attributes:
         source_latents: (B, 4, h, w) of the unmasked source: what is to be recovered.
         masked_source_latents: (B, 4, h, w) of the source with its masked pixels blanked.
-        reference_latents: (B, 4, h, w), clean.
+        reference_latents: (B R, 4, h, w), clean.
         latent_mask: (B, 1, h, w), 1 = repaint.
-        image_tokens: (B, N, C) of the reference, or of "no reference" where it is dropped.
+        image_tokens: (B R, N, C) of the references, or of "no reference" where it is dropped.
         depth_map: (B, 1, any, any) of the source, or "no depth" where it is dropped.
     """
 
@@ -93,16 +95,20 @@ class FrozenEncoders:
     @torch.no_grad()
     def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
         """Encode a batch, with the drops applied. What is dropped is not computed."""
-        # One call of the VAE for source, masked source and reference; each is a sample of its posterior.
-        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        # One call of the VAE for source, masked source and references; each is a sample of its posterior.
+        references = batch.references.unbind(1)  # R times (B, 3, H, W)
+        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), *references])  # (2B + RB, 3, H, W)
         latents = encode_latents(self.vae, images, noise_sample.posteriors.flatten(0, 1)).float()
-        source_latents, masked_source_latents, reference_latents = latents.chunk(3)
+        source_latents, masked_source_latents, *of_references = latents.split(len(batch))
+        reference_latents = of_references[0]
+        if len(references) > 1:
+            reference_latents = torch.stack(of_references, dim=1).flatten(0, 1)  # (B R, 4, h, w)
 
         # Dropped conditions (paper Sec. 4.1: reference 10 %, depth 50 %) make classifier-free guidance possible.
         no_tokens, no_depth_map = self.unconditional_inputs(latents.device)
         image_tokens = _encode_rows(
-            batch.reference,
-            noise_sample.reference_rows,
+            batch.references.flatten(0, 1),
+            list_reference_rows(noise_sample.reference_rows, len(references)),
             lambda pixels: encode_image_tokens(self.image_encoder, pixels, self.patches_only),
             no_tokens,
         )
@@ -171,6 +177,12 @@ class StoredEncoders:
             torch.where(keep_reference[:, None, None], views.image_tokens, self.no_image_tokens),
             torch.where(keep_depth[:, None, None, None], views.depth_map, self.no_depth_map),
         )
+
+
+def list_reference_rows(samples: torch.Tensor, num_references: int) -> torch.Tensor:
+    """List the rows of all references of some samples, (K,) int64 -> (K R,)."""
+    place = torch.arange(num_references, device=samples.device)
+    return (samples[:, None] * num_references + place).flatten()
 
 
 def _encode_rows(
@@ -258,7 +270,8 @@ class MimicBrushModel(nn.Module):
             states: what `read_references` left, where the reference U-Net is frozen and has read before; None: it
                 reads now.
         """
-        context = self.image_projector(conditions.image_tokens)  # (B, N, D)
+        tokens = self.image_projector(conditions.image_tokens)  # (B R, N, D)
+        context = join_tokens(tokens, len(noisy))  # (B, R N, D)
         depth_latents = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
         # 4 + 1 + 4 + 4 channels: those of Stable Diffusion inpainting, then depth.
         unet_input = torch.cat(
@@ -270,12 +283,14 @@ class MimicBrushModel(nn.Module):
             return Prediction(self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample)
         # The reference U-Net writes its features into `states`, the imitative U-Net reads them in its self-attention.
         states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
+        times = timestep.repeat_interleave(len(tokens) // len(noisy))  # (B R,)
+        reference_sample = self.read_references(conditions.reference_latents, times, tokens, states)
+        states = join_references(states, len(noisy))
         attention_kwargs = {"reference_states": states}
-        reference_sample = self.read_references(conditions.reference_latents, timestep, context, states)
         sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
         # last block of the reference U-Net, whose features are read on the way, would get none.
-        sample = sample + 0 * reference_sample.mean(dim=(1, 2, 3), keepdim=True)
+        sample = sample + 0 * join_tokens(reference_sample, len(noisy)).mean(dim=(1, 2, 3), keepdim=True)
         if matches is None or states.attended is None:
             return Prediction(sample)
         heads = self.correspondence_heads
@@ -284,12 +299,12 @@ class MimicBrushModel(nn.Module):
     def read_references(
         self, reference_latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, states: ReferenceStates
     ) -> torch.Tensor:
-        """Let the reference U-Net write into `states`; return what else it predicts, (B, 4, h, w).
+        """Let the reference U-Net write into `states`; return what else it predicts, (B R, 4, h, w).
 
         Args:
-            reference_latents: (B, 4, h, w), clean.
-            timestep: (B,) int64, of the noisy source latents.
-            context: (B, N, D), the projected image tokens.
+            reference_latents: (B R, 4, h, w), clean.
+            timestep: (B R,) int64, of the noisy source latents.
+            context: (B R, N, D), the projected image tokens: each reference is read with its own.
             states: get the features.
         """
         assert self.reference_unet is not None

@@ -156,7 +156,9 @@ def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | 
     return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
-def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders, *, is_encoded: bool = False) -> float:
+def count_training_flop(
+    model: MimicBrushModel, encoders: FrozenEncoders, is_encoded: bool = False, num_references: int = 1
+) -> float:
     """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
 
     It counts on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped,
@@ -166,10 +168,11 @@ def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders, *, is_
     size_px, side = model.size_px, model.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
         image, mask, number = torch.empty(1, 3, size_px, size_px), torch.empty(1, 1, size_px, size_px), torch.ones(1)
-        batch = TrainBatch(image, image, mask, number.long(), number.long())
+        others = image.expand(num_references - 1, -1, -1, -1)[None] if num_references > 1 else None
+        batch = TrainBatch(image, image, mask, number.long(), number.long(), other_references=others)
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
-        posteriors = latents.expand(3, -1, -1, -1, -1)
+        posteriors = latents.expand(2 + num_references, -1, -1, -1, -1)
         noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows, number)
         counted = copy.copy(encoders)  # a copy, since its constants must not be replaced by tensors without content
         counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same

@@ -329,28 +329,42 @@ def test_several_results_of_a_part_of_the_reference_with_a_mask_from_a_file(
 
 
 @pytest.mark.slow
-def test_several_references_are_sent_each_with_its_box(page: Page, images: dict[str, Path]) -> None:
+def test_several_references_are_added_used_each_with_its_box_and_removed(page: Page, images: dict[str, Path]) -> None:
     give_all(page, images)
+    edit(page, "Done.")
+    alone = result_of(page)
     page.set_input_files("#reference [data-role=more]", images["source"])
     said_by(page, "reference", "320 x 240 px")
+    page.locator("#result.is-old").wait_for()
     thumbs = page.locator("#reference [data-role=thumbs] button")
     assert thumbs.count() == 2
-    paint_box(page, "reference", (20, 30, 90, 100))
+    paint_box(page, "reference", (20, 30, 290, 200))
     thumbs.first.click()
     said_by(page, "reference", "240 x 200 px")
     sent = begin_edit(page)["references"]
-    assert [each["box"] for each in sent] == [None, [20, 30, 90, 100]] and sent[0]["image"] != sent[1]["image"]
-    wait_until_said(page, "one")  # done, or not done by a pipeline of one reference
+    assert [each["box"] for each in sent] == [None, [20, 30, 290, 200]] and sent[0]["image"] != sent[1]["image"]
+    wait_until_said(page, "Done.")
+    assert not np.array_equal(alone, result_of(page))
+    # Each place of the hole is in one of both: the ring shows it in the one that is shown, a line leads to the other.
+    shown = set()
+    for x in range(44, 120, 8):
+        page.mouse.move(*on_screen(page, "result", x, 80))
+        page.locator("#result .ring").wait_for(state="visible")
+        shown.add((page.locator("#reference .ring").is_visible(), page.locator("#line").is_visible()))
+    assert shown <= {(True, True), (False, True), (False, False)} and shown != {(False, False)}
     thumbs.nth(1).click()
     said_by(page, "reference", "320 x 240 px")
     page.click("#reference [data-role=remove]")
     assert thumbs.count() == 1
-    begin_edit(page)
-    wait_until_said(page, "Done.")
+    edit(page, "Done.")
+    assert np.array_equal(alone, result_of(page))
     page.click("#reference [data-role=remove]")
     assert page.locator("#reference [data-role=empty]").is_visible()
     page.set_input_files("#reference [data-role=picture]", [images["source"], images["reference"], images["mask"]])
     page.wait_for_selector("#reference [data-role=thumbs] li:nth-child(3) button")
+    page.set_input_files("#reference [data-role=more]", [images["source"], images["reference"]])
+    said_by(page, "reference", "at most 4 references")
+    assert thumbs.count() == 4
 
 
 @pytest.mark.slow
@@ -627,6 +641,7 @@ ASKED = {
         ({"references": []}, "choose a reference to imitate first"),
         ({"references": [{"image": ""}]}, "choose a reference to imitate first"),
         ({"references": [{"image": "b"}] * 5}, "references: must be in 1..4, got 5"),
+        ({"references": [{"image": "b"}] * 2, "auto_zoom": True}, "auto-zoom takes one reference"),
         ({"steps": 101}, "steps: must be in 1..100, got 101"),
         ({"count": 0}, "results: must be in 1..4, got 0"),
         ({"seed": float("inf")}, "not what the page sends"),

@@ -115,6 +115,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py mining_cluster( .*)?", Elsewhere("tests/system/test_mining_speed.py::test_the_cost_of_a_clip_is_measured_and_a_cluster_follows_from_it")),
     (r".*speed\.py samples( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
+    (r".*measurements/several_references\.py .*", Elsewhere("tests/evaluation/test_two_references.py::test_only_the_third_frame_shows_what_the_hole_covers")),
     (r".*speed\.py noise", Elsewhere("tests/training/test_noise.py::test_the_measurement_compares_equal_numbers")),
     (r".*train\.py .*experiment=(small_)?distill.*", Elsewhere("tests/training/test_consistency_distillation.py::test_a_run_resumes_to_the_same_bits_and_exports_a_model_of_few_steps")),
     (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),

@@ -220,6 +220,9 @@ export class ReferencePanel extends Panel {
     this.onChange();
   }
 
+  /** The small image of a reference, or undefined where it is here no more. */
+  thumbOf(id) { return this.at("thumbs").querySelectorAll("button")[this.all.findIndex((each) => each.id === id)]; }
+
   async restore(kept) {
     for (const each of kept) await this.add(new Given(each), true);
   }

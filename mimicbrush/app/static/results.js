@@ -101,11 +101,10 @@ export class ResultPanel {
     this.#unpoint();
   }
 
-  /** Whether the reference that a place comes from is the one that is shown. */
-  #isShown(number) {
-    const { places, references } = this.chosen;
-    return references[places.of?.[number] ?? 0] === this.reference.current?.id;
-  }
+  /** The reference that a place comes from. */
+  #idOf(number) { return this.chosen.references[this.chosen.places.of[number]]; }
+
+  #isShown(number) { return this.#idOf(number) === this.reference.current?.id; }
 
   #forget(entry) {
     keep(entry.name, () => null, 0);
@@ -149,10 +148,12 @@ export class ResultPanel {
     this.ring.hidden = false;
     placeRing(this.ring, from, Math.max(source_px, 10 / this.view.scale));
     this.reference.ring.hidden = true;
-    if (this.#isShown(number)) this.reference.point(to, reference_px);
-    this.line.toggleAttribute("hidden", this.reference.ring.hidden);
-    if (this.reference.ring.hidden) return;
-    const [start, end] = [this.ring, this.reference.ring].map((each) => each.getBoundingClientRect());
+    const isShown = this.#isShown(number);
+    if (isShown) this.reference.point(to, reference_px);
+    const target = isShown ? !this.reference.ring.hidden && this.reference.ring : this.reference.thumbOf(this.#idOf(number));
+    this.line.toggleAttribute("hidden", !target);
+    if (!target) return;
+    const [start, end] = [this.ring, target].map((each) => each.getBoundingClientRect());
     for (const each of this.line.children) {
       for (const [name, box] of [["1", start], ["2", end]]) {
         each.setAttribute(`x${name}`, box.x + box.width / 2);

@@ -30,6 +30,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 from torch.func import functional_call
 
+from mimicbrush.models.reference_attention import join_references
 from mimicbrush.training.export import PipelineExporter
 from mimicbrush.training.method import EncodedBatch, MimicBrushMethod
 from mimicbrush.training.noise import NoiseSample
@@ -127,10 +128,11 @@ class ConsistencyDistillation(MimicBrushMethod):
     ) -> ReferenceStates | None:
         if self.model.reference_unet is None:
             return None
-        states = ReferenceStates(keep=keep)
-        context = self.model.image_projector(conditions.image_tokens)
-        self.model.read_references(conditions.reference_latents, timestep, context, states)
-        return states
+        states, rows = ReferenceStates(keep=keep), len(timestep)
+        context = self.model.image_projector(conditions.image_tokens)  # (B R, N, D)
+        times = timestep.repeat_interleave(len(context) // rows)  # (B R,)
+        self.model.read_references(conditions.reference_latents, times, context, states)
+        return join_references(states, rows)
 
     def _predict_with_guidance(
         self, noisy: torch.Tensor, timestep: torch.Tensor, inputs: EncodedBatch, states: ReferenceStates | None
