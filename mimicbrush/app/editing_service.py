@@ -338,9 +338,9 @@ class EditingService:
         else:
             generator = seeded_generator(seed)
             result = self.pipeline(inputs.source, inputs.mask, given, generator=generator, **options)
-        told = result.correspondences
+        found = result.correspondences
         return result.images[0], {
-            "places": _convert_correspondence(told[0]) if told else None,
+            "places": _convert_correspondence(found[0]) if found else None,
             "zoomed": None if parts[0] is None else parts[0].box,
         }
 

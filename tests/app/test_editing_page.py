@@ -684,7 +684,7 @@ def test_no_message_of_the_page_names_an_option_of_a_command() -> None:
     with speak_as("page"):
         told = collect_messages()
     assert not [message for message in told if "--" in message or "=" in message]
-    assert told[0] == 'not enough memory for this edit: try Repaint: "around the mask", or a smaller image'
+    assert told[0] == 'not enough memory for this edit: try "Repaint only around the mask", or a smaller image'
     assert told[1].endswith("a mask must have its source's size (paint it here, or upload one of that size)")
     assert "is it turned?" in told[2]
     assert told[5].endswith("white means repaint: is it inverted? (leave a part unpainted)")

@@ -73,7 +73,7 @@ def explain_no_memory() -> str:
     way = choose_words(
         python='crop="auto", a smaller image, or on a GPU dtype="float16"',
         command="--crop auto, a smaller image, or on a GPU --dtype float16",
-        page='Repaint: "around the mask", or a smaller image',
+        page='"Repaint only around the mask", or a smaller image',
     )
     return f"not enough memory for this edit: try {way}"
 
