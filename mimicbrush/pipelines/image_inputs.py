@@ -181,7 +181,9 @@ def letterbox_masks(
     for number, canvas in enumerate(canvases):
         # The mask of the latents takes every eighth pixel of it.
         if not canvas[::px_per_latent, ::px_per_latent].any():
-            way = choose_words(python='crop="auto"', command="--crop auto", page="Repaint: around the mask")
+            way = choose_words(
+                python='crop="auto"', command="--crop auto", page='switch on "Repaint only around the mask"'
+            )
             raise InputError(
                 f"{_name_mask(number, len(masks))} is too thin: nothing is left of it at the {size_px} px that the "
                 f"model paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it ({way})"
