@@ -45,7 +45,7 @@ _STATIC = {
     "/painter.css": ("painter.css", "text/css; charset=utf-8"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("painter_page", "painter", "toolbar", "view", "mask")
+        for name in ("painter_page", "painter", "toolbar", "view", "mask", "server")
     },
 }
 _HEADERS = {

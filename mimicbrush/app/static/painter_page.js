@@ -1,5 +1,6 @@
 /** The page around the painter: which image, which tool, and the way to the server (mimicbrush/app/mask_painter.py). */
 import { MaskPainter } from "./painter.js";
+import { ask } from "./server.js";
 import { bindTools } from "./toolbar.js";
 
 const at = (id) => document.getElementById(id);
@@ -17,17 +18,6 @@ function say(text, isBad = false) {
 function refresh() {
   refreshTools();
   at("save").disabled = current === null || isBusy || painter.isEmpty;
-}
-
-async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
-  if (!answer.ok) {
-    const text = await answer.text();
-    let reason = text;
-    try { reason = JSON.parse(text).error; } catch { /* not ours: shown as it came */ }
-    throw new Error(reason || `the server answered ${answer.status}`);
-  }
-  return answer;
 }
 
 async function attempt(work) {

@@ -1,4 +1,4 @@
-/** The editing page's way to its server (mimicbrush/app/page_routes.py). */
+/** The way of a page to its server; all but `ask` is the editing page's (mimicbrush/app/page_routes.py). */
 
 /** An answer that is no success; `status` is that of HTTP. */
 export class Refusal extends Error {
