@@ -19,6 +19,7 @@ COMMAND_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "paint": ("paint", "paint masks in the browser"),
     },
     "Train": {
+        "fetch-clips": ("dev.fetch_clips", "fetch freely licensed clips, with their licences"),
         "mine": ("mine", "mine training pairs from videos and photographs"),
         "pairs": ("pairs", "check a mined folder, export its manifest, write its report again"),
         "fetch": ("fetch", "fetch and check the weights that a training run begins with"),

@@ -1,18 +1,20 @@
 """What the values of options may be: said once, where an option is defined, and checked before anything is built.
 
 A field of an options dataclass is declared with `number`, `numbers` or `word`, and `check_options` checks all fields of
-an object. A number of an argparse command takes ``type=NumberRange(...).read``, a keyword argument
-``NumberRange(...).check(name, value)``.
+an object. A `CommandParser` reads a command line; its numbers take ``type=NumberRange(...).read``. A keyword argument
+takes ``NumberRange(...).check(name, value)``.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 from mimicbrush.errors import InputError
 
@@ -166,7 +168,43 @@ class Choices:
         return text
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command line whose errors are one plain message, with the nearest option of a misspelt one.
+
+    Options cannot be abbreviated: one that is added later would change what an older command means.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Look for misspelt options first: argparse would complain of whatever it misses before it names them."""
+        given = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        if self._subparsers is None:  # otherwise the parser of the sub-command looks at them
+            for argument in given[: given.index("--")] if "--" in given else given:
+                name = argument.partition("=")[0]
+                if re.fullmatch(r"--[\w-]+", name) and name not in known:
+                    begun = sorted((each for each in known if each.startswith(name)), key=len)[:1]
+                    self.error(f"there is no option {name}{suggest(begun[0] if begun else name, known)}")
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            choices = list(map(str, action.choices or ()))
+            what = f"must be one of {', '.join(choices)}{suggest(str(value), choices)}, got {str(value)!r}"
+            raise argparse.ArgumentError(action, what) from None
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and how to see all options; exit status 2."""
+        self.exit(2, f"error: {message}\n{self.prog} --help explains all options\n")
+
+
 #: Ranges that several commands share.
+MAX_REFERENCES = 4
+REFERENCES_RANGE = NumberRange(at_least=1, at_most=MAX_REFERENCES, whole=True)
 SEED_RANGE = NumberRange(at_least=0, whole=True)
 #: No noise schedule of this method has more steps than it was trained with.
 STEPS_RANGE = NumberRange(at_least=1, at_most=1000, whole=True)

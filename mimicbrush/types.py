@@ -51,6 +51,9 @@ class ReferenceStates:
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
         is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
             `select_block`.
+        is_writing: whether a U-Net that does both writes into these states; it reads otherwise.
+
+    Of several references of a row, M counts the tokens of all, one reference after the other.
 
     With R < B rows, the features belong to the *last* R rows of the batch, and the first B - R rows read
     themselves alone: the order [unconditional, conditional] of classifier-free guidance.
@@ -64,16 +67,21 @@ class ReferenceStates:
         blend: float | None = None,
         record: AttentionRecord | None = None,
         attended: dict[str, KeysValues] | None = None,
+        is_writing: bool = False,
     ) -> None:
         self.features = {} if features is None else features
         self.projected = {} if projected is None else projected
         self.keep, self.blend, self.record, self.attended = keep, blend, record, attended
-        self.is_of_one_block = False
+        self.is_of_one_block, self.is_writing = False, is_writing
 
     @property
     def holds_reference(self) -> bool:
         """Whether it holds more than a context."""
         return bool(self.features) or any(".attn1" in path for path in self.projected)
+
+    def for_writing(self) -> ReferenceStates:
+        """Return states to write into; what is written there is here, too."""
+        return ReferenceStates(self.features, self.projected, is_writing=True)
 
     def select_block(self, path: str) -> ReferenceStates:
         """Return what concerns one block, such as ``up_blocks.1.attentions.0``, by names within it."""
@@ -85,6 +93,7 @@ class ReferenceStates:
             self.blend,
             self.record,
             None if self.attended is None else {},
+            self.is_writing,
         )
         chosen.is_of_one_block = True
         return chosen
@@ -129,13 +138,14 @@ class TrainBatch:
 
     Attributes:
         source: (B, 3, H, W) float, [-1, 1], *unmasked*: it is also what must be recovered.
-        reference: (B, 3, H, W) float, [-1, 1].
+        reference: (B, 3, H, W) float, [-1, 1], the first of R.
         mask: (B, 1, H, W) float, 0 or 1; 1 = repaint.
         key: (B,) int64, the seed of everything random that happens to a sample after loading (noise,
             timestep, drops), so that results do not depend on ranks or workers.
         index: (B,) int64, the global sample number.
         faults: what could not be read and was replaced by other pairs, a message each; not one per sample.
-        matches: for the correspondence loss; None where it is not trained with.
+        matches: of source and first reference, for the correspondence loss; None where it is not trained with.
+        other_references: (B, R-1, 3, H, W) float, [-1, 1]; None for R = 1.
     """
 
     source: torch.Tensor
@@ -145,16 +155,33 @@ class TrainBatch:
     index: torch.Tensor
     faults: tuple[str, ...] = ()
     matches: Matches | None = None
+    other_references: torch.Tensor | None = None
+
+    @property
+    def num_references(self) -> int:
+        """References of each sample, R."""
+        return 1 if self.other_references is None else 1 + self.other_references.shape[1]
+
+    @property
+    def references(self) -> torch.Tensor:
+        """All references, (B, R, 3, H, W)."""
+        import torch
+
+        first = self.reference[:, None]
+        return first if self.other_references is None else torch.cat([first, self.other_references], dim=1)
 
     def to(self, device: torch.device) -> TrainBatch:
         """Move the batch to another device."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self._tensor_names()}
         return replace(self, **moved, matches=self.matches and self.matches.to(device))
 
     def pin_memory(self) -> TrainBatch:
         """Copy the batch to page-locked memory: torch's DataLoader looks for this method."""
-        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        pinned = {name: getattr(self, name).pin_memory() for name in self._tensor_names()}
         return replace(self, **pinned, matches=self.matches and self.matches.pin_memory())
+
+    def _tensor_names(self) -> tuple[str, ...]:
+        return _TENSORS if self.other_references is None else (*_TENSORS, "other_references")
 
     def __len__(self) -> int:
         return self.source.shape[0]
@@ -185,6 +212,11 @@ class EncodedViews:
     index: torch.Tensor
     faults: tuple[str, ...] = ()
     matches: Matches | None = None
+
+    @property
+    def num_references(self) -> int:
+        """References of each sample: what is encoded once has one."""
+        return 1
 
     def to(self, device: torch.device) -> EncodedViews:
         """Move the batch to another device, and make everything that is encoded float32 there."""

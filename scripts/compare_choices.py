@@ -9,11 +9,10 @@ that need other weights (docs/paper_vs_code.md says which) are not in the table.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mimicbrush.errors import cli_main
-from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE
+from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE, CommandParser
 
 #: option -> its two values; each is an option of the pipeline.
 CHOICES = {
@@ -27,9 +26,7 @@ CHOICES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     for name in ("reference", "source", "mask"):
         parser.add_argument(name, type=Path)
     parser.add_argument(

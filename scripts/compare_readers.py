@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io.outputs import check_output_file
-from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange
+from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, CommandParser, NumberRange
 
 if TYPE_CHECKING:
     from damaged.read import Reading
@@ -35,9 +35,7 @@ OUTCOMES = ("refused", "right", "visible", "wrong", "hung", "crashed", "memory")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="clips, undamaged")
     parser.add_argument("--reader", default="pyav", help="ours: pyav, decord or torchcodec behind the scan of pyav")
     flips_help = "files per clip with 1, 4, 16 flipped bits"

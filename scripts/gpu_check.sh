@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One command for a GPU machine: are the numbers right, how fast is it, and where does the time go? Five minutes.
+# One command for a GPU machine: are the numbers right, how fast is it, and where does the time go? Six minutes.
 #
-#   bash scripts/gpu_check.sh OUT [PIECE ...]     all pieces, or: parity train_step edit breakdown
+#   bash scripts/gpu_check.sh OUT [PIECE ...]     all pieces, or: parity train_step edit breakdown klein
 #   bash scripts/gpu_check.sh OUT train_step:compile --limit 540     some variants, and the peer
 #   DEVICE=cpu bash scripts/gpu_check.sh OUT      everything on a CPU, at toy size
 #   bash scripts/gpu_check.sh --wheels            how to collect the packages, where the machine has no network

@@ -8,7 +8,6 @@ counts as two). "full size" is SD-1.5 at 512 px, counted without being run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from measurements.breakdown import breakdown_gpu
 from measurements.editing import edit, edit_gpu, edit_launches, read_block
 from measurements.encoded_views import encoded_views
 from measurements.harness import Counted, Measurement, compare
+from measurements.klein import klein
 from measurements.memory import memory
 from measurements.mining import mining
 from measurements.mining_choice import mining_choice
@@ -29,7 +29,7 @@ from measurements.training_variants import train_step_gpu
 
 from mimicbrush.errors import cli_main
 from mimicbrush.io.outputs import check_output_file
-from mimicbrush.ranges import NumberRange, one_of
+from mimicbrush.ranges import CommandParser, NumberRange, one_of
 
 ROUNDS = NumberRange(at_least=1, at_most=10**6, whole=True)
 MEASUREMENTS: Mapping[str, Measurement] = {
@@ -40,6 +40,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "edit_launches": edit_launches,
     "encoded_views": encoded_views,
     "encoders": encoders,
+    "klein": klein,
     "launches": launches,
     "memory": memory,
     "mining": mining,
@@ -55,9 +56,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "name", **one_of(*sorted(MEASUREMENTS)), help="; ".join(f"{n}: {m.__doc__}" for n, m in MEASUREMENTS.items())
     )

@@ -30,7 +30,7 @@ import pytest
 from browser import chromium
 from toy_data import write_mined_folder
 
-from mimicbrush.models.options import ToyModel
+from mimicbrush.models.options import ToyFlux2KleinModel, ToyModel
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -76,6 +76,12 @@ def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smallest() -> ToyModel:
     """The smallest model that has all parts."""
     return ToyModel(size_px=16, block_out_channels=(16, 32), attention_heads=2, context_width=16)
+
+
+@pytest.fixture(scope="session")
+def smallest_klein() -> ToyFlux2KleinModel:
+    """The smallest FLUX.2 klein that has all parts."""
+    return ToyFlux2KleinModel(size_px=64, num_layers=1, num_single_layers=1, attention_heads=2, head_width=8)
 
 
 @pytest.fixture

@@ -1,38 +1,39 @@
-"""What the editing page does, without gradio and HTTP: it takes images, checks requests, and edits."""
+"""What the editing page does, without HTTP: it takes images, checks requests, and edits."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from mimicbrush.app.image_reader import ImageReader
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits
 from mimicbrush.errors import InputError, speak_as
-from mimicbrush.io.images import write_image
+from mimicbrush.io.images import read_image, write_image
 from mimicbrush.io.text import parse_json
+from mimicbrush.ops.crops import Box, crop_box
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
 from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
+from mimicbrush.ranges import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
     from mimicbrush.pipelines import MimicBrushPipeline
 
-
-#: How the image is repainted, as the page names it.
-WHOLE_IMAGE, AROUND_THE_MASK = "whole image", "around the mask"
 _MAX_GUIDANCE = 30
 #: Seeds that the page chooses: short enough to be noted.
 _MAX_CHOSEN_SEED = 1_000_000
-_MAX_CANCELLED, _MAX_CANCELLED_OF_ONE, _MAX_JOB = 1000, 10, 80
+#: Between two previews.
+_PREVIEW_S = 0.4
 
 
 @dataclass(frozen=True)
@@ -47,74 +48,81 @@ class Example:
 
 
 @dataclass(frozen=True)
-class EditRequest:
-    """An edit as the page asks for it."""
+class ReferenceChoice:
+    """A reference of an edit: the token of an upload, and the part of it to imitate (None: all of it)."""
 
-    job: str
+    image: str
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """An edit as the page asks for it; `source` and `mask` are tokens of uploads."""
+
     source: str
     mask: str
-    reference: str
-    reference_crop: tuple[int, int, int, int] | None
+    references: tuple[ReferenceChoice, ...]
     steps: int
     guidance: float
     seed: int
     count: int
     keep_shape: bool
     crop: Literal["full", "auto"]
+    auto_zoom: bool
 
     @classmethod
-    def read(
-        cls, text: str, limits: VisitorLimits, *, steps: float, guidance: float, seed: float | None,
-        count: float, keep_shape: bool, crop: str,
-    ) -> EditRequest:  # fmt: skip
+    def read(cls, text: str | bytes, limits: VisitorLimits) -> EditRequest:
         """Read and check a request that the browser sent.
 
         Args:
-            text: JSON of the page: names of uploads, the box, the number of the job.
+            text: JSON of the page; the keys are this class's attributes. A reference is an object with `image` and
+                `box`, a seed of null any seed.
             limits: of what may be asked for.
-            steps, guidance, seed, count, keep_shape, crop: of the controls. A seed of None: any.
 
         Raises:
             InputError: it is not what the page sends, or more than is allowed.
         """
         try:
-            values = parse_json(text or "{}")
-            trouble, box = str(values.get("trouble") or ""), values.get("reference_crop")
-            job, source, mask, reference = (
-                str(values.get(name) or "") for name in ("job", "source", "mask", "reference")
-            )
-            seed = secrets.randbelow(_MAX_CHOSEN_SEED) if seed is None else int(seed)
-            steps, count, guidance = int(steps), int(count), float(guidance)
-        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            values = parse_json(text)
+            source, mask, crop = (_of_type(values[name], str) for name in ("source", "mask", "crop"))
+            given = [(_of_type(each["image"], str), each.get("box")) for each in _of_type(values["references"], list)]
+            steps, count = (_of_type(values[name], int) for name in ("steps", "count"))
+            guidance = float(_of_type(values["guidance"], (int, float)))
+            keep_shape, auto_zoom = (_of_type(values[name], bool) for name in ("keep_shape", "auto_zoom"))
+            chosen = values["seed"]
+            seed = secrets.randbelow(_MAX_CHOSEN_SEED) if chosen is None else _of_type(chosen, int)
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             raise InputError(f"this is not what the page sends ({error}); load it again") from error
-        if trouble:
-            raise InputError(trouble)
-        for token, what in ((source, "an image to edit"), (reference, "a reference to imitate")):
+        if crop not in ("full", "auto"):
+            raise InputError(f"this is not what the page sends (crop: {crop!r:.20}); load it again")
+        for token, what in ((source, "an image to edit"), (given and given[0][0], "a reference to imitate")):
             if not token:
                 raise InputError(f"choose {what} first")
-        for name, value, most in (("steps", steps, limits.steps), ("results", count, limits.images)):
+        most_of = {"steps": limits.steps, "results": limits.images, "references": MAX_REFERENCES}
+        for (name, most), value in zip(most_of.items(), (steps, count, len(given)), strict=True):
             if not 1 <= value <= most:
                 raise InputError(f"{name}: must be in 1..{most}, got {value}")
         if not 0 <= guidance <= _MAX_GUIDANCE:
             raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
+        if auto_zoom and len(given) > 1:
+            raise InputError("auto-zoom takes one reference: remove the others, or switch auto-zoom off")
+        references = tuple(ReferenceChoice(image, None if box is None else check_box(box)) for image, box in given)
         return cls(
-            job=job[:_MAX_JOB],
-            source=source,
-            mask=mask,
-            reference=reference,
-            reference_crop=None if box is None else check_box(box),
-            steps=steps,
-            guidance=guidance,
-            seed=check_seed(seed),
-            count=count,
-            keep_shape=keep_shape,
-            crop="auto" if crop == AROUND_THE_MASK else "full",
-        )
+            source, mask, references, steps, guidance, check_seed(seed), count, keep_shape,
+            "auto" if crop == "auto" else "full", auto_zoom,
+        )  # fmt: skip
+
+
+def _of_type(value: Any, kind: Any) -> Any:
+    """The value, where it is of this type: a bool is no number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r:.20} has a wrong type")
+    return value
 
 
 @dataclass
 class EditingService:
-    """Service behind the editing page; `editing_page.build_app` shows it.
+    """Service behind the editing page; `page_routes` shows it, and `EditQueue` calls `edit` for one after the other.
 
     Args:
         pipeline: edits.
@@ -129,9 +137,6 @@ class EditingService:
     files: SessionFiles
     reader: ImageReader
     examples: Sequence[Example] = ()
-    _cancelled: dict[tuple[str, str], None] = field(default_factory=dict)  # visitor and job, oldest first
-    _cancelling: threading.Lock = field(default_factory=threading.Lock)
-    _editing: threading.Lock = field(default_factory=threading.Lock)
     _is_closing: bool = False
 
     @property
@@ -181,106 +186,171 @@ class EditingService:
         self._is_closing = True
         self.reader.close()
 
-    def cancel(self, visitor: str, job: str) -> None:
-        """Cancel a visitor's edit, whether it runs or waits: it ends at its next step."""
-        with self._cancelling:
-            self._cancelled[visitor, job[:_MAX_JOB]] = None
-            mine = [key for key in self._cancelled if key[0] == visitor]
-            # Of edits that never came, or were done before.
-            for key in {*mine[:-_MAX_CANCELLED_OF_ONE], *list(self._cancelled)[:-_MAX_CANCELLED]}:
-                del self._cancelled[key]
+    def describe(self) -> dict[str, Any]:
+        """Describe for the page what it may ask for, and with what it begins."""
+        settings = self.pipeline.config
+        return {
+            "about": self.about,
+            "steps": settings.default_num_inference_steps,
+            "guidance": settings.default_guidance_scale,
+            "max_steps": self.limits.steps,
+            "max_guidance": _MAX_GUIDANCE,
+            "max_results": self.limits.images,
+            "max_references": MAX_REFERENCES,
+            "max_upload_bytes": self.limits.upload_bytes,
+            "can_zoom": self.pipeline.can_record_attention,
+            "examples": [{"title": each.title, "keep_shape": each.keep_shape} for each in self.examples],
+        }
+
+    def check_files(self, visitor: str, request: EditRequest) -> None:
+        """Check that all images of a request are here, before it waits.
+
+        Raises:
+            MissingFileError: one is not here, or another visitor's.
+        """
+        for token in (request.source, request.mask, *(each.image for each in request.references)):
+            self.files.find(visitor, token)
 
     def edit(
         self,
         visitor: str,
         request: EditRequest,
-        progress: Callable[[int, int], None],
-        has_left: Callable[[], bool] = lambda: False,
+        show: Callable[[dict[str, Any]], object],
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Edit the images of a request, one result after the other.
+        """Edit the images of a request, one result after the other; the pipeline serves one at a time.
 
         Args:
             visitor: whose images they are.
             request: for what.
-            progress: is called with the number of steps done, and of all.
-            has_left: whether nobody waits for the edit any more; it ends at its next step then.
+            show: is called with how far it is: steps `done` and `of`, `left_s` (seconds, as far as can be said), and
+                sometimes a `preview`.
+            is_cancelled: whether nobody wants the edit any more; it ends at its next step then.
 
         Returns:
-            What the page shows: results and where in the reference they come from. None: cancelled.
+            What the page shows: results and where in the references they come from. None: cancelled.
 
         Raises:
             InputError: images that are not here, or do not fit together; or there is not enough memory.
         """
-        key = visitor, request.job
 
-        def is_cancelled() -> bool:
-            return key in self._cancelled or self._is_closing or has_left()
+        def must_end() -> bool:
+            return self._is_closing or is_cancelled()
 
-        with self._editing, speak_as("page"), convert_memory_errors():  # the pipeline serves one at a time
-            if is_cancelled():
+        with speak_as("page"), convert_memory_errors():
+            if must_end():
                 return None
-            inputs = self._read(visitor, request)
+            inputs, references = self._read(visitor, request)
+            watch = self._watch(inputs, references, request, show, must_end)
             results = []
-            for number in range(request.count):
-                image, places = self._edit_once(inputs, request, number, progress, is_cancelled)
-                if is_cancelled():
+            for seed in range(request.seed, request.seed + request.count):
+                image, more = self._edit_once(inputs, references, request, seed, watch)
+                if must_end():
                     return None
                 token = self.files.keep(visitor, ".png", partial(write_image, image))
-                results.append({"token": token, "seed": request.seed + number, "places": places})
-        size = {"width": inputs.source.width, "height": inputs.source.height}
-        return {"results": results, "source": request.source, "reference": request.reference, **size}
+                results.append({"token": token, "seed": seed, **more})
+        return {"results": results, "width": inputs.source.width, "height": inputs.source.height}
 
-    def _read(self, visitor: str, request: EditRequest) -> EditInputs:
-        paths = {name: self.files.find(visitor, getattr(request, name)) for name in ("source", "mask", "reference")}
-        edit = Edit(
-            **paths, output=Path("none.png"), seed=request.seed, keep_shape=request.keep_shape,
-            reference_crop=request.reference_crop,
+    def _read(self, visitor: str, request: EditRequest) -> tuple[EditInputs, list[Image.Image]]:
+        """The images, and all references."""
+        names = ["reference", *(f"reference {number + 2}" for number in range(len(request.references) - 1))]
+        tokens = {"source": request.source, "mask": request.mask}
+        tokens |= dict(zip(names, (each.image for each in request.references), strict=True))
+        paths = {name: self.files.find(visitor, token) for name, token in tokens.items()}
+        first = Edit(
+            paths["source"], paths["mask"], paths["reference"], Path("none.png"),
+            reference_crop=request.references[0].box,
         )  # fmt: skip
         try:
-            return read_inputs(edit)
+            inputs = read_inputs(first)
+            others = [read_image(paths[name], "RGB") for name in names[1:]]
+            for name, image, choice in zip(names[1:], others, request.references[1:], strict=True):
+                if choice.box is not None:
+                    crop_box(np.asarray(image), choice.box, name)
         except InputError as error:
             message = str(error)
             for name, path in paths.items():
                 message = message.replace(str(path), f"the {name}")
             raise InputError(message) from error
+        return inputs, [inputs.reference, *others]
+
+    def _watch(
+        self,
+        inputs: EditInputs,
+        references: list[Image.Image],
+        request: EditRequest,
+        show: Callable[[dict[str, Any]], object],
+        must_end: Callable[[], bool],
+    ) -> Callable[..., dict[str, Any]]:
+        """A callback of the pipeline, for all steps of all results."""
+        from mimicbrush.app.previews import Preview
+
+        of = request.steps * request.count * (2 if request.auto_zoom else 1)
+        show({"done": 0, "of": of})
+        preview = Preview(self.pipeline, inputs.source, inputs.mask, references[0], request.crop)
+        done, first_s, shown_s = 0, 0.0, 0.0
+
+        def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done, first_s, shown_s
+            done, now = done + 1, time.monotonic()
+            state: dict[str, Any] = {"done": done, "of": of}
+            if done == 1:
+                first_s = now  # the first step prepares much, and says little about the others
+            else:
+                state["left_s"] = (now - first_s) / (done - 1) * (of - done)
+            preview.follow(step, timestep, tensors["latents"])
+            if now - shown_s >= _PREVIEW_S:
+                shown_s, state["preview"] = now, preview.render()
+            show(state)
+            if must_end():
+                pipeline._interrupt = True
+            return {}
+
+        return on_step
 
     def _edit_once(
         self,
         inputs: EditInputs,
+        references: list[Image.Image],
         request: EditRequest,
-        number: int,
-        progress: Callable[[int, int], None],
-        is_cancelled: Callable[[], bool],
-    ) -> tuple[Image.Image, dict[str, Any] | None]:
+        seed: int,
+        watch: Callable[..., dict[str, Any]],
+    ) -> tuple[Image.Image, dict[str, Any]]:
+        """The result, and what is told of it."""
+        from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
-        def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress(number * request.steps + step + 1, request.count * request.steps)
-            if is_cancelled():
-                pipeline._interrupt = True
-            return {}
-
-        result: Any = self.pipeline(
-            inputs.source,
-            inputs.mask,
-            inputs.reference,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            keep_shape=request.keep_shape,
-            crop=request.crop,
-            reference_crop=request.reference_crop,
-            generator=seeded_generator(request.seed + number),
-            return_correspondence=self.pipeline.reference_unet is not None,
-            callback_on_step_end=on_step,
-        )
-        return result.images[0], _convert_correspondence(result.correspondences[0]) if result.correspondences else None
+        is_one, boxes = len(references) == 1, [each.box for each in request.references]
+        options: dict[str, Any] = {
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance,
+            "keep_shape": request.keep_shape,
+            "crop": request.crop,
+            "reference_crop": boxes[0] if is_one else boxes,
+            "return_correspondence": self.pipeline.can_record_attention,
+            "callback_on_step_end": watch,
+        }
+        given: Any = references[0] if is_one else references
+        result: Any
+        parts: list[Any] = [None]
+        if request.auto_zoom:
+            result, parts = edit_zoomed(self.pipeline, inputs.source, inputs.mask, given, [seed], **options)
+        else:
+            generator = seeded_generator(seed)
+            result = self.pipeline(inputs.source, inputs.mask, given, generator=generator, **options)
+        found = result.correspondences
+        return result.images[0], {
+            "places": _convert_correspondence(found[0]) if found else None,
+            "zoomed": None if parts[0] is None else parts[0].box,
+        }
 
 
 def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:
-    """For the browser: pixels of source and reference, to a tenth."""
+    """For the browser: pixels of source and references, to a tenth, and which reference it is."""
     return {
         "source": correspondence.source_xy.round(1).tolist(),
         "reference": correspondence.reference_xy.round(1).tolist(),
+        "of": correspondence.reference_index.tolist(),
         "focus": correspondence.focus.round(2).tolist(),
         "source_px": float(correspondence.source_token_px),
         "reference_px": float(correspondence.reference_token_px),

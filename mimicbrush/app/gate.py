@@ -1,25 +1,20 @@
 """Who may ask the editing page for what: the one door that every request passes, before anything is computed.
 
 Requests must name this host (against DNS rebinding), come from the page itself where they change something (other
-sites), know the token where there is one (other people), and bring their content soon (slow clients). Of gradio's own
-addresses only those are open that the page needs: the queue and the files of its controls.
+sites), know the token where there is one (other people), and bring their content soon (slow clients).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import re
 import secrets
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -28,96 +23,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mimicbrush.app.access import HOST, Access
 from mimicbrush.app.bodies import BodyReader, RefusedRequestError, receive_body
 from mimicbrush.app.session_files import VisitorLimits
-from mimicbrush.io.text import parse_json
 
 COOKIE, LOGIN_COOKIE = "mimicbrush_visitor", "mimicbrush_login"
-JOIN, LISTEN = "/gradio_api/queue/join", "/gradio_api/queue/data"
-_OPEN_GET = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", LISTEN)
-_OPEN_GET_BELOW = ("/assets/", "/static/", "/page/", "/examples/", "/files/", "/shown/", "/gradio_api/heartbeat/")
-_OPEN_POST, _OPEN_POST_BELOW = ("/upload", "/login", JOIN), ("/cancel/",)
+_OPEN_GET, _OPEN_GET_BELOW = ("/", "/options"), ("/page/", "/examples/", "/files/", "/shown/", "/edit/")
+_OPEN_POST, _OPEN_POST_BELOW = ("/upload", "/login", "/edit"), ("/cancel/",)
 #: What is sent to a visitor alone.
-_PRIVATE = ("/files/", "/shown/", "/upload", "/cancel/", "/gradio_api/queue/")
+_PRIVATE = ("/files/", "/shown/", "/upload", "/cancel/", "/edit")
 #: Of everything but images.
 _MAX_REQUEST_BYTES, _MAX_REQUEST_S = 64 * 1024, 20.0
 #: No file of the page has a longer name, and a file system refuses one.
 _MAX_NAME_BYTES, _MAX_PATH = 200, 1000
 _GO_ON = '<!DOCTYPE html><title>MimicBrush</title><meta http-equiv="refresh" content="0;url=/">'
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{24}")
-_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADERS = {
     # "no-referrer" would make browsers hide where the form of the login comes from.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "frame-ancestors 'self'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-@dataclass
-class _Session:
-    visitor: str
-    since_s: float
-    num_streams: int = 0
-
-
-class Listeners:
-    """Tabs that listen to the queue: whose they are, and which of them have gone.
-
-    Args:
-        clock: seconds that only grow; other ones in tests.
-    """
-
-    #: A tab that has asked for an edit listens soon; a connection may break, and come again.
-    grace_s = 5.0
-    most = 1000
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._sessions: dict[str, _Session] = {}
-
-    def expect(self, name: str, visitor: str) -> None:
-        """Note that a visitor's tab asks for an edit, and will listen.
-
-        Raises:
-            RefusedRequestError: the session is another visitor's.
-        """
-        session = self._sessions.pop(name, None)
-        if session is not None and session.visitor != visitor:
-            self._sessions[name] = session
-            raise RefusedRequestError(403, "this session is another visitor's; load the page again")
-        session = session or _Session(visitor, 0.0)
-        session.since_s = self._clock()
-        silent = [each for each, known in self._sessions.items() if not known.num_streams]
-        for each in silent[: max(0, len(self._sessions) + 1 - self.most)]:
-            del self._sessions[each]
-        self._sessions[name] = session
-
-    @contextmanager
-    def listen(self, name: str, visitor: str) -> Iterator[None]:
-        """Note that a tab listens.
-
-        Raises:
-            RefusedRequestError: nobody asked under this name, or it was another visitor.
-        """
-        session = self._sessions.get(name)
-        if session is None or session.visitor != visitor:
-            raise RefusedRequestError(404, "nothing was asked for under this name; load the page again")
-        session.num_streams += 1
-        try:
-            yield
-        finally:
-            session.num_streams -= 1
-            session.since_s = self._clock()
-
-    def find_visitor(self, name: str) -> str | None:
-        """Find whose session it is."""
-        session = self._sessions.get(name)
-        return None if session is None else session.visitor
-
-    def have_left(self, name: str) -> bool:
-        """Whether nobody listens to this session any more."""
-        session = self._sessions.get(name)
-        return session is None or (not session.num_streams and self._clock() - session.since_s > self.grace_s)
 
 
 class Gate:
@@ -127,17 +52,12 @@ class Gate:
         app: what lies behind it.
         access: who may ask.
         limits: of what a visitor may ask for.
-        listeners: are noted here.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, limits: VisitorLimits, listeners: Listeners) -> None:
-        self.app, self.access, self.limits, self.listeners = app, access, limits, listeners
-        #: The queue's own number of the edit, and who waits: known when gradio has made the page.
-        self.edit_index = 0
-        self.waiting: Callable[[], list[str]] = list
+    def __init__(self, app: ASGIApp, access: Access, limits: VisitorLimits) -> None:
+        self.app, self.access, self.limits = app, access, limits
         self._bodies = BodyReader(limits.arriving_bytes)
         self._images: Counter[str] = Counter()
-        self._joining = 0
         self._pass = secrets.token_urlsafe(24)
         self._is_closing: asyncio.Event | None = None
 
@@ -174,7 +94,7 @@ class Gate:
             raise RefusedRequestError(
                 403, "this page does not go by this name; open the address that the command printed"
             )
-        forwarded = connection.headers.get("x-forwarded-host")  # gradio builds addresses of it
+        forwarded = connection.headers.get("x-forwarded-host")  # a framework may build addresses of it
         if forwarded is not None and not all(HOST.fullmatch(each.strip()) for each in forwarded.split(",")):
             raise RefusedRequestError(400, "the header X-Forwarded-Host has no name of a host")
         if max(map(len, scope["path"].encode().split(b"/"))) > _MAX_NAME_BYTES or len(scope["path"]) > _MAX_PATH:
@@ -226,13 +146,7 @@ class Gate:
             raise RefusedRequestError(
                 400, "this page was opened without its cookie; load it again (cookies must be allowed)"
             )
-        if path == LISTEN:
-            session = connection.query_params.get("session_hash", "")
-            with self.listeners.listen(session, visitor):
-                # Written again: nobody reads two names of sessions in different ways.
-                query = urlencode({"session_hash": session}).encode()
-                await self._stream({**scope, "query_string": query}, receive, send)
-        elif path == "/upload":
+        if path == "/upload":
             with self._counting_images(visitor):
                 most, most_s = self.limits.upload_bytes, self.limits.upload_s
                 async with self._bodies.reading(receive, most, most_s) as body:
@@ -242,16 +156,8 @@ class Gate:
                 await self.app(scope, receive, send)
         elif is_post:
             async with self._bodies.reading(receive, _MAX_REQUEST_BYTES, _MAX_REQUEST_S) as body:
-                if path == JOIN:
-                    sent = self._check_join(body, visitor)
-                    self._joining += 1  # not in the queue yet, but counted
-                    try:
-                        await self.app(scope, receive_body(sent, receive), send)
-                    finally:
-                        self._joining -= 1
-                else:
-                    await self.app(scope, receive_body(body, receive), send)
-        else:  # gradio reads its own options from the address, such as files of saved sessions: none for others
+                await self.app(scope, receive_body(body, receive), send)
+        else:  # nothing that only reads has options in its address
             await self._stream({**scope, "query_string": b""}, receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -290,36 +196,6 @@ class Gate:
         finally:
             self._images[visitor] -= 1
             self._images += Counter()  # forgets who has none
-
-    def _check_join(self, body: bytearray, visitor: str) -> bytes:
-        """Check what the page asks the queue for, and write it again with nothing else in it.
-
-        Raises:
-            RefusedRequestError: it is not what the page asks, or too many wait.
-        """
-        try:
-            asked = parse_json(bytes(body))
-            session, data = asked["session_hash"], asked["data"]
-            is_ours = asked["fn_index"] == self.edit_index and bool(_SESSION.fullmatch(session))
-            text, steps, guidance, seed, count, keep_shape, crop = data
-        except (ValueError, TypeError, KeyError) as error:
-            raise RefusedRequestError(400, "this is not what the page sends; load it again") from error
-        numbers = (steps, guidance, count, *([] if seed is None else [seed]))
-        texts_fit = isinstance(text, str) and isinstance(crop, str) and isinstance(keep_shape, bool)
-        if not (is_ours and texts_fit and all(_is_number(each) for each in numbers)):
-            raise RefusedRequestError(400, "this is not what the page sends; load it again")
-        waiting = self.waiting()
-        if len(waiting) + self._joining >= self.limits.waiting:
-            raise RefusedRequestError(429, f"{self.limits.waiting} edits are waiting already; try again in a minute")
-        mine = sum(self.listeners.find_visitor(each) == visitor for each in waiting)
-        if mine >= self.limits.waiting_of_one:
-            raise RefusedRequestError(429, f"{mine} of your edits are waiting already; wait for one of them")
-        self.listeners.expect(session, visitor)
-        return json.dumps({"data": data, "session_hash": session, "fn_index": self.edit_index}).encode()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**64  # not of NaN
 
 
 def refuse(error: RefusedRequestError) -> Response:

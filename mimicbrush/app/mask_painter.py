@@ -43,8 +43,10 @@ MAX_PAGES = 100
 _STATIC = {
     "/": ("painter.html", "text/html; charset=utf-8"),
     "/painter.css": ("painter.css", "text/css; charset=utf-8"),
-    "/painter.js": ("painter.js", "text/javascript; charset=utf-8"),
-    "/painter_page.js": ("painter_page.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("painter_page", "painter", "toolbar", "view", "mask", "server")
+    },
 }
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "

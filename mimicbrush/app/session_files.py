@@ -23,6 +23,10 @@ _TOKEN_BYTES = 18
 _FOLDER, _LOCK = "mimicbrush-page-", "server.lock"
 
 
+class MissingFileError(InputError):
+    """A file that is not here, or that is another visitor's."""
+
+
 @dataclass(frozen=True)
 class VisitorLimits:
     """Limits of what a visitor may ask for.
@@ -148,7 +152,7 @@ class SessionFiles:
         """Find the file of a token.
 
         Raises:
-            InputError: there is none, or it is another visitor's: the error is the same.
+            MissingFileError: there is none, or it is another visitor's: the error is the same.
         """
         with self._lock:
             file = self._stored.get(token)
@@ -157,9 +161,9 @@ class SessionFiles:
             self._stored[token] = self._stored.pop(token)  # the last now: a source goes on through many edits
             return file.path
 
-    def missing_error(self) -> InputError:
+    def missing_error(self) -> MissingFileError:
         """Build the error about a file that is not here, or is another visitor's."""
-        return InputError(
+        return MissingFileError(
             f"this image is not here (any more: {self.limits.files} of a visitor are kept, for "
             f"{self.limits.age_s / 60:.0f} minutes); choose it again"
         )

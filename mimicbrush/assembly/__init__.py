@@ -7,6 +7,7 @@ In reading order:
 * `config`: schemas of all options, unknown names, the identity of a run.
 * `prerequisites`: data, weights, packages and GPUs that a run needs, checked within seconds.
 * `build`: networks, loader, evaluation and accelerator from options.
+* `families`: each family of models as a method for the trainer, side by side.
 * `encoding`: encodes fixed views once, and checks them before a run trains from them.
 * `run_folder`: the mark of a complete run.
 * `sweeps`: the jobs of ``train.py -m``.

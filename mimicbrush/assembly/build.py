@@ -14,6 +14,7 @@ import numpy as np
 from mimicbrush.assembly.config import TrainConfig
 from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import DataError, MimicBrushError
+from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
 from mimicbrush.pipelines.small_model import model_folder
 from mimicbrush.training.options import TrainOptions
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from mimicbrush.data.pair import Pair
     from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.data.training_data import TrainingData
+    from mimicbrush.evaluation.editors.protocol import Editor
     from mimicbrush.evaluation.heldout.during_training import HeldOutResult
     from mimicbrush.models.components import Components
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.flux2_klein import KleinPipeline
     from mimicbrush.training.objective import MimicBrushModel
 
 
@@ -88,9 +91,11 @@ def build_model(components: Components, model_options: ModelOptions, train_optio
         InputError: the correspondence loss is chosen, and no layer reads a reference on a grid that is fine enough.
     """
     if train_options.correspondence_weight:
+        from mimicbrush.models.unets import find_reader
         from mimicbrush.training.correspondence_loss import check_reading_layers
 
-        check_reading_layers(components.unet if components.reference_unet is not None else None)
+        has_reader = find_reader(components.unet, components.reference_unet) is not None
+        check_reading_layers(components.unet if has_reader else None)
     from mimicbrush.training.objective import MimicBrushModel
 
     return MimicBrushModel(
@@ -172,7 +177,6 @@ def build_evaluation(
 
     from accelerate.utils import gather_object
 
-    from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
     from mimicbrush.evaluation.heldout.during_training import HeldOutEvaluation, fails_alone, gather_alone
 
     pairs, notes = find_evaluated_pairs(options, sources)
@@ -192,16 +196,28 @@ def build_evaluation(
     )
 
     def evaluate(
-        pipeline: MimicBrushPipeline, step: int, must_stop: Callable[[bool], bool] = fails_alone
+        pipeline: MimicBrushPipeline | KleinPipeline, step: int, must_stop: Callable[[bool], bool] = fails_alone
     ) -> HeldOutResult | None:
         pipeline.set_progress_bar_config(disable=True)
-        editor = MimicBrushEditor(pipeline, options.eval.num_inference_steps, options.eval.guidance_scale)
-        result = evaluation(editor, step, must_stop)
+        result = evaluation(_make_editor(pipeline, options.eval), step, must_stop)
         for note in result.notes if result is not None else []:
             accelerator.print(f"note: {note}")
         return result
 
     return evaluate
+
+
+def _make_editor(pipeline: MimicBrushPipeline | KleinPipeline, options: DuringTrainingOptions) -> Editor:
+    """Make an editor of what a run has learnt, by its family."""
+    from mimicbrush.pipelines import MimicBrushPipeline
+
+    if isinstance(pipeline, MimicBrushPipeline):
+        from mimicbrush.evaluation.editors.mimicbrush import MimicBrushEditor
+
+        return MimicBrushEditor(pipeline, options.num_inference_steps, options.guidance_scale)
+    from mimicbrush.evaluation.editors.flux2_klein import Flux2KleinEditor
+
+    return Flux2KleinEditor(pipeline, options.num_inference_steps, options.guidance_scale)
 
 
 def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:

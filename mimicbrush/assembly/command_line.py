@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType
@@ -117,9 +118,16 @@ def list_plain_options(config: Path, texts: Mapping[str, TextOption]) -> Command
     return CommandOptions(frozenset(names - {"defaults"}), texts)
 
 
+def list_subclasses(schema: type[Any]) -> Iterable[type[Any]]:
+    """Yield all subclasses of a dataclass of options, also those of subclasses."""
+    for each in schema.__subclasses__():
+        yield each
+        yield from list_subclasses(each)
+
+
 def _walk(schema: type[Any], prefix: str = "") -> Iterable[tuple[str, tuple[Any, Field[Any]]]]:
     """Yield name, type and field of every option, those of all subclasses (kinds of models) among them."""
-    for each_class in (schema, *schema.__subclasses__()):
+    for each_class in (schema, *list_subclasses(schema)):
         hints = get_type_hints(each_class)
         for each in fields(each_class):
             hint = hints[each.name]
@@ -195,6 +203,8 @@ def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> li
             if _FLAGS[key] and not equals:
                 flags += [each for each in [next(rest, None)] if each is not None]
         elif argument.startswith("-") and key.strip("-"):
+            if flag := get_close_matches(key, [name for name in _FLAGS if name.startswith("--")], n=1, cutoff=0.8):
+                raise InputError(f"there is no flag {key}; did you mean {flag[0]}?")
             written = _write_option(key.lstrip("-").replace("-", "_"), value or next(rest, "VALUE"), options)
             raise InputError(f"{key}: options of this command have no dashes; write {written}")
         elif not key.strip("+~-") or not (equals or argument.startswith("~")):
@@ -209,9 +219,12 @@ def _example(options: CommandOptions) -> str:
 
 
 def _write_option(name: str, value: str, options: CommandOptions) -> str:
-    """Write an option that was typed as a flag, by the last part of its name."""
-    known = [each for each in sorted(options.names, key=len) if each.rpartition(".")[2] == name]
-    return f"{'+' if name in options.added else ''}{known[0] if known else name}={value}"
+    """Write an option that was typed as a flag, by the last part of its name, or the nearest."""
+    if name in options.added:
+        return f"+{name}={value}"
+    by_end = {each.rpartition(".")[2]: each for each in sorted(options.names, key=lambda each: (-len(each), each))}
+    nearest = get_close_matches(name, by_end, n=1)
+    return f"{by_end[nearest[0]] if nearest else name}={value}"
 
 
 def _translate(key: str, value: str, options: CommandOptions, sweeps: bool, knows_all: bool) -> str:

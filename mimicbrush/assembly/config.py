@@ -21,7 +21,14 @@ from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
 from mimicbrush.io.hashing import fingerprint
-from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.models.options import (
+    FamilyOptions,
+    Flux2KleinModel,
+    PipelineModel,
+    PretrainedModel,
+    ToyFlux2KleinModel,
+    ToyModel,
+)
 from mimicbrush.pipelines.small_model import model_folder
 from mimicbrush.ranges import SEED_RANGE, check_options, number
 from mimicbrush.training.options import TrainOptions
@@ -44,7 +51,7 @@ class TrainConfig:
     run_dir: str = MISSING
     seed: int = number(0, SEED_RANGE)
     data: DataOptions = field(default_factory=DataOptions)
-    model: ModelOptions = MISSING
+    model: FamilyOptions = MISSING
     train: TrainOptions = field(default_factory=TrainOptions)
     eval: DuringTrainingOptions = field(default_factory=DuringTrainingOptions)
 
@@ -61,6 +68,8 @@ def register_schemas() -> None:
     store.store(group="model", name="pretrained_schema", node=PretrainedModel)
     store.store(group="model", name="pipeline_schema", node=PipelineModel)
     store.store(group="model", name="toy_schema", node=ToyModel)
+    store.store(group="model", name="flux2_klein_schema", node=Flux2KleinModel)
+    store.store(group="model", name="flux2_klein_toy_schema", node=ToyFlux2KleinModel)
     store.store(group="train", name="schema", node=TrainOptions)
     store.store(group="eval", name="schema", node=DuringTrainingOptions)
 
@@ -137,6 +146,8 @@ FREE_TO_CHANGE = (
     "data.loader_timeout_s",
     "model.path",
     "model.encoders",
+    "model.base",
+    "model.prompt_embeddings",
     "train.device",
     "train.cpu_threads",
     "train.batch_size",
@@ -180,10 +191,10 @@ def run_identity(config: DictConfig, sources: Sequence[PairSource]) -> dict[str,
 
 
 def _hash_starting_weights(config: DictConfig) -> str:
-    return fingerprint(list_weight_files(cast(ModelOptions, OmegaConf.to_object(config.model))))
+    return fingerprint(list_weight_files(cast(FamilyOptions, OmegaConf.to_object(config.model))))
 
 
-def list_weight_files(model: ModelOptions) -> list[Path]:
+def list_weight_files(model: FamilyOptions) -> list[Path]:
     """List the files of all starting weights; none where these are random."""
     from mimicbrush.models.pretrained.requirements import inspect_starting_weights
     from mimicbrush.pipelines.find_pipeline import find_pipeline
@@ -194,6 +205,10 @@ def list_weight_files(model: ModelOptions) -> list[Path]:
     if isinstance(model, PipelineModel):
         networks = read_networks(find_pipeline(model.path, fetch=False))
         return [file for _, network in networks.values() for file in network.files]
+    if isinstance(model, Flux2KleinModel):
+        from mimicbrush.models.flux2_klein.files import list_klein_files
+
+        return list_klein_files(model)
     if isinstance(model, ToyModel) and model.encoders:
         return sorted(model_folder(model.encoders).glob("*/*.safetensors"))
     return []

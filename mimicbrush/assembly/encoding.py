@@ -18,6 +18,7 @@ from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.io.text import in_bytes
+from mimicbrush.models.options import ModelOptions
 from mimicbrush.types import ENCODED_TENSORS
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def collect_view_settings(config: DictConfig, pair_sources: Sequence[PairSource]
         for name, value in flatten_config(config).items()
         if any(fnmatchcase(name, pattern) for pattern in _DECIDES)
     }
+    if options.get("model.reference_encoder") == "shared":
+        options["model.reference_encoder"] = "unet"  # whichever U-Net reads: what is encoded is the same
     pairs = {f"pairs {n} ({source.name})": _describe_pairs(source) for n, source in enumerate(pair_sources)}
     return {**options, **pairs}
 
@@ -155,6 +158,12 @@ def encode_views(
             "give data.fixed_views=K, at least 1 (K is the number of views of each pair), and leave out "
             f"data.encoded_views (got {options.data.fixed_views} and {options.data.encoded_views!r})"
         )
+    if options.data.num_references > 1:
+        raise InputError(
+            f"encoded views hold one reference each; leave data.num_references out (got {options.data.num_references})"
+        )
+    if not isinstance(options.model, ModelOptions):
+        raise InputError("encoded views are for the U-Nets, and the model is FLUX.2 klein; train it from pairs")
     from mimicbrush.data.encoded_views import read_encoded_folder
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training.objective import FrozenEncoders

@@ -14,8 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mimicbrush.assembly.command_line import describe_hydra_error, list_training_options, translate_arguments
 from mimicbrush.assembly.config import check_option_names, register_schemas
+from mimicbrush.data.options import DataOptions
 from mimicbrush.errors import InputError, WeightsError, install_command
-from mimicbrush.models.options import PipelineModel, PretrainedModel
+from mimicbrush.models.flux2_klein.files import list_klein_files
+from mimicbrush.models.options import Flux2KleinModel, KleinOptions, PipelineModel, PretrainedModel
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 
 if TYPE_CHECKING:
@@ -36,25 +38,32 @@ def check_prerequisites(config: DictConfig) -> None:
     if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
         missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
     model = OmegaConf.to_object(config.model)
-    if isinstance(model, PretrainedModel):
+    if isinstance(model, PretrainedModel | Flux2KleinModel):
         try:
-            inspect_starting_weights(model)
+            if isinstance(model, PretrainedModel):
+                inspect_starting_weights(model)
+            else:
+                list_klein_files(model)
         except WeightsError as error:
             missing.append(str(error))
-    if config.train.tracker in ("wandb", "tensorboard") and importlib.util.find_spec(config.train.tracker) is None:
+    if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:
         missing.append(
             f"train.tracker={config.train.tracker}, but that package is not installed. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
-    if "lora" in (config.train.unet, config.train.reference_unet) and importlib.util.find_spec("peft") is None:
+    is_klein = isinstance(model, KleinOptions)
+    parts = ("transformer",) if is_klein else ("unet", "reference_unet")
+    if "lora" in [config.train[part] for part in parts] and importlib.util.find_spec("peft") is None:
         missing.append(f"adapters (lora) need the package peft. Install it: {install_command('lora')}")
     if config.train.device == "cuda" and not _has_gpu():
+        paper = " The paper's setting needs 8 GPUs of the A100 class (or one, and patience: gradients are accumulated);"
         missing.append(
-            "train.device=cuda, but PyTorch sees no CUDA GPU. The paper's setting needs 8 GPUs of the A100 "
-            "class (or one, and patience: gradients are accumulated);\n  train.device=cpu insists on a CPU."
+            f"train.device=cuda, but PyTorch sees no CUDA GPU.{'' if is_klein else paper}\n"
+            "  train.device=cpu insists on a CPU."
         )
     if missing:
-        toy = "To try everything on a CPU, without weights: mimicbrush train +experiment=smoke data.root=DIR"
+        smoke = "klein_smoke" if is_klein else "smoke"
+        toy = f"To try everything on a CPU, without weights: mimicbrush train +experiment={smoke} data.root=DIR"
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
 
 
@@ -99,8 +108,25 @@ def compose_training(overrides: Sequence[str], configs: Path) -> DictConfig:
     return config
 
 
+def compose_data_options(overrides: Sequence[str], configs: Path) -> DataOptions:
+    """Compose the options of the training data alone, for commands that draw samples and train nothing.
+
+    Args:
+        overrides: of ``configs/train.yaml``, those of its group data.
+        configs: the folder of that.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    options = OmegaConf.to_object(compose_training(overrides, configs).data)
+    assert isinstance(options, DataOptions)
+    return options
+
+
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
     """Fetch, where that is wanted, and check the weights that a training run with these options would begin from.
+
+    For FLUX.2 klein this also encodes the prompt, where fetching is wanted.
 
     Args:
         overrides: of ``configs/train.yaml``.
@@ -125,4 +151,8 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
             raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
         return inspect_pipeline_networks(find_pipeline(config.model.path, fetch=fetching), deep)
     model = OmegaConf.to_object(config.model)
+    if isinstance(model, Flux2KleinModel):
+        from mimicbrush.models.flux2_klein.fetch import check_or_fetch_klein
+
+        return check_or_fetch_klein(model, fetching=fetching, deep=deep)
     return check_or_fetch_weights(model, fetching=fetching, deep=deep) if isinstance(model, PretrainedModel) else []

@@ -16,11 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mimicbrush.assembly.build import (
-    build_components,
     build_evaluation,
     build_loader,
-    build_model,
-    choose_frozen_dtype,
     find_training_data,
     list_origin_keys,
     make_accelerator,
@@ -36,7 +33,8 @@ from mimicbrush.assembly.config import (
     list_weight_files,
     run_identity,
 )
-from mimicbrush.assembly.encoding import check_encoded_views, check_encoders_of
+from mimicbrush.assembly.encoding import check_encoded_views
+from mimicbrush.assembly.families import BuiltFamily, build_exporter, build_family, check_family
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.assembly.run_folder import FINISHED_FILE, FinishedRun, find_finished_run, write_finished_run
 from mimicbrush.data.training_data import TRAINING_DATA_FILE, read_training_data, write_training_data
@@ -47,19 +45,23 @@ from mimicbrush.io.jsonl import read_steps
 from mimicbrush.io.locks import hold_folder, hold_name
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.io.text import make_storable
-from mimicbrush.models.options import ModelOptions, PipelineModel, PretrainedModel, ToyModel
+from mimicbrush.models.options import (
+    FamilyOptions,
+    Flux2KleinModel,
+    PipelineModel,
+    PretrainedModel,
+    ToyFlux2KleinModel,
+    ToyModel,
+)
 from mimicbrush.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
     from mimicbrush.data.encoded_views import EncodedFolder
     from mimicbrush.data.pair_sources import PairSource
     from mimicbrush.training.export import ExportWeights
-    from mimicbrush.training.method import MimicBrushMethod
     from mimicbrush.training.metrics import TrainingHooks
-    from mimicbrush.training.objective import FrozenEncoders, StoredEncoders
     from mimicbrush.training.trainer import Trainer
 
 
@@ -129,6 +131,7 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
 
+    check_family(options)
     if options.train.distill != "none":
         _check_distillation(options)
 
@@ -186,16 +189,10 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     import torch
     from accelerate.utils import DistributedType, set_seed
 
-    from mimicbrush.models.schedule import noise_scheduler
     from mimicbrush.training import checkpoints
-    from mimicbrush.training.export import PipelineExporter
     from mimicbrush.training.guards import BadSamples
-    from mimicbrush.training.lora import freeze_and_adapt
-    from mimicbrush.training.method import MimicBrushMethod
-    from mimicbrush.training.methods.consistency_distillation import ConsistencyDistillation
     from mimicbrush.training.metrics import TrainingMetrics, start_tracker
-    from mimicbrush.training.objective import FrozenEncoders
-    from mimicbrush.training.performance import apply_speedups, count_training_flop, find_peak_flop_per_s
+    from mimicbrush.training.performance import find_peak_flop_per_s
     from mimicbrush.training.trainer import Trainer
 
     options, run_dir = plan.options, plan.run_dir
@@ -203,7 +200,6 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     # The devices, and the checkpoint to go on from.
     accelerator = make_accelerator(options.train, run_dir)
     is_distilled = options.train.distill != "none"
-    is_on_gpu = accelerator.device.type == "cuda"
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     for name, is_chosen in (("train.compile", options.train.compile), ("train.distill", is_distilled)):
         if is_sharded and is_chosen:
@@ -227,30 +223,14 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
     set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
-    components = build_components(options.model, options.seed)
-    encoders = FrozenEncoders(components, options.model)
-    stored_encoders = _read_stored_encoders(plan, encoders, accelerator.device)
-    model = build_model(components, options.model, options.train)
-    freeze_and_adapt(dict(model.named_children()), options.train)
-    num_trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
+    training_data = find_training_data(options, plan.pair_sources)
+    family = build_family(options, plan.encoded, training_data, accelerator)
+    num_trained = sum(parameter.numel() for parameter in family.method.trained_parameters().values())
     needed_bytes = checkpoints.estimate_missing_bytes(
         run_dir / "checkpoints", num_trained, has_average=options.train.ema_decay > 0
     )
     run_on_main_process(accelerator, lambda: check_output_folder(run_dir, "run_dir=", needed_bytes=needed_bytes))
     set_seed(options.seed % 2**31, device_specific=True)  # for dropout, each process its own: its rank is added
-    training_data = find_training_data(options, plan.pair_sources)
-    exporter = PipelineExporter(model, components, options.model, options.train, training_data)
-    # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
-    flop_per_sample = None
-    if is_on_gpu and not is_distilled:
-        flop_per_sample = count_training_flop(model, encoders, is_encoded=plan.encoded is not None)
-    apply_speedups(model, options.train, channels_last=is_on_gpu and not is_sharded)
-    # With encoded views, only evaluation needs the frozen networks, and distillation their "no reference".
-    if plan.encoded is None or options.eval.every_steps or is_distilled:
-        encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
-    scheduler = noise_scheduler(options.train.prediction_type)
-    kind = ConsistencyDistillation if is_distilled else MimicBrushMethod
-    method = kind(model, encoders, scheduler, exporter, options.train, stored_encoders)
 
     # The run folder, and the tracker.
     config = cast(DictConfig, OmegaConf.merge(plan.config, {"run_dir": escape_text(str(run_dir))}))
@@ -264,16 +244,16 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     # The evaluation, and the trainer that holds everything.
     trainer = Trainer(
-        method=method,
-        hooks=_build_hooks(plan, accelerator, method, first_step),
+        method=family.method,
+        hooks=_build_hooks(plan, accelerator, family, first_step),
         loader=build_loader(plan.pair_sources, options, accelerator, plan.encoded),
         options=options.train,
         accelerator=accelerator,
         metrics=TrainingMetrics(
             accelerator.device,
             accelerator.gradient_accumulation_steps,
-            scheduler.config.num_train_timesteps,
-            flop_per_sample,
+            family.num_timesteps,
+            family.flop_per_sample,
             find_peak_flop_per_s(accelerator.device, options.train.mixed_precision),
         ),
         bad_samples=BadSamples(options.data.max_bad_ratio, run_dir / "bad_samples.txt"),
@@ -284,18 +264,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     return BuiltRun(trainer, first_step)
 
 
-def _read_stored_encoders(plan: RunPlan, encoders: FrozenEncoders, device: torch.device) -> StoredEncoders | None:
-    """Read what takes the place of the frozen networks where the views are encoded already; None where they are not."""
-    from mimicbrush.training.objective import StoredEncoders
-
-    if plan.encoded is None:
-        return None
-    check_encoders_of(plan.encoded, encoders)
-    constants = {name: each.to(device) for name, each in plan.encoded.read_constants().items()}
-    return StoredEncoders(**constants, scaling_factor=encoders.vae.config.scaling_factor)
-
-
-def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMethod, first_step: int) -> TrainingHooks:
+def _build_hooks(plan: RunPlan, accelerator: Accelerator, family: BuiltFamily, first_step: int) -> TrainingHooks:
     """Build the evaluation on held-out pairs; hooks that do nothing where there is none."""
     from mimicbrush.evaluation.heldout.during_training import LOG_FILE, summarise_in_one_line
     from mimicbrush.training.guards import run_together
@@ -313,7 +282,7 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, method: MimicBrushMeth
         weights: ExportWeights, step: int, must_stop: Callable[[bool], bool]
     ) -> dict[str, float] | None:
         # A second copy of the networks, for which the memory of one device may be too small.
-        pipeline = run_together(lambda: method.exporter.build_pipeline(weights, encoders=method.encoders))
+        pipeline = run_together(lambda: family.build_pipeline(weights))
         result = evaluate(pipeline, step, must_stop)
         if result is None:
             return None
@@ -415,27 +384,22 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     if folder is None:
         raise CheckpointError(f"{run_dir} has no checkpoint yet")
 
-    from mimicbrush.training.export import PipelineExporter
-    from mimicbrush.training.lora import freeze_and_adapt
     from mimicbrush.training.state import read_saved_weights
 
-    seed, model_options, train_options = _read_stored_options(run_dir / CONFIG_FILE)
+    seed, model_options, train_options, num_references = _read_stored_options(run_dir / CONFIG_FILE)
     before = checkpoints.read_state(folder)["identity"]["starting weights"]
     if before != fingerprint(list_weight_files(model_options)):  # frozen or adapted weights are not in the checkpoint
         raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
     training_data = read_training_data(run_dir)
     assert training_data is not None
-    components = build_components(model_options, seed)
-    model = build_model(components, model_options, train_options)
-    exporter = PipelineExporter(model, components, model_options, train_options, training_data)
-    freeze_and_adapt(dict(model.named_children()), train_options)
+    model, exporter = build_exporter(model_options, train_options, seed, num_references, training_data)
     with hold_name(output):
         exporter.export(read_saved_weights(folder, model, average=average), output, half=half)
     return folder
 
 
-def _read_stored_options(path: Path) -> tuple[int, ModelOptions, TrainOptions]:
-    """Read the seed, the model and the training of a run from its config.
+def _read_stored_options(path: Path) -> tuple[int, FamilyOptions, TrainOptions, int]:
+    """Read the seed, the model and the training of a run from its config, and how many references a sample has.
 
     Raises:
         InputError: it was damaged, or edited by hand.
@@ -444,7 +408,8 @@ def _read_stored_options(path: Path) -> tuple[int, ModelOptions, TrainOptions]:
         config = OmegaConf.load(path)
         model = OmegaConf.to_object(OmegaConf.merge(_model_schema(config.model), config.model))
         train = OmegaConf.to_object(OmegaConf.merge(TrainOptions, config.train))
-        return int(config.seed), cast(ModelOptions, model), cast(TrainOptions, train)
+        num_references = int(config.data.get("num_references", 1))  # older runs had one
+        return int(config.seed), cast(FamilyOptions, model), cast(TrainOptions, train), num_references
     except (OmegaConfBaseException, YAMLError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({make_storable(str(error))}); it must be as the run wrote it: put it back, or "
@@ -452,9 +417,9 @@ def _read_stored_options(path: Path) -> tuple[int, ModelOptions, TrainOptions]:
         ) from error
 
 
-def _model_schema(model: DictConfig) -> type[ModelOptions]:
+def _model_schema(model: DictConfig) -> type[FamilyOptions]:
     """Find the schema of a saved configuration: the one with all of its options, and perhaps newer ones."""
-    schemas = (ToyModel, PretrainedModel, PipelineModel)
+    schemas = (ToyModel, PretrainedModel, PipelineModel, ToyFlux2KleinModel, Flux2KleinModel)
     found = [schema for schema in schemas if {each.name for each in fields(schema)} >= set(model)]
     if not found:
         raise ValueError(f"no kind of model has all of the options {', '.join(map(str, model))}")

@@ -22,7 +22,7 @@ from mimicbrush.app.session_files import make_server_folder
 from mimicbrush.errors import InputError, install_command, speak_as
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
-from mimicbrush.ranges import PORT_RANGE, NumberRange, one_of
+from mimicbrush.ranges import PORT_RANGE, CommandParser, NumberRange, one_of
 
 SMALL = """It is the small model that comes with the project, at {size_px} px: it shows how imitating works, not what a
 full model paints."""
@@ -30,9 +30,7 @@ full model paints."""
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help="as for mimicbrush edit")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines (default: 127.0.0.1)")
     parser.add_argument(
@@ -54,17 +52,14 @@ def main() -> None:
     """Serve the editing page until a signal comes."""
     arguments = parse_arguments()
     folder = resolve_pipeline_folder(arguments.model)  # None: the released weights, found when they are opened
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError(f"the editing page needs the package gradio. Install it: {install_command('demo')}")
+    if absent := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
+        raise InputError(f"the editing page needs the package {absent[0]}. Install it: {install_command('demo')}")
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as with nohup
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    with make_server_folder() as folder_for_files:
-        # Both are read while gradio is imported. Nothing is sent to anybody.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder_for_files / "gradio")}
-        with speak_as("page"):
-            ended_by = serve(arguments, folder, folder_for_files)
+    with make_server_folder() as folder_for_files, speak_as("page"):
+        ended_by = serve(arguments, folder, folder_for_files)
     if ended_by is not None:
         print("stopped", file=sys.stderr, flush=True)
         os._exit(128 + ended_by)  # Python's own end takes seconds while an edit computes; nothing is left to do
@@ -73,10 +68,10 @@ def main() -> None:
 def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -> int | None:
     """Load the model, say where the page is, and serve it until a signal comes; returns its number."""
     print("loading ...", file=sys.stderr)
-    from mimicbrush.app.editing_page import build_app
     from mimicbrush.app.editing_service import EditingService
     from mimicbrush.app.examples import examples
     from mimicbrush.app.image_reader import ImageReader
+    from mimicbrush.app.page_routes import build_app
     from mimicbrush.app.page_server import PageServer
     from mimicbrush.app.session_files import SessionFiles, VisitorLimits
     from mimicbrush.pipelines.open_pipeline import open_pipeline

@@ -12,23 +12,20 @@ Masks are boxes placed by hand (DreamBooth), boxes around SIFT matches, or your 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mimicbrush.cli.project_files import DATA_MANIFESTS
 from mimicbrush.evaluation.benchmark_builder.options import PAPER_CASES, BuildOptions
 from mimicbrush.io.locks import hold_name
 from mimicbrush.io.outputs import check_output_folder
-from mimicbrush.ranges import range_of
+from mimicbrush.ranges import CommandParser, range_of
 
 MANIFEST = DATA_MANIFESTS / "dreambooth_inner_id.jsonl"
 
 
 def main() -> None:
     """Build a benchmark, and say what is in it and what was left out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, metavar="BENCH", help="folder for the benchmark; replaced if there")
     add("--dreambooth", type=Path, metavar="DIR", help="the DreamBooth dataset, or a clone of google/dreambooth")

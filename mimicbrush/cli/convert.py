@@ -1,4 +1,4 @@
-"""Released checkpoints in and out: mimicbrush convert (import | export | inspect | diff) --help."""
+"""Weights in and out of other formats: mimicbrush convert (import | export | lora | inspect | diff) --help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from mimicbrush.errors import InputError
 from mimicbrush.io.locks import hold_name
 from mimicbrush.io.outputs import check_output_file, check_output_folder
-from mimicbrush.ranges import one_of
+from mimicbrush.ranges import CommandParser, one_of
 
 #: Inputs of an import, by option.
 INPUTS = {
@@ -26,7 +26,7 @@ INPUTS = {
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     importing = commands.add_parser(
@@ -53,6 +53,11 @@ def parse_arguments() -> argparse.Namespace:
     exporting.add_argument("--raw", action="store_true", help="the checkpoint's last weights, not their average")
     exporting.add_argument("--output", type=Path, required=True, metavar="FILE", help="for instance mimicbrush.bin")
     exporting.add_argument("--force", action="store_true", help="overwrite an older file")
+
+    renaming = commands.add_parser("lora", help="a LoRA of FLUX.2 klein -> ComfyUI", description=convert_lora.__doc__)
+    renaming.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="of a run of FLUX.2 klein, or its LoRA file")
+    renaming.add_argument("--output", type=Path, required=True, metavar="FILE", help="for instance comfyui.safetensors")
+    renaming.add_argument("--force", action="store_true", help="overwrite an older file")
 
     inspecting = commands.add_parser("inspect", help="parts, keys, shapes and types", description=inspect.__doc__)
     inspecting.add_argument("path", type=Path, metavar="FILE_OR_DIR", help="weights, or a pipeline folder")
@@ -117,6 +122,20 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: written")
 
 
+def convert_lora(arguments: argparse.Namespace) -> None:
+    """Write a LoRA of FLUX.2 klein under the names that ComfyUI reads."""
+    from mimicbrush.pipelines.klein.folder import LORA_FILE, find_klein_folder
+
+    folder = find_klein_folder(arguments.path)
+    file = arguments.path if folder is None or arguments.path.is_file() else folder / LORA_FILE
+    if not file.is_file():
+        raise InputError(f"{arguments.path} holds no LoRA of FLUX.2 klein; name a run, its pipeline/, or a LoRA file")
+    from mimicbrush.models.flux2_klein.comfyui import convert_lora_for_comfyui
+
+    convert_lora_for_comfyui(file, arguments.output)
+    print(f"{arguments.output}: written; ComfyUI looks for it in models/loras")
+
+
 def inspect(arguments: argparse.Namespace) -> None:
     """List the parts of a mimicbrush.bin, a state dict of any format, or a pipeline folder."""
     from mimicbrush.pipelines.conversion import inspection
@@ -156,7 +175,7 @@ def check_paths(arguments: argparse.Namespace) -> None:
             raise InputError(f"{option}{path}: {problem}; name a plain file or a folder")
     if arguments.command == "import":
         check_output_folder(arguments.output, "--output", is_replaced=True, force=arguments.force)
-    elif arguments.command == "export":
+    elif arguments.command in ("export", "lora"):
         check_output_file(arguments.output, "--output", force=arguments.force)
 
 
@@ -164,6 +183,7 @@ def main() -> None:
     """Import, export, inspect or compare weights."""
     arguments = parse_arguments()
     check_paths(arguments)
-    if arguments.command != "inspect":
+    if arguments.command not in ("inspect", "lora"):
         print("reading weights; at full size this takes a minute or more", file=sys.stderr)
-    {"import": import_, "export": export, "inspect": inspect, "diff": diff}[arguments.command](arguments)
+    commands = {"import": import_, "export": export, "lora": convert_lora, "inspect": inspect, "diff": diff}
+    commands[arguments.command](arguments)

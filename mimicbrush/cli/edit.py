@@ -1,5 +1,7 @@
 """Edit an image by imitating another: mimicbrush edit REF.jpg SRC.jpg MASK.png --model DIR.
 
+The images can be named, too: mimicbrush edit --source SRC.jpg --mask MASK.png --reference REF.jpg. Then 2 to 4
+references are imitated together (--reference A.jpg B.jpg). --mask-box repaints a box, without a mask file.
 Many edits: mimicbrush edit --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/editing.md).
 """
 
@@ -9,13 +11,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from functools import cached_property, partial
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mimicbrush.errors import InputError, OutputError, speak_as
+from mimicbrush.errors import OutputError, speak_as
 from mimicbrush.io.images import check_writable, write_image
 from mimicbrush.io.outputs import write_or_keep
 from mimicbrush.pipelines.editing.batch import (
@@ -26,79 +29,78 @@ from mimicbrush.pipelines.editing.batch import (
     convert_memory_errors,
     prepare_outputs,
 )
-from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
+from mimicbrush.pipelines.editing.editor import EditSettings, LoadedEditor, describe_part
 from mimicbrush.pipelines.editing.requests import (
+    MOST_REFERENCES,
     TEXTURE_FOLDER,
     Edit,
     check_box,
     collect_edits,
     number_outputs,
 )
-from mimicbrush.pipelines.folder import resolve_pipeline_folder
-from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
-from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, NumberRange, one_of
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, CommandParser, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
-    from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
-    from mimicbrush.pipelines.editing.reference_part import ReferencePart
-
-MODELS = """no model was named, and none comes with this version. --model takes:
-  DIR       a pipeline folder: `mimicbrush train +experiment=smoke data.root=MINED` leaves one in
-            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
-NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
-how imitating works, not what a full model paints. --model takes:
-  DIR       a pipeline folder, or the folder of a training run that left one
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("reference", type=Path, nargs="?", metavar="REF", help="image to imitate")
-    parser.add_argument("source", type=Path, nargs="?", metavar="SRC", help="image to edit")
-    parser.add_argument("mask", type=Path, nargs="?", metavar="MASK", help="of the source's size; white = repaint")
-    parser.add_argument(
-        "--model",
-        default=None,
-        metavar="DIR|released|small",
-        help="pipeline or run folder, the released weights, or the small model that comes with the project (default)",
-    )
-    parser.add_argument("-o", "--output", type=Path, help="default: SRC_edited.png in this folder")
+    parser = CommandParser(description=__doc__, usage="%(prog)s [REF SRC MASK] [OPTION ...]")
+    _add_images(parser)
     add = parser.add_argument_group("how to edit").add_argument
-    add("--steps", type=STEPS_RANGE.read, help="of the scheduler (default: the pipeline's)")
-    add("--guidance", type=GUIDANCE_RANGE.read, help="classifier-free guidance (default: the pipeline's)")
-    add("--seed", type=SEED_RANGE.read, default=1, help="of the noise (default: 1)")
+    add(
+        "--model",
+        metavar="DIR|released|small",
+        help="folder of a pipeline or of a training run; released: the authors' weights; small: the small model that "
+        "comes with the project (default)",
+    )
+    add("--steps", type=STEPS_RANGE.read, help="denoising steps; more take longer (default: those of the model)")
+    add(
+        "--guidance",
+        type=GUIDANCE_RANGE.read,
+        help="how strongly to follow the reference; 1 or less turns this off (default: that of the model)",
+    )
+    add("--seed", type=SEED_RANGE.read, default=1, help="number that chooses the noise: another result (default: 1)")
     add(
         "--num-images",
         type=NumberRange(at_least=1, at_most=1000, whole=True).read,
         default=1,
         metavar="N",
-        help="results, of seeds SEED, SEED + 1, ... (default: 1)",
+        help="make N results, of the seeds SEED, SEED + 1, ... (default: 1)",
     )
     add(
         "--keep-shape",
         action=argparse.BooleanOptionalAction,
-        help=f"texture transfer: keep the source's shape (default: only in a batch, under {TEXTURE_FOLDER}/)",
+        help="take only the texture from the reference, and keep the shape of the source (default: only in a batch, "
+        f"under {TEXTURE_FOLDER}/)",
     )
     add(
         "--crop",
         **one_of("full", "auto"),
         default="full",
-        help="auto: edit a square around the mask, at full resolution",
+        help="auto: edit a square around the mask at full resolution; full: the whole image (default)",
     )
-    add("--reference-crop", type=_box, metavar="X0,Y0,X1,Y1", help="imitate only this part of the reference (pixels)")
+    add(
+        "--reference-crop",
+        type=_box,
+        metavar="X0,Y0,X1,Y1",
+        help="imitate only this box of the reference, in its pixels",
+    )
     add(
         "--auto-zoom",
         action="store_true",
         help="edit twice, the second time with the part of the reference that the first looked at",
     )
-    add("--paste-back", action=argparse.BooleanOptionalAction, default=True, help="no: the model's whole square canvas")
-    add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    add("--dtype", **one_of("auto", "float32", "float16", "bfloat16"), default="auto", help="default: auto")
+    add(
+        "--paste-back",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="put the result into the source (default); no: write the square that the model painted",
+    )
+    add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    dtypes = one_of("auto", "float32", "float16", "bfloat16")
+    add("--dtype", **dtypes, default="auto", help="type of the numbers (default: auto, on a GPU float16)")
     add(
         "--cuda-graphs",
         action="store_true",
@@ -110,45 +112,99 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="resize the mask to the source's size; both must have the same aspect ratio",
     )
-    add("--allow-full-mask", action="store_true", help="repaint everything, if the mask says so")
+    add("--allow-full-mask", action="store_true", help="accept a mask that covers the whole source")
     add = parser.add_argument_group("what to write").add_argument
+    add("-o", "--output", type=Path, help="file for the result (default: SRC_edited.png in this folder)")
     add(
         "--save-correspondence",
         type=Path,
         metavar="MAP.png",
-        help="which place of the reference filled which (and .npz)",
+        help="also show which place of the reference filled which (and as numbers, MAP.npz)",
     )
-    add("--contact-sheet", type=Path, metavar="SHEET.png", help="source, mask, reference and results side by side")
+    add("--contact-sheet", type=Path, metavar="SHEET.png", help="also write source, mask, reference, results in a row")
     add("--force", action="store_true", help="overwrite outputs; in a batch, edit again what is finished")
     add = parser.add_argument_group("many edits").add_argument
-    add("--batch", type=Path, metavar="FOLDER|LIST.jsonl", help="benchmark layout, or one JSON object a line")
-    add("--output-dir", type=Path, metavar="OUT", help="where a batch goes; finished outputs are skipped")
+    add(
+        "--batch",
+        type=Path,
+        metavar="FOLDER|LIST.jsonl",
+        help="a folder in the layout of the benchmark, or a list with one JSON object a line",
+    )
+    add("--output-dir", type=Path, metavar="OUT", help="folder for the results of a batch; finished ones are skipped")
     add(
         "--batch-size",
         type=BATCH_RANGE.read,
         default=1,
         metavar="N",
-        help="number of edits of a batch that the model makes in one call (default: 1)",
+        help="make N edits of a batch in one call of the model (default: 1)",
     )
     arguments = parser.parse_args(argv)
+    _name_images(parser, arguments)
     _check_usage(parser, arguments)
     return arguments
 
 
-def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    images = [arguments.reference, arguments.source, arguments.mask]
+def _add_images(parser: CommandParser) -> None:
+    add = parser.add_argument
+    add("first", type=Path, nargs="?", metavar="REF", help="image to imitate")
+    add("second", type=Path, nargs="?", metavar="SRC", help="image to edit")
+    add("third", type=Path, nargs="?", metavar="MASK", help="image of the source's size; white = repaint")
+    add = parser.add_argument_group("the same images by name").add_argument
+    add("--source", type=Path, metavar="SRC", help="image to edit")
+    add("--mask", type=Path, metavar="MASK", help="image of the source's size; white = repaint")
+    add(
+        "--mask-box",
+        type=_box,
+        metavar="X0,Y0,X1,Y1",
+        help="repaint this box of the source, in its pixels, instead of a mask; column X1 and row Y1 are outside",
+    )
+    add(
+        "--reference",
+        type=Path,
+        nargs="+",
+        metavar="REF",
+        help=f"image to imitate, or up to {MOST_REFERENCES} images of the same thing",
+    )
+
+
+def _name_images(parser: CommandParser, arguments: argparse.Namespace) -> None:
+    """Give the images of the fixed order their names, and refuse what is there twice or missing."""
+    ordered = [each for each in (arguments.first, arguments.second, arguments.third) if each is not None]
+    named = {"--source": arguments.source, "--mask": arguments.mask, "--reference": arguments.reference}
+    given = [name for name, value in named.items() if value is not None]
+    if ordered and given:
+        parser.error(f"{given[0]}: give the images by name, or in the order REF SRC MASK, and not both")
+    if arguments.batch is not None:
+        if ordered or given or arguments.mask_box is not None:
+            parser.error("either REF SRC MASK or --batch, not both")
+        return
+    if ordered:
+        arguments.reference, arguments.source, arguments.mask = [arguments.first], arguments.second, arguments.third
+    if arguments.mask is not None and arguments.mask_box is not None:
+        parser.error("either a mask or --mask-box, not both")
+    named = {"--reference": arguments.reference, "--source": arguments.source}
+    named["--mask (or --mask-box)"] = arguments.mask if arguments.mask_box is None else arguments.mask_box
+    missing = [name for name, value in named.items() if value is None]
+    if missing and not given:
+        parser.error("three images are needed: REF SRC MASK, or by name --reference, --source, --mask (or --batch)")
+    if missing:
+        parser.error(f"{' and '.join(missing)}: still to be named")
+    if len(arguments.reference) > MOST_REFERENCES:
+        parser.error(f"--reference: takes 1 to {MOST_REFERENCES} images, got {len(arguments.reference)}")
+    for option in ("reference_crop", "auto_zoom"):
+        if len(arguments.reference) > 1 and getattr(arguments, option):
+            parser.error(f"--{option.replace('_', '-')} is for one reference; crop the files of several")
+
+
+def _check_usage(parser: CommandParser, arguments: argparse.Namespace) -> None:
     if fault := SEED_RANGE.find_fault(arguments.seed + arguments.num_images - 1):
         parser.error(f"--seed {arguments.seed} --num-images {arguments.num_images}: the last seed {fault}")
     if arguments.batch is None:
-        if None in images:
-            parser.error("three images are needed: REF SRC MASK (or --batch)")
         if arguments.output_dir is not None:
             parser.error("--output-dir is for --batch; a single edit takes -o")
         if arguments.batch_size > 1:
             parser.error("--batch-size is for --batch; a single edit takes --num-images")
         return
-    if any(image is not None for image in images):
-        parser.error("either REF SRC MASK or --batch, not both")
     if arguments.output_dir is None:
         parser.error("--batch needs --output-dir")
     if arguments.batch_size > 1 and arguments.auto_zoom:
@@ -165,114 +221,19 @@ def _box(text: str) -> Box:
         raise argparse.ArgumentTypeError(f"must be four whole numbers X0,Y0,X1,Y1 (pixels), got {text!r}") from None
 
 
-class LoadedEditor:
-    """The model, loaded when the first edit needs it, and how it is to edit.
+def prepare_editor(arguments: argparse.Namespace) -> LoadedEditor:
+    """Prepare the editor that the command line asks for; its model is loaded later.
 
-    Attributes:
-        parts: with --auto-zoom, of the last edit: for each result the part of the reference that it imitates.
+    Raises:
+        InputError: there is no such model.
     """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.parts: Sequence[ReferencePart | None] = ()
-        if arguments.model is None and not is_shipped():
-            raise InputError(MODELS)
-        self._is_unnamed = arguments.model is None
-        arguments.model = arguments.model or SHIPPED_NAME
-        resolve_pipeline_folder(arguments.model)  # an error comes before the images are read
-
-    def read(self, edit: Edit) -> EditInputs:
-        """Read and check the images of an edit; this needs no model."""
-        return read_inputs(edit, resize_mask=self.arguments.resize_mask, allow_full_mask=self.arguments.allow_full_mask)
-
-    @property
-    def pastes_back(self) -> bool:
-        """Whether a result has the size of its source, and not that of the canvas."""
-        return bool(self.arguments.paste_back)
-
-    @cached_property
-    def pipeline(self) -> MimicBrushPipeline:
-        """The pipeline on its device."""
-        if self._is_unnamed:  # said only once it edits, and not before every error of the images
-            print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
-        from mimicbrush.pipelines.open_pipeline import open_pipeline
-
-        pipeline = open_pipeline(self.arguments.model, self.arguments.device, self.arguments.dtype)
-        if self.arguments.auto_zoom:
-            from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
-
-            check_can_zoom(pipeline.reference_unet is not None)
-        scheduler = pipeline.scheduler.config
-        limit = scheduler.get("original_inference_steps")  # of a distilled model
-        why = f"was distilled to {limit} or fewer steps"
-        if limit is None:
-            limit = scheduler.num_train_timesteps
-            why = f"was trained with {limit} timesteps, no more"
-        if (self.arguments.steps or 0) > limit:
-            raise InputError(f"--steps {self.arguments.steps}: this model {why}")
-        if self.arguments.cuda_graphs:
-            pipeline.enable_cuda_graphs()
-        pipeline.set_progress_bar_config(disable=None if self.arguments.batch is None else True)
-        return pipeline
-
-    def load(self) -> MimicBrushPipeline:
-        """Load the pipeline, the first time."""
-        return self.pipeline
-
-    def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
-        """Edit once per seed; say which part auto-zoom chose."""
-        images = cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
-        from tqdm import tqdm
-
-        for seed, part in zip(seeds, self.parts, strict=False):
-            tqdm.write(f"{edit.output}, seed {seed}: {_told(part)}")
-        return images
-
-    def edit_together(
-        self, edits: Sequence[Edit], inputs: Sequence[EditInputs], seeds: Sequence[Sequence[int]]
-    ) -> Sequence[Sequence[Image.Image]]:
-        """Make several edits in one call of the pipeline; all or none keep the shape, and all have as many seeds."""
-        from mimicbrush.pipelines.open_pipeline import seeded_generator
-
-        count = len(seeds[0])
-        output: Any = self.pipeline(
-            [each.source for each in inputs],
-            [each.mask for each in inputs],
-            [each.reference for each in inputs],
-            reference_crop=[
-                edit.reference_crop or (0, 0, *each.reference.size) for edit, each in zip(edits, inputs, strict=True)
-            ],
-            num_images_per_prompt=count,
-            generator=[seeded_generator(seed) for of_one in seeds for seed in of_one],
-            **self._options(edits[0].keep_shape),
-        )
-        images = cast("list[Image.Image]", output.images)  # as the output type "pil" has it
-        return [images[first : first + count] for first in range(0, len(images), count)]
-
-    def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
-        """Edit once per seed, with the correspondences if they are asked for."""
-        options = {**self._options(edit.keep_shape), "reference_crop": edit.reference_crop}
-        images = inputs.source, inputs.mask, inputs.reference
-        if self.arguments.auto_zoom:
-            from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
-
-            result, self.parts = edit_zoomed(self.pipeline, *images, seeds, **options)
-            return result
-        from mimicbrush.pipelines.open_pipeline import seeded_generator
-
-        generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
-        output = self.pipeline(*images, num_images_per_prompt=len(seeds), generator=generators, **options)
-        return cast("MimicBrushPipelineOutput", output)
-
-    def _options(self, keep_shape: bool) -> dict[str, Any]:
-        return {
-            "num_inference_steps": self.arguments.steps,
-            "guidance_scale": self.arguments.guidance,
-            "keep_shape": keep_shape,
-            "crop": self.arguments.crop,
-            "paste_back": self.arguments.paste_back,
-            "return_correspondence": self.arguments.save_correspondence is not None,
-        }
+    named = {each.name for each in fields(EditSettings)} & vars(arguments).keys()
+    settings = EditSettings(
+        **{name: getattr(arguments, name) for name in named},
+        tells_places=arguments.save_correspondence is not None,
+        shows_steps=arguments.batch is None,
+    )
+    return LoadedEditor(settings)
 
 
 class _Once(logging.Filter):
@@ -301,7 +262,7 @@ def run(arguments: argparse.Namespace) -> None:
     notes = logging.StreamHandler()
     notes.addFilter(_Once())
     logging.basicConfig(format="note: %(message)s", handlers=[notes])
-    editor = LoadedEditor(arguments)
+    editor = prepare_editor(arguments)
     if arguments.batch is not None:
         edit_all(arguments, editor)
         return
@@ -318,11 +279,13 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     edit = Edit(
         source=arguments.source,
         mask=arguments.mask,
-        reference=arguments.reference,
+        reference=arguments.reference[0],
         output=arguments.output or Path(f"{arguments.source.stem}_edited.png"),
         seed=arguments.seed,
         keep_shape=bool(arguments.keep_shape),
         reference_crop=arguments.reference_crop,
+        mask_box=arguments.mask_box,
+        other_references=tuple(arguments.reference[1:]),
     )
     # 1. All that can go wrong before the model is loaded.
     outputs = number_outputs(edit.output, arguments.num_images)
@@ -345,29 +308,22 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
         if kept:
             print(f"{kept}: {image.width} x {image.height} px, repainted at {editor.pipeline.size_px} px, seed {seed}")
     for path, part in zip(outputs, editor.parts, strict=False):
-        print(f"{path}: {_told(part)}")
+        print(f"{path}: {describe_part(part)}")
     if maps:
         from mimicbrush.ops.correspondence import plot_correspondence
 
+        reference: Any = inputs.reference_argument()
         for found, path in zip(result.correspondences or [], maps, strict=True):
-            plot = plot_correspondence(inputs.source, inputs.mask, inputs.reference, found)
+            plot = plot_correspondence(inputs.source, inputs.mask, reference, found)
             numbers = write_or_keep(path.with_suffix(".npz"), found.save)
             kept = write_or_keep(path, partial(write_image, plot), f"{path.stem}.png")
             lost += [each for each in (path.with_suffix(".npz"), path) if each not in (numbers, kept)]
             if kept and numbers:
                 print(f"{kept} and {numbers.name}: which place of the reference filled which of the hole")
     for path in sheets:
-        write_sheet(path, [edit], editor)
+        write_sheet(path, [edit], editor, len(outputs))
     if lost:
         raise OutputError(f"{', '.join(map(str, lost))} could not be written, see above")
-
-
-def _told(part: ReferencePart | None) -> str:
-    if part is None:
-        return "auto-zoom found no part of the reference that is worth a closer look, so this is the first edit"
-    box = ",".join(str(side) for side in part.box)
-    of = "one place" if part.places == 1 else f"the strongest of {part.places} places"
-    return f"auto-zoom: only {box} of the reference, {of}, at which {part.share:.0%} of the attention peaked"
 
 
 def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
@@ -395,7 +351,7 @@ def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
             groups.add(edit)
         groups.finish()
         for path in sheets:
-            write_sheet(path, edits, editor)
+            write_sheet(path, edits, editor, arguments.num_images)
     except KeyboardInterrupt:
         again = "the same command without --force" if arguments.force else "the same command"
         print(f"interrupted; {again} goes on from here", file=sys.stderr)
@@ -416,9 +372,9 @@ def report(tally: BatchCounts, wanted: int) -> None:
         print(f"failed: {edit.source}: {reason}", file=sys.stderr)
 
 
-def write_sheet(path: Path, edits: Sequence[Edit], editor: LoadedEditor) -> None:
+def write_sheet(path: Path, edits: Sequence[Edit], editor: LoadedEditor, num_images: int) -> None:
     """Write a contact sheet of finished edits."""
     from mimicbrush.pipelines.editing.contact_sheet import edit_sheet
 
-    write_image(Image.fromarray(edit_sheet(edits, editor.read, editor.arguments.num_images)), path)
+    write_image(Image.fromarray(edit_sheet(edits, editor.read, num_images)), path)
     print(f"{path}: contact sheet")

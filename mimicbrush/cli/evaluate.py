@@ -31,7 +31,7 @@ EVALUATE_TEXTS = {
     **dict.fromkeys(("pairs", "benchmark", "dino", "dinov2", "clip", "lpips"), TextOption(null=True)),
 }
 #: Options of one kind of evaluation, which would do nothing in the other.
-FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs")
+FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs", "num_references")
 FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 
 
@@ -98,7 +98,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
 
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.data.training_data import TrainingData, read_training_data
-    from mimicbrush.evaluation.editors.registry import check_editor, find_editor_pipeline, open_editor
+    from mimicbrush.evaluation.editors.registry import KLEIN, check_editor, find_editor_pipeline, open_editor
     from mimicbrush.evaluation.heldout import report
     from mimicbrush.evaluation.heldout.selection import select_heldout_pairs
 
@@ -134,7 +134,8 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     print("\n".join(f"wrote {path}" for path in sorted(output.glob("[!.]*"))))
     edits = output / IMAGES_FOLDER / options.sets[0] / EDITS_FILE
     if edits.is_file() and editor_folder is not None:
-        again = ["mimicbrush", "edit", "--batch", str(edits), "--output-dir", "edits", "--model", editor_name]
+        model = editor_name.removeprefix(f"{KLEIN}:")
+        again = ["mimicbrush", "edit", "--batch", str(edits), "--output-dir", "edits", "--model", model]
         print(f"edit those again: {shlex.join(again)}")
 
 

@@ -5,16 +5,15 @@ mimicbrush export runs/NAME [--output DIR] [--half]
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
+
+from mimicbrush.ranges import CommandParser
 
 
 def main() -> None:
     """Make a pipeline folder of a checkpoint."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a run")
     newest = "RUN/checkpoints/step-... (default: the newest that verifies)"
     parser.add_argument("--checkpoint", default="latest", metavar="DIR", help=newest)

@@ -9,12 +9,12 @@ interruption, the same command fetches the missing files. It uses HF_TOKEN, HF_H
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from mimicbrush.cli.project_files import CONFIGS
 from mimicbrush.io.text import in_bytes
+from mimicbrush.ranges import CommandParser
 
 if TYPE_CHECKING:
     from mimicbrush.models.pretrained.requirements import PartReport
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Fetch what a training run needs, and print what was checked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for mimicbrush train")
     parser.add_argument("--check", action="store_true", help="fetch nothing: only check what is here")
     parser.add_argument(

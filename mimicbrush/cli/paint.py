@@ -9,18 +9,15 @@ If it runs on another machine: ssh -L 8765:127.0.0.1:8765 MACHINE, then open the
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mimicbrush.io.outputs import check_output_folder
-from mimicbrush.ranges import PORT_RANGE
+from mimicbrush.ranges import PORT_RANGE, CommandParser
 
 
 def main() -> None:
     """Serve the painting page until Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("images", type=Path, nargs="?", metavar="PICTURES", help="a folder of images, of any depth")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MASKS", help="folder for the masks")
     parser.add_argument("--port", type=PORT_RANGE.read, default=8765, help="0 takes one that is free (default: 8765)")

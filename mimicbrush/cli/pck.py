@@ -16,21 +16,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from mimicbrush.errors import InputError
 from mimicbrush.io.outputs import check_output_folder, write_results
 from mimicbrush.pipelines.small_model import SHIPPED_NAME
-from mimicbrush.ranges import SEED_RANGE, NumberRange, one_of
+from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.keypoint_transfer.methods import Method
     from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 _STRENGTHS = ("weak", "medium", "strong")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", type=Path, help="mined pairs, of which held-out frames are warped")
     data.add_argument("--photographs", type=Path, help="or a folder of photographs, of which two views each are drawn")
@@ -84,15 +83,15 @@ def main() -> None:
     from mimicbrush.evaluation.keypoint_transfer.transfer_plot import plot_transfers
     from mimicbrush.io.atomic import write_aside, write_json
     from mimicbrush.io.images import write_image
-    from mimicbrush.pipelines.open_pipeline import open_pipeline
+    from mimicbrush.pipelines.open_pipeline import open_any_pipeline
 
-    pipeline = open_pipeline(folder, device="cpu")
+    pipeline = open_any_pipeline(folder, device="cpu")
     pipeline.set_progress_bar_config(disable=True)
-    if pipeline.reference_unet is None:
+    if not pipeline.can_record_attention:
         raise InputError(f"--model {arguments.model} has no reference U-Net, so there is no reference attention")
     data = read_data(arguments, folder, pipeline)
     tasks = data.tasks
-    before = methods.make_untrained(pipeline, arguments.seed)
+    before, untrained = methods.remove_training(pipeline, arguments.seed)
     before.set_progress_bar_config(disable=True)
 
     # 1. The attention: both of its tasks from the same edits.
@@ -126,7 +125,7 @@ def main() -> None:
         "data": str(data.root),
         "keypoints": data.keypoints,
         "left_out": data.left_out,
-        "untrained": "one draw of random weights; its interval is over sources only",
+        "untrained": untrained,
         "in_holes": "the keypoint's token is in the hole (a chessboard of 4 x 4 fields; two edits)",
         "at_seen_tokens": "the keypoint's token is outside of the hole of the same two edits; features see it, too",
         "features": "what enters the last shared self-attention of the reference U-Net, at "
@@ -182,7 +181,7 @@ class Data(NamedTuple):
     left_out: list[str]
 
 
-def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline) -> Data:
+def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushPipeline | KleinPipeline) -> Data:
     """The images with their keypoints; of mined pairs and photographs only those that were not trained on."""
     from mimicbrush.evaluation.heldout import selection
     from mimicbrush.evaluation.keypoint_transfer import homographies
@@ -217,7 +216,9 @@ def read_data(arguments: argparse.Namespace, folder: Path, pipeline: MimicBrushP
 
 
 def feature_methods(
-    arguments: argparse.Namespace, pipeline: MimicBrushPipeline, before: MimicBrushPipeline
+    arguments: argparse.Namespace,
+    pipeline: MimicBrushPipeline | KleinPipeline,
+    before: MimicBrushPipeline | KleinPipeline,
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Build the rows of features, which see the keypoints; rows that cannot be measured come with the reason."""
     from mimicbrush.evaluation.keypoint_transfer import methods

@@ -15,14 +15,12 @@ from pathlib import Path
 
 from mimicbrush.io.locks import hold_name
 from mimicbrush.io.outputs import check_output_file, check_output_folder
-from mimicbrush.ranges import SEED_RANGE, NumberRange
+from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 
 
 def main() -> None:
     """Make a study, or score one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="write the page for the raters, and the key")
     making.add_argument("evaluation", type=Path, metavar="EVALUATION", help="holds results/EDITOR/...")

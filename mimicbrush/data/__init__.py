@@ -10,6 +10,7 @@ In reading order, from a manifest row to a batch:
 * `training_data`: which origins a model has seen: the file training_data.json.
 * `sampler`: which pair is sample number n.
 * `transforms`: samples geometry, colours and mask of a pair. The mask strategies are in `mimicbrush.ops.masks`.
+* `other_references`: samples the references after the first, other frames of the same shot.
 * `custom_masks`: mask strategies of a user's own.
 * `encoded_views`: views that are encoded once: writes and reads their folder.
 * `dataset`: samples by global number; replaces pairs that cannot be read.

@@ -22,13 +22,15 @@ _TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 
 @dataclass
 class DecodedBatch:
-    """A batch that is only decoded; `to` renders it. B samples have 2 B images: all sources, then all references.
+    """A batch that is only decoded; `to` renders it.
+
+    B samples have n = (1 + R) B images: all sources, all first references, then all second ones, and so on.
 
     Attributes:
-        images: (2 B, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
-        sizes: (2 B, 2) int64, height and width of each.
-        to_image: (2 B, 3, 3) float32, from the canvas to the image's pixels.
-        colours: (2 B, 3, 4) float32, see `ops.color_jitter.Jitter.matrix`.
+        images: (n, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
+        sizes: (n, 2) int64, height and width of each.
+        to_image: (n, 3, 3) float32, from the canvas to the image's pixels.
+        colours: (n, 3, 4) float32, see `ops.color_jitter.Jitter.matrix`.
         mask: (B, 1, S, S) uint8, 0 or 1: masks are sampled in the loader, exactly as for `TrainBatch`.
         key, index, faults, matches: as in `TrainBatch`.
     """
@@ -43,15 +45,21 @@ class DecodedBatch:
     faults: tuple[str, ...] = ()
     matches: Matches | None = None
 
+    @property
+    def num_references(self) -> int:
+        """References of each sample, R."""
+        return len(self.images) // len(self.mask) - 1
+
     def to(self, device: torch.device) -> TrainBatch:
         """Render the batch on this device."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         mask = moved.pop("mask")
         key, index = moved.pop("key"), moved.pop("index")
         pixels = warp_images(**moved, size_px=mask.shape[-1], fill=IMAGE_FILL) / 127.5 - 1
-        source, reference = pixels.chunk(2)
+        source, reference, *others = pixels.split(len(mask))
         matches = self.matches and self.matches.to(device)
-        return TrainBatch(source, reference, mask.float(), key, index, self.faults, matches)
+        other_references = torch.stack(others, dim=1) if others else None
+        return TrainBatch(source, reference, mask.float(), key, index, self.faults, matches, other_references)
 
     def pin_memory(self) -> DecodedBatch:
         """Move the batch to page-locked memory: torch's DataLoader looks for this method."""
@@ -71,7 +79,8 @@ def collate_samples(
     faults = tuple(fault for sample in samples for fault in sample.faults)
     if isinstance(samples[0], DecodedSample):
         decoded = [sample.views for sample in cast(Sequence[DecodedSample], samples)]
-        views = [each.source for each in decoded] + [each.reference for each in decoded]
+        by_sample = [(each.source, each.reference, *each.other_references) for each in decoded]
+        views = [view for same_place in zip(*by_sample, strict=True) for view in same_place]
         mask = torch.from_numpy(np.stack([each.mask for each in decoded])[:, None])
         return DecodedBatch(
             *_stack_views(views), mask, key, index, faults, _pad_matches([each.matches for each in decoded])
@@ -83,6 +92,7 @@ def collate_samples(
         matches = Matches(source_xy, reference_xy, tensors.pop("is_match")) if "is_match" in tensors else None
         return EncodedViews(**tensors, key=key, index=index, faults=faults, matches=matches)
     finished = cast(Sequence[Sample], samples)
+    others = [to_tensor(np.stack(each)) for each in zip(*(sample.other_references for sample in finished), strict=True)]
     return TrainBatch(
         source=to_tensor(np.stack([sample.source for sample in finished])),
         reference=to_tensor(np.stack([sample.reference for sample in finished])),
@@ -91,6 +101,7 @@ def collate_samples(
         index=index,
         faults=faults,
         matches=_pad_matches([sample.matches for sample in finished]),
+        other_references=torch.stack(others, dim=1) if others else None,
     )
 
 

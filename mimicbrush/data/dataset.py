@@ -12,6 +12,7 @@ import torch
 
 from mimicbrush.data.encoded_views import EncodedFolder
 from mimicbrush.data.options import DataOptions
+from mimicbrush.data.other_references import OtherReferences
 from mimicbrush.data.pair import Pair, refuse_pair
 from mimicbrush.data.pair_sources import PairSource
 from mimicbrush.data.sampler import FixedViews, PairMixture
@@ -24,8 +25,9 @@ from mimicbrush.ops.counter_rng import generator, mix
 _MAX_ATTEMPTS = 16
 #: So many pairs are tried for one of another mined file.
 _MAX_CANDIDATES = 256
-#: Key of the random numbers of unrelated references: a stream of their own, so that nothing else depends on them.
-_UNRELATED = 1
+#: Keys of the random numbers of unrelated references, and of those after the first: streams of their own, so that
+#: nothing else depends on them.
+_UNRELATED, _OTHERS = 1, 2
 #: Key of the random numbers of fixed views, which depend on no seed.
 _FIXED_VIEWS = 0x76696577
 #: Characters of a message about a pair that are kept; it names a file.
@@ -34,7 +36,10 @@ _MAX_FAULT = 1000
 
 @dataclass(frozen=True)
 class Sample:
-    """A rendered sample: (S, S, 3), (S, S, 3) and (S, S) uint8, the mask 0 or 1; the rest as in TrainBatch."""
+    """A rendered sample: (S, S, 3), (S, S, 3) and (S, S) uint8, the mask 0 or 1; the rest as in TrainBatch.
+
+    `other_references` are those after the first, R-1 of (S, S, 3) uint8.
+    """
 
     source: np.ndarray
     reference: np.ndarray
@@ -43,11 +48,12 @@ class Sample:
     index: int
     faults: tuple[str, ...] = ()
     matches: MatchedPoints | None = None
+    other_references: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """A sample whose source and reference are decoded, but not rendered yet."""
+    """A sample whose source and references are decoded, but not rendered yet."""
 
     views: SampleViews
     key: int
@@ -82,7 +88,8 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         seed: of everything random.
         length: how many sample numbers there are, for loaders that ask.
         num_matches: the most matches that a sample brings along, for the correspondence loss; 0: none at all.
-        unrelated_ratio: probability that the reference is one of another mined file; of fixed views, one of theirs.
+        unrelated_ratio: probability that the references are of another mined file; of fixed views, that they are of one
+            of theirs.
 
     Raises:
         DataError: unrelated references are asked for, and all pairs come from one mined file. When a sample is asked
@@ -107,6 +114,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         self.fixed = FixedViews(lengths, options.fixed_views) if options.fixed_views else None
         self.encoded, self.num_matches = encoded, num_matches
         self.transform = SampleTransform(size_px, options, num_matches)
+        self.other_references = OtherReferences(pair_sources, self.transform, options.num_references - 1)
         self.unrelated_ratio = unrelated_ratio
         if unrelated_ratio and _count_origins(pair_sources) < 2:
             raise DataError(
@@ -143,7 +151,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
     ) -> Sample | DecodedSample | EncodedSample:
         """Make a sample of a pair, freshly augmented or as the fixed view of this epoch."""
         if self.fixed is None:
-            views = self._sample_views(self._pair(component, item), key, attempt)
+            views = self._sample_views(component, item, key, attempt)
             return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
         view, rng = epoch % self.fixed.count, generator(key, attempt, _UNRELATED)
         if self.encoded is not None:
@@ -151,25 +159,41 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         views = self._make_fixed_view(component, item, view, rng)
         return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
 
-    def _sample_views(self, pair: Pair, key: int, attempt: int) -> SampleViews:
-        """Sample the views of a pair; with probability `unrelated_ratio`, with another reference and no matches."""
+    def _sample_views(self, component: int, item: int, key: int, attempt: int) -> SampleViews:
+        """Sample the views of a pair; with probability `unrelated_ratio`, with other references and no matches."""
+        pair = self._pair(component, item)
         views = self.transform(pair, generator(key, attempt))
-        rng = generator(key, attempt, _UNRELATED)
+        rng, rng_of_others = (generator(key, attempt, stream) for stream in (_UNRELATED, _OTHERS))
         other = self._find_unrelated(pair, rng)
         if other is None:
-            return views
-        return _replace_reference(views, self.transform.read_reference(self._pair(*other), rng))
+            return self._add_references(views, component, item, rng_of_others)
+        reference = self.transform.read_reference(self._pair(*other), rng)
+        return self._replace_references(views, *other, reference, rng_of_others)
 
     def _make_fixed_view(self, component: int, item: int, view: int, rng: np.random.Generator) -> SampleViews:
-        """Make a fixed view of a pair; with probability `unrelated_ratio`, with the reference of another one."""
+        """Make a fixed view of a pair; with probability `unrelated_ratio`, with the references of another one."""
         assert self.fixed is not None
         pair = self._pair(component, item)
         views = transform_fixed(self.transform, pair, view)
-        other = self._find_unrelated(pair, rng)
-        if other is None:
-            return views
-        others_view = int(rng.integers(self.fixed.count))
-        return _replace_reference(views, transform_fixed(self.transform, self._pair(*other), others_view).reference)
+        found = self._find_unrelated(pair, rng)
+        if found is None:
+            return self._add_references(views, component, item, _fixed_generator(pair, view, _OTHERS))
+        other, others_view = self._pair(*found), int(rng.integers(self.fixed.count))
+        reference = transform_fixed(self.transform, other, others_view).reference
+        return self._replace_references(views, *found, reference, _fixed_generator(other, others_view, _OTHERS))
+
+    def _add_references(self, views: SampleViews, component: int, item: int, rng: np.random.Generator) -> SampleViews:
+        """Add the references after the first."""
+        others = self.other_references.sample(component, item, views.reference, views.source, rng)
+        return replace(views, other_references=others)
+
+    def _replace_references(
+        self, views: SampleViews, component: int, item: int, reference: ImageView, rng: np.random.Generator
+    ) -> SampleViews:
+        """Replace all references by those of a pair of another video, which have no matches."""
+        others = self.other_references.sample(component, item, reference, None, rng)
+        matches = views.matches and views.matches.to_empty()
+        return replace(views, reference=reference, matches=matches, other_references=others)
 
     def _read_encoded(self, component: int, item: int, view: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Read what `_make_fixed_view` makes from the folder of encoded views."""
@@ -244,13 +268,13 @@ def transform_fixed(transform: SampleTransform, pair: Pair, view: int) -> Sample
     Raises:
         DataError: the pair cannot be read.
     """
+    return transform(pair, _fixed_generator(pair, view))
+
+
+def _fixed_generator(pair: Pair, view: int, *stream: int) -> np.random.Generator:
+    """Make the generator of a fixed view, or of another stream of its random numbers."""
     digest = hashlib.sha256(f"{pair.source_hash} {pair.pair_id}".encode()).hexdigest()
-    return transform(pair, generator(_FIXED_VIEWS, int(digest[:16], 16), view))
-
-
-def _replace_reference(views: SampleViews, reference: ImageView) -> SampleViews:
-    """Replace the reference by one that has no matches."""
-    return replace(views, reference=reference, matches=views.matches and views.matches.to_empty())
+    return generator(_FIXED_VIEWS, int(digest[:16], 16), view, *stream)
 
 
 def _finish_sample(
@@ -259,10 +283,30 @@ def _finish_sample(
     """Render a sample, or leave that to the model's device."""
     if not renders_here:
         return DecodedSample(views, key, number, tuple(faults))
-    source_px, reference_px = (view.render(size_px) for view in (views.source, views.reference))
-    return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches)
+    source_px, reference_px, *others = (
+        view.render(size_px) for view in (views.source, views.reference, *views.other_references)
+    )
+    return Sample(source_px, reference_px, views.mask, key, number, tuple(faults), views.matches, tuple(others))
 
 
 def _count_origins(pair_sources: Sequence[PairSource]) -> int:
     """Count the mined files that the pairs come from."""
     return len({int(key) for each in pair_sources for key in each.pairs.column("source_key")})
+
+
+def sample_fixed_references(
+    others: OtherReferences, component: int, item: int, pair: Pair, views: SampleViews, view: int
+) -> tuple[ImageView, ...]:
+    """Sample the references after the first of a fixed view, as `PairDataset` does.
+
+    Args:
+        others: of the pair sources.
+        component, item: the pair in them.
+        pair: itself.
+        views: what `transform_fixed` made of it.
+        view: its number.
+
+    Raises:
+        DataError: a frame cannot be read.
+    """
+    return others.sample(component, item, views.reference, views.source, _fixed_generator(pair, view, _OTHERS))

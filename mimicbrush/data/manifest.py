@@ -93,6 +93,11 @@ class PairTable(Sequence[Pair]):
         values: np.ndarray = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)[self._rows]
         return values
 
+    def take(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Return what some pairs have in a column of numbers, (K,) -> (K,); the rest of the column is not read."""
+        values: np.ndarray = self._table[name].take(pa.array(self._rows[numbers])).to_numpy()
+        return values
+
     def lengths(self, name: str) -> np.ndarray:
         """Count the numbers of a column of lists in each row, (len,) int32; the lists themselves are not read."""
         lengths: np.ndarray = pc.list_value_length(self._table[name]).combine_chunks().to_numpy(zero_copy_only=False)
@@ -142,6 +147,8 @@ class PairTable(Sequence[Pair]):
             segment_ratios=values("segment_ratios"),
             a_sha256=value("a_sha256"),
             b_sha256=value("b_sha256"),
+            a_frame=value("a_frame"),
+            b_frame=value("b_frame"),
         )
 
     def _file(self, number: int, name: str) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mimicbrush.errors import InputError
 from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
-from mimicbrush.ranges import check_options, check_order, number, numbers, suggest, word
+from mimicbrush.ranges import REFERENCES_RANGE, check_options, check_order, number, numbers, suggest, word
 
 #: Ways to mask the two frames of a video, and a photograph.
 VIDEO_STRATEGIES = ("sift_grid", "random_grid", "box", "orb_grid")
@@ -137,6 +137,8 @@ class DataOptions:
         num_workers: loader processes per rank.
         loader_timeout_s: so long a loader process may take for its next batch before the run saves and ends; where
             `num_workers` is 0, nothing watches.
+        num_references: references of each sample, 1..4 (*ours*; the paper has one). Those after the first are other
+            frames of the same shot, and where it has none, the first with another augmentation.
         num_matches: the most matched points of a sample that `train.correspondence_weight` supervises, 1..4096; more
             are thinned at random.
     """
@@ -158,6 +160,7 @@ class DataOptions:
     max_bad_ratio: float = number(0.01, at_least=0, at_most=1)
     num_workers: int = number(2, at_least=0, at_most=4096)
     loader_timeout_s: float = number(600.0, above=0)
+    num_references: int = number(1, REFERENCES_RANGE)
     num_matches: int = number(64, at_least=1, at_most=4096)
 
     def __post_init__(self) -> None:
@@ -167,6 +170,11 @@ class DataOptions:
             raise InputError(
                 f"data.encoded_views={self.encoded_views} holds fixed views, and data.fixed_views=0 makes a new "
                 "augmentation each time; give the data.fixed_views=K of that folder"
+            )
+        if self.encoded_views and self.num_references > 1:
+            raise InputError(
+                f"data.encoded_views={self.encoded_views} holds one reference for each view, and "
+                f"data.num_references={self.num_references}; set data.num_references=1, or leave data.encoded_views out"
             )
         if self.sources and self.root:
             raise InputError(

@@ -66,6 +66,7 @@ class Pair:
         segments: (K,) int32 numbers of the annotations that can be masks.
         segment_ratios: (K,) float32, their areas over that of the image, largest first.
         a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they were not stored.
+        a_frame, b_frame: numbers of the frames in their video; -1 where there are none.
     """
 
     pair_id: str
@@ -85,6 +86,8 @@ class Pair:
     segment_ratios: np.ndarray
     a_sha256: str = ""
     b_sha256: str = ""
+    a_frame: int = -1
+    b_frame: int = -1
 
     def check(self) -> None:
         """Check that the row can be meant as it is, before any file is opened for it.

@@ -14,6 +14,8 @@ Status = Literal["pair", "rejected", "quarantined"]
 Kind = Literal["video", "image"]
 Store = Literal["mined", "input"]
 
+#: Above this SSIM two frames of a video show a still image.
+STILL_SSIM = 0.96
 #: Matched points are stored in these parts of a pixel, counted from the image's edge; finer than SIFT is sure of.
 POINT_UNITS_PER_PX = 16
 #: The longest side whose points fit 16 bits.

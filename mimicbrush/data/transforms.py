@@ -6,13 +6,14 @@ All that is random about a sample is decided here. Rendering follows, in the loa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from mimicbrush.data.custom_masks import find_mask_function, sample_custom_mask
 from mimicbrush.data.options import DataOptions
-from mimicbrush.data.pair import Pair, Span
+from mimicbrush.data.pair import Pair
 from mimicbrush.ops import masks
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_FILL
 from mimicbrush.ops.color_jitter import Jitter, apply_jitter, random_jitter
@@ -28,6 +29,9 @@ from mimicbrush.ops.geometry import (
 )
 from mimicbrush.ops.keypoints import find_orb_points
 
+#: The two frames of a pair; a photograph has the first alone.
+Side = Literal["a", "b"]
+
 _SEGMENT_TRIES = 8
 #: So many places of a photograph are tried for each match: the reference does not show all of them.
 _PLACES_PER_MATCH = 3
@@ -42,11 +46,18 @@ class ImageView:
         pixels: (H, W, 3) uint8 RGB, as decoded, no larger than the canvas needs.
         matrix: (3, 3) float64, from these pixels to the canvas.
         colour: (3, 4) float64, see `Jitter.matrix`.
+        side: which frame of its pair it is.
     """
 
     pixels: np.ndarray
     matrix: np.ndarray
     colour: np.ndarray
+    side: Side = "a"
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the canvas shows its mirror image."""
+        return bool(np.linalg.det(self.matrix) < 0)
 
     def render(self, size_px: int) -> np.ndarray:
         """Render the image on its canvas: (S, S, 3) uint8, white around it."""
@@ -73,12 +84,20 @@ class MatchedPoints:
 
 @dataclass(frozen=True)
 class SampleViews:
-    """A sample that is not rendered yet, with its mask, (S, S) uint8, and its matches where they were asked for."""
+    """A sample that is not rendered yet.
+
+    Attributes:
+        source, reference: the two images of the pair.
+        mask: (S, S) uint8, 0 or 1.
+        matches: of source and `reference`, where they were asked for.
+        other_references: those after the first.
+    """
 
     source: ImageView
     reference: ImageView
     mask: np.ndarray
     matches: MatchedPoints | None = None
+    other_references: tuple[ImageView, ...] = ()
 
 
 class SampleTransform:
@@ -116,14 +135,22 @@ class SampleTransform:
             DataError: the image cannot be read.
         """
         pair.check()
-        span = pair.b_span if pair.b_span is not None and rng.random() < 0.5 else pair.a_span
-        matrix = self._sample_matrix(pair, rng, self._sample_shared_flip(rng))
-        return self._read_view(pair, span, matrix, random_jitter(self.options.jitter, rng))
+        side: Side = "b" if pair.b_span is not None and rng.random() < 0.5 else "a"
+        return self.read_frame(pair, side, self._sample_shared_flip(rng), rng)
+
+    def read_frame(self, pair: Pair, side: Side, flip: bool | None, rng: np.random.Generator) -> ImageView:
+        """Read one frame of a pair, with random geometry and colours; `flip` decides its flip, None samples it.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        matrix = self._sample_matrix(pair, rng, flip)
+        return self._read_view(pair, side, matrix, random_jitter(self.options.jitter, rng))
 
     def _transform_video(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """Transform two frames of a video; either one is the source."""
-        first = (pair.a_span, pair.a_points)
-        second = (pair.b_span or pair.a_span, pair.b_points)
+        first: tuple[Side, np.ndarray] = ("a", pair.a_points)
+        second: tuple[Side, np.ndarray] = ("b", pair.b_points)
         if rng.random() < 0.5:
             first, second = second, first
         flip = self._sample_shared_flip(rng)
@@ -143,15 +170,15 @@ class SampleTransform:
         flip = self._sample_shared_flip(rng)
         reference_jitter, source_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
         reference_matrix = self._sample_matrix(pair, rng, flip)
-        reference = self._read_view(pair, pair.a_span, reference_matrix, reference_jitter)
+        reference = self._read_view(pair, "a", reference_matrix, reference_jitter)
         # A segment is masked and must be recovered from the other augmentation, which shows it unmasked.
         strategy = self.options.mask.image_strategy
         if strategy == "segment":
             matrix, mask = self._sample_segment_mask(pair, flip, rng)
-            source = self._read_view(pair, pair.a_span, matrix, source_jitter)
+            source = self._read_view(pair, "a", matrix, source_jitter)
         else:
             matrix = self._sample_matrix(pair, rng, flip)
-            source = self._read_view(pair, pair.a_span, matrix, source_jitter)
+            source = self._read_view(pair, "a", matrix, source_jitter)
             mask = self._sample_mask(strategy, _NO_POINTS, source, rng)
         return SampleViews(source, reference, mask, self._sample_image_matches(pair, matrix, reference_matrix, rng))
 
@@ -189,14 +216,14 @@ class SampleTransform:
         augmentation = random_matrix(self.options.geometry, self.size_px, rng, flip)
         return augmentation @ letterbox_matrix(width, height, self.size_px)
 
-    def _read_view(self, pair: Pair, span: Span, matrix: np.ndarray, jitter: Jitter) -> ImageView:
+    def _read_view(self, pair: Pair, side: Side, matrix: np.ndarray, jitter: Jitter) -> ImageView:
         """Decode an image no larger than its matrix, from stored pixels to the canvas, needs it."""
         height, width = pair.size_px
         shrink = shrink_factor(matrix, width, height)
         reduction = next(r for r in (8, 4, 2, 1) if r <= shrink or r == 1)
-        pixels = pair.read(span, reduction)
+        pixels = pair.read_a(reduction) if side == "a" else pair.read_b(reduction)
         pixels, matrix = reduce_to_fit(pixels, matrix @ resize_matrix(reduction, reduction))
-        return ImageView(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]))
+        return ImageView(pixels, matrix, jitter.matrix(cv2.mean(pixels)[:3]), side)
 
     def _sample_mask(
         self, strategy: str, points: np.ndarray, source: ImageView, rng: np.random.Generator

@@ -6,6 +6,7 @@ In reading order:
 * `outputs`: asks before work starts whether its results can be written, and keeps what cannot be.
 * `locks`: lets one process at a time write into a folder.
 * `color_profiles`: colours of ICC profiles, to sRGB and back.
+* `download`: fetches files over https, and goes on where an earlier try stopped.
 * `hashing`: SHA-256 of files, and quick fingerprints.
 * `image_formats`: the quality with which a result is stored; formats that need a package of their own.
 * `images`: reads and writes images (EXIF, colours, transparency, 16 bits, damage).

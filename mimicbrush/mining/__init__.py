@@ -1,4 +1,4 @@
-"""Raw videos and photographs in; shards of pairs, a manifest and a report out.
+"""Raw videos and photographs in; shards of pairs, a manifest and a report out, and data sets of other trainers.
 
 In reading order:
 
@@ -6,6 +6,7 @@ In reading order:
 * `options`: what decides the content of a mined folder.
 * `plan`: which files are mined, and in which shard.
 * `input_list`: reads a CSV or Parquet list of inputs.
+* `clips/`: fetches clips of the web that a list names, with their licences.
 * `executors`: mines shards on this machine or on a Ray cluster.
 * `shards`: one shard: a tar, a Parquet part, an audit part and a marker.
 * `worker_pool`: reads each file in a process that may die.
@@ -17,6 +18,7 @@ In reading order:
 * `refusals`: the reasons for which a file gives no pair, and which file of this room says so.
 * `summary`: counts what a mined folder holds.
 * `export`: writes the manifest as JSON lines.
+* `exports/`: writes pairs as data sets of other trainers.
 * `report/`: the HTML report of a mined folder.
 * `verify/`: reads a mined folder again, and names what is wrong.
 """

@@ -27,7 +27,7 @@ class Resources:
     """Limits of what mining may use; nothing of it changes what is mined.
 
     Attributes:
-        engine: one of `ENGINES`.
+        engine: where shards are mined: by processes of this machine, or on a Ray cluster; one of `ENGINES`.
         workers: processes that read files: of this machine, or the cores that a Ray of our own gets.
         timeout_s: for one file.
         memory_gib: for one worker; 0 for no limit.

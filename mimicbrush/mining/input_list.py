@@ -6,9 +6,10 @@ the path of a file is an input with a reason; a list that contradicts itself is 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +22,20 @@ from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.text import make_storable
 from mimicbrush.mining.plan import Item, find_item, refuse_item
 from mimicbrush.mining.segmented_images import LONGEST_NAME, normalise_name
+from mimicbrush.ranges import NumberRange
 
 LIST_SUFFIXES = (".csv", ".parquet")
 #: Columns that are read, by the names that lists give them.
-_COLUMNS = {"path": "path", "sha256": "sha256", "licence": "licence", "license": "licence", "url": "url"}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COLUMNS = {name: name for name in ("path", "sha256", "licence", "url", "start_s", "end_s")} | {"license": "licence"}
+_SECONDS = NumberRange(at_least=0)
+SHA256 = re.compile(r"[0-9a-f]{64}")
 #: A Parquet list may unpack to so many bytes, or to so many times its own size, whichever is more.
 _MAX_UNPACKED_BYTES, _MAX_EXPANSION = 1 << 28, 100
 #: Characters of a cell, about the limit of `csv`.
 _LONGEST_CELL = 1 << 17
 _ROWS_AT_ONCE = 4096
+#: What the one column means that `read_list_column` reads.
+_WANTED = "wanted"
 
 
 def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
@@ -38,7 +43,7 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
 
     Args:
         path: of the list. It must have a column `path`, relative to `root`, and may have `sha256`, `licence` (or
-            `license`) and `url`; empty cells say nothing.
+            `license`), `url`, and `start_s` and `end_s` of a video; empty cells say nothing.
         root: the files must lie in this folder.
 
     Returns:
@@ -48,42 +53,70 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
         InputError: the list cannot be read, lacks `path`, names a file twice, holds a hash that is none, or a path
             that leaves the folder. Files that are not there are inputs all the same, with a reason.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is a pipe, a socket or a device; write the list to a file")
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
     items: dict[str, Item] = {}
     unused: list[str] = []
-    try:
-        for number, values in enumerate(read(path, unused), start=1):
-            item = _build_item(values, root, f"{path}, entry {number}")
-            if item.path in items:
-                raise InputError(f"{path}, entry {number}: {make_storable(item.path)!r} is named twice")
-            items[item.path] = item
-    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
-        kind = "CSV in UTF-8" if read is _read_csv else "Parquet"
-        raise InputError(f"{path} cannot be read as {kind} ({make_storable(str(error))})") from error
+    for number, values in enumerate(_read_entries(path, _COLUMNS, unused), start=1):
+        item = _build_item(values, root, f"{path}, entry {number}")
+        if item.path in items:
+            raise InputError(f"{path}, entry {number}: {make_storable(item.path)!r} is named twice")
+        items[item.path] = item
     if not items:
         raise InputError(f"{path} names no file")
     return sorted(items.values(), key=lambda item: item.path), unused
 
 
-def _choose_columns(path: Path, columns: list[str], unused: list[str]) -> dict[str, str]:
+def read_list_column(path: Path, column: str) -> dict[str, str]:
+    """Read one column of a list of inputs, such as captions: path of a file, as it was mined -> text of its cell.
+
+    Args:
+        path: of the list, as for `read_input_list`.
+        column: its name; capitals do not matter.
+
+    Raises:
+        InputError: the list cannot be read, or has no column of this name.
+    """
+    wanted = column.strip().lower()
+    if wanted in ("", "path"):
+        raise InputError(f"the column {column!r} cannot be the text of a file; name another column of {path}")
+    texts: dict[str, str] = {}
+    unused: list[str] = []
+    for values in _read_entries(path, {"path": "path", wanted: _WANTED}, unused):
+        if _WANTED not in values:
+            raise InputError(f"{path} has no column `{column}`; beside `path` it has: {', '.join(unused) or '(none)'}")
+        texts[normalise_name(values["path"])] = values[_WANTED]
+    return texts
+
+
+def _read_entries(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Iterator[dict[str, str]]:
+    """The entries of a list: meaning -> cell. Whatever is wrong with the file is an InputError."""
+    if not path.is_file():
+        found = "is a pipe, a socket or a device; write the list to a file" if path.exists() else "is not there"
+        raise InputError(f"{path} {found}")
+    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
+    try:
+        yield from read(path, meanings, unused)
+    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
+        kind = "CSV in UTF-8" if read is _read_csv else "Parquet"
+        raise InputError(f"{path} cannot be read as {kind} ({make_storable(str(error))})") from error
+
+
+def _choose_columns(path: Path, columns: list[str], meanings: Mapping[str, str], unused: list[str]) -> dict[str, str]:
     """Column of the list -> what it means; the other columns are added to `unused`."""
-    known = {column: _COLUMNS[column.strip().lower()] for column in columns if column.strip().lower() in _COLUMNS}
+    known = {column: meanings[column.strip().lower()] for column in columns if column.strip().lower() in meanings}
     names = [known[column] for column in columns if column in known]
     if "path" not in names or len(set(names)) < len(names):
         raise InputError(
             f"{path} has the columns {make_storable(', '.join(columns)) or '(none)'}; expected `path` and, if known, "
-            "`sha256`, `licence` and `url`, each once"
+            "`sha256`, `licence`, `url`, `start_s` and `end_s`, each once"
         )
     unused += [make_storable(column) for column in columns if column not in known]
     return known
 
 
-def _read_csv(path: Path, unused: list[str]) -> Iterator[dict[str, str]]:
+def _read_csv(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="", strict=True)
-        known = _choose_columns(path, list(reader.fieldnames or []), unused)
+        known = _choose_columns(path, list(reader.fieldnames or []), meanings, unused)
         for number, row in enumerate(reader, start=1):
             if None in row:
                 raise InputError(
@@ -92,10 +125,10 @@ def _read_csv(path: Path, unused: list[str]) -> Iterator[dict[str, str]]:
             yield {name: row[column].strip() for column, name in known.items()}
 
 
-def _read_parquet(path: Path, unused: list[str]) -> Iterator[dict[str, str]]:
+def _read_parquet(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Iterator[dict[str, str]]:
     """Rows in batches, with texts that repeat kept once: a few bytes can stand for a million long rows."""
     with pq.ParquetFile(path) as opened:
-        known = _choose_columns(path, opened.schema_arrow.names, unused)
+        known = _choose_columns(path, opened.schema_arrow.names, meanings, unused)
         _check_types(path, opened.schema_arrow, known)
         _check_unpacked_size(path, opened.metadata, known)
     texts = [column for column in known if _is_text(opened.schema_arrow.field(column).type)]
@@ -145,10 +178,34 @@ def _build_item(values: dict[str, str], root: Path, where: str) -> Item:
     sha256 = values.get("sha256", "").lower()
     if not values["path"]:
         raise InputError(f"{where}: no path")
-    if sha256 and not _SHA256.fullmatch(sha256):
+    if sha256 and not SHA256.fullmatch(sha256):
         raise InputError(f"{where}: sha256 {make_storable(sha256, 80)!r} is not 64 hexadecimal digits")
+    start_s, end_s = (read_seconds(values.get(name, ""), f"{where}: {name}") for name in ("start_s", "end_s"))
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise InputError(f"{where}: end_s={end_s:g} is not after start_s={start_s or 0.0:g}")
     item = _find_listed_file(normalise_name(values["path"]), root, where)
-    return replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
+    if item.kind in ("image", "archive") and (start_s is not None or end_s is not None):
+        raise InputError(f"{where}: {make_storable(item.path)!r} is no video; leave start_s and end_s empty")
+    known = replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
+    return replace(known, start_s=start_s or 0.0, end_s=end_s)
+
+
+def read_seconds(cell: str, named: str) -> float | None:
+    """Read a time of a list; None for an empty cell.
+
+    Args:
+        cell: as the list has it.
+        named: where it stands, for the message.
+
+    Raises:
+        InputError: it is no time.
+    """
+    if not cell:
+        return None
+    try:
+        return float(_SECONDS.read(cell))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{named} {make_storable(str(error), 120)}") from error
 
 
 def _find_listed_file(name: str, root: Path, where: str) -> Item:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mimicbrush.data.schema import MAX_POINT_SIDE_PX
+from mimicbrush.data.schema import MAX_POINT_SIDE_PX, STILL_SSIM
 from mimicbrush.ranges import check_options, check_order, number, word
 
 READERS = ("pyav", "decord", "torchcodec")
@@ -59,7 +59,7 @@ class MiningOptions:
     max_gap_s: float = number(4.0, above=0)
     min_frames: int = number(12, at_least=1)
     min_ssim: float = number(0.05, at_least=-1, at_most=1)
-    max_ssim: float = number(0.96, at_least=-1, at_most=1)
+    max_ssim: float = number(STILL_SSIM, at_least=-1, at_most=1)
     cut_ratio: float = number(3.0, above=0)
     min_cut: float = number(15.0, at_least=0, at_most=255)
     min_contrast: float = number(4.0, at_least=0, at_most=255)

@@ -15,6 +15,7 @@ gets the commonest of these reasons, or "too_short".
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -31,9 +32,15 @@ from mimicbrush.mining.video.shots import ShotDetector
 from mimicbrush.mining.video.strict_reader import VideoFrame
 from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.keypoints import Features, match_features, sift_features
-from mimicbrush.ops.similarity import LumaStatistics, luma_statistics, sharpness, ssim_statistics, ssim_thumbnail
+from mimicbrush.ops.similarity import (
+    SSIM_WINDOW_PX,
+    LumaStatistics,
+    luma_statistics,
+    sharpness,
+    ssim_statistics,
+    ssim_thumbnail,
+)
 
-_SSIM_WINDOW_PX = 11
 #: Frame times are rounded to ticks of the container, so the grid of candidates needs some play.
 _TIME_PLAY_S = 1e-3
 
@@ -148,8 +155,16 @@ class Selection:
     seconds: dict[str, float]
 
 
-def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Selection:
+def select_pairs(
+    frames: Iterable[VideoFrame], options: MiningOptions, span_s: tuple[float, float] = (0.0, math.inf)
+) -> Selection:
     """Choose up to `pairs_per_clip` pairs, spread over the clip; the same frames give the same pairs.
+
+    Args:
+        frames: all of the clip, in order.
+        options: what makes a pair.
+        span_s: only frames of this part become pairs, from its first second to its last. The others are read all the
+            same: a fault anywhere in a file makes all of it suspect.
 
     Raises:
         UntrustedFileError: what the reader raises, at any time; nothing of the clip is then used.
@@ -164,7 +179,8 @@ def select_pairs(frames: Iterable[VideoFrame], options: MiningOptions) -> Select
         end_s = frame.time_s
         with watch.timed("shots"):
             shots.add(frame.to_thumbnail())
-        if frame.time_s >= next_s - _TIME_PLAY_S:
+        is_inside = span_s[0] - _TIME_PLAY_S <= frame.time_s <= span_s[1] + _TIME_PLAY_S
+        if is_inside and frame.time_s >= next_s - _TIME_PLAY_S:
             steps = int((frame.time_s + _TIME_PLAY_S) / options.candidate_interval_s)
             next_s = (steps + 1) * options.candidate_interval_s
             with watch.timed("decode"):
@@ -216,7 +232,7 @@ class _Search:
 
     def _find_fault(self, candidate: Candidate, neighbours: list[Candidate]) -> str:
         """Why a frame cannot be half of any pair; "" if it can."""
-        if min(candidate.thumbnail.shape) < _SSIM_WINDOW_PX:
+        if min(candidate.thumbnail.shape) < SSIM_WINDOW_PX:
             return "too_small"
         if candidate.thumbnail.std() < self.options.min_contrast:
             return "flat"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -41,6 +42,7 @@ class Item:
         size: bytes, of an image together with its .json; -1 where it was not asked for.
         reason, detail: for "refused".
         sha256, licence, url: what an input list says of the file (of a tar: of all in it); "" for nothing.
+        start_s, end_s: of a video, the part that pairs may come from; None: to its end.
     """
 
     path: str
@@ -51,11 +53,23 @@ class Item:
     sha256: str = ""
     licence: str = ""
     url: str = ""
+    start_s: float = 0.0
+    end_s: float | None = None
 
     @property
     def row_kind(self) -> str:
         """The `kind` of this input's rows in the manifest; "" for a refused file."""
         return {"video": "video", "image": "image", "archive": "image"}.get(self.kind, "")
+
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """The part of a video that pairs may come from: first and last second."""
+        return self.start_s, math.inf if self.end_s is None else self.end_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its values. A part is left out where there is none: plans of earlier versions knew of none."""
+        is_whole = self.span_s == (0.0, math.inf)
+        return {name: value for name, value in vars(self).items() if not (is_whole and name in ("start_s", "end_s"))}
 
 
 @dataclass
@@ -73,7 +87,8 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the plan as the text of its file."""
-        return json.dumps({"format": _PLAN_FORMAT} | asdict(self), indent=1) + "\n"
+        shards = [[item.to_json() for item in shard] for shard in self.shards]
+        return json.dumps({"format": _PLAN_FORMAT, **vars(self), "shards": shards}, indent=1) + "\n"
 
 
 def suffix_of(name: str) -> str:
@@ -248,8 +263,8 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
     changed = [path for path, item in current.items() if path in planned and _differs(planned[path], item)]
     if changed:
         raise InputError(
-            f"{changed[0]!r} has another size, hash, licence or URL than when {output} was mined ({len(changed)} such "
-            "files); name a new output, since a mined folder must describe the files as they are"
+            f"{changed[0]!r} has another size, hash, licence, URL or time range than when {output} was mined "
+            f"({len(changed)} such files); name a new output, since a mined folder must describe the files as they are"
         )
     new = [item for item in items if item.path not in planned]
     size = options.inputs_per_shard
@@ -258,12 +273,8 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
 
 
 def _differs(planned: Item, current: Item) -> bool:
-    return (planned.size, planned.sha256, planned.licence, planned.url) != (
-        current.size,
-        current.sha256,
-        current.licence,
-        current.url,
-    )
+    facts = ("size", "sha256", "licence", "url", "span_s")
+    return any(getattr(planned, fact) != getattr(current, fact) for fact in facts)
 
 
 def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:

@@ -97,7 +97,7 @@ def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
         "schema": SCHEMA_VERSION,
         "options": plan.options,
         "ssim": plan.ssim_definition,
-        "inputs": [vars(item) for item in items],
+        "inputs": [item.to_json() for item in items],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -182,7 +182,7 @@ def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOpti
     source_hash = _hash_file(path, options.max_file_bytes)
     _check_hash(source_hash, item)
     signals = SignalNotes(options.hdr, options.interlaced)
-    selection = _attempt(partial(_select_pairs, path, reader, options, signals))
+    selection = _attempt(partial(_select_pairs, path, item, reader, options, signals))
     if isinstance(selection, UntrustedFileError):
         reason, detail = selection.reason, selection.detail
         return ItemOutcome([refuse_file(item, reason, detail, source_hash=source_hash, decoder=reader.name)])
@@ -201,10 +201,10 @@ def _mine_video(path: Path, item: Item, reader: FrameReader, options: MiningOpti
 
 
 def _select_pairs(
-    path: Path, reader: FrameReader, options: MiningOptions, signals: SignalNotes
+    path: Path, item: Item, reader: FrameReader, options: MiningOptions, signals: SignalNotes
 ) -> Selection | UnwantedSignalError:
     try:
-        return select_pairs(signals.watch(reader.frames(path)), options)
+        return select_pairs(signals.watch(reader.frames(path)), options, item.span_s)
     except UnwantedSignalError as error:
         return error
     except MemoryError:

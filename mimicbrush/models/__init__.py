@@ -4,7 +4,7 @@ In reading order:
 
 * ``options`` - what is chosen about the model; no torch
 * ``reference_attention`` - the heart of the method: one U-Net reads what another one wrote, with the formula
-* ``unets`` - the imitative U-Net (13 input channels) and the reference U-Net (without its dead tail)
+* ``unets`` - the imitative U-Net (13 input channels) and the reference U-Net (without its dead tail), or one for both
 * ``projectors`` - the two small trained networks: image tokens -> context, depth map -> latents
 * ``encoders`` - the frozen encoders, as functions from pixels to latents, image tokens and depth
 * ``token_encoders`` - CLIP and DINOv2, which make the image tokens
@@ -13,6 +13,8 @@ In reading order:
 * ``schedule`` - the noise schedule of SD-1.5
 * ``attention_recorder`` - which reference token filled which masked token
 * ``norms/`` - norms and activations that take less memory or fewer kernels in training
+* ``flux2_klein/`` - the second family: FLUX.2 klein, one transformer over hole, source and references
 * ``library_logs`` - what diffusers and transformers print
+* ``flux2_klein/`` - a second family: one transformer that sees all images as one sequence
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """

@@ -23,7 +23,7 @@ class CorrespondenceRecorder:
 
     def __init__(self, mask: torch.Tensor) -> None:
         self._mask = mask.float()
-        #: tokens along a side -> for each row the summed probabilities (M, side * side), M masked tokens.
+        #: tokens along a side -> for each row the summed probabilities (M, n * side * side), M masked tokens.
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._heads = 0
 
@@ -44,7 +44,9 @@ class CorrespondenceRecorder:
         self._heads += query.shape[2]
 
     def attention(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Average what was added: for each row the masked tokens (M,) on the finest grid, and (M, side, side).
+        """Average what was added: for each row the masked tokens (M,) on the finest grid, and (M, n side, side).
+
+        The grids of n references of a row lie one below the other.
 
         Raises:
             InputError: nothing was noted.
@@ -57,14 +59,15 @@ class CorrespondenceRecorder:
         finest = max(self._sums)
         results = []
         for row, masked in enumerate(self._masked_tokens(finest)):
-            total = torch.zeros(int(masked.sum()), finest, finest, device=masked.device)
+            count = self._sums[finest][row].shape[1] // finest**2
+            total = torch.zeros(int(masked.sum()), count, finest, finest, device=masked.device)
             for side, sums in self._sums.items():
                 factor = finest // side
                 coarse = self._masked_tokens(side)[row].float().cumsum(0).long().view(side, side) - 1  # number in sums
                 number = _spread(coarse, factor).flatten()[masked]
-                maps = sums[row][number].view(-1, side, side)
+                maps = sums[row][number].view(-1, count, side, side)
                 total += _spread(maps, factor) / factor**2
-            results.append((masked.nonzero().squeeze(1), total / self._heads))
+            results.append((masked.nonzero().squeeze(1), total.flatten(1, 2) / self._heads))
         return results
 
     def _masked_tokens(self, side: int) -> torch.Tensor:

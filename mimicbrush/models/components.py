@@ -23,7 +23,13 @@ from transformers import (
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.library_logs import silence_unused_weights
-from mimicbrush.models.options import REFERENCE_ENCODERS, PretrainedModel, ToyModel, vae_scale_factor
+from mimicbrush.models.options import (
+    REFERENCE_ENCODERS,
+    PretrainedModel,
+    ToyModel,
+    token_encoder_of,
+    vae_scale_factor,
+)
 from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.pretrained.check import check_networks
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
@@ -34,6 +40,7 @@ from mimicbrush.models.unets import (
     REFERENCE_UNETS,
     UNET_IN_CHANNELS,
     ReferenceUNet,
+    SharedUNet,
     init_reference_from_unet,
     widen_conv_in,
 )
@@ -43,7 +50,7 @@ from mimicbrush.models.unets import (
 class Components:
     """All networks. Both U-Nets and both projectors are trained; the other three are frozen.
 
-    There is no reference U-Net where patch tokens take its place (`ModelOptions.reference_encoder`).
+    There is no reference U-Net where patch tokens or a `SharedUNet` take its place (`ModelOptions.reference_encoder`).
     """
 
     vae: AutoencoderKL | PatchAutoencoder
@@ -76,7 +83,7 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
         raise InputError(f"model.size_px must be a multiple of {step} with model.encoders={options.encoders}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
+        unet = _painting_class(options.reference_encoder)(
             sample_size=options.size_px // reduction,
             in_channels=UNET_IN_CHANNELS,
             out_channels=LATENT_CHANNELS,
@@ -88,8 +95,7 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
             cross_attention_dim=options.context_width,
             norm_num_groups=8,
         )
-        # Where a U-Net reads the reference, image tokens of CLIP do so beside it.
-        tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
+        tokens_of = token_encoder_of(options.reference_encoder)
         image_encoder = TOKEN_ENCODERS[tokens_of].toy()
         depth_estimator = small_depth_estimator()
         reference_unet = None
@@ -116,6 +122,10 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
             depth_estimator=trained.depth_estimator if trained else depth_estimator.eval(),
             depth_projector=DepthProjector(depth_channels=options.depth_channels, block_channels=depth_channels),
         )
+
+
+def _painting_class(reference_encoder: str) -> type[UNet2DConditionModel]:
+    return SharedUNet if reference_encoder == "shared" else UNet2DConditionModel
 
 
 class SmallEncoders(NamedTuple):
@@ -193,13 +203,15 @@ def random_components(
     Args:
         size_px: side of the canvas, a multiple of 64.
         block_out_channels: of both U-Nets, four levels.
-        reference_encoder: see `ModelOptions`; "unet", "clip" or "dinov2".
+        reference_encoder: see `ModelOptions`; "unet", "shared", "clip" or "dinov2".
 
     Raises:
         InputError: another encoder, whose full size is not known here.
     """
-    if reference_encoder not in ("unet", "clip", "dinov2"):
-        raise InputError(f"random_components knows the full size of unet, clip and dinov2, not of {reference_encoder}")
+    if reference_encoder not in ("unet", "shared", "clip", "dinov2"):
+        raise InputError(
+            f"random_components knows the full size of unet, shared, clip and dinov2, not of {reference_encoder}"
+        )
     share = block_out_channels[0] / 320
 
     def scaled(width: int, step: int) -> int:
@@ -229,7 +241,7 @@ def random_components(
                 hidden_act="gelu",
             )
         )
-    unet = UNet2DConditionModel(
+    unet = _painting_class(reference_encoder)(
         sample_size=size_px // 8,
         in_channels=UNET_IN_CHANNELS,
         block_out_channels=block_out_channels,
@@ -298,13 +310,14 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
         for part, network in networks.items()
     }
     try:
-        inpainting = UNet2DConditionModel.from_pretrained(**stored["unet"], torch_dtype=torch.float32)
+        painting = _painting_class(options.reference_encoder)
+        inpainting = painting.from_pretrained(**stored["unet"], torch_dtype=torch.float32)
         vae = AutoencoderKL.from_pretrained(**stored["vae"], torch_dtype=torch.float32)
         reference_unet = None
         if options.reference_encoder == "unet":
             stock = UNet2DConditionModel.from_pretrained(**stored["reference_unet"], torch_dtype=torch.float32)
             reference_unet = REFERENCE_UNETS[options.reference_sharing].from_unet(stock)
-        tokens_of = "clip" if options.reference_encoder == "unet" else options.reference_encoder
+        tokens_of = token_encoder_of(options.reference_encoder)
         kind, encoder_part = TOKEN_ENCODERS[tokens_of], REFERENCE_ENCODERS[tokens_of].weights[-1]
         with silence_unused_weights():  # a whole CLIP has a text encoder
             image_encoder = kind.model_class.from_pretrained(

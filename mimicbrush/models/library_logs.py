@@ -24,3 +24,14 @@ def silence_unused_weights() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+@contextmanager
+def silence_diffusers() -> Iterator[None]:
+    """Silence the warnings of diffusers, where the reason of each is known."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)

@@ -21,15 +21,18 @@ class ReferenceEncoder:
         weights: the options of `PretrainedModel` whose weights it takes, beside those that all take; last of what makes
             image tokens.
         token_class: class of the network that makes its image tokens.
+        has_reader: whether a U-Net reads the reference, and CLIP's image tokens do so beside it.
     """
 
     weights: tuple[str, ...]
     token_class: str
+    has_reader: bool = False
 
 
 #: By the value of `ModelOptions.reference_encoder`. How each makes image tokens: `models.token_encoders`.
 REFERENCE_ENCODERS = {
-    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection"),
+    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection", has_reader=True),
+    "shared": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection", has_reader=True),
     "clip": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection"),
     "dinov2": ReferenceEncoder(("dinov2",), "Dinov2Model"),
 }
@@ -45,7 +48,7 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
 
 
 def encoder_without_unet(token_class: str) -> str:
-    """Name the encoder that reads the reference where there is no reference U-Net.
+    """Name the encoder that reads the reference where no U-Net does.
 
     Args:
         token_class: of the network that makes image tokens.
@@ -53,13 +56,20 @@ def encoder_without_unet(token_class: str) -> str:
     Raises:
         InputError: no encoder has it, or several have and cannot be told apart.
     """
-    names = [name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and name != "unet"]
+    names = [
+        name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and not each.has_reader
+    ]
     if not names:
         classes = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
         raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(classes)}")
     if len(names) > 1:
         raise InputError(f"{' and '.join(names)} have one class, {token_class}; derive a class of its own for each")
     return names[0]
+
+
+def token_encoder_of(reference_encoder: str) -> str:
+    """Name the encoder of image tokens: beside a U-Net that reads the reference, that of CLIP."""
+    return "clip" if REFERENCE_ENCODERS[reference_encoder].has_reader else reference_encoder
 
 
 _ORDERS = ("resize_then_pad", "pad_then_resize")
@@ -72,16 +82,38 @@ _BLEND = NumberRange(at_least=0, at_most=1)
 
 
 @dataclass
-class ModelOptions:
-    """Choices in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
+class FamilyOptions:
+    """Choice that every family of models has.
+
+    Attributes:
+        size_px: side of the square canvas.
+    """
+
+    size_px: int = number(512, _SIZE)
+
+    def _size_step_px(self) -> int:
+        """Return what the size must be a multiple of."""
+        return 1
+
+    def __post_init__(self) -> None:
+        check_options(self, "model.")
+        if self.size_px % self._size_step_px():
+            raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
+
+
+@dataclass
+class ModelOptions(FamilyOptions):
+    """Choices of MimicBrush in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
 
     Attributes:
         size_px: side of the square canvas.
         letterbox_order: "resize_then_pad" (released benchmark script) or "pad_then_resize" (paper; released demo).
-        reference_encoder: what reads the reference: "unet" (the method), or, as in the ablation of the paper's Table 3,
-            no reference U-Net but the patch tokens of "clip" or "dinov2" in the cross-attention.
+        reference_encoder: what reads the reference: "unet" (the method); "shared" (ours), the imitative U-Net itself,
+            in a pass before it paints; or, as in the ablation of the paper's Table 3, no U-Net but the patch tokens of
+            "clip" or "dinov2" in the cross-attention.
         reference_sharing: what self-attention of the reference U-Net shares: its "hidden_states", which the
-            imitative U-Net projects (released code), or its own "keys_values" (paper).
+            imitative U-Net projects (released code), or its own "keys_values" (paper). With "shared" both are the
+            same, and "hidden_states" stands for them.
         reference_blend: 1.0 = softmax over [own ; reference] (paper); 0.5 = its mean with self-attention
             (released code).
         reference_timestep: "current" (released code) or "zero" (ours: the reference U-Net runs once).
@@ -100,14 +132,13 @@ class ModelOptions:
     depth_convention: str = word("standard", _DEPTHS)
     no_depth_convention: str = word("zero_map", _NO_DEPTHS)
 
-    def _size_step_px(self) -> int:
-        """Return what the size must be a multiple of: pixels per token at the lowest level."""
-        return 1
-
     def __post_init__(self) -> None:
-        check_options(self, "model.")
-        if self.size_px % self._size_step_px():
-            raise InputError(f"model.size_px must be a multiple of {self._size_step_px()}, got {self.size_px}")
+        super().__post_init__()
+        if self.reference_encoder == "shared" and self.reference_sharing == "keys_values":
+            raise InputError(
+                "model.reference_sharing=keys_values does not go with model.reference_encoder=shared: one network has "
+                "one set of keys and values, so there is nothing to choose; leave model.reference_sharing=hidden_states"
+            )
 
 
 #: What the released weights were trained for, as options of `ModelOptions` and of `MimicBrushPipeline`.
@@ -199,3 +230,73 @@ class ToyModel(ModelOptions):
 
     def _size_step_px(self) -> int:
         return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2
+
+
+#: Of diffusers' pipeline, which takes no smaller images, and would shrink larger ones.
+_KLEIN_SIZE = NumberRange(at_least=64, at_most=1024, whole=True)
+
+
+@dataclass
+class KleinOptions(FamilyOptions):
+    """Choices about FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
+
+    Attributes:
+        size_px: side of the square canvas.
+        prompt: the one text of all training and editing.
+    """
+
+    prompt: str = "Fill the black area of the first image with the matching part of the second image."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _KLEIN_SIZE.check("model.size_px", self.size_px)
+
+
+@dataclass
+class Flux2KleinModel(KleinOptions):
+    """FLUX.2 klein at full size, from its published weights.
+
+    Attributes:
+        size_px: side of the square canvas, a multiple of 16.
+        prompt: the one text of all training and editing.
+        base: the pipeline to begin from: a folder as diffusers writes it, or a hub id that is in the local cache;
+            OWNER/NAME@REVISION names a revision.
+        prompt_embeddings: file with the encoded prompt, so that training needs no text encoder.
+    """
+
+    base: str = "black-forest-labs/FLUX.2-klein-base-4B"
+    prompt_embeddings: str = "runs/flux2_klein_prompt.safetensors"
+
+    def _size_step_px(self) -> int:
+        return 16  # the VAE reduces by 8, and a token is 2 x 2 latents
+
+
+@dataclass
+class ToyFlux2KleinModel(KleinOptions):
+    """FLUX.2 klein of the same classes with small numbers and random weights: for tests and a first try.
+
+    Attributes:
+        size_px: side of the square canvas, a multiple of 8.
+        prompt: the one text of all training and editing.
+        num_layers: blocks with a stream for the text and one for the images.
+        num_single_layers: blocks with one stream for everything.
+        attention_heads: of every block.
+        head_width: channels of a head, a multiple of 8.
+        text_width: of the text encoder, a multiple of 8; the transformer sees three of its layers.
+    """
+
+    size_px: int = number(64, _SIZE)
+    num_layers: int = number(1, at_least=1, at_most=64)
+    num_single_layers: int = number(2, at_least=1, at_most=64)
+    attention_heads: int = number(2, at_least=1, at_most=1024)
+    head_width: int = number(16, at_least=8, at_most=1024)
+    text_width: int = number(8, at_least=8, at_most=2**16)
+
+    def _size_step_px(self) -> int:
+        return 8  # the VAE reduces by 4, and a token is 2 x 2 latents
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("head_width", "text_width"):
+            if getattr(self, name) % 8:
+                raise InputError(f"model.{name} must be a multiple of 8, got {getattr(self, name)}")

@@ -29,13 +29,20 @@ Both U-Nets stay stock diffusers models: diffusers lets a *processor* compute an
 drops those that are not named, with no more than a warning, and the reference would be lost. So every processor here
 names ``reference_states``, also those that have little use for it.
 
+Several references of one source (*ours*) are one long reference: K' and V' hold the tokens of all of them, one after
+the other (`join_references`). So a query chooses among all of their places as it does among those of one.
+
 What is shared: the released code shares the normalised hidden states that enter the layer, and the imitative U-Net
 projects them with its own ``to_k`` and ``to_v``. The paper shares the reference's own keys and values
 (``ReferenceWriteProcessor(keys_values=True)``).
+
+Both U-Nets may be one and the same (`unets.SharedUNet`, *ours*). It reads the reference in a pass of its own, before it
+paints, and ``ReferenceStates.is_writing`` tells its layers which of the two passes it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,16 +219,53 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         first = len(query) - len(reference[0])  # rows before this one have no reference
         query_r, (key, value), (key_r, value_r) = query[first:], (each[first:] for each in own), reference
         if states.keep is not None:
-            # A softmax over [own ; own] equals one over [own]. So rows whose reference is dropped need no mask, which
-            # would rule out flash attention, and no second attention.
-            keep = states.keep.view(-1, 1, 1, 1)
-            key_r, value_r = torch.where(keep, key_r, key), torch.where(keep, value_r, value)
+            # A softmax over copies of the own tokens equals one over [own]. So rows whose reference is dropped need no
+            # mask, which would rule out flash attention, and no second attention.
+            keep, times = states.keep.view(-1, 1, 1, 1), key_r.shape[1] // key.shape[1]
+            key_r = torch.where(keep, key_r, _repeat_tokens(key, times))
+            value_r = torch.where(keep, value_r, _repeat_tokens(value, times))
         both = self.attend(query_r, torch.cat([key, key_r], dim=1), torch.cat([value, value_r], dim=1))
         if blend != 1.0:
             both = torch.lerp(self.attend(query_r, key, value), both, blend)
         if not first:
             return both  # (B, N, heads, d)
         return torch.cat([self.attend(query[:first], own[0][:first], own[1][:first]), both])
+
+
+class ReferenceReadWriteProcessor(ReferenceReadProcessor):
+    """Self-attention of a U-Net that writes its keys and values in one pass, and reads them in another.
+
+    Hidden states would give the same: one network projects them in both passes by the same weights.
+
+    Args:
+        path: module path of the layer.
+        is_last: no other layer reads its output in a pass that writes, so it need not be computed there.
+    """
+
+    def __init__(self, path: str, is_last: bool) -> None:
+        super().__init__(path)
+        self.is_last = is_last
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        reference_states: ReferenceStates | None = None,
+    ) -> torch.Tensor:
+        """Write or read, as `ReferenceStates.is_writing` says: (B, N, C) -> (B, N, C). Masks are refused."""
+        if reference_states is None or not reference_states.is_writing:
+            return super().__call__(
+                attn, hidden_states, attention_mask=attention_mask, reference_states=reference_states
+            )
+        _refuse_mask(attention_mask)
+        own = project(attn, hidden_states)  # K, V here, K', V' for the pass that reads; (B, N, heads, d) each
+        reference_states.projected[self._key(reference_states)] = own
+        if self.is_last:
+            return hidden_states
+        return join_heads(attn, self.attend(split_heads(attn.to_q(hidden_states), attn.heads), *own))
 
 
 def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
@@ -241,6 +285,16 @@ def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
 def project(attn: Attention, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute a layer's keys and values of tokens: (B, M, D) -> (B, M, heads, C / heads) each."""
     return split_heads(attn.to_k(tokens), attn.heads), split_heads(attn.to_v(tokens), attn.heads)
+
+
+def join_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
+    """Join the tokens of all n references of a row, which follow each other: (rows n, M, ...) -> (rows, n M, ...)."""
+    return tokens.reshape(rows, -1, *tokens.shape[2:])
+
+
+def _repeat_tokens(tokens: torch.Tensor, times: int) -> torch.Tensor:
+    """(B, N, ...) -> (B, times N, ...); for 1 without a copy."""
+    return tokens[:, None].expand(-1, times, *tokens.shape[1:]).flatten(1, 2)
 
 
 def join_heads(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
@@ -293,20 +347,28 @@ def reference_paths(unet: UNet2DConditionModel) -> list[str]:
 
 
 def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
-    """Let the mid and up self-attention of the imitative U-Net read references.
+    """Let the mid and up self-attention of the imitative U-Net read references, and write them if it is shared.
 
     Processors that are in place already stay, with the back end that was chosen for them.
 
     Args:
         unet: the imitative U-Net.
         blend: see `ReferenceReadProcessor`. `ReferenceStates.blend` overrides it.
+
+    Raises:
+        WeightsError: it is to write, and there is no such layer.
     """
-    reading, present = set(reference_paths(unet)), unet.attn_processors
+    reading, present = reference_paths(unet), unet.attn_processors
+    makes: dict[str, Callable[[str], PlainAttentionProcessor]]
+    if is_shared(unet):
+        _check_has_layers(reading)
+        makes = dict.fromkeys(reading, lambda path: ReferenceReadWriteProcessor(path, path == reading[-1]))
+    else:
+        makes = dict.fromkeys(reading, ReferenceReadProcessor)
     processors: dict[str, Any] = {}
     for path in attention_paths(unet):
-        name = f"{path}.processor"
-        kind = ReferenceReadProcessor if path in reading else PlainAttentionProcessor
-        processors[name] = present[name] if type(present[name]) is kind else kind(path)
+        name, made = f"{path}.processor", makes.get(path, PlainAttentionProcessor)(path)
+        processors[name] = present[name] if type(present[name]) is type(made) else made
         if isinstance(processors[name], ReferenceReadProcessor):
             processors[name].blend = blend
     unet.set_attn_processor(processors)
@@ -323,8 +385,7 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
         WeightsError: there is no such layer.
     """
     writing = reference_paths(unet)
-    if not writing:
-        raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
+    _check_has_layers(writing)
     unet.set_attn_processor(
         {
             f"{path}.processor": ReferenceWriteProcessor(path, path == writing[-1], keys_values)
@@ -335,13 +396,28 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
     )
 
 
-def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel) -> None:
-    """Check that both U-Nets still have the processors of this module.
+def is_shared(unet: UNet2DConditionModel) -> bool:
+    """Whether a U-Net reads the reference as well as it paints: a `SharedUNet`, also a compiled one."""
+    return bool(getattr(unet, "reads_and_paints", False))
+
+
+def _check_has_layers(paths: list[str]) -> None:
+    if not paths:
+        raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
+
+
+def check_references_are_read(unet: UNet2DConditionModel, reader: UNet2DConditionModel) -> None:
+    """Check that the U-Nets still have the processors of this module.
+
+    Args:
+        unet: the imitative U-Net.
+        reader: what reads the reference, perhaps the same.
 
     Raises:
         WeightsError: others took their place, which would leave the reference out in silence.
     """
-    for model, kind in ((unet, ReferenceReadProcessor), (reference_unet, ReferenceWriteProcessor)):
+    writing = ReferenceReadWriteProcessor if is_shared(reader) else ReferenceWriteProcessor
+    for model, kind in ((unet, ReferenceReadProcessor), (reader, writing)):
         processors = model.attn_processors
         for path in reference_paths(model):
             processor = processors[f"{path}.processor"]
@@ -351,6 +427,24 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_unet: UNet2D
                     "reference (attention slicing, xFormers and fused projections replace the processors); choose a "
                     "back end with unet.set_attention_backend(...) instead, and load the pipeline again"
                 )
+
+
+def join_references(states: ReferenceStates, rows: int) -> ReferenceStates:
+    """Join what a reference U-Net wrote about several references of each row, see `join_tokens`.
+
+    Args:
+        states: of (rows n) references, without a context.
+        rows: of the imitative U-Net.
+
+    Returns:
+        States of that many rows; for n = 1 the same object.
+    """
+    written = next(iter((*states.features.values(), *(key for key, _ in states.projected.values()))))
+    if len(written) == rows:
+        return states
+    features = {path: join_tokens(feature, rows) for path, feature in states.features.items()}
+    projected = {path: (join_tokens(k, rows), join_tokens(v, rows)) for path, (k, v) in states.projected.items()}
+    return ReferenceStates(features, projected, states.keep, states.blend, states.record, states.attended)
 
 
 # --- Keys and values that hold for several steps --------------------------------------------------------------------

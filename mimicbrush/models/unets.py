@@ -1,16 +1,18 @@
-"""The two U-Nets: stock diffusers models, one with a wider conv_in, one without its dead tail."""
+"""The two U-Nets: stock diffusers models, one with a wider conv_in, one without its dead tail; and one for both."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import torch
+
 # ModelMixin is not used here, but from_pretrained of a pipeline looks for it in the module of each component.
 from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401
 from torch import nn
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.models.reference_attention import reference_paths, set_reference_write_processors
+from mimicbrush.models.reference_attention import is_shared, reference_paths, set_reference_write_processors
 
 LATENT_CHANNELS = 4
 #: Input of the imitative U-Net: noisy latent 4, mask 1, masked-source latent 4, depth latent 4 (paper Sec. 3.2).
@@ -66,6 +68,37 @@ class KeyValueReferenceUNet(ReferenceUNet):
     """
 
     _shares_keys_values = True
+
+
+class SharedUNet(UNet2DConditionModel):
+    """A U-Net that reads the reference and paints, in two passes (*ours*).
+
+    It has half of the weights, gradients and moments of two U-Nets. The pass that reads has no loss of its own: its
+    weights learn from what the other pass makes of its keys and values.
+
+    One network that denoises one image and only reads the other is known from virtual try-on (DeCo-VTON, arXiv
+    2511.18775), where both stand side by side in one pass. Two passes, and what fills the 13 channels
+    (`make_reference_input`), are ours: a reference can be read before the first step, and once for many edits.
+    """
+
+    reads_and_paints = True
+
+
+def find_reader(unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel | None) -> UNet2DConditionModel | None:
+    """Find the network that reads the reference: the reference U-Net, a `SharedUNet` itself, or none."""
+    return unet if reference_unet is None and is_shared(unet) else reference_unet
+
+
+def make_reference_input(reader: UNet2DConditionModel, latents: torch.Tensor) -> torch.Tensor:
+    """Make what a U-Net sees of references: clean latents (R, 4, h, w) -> (R, 4 or 13, h, w).
+
+    A `SharedUNet` takes 13 channels. It sees an inpainting task that has nothing to paint: the reference as the image
+    and again as what is known of it, an empty mask, and zeros in the place of depth.
+    """
+    if reader.config.in_channels == LATENT_CHANNELS:
+        return latents
+    none = torch.zeros_like(latents)
+    return torch.cat([latents, none[:, :1], latents, none], dim=1)
 
 
 #: The reference U-Nets, by `ModelOptions.reference_sharing`.

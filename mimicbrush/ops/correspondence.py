@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class Correspondence:
             of it (or of the crop of it that was used) if that is on the padding.
         share: (M,) float32, the part of its attention that went to the reference at all, in 0..1.
         focus: (M,) float32, the part of that which went to the peak and the tokens around it, in 0..1.
-        source_token_px, reference_token_px: side of a token in pixels of the source and of the reference.
+        source_token_px, reference_token_px: side of a token in pixels of the source and of the (first) reference.
+        reference_index: (M,) int64, in which of several references that place lies; zeros for one.
     """
 
     source_xy: np.ndarray
@@ -57,28 +58,35 @@ class Correspondence:
     focus: np.ndarray
     source_token_px: float
     reference_token_px: float
+    reference_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.reference_index) != len(self.source_xy):  # left out, or a file of an earlier version
+            object.__setattr__(self, "reference_index", np.zeros(len(self.source_xy), np.int64))
 
     def __repr__(self) -> str:
         return f"Correspondence of {len(self.source_xy)} tokens, mean focus {float(np.mean(self.focus)):.2f}"
 
     @classmethod
     def from_attention(
-        cls, tokens: np.ndarray, attention: np.ndarray, source: Placement, reference: Placement
+        cls, tokens: np.ndarray, attention: np.ndarray, source: Placement, reference: Placement | Sequence[Placement]
     ) -> Correspondence:
-        """Find the peak of each masked token's attention to the reference.
+        """Find the peak of each masked token's attention to the reference, or to several.
 
         Args:
             tokens: (M,) numbers of the masked tokens on a grid of n x n.
-            attention: (M, n, n) probabilities on the reference's grid; the rest to 1 went to the own tokens.
-            source, reference: how both lie on the canvas.
+            attention: (M, r n, n) probabilities on the grids of r references, one below the other; the rest to 1 went
+                to the own tokens.
+            source, reference: how they lie on the canvas.
         """
-        count, n, _ = attention.shape
+        references = [reference] if isinstance(reference, Placement) else reference
+        count, n = len(attention), attention.shape[-1]
         token_px = source.size_px / n
         share = attention.sum(axis=(1, 2))
-        peak = attention.reshape(count, -1).argmax(axis=1)
+        index, peak = np.divmod(attention.reshape(count, -1).argmax(axis=1), n * n)
         row, column = np.divmod(peak, n)
         # Of the 3 x 3 tokens around the peak: how much, and where its centre is.
-        padded = np.pad(attention, ((0, 0), (1, 1), (1, 1)))
+        padded = np.pad(attention.reshape(count, -1, n, n)[np.arange(count), index], ((0, 0), (1, 1), (1, 1)))
         offsets = np.arange(3)
         around = padded[
             np.arange(count)[:, None, None],
@@ -92,14 +100,22 @@ class Correspondence:
         token_row, token_column = np.divmod(tokens, n)
         source_canvas = (np.stack([token_column, token_row], axis=1) + 0.5) * token_px
         reference_canvas = (np.stack([column + dx, row + dy], axis=1) + 0.5) * token_px
+        places = np.stack([each.to_image(reference_canvas) for each in references])  # (r, M, 2)
         return cls(
             source_xy=source.to_image(source_canvas).astype(np.float32),
-            reference_xy=reference.to_image(reference_canvas).astype(np.float32),
+            reference_xy=places[index, np.arange(count)].astype(np.float32),
             share=share.astype(np.float32),
             focus=(mass / np.where(share > 0, share, 1)).astype(np.float32),
             source_token_px=token_px * source.image_px_per_canvas_px,
-            reference_token_px=token_px * reference.image_px_per_canvas_px,
+            reference_token_px=token_px * references[0].image_px_per_canvas_px,
+            reference_index=index,
         )
+
+    def select_reference(self, index: int) -> Correspondence:
+        """Select the tokens whose place lies in this one of several references."""
+        chosen = self.reference_index == index
+        names = ("source_xy", "reference_xy", "share", "focus", "reference_index")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
     def save(self, path: Path) -> None:
         """Write all attributes as a NumPy archive, ``.npz``."""
@@ -119,9 +135,13 @@ class Correspondence:
 
 
 def plot_correspondence(
-    source: Image.Image, mask: Image.Image, reference: Image.Image, correspondence: Correspondence, height_px: int = 384
+    source: Image.Image,
+    mask: Image.Image,
+    reference: Image.Image | Sequence[Image.Image],
+    correspondence: Correspondence,
+    height_px: int = 384,
 ) -> Image.Image:
-    """Plot source and reference side by side, with lines from masked places to the places they attended to most.
+    """Plot source and references side by side, with lines from masked places to the places they attended to most.
 
     A few numbered marks, each of a colour of its own, that never lie over each other. Where attention is scattered over
     the reference (a `Correspondence.focus` below `SURE_FOCUS`) its peak means little: such marks are thin and dashed,
@@ -133,16 +153,25 @@ def plot_correspondence(
         height_px: of the images; titles and legend come on top and below.
     """
     left, source_scale = _scale_image(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
-    right, reference_scale = _scale_image(np.asarray(normalise_mode(reference, "RGB")), height_px)
+    references = [reference] if isinstance(reference, Image.Image) else list(reference)
+    panels, scales = zip(
+        *(_scale_image(np.asarray(normalise_mode(each, "RGB")), height_px) for each in references), strict=True
+    )
     left = mark_mask(left, _scale_mask(mask, height_px) > MASK_THRESHOLD)
-    start = left.shape[1] + _BETWEEN_PX
-    image = np.concatenate([left, np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8), right], axis=1)
+    between = np.full((height_px, _BETWEEN_PX, 3), 255, np.uint8)
+    image = np.concatenate([left, *(part for panel in panels for part in (between, panel))], axis=1)
+    widths = np.array([panel.shape[1] for panel in panels])
+    starts = left.shape[1] + _BETWEEN_PX + np.concatenate([[0], np.cumsum(widths + _BETWEEN_PX)[:-1]])  # of each panel
+    start, index = int(starts[0]), correspondence.reference_index
+    places = correspondence.reference_xy * np.stack(scales)[index]  # in its own panel
+    is_visible = (places >= 0).all(axis=1) & (places[:, 0] < widths[index]) & (places[:, 1] < height_px)
+    places = np.where(is_visible[:, None], places + np.stack([starts - start, 0 * starts], axis=1)[index], -1)
     marks = choose_place_pairs(
         correspondence.source_xy * source_scale,
-        correspondence.reference_xy * reference_scale,
+        places,
         correspondence.focus,
         (left.shape[1], height_px),
-        (right.shape[1], height_px),
+        (image.shape[1] - start, height_px),
     )
     image = plot_place_pairs(image, marks, (0, 0), (start, 0))
 
@@ -153,7 +182,8 @@ def plot_correspondence(
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
     titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
     own = next((title for title in titles if font.getlength(title) < start - 8), "")
-    for x, title in ((0, own), (start, "reference")):
+    named = ["reference"] if len(references) == 1 else [f"reference {number + 1}" for number in range(len(references))]
+    for x, title in ((0, own), *zip(starts.tolist(), named, strict=True)):
         pen.text((x + 2, 2), title, "black", font)
     for number, line in enumerate(legend):
         at = (4, TITLE_PX + height_px + 4 + number * _LINE_PX)

@@ -16,6 +16,8 @@ SSIM_DEFINITION = (
 )
 SSIM_LONG_SIDE_PX = 256
 _SSIM_SIGMA_PX, _SSIM_RADIUS_PX = 1.5, 5
+#: No side of a thumbnail may be shorter.
+SSIM_WINDOW_PX = 2 * _SSIM_RADIUS_PX + 1
 
 
 def ssim_thumbnail(image: np.ndarray) -> np.ndarray:

@@ -18,6 +18,9 @@ from mimicbrush.ranges import suggest
 #: The name of the released weights on command lines.
 RELEASED_NAME = "released"
 
+#: What a run of FLUX.2 klein leaves in its pipeline folder in place of a model_index.json, see `klein.folder`.
+IMITATION_FILE = "imitation.json"
+
 #: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
 
@@ -111,8 +114,13 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
 
 
 def is_pipeline_folder(folder: Path) -> bool:
-    """Whether a folder looks like a pipeline: it has a model_index.json."""
-    return (folder / "model_index.json").is_file()
+    """Whether a folder looks like a pipeline: it has a model_index.json, or that of FLUX.2 klein."""
+    return (folder / "model_index.json").is_file() or is_klein_folder(folder)
+
+
+def is_klein_folder(folder: Path) -> bool:
+    """Whether a folder looks like what a run of FLUX.2 klein leaves: it has an imitation.json."""
+    return (folder / IMITATION_FILE).is_file()
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -123,6 +131,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         WeightsError: its index or a config is damaged, or see `check_components`.
     """
     index = folder / "model_index.json"
+    if is_klein_folder(folder):
+        raise InputError(f"{folder} holds FLUX.2 klein, and this takes a MimicBrush pipeline of U-Nets")
     if not is_pipeline_folder(folder):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
     components = read_object(index)
@@ -170,6 +180,17 @@ def class_names(index: dict[str, Any]) -> dict[str, str]:
     return {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
 
 
+def find_reader_name(classes: dict[str, str]) -> str | None:
+    """Name what reads the reference, as `ModelOptions.reference_encoder` has it; None where no U-Net does.
+
+    Args:
+        classes: of the components, see `class_names`.
+    """
+    if "reference_unet" in classes:
+        return "unet"
+    return "shared" if classes.get("unet") == "SharedUNet" else None
+
+
 def read_networks(folder: Path) -> dict[str, tuple[str, StoredNetwork]]:
     """Read class and files of each network of a pipeline folder, by component.
 
@@ -202,9 +223,7 @@ def read_conventions(folder: Path) -> Conventions:
         unet, px_per_latent = configs["unet"], vae_scale_factor(configs["vae"])
         options |= {
             "size_px": operator.index(unet["sample_size"]) * px_per_latent,
-            "reference_encoder": (
-                "unet" if "reference_unet" in classes else encoder_without_unet(classes["image_encoder"])
-            ),
+            "reference_encoder": find_reader_name(classes) or encoder_without_unet(classes["image_encoder"]),
             "reference_sharing": (
                 "keys_values" if classes.get("reference_unet") == "KeyValueReferenceUNet" else "hidden_states"
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,10 +14,18 @@ from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.color_profiles import find_profile
 from mimicbrush.io.images import normalise_mode
 from mimicbrush.ops.canvas import IMAGE_FILL, MASK_THRESHOLD, letterbox, letterbox_mask
-from mimicbrush.ops.crops import Box, Placement, crop_box
-from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, NumberRange
+from mimicbrush.ops.crops import Box, Placement, crop_box, square_around
+from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, REFERENCES_RANGE, STEPS_RANGE, NumberRange
 
 ImageInput = Image.Image | np.ndarray
+#: One reference, one for each source, or several for each.
+References = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
+
+#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
+_VISIBLE_WHEN_PASTED = 8
+
+#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
+_VISIBLE_WHEN_PASTED = 8
 
 
 def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
@@ -30,6 +39,28 @@ def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
         if not isinstance(image, Image.Image | np.ndarray):
             raise InputError(f"an image must be a PIL image or a NumPy array, got {type(image).__name__}")
     return listed
+
+
+def group_references(references: References, num_sources: int | None = None) -> list[list[ImageInput]]:
+    """Group references by the source that they belong to.
+
+    Args:
+        references: one; a list, one for each source; a list of such lists, all of one length: several for each source.
+        num_sources: for 1, a list of several belongs to the one source; None: each of a list is for another source.
+
+    Raises:
+        InputError: something else than images, or lists that do not fit.
+    """
+    listed: list[Any] = [references] if isinstance(references, Image.Image | np.ndarray) else list(references)
+    if num_sources == 1 and len(listed) > 1 and not any(isinstance(each, Sequence) for each in listed):
+        listed = [listed]
+    groups = [list_images(each) for each in listed]
+    lengths = [len(group) for group in groups]
+    if len(set(lengths)) > 1:
+        raise InputError(f"each source must have equally many references, got {', '.join(map(str, lengths))}")
+    for length in lengths[:1]:
+        REFERENCES_RANGE.check("references of a source", length)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -99,15 +130,16 @@ def _name_mask(number: int, count: int) -> str:
     return "the mask" if count == 1 else f"mask[{number}]"
 
 
-def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[Box]:
-    """List the box of each image that is meant: one for all, a list with one each, or the full image.
+def list_boxes(images: list[np.ndarray], crops: Box | Sequence[Box | None] | None) -> list[Box]:
+    """List the box of each image that is meant: one for all, or a list with one each; None is the full image.
 
     Raises:
         InputError: a list of another length, or a box that does not lie within its image.
     """
-    boxes = crops if isinstance(crops, list) else [crops or full_box(image) for image in images]
-    if len(boxes) != len(images):
-        raise InputError(f"{len(boxes)} crops for {len(images)} references; give one, or one each")
+    listed = crops if isinstance(crops, list) else [crops] * len(images)
+    if len(listed) != len(images):
+        raise InputError(f"{len(listed)} crops for {len(images)} references; give one, or one each")
+    boxes = [box or full_box(image) for image, box in zip(images, listed, strict=True)]
     for image, box in zip(images, boxes, strict=True):
         crop_box(image, box, "reference")
     return boxes
@@ -116,6 +148,26 @@ def list_boxes(images: list[np.ndarray], crops: Box | list[Box] | None) -> list[
 def full_box(image: np.ndarray) -> Box:
     """Find the box that holds the full image, (x0, y0, x1, y1)."""
     return 0, 0, image.shape[1], image.shape[0]
+
+
+def place_sources(sources: list[np.ndarray], masks: list[np.ndarray], how: str, size_px: int) -> list[Placement]:
+    """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto").
+
+    Args:
+        sources, masks: (H, W, 3) and (H, W) uint8.
+        how: "full" or "auto".
+        size_px: side of the canvas.
+
+    Raises:
+        InputError: `how` is something else.
+    """
+    if how not in ("full", "auto"):
+        raise InputError(f"crop must be full or auto, got {how!r}")
+    boxes = [
+        square_around(mask > _VISIBLE_WHEN_PASTED, size_px) if how == "auto" else full_box(source)
+        for source, mask in zip(sources, masks, strict=True)
+    ]
+    return [Placement(box, size_px) for box in boxes]
 
 
 def letterbox_images(images: list[np.ndarray], placements: list[Placement], size_px: int, order: str) -> np.ndarray:
@@ -155,7 +207,9 @@ def letterbox_masks(
     for number, canvas in enumerate(canvases):
         # The mask of the latents takes every eighth pixel of it.
         if not canvas[::px_per_latent, ::px_per_latent].any():
-            way = choose_words(python='crop="auto"', command="--crop auto", page="Repaint: around the mask")
+            way = choose_words(
+                python='crop="auto"', command="--crop auto", page='switch on "Repaint only around the mask"'
+            )
             raise InputError(
                 f"{_name_mask(number, len(masks))} is too thin: nothing is left of it at the {size_px} px that the "
                 f"model paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it ({way})"

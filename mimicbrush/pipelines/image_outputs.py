@@ -86,22 +86,24 @@ def _to_image(pixels: np.ndarray, colors: StoredColors | None) -> Image.Image:
 
 
 def list_correspondences(
-    record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement]
+    record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement], num_references: int = 1
 ) -> list[Correspondence]:
     """Make one correspondence per result of what was recorded.
 
     Args:
         record: of R = B n rows, the n results of a source following each other.
         sources: B placements.
-        references: one placement, or B.
+        references: the placements of one group of references, or of B groups.
+        num_references: in a group.
     """
     attentions = record.attention()
+    groups = [references[start : start + num_references] for start in range(0, len(references), num_references)]
     return [
         Correspondence.from_attention(
             tokens.cpu().numpy(),
             attention.cpu().numpy(),
             sources[row * len(sources) // len(attentions)],
-            references[row * len(references) // len(attentions)],
+            groups[row * len(groups) // len(attentions)],
         )
         for row, (tokens, attention) in enumerate(attentions)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from mimicbrush.pipelines.find_pipeline import find_pipeline
 from mimicbrush.pipelines.folder import read_networks
 from mimicbrush.pipelines.pipeline_mimicbrush import MimicBrushPipeline
 from mimicbrush.ranges import NumberRange
+
+if TYPE_CHECKING:
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 
 def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | str | None = None) -> MimicBrushPipeline:
@@ -39,19 +42,48 @@ def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | s
             absent.
         WeightsError: the released weights are neither in the local cache nor can they be fetched.
     """
-    if dtype is None or dtype == "auto":
-        dtype = default_dtype(device)
-    elif isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
-        dtype = DTYPES[dtype]
+    dtype = default_dtype(device) if dtype is None or dtype == "auto" else read_dtype(dtype)
     choose_device(device)  # an absent one must show before gigabytes are read
     folder = find_pipeline(name)
     return move_to_device(load_pipeline(folder, dtype), device)
 
 
+def open_any_pipeline(
+    name: str | Path, device: str = "auto", dtype: torch.dtype | str | None = None
+) -> MimicBrushPipeline | KleinPipeline:
+    """Open a pipeline of either family by its name, for commands that only call it.
+
+    Args:
+        name: see `open_pipeline`; or what a run of FLUX.2 klein left, or FLUX.2 klein itself.
+        device, dtype: see `open_pipeline`. FLUX.2 klein takes bfloat16 on a GPU where no type is named.
+
+    Raises:
+        InputError, WeightsError: see `open_pipeline` and `flux2_klein.open_klein`.
+    """
+    from mimicbrush.pipelines.klein.folder import is_klein
+
+    if not is_klein(Path(name)):
+        return open_pipeline(name, device, dtype)
+    from mimicbrush.pipelines.flux2_klein import open_klein
+
+    return open_klein(name, device, None if dtype is None or dtype == "auto" else read_dtype(dtype))
+
+
 #: Types that a command may choose, by name.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Read a type that may be named.
+
+    Raises:
+        InputError: no type is called that.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
+    return DTYPES[dtype]
 
 
 def default_dtype(device: str) -> torch.dtype:

@@ -3,8 +3,9 @@
 `MimicBrushPipeline.__call__` is the whole edit in numbered steps. Each step names the network that it calls. The
 methods behind it are in the same order, and each can be called by itself.
 
-Shapes: ``B`` sources, ``n`` results of each, ``R`` references (1 or B), ``S`` side of the canvas in pixels, ``h w`` of
-the latents, ``N`` image tokens, ``D`` context width. Pixels on the canvas are in [-1, 1].
+Shapes: ``B`` sources, ``n`` results of each, ``R`` references (1 or B; with r for each source, r times as many), ``S``
+side of the canvas in pixels, ``h w`` of the latents, ``N`` image tokens, ``D`` context width. Pixels on the canvas are
+in [-1, 1].
 """
 
 from __future__ import annotations
@@ -37,30 +38,33 @@ from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import (
     check_references_are_read,
+    is_shared,
     project_context,
     project_references,
     set_reference_processors,
 )
 from mimicbrush.models.token_encoders import token_encoder_name
-from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet, find_reader, make_reference_input
 from mimicbrush.ops.canvas import blank_mask, to_tensor
-from mimicbrush.ops.crops import Box, Placement, square_around
+from mimicbrush.ops.crops import Box, Placement
 from mimicbrush.pipelines.cache import WeightDependentCache
 from mimicbrush.pipelines.cuda_graphs import GraphedPasses
 from mimicbrush.pipelines.hub import HubPipeline
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
+    References,
     StoredColors,
     check_generators,
     check_masks,
     check_numbers,
     check_recording,
     find_stored_colors,
-    full_box,
+    group_references,
     letterbox_images,
     letterbox_masks,
     list_boxes,
     list_images,
+    place_sources,
     to_mask_array,
     to_rgb_array,
 )
@@ -68,9 +72,6 @@ from mimicbrush.pipelines.image_outputs import list_correspondences, paste_into_
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
 from mimicbrush.types import AttentionRecord, ReferenceStates
-
-#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
-_VISIBLE_WHEN_PASTED = 8
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -93,8 +94,9 @@ class MimicBrushPipeline(HubPipeline):
         default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:
             50 and 5).
 
-    Without a reference U-Net, the cross-attention to patch tokens of the reference is the only way to see it (the
-    ablation of the paper's Table 3). The tokens are CLIP's or DINOv2's, whichever `image_encoder` is.
+    Without a reference U-Net, a `SharedUNet` reads the reference itself. With any other U-Net, the cross-attention to
+    patch tokens of the reference is the only way to see it (the ablation of the paper's Table 3). The tokens are CLIP's
+    or DINOv2's, whichever `image_encoder` is.
 
     What the reference U-Net shares (`ModelOptions.reference_sharing`) and how many channels the depth projector
     takes follow from these networks.
@@ -184,7 +186,7 @@ class MimicBrushPipeline(HubPipeline):
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,
-            reference_encoder=tokens_of if self.reference_unet is None else "unet",
+            reference_encoder=tokens_of if self.reader is None else "shared" if is_shared(self.reader) else "unet",
             reference_sharing="keys_values" if shares_keys_values else "hidden_states",
             reference_blend=self.config.reference_blend,
             reference_timestep=self.config.reference_timestep,
@@ -192,6 +194,11 @@ class MimicBrushPipeline(HubPipeline):
             depth_convention=self.config.depth_convention,
             no_depth_convention=self.config.no_depth_convention,
         )
+
+    @property
+    def reader(self) -> Any:
+        """Network that reads the reference, `reference_unet` or `unet`; None where image tokens alone show it."""
+        return find_reader(self.unet, self.reference_unet)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -202,6 +209,11 @@ class MimicBrushPipeline(HubPipeline):
     def size_px(self) -> int:
         """Side of the square canvas that the model paints on."""
         return self.unet.config.sample_size * self.vae_scale_factor
+
+    @property
+    def can_record_attention(self) -> bool:
+        """Whether it can tell where it looks in the reference: a U-Net reads it."""
+        return self.reader is not None
 
     @property
     def guidance_scale(self) -> float:
@@ -226,7 +238,7 @@ class MimicBrushPipeline(HubPipeline):
         self,
         source: ImageInput | Sequence[ImageInput],
         mask: ImageInput | Sequence[ImageInput],
-        reference: ImageInput | Sequence[ImageInput] | PreparedReference | None = None,
+        reference: References | PreparedReference | None = None,
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -234,7 +246,7 @@ class MimicBrushPipeline(HubPipeline):
         depth_map: torch.Tensor | None = None,
         num_images_per_prompt: int = 1,
         crop: Literal["full", "auto"] = "full",
-        reference_crop: Box | list[Box] | None = None,
+        reference_crop: Box | list[Box | None] | None = None,
         eta: float = 0.0,
         generator: Generator = None,
         latents: torch.Tensor | None = None,
@@ -254,7 +266,7 @@ class MimicBrushPipeline(HubPipeline):
                 ``info``) or (H, W, 3) uint8 in sRGB.
             mask: one per source, of the same size; PIL or (H, W) uint8, above 128 = repaint; or (H, W) bool.
             reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
-                None repaints without any reference.
+                None repaints without any reference. Of one source also 2 to 4; of several, a list of such lists.
             num_inference_steps: of the scheduler; None = the pipeline's default.
             guidance_scale: of classifier-free guidance; 1 or less turns it off; None = the pipeline's default.
             keep_shape: texture transfer: give the depth map of the unmasked source (paper Sec. 3.4).
@@ -262,7 +274,8 @@ class MimicBrushPipeline(HubPipeline):
             num_images_per_prompt: results per source, n; one after the other in the output.
             crop: "auto" edits a square around the mask at full resolution (see `ops.crops.square_around`), for small
                 regions in large images; "full" the whole image.
-            reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list.
+            reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list with one
+                for each image, where None is all of it.
             eta: of DDIM; schedulers without it ignore it.
             generator: one for all, or a list of B * n. With a list each result is what a call of its own would give;
                 with one, the n results of a source share the sample of the reference's posterior, and so its features.
@@ -291,7 +304,7 @@ class MimicBrushPipeline(HubPipeline):
         sources, masks = self.check_inputs(source, mask, num_images_per_prompt, steps, generator, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
-        check_recording(reference is not None, self.reference_unet is not None, return_correspondence, attention_record)
+        check_recording(reference is not None, self.can_record_attention, return_correspondence, attention_record)
         rows, device = len(sources) * num_images_per_prompt, self._execution_device  # rows = B n
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
@@ -309,7 +322,8 @@ class MimicBrushPipeline(HubPipeline):
                 raise InputError("reference_crop must be given to prepare_reference, for this reference is prepared")
             prepared = reference
         elif reference is not None:
-            prepared = self.prepare_reference(reference, reference_crop=reference_crop, generator=generator)
+            groups = group_references(reference, len(sources))
+            prepared = self.prepare_reference(groups, reference_crop=reference_crop, generator=generator)
         if prepared is not None:
             prepared.check_serves(self._settings(), len(sources))
 
@@ -328,7 +342,9 @@ class MimicBrushPipeline(HubPipeline):
         #    `image_projector`). Project the context for each cross-attention of `unet`: it is the same at every step.
         context = self.no_reference_context().expand(rows, -1, -1)  # (B n, N, D)
         if prepared is not None:
-            reference_context = prepared.context.repeat_interleave(rows // len(prepared), 0)  # (B n, N, D)
+            # Of r references N counts r times as many tokens. As many copies of "no reference" say what one does.
+            reference_context = prepared.join_context().repeat_interleave(rows // len(prepared), 0)  # (B n, N, D)
+            context = context.repeat(1, prepared.num_references, 1)
             context = torch.cat([context, reference_context]) if guided else reference_context  # (B n or 2 B n, N, D)
         if guided:
             cond_latents = torch.cat([cond_latents] * 2)  # (2 B n, 9, h, w)
@@ -344,7 +360,9 @@ class MimicBrushPipeline(HubPipeline):
         timesteps_on_device = timesteps.to(device)
         self._num_timesteps = len(timesteps)
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma  # (B n, 4, h, w)
-        references = self.read_references(prepared, timesteps, reference_batch_size)
+        references: Iterator[Projected] = self.read_references(prepared, timesteps, reference_batch_size)
+        if prepared is not None:
+            references = map(prepared.join_tokens, references)
         record = attention_record if recorder is None else recorder
         obstacle = None if record is None else "the places where the model looks are recorded at each step"
         predict = self._replayed(self._predict_noise, [self.unet], obstacle)
@@ -375,7 +393,7 @@ class MimicBrushPipeline(HubPipeline):
         images = self.decode(latents, sources, masks, placements, paste_back, output_type, stored)
         correspondences = None
         if recorder is not None and prepared is not None:
-            correspondences = list_correspondences(recorder, placements, prepared.placements)
+            correspondences = list_correspondences(recorder, placements, prepared.placements, prepared.num_references)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images, correspondences) if return_correspondence else (images,)
@@ -402,8 +420,8 @@ class MimicBrushPipeline(HubPipeline):
             raise InputError(
                 f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer steps"
             )
-        if self.reference_unet is not None:
-            check_references_are_read(self.unet, self.reference_unet)
+        if self.reader is not None:
+            check_references_are_read(self.unet, self.reader)
         sources, masks = (
             [to_rgb_array(image) for image in list_images(source)],
             [to_mask_array(image) for image in list_images(mask)],
@@ -416,13 +434,7 @@ class MimicBrushPipeline(HubPipeline):
 
     def place(self, sources: list[np.ndarray], masks: list[np.ndarray], how: str) -> list[Placement]:
         """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto")."""
-        if how not in ("full", "auto"):
-            raise InputError(f"crop must be full or auto, got {how!r}")
-        boxes = [
-            square_around(mask > _VISIBLE_WHEN_PASTED, self.size_px) if how == "auto" else full_box(source)
-            for source, mask in zip(sources, masks, strict=True)
-        ]
-        return [Placement(box, self.size_px) for box in boxes]
+        return place_sources(sources, masks, how, self.size_px)
 
     def _to_canvas(self, images: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
         """Letterbox B images -> (B, 3, S, S) in [-1, 1]."""
@@ -438,9 +450,9 @@ class MimicBrushPipeline(HubPipeline):
     @torch.no_grad()
     def prepare_reference(
         self,
-        reference: ImageInput | Sequence[ImageInput],
+        reference: References,
         *,
-        reference_crop: Box | list[Box] | None = None,
+        reference_crop: Box | list[Box | None] | None = None,
         generator: Generator = None,
         num_inference_steps: int | None = None,
         reference_batch_size: int = 4,
@@ -448,9 +460,9 @@ class MimicBrushPipeline(HubPipeline):
         """Encode references once for many edits; `PreparedReference` says when reusing them is exact.
 
         Args:
-            reference: R images.
-            reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list.
-            generator: samples the VAE's posterior; a list samples len(list) / R times for each.
+            reference: an image, or a list: one for each source; or a list of lists: several for each source.
+            reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list with one for each image.
+            generator: samples the VAE's posterior; a list samples equally often for each source.
             num_inference_steps: with ``reference_timestep="current"``: hold the features for this number of steps,
                 too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
             reference_batch_size: timesteps that the reference U-Net reads in one pass.
@@ -458,13 +470,23 @@ class MimicBrushPipeline(HubPipeline):
         check_numbers(reference_batch_size=reference_batch_size)
         if num_inference_steps is not None:
             check_numbers(num_inference_steps=num_inference_steps)
-        images = [to_rgb_array(image) for image in list_images(reference)]
-        if not images or (isinstance(generator, list) and len(generator) % len(images)):
+        groups = group_references(reference)
+        if not groups or (isinstance(generator, list) and len(generator) % len(groups)):
             results = len(generator) if isinstance(generator, list) else 1
-            raise InputError(f"{len(images)} references cannot serve {results} results; give one, or one per source")
+            raise InputError(f"{len(groups)} references cannot serve {results} results; give one, or one per source")
+        images, count = [to_rgb_array(image) for group in groups for image in group], len(groups[0])
         placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
-        prepared = self.encode_references(self._to_canvas(images, placements), placements, generator)
-        if self.reference_unet is None:
+        pixels = self._to_canvas(images, placements)  # (R, 3, S, S)
+        # All first references, all second ones, and so on: a generator samples the posteriors of its source in turn.
+        parts = [self.encode_references(pixels[n::count], placements[n::count], generator) for n in range(count)]
+        prepared = parts[0]
+        if count > 1:
+            latents, context = (
+                torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1)
+                for name in ("latents", "context")
+            )
+            prepared = replace(prepared, latents=latents, context=context, placements=placements, num_references=count)
+        if self.reader is None:
             return prepared
         if self.config.reference_timestep == "zero":
             timesteps = [0.0]
@@ -473,16 +495,14 @@ class MimicBrushPipeline(HubPipeline):
             timesteps = [float(timestep) for timestep in self.scheduler.timesteps.tolist()]
         else:
             return prepared
-        features = dict(
-            zip(timesteps, self._run_reference_unet(prepared, timesteps, reference_batch_size), strict=True)
-        )
+        features = dict(zip(timesteps, self._run_reader(prepared, timesteps, reference_batch_size), strict=True))
         return replace(prepared, features=features)
 
     def encode_references(
         self, pixels: torch.Tensor, placements: list[Placement], generator: Generator
     ) -> PreparedReference:
         """Encode references (R, 3, S, S) in [-1, 1]: clean latents and context, without features."""
-        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reference_unet is None)  # (R, N, C)
+        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reader is None)  # (R, N, C)
         context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)  # (R, N, D)
         noise = self._posterior_noise(len(pixels), generator)
         latents = encode_latents(self.vae, pixels, noise).to(self.unet.dtype)  # (R or more, 4, h, w)
@@ -552,7 +572,7 @@ class MimicBrushPipeline(HubPipeline):
             self.image_projector,
             lambda: self.image_projector(
                 encode_no_image_tokens(
-                    self.image_encoder, 1, self._execution_device, patches_only=self.reference_unet is None
+                    self.image_encoder, 1, self._execution_device, patches_only=self.reader is None
                 ).to(self.image_projector.dtype)
             ),
         )
@@ -566,34 +586,32 @@ class MimicBrushPipeline(HubPipeline):
         Args:
             prepared: R references; with None nothing is read, and the dictionaries are empty.
             timesteps: (steps,).
-            batch_size: timesteps in one pass of the reference U-Net.
+            batch_size: timesteps in one pass of the U-Net that reads.
 
         Yields:
             Module path -> keys and values, (R, M, heads, d) each.
         """
-        if prepared is None or self.reference_unet is None:
+        if prepared is None or self.reader is None:
             yield from ({} for _ in timesteps)
             return
         current = self.config.reference_timestep == "current"
         read_at = [
             float(timestep) if current else 0.0 for timestep in timesteps.tolist()
-        ]  # what the reference U-Net sees
+        ]  # what the U-Net that reads sees
         if all(timestep in prepared.features for timestep in read_at):
             yield from (prepared.features[timestep] for timestep in read_at)
         elif current:
-            yield from self._run_reference_unet(prepared, read_at, batch_size)
+            yield from self._run_reader(prepared, read_at, batch_size)
         else:
-            once = next(self._run_reference_unet(prepared, read_at[:1], 1))
+            once = next(self._run_reader(prepared, read_at[:1], 1))
             yield from (once for _ in read_at)
 
-    def _run_reference_unet(
-        self, prepared: PreparedReference, timesteps: list[float], batch_size: int
-    ) -> Iterator[Projected]:
-        """Run the reference U-Net over clean latents, T timesteps in one batch, and project what it wrote."""
-        rows, dtype = len(prepared), self.reference_unet.dtype  # which may differ from the other U-Net's
+    def _run_reader(self, prepared: PreparedReference, timesteps: list[float], batch_size: int) -> Iterator[Projected]:
+        """Run the U-Net that reads over clean latents, T timesteps in one batch, and project what it wrote."""
+        rows, dtype = len(prepared.latents), self.reader.dtype  # which may differ from the other U-Net's
         latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)  # (R, 4, h, w), (R, N, D)
-        context_kv = project_context(self.reference_unet, context)  # the same at every timestep
-        read = self._replayed(self._read_timesteps, [self.reference_unet, self.unet])
+        context_kv = project_context(self.reader, context)  # the same at every timestep
+        read = self._replayed(self._read_timesteps, [self.reader, self.unet])
         times, read_at = min(max(1, batch_size), len(timesteps)), timesteps
         if self._graphs is not None:  # the last pass reads its last timestep again: all passes have one size, and graph
             read_at = timesteps + timesteps[-1:] * (-len(timesteps) % times)
@@ -610,9 +628,9 @@ class MimicBrushPipeline(HubPipeline):
         """Read R references at T timesteps: keys and values of T R rows, those of the first timestep first."""
         rows, times = len(latents), len(timesteps)
         repeated = {path: (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for path, (k, v) in context_kv.items()}
-        states = ReferenceStates(projected=repeated)
-        self.reference_unet(
-            latents.repeat(times, 1, 1, 1),  # (T R, 4, h, w)
+        states = ReferenceStates(projected=repeated, is_writing=True)
+        self.reader(
+            make_reference_input(self.reader, latents.repeat(times, 1, 1, 1)),  # (T R, 4 or 13, h, w)
             timesteps.repeat_interleave(rows),  # (T R,)
             context.repeat(times, 1, 1),  # (T R, N, D)
             cross_attention_kwargs={"reference_states": states},

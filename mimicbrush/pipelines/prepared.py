@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.reference_attention import join_tokens
 from mimicbrush.ops.crops import Placement
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class PreparedReference:
         placements: how each of the references lies on the canvas.
         settings: the options of the pipeline that made it, which must be those of one that uses it.
         features: timestep that the reference U-Net saw -> keys and values by module path, R rows.
+        num_references: how many of the R, which follow each other, belong to one source.
     """
 
     latents: torch.Tensor
@@ -55,9 +57,18 @@ class PreparedReference:
     placements: list[Placement]
     settings: tuple[object, ...]
     features: Mapping[float, Projected] = field(default_factory=dict)
+    num_references: int = 1
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.latents) // self.num_references
+
+    def join_context(self) -> torch.Tensor:
+        """Join the context of all references of a source: (len, n N, D)."""
+        return join_tokens(self.context, len(self))
+
+    def join_tokens(self, projected: Projected) -> Projected:
+        """Join what was read of all references of a source: R rows of keys and values -> as many as `len` says."""
+        return {path: (join_tokens(k, len(self)), join_tokens(v, len(self))) for path, (k, v) in projected.items()}
 
     def check_serves(self, settings: tuple[object, ...], sources: int) -> None:
         """Check that this can be used for an edit.
@@ -73,5 +84,8 @@ class PreparedReference:
             raise InputError(
                 f"this reference was prepared with {self.settings}, the pipeline now has {settings}; prepare it again"
             )
-        if len(self.placements) not in (1, sources):
-            raise InputError(f"{len(self.placements)} references for {sources} sources; give one, or one each")
+        count = len(self.placements) // self.num_references
+        if count not in (1, sources):
+            raise InputError(
+                f"{count} references for {sources} sources; give one, or one each, or a list of several for each"
+            )

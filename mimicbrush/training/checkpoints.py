@@ -216,6 +216,7 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
 ADDED_LATER: dict[str, Any] = {
     "data.num_matches": 64,
     "data.fixed_views": 0,
+    "data.num_references": 1,
     "train.correspondence_weight": 0.0,
     "train.correspondence_final": "None",
     "train.correspondence_heads": 0.5,
@@ -225,6 +226,12 @@ ADDED_LATER: dict[str, Any] = {
     "train.distill_guidance": "[5.0, 5.0]",
     "train.distill_ddim_steps": 50,
     "train.distill_huber_c": 0.001,
+    "train.correspondence_layers": "[]",
+    "train.hole_weight": 1.0,
+    "train.timestep_sampling": "uniform",
+    "train.timestep_logit_mean": 0.0,
+    "train.timestep_logit_std": 1.0,
+    "train.transformer": "lora",
 }
 
 

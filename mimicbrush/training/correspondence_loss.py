@@ -85,10 +85,13 @@ def correspondence_loss(
 
         loss = -sum_i w_i log softmax(q k_i / sqrt(d)) / log M,    i: the four tokens around (x', y'), w bilinear
 
-    The softmax is over the *reference's* tokens alone: how much the model reads of the reference at all stays free.
+    The softmax is over the *reference's* tokens alone: how much the model reads of the reference at all stays free. Of
+    several references it is over the tokens of the first, to which the matches belong. The others may show the same
+    place, and no match says where: over all tokens, the loss would teach not to look at them.
 
     Args:
-        attended: query (B, N, heads, d) and reference key (B, M, heads, d) of each reading layer, by its path.
+        attended: query (B, N, heads, d) and reference key (B, R M, heads, d) of each reading layer, by its path; a
+            reference has as many tokens as the source, M = N.
         matches: of the batch, on the canvas.
         keep_reference: (B,) bool, False = dropped.
         size_px: side of the canvas.
@@ -105,7 +108,7 @@ def correspondence_loss(
         )
     is_used = matches.is_match & keep_reference[:, None]  # (B, K)
     count = is_used.sum(dim=1)  # (B,)
-    per_layer = [_layer_loss(*layer, matches, size_px, heads_ratio) for layer in layers]
+    per_layer = [_layer_loss(q, k[:, : q.shape[1]], matches, size_px, heads_ratio) for q, k in layers]
     losses, found_ratio = (torch.stack(each).mean(0) for each in zip(*per_layer, strict=True))  # (B, K) each
     per_sample = torch.where(is_used, losses, 0).sum(dim=1) / count.clamp(min=1)
     match_counts = torch.stack([torch.where(is_used, found_ratio, 0).sum(), count.sum()])

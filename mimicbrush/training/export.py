@@ -67,7 +67,7 @@ class PipelineExporter:
 
         All weights are taken, also after an error: all processes gather sharded ones together.
         """
-        with _take_all(weights) as rest:
+        with take_all(weights) as rest:
             return self._build_pipeline(rest, encoders, adapters)
 
     def _build_pipeline(
@@ -127,13 +127,13 @@ class PipelineExporter:
             write_training_data(aside, self.training_data)
             apply_umask(aside)
 
-        with _take_all(weights) as rest:
+        with take_all(weights) as rest:
             if PartialState().is_main_process:
                 replace_folder(folder, write)
 
 
 @contextmanager
-def _take_all(weights: ExportWeights) -> Iterator[ExportWeights]:
+def take_all(weights: ExportWeights) -> Iterator[ExportWeights]:
     """Give the weights, and take those that are left in the end, whatever happens in between."""
     rest = iter(weights)
     try:

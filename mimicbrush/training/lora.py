@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import logging
 from torch import nn
 
 from mimicbrush.errors import InputError
-from mimicbrush.training.options import TRAINED_PARTS, TrainOptions
+from mimicbrush.training.options import TrainOptions
 
 
 def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> None:
@@ -20,7 +23,7 @@ def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> N
     Adapters start as zero, so that nothing changes before the first step.
 
     Args:
-        parts: the networks of `MimicBrushModel`, by name.
+        parts: the networks of the trained model, by name.
         options: says what to do with each.
 
     Raises:
@@ -33,25 +36,28 @@ def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> N
             add_adapters(part, options)
     if not any(parameter.requires_grad for part in parts.values() for parameter in part.parameters()):
         raise InputError(
-            "nothing would be trained: "
-            + " ".join(f"train.{name}={getattr(options, name)}" for name in TRAINED_PARTS if name in parts)
+            "nothing would be trained: " + " ".join(f"train.{name}={getattr(options, name)}" for name in parts)
         )
 
 
-def add_adapters(unet: nn.Module, options: TrainOptions) -> None:
-    """Add low-rank adapters to the attention projections of a U-Net, through diffusers and peft."""
+def add_adapters(network: nn.Module, options: TrainOptions) -> None:
+    """Add low-rank adapters to the projections of a U-Net or a transformer, through diffusers and peft.
+
+    Adapters are float32, whatever the frozen weights are.
+    """
     from peft import LoraConfig
 
-    assert isinstance(unet, UNet2DConditionModel)
+    assert isinstance(network, PeftAdapterMixin)
     # By their full names: the reference U-Net has projections that were pruned away, on which peft would fail.
     targets = [
         name
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear) and any(name.endswith(f".{each}") for each in options.lora_target_modules)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(f".{name}".endswith(f".{each}") for each in options.lora_target_modules)
     ]
     if not targets:
-        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} name no layer of the U-Net")
-    unet.add_adapter(
+        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} name no layer of the network")
+    network.add_adapter(
         LoraConfig(
             r=options.lora_rank,
             lora_alpha=options.lora_rank if options.lora_alpha is None else options.lora_alpha,
@@ -60,6 +66,7 @@ def add_adapters(unet: nn.Module, options: TrainOptions) -> None:
             target_modules=targets,
         )
     )
+    cast_training_params(network, torch.float32)
 
 
 def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -> None:

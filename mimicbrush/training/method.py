@@ -140,6 +140,7 @@ class MimicBrushMethod:
             reference_drop_ratio=options.reference_drop_ratio,
             depth_drop_ratio=options.depth_drop_ratio,
             noise_device=device if options.noise_on == "device" else None,
+            num_references=batch.num_references,
         ).to(device)
         on_device = batch.to(device)
         if isinstance(on_device, EncodedViews):

@@ -170,12 +170,13 @@ def start_tracker(
 ) -> None:
     """Start the tracker that `Accelerator.log` logs to.
 
-    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later. Where it cannot be started, the
-    run goes on without it, and says so.
+    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later. trackio writes into a folder of
+    its own on this machine, where ``trackio show`` finds all runs. Where a tracker cannot be started, the run goes on
+    without it, and says so.
 
     Args:
         accelerator: made with this tracker.
-        name: "none", "wandb" or "tensorboard".
+        name: "none", "wandb", "tensorboard" or "trackio".
         run_name: what the run is called there.
         run_dir: gets the files of the tracker.
         config: option -> value.
@@ -191,12 +192,15 @@ def start_tracker(
             accelerator.print("note: wandb has no key (wandb login), so it logs offline; `wandb sync` uploads it later")
         if state["tracker"].get("wandb"):
             wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
+    # trackio knows a run by its name. The newest run of this name goes on, if the checkpoint was logged there.
+    trackio = {"name": run_name, "resume": "allow" if "trackio" in state["tracker"] else "never", "embed": False}
+    # Steps beyond the checkpoint will be logged again.
+    tensorboard = {"purge_step": state["step"] + 1 if "step" in state else None}
     try:
         accelerator.init_trackers(
             "mimicbrush",
             config=config,
-            # Steps beyond the checkpoint will be logged again.
-            init_kwargs={"wandb": wandb, "tensorboard": {"purge_step": state["step"] + 1 if "step" in state else None}},
+            init_kwargs={"wandb": wandb, "tensorboard": tensorboard, "trackio": trackio},
         )
     except Exception as error:  # noqa: BLE001 - see `use_trackers`
         accelerator.trackers = []
@@ -228,7 +232,7 @@ def _warn_of_tracker(name: str, error: Exception) -> None:
 def log_image_table(
     accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
 ) -> None:
-    """Log a table of images: to wandb as one, to tensorboard column by column.
+    """Log a table of images: to wandb and trackio as one, to tensorboard column by column.
 
     Args:
         accelerator: with its trackers.
@@ -246,6 +250,11 @@ def log_image_table(
 
             data = [[caption, *[wandb.Image(images[column]) for column in columns]] for caption, images in rows]
             tracker.log_table(name, columns=["pair", *columns], data=data, step=step)
+        elif tracker.name == "trackio":
+            import trackio
+
+            data = [[caption, *[trackio.Image(images[column]) for column in columns]] for caption, images in rows]
+            tracker.log({name: trackio.Table(columns=["pair", *columns], data=data)}, step=step)
         elif tracker.name == "tensorboard":
             stacked = {
                 f"{name}/{column}": np.stack([np.atleast_3d(images[column]) for _, images in rows])
@@ -258,7 +267,11 @@ def log_image_table(
 
 def read_tracker_ids(accelerator: Accelerator) -> dict[str, str]:
     """Return what a checkpoint must keep for the tracker to go on with the same run; on the main process."""
-    return {tracker.name: str(tracker.tracker.id) for tracker in accelerator.trackers if tracker.name == "wandb"}
+    return {
+        tracker.name: str(tracker.tracker.id)
+        for tracker in accelerator.trackers
+        if tracker.name in ("wandb", "trackio")
+    }
 
 
 def _has_key() -> bool:

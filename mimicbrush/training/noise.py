@@ -14,7 +14,7 @@ import torch
 from mimicbrush.ops.counter_rng import first_numbers, generator, mix_many
 
 # One stream per purpose: one more number in a stream must not shift the others. (0 is the dataset's.)
-_DECISIONS, _NOISE, _POSTERIORS = 1, 2, 3
+_DECISIONS, _NOISE, _POSTERIORS, _OTHER_POSTERIORS = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NoiseSample:
     Attributes:
         timestep: (B,) int64.
         noise: (B, 4, h, w) standard normal, added to the source latents.
-        posteriors: (3, B, 4, h, w), for sampling the latents of source, masked source and reference.
+        posteriors: (2 + R, B, 4, h, w), for sampling the latents of source, masked source and R references.
         keep_reference, keep_depth: (B,) bool, False = dropped.
         reference_rows, depth_rows: (K,) int64, the rows that are kept. They are listed on the CPU, since asking a GPU
             how many there are would make the CPU wait.
@@ -51,6 +51,7 @@ class NoiseSample:
         depth_drop_ratio: float,
         reference_drop: str = "random",
         noise_device: torch.device | None = None,
+        num_references: int = 1,
     ) -> NoiseSample:
         """Sample for a batch. The keys must lie on the CPU: reading them from a GPU would make the CPU wait.
 
@@ -63,20 +64,25 @@ class NoiseSample:
                 ratio (what the released attention does in training).
             noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normals`; None
                 makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
+            num_references: of each sample, R. All other numbers are the same for any R.
         """
         bits = keys.numpy()
         timestep, (reference_chance, depth_chance, chance) = _decide(bits, num_timesteps)
-        seeds = [torch.from_numpy(mix_many(bits, stream).astype(np.int64)) for stream in (_NOISE, _POSTERIORS)]
+        images_of = {_NOISE: 1, _POSTERIORS: 3}
+        if num_references > 1:
+            images_of[_OTHER_POSTERIORS] = num_references - 1
+        shapes = [(images, *latent_shape) for images in images_of.values()]
+        seeds = [torch.from_numpy(mix_many(bits, stream).astype(np.int64)) for stream in images_of]
         if noise_device is None:
-            noise, posteriors = (
+            normals = [
                 torch.stack([_normal(shape, seed) for seed in stream.tolist()])
-                for stream, shape in zip(seeds, (latent_shape, (3, *latent_shape)), strict=True)
-            )
+                for stream, shape in zip(seeds, shapes, strict=True)
+            ]
         else:
-            count = math.prod(latent_shape)
             seeds_there = copy_to_device(torch.stack(seeds), noise_device)
-            noise, posteriors = sample_counter_normals(seeds_there, (count, 3 * count))
-            noise, posteriors = noise.unflatten(1, latent_shape), posteriors.unflatten(1, (3, *latent_shape))
+            flat = sample_counter_normals(seeds_there, tuple(math.prod(shape) for shape in shapes))
+            normals = [each.unflatten(1, shape) for each, shape in zip(flat, shapes, strict=True)]
+        noise, posteriors = normals[0][:, 0], torch.cat(normals[1:], dim=1)  # (B, 4, h, w), (B, 2 + R, 4, h, w)
         keep_reference = reference_chance >= reference_drop_ratio
         if reference_drop == "first_quarter":
             keep_reference = torch.arange(len(keys)) >= len(keys) // 4

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import nn
 
@@ -26,10 +26,10 @@ from mimicbrush.models.encoders import (
     estimate_depth,
     make_no_depth_map,
 )
-from mimicbrush.models.options import ModelOptions
+from mimicbrush.models.options import REFERENCE_ENCODERS, ModelOptions
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
-from mimicbrush.models.reference_attention import set_reference_processors
-from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.models.reference_attention import join_references, join_tokens, set_reference_processors
+from mimicbrush.models.unets import ReferenceUNet, find_reader, make_reference_input
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
@@ -43,12 +43,14 @@ NUM_BANDS = 4
 class Conditions:
     """Conditions of a batch: what the frozen encoders compute from its pixels, float32.
 
+    With R references of each sample, those of one sample follow each other.
+
     Attributes:
         source_latents: (B, 4, h, w) of the unmasked source: what is to be recovered.
         masked_source_latents: (B, 4, h, w) of the source with its masked pixels blanked.
-        reference_latents: (B, 4, h, w), clean.
+        reference_latents: (B R, 4, h, w), clean.
         latent_mask: (B, 1, h, w), 1 = repaint.
-        image_tokens: (B, N, C) of the reference, or of "no reference" where it is dropped.
+        image_tokens: (B R, N, C) of the references, or of "no reference" where it is dropped.
         depth_map: (B, 1, any, any) of the source, or "no depth" where it is dropped.
     """
 
@@ -71,7 +73,7 @@ class FrozenEncoders:
     def __init__(self, parts: Components, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
-        self.patches_only = options.reference_encoder != "unet"
+        self.patches_only = not REFERENCE_ENCODERS[options.reference_encoder].has_reader
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
@@ -93,16 +95,20 @@ class FrozenEncoders:
     @torch.no_grad()
     def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
         """Encode a batch, with the drops applied. What is dropped is not computed."""
-        # One call of the VAE for source, masked source and reference; each is a sample of its posterior.
-        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
+        # One call of the VAE for source, masked source and references; each is a sample of its posterior.
+        references = batch.references.unbind(1)  # R times (B, 3, H, W)
+        images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), *references])  # (2B + RB, 3, H, W)
         latents = encode_latents(self.vae, images, noise_sample.posteriors.flatten(0, 1)).float()
-        source_latents, masked_source_latents, reference_latents = latents.chunk(3)
+        source_latents, masked_source_latents, *of_references = latents.split(len(batch))
+        reference_latents = of_references[0]
+        if len(references) > 1:
+            reference_latents = torch.stack(of_references, dim=1).flatten(0, 1)  # (B R, 4, h, w)
 
         # Dropped conditions (paper Sec. 4.1: reference 10 %, depth 50 %) make classifier-free guidance possible.
         no_tokens, no_depth_map = self.unconditional_inputs(latents.device)
         image_tokens = _encode_rows(
-            batch.reference,
-            noise_sample.reference_rows,
+            batch.references.flatten(0, 1),
+            list_reference_rows(noise_sample.reference_rows, len(references)),
             lambda pixels: encode_image_tokens(self.image_encoder, pixels, self.patches_only),
             no_tokens,
         )
@@ -173,6 +179,12 @@ class StoredEncoders:
         )
 
 
+def list_reference_rows(samples: torch.Tensor, num_references: int) -> torch.Tensor:
+    """List the rows of all references of some samples, (K,) int64 -> (K R,)."""
+    place = torch.arange(num_references, device=samples.device)
+    return (samples[:, None] * num_references + place).flatten()
+
+
 def _encode_rows(
     pixels: torch.Tensor,
     rows: torch.Tensor,
@@ -204,12 +216,13 @@ class MimicBrushModel(nn.Module):
     """Both U-Nets and both projectors as one module with one forward: what DDP, EMA and checkpoints see.
 
     Args:
-        unet: the imitative U-Net, of 13 input channels.
-        reference_unet: the reference U-Net; None where the reference gives image tokens alone.
+        unet: the imitative U-Net, of 13 input channels; a `SharedUNet` reads the reference itself.
+        reference_unet: the reference U-Net; None where there is none, and with any other U-Net the reference gives
+            image tokens alone.
         image_projector, depth_projector: from image tokens to the context, from a depth map to latents.
         size_px: side of the canvas.
         reference_blend: how much the reference's attention counts, see `ReferenceReadProcessor`.
-        reference_timestep: of the reference U-Net: "current", that of the noisy latents; otherwise 0.
+        reference_timestep: of the pass that reads the reference: "current", that of the noisy latents; otherwise 0.
         correspondence_heads: part of the heads that the correspondence loss teaches, above 0 and at most 1.
     """
 
@@ -231,6 +244,11 @@ class MimicBrushModel(nn.Module):
         self.size_px, self.reference_timestep = size_px, reference_timestep
         self.correspondence_heads = correspondence_heads
         set_reference_processors(unet, reference_blend)
+
+    @property
+    def reader(self) -> UNet2DConditionModel | None:
+        """Network that reads the reference, perhaps the imitative U-Net; None where image tokens alone show it."""
+        return find_reader(self.unet, self.reference_unet)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """List what is trained: name -> parameter, always in the same order."""
@@ -258,24 +276,27 @@ class MimicBrushModel(nn.Module):
             states: what `read_references` left, where the reference U-Net is frozen and has read before; None: it
                 reads now.
         """
-        context = self.image_projector(conditions.image_tokens)  # (B, N, D)
+        tokens = self.image_projector(conditions.image_tokens)  # (B R, N, D)
+        context = join_tokens(tokens, len(noisy))  # (B, R N, D)
         depth_latents = self.depth_projector(conditions.depth_map, self.size_px)  # (B, 4, h, w)
         # 4 + 1 + 4 + 4 channels: those of Stable Diffusion inpainting, then depth.
         unet_input = torch.cat(
             [noisy, conditions.latent_mask, conditions.masked_source_latents, depth_latents], dim=1
         )  # (B, 13, h, w)
 
-        if self.reference_unet is None or states is not None:  # the reference gives its tokens alone, or was read
+        if self.reader is None or states is not None:  # the reference gives its tokens alone, or was read
             attention_kwargs = {"reference_states": states}
             return Prediction(self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample)
-        # The reference U-Net writes its features into `states`, the imitative U-Net reads them in its self-attention.
+        # The reader writes its features into `states`, the imitative U-Net reads them in its self-attention.
         states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
+        times = timestep.repeat_interleave(len(tokens) // len(noisy))  # (B R,)
+        reference_sample = self.read_references(conditions.reference_latents, times, tokens, states)
+        states = join_references(states, len(noisy))
         attention_kwargs = {"reference_states": states}
-        reference_sample = self.read_references(conditions.reference_latents, timestep, context, states)
         sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
         # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
-        # last block of the reference U-Net, whose features are read on the way, would get none.
-        sample = sample + 0 * reference_sample.mean(dim=(1, 2, 3), keepdim=True)
+        # last block of the reader, whose features are read on the way, would get none.
+        sample = sample + 0 * join_tokens(reference_sample, len(noisy)).mean(dim=(1, 2, 3), keepdim=True)
         if matches is None or states.attended is None:
             return Prediction(sample)
         heads = self.correspondence_heads
@@ -284,20 +305,20 @@ class MimicBrushModel(nn.Module):
     def read_references(
         self, reference_latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, states: ReferenceStates
     ) -> torch.Tensor:
-        """Let the reference U-Net write into `states`; return what else it predicts, (B, 4, h, w).
+        """Let the reader write into `states`; return what else it predicts, (B R, 4, h, w).
 
         Args:
-            reference_latents: (B, 4, h, w), clean.
-            timestep: (B,) int64, of the noisy source latents.
-            context: (B, N, D), the projected image tokens.
+            reference_latents: (B R, 4, h, w), clean.
+            timestep: (B R,) int64, of the noisy source latents.
+            context: (B R, N, D), the projected image tokens: each reference is read with its own.
             states: get the features.
         """
-        assert self.reference_unet is not None
-        sample: torch.Tensor = self.reference_unet(
-            reference_latents,
+        assert self.reader is not None
+        sample: torch.Tensor = self.reader(
+            make_reference_input(self.reader, reference_latents),
             timestep if self.reference_timestep == "current" else torch.zeros_like(timestep),
             context,
-            cross_attention_kwargs={"reference_states": states},
+            cross_attention_kwargs={"reference_states": states.for_writing()},
         ).sample
         return sample
 
@@ -356,19 +377,26 @@ def denoising_loss(
         snr = compute_snr(noise_scheduler, timestep)  # (B,)
         weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
         total = (error.mean(dim=(1, 2, 3)) * weight).mean()
-    correspondence_sums = torch.zeros(4, device=total.device)
-    if correspondence is not None:
-        per_sample = correspondence.per_sample
-        total = total + correspondence_weight * per_sample.mean()
-        sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
-        correspondence_sums = torch.cat([sums, correspondence.match_counts])
-
+    total, correspondence_sums = add_correspondence(total, correspondence, correspondence_weight)
     parts, bands = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
     return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)
 
 
+def add_correspondence(
+    total: torch.Tensor, correspondence: CorrespondenceLoss | None, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the correspondence loss, if there is one, to a loss: () -> () and its (4,) sums, see `TrainingLoss`."""
+    correspondence_sums = torch.zeros(4, device=total.device)
+    if correspondence is not None:
+        per_sample = correspondence.per_sample
+        total = total + weight * per_sample.mean()
+        sums = torch.stack([per_sample.detach().sum(), correspondence.num_samples.to(total.dtype)])
+        correspondence_sums = torch.cat([sums, correspondence.match_counts])
+    return total, correspondence_sums
+
+
 def sum_errors(
-    error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: DDIMScheduler
+    error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: SchedulerMixin
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the squared error (B, 1, h, w): (4,) inside and outside the mask, (2, NUM_BANDS) by timestep; see above."""
     parts = torch.stack([(error * mask).sum(), mask.sum(), (error * (1 - mask)).sum(), (1 - mask).sum()])

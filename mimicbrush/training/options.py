@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from mimicbrush.errors import InputError
 from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, check_options, number, numbers, word
 
-#: The networks that can be trained, options of `TrainOptions`.
+#: The networks of MimicBrush that can be trained, options of `TrainOptions`.
 TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
+
+#: Options that only MimicBrush has, and those that only FLUX.2 klein has; the others are for both families.
+MIMICBRUSH_ONLY = (
+    *TRAINED_PARTS, "depth_drop_ratio", "prediction_type", "min_snr_gamma", "distill", "selective_checkpointing",
+    "low_precision_norms", "fused_norms", "compile", "compile_parts", "default_num_inference_steps",
+    "default_guidance_scale", "default_timestep_spacing",
+)  # fmt: skip
+KLEIN_ONLY = (
+    "transformer", "hole_weight", "timestep_sampling", "timestep_logit_mean", "timestep_logit_std",
+    "correspondence_layers",
+)  # fmt: skip
 
 #: Of diffusers' `get_scheduler`, those that need no further options.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -44,8 +55,13 @@ class TrainOptions:
             to the denoising loss.
         correspondence_final: the value that this weight reaches in a straight line over `max_steps`; None keeps it.
         correspondence_heads: part of the attention heads of each layer that learn from it; the others stay free.
+        correspondence_layers: layers of FLUX.2 klein that learn from it, by module path with wildcards, such as
+            ``single_transformer_blocks.1?.attn``; none named: all. Of the U-Nets every reading layer does.
         unrelated_reference_ratio: probability that a sample gets the reference of another source file (*ours*), to
             learn to leave out what does not match; 0 (paper) never.
+        hole_weight: how many times a token in the hole counts as much as one outside, in the loss of FLUX.2 klein.
+        timestep_sampling: of FLUX.2 klein: "uniform", or "logit_normal", which favours the middle (arXiv 2403.03206).
+        timestep_logit_mean, timestep_logit_std: of "logit_normal".
         noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
             the model is: other numbers, and faster for small models with large batches.
         distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps, without guidance (*ours*, see
@@ -53,15 +69,17 @@ class TrainOptions:
         distill_guidance: lowest and highest guidance scale of the teacher; each sample gets one of its own.
         distill_ddim_steps: steps of the teacher's sampler; the student cannot take more.
         distill_huber_c: differences below this count as squares in the loss of distillation, larger ones by their size.
-        unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights.
+        unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights; the
+            second has no effect where there is no reference U-Net.
         image_projector, depth_projector: "trained" (paper) or "frozen".
+        transformer: of FLUX.2 klein: "lora" for low-rank adapters beside frozen weights, or "trained".
         lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
         log_every, checkpoint_every: in steps.
         keep_checkpoints: how many to keep, at least 2.
         save_in_background: write checkpoints while the training goes on; it takes a copy of them in memory.
         resume: "never", "latest" (the newest that verifies; starts afresh where there is none), or a checkpoint
             folder.
-        tracker: "none", "wandb" or "tensorboard", beside metrics.jsonl.
+        tracker: "none", "wandb", "tensorboard" or "trackio" (local, without an account), beside metrics.jsonl.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
             would not fit otherwise. Most of the forward pass is computed twice.
         selective_checkpointing: compute only norms and activation functions again. A sample then takes about half
@@ -100,7 +118,12 @@ class TrainOptions:
     correspondence_weight: float = number(0.0, at_least=0)
     correspondence_final: float | None = number(None, at_least=0, whole=False, null="the weight stays as it is")
     correspondence_heads: float = number(0.5, above=0, at_most=1)
+    correspondence_layers: tuple[str, ...] = ()
     unrelated_reference_ratio: float = number(0.0, at_least=0, at_most=1)
+    hole_weight: float = number(1.0, above=0, at_most=1000)
+    timestep_sampling: str = word("uniform", ("uniform", "logit_normal"))
+    timestep_logit_mean: float = number(0.0, at_least=-10, at_most=10, whole=False)
+    timestep_logit_std: float = number(1.0, above=0, at_most=10)
     noise_on: str = word("cpu", ("cpu", "device"))
     distill: str = word("none", ("none", "lcm"))
     distill_guidance: tuple[float, float] = numbers((5.0, 5.0), at_least=1, at_most=100)
@@ -110,6 +133,7 @@ class TrainOptions:
     reference_unet: str = word("trained", ("trained", "frozen", "lora"))
     image_projector: str = word("trained", ("trained", "frozen"))
     depth_projector: str = word("trained", ("trained", "frozen"))
+    transformer: str = word("lora", ("lora", "trained"))
     lora_rank: int = number(16, at_least=1, at_most=2**16)
     lora_alpha: int | None = number(None, at_least=1, at_most=2**16, whole=True, null="that of lora_rank")
     lora_dropout: float = number(0.0, at_least=0, below=1)
@@ -119,7 +143,7 @@ class TrainOptions:
     keep_checkpoints: int = number(2, at_least=2)
     save_in_background: bool = True
     resume: str = "never"
-    tracker: str = word("wandb", ("none", "wandb", "tensorboard"))
+    tracker: str = word("wandb", ("none", "wandb", "tensorboard", "trackio"))
     activation_checkpointing: bool = False
     selective_checkpointing: bool = False
     low_precision_norms: bool = False

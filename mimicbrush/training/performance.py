@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mimicbrush.models.norms.fused_norms import use_fused_norms
 from mimicbrush.models.norms.low_precision import use_half_norms
 from mimicbrush.models.norms.recomputation import recompute_cheap_layers
+from mimicbrush.models.reference_attention import ReferenceReadWriteProcessor, is_shared
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.training.objective import FrozenEncoders, MimicBrushModel
 from mimicbrush.training.options import TrainOptions
@@ -64,7 +65,7 @@ def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor"
         unet: either U-Net, in the state that it is trained in (adapters, checkpointing).
         backend: of `torch.compile`.
     """
-    _prepare_dynamo(num_graphs=1)
+    _prepare_dynamo(num_graphs=1 + is_shared(unet))
     unet.compile(fullgraph=True, backend=backend)
 
 
@@ -87,7 +88,9 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         for path, block in unet.named_modules()
         if isinstance(block, ResnetBlock2D | Transformer2DModel | Downsample2D | Upsample2D)
     }
-    num_graphs = len({_describe_block(path, block) for (_, path), block in blocks.items()})
+    kinds = {(_describe_block(path, block), _find_writing(block)) for (_, path), block in blocks.items()}
+    # A block that writes references in one pass and reads them in another has a graph for each.
+    num_graphs = len({kind for kind, _ in kinds}) + sum(writing is not None for _, writing in kinds)
     _prepare_dynamo(num_graphs)
     for (_, path), block in blocks.items():
         # Each size is fixed; by default the second width would make the sizes of all graphs variable.
@@ -103,6 +106,12 @@ def _describe_block(path: str, block: nn.Module) -> tuple[object, ...]:
     kinds = tuple((type(part), type(getattr(part, "processor", None))) for part in block.modules())
     shapes = tuple((tuple(each.shape), each.requires_grad) for each in block.parameters())
     return tuple(path.split(".")[:2]), kinds, shapes
+
+
+def _find_writing(block: nn.Module) -> bool | None:
+    """Find out whether a block that both writes and reads is the last that writes; None: it does not do both."""
+    processors = (getattr(part, "processor", None) for part in block.modules())
+    return next((each.is_last for each in processors if isinstance(each, ReferenceReadWriteProcessor)), None)
 
 
 def _call_block(
@@ -156,7 +165,9 @@ def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | 
     return next((rate for part, rate in PEAK_FLOP_PER_S.items() if part in name), None)
 
 
-def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders, *, is_encoded: bool = False) -> float:
+def count_training_flop(
+    model: MimicBrushModel, encoders: FrozenEncoders, is_encoded: bool = False, num_references: int = 1
+) -> float:
     """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
 
     It counts on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped,
@@ -166,10 +177,11 @@ def count_training_flop(model: MimicBrushModel, encoders: FrozenEncoders, *, is_
     size_px, side = model.size_px, model.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
         image, mask, number = torch.empty(1, 3, size_px, size_px), torch.empty(1, 1, size_px, size_px), torch.ones(1)
-        batch = TrainBatch(image, image, mask, number.long(), number.long())
+        others = image.expand(num_references - 1, -1, -1, -1)[None] if num_references > 1 else None
+        batch = TrainBatch(image, image, mask, number.long(), number.long(), other_references=others)
         latents = torch.empty(1, encoders.vae.config.latent_channels, side, side)
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
-        posteriors = latents.expand(3, -1, -1, -1, -1)
+        posteriors = latents.expand(2 + num_references, -1, -1, -1, -1)
         noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows, number)
         counted = copy.copy(encoders)  # a copy, since its constants must not be replaced by tensors without content
         counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same

@@ -38,7 +38,7 @@ class MemorySetting:
         peer: those of `peers.common_training` instead of ours.
         options: of ours, those of `TrainOptions` that are about speed; of the peer, `activation_checkpointing`.
         channels_last: ours in the order of memory that a GPU takes.
-        size_px, block_out_channels: see `random_components`.
+        size_px, block_out_channels, reference_encoder: see `random_components`; of the peer always "unet".
     """
 
     peer: bool = False
@@ -46,6 +46,7 @@ class MemorySetting:
     channels_last: bool = False
     size_px: int = 512
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    reference_encoder: str = "unet"
 
     def model(self) -> nn.Module:
         """The networks, without memory."""
@@ -57,7 +58,11 @@ class MemorySetting:
         from mimicbrush.training.performance import apply_speedups
 
         with torch.device("meta"):
-            parts = random_components(size_px=self.size_px, block_out_channels=self.block_out_channels)
+            parts = random_components(
+                size_px=self.size_px,
+                block_out_channels=self.block_out_channels,
+                reference_encoder=self.reference_encoder,
+            )
         if self.peer:
             return CommonModel(parts, self.size_px, self.options.get("activation_checkpointing", False)).train()
         model = MimicBrushModel(
@@ -92,15 +97,16 @@ def plain_unet_gib(setting: MemorySetting, by_hooks: bool = False) -> float:
 
 
 def step_gib(setting: MemorySetting) -> dict[str, float]:
-    """GiB that a sample keeps in a training step: in each U-Net, in both on average, and in all trained networks."""
+    """GiB that a sample keeps in a training step: in each U-Net, in a pass on average, and in all trained networks."""
     model = setting.model()
+    names = [name for name in ("reference_unet", "unet") if getattr(model, name) is not None]
     kept = []
     with FakeTensorMode(), torch.device("cuda"):
         _place(model)
         for batch in (1, 2):
             inputs = make_inputs(setting, model, batch)
             alive = Alive()
-            watches = [w for name in ("reference_unet", "unet") for w in alive.watch(name, getattr(model, name))]
+            watches = [w for name in names for w in alive.watch(name, getattr(model, name))]
             with as_on_a_gpu(), alive:
                 loss = F.mse_loss(model(*inputs).sample.float(), inputs[0])
             kept.append(alive.bytes_by_part())
@@ -109,11 +115,16 @@ def step_gib(setting: MemorySetting) -> dict[str, float]:
                 watch.remove()
     gib = {name: (kept[1][name] - kept[0][name]) / 2**30 for name in kept[0]}
     return {
-        "reference_unet_gib": gib["reference_unet"],
-        "unet_gib": gib["unet"],
-        "per_unet_gib": (gib["reference_unet"] + gib["unet"]) / 2,
+        **{f"{name}_gib": gib[name] for name in names},
+        "per_unet_gib": sum(gib[name] for name in names) / 2,  # one U-Net for both makes two passes
         "sample_gib": sum(gib.values()),
     }
+
+
+def state_gb(setting: MemorySetting) -> dict[str, float]:
+    """GB of the trained weights in float32, and of these with their gradients, two moments of Adam and average."""
+    count = sum(each.numel() for each in setting.model().parameters())
+    return {"trained_millions": count / 1e6, "weights_gb": 4 * count / 1e9, "states_gb": 20 * count / 1e9}
 
 
 def make_inputs(setting: MemorySetting, model: nn.Module, batch: int) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ the piece goes on in a new process.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -29,21 +28,27 @@ from measurements.training_variants import TRAIN_VARIANTS, check_variants
 from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io.atomic import write_json
 from mimicbrush.io.outputs import check_output_folder
-from mimicbrush.ranges import NumberRange
+from mimicbrush.ranges import CommandParser, NumberRange
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The pieces in their order, and the seconds that each may take: five minutes together.
-LIMITS_S = {"parity": 45, "train_step": 115, "edit": 85, "breakdown": 50}
+#: The pieces in their order, and the seconds that each may take: six minutes together.
+LIMITS_S = {"parity": 45, "train_step": 115, "edit": 85, "breakdown": 50, "klein": 60}
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "parity": {},
     "train_step": TRAIN_VARIANTS,
     "edit": EDIT_VARIANTS,
     "breakdown": {**TRAIN_VARIANTS, **EDIT_VARIANTS},
+    "klein": {},
 }
 #: What runs a piece; it is given what to run as JSON, see `gpu_pieces`.
 COMMAND = (sys.executable, "-m", "measurements.gpu_pieces")
 #: What is needed beside PyTorch, transformers and what these two need: the package and its module.
-ALWAYS_CARRIED = {"diffusers": "diffusers", "importlib-metadata": "importlib_metadata", "zipp": "zipp"}
+ALWAYS_CARRIED = {
+    "diffusers": "diffusers",
+    "importlib-metadata": "importlib_metadata",
+    "peft": "peft",
+    "zipp": "zipp",
+}
 OFTEN_THERE = {
     "accelerate": "accelerate",
     "numpy": "numpy",
@@ -319,7 +324,7 @@ def find_commit() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", allow_abbrev=False, description=__doc__)
+    parser = CommandParser(prog="scripts/gpu_check.sh", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder for gpu_check.json and gpu_check.log")
     parser.add_argument(
         "pieces", nargs="*", metavar="PIECE", help=f"{', '.join(LIMITS_S)} (default: all), or PIECE:VARIANT,VARIANT"

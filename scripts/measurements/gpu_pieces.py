@@ -23,6 +23,7 @@ import torch
 from measurements.breakdown import BREAKDOWN_STEPS, breakdown_rows
 from measurements.editing import EditSetting, edit_rows
 from measurements.harness import Counted, free_memory
+from measurements.klein import klein_rows
 from measurements.training_step import SMALL, StepSetting
 from measurements.training_variants import train_step_rows
 
@@ -93,6 +94,8 @@ def rows_of(piece: str, variants: Collection[str], device: str, toy: bool) -> It
         profiled_samples, profiled_steps = trained.batch_size, edited.steps
     if piece == "train_step":
         return train_step_rows(device, trained, exact, variants, toy)
+    if piece == "klein":
+        return klein_rows(device, toy)
     if piece == "edit":
         return edit_rows(edited, variants)
     return breakdown_rows(

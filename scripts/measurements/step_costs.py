@@ -41,7 +41,7 @@ def pass_costs(setting: MemorySetting) -> dict[str, float]:
             parameter.grad = torch.empty_like(parameter)
         for batch in (1, 2):
             inputs, counted, flop = make_inputs(setting, model, batch), Launches(), FlopCounterMode(display=False)
-            with _as_a_gpu_computes(), counted, flop:
+            with as_a_gpu_computes(), counted, flop:
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     loss = F.mse_loss(model(*inputs).sample.float(), inputs[0])
                 loss.backward()
@@ -93,7 +93,7 @@ class Launches(TorchDispatchMode):
 
 
 @contextmanager
-def _as_a_gpu_computes() -> Iterator[None]:
+def as_a_gpu_computes() -> Iterator[None]:
     """Norms in float32 where autocast is on, and flash attention.
 
     By replaced functions: a `TorchFunctionMode` is off in the backward pass, where parts of the forward pass may run
@@ -101,13 +101,20 @@ def _as_a_gpu_computes() -> Iterator[None]:
     """
 
     def in_float32(norm: Any) -> Any:
-        return lambda input, *more: norm(input.float() if torch.is_autocast_enabled("cpu") else input, *more)
+        def compute(*inputs: Any) -> torch.Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                inputs = tuple(each.float() if isinstance(each, torch.Tensor) else each for each in inputs)
+            return norm(*inputs)
+
+        return compute
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
     with ExitStack() as stack:
-        for name in ("group_norm", "layer_norm"):
+        for name in ("group_norm", "layer_norm", "rms_norm"):
             stack.enter_context(mock.patch.object(F, name, in_float32(getattr(F, name))))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))
         yield

@@ -11,6 +11,7 @@ from measurements.harness import Case, Side, count_flops, memory_kept
 
 if TYPE_CHECKING:
     import torch
+    from diffusers.training_utils import EMAModel
     from peers.common_training import CommonTraining
 
     from mimicbrush.models.components import Components
@@ -26,9 +27,6 @@ class OurTraining:
     """A step as `training.trainer.Trainer.train` makes it, without loader, logs and checkpoints."""
 
     def __init__(self, model: MimicBrushModel, encoders: FrozenEncoders, autocast: torch.dtype | None) -> None:
-        import torch
-        from diffusers.training_utils import EMAModel
-
         from mimicbrush.models.schedule import noise_scheduler
 
         self.model, self.encoders, self.autocast = model.train(), encoders, autocast
@@ -36,8 +34,7 @@ class OurTraining:
         self.adam: torch.optim.Optimizer | None = None
         if not next(model.parameters()).is_meta:
             self.trained = model.trained_parameters()
-            self.adam = torch.optim.Adam(self.trained.values(), lr=LEARNING_RATE, fused=True)
-            self.average = EMAModel(self.trained.values(), decay=EMA_DECAY, foreach=True)
+            self.adam, self.average = make_optimizer(self.trained)
 
     def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
         """Pixels -> conditions."""
@@ -58,19 +55,35 @@ class OurTraining:
 
     def step(self, batch: TrainBatch, noise_sample: NoiseSample) -> tuple[torch.Tensor, torch.Tensor]:
         """A step: loss, and the norm of the gradients."""
-        from torch import nn
-
-        from mimicbrush.training.metrics import compute_gradient_norms
-
         assert self.adam is not None
         loss = self.loss_and_gradients(batch, noise_sample)
-        norm = compute_gradient_norms(self.model, self.trained)["gradient_norm"]
-        nn.utils.clip_grads_with_norm_(self.trained.values(), MAX_GRAD_NORM, norm)
-        self.adam.__dict__.update(grad_scale=None, found_inf=(~norm.isfinite()).float())
-        self.adam.step()
-        self.adam.zero_grad()
-        self.average.step(self.trained.values())
-        return loss, norm
+        return loss, move_weights(self.model, self.trained, self.adam, self.average)
+
+
+def make_optimizer(trained: Mapping[str, torch.nn.Parameter]) -> tuple[torch.optim.Optimizer, EMAModel]:
+    """Make what moves the weights, and their average, as the trainer does."""
+    import torch
+    from diffusers.training_utils import EMAModel
+
+    adam = torch.optim.Adam(trained.values(), lr=LEARNING_RATE, fused=True)
+    return adam, EMAModel(trained.values(), decay=EMA_DECAY, foreach=True)
+
+
+def move_weights(
+    model: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter], adam: torch.optim.Optimizer, average: EMAModel
+) -> torch.Tensor:
+    """Move the weights by their gradients, and the average after them; returns the norm of the gradients, ()."""
+    from torch import nn
+
+    from mimicbrush.training.metrics import compute_gradient_norms
+
+    norm = compute_gradient_norms(model, trained)["gradient_norm"]
+    nn.utils.clip_grads_with_norm_(trained.values(), MAX_GRAD_NORM, norm)
+    adam.__dict__.update(grad_scale=None, found_inf=(~norm.isfinite()).float())
+    adam.step()
+    adam.zero_grad()
+    average.step(trained.values())
+    return norm
 
 
 @dataclass

@@ -73,7 +73,7 @@ def served(folder: Path) -> Iterator[Client]:
 )
 def test_a_signal_ends_it_soon_while_streams_are_open_and_nothing_stays(number: signal.Signals, tmp_path: Path) -> None:
     with served(tmp_path) as client:
-        stream = client.ask("GET /config HTTP/1.1", b"data: {}")
+        stream = client.ask("GET /edit/endless HTTP/1.1", b"data: {}")
         client.upload()
         client.connect(b"POST /upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nhalf")
         assert list(tmp_path.glob("mimicbrush-page-*/visits/*"))
@@ -118,9 +118,11 @@ def is_closed(connection: socket.socket, within_s: float) -> bool:
 @pytest.mark.slow
 def test_clients_that_dawdle_are_let_go_and_others_are_not(tmp_path: Path) -> None:
     with served(tmp_path) as client:
-        stream = client.ask("GET /config HTTP/1.1", b"data: {}")
+        stream = client.ask("GET /edit/endless HTTP/1.1", b"data: {}")
         silent = client.connect()
-        reading = client.connect(b"GET /theme.css HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")  # and takes nothing of it
+        reading = client.connect(
+            f"GET /files/large HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: mimicbrush_visitor={'a' * 24}\r\n\r\n".encode()
+        )  # and takes nothing of it
         again = client.ask("GET / HTTP/1.1", b"page")
         for byte in b"GET / HTTP/1.1\r\nX: ":
             for slow in (silent, again):

@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from hypothesis import strategies as st
 from in_thread import in_thread
 from PIL import Image
 from started_page import StartedPage, started_page
-from test_gate import HEADERS, JSON
+from test_gate import ASKED, HEADERS, JSON
 from test_image_reader import tiff_of_pages, tiff_of_tags
 
 from mimicbrush.models.options import ToyModel
 
 pytestmark = pytest.mark.slow
 VISITORS, SLOW, BOMBS, CLOSED = 60, 20, 12, 10
-JOIN, LISTEN = "gradio_api/queue/join", "gradio_api/queue/data"
 
 
 @pytest.fixture(scope="module")
@@ -88,40 +87,34 @@ class Visitor:
             assert answer.status_code == 200, answer.text
             self.tokens[name] = answer.json()["token"]
 
-    async def join(self, session: str, steps: int = 2, count: int = 1) -> httpx.Response:
-        asked = json.dumps({"job": session, **self.tokens})
-        data = [asked, steps, 2.0, 1, count, False, "whole image"]
-        return await self.ask("POST", JOIN, json={"data": data, "session_hash": session, "fn_index": EDIT["index"]})
+    async def ask_for_edit(self, steps: int = 2, count: int = 1) -> httpx.Response:
+        asked = {
+            "source": self.tokens["source"], "mask": self.tokens["mask"], "steps": steps, "guidance": 2.0, "seed": 1,
+            "references": [{"image": self.tokens["reference"], "box": None}], "count": count, "keep_shape": False,
+            "crop": "full", "auto_zoom": False,
+        }  # fmt: skip
+        return await self.ask("POST", "edit", json=asked)
 
-    async def edit(self, session: str, **more: int) -> dict[str, Any]:
-        """Ask until the queue has room, and wait for the result."""
-        while (answer := await self.join(session, **more)).status_code == 429:
+    async def edit(self, **more: int) -> list[dict[str, Any]]:
+        """Ask until the queue has room, and wait for the results."""
+        while (answer := await self.ask_for_edit(**more)).status_code == 429:
             assert "try again" in answer.json()["error"] or "wait for" in answer.json()["error"]
             await asyncio.sleep(0.5)
         assert answer.status_code == 200, answer.text
-        async with self.client.stream("GET", LISTEN, params={"session_hash": session}) as stream:
-            async for line in stream.aiter_lines():
-                if '"process_completed"' in line:
-                    return dict(json.loads(line.removeprefix("data: "))["output"])
+        async for state in self.listen(answer.json()["job"]):
+            if "result" in state:
+                return list(state["result"]["results"])
         raise AssertionError("the stream ended without a result")
 
-
-EDIT = {"index": 0}
+    async def listen(self, job: str) -> AsyncIterator[dict[str, Any]]:
+        async with self.client.stream("GET", f"edit/{job}") as stream:
+            async for line in stream.aiter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
     in_thread(asyncio.run, asyncio.wait_for(work(), 240))
-
-
-def find_edit(page: StartedPage) -> None:
-    """The queue's number of the edit, as the page has it."""
-
-    async def work() -> None:
-        async with Visitor(page) as visitor:
-            config = (await visitor.ask("GET", "config")).json()
-            EDIT["index"] = next(each["id"] for each in config["dependencies"] if each["backend_fn"])
-
-    run(work)
 
 
 def memory_mib(page: StartedPage) -> float:
@@ -151,18 +144,16 @@ async def trickle(page: StartedPage) -> str:
 
 
 def test_sixty_visitors_are_served_among_slow_clients_bombs_and_closed_tabs(page: StartedPage) -> None:
-    find_edit(page)
     bombs = [tiff_of_pages(20_000), tiff_of_tags(2000, 1), encoded(Image.new("L", (7500, 7500)))]
     waits: dict[str, list[float]] = defaultdict(list)
     refused: list[str] = []
     done: list[str] = []
 
-    async def visit(number: int) -> None:
+    async def visit() -> None:
         async with Visitor(page) as visitor:
             await visitor.upload_all()
             assert (await visitor.ask("GET", f"shown/{visitor.tokens['source']}")).status_code == 200
-            output = await visitor.edit(f"visitor-{number}")
-            results = output["data"][0]["results"]
+            results = await visitor.edit()
             image = await visitor.ask("GET", f"files/{results[0]['token']}")
             with Image.open(io.BytesIO(image.content)) as opened:
                 assert opened.size == (64, 48)
@@ -176,19 +167,20 @@ def test_sixty_visitors_are_served_among_slow_clients_bombs_and_closed_tabs(page
             assert answer.status_code == 400, answer.text
             refused.append(answer.json()["error"])
 
-    async def close_tab(number: int) -> None:
+    async def close_tab() -> None:
         """Ask for the longest edit there is, listen, and go."""
         async with Visitor(page) as visitor:
             await visitor.upload_all()
-            if (await visitor.join(f"closed-{number}", steps=100, count=4)).status_code == 200:
-                async with visitor.client.stream("GET", LISTEN, params={"session_hash": f"closed-{number}"}):
+            answer = await visitor.ask_for_edit(steps=100, count=4)
+            if answer.status_code == 200:
+                async with visitor.client.stream("GET", f"edit/{answer.json()['job']}"):
                     await asyncio.sleep(0.2)
 
     async def work() -> None:
         slow = [asyncio.create_task(trickle(page)) for _ in range(SLOW)]
-        others = [asyncio.create_task(close_tab(number)) for number in range(CLOSED)]
+        others = [asyncio.create_task(close_tab()) for _ in range(CLOSED)]
         others += [asyncio.create_task(bomb(number)) for number in range(BOMBS)]
-        await asyncio.gather(*(visit(number) for number in range(VISITORS)), *others)
+        await asyncio.gather(*(visit() for _ in range(VISITORS)), *others)
         answers = await asyncio.gather(*slow)
         assert all(each == "reset" or each.startswith("HTTP/1.1 408 ") for each in answers), answers
 
@@ -209,13 +201,12 @@ async def checked_alone(page: StartedPage) -> None:
     """After all of that, one visitor alone has everything to himself."""
     async with Visitor(page) as visitor:
         await visitor.upload_all()
-        await visitor.edit("alone")
+        await visitor.edit()
 
 
 @pytest.fixture(scope="module")
 def insider(page: StartedPage) -> Iterator[httpx.Client]:
     """One who has logged in."""
-    find_edit(page)
     with httpx.Client(base_url=page.address, timeout=60) as client:
         client.get("/", params={"token": "open sesame"})
         client.get("/")
@@ -226,24 +217,25 @@ def insider(page: StartedPage) -> Iterator[httpx.Client]:
 @given(
     method=st.sampled_from(["GET", "POST", "HEAD"]),
     path=st.one_of(
-        st.sampled_from(["/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", JOIN, LISTEN]),
+        st.sampled_from(["/", "/options", "/upload", "/edit", "/edit/1", "/files/1", "/shown/1", "/cancel/1"]),
         st.tuples(
-            st.sampled_from(["assets/", "static/", "page/", "examples/", "files/", "gradio_api/"]),
+            st.sampled_from(["edit/", "shown/", "page/", "examples/", "files/", "cancel/"]),
             st.text(st.characters(codec="utf-8", exclude_characters="?#\\"), max_size=30),
         ).map("".join),
-        st.integers(200, 5000).map(lambda length: "assets/" + "a" * length),
-        st.sampled_from(["assets/../../../etc/passwd", "static/..%2f..%2fetc/passwd", "assets//etc/passwd", "static/"]),
+        st.integers(200, 5000).map(lambda length: "page/" + "a" * length),
+        st.sampled_from(["page/../../../etc/passwd", "page/..%2f..%2fetc/passwd", "files//etc/passwd", "page/"]),
     ),
     headers=HEADERS,
-    data=st.lists(JSON, min_size=7, max_size=7),
+    data=st.one_of(
+        JSON,
+        st.tuples(st.sampled_from(sorted(ASKED)), JSON).map(lambda pair: {**ASKED, pair[0]: pair[1]}),
+    ),
 )
-def test_gradio_behind_the_gate_answers_hostile_requests_without_a_fault_of_its_own(
-    insider: httpx.Client, method: str, path: str, headers: dict[str, str], data: list[Any]
+def test_the_page_answers_hostile_requests_without_a_fault(
+    insider: httpx.Client, method: str, path: str, headers: dict[str, str], data: Any
 ) -> None:
     given_headers = {name: value for name, value in headers.items() if name not in ("Cookie", "Content-Length")}
-    body = (
-        json.dumps({"data": data, "session_hash": "hostile", "fn_index": EDIT["index"]}) if method == "POST" else None
-    )
+    body = json.dumps(data) if method == "POST" else None
     with suppress(httpx.RemoteProtocolError, httpx.LocalProtocolError, httpx.InvalidURL):
         answer = insider.request(method, path, headers=given_headers, content=body)
         assert answer.status_code < 500
@@ -252,16 +244,15 @@ def test_gradio_behind_the_gate_answers_hostile_requests_without_a_fault_of_its_
 
 def test_a_signal_ends_the_page_soon_while_an_edit_runs(page: StartedPage) -> None:
     """The last test here: it ends the page."""
-    find_edit(page)
 
     async def work() -> None:
         async with Visitor(page) as visitor:
             await visitor.upload_all()
-            assert (await visitor.join("last", steps=100, count=4)).status_code == 200
-            async with visitor.client.stream("GET", LISTEN, params={"session_hash": "last"}) as stream:
-                async for line in stream.aiter_lines():
-                    if '"progress"' in line:
-                        break
-                print(f"\nended {page.end():.1f} s after SIGTERM")
+            answer = await visitor.ask_for_edit(steps=100, count=4)
+            assert answer.status_code == 200
+            async for state in visitor.listen(answer.json()["job"]):
+                if state.get("done"):
+                    print(f"\nended {page.end():.1f} s after SIGTERM")
+                    break
 
     run(work)

@@ -65,9 +65,9 @@ def choose(page: Page, name: str) -> None:
 
 def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
     """Pixels of the image -> where the mouse must go."""
-    box = page.locator(".painter-mask").bounding_box()
+    box = page.locator(".painter-stage img").bounding_box()
     assert box
-    scale = box["width"] / page.evaluate("document.querySelector('.painter-mask').width")
+    scale = box["width"] / page.evaluate("document.querySelector('.painter-stage img').naturalWidth")
     return box["x"] + x * scale, box["y"] + y * scale
 
 
@@ -141,7 +141,7 @@ def test_a_box_is_exact_to_the_pixel(page: Page, tmp_path: Path) -> None:
 
 def test_an_image_larger_than_the_screen_is_painted_in_its_own_pixels(page: Page, tmp_path: Path) -> None:
     choose(page, "large.jpg")
-    shown = page.locator(".painter-mask").bounding_box()
+    shown = page.locator(".painter-stage img").bounding_box()
     assert shown and shown["width"] < 1100
     scale = 3000 / shown["width"]
     set_size(page, 300)
@@ -259,6 +259,58 @@ def test_touch_paints_and_a_cancelled_touch_leaves_nothing(page: Page, tmp_path:
     expected = np.zeros((240, 320), np.uint8)
     expected[10:60, 10:60] = 255
     np.testing.assert_array_equal(mask_of(tmp_path / "masks/cats/small.png"), expected)
+
+
+STROKE = """async () => {
+    const overlay = document.querySelector(".painter-mask");
+    const box = overlay.getBoundingClientRect();
+    const send = (kind, n) => overlay.dispatchEvent(new PointerEvent(kind, {
+        pointerId: 1, button: 0, bubbles: true,
+        clientX: box.left + box.width * (0.3 + 0.005 * n), clientY: box.top + box.height * (0.4 + 0.002 * n),
+    }));
+    overlay.setPointerCapture = () => {}; // there is no such pointer
+    const costs = []; // of a move, and of what it draws in the next frame
+    send("pointerdown", 0);
+    for (let n = 1; n <= 60; n++) {
+        let drawing = 0;
+        requestAnimationFrame(() => { drawing = performance.now(); });
+        const begin = performance.now();
+        send("pointermove", n);
+        const moved = performance.now() - begin;
+        await new Promise((go) => requestAnimationFrame(() => {
+            costs.push(moved + performance.now() - drawing);
+            go();
+        }));
+    }
+    send("pointerup", 60);
+    return costs;
+}"""
+
+
+@pytest.mark.slow
+def test_a_stroke_over_24_megapixels_costs_little(browser: Browser, tmp_path: Path) -> None:
+    """A sixtieth of a second is 16.7 ms. A brush of 600 px, 60 moves; what was measured is printed (pytest -s)."""
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (6000, 4000), "grey").save(tmp_path / "pictures/large.jpg")
+    Image.new("RGB", (600, 400), "grey").save(tmp_path / "pictures/small.jpg")
+    medians = {}
+    with served(MaskStore(tmp_path / "masks", tmp_path / "pictures")) as server, page_of(browser) as page:
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        for name, size_px in (("small.jpg", 60), ("large.jpg", 600)):
+            page.once("dialog", lambda dialog: dialog.accept())
+            choose(page, name)
+            set_size(page, size_px)
+            costs = page.evaluate(STROKE)
+            medians[name] = float(np.median(costs))
+            print(f"{name}: a move costs {medians[name]:.2f} ms, the longest {max(costs):.2f} ms")
+        assert page.locator(".painter-mask").evaluate("(canvas) => canvas.width * canvas.height") < 2_000_000
+        begin = page.evaluate("performance.now()")
+        save(page)
+        print(f"the mask is written and saved in {page.evaluate('performance.now()') - begin:.0f} ms")
+    assert medians["large.jpg"] < 8.0
+    mask = mask_of(tmp_path / "masks/large.png")
+    assert mask.shape == (4000, 6000) and 600 * 1700 < (mask > 0).sum() < 700 * 2600
 
 
 def test_what_is_painted_while_a_mask_is_saved_is_not_taken_for_saved(page: Page) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from omegaconf import OmegaConf
 
 from mimicbrush import assembly
 from mimicbrush.assembly.config import apply_pipeline_conventions, run_identity
+from mimicbrush.assembly.prerequisites import check_prerequisites, compose_training
 from mimicbrush.cli.dev.ablations import TABLES
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.heldout.options import DuringTrainingOptions
-from mimicbrush.models.options import PretrainedModel, ToyModel
+from mimicbrush.models.options import Flux2KleinModel, PretrainedModel, ToyFlux2KleinModel, ToyModel
 from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
 from mimicbrush.training.options import TrainOptions
@@ -51,7 +53,14 @@ def test_rows_of_our_options_change_what_they_name() -> None:
         "all_heads": {"train.correspondence_heads"},
         "few_matches": {"data.num_matches"},
         "no_unrelated_references": {"train.unrelated_reference_ratio"},
+        "reference_unet_shared": {"model.reference_encoder"},
     }
+
+
+#: Ablations that choose what reads the reference beside a U-Net.
+OF_U_NETS = ("reference_clip", "reference_dinov2")
+#: The class of the model of an experiment; all others train a toy of the U-Nets.
+MODELS = {"default": PretrainedModel, "klein": Flux2KleinModel, "klein_smoke": ToyFlux2KleinModel}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -59,9 +68,14 @@ def test_rows_of_our_options_change_what_they_name() -> None:
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
     # These go on from the weights of a pipeline, which says the size.
     start = ["model=small"] if experiment in ("fine_tune", "distill", "small_distill") else []
-    options = composed(f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start)
+    chosen = [f"+experiment={experiment}", *([f"+ablation={ablation}"] if ablation else []), *start]
+    if experiment.startswith("klein") and ablation in OF_U_NETS:
+        with pytest.raises(InputError, match="reference_encoder"):
+            compose_training(["data.root=somewhere", *chosen], CONFIGS)
+        return
+    options = composed(*chosen)
     assert options.run_name == (ablation or experiment)
-    assert isinstance(options.model, PretrainedModel if experiment == "default" else ToyModel)
+    assert isinstance(options.model, MODELS.get(experiment, ToyModel))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +198,13 @@ def test_total_batch_must_divide() -> None:
     assert TrainOptions(batch_size=5, total_batch_size=12).split_batch(1) == (4, 3)
     with pytest.raises(InputError, match=r"64 cannot be shared evenly by 3 processes; .*total_batch_size=63"):
         TrainOptions().split_batch(3)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named_with_the_command(mined: Path, tracker: str) -> None:
+    config = compose_train("+experiment=smoke", f"data.root={mined}", f"train.tracker={tracker}")
+    with pytest.raises(InputError, match=rf"train\.tracker={tracker}, .* not installed\. .*pip install {tracker}\)"):
+        check_prerequisites(config)
 
 
 def test_options_forced_in_are_errors_too() -> None:

@@ -26,7 +26,7 @@ from mimicbrush.mining.run import ArrayTask
 from mimicbrush.models.options import ModelOptions, PipelineModel
 from mimicbrush.ops.color_jitter import JitterRanges
 from mimicbrush.ops.geometry import GeometryRanges
-from mimicbrush.ranges import Choices, NumberList, NumberRange, check_options, one_of, values_of
+from mimicbrush.ranges import Choices, CommandParser, NumberList, NumberRange, check_options, one_of, values_of
 from mimicbrush.training.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
@@ -132,10 +132,10 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     names = [each.name for each in pkgutil.walk_packages(mimicbrush.__path__, "mimicbrush.") if ".cli." in each.name]
     modules = [importlib.import_module(name) for name in names]
     mains: dict[str, Callable[[], None]] = {
-        module.__name__: module.main for module in modules if "ArgumentParser(" in inspect.getsource(module)
+        module.__name__: module.main for module in modules if "CommandParser(" in inspect.getsource(module)
     }
     for path in sorted((ROOT / "scripts").glob("*.py")):
-        if "ArgumentParser(" in path.read_text():
+        if "CommandParser(" in path.read_text():
             mains[path.stem] = importlib.import_module(path.stem).main
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command"])
@@ -147,6 +147,16 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
             yield name, found.pop()
 
 
+def find_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of the sub-commands, or the parser itself where it has none."""
+    choices = [each for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+               for each in action.choices.values()]  # fmt: skip
+    for each in choices:
+        yield from find_parsers(each)
+    if not choices:
+        yield parser
+
+
 def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -154,6 +164,41 @@ def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from walk(each)
         else:
             yield action
+
+
+def test_every_command_names_the_option_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = [path for room in ("mimicbrush", "scripts") for path in (ROOT / room).rglob("*.py")
+             if "argparse.ArgumentParser(" in path.read_text() and path.name != "ranges.py"]  # fmt: skip
+    assert plain == []  # they would say "unrecognized arguments"
+    checked = 0
+    for _, parser in list(parsers()):
+        assert isinstance(parser, CommandParser)
+        for each in find_parsers(parser):
+            longest = max(each._option_string_actions, key=len)
+            for typed in (longest[:-2] + longest[-1], longest[:-1]) if longest.startswith("--") else ():
+                if typed in each._option_string_actions:
+                    continue
+                with pytest.raises(SystemExit) as end:
+                    each.parse_args([typed, "1"])
+                said = capsys.readouterr().err
+                assert end.value.code == 2 and said.startswith(f"error: there is no option {typed}; did you mean --")
+                assert said.endswith(f"{each.prog} --help explains all options\n")
+                checked += longest in said
+    assert checked > 30
+
+
+def test_a_misspelt_sub_command_and_an_option_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser(prog="tool")
+    parser.add_subparsers(dest="command").add_parser("verify").add_argument("--workers")
+    for arguments, message in (
+        (["verfy"], "argument command: must be one of verify; did you mean verify?, got 'verfy'"),
+        (["verify", "--worker", "2"], "there is no option --worker; did you mean --workers?"),
+        (["verify", "--nothing-like-it=2"], "there is no option --nothing-like-it\n"),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        assert message in capsys.readouterr().err
+    assert parser.parse_args(["verify", "--workers", "3"]).workers == "3"
 
 
 def test_numbers_of_argparse_have_ranges_too() -> None:

@@ -20,7 +20,7 @@ DOCUMENTS = [
 ]
 _PROGRAMS = (
     "python", ".venv/bin/python", "pip", "make", "bash", "git", "hf", "accelerate launch", "torchrun", "sbatch",
-    "tensorboard", "EDIT",
+    "tensorboard", "trackio", "EDIT",
 )  # fmt: skip
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _IS_COMMAND = re.compile(rf"(\w+=\S+ )*({'|'.join(map(re.escape, _PROGRAMS))}) +[^ ]")
@@ -83,9 +83,11 @@ _GPU_ONLY = ("train=gpu_40gb", "train=one_gpu_40gb", "train=one_gpu")
 RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     # What needs a network, a cluster or a GPU.
     (r"(git clone|hf download) .*", Never("nothing is fetched in a test")),
+    (r".*(train_dreambooth_lora_flux2_klein_img2img|model_training/train|musubi_tuner/\w+|OneTrainer/scripts/train)\.py .*", Never("a trainer of others, with its weights, on a GPU")),
+    (r"python run\.py config/.*", Never("a trainer of others, with its weights, on a GPU")),
     (r"pip install \.", Elsewhere("tests/system/test_wheel.py::test_it_holds_every_file_of_the_package_and_what_stands_beside")),
     (r"pip install '\.\[\w+\]'", Elsewhere("tests/documents/test_commands.py::test_extras_are_there")),
-    (r"tensorboard --logdir .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
+    (r"(tensorboard --logdir|trackio show) .*", Never("a viewer of what tests/training/test_seeing.py looks at")),
     (r"sbatch .*", Elsewhere(f"{_EXACTNESS}::test_the_slurm_script_starts_its_processes_itself_and_queues_a_stopped_run_again")),
     (r".*task\.index=\$SLURM_ARRAY_TASK_ID .*", Elsewhere("tests/mining/test_inputs.py::test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes")),
     (r".*engine=ray .*", Elsewhere("tests/mining/test_engines.py::test_ray_gives_the_bytes_of_the_local_engine")),
@@ -107,6 +109,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py (edit|read_block)", Elsewhere("tests/system/test_speed.py::test_a_full_size_edit_by_count")),
     (r".*speed\.py launches", Elsewhere("tests/system/test_launches.py::test_fused_norms_start_and_move_less")),
     (r".*speed\.py edit_launches", Elsewhere("tests/system/test_speed.py::test_the_launches_of_a_full_size_edit_by_count")),
+    (r".*speed\.py klein", Elsewhere("tests/system/test_klein_counts.py::test_flop_and_memory_of_a_sample")),
     (r".*speed\.py memory", Elsewhere(f"{_SPEED}::test_a_full_size_u_net_keeps_what_reference_md_says")),
     (r".*speed\.py train_step( .*)?", Elsewhere(f"{_SPEED}::test_the_peer_trains_as_we_do")),
     (r".*speed\.py dropped_references( .*)?", Elsewhere("tests/system/test_speed.py::test_a_measurement_is_written")),
@@ -115,6 +118,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*speed\.py mining_cluster( .*)?", Elsewhere("tests/system/test_mining_speed.py::test_the_cost_of_a_clip_is_measured_and_a_cluster_follows_from_it")),
     (r".*speed\.py samples( .*)?", Elsewhere("tests/system/test_speed.py::test_samples_with_stored_matches_equal_those_with_sift_online")),
     (r".*compare_readers\.py .*", Elsewhere("tests/mining/test_damage.py::test_the_whole_comparison_on_real_clips")),
+    (r".*measurements/several_references\.py .*", Elsewhere("tests/evaluation/test_two_references.py::test_only_the_third_frame_shows_what_the_hole_covers")),
     (r".*speed\.py noise", Elsewhere("tests/training/test_noise.py::test_the_measurement_compares_equal_numbers")),
     (r".*train\.py .*experiment=(small_)?distill.*", Elsewhere("tests/training/test_consistency_distillation.py::test_a_run_resumes_to_the_same_bits_and_exports_a_model_of_few_steps")),
     (r".*small_model_data\.py .*", Toy("--clips 2 --leaves 2 --crops 1 --output made/small_model_data", without=_ONES_OWN)),
@@ -125,11 +129,18 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*sweep_table\.py .*", Elsewhere("tests/assembly/test_sweep_script.py::test_a_sweep_that_is_killed_goes_on_and_an_added_row_moves_none")),
     (r".*fetch_weights\.py .*", Elsewhere("tests/system/test_fetch_weights.py::test_the_command_fetches_what_is_needed_and_tells_of_it")),
     (r".*user_study\.py .*", Elsewhere("tests/evaluation/test_user_study.py::test_the_script_makes_and_scores")),
+    (r".*options_page\.py", Elsewhere("tests/documents/test_reference_pages.py::test_the_page_of_options_is_what_the_dataclasses_say")),
+    (r".*convert_checkpoint\.py lora .*", Elsewhere("tests/models/test_klein_lora.py::test_the_command_converts_a_run")),
+    (r".*infer\.py .*--model runs/klein_smoke", Elsewhere("tests/pipelines/test_klein_pipeline.py::test_the_command_edits")),
+    (r".*evaluate\.py editor=runs/klein_smoke .*", Elsewhere("tests/evaluation/test_klein_editor.py::test_held_out_pairs_are_measured_over_none")),
+    (r".*fetch_clips\.py .*", Elsewhere("tests/mining/test_free_clips.py::test_a_fetch_that_is_killed_goes_on_and_its_clips_are_mined")),
     # Everything else.
     (r".*train\.py .*experiment=small.*", Toy(f"{_TINY} train.lr_warmup_steps=1 eval.max_pairs=2 eval.num_inference_steps=1 eval.every_steps=0 data.heldout_ratio=0.1")),
     (r".*reference_encoder=siglip", Elsewhere("tests/documents/test_extending.py::test_another_encoder_reads_the_reference")),
     (r".*train\.py .*model\.path=released", Toy(f"{_TINY} train.lr_warmup_steps=1 train.prediction_type=epsilon", without=_GPU_ONLY)),
     (r".*train\.py .*(model=pipeline|experiment=fine_tune).*", Toy(f"{_TINY} train.lr_warmup_steps=1", without=_GPU_ONLY)),
+    (r".*train\.py .*experiment=klein_smoke.*", Toy(f"{_TINY} train.lr_warmup_steps=1 model.num_single_layers=1")),
+    (r".*train\.py .*experiment=klein.*", Elsewhere("tests/training/test_flux2_klein.py::test_a_run_from_stored_weights_needs_no_text_encoder")),
     (r".*train\.py --cfg job", Toy()),
     (r".*encode_views\.py .*", Toy(f"train.batch_size=8 data.num_workers=0 {_SMALL}")),
     (r".*train\.py .*", Toy(f"{_TINY} {_SMALL}", without=_GPU_ONLY)),
@@ -142,6 +153,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*infer\.py .*", Toy("--steps 1 --force")),
     (r".*compare_choices\.py .*", Toy("--steps 1")),
     (r"EDIT .*", Toy("--steps 1 --force")),
+    (r".*pairs\.py export .*--format .*", Toy("--size 16 --views 1 --workers 1")),
     (r".*(mine_pairs|pairs|export_run|convert_checkpoint|build_benchmark)\.py .*", Toy()),
 ]  # fmt: skip
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from function_editor import FunctionEditor
 
 from mimicbrush.data.pair import Pair
-from mimicbrush.errors import DataError
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.evaluation.editors.protocol import PairBatch, PairResults
 from mimicbrush.evaluation.heldout.samples import load_sample, plan_samples
+from mimicbrush.evaluation.heldout.scoring import edit_samples
 from mimicbrush.ops.canvas import letterbox
 
 SIZE = 48
@@ -64,3 +69,54 @@ def test_a_sample_depends_on_its_pair_and_the_seed_alone(rendered: list[Pair]) -
     for name in ("source", "reference", "wrong_reference", "mask", "area"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
     assert first.noise_seed == second.noise_seed == other[1].noise_seed != other[0].noise_seed
+
+
+@pytest.fixture
+def overlapping(rendered: list[Pair]) -> list[Pair]:
+    """Two pairs of each clip: of one shot, but for those of the first clip."""
+    first, clips = rendered[0].source_hash, {}
+    for pair in rendered:
+        clips.setdefault(pair.source_hash, []).append(pair)
+    return [
+        replace(pair, a_frame=number * (100 if pair.source_hash == first else 4), b_frame=number * 100 + 6)
+        for pairs in clips.values()
+        for number, pair in enumerate(pairs)
+    ]
+
+
+def test_further_references_are_frames_of_the_shot_that_are_not_the_pairs(overlapping: list[Pair]) -> None:
+    with pytest.warns(UserWarning, match=r"2 of 8 held-out pairs are left out: their shots have fewer than 3 frames"):
+        plans = plan_samples(overlapping, None, 0, num_references=3)
+    assert len(plans) == 6
+    for plan in plans:
+        for pair, frames in ((plan.pair, plan.other_frames), (plan.wrong_pair, plan.wrong_other_frames)):
+            numbers = [getattr(frame.pair, f"{frame.side}_frame") for frame in frames]
+            assert len(set(numbers)) == 2 and not {pair.a_frame, pair.b_frame} & set(numbers)
+            assert {frame.pair.source_hash for frame in frames} == {pair.source_hash}
+        sample = load_sample(plan, "natural", SIZE, 0)
+        assert sample.other_references is not None and sample.wrong_other_references is not None
+        assert np.array_equal(sample.other_references[1], letterbox(plan.other_frames[1].read(), SIZE, 255))
+        one = load_sample(replace(plan, other_frames=(), wrong_other_frames=()), "natural", SIZE, 0)
+        assert one.other_references is None and np.array_equal(one.mask, sample.mask)
+
+
+def test_only_an_editor_that_takes_several_references_gets_them(overlapping: list[Pair]) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        plans = plan_samples(overlapping, 2, 0, num_references=2)
+    samples = [load_sample(plan, "warped", SIZE, 0) for plan in plans]
+    seen: list[PairBatch] = []
+
+    class Editor(FunctionEditor):
+        most_references = 4
+
+        def edit_pairs(self, batch: PairBatch, *, with_correspondences: bool = False) -> PairResults:
+            seen.append(batch)
+            return PairResults(batch.sources)
+
+    for reference in ("reference", "wrong_reference", None):
+        edit_samples(Editor(lambda sources, *_: sources), samples, reference)
+    true, wrong, none = (batch.other_references for batch in seen)
+    assert true is not None and wrong is not None and none is None
+    assert true.shape == wrong.shape == (2, 1, SIZE, SIZE, 3) and not np.array_equal(true, wrong)
+    with pytest.raises(InputError, match=r"num_references: .* takes one reference; leave it at 1"):
+        edit_samples(FunctionEditor(lambda sources, *_: sources), samples, "reference")

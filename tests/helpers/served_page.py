@@ -1,7 +1,7 @@
-"""Serves the editing page without gradio and without a model: python served_page.py; prints its port.
+"""Serves the editing page without a model: python served_page.py; prints its port.
 
-Everything else is real: the gate, the server, the folder, and the end by a signal. `/config` is an endless stream, and
-`/theme.css` more bytes than a connection holds. A thread computes all the time, as an edit does.
+Everything else is real: the gate, the server, the folder, and the end by a signal. `/edit/endless` is an endless
+stream, and `/files/large` more bytes than a connection holds. A thread computes all the time, as an edit does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from starlette.responses import StreamingResponse
 
 from mimicbrush.app import page_server
 from mimicbrush.app.access import Access
+from mimicbrush.app.edit_queue import EditQueue
 from mimicbrush.app.editing_service import EditingService
-from mimicbrush.app.gate import Gate, Listeners
+from mimicbrush.app.gate import Gate
 from mimicbrush.app.image_reader import ImageReader
 from mimicbrush.app.page_routes import add_routes
 from mimicbrush.app.session_files import SessionFiles, VisitorLimits, make_server_folder
@@ -45,11 +46,11 @@ def main() -> None:
         files = SessionFiles(folder / "visits", VisitorLimits())
         service = EditingService(None, "", files, ImageReader(files.limits))  # type: ignore[arg-type]
         app = FastAPI()
-        add_routes(app, service)
-        app.get("/config")(lambda: StreamingResponse(endless(), media_type="text/event-stream"))
-        app.get("/theme.css")(lambda: Response(bytes(64 * 2**20)))
+        app.get("/edit/endless")(lambda: StreamingResponse(endless(), media_type="text/event-stream"))
+        app.get("/files/large")(lambda: Response(bytes(64 * 2**20)))
         app.get("/")(lambda: Response("page"))
-        server = page_server.PageServer(Gate(app, Access(), files.limits, Listeners()), service, folder)
+        add_routes(app, service, EditQueue(service))
+        server = page_server.PageServer(Gate(app, Access(), files.limits), service, folder)
         signal.signal(signal.SIGHUP, server.handle_exit)
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The editing page in a process of its own that sees gradio: the real command, over a toy."""
+"""The editing page in a process of its own: the real command, over a toy."""
 
 from __future__ import annotations
 

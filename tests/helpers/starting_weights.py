@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -18,7 +18,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from mimicbrush.models.options import PretrainedModel
+from mimicbrush.models.flux2_klein.components import toy_klein
+from mimicbrush.models.options import PretrainedModel, ToyFlux2KleinModel
 
 #: Part -> repository that `write_repositories` makes for it.
 REPOSITORIES = {
@@ -29,6 +30,8 @@ REPOSITORIES = {
     "dinov2": "toy/dinov2-large",
     "depth_estimator": "toy/depth-anything-base-hf",
 }
+#: Repository that `write_klein` makes.
+KLEIN = "toy/klein"
 SIZE_PX = 64
 # As diffusers called the layers of the VAE's attention when these weights were published.
 _OLD_VAE_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -77,6 +80,22 @@ def weights_file(root: Path, part: str) -> Path:
     """The (last) weights file of a part."""
     found = sorted((root / REPOSITORIES[part]).rglob("*model*.safetensors"))
     return [path for path in found if "fp16" not in path.name and "open_clip" not in path.name][-1]
+
+
+def write_klein(root: Path) -> None:
+    """Make a folder for `KLEIN`: a pipeline, with its transformer and text encoder in shards."""
+    parts = toy_klein(ToyFlux2KleinModel(num_single_layers=1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts.vae = AutoencoderKLFlux2(
+            block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=64
+        )
+    folder = root / KLEIN
+    parts.build_pipeline().save_pretrained(folder)
+    assert parts.text_encoder is not None
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    parts.text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="40KB")
+    (folder / "flux-2-klein-base-4b.safetensors").write_text("everything once more, not for us")
 
 
 def _unet(in_channels: int) -> UNet2DConditionModel:

@@ -74,6 +74,8 @@ def write_mined_folder(root: Path, pairs_per_photo: int = 3, with_images: bool =
                     a_length=a_length,
                     b_offset=b_offset,
                     b_length=b_length,
+                    a_frame=2 * number,
+                    b_frame=2 * number + 3,  # beyond the next pair's first: all are of one shot
                     ssim=0.5,
                     a_points=pack_points(a_points),
                     b_points=pack_points(b_points),

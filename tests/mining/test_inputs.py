@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_a_list_says_what_is_known_and_each_entry_is_counted(tmp_path: Path, vid
         "photos.tar/a.jpg": ("", "SA-1B, research", ""),
     }
     listed.write_text(listed.read_text().replace("CC0", "CC BY"))
-    with pytest.raises(InputError, match=r"'clip0\.mp4' has another size, hash, licence or URL"):
+    with pytest.raises(InputError, match=r"'clip0\.mp4' has another size, hash, licence, URL or time range"):
         mine_folder(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
 
 
@@ -75,6 +76,27 @@ def test_csv_and_parquet_lists_are_the_same_and_may_lie_elsewhere(tmp_path: Path
     assert from_csv == read_input_list(tmp_path / "list.parquet", videos)
     rows = run(tmp_path / "list.csv", tmp_path / "out", input_root=videos)
     assert {path: row["status"] for path, row in rows.items()} == {"clip0.mp4": "pair", "clip2.mp4": "pair"}
+
+
+def test_pairs_come_from_the_part_of_a_video_that_a_list_names(tmp_path: Path, videos: Path) -> None:
+    (videos / "list.csv").write_text("path,start_s,end_s\nclip0.mp4,0.5,1.5\nclip1.mp4,,\nclip2.mp4,30,\n")
+    items, unused = read_input_list(videos / "list.csv", videos)
+    assert [item.span_s for item in items] == [(0.5, 1.5), (0.0, math.inf), (30.0, math.inf)] and unused == []
+    run(videos / "list.csv", tmp_path / "out")
+    rows = read_rows(tmp_path / "out").to_pylist()
+    times = {
+        name: [row["a_time_s"] for row in rows if row["source_path"] == name] for name in ("clip0.mp4", "clip1.mp4")
+    }
+    ends = [row["b_time_s"] for row in rows if row["source_path"] == "clip0.mp4"]
+    assert min(times["clip0.mp4"]) >= 0.5 - 1e-6 and max(ends) <= 1.5 + 1e-6 and min(times["clip1.mp4"]) < 0.5
+    (beyond,) = (row for row in rows if row["source_path"] == "clip2.mp4")
+    assert (beyond["status"], beyond["reason"]) == ("rejected", "too_short")
+    # A plan of whole files is what it was before lists named parts: shards of earlier versions are still theirs.
+    planned = [item for shard in json.loads((tmp_path / "out/plan.json").read_text())["shards"] for item in shard]
+    assert [("start_s" in item, "end_s" in item) for item in planned] == [(True, True), (False, False), (True, True)]
+    (videos / "list.csv").write_text("path,start_s,end_s\nclip0.mp4,0.5,1.4\n")
+    with pytest.raises(InputError, match="or time range than when"):
+        run(videos / "list.csv", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +112,9 @@ def test_csv_and_parquet_lists_are_the_same_and_may_lie_elsewhere(tmp_path: Path
         ("path,licence\nclip0.mp4,CC0, really\n", "entry 1: more cells than the header has"),
         ("path\n\xff\n", "cannot be read as CSV in UTF-8"),
         ("path\n \n", "entry 1: no path"),
+        ("path,start_s\nclip0.mp4,-1\n", r"entry 1: start_s must be a number, 0 or more, got '-1'"),
+        ("path,end_s\nclip0.mp4,soon\n", r"entry 1: end_s must be a number, 0 or more, got 'soon'"),
+        ("path,start_s,end_s\nclip0.mp4,2,1.5\n", r"entry 1: end_s=1\.5 is not after start_s=2"),
     ],
 )
 def test_lists_that_cannot_be_used(videos: Path, text: str, message: str) -> None:

@@ -25,6 +25,7 @@ from mimicbrush.models.pretrained.fetch import check_or_fetch_weights
 from mimicbrush.models.pretrained.requirements import inspect_starting_weights
 from mimicbrush.models.pretrained.stored_weights import depth_hub_name
 from mimicbrush.models.pretrained.weights import LAYOUTS
+from mimicbrush.models.unets import SharedUNet
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,16 @@ def test_dinov2_takes_the_place_of_clip(hub: Path) -> None:
     stored = state(hub, "dinov2")
     assert torch.equal(parts.image_encoder.layernorm.weight, stored["layernorm.weight"])
     assert sum(p.numel() for p in parts.image_encoder.parameters()) == sum(value.numel() for value in stored.values())
+
+
+def test_one_unet_for_both_begins_as_the_inpainting_one(hub: Path) -> None:
+    options = model_of(hub, reference_encoder="shared", reference_unet="nobody/nothing")
+    assert problems(options) == {}
+    parts = pretrained_components(options)
+    assert type(parts.unet) is SharedUNet and parts.reference_unet is None and parts.unet.config.sample_size == 8
+    stock, wide = state(hub, "unet"), parts.unet.state_dict()
+    assert torch.equal(wide.pop("conv_in.weight")[:, :9], stock.pop("conv_in.weight"))
+    assert wide.keys() == stock.keys() and all(torch.equal(wide[key], stock[key]) for key in stock)
 
 
 def test_weights_in_half_precision_are_trained_in_full(own: Path) -> None:

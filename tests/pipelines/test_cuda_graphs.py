@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -55,9 +56,17 @@ def both(pipe: MimicBrushPipeline, with_graphs: MimicBrushPipeline, *edit: Any, 
     return [latents_of(each, *edit, reference_batch_size=2, **options) for each in (pipe, with_graphs)]
 
 
-@pytest.mark.parametrize("reference_timestep", ["current", pytest.param("zero", marks=pytest.mark.slow)])
-def test_edits_in_turn_are_those_without_graphs(smallest: ToyModel, reference_timestep: str) -> None:
-    pipe = build(smallest, reference_timestep=reference_timestep, reference_blend=0.5)
+@pytest.mark.parametrize(
+    ("reference_timestep", "encoder"),
+    [
+        ("current", "unet"),
+        pytest.param("zero", "unet", marks=pytest.mark.slow),
+        pytest.param("current", "shared", marks=pytest.mark.slow),
+    ],
+)
+def test_edits_in_turn_are_those_without_graphs(smallest: ToyModel, reference_timestep: str, encoder: str) -> None:
+    toy = replace(smallest, reference_encoder=encoder)
+    pipe = build(toy, reference_timestep=reference_timestep, reference_blend=0.5)
     with_graphs = graphed(pipe)
     two, seeds = edits(2), [seeded_generator(seed) for seed in (5, 6)]
     turns: list[tuple[Any, dict[str, Any]]] = [

@@ -53,6 +53,39 @@ def test_a_mask_of_another_size(edit: Edit, width: int, height: int, offers: str
     assert offers in str(error.value) and hint in str(error.value)
 
 
+@pytest.mark.parametrize("size", [(30, 20), (30, 30)])
+def test_a_mask_of_the_references_size_may_tell_of_an_exchange(
+    edit: Edit, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    save_mask(edit, *size)
+    Image.new("RGB", size, "blue").save(edit.reference)
+    note = r"m\.png has the size of .*r\.png: are source and reference exchanged\?"
+    with pytest.raises(InputError, match=rf"s\.png is 60 x 40 px; a mask must have .*\. .*{note}"):
+        read_inputs(edit)
+    if size == (30, 20):  # of the source's shape: it may be meant
+        assert read_inputs(edit, resize_mask=True).mask.size == (60, 40)
+        assert "exchanged?" in caplog.messages[0]
+    Image.new("RGB", (31, 31), "blue").save(edit.reference)
+    with pytest.raises(InputError) as told:
+        read_inputs(edit)
+    assert "exchanged" not in str(told.value)
+
+
+def test_a_box_is_a_mask(edit: Edit) -> None:
+    box = replace(edit, mask=None, mask_box=(10, 5, 60, 6))
+    mask = np.asarray(read_inputs(box).mask)
+    assert mask.shape == (40, 60) and mask[5, 10:].all() and mask.sum() == 50 * 255
+    with pytest.raises(InputError, match=r"the box 0,0,60,40 is all of .*s\.png: nothing .*allow_full_mask=True"):
+        read_inputs(replace(box, mask_box=(0, 0, 60, 40)))
+    assert read_inputs(replace(box, mask_box=(0, 0, 60, 40)), allow_full_mask=True).mask.getextrema() == (255, 255)
+    for wrong in ((0, 0, 61, 4), (4, 4, 4, 9), (-1, 0, 3, 3)):
+        with pytest.raises(InputError, match=r"no box within the source .*s\.png, which is 60 x 40 px"):
+            read_inputs(replace(box, mask_box=wrong))
+    for changes in ({"mask_box": None}, {"mask": edit.source}):
+        with pytest.raises(InputError, match="a mask, or the box of one"):
+            replace(box, **changes)  # type: ignore[arg-type]
+
+
 def test_resizing_a_mask_keeps_its_two_values_and_wants_its_shape(edit: Edit) -> None:
     save_mask(edit, 30, 20)
     mask = np.asarray(read_inputs(edit, resize_mask=True).mask)

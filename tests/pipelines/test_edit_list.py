@@ -26,6 +26,10 @@ def test_a_line_says_all_there_is_to_say(tmp_path: Path) -> None:
         Edit(**paths, output=tmp_path / "out/sub/o.png", seed=5, keep_shape=True, reference_crop=(1, 2, 3, 4)),
     ]
     assert collect_edits(write_list(tmp_path, LINE), tmp_path, keep_shape=True)[0].keep_shape
+    several = {"source": "s.png", "mask_box": [1, 2, 3, 4], "reference": ["r.png", "t.png"]}
+    (edit,) = collect_edits(write_list(tmp_path, several), tmp_path)
+    assert (edit.mask, edit.mask_box, edit.references) == (None, (1, 2, 3, 4), (tmp_path / "r.png", tmp_path / "t.png"))
+    assert edit.inputs == [tmp_path / name for name in ("s.png", "r.png", "t.png")]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,13 @@ def test_a_line_says_all_there_is_to_say(tmp_path: Path) -> None:
         (LINE | {"keep_shape": 1}, "'keep_shape' must be true or false"),
         (LINE | {"reference_crop": [1, 2, 3]}, "'reference_crop' must be"),
         (LINE | {"reference_crop": [1, 2, 3, 4.5]}, "'reference_crop' must be"),
+        (LINE | {"mask_box": [1, 2, 3, 4]}, "takes a mask, or the box of one .mask_box., and not both"),
+        ({"source": "s.png", "reference": "r.png", "mask_box": [1]}, "'mask_box' must be four whole numbers"),
+        (LINE | {"reference": []}, "'reference' must be a path, got None"),
+        (LINE | {"reference": ["r.png", 3]}, "'reference' must be a path, got 3"),
+        (LINE | {"reference": ["r.png", "../t.png"]}, "leads out of"),
+        (LINE | {"reference": ["r.png"] * 5}, "5 references; an edit takes 1 to 4"),
+        (LINE | {"reference": ["r.png", "t.png"], "reference_crop": [1, 2, 3, 4]}, "is for one reference"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said_with_its_number(line: object, message: str, tmp_path: Path) -> None:

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from local_hub import COMMIT, LocalHub, local_hub
 from safetensors.torch import load_file, save_file
-from starting_weights import REPOSITORIES, SIZE_PX, write_repositories
+from starting_weights import KLEIN, REPOSITORIES, SIZE_PX, write_klein, write_repositories
 
 from mimicbrush import assembly
 from mimicbrush.cli import fetch
 from mimicbrush.errors import InputError
+from mimicbrush.models.flux2_klein.components import load_klein
+from mimicbrush.models.flux2_klein.fetch import check_or_fetch_klein
+from mimicbrush.models.flux2_klein.files import locate_klein
+from mimicbrush.models.flux2_klein.prompt import read_prompt
+from mimicbrush.models.options import Flux2KleinModel
 from mimicbrush.models.pretrained.weights import REVISIONS, split_revision
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -33,6 +39,7 @@ NEEDED = {
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     folder = tmp_path_factory.mktemp("hub")
     write_repositories(folder)
+    write_klein(folder)
     with local_hub(folder) as server:
         yield server
 
@@ -201,3 +208,71 @@ def test_options_are_those_of_training() -> None:
         provide("model.encoders=x")
     with pytest.raises(InputError, match=r"needs model\.path"):
         assembly.provide_weights(["model=pipeline"], CONFIGS, fetching=False, deep=False)
+
+
+def provide_klein(
+    prompt: Path, base: str = KLEIN, text: str = "Fill the hole.", fetching: bool = True
+) -> dict[str, str]:
+    """Part -> problem, "" for none."""
+    options = Flux2KleinModel(base=base, prompt=text, prompt_embeddings=str(prompt))
+    reports = check_or_fetch_klein(options, fetching=fetching, deep=True)
+    return {report.part: str(report.problem or "") for report in reports}
+
+
+def test_klein_is_fetched_and_its_prompt_encoded_once(online: LocalHub, tmp_path: Path) -> None:
+    prompt = tmp_path / "runs" / "prompt.safetensors"
+    options = ["model=flux2_klein", f"model.base={KLEIN}", f"model.prompt_embeddings={prompt}", "model.prompt=x"]
+    absent = assembly.provide_weights(options, CONFIGS, fetching=False, deep=False)
+    assert [report.part for report in absent] == ["base.transformer", "base.vae", "prompt_embeddings"]
+    assert all(report.problem for report in absent) and not online.served
+    assert absent[0].named == f"model.base={KLEIN}"
+    networks = ["base.transformer", "base.vae", "base.text_encoder"]
+    assert provide_klein(prompt) == dict.fromkeys([*networks, "prompt_embeddings"], "")
+    served = {name.removeprefix(f"{KLEIN}/") for name in online.served}
+    assert {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"} < served
+    assert {f"text_encoder/model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)} < served
+    assert "vae/diffusion_pytorch_model.safetensors" in served and "flux-2-klein-base-4b.safetensors" not in served
+    embeddings = read_prompt(prompt)
+    assert embeddings.facts.encoder == f"{KLEIN}@{COMMIT}" and embeddings.facts.prompt == "Fill the hole."
+    # What training loads, and the prompt as the whole pipeline encodes it.
+    snapshot = locate_klein(KLEIN)
+    assert load_klein(snapshot).text_encoder is None
+    pipeline = load_klein(snapshot, with_text_encoder=True).build_pipeline()
+    with torch.no_grad():
+        assert torch.equal(embeddings.embeds, pipeline.encode_prompt("Fill the hole.")[0])
+    # From now on the file alone is needed, and another prompt is encoded again.
+    shutil.rmtree(snapshot / "text_encoder")
+    online.served.clear()
+    assert provide_klein(prompt) == dict.fromkeys([*networks[:2], "prompt_embeddings"], "") and not online.served
+    assert "holds the prompt 'Fill" in provide_klein(prompt, text="x", fetching=False)["prompt_embeddings"]
+    assert set(provide_klein(prompt, text="x").values()) == {""} and read_prompt(prompt).facts.prompt == "x"
+
+
+def test_klein_of_another_kind_is_refused(hub: LocalHub, tmp_path: Path) -> None:
+    prompt, folder = tmp_path / "prompt.safetensors", tmp_path / "klein"
+    shutil.copytree(hub.root / KLEIN, folder)
+
+    def problems() -> dict[str, str]:
+        return {part: text for part, text in provide_klein(prompt, str(folder)).items() if text}
+
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text("{}")
+    assert "cannot be loaded" in problems()["base.text_encoder"] and not prompt.exists()
+    tokenizer.write_text(whole)
+    assert not problems() and read_prompt(prompt).facts.encoder == str(folder)
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("bn.running_mean")
+    save_file(tensors, weights)
+    prompt.write_bytes(prompt.read_bytes()[:-1])
+    shutil.rmtree(folder / "text_encoder")
+    found = problems()
+    assert "has no scheduler/scheduler_config.json" in found["base.transformer"]
+    assert "bn.running_mean is missing" in found["base.vae"] and "cut off" in found["prompt_embeddings"]
+    assert "text_encoder" in found["base.text_encoder"] or "config.json" in found["base.text_encoder"]
+    (folder / "scheduler" / "scheduler_config.json").touch()
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"guidance_embeds": false', '"guidance_embeds": true'))
+    assert "guidance_embeds=True, expected False" in problems()["base.transformer"]

@@ -317,7 +317,7 @@ def test_what_is_asked_for_is_checked_before_anything_starts() -> None:
     for text in ("parities", "edit:fast", "parity:eager"):
         with pytest.raises(MimicBrushError, match=r"there is no (piece|variant)"):
             gpu_check.read_piece(text, None)
-    assert sum(gpu_check.LIMITS_S.values()) <= 5 * 60
+    assert sum(gpu_check.LIMITS_S.values()) <= 6 * 60
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,6 +454,12 @@ def test_the_whole_command_on_a_cpu(bare_environment: dict[str, str], tmp_path: 
     assert cases["train_step"][:3] == ["peer, 2 samples", "plain, 2 samples", "half_norms, 2 samples"]
     assert {"edit, eager, 1 steps", "train step, peer, 2 samples"} <= set(cases["breakdown"])
     assert len(cases["parity"]) >= 3
+    assert cases["klein"] == [
+        f"64 px, references: {count}, {how}" for count in (1, 2) for how in ("everything kept", "blocks computed again")
+    ]
+    losses = [row["loss"] for row in found["pieces"]["klein"]["rows"]]
+    # The same step, whether its blocks are computed again or not.
+    assert losses[0] == losses[1] and losses[2] == losses[3] != losses[0], losses
     for peer, *ours in (found["pieces"][name]["rows"] for name in ("train_step", "edit")):
         for row in ours:
             assert row.get("max_abs_diff", 0) <= 1e-3 and row["time_ratio"] == peer["ms"] / row["ms"], row

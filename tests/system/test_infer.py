@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,10 +34,12 @@ from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.correspondence import Correspondence
 from mimicbrush.ops.crops import square_around
-from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
+from mimicbrush.pipelines.editing import editor
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ("ref.jpg", "src.jpg", "mask.png")
+NAMED = ("--source", "src.jpg", "--mask", "mask.png")
 
 
 def array(path: Path) -> np.ndarray:
@@ -135,11 +138,28 @@ def test_what_the_images_tell_is_told_at_once(
         ),
         ([*PICTURES, "--seed", str(2**63 - 1), "--num-images", "2"], "the last seed must be a whole number"),
         ([*PICTURES, "--guidance", "nan"], "must be a number in 0..100"),
-        ([*PICTURES, "--num", "2"], "unrecognized arguments: --num"),
+        ([*PICTURES, "--num", "2"], "there is no option --num; did you mean --num-images?"),
         ([*PICTURES, "-o", "a.xyz"], "unknown image format"),
         ([*PICTURES, "-o", "a.png", "--contact-sheet", "a.png"], "two outputs have the same name"),
         ([*PICTURES, "--output-dir", "out"], "--output-dir is for --batch"),
         ([*PICTURES[:2]], "three images are needed"),
+        ([*PICTURES, "--gudance", "3"], "there is no option --gudance; did you mean --guidance?"),
+        ([*PICTURES, "--source", "src.jpg"], "--source: give the images by name, or in the order REF SRC MASK"),
+        (["--source", "src.jpg", "--mask", "mask.png"], "--reference: still to be named"),
+        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box): still to be named"),
+        (["--batch", ".", "--source", "src.jpg"], "not both"),
+        (["--batch", ".", "--mask-box", "0,0,9,9", "--output-dir", "out"], "not both"),
+        ([*PICTURES, "--mask-box", "0,0,9,9"], "either a mask or --mask-box, not both"),
+        ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: must be four whole numbers X0,Y0,X1,Y1"),
+        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "the crop 9,0,9,9 is no box within the source src.jpg"),
+        ([*PICTURES[:2], "--mask-box", "0,0,60,91"], "which is 60 x 90 px"),
+        ([*PICTURES[:2], "--mask-box", "0,0,60,90"], "the box 0,0,60,90 is all of src.jpg: nothing of the source is"),
+        ([*NAMED, "--reference", *["ref.jpg"] * 5], "--reference: takes 1 to 4 images, got 5"),
+        ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--auto-zoom"], "--auto-zoom is for one reference"),
+        ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--reference-crop", "0,0,9,9"], "is for one reference"),
+        ([*NAMED, "--reference", "ref.jpg", "nothing.jpg"], "nothing.jpg: no such file"),
+        (["src.jpg", "ref.jpg", "mask.png"], "mask.png has the size of src.jpg: are source and reference exchanged?"),
+        (["src.jpg", "ref.jpg", "mask.png"], "the order is REF SRC MASK; --reference, --source and --mask name them"),
         ([*PICTURES, "--batch", "."], "not both"),
         (["--batch", "."], "--batch needs --output-dir"),
         (["--batch", ".", "--output-dir", "out", "-o", "a.png"], "--output is for a single edit"),
@@ -191,7 +211,7 @@ def test_without_a_model_the_choices_are_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(main.__globals__, "is_shipped", lambda: False)  # as in an installation without it
+    monkeypatch.setattr(editor, "is_shipped", lambda: False)  # as in an installation without it
     with pytest.raises(SystemExit):
         cli_main(lambda: main(PICTURES))
     message = capsys.readouterr().err
@@ -275,6 +295,55 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_edit(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(arrived, encoding="ascii", write_through=True))
     assert infer(*PICTURES, "-o", "動画\udcff.png") == 0
     assert b"\\u52d5\\u753b\\udcff.png: " in arrived.getvalue() and (folder / "動画\udcff.png").is_file()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the pipeline is asked for; it gives back the sources."""
+    asked: list[dict[str, Any]] = []
+
+    class Echo:
+        size_px = 16
+
+        def __call__(self, source: Any, mask: Any, reference: Any, **options: Any) -> MimicBrushPipelineOutput:
+            asked.append({"source": source, "mask": mask, "reference": reference, **options})
+            return MimicBrushPipelineOutput(images=source if isinstance(source, list) else [source])
+
+    monkeypatch.setattr(editor.LoadedEditor, "pipeline", Echo())
+    return asked
+
+
+def test_images_by_name_and_a_box_for_a_mask_are_the_same_edit(
+    folder: Path, infer: Callable[..., int], asked: list[dict[str, Any]]
+) -> None:
+    box = ("--mask-box", "20,50,40,70")  # as the mask has it
+    assert infer(*PICTURES, "-o", "a.png") == 0
+    assert infer(*NAMED, "--reference", "ref.jpg", "-o", "b.png") == 0
+    assert infer("ref.jpg", "src.jpg", *box, "-o", "c.png", "--contact-sheet", "sheet.png") == 0
+    line = {"source": "src.jpg", "mask_box": [20, 50, 40, 70], "reference": "ref.jpg", "output": "d.png"}
+    (folder / "list.jsonl").write_text(json.dumps(line))
+    assert infer("--batch", "list.jsonl", "--output-dir", ".") == 0
+    first, *others = asked
+    assert len(others) == 3
+    for other in others:
+        for name in ("source", "mask", "reference"):
+            assert other[name].mode == first[name].mode and np.array_equal(other[name], first[name]), name
+
+
+def test_several_references_go_to_the_pipeline_as_a_list(
+    folder: Path, infer: Callable[..., int], asked: list[dict[str, Any]]
+) -> None:
+    assert infer(*NAMED, "--reference", "ref.jpg", "src.jpg", "-o", "a.png", "--contact-sheet", "sheet.png") == 0
+    line = {"source": "src.jpg", "mask": "mask.png", "reference": ["ref.jpg", "src.jpg"]}
+    lines = [line | {"output": "b.png"}, line | {"output": "c.png", "reference": "ref.jpg"}, line | {"output": "d.png"}]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert infer("--batch", "list.jsonl", "--output-dir", ".", "--batch-size", "2") == 0
+    alone, together, one = asked
+    assert [image.size for image in alone["reference"]] == [(451, 300), (60, 90)] and alone["reference_crop"] is None
+    assert [[image.size for image in each] for each in together["reference"]] == [[(451, 300), (60, 90)]] * 2
+    assert together["reference_crop"] == [(0, 0, 451, 300), (0, 0, 60, 90)] * 2
+    assert one["reference"].size == (451, 300)  # as it was before there were several
+    assert array(folder / "sheet.png").shape[1] > 5 * 256  # source, mask, two references, result
 
 
 def test_auto_zoom_says_what_it_did(

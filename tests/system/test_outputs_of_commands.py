@@ -38,6 +38,7 @@ COMMAND_LINES = {
     "edit-batch": ("cli.edit", "--batch list.jsonl --output-dir OUT"),
     "paint": ("cli.paint", "--output OUT"),
     "pairs-file": ("cli.pairs", "export pairs -o OUT"),
+    "pairs": ("cli.pairs", "export pairs --format musubi --output OUT"),
     "export": ("cli.export", "run --output OUT"),
     "import": ("cli.convert", "import --snapshot folder --output OUT"),
     "convert-file": ("cli.convert", "export --pipeline folder --output OUT"),

@@ -25,6 +25,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.models.components import Components, toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
+from mimicbrush.models.unets import find_reader, make_reference_input
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 from mimicbrush.training.checkpoints import checkpoint_path
@@ -125,8 +126,9 @@ def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_ty
         ({"reference_timestep": "current", "reference_blend": 0.5}, "epsilon"),
         ({"reference_timestep": "zero", "reference_sharing": "keys_values"}, "v_prediction"),
         ({"reference_encoder": "clip"}, "v_prediction"),
+        pytest.param({"reference_encoder": "shared"}, "v_prediction", marks=pytest.mark.slow),
     ],
-    ids=["current", "zero", "clip"],
+    ids=["current", "zero", "clip", "shared"],
 )
 def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
     choices: dict[str, Any], prediction_type: str
@@ -135,7 +137,7 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
     options = TrainOptions(**FROZEN, prediction_type=prediction_type, distill_guidance=(2.0, 4.0))
     method = method_of(parts, model_options, options)
     batch = encoded_batch()
-    if parts.reference_unet is None:  # patches without the token of the class
+    if model_options.reference_encoder == "clip":  # patches without the token of the class
         batch.conditions.__dict__["image_tokens"] = batch.conditions.image_tokens[:, 1:]
     conditions, sampled = batch.conditions, batch.noise_sample
     pipeline = MimicBrushPipeline(**copy.deepcopy(vars(parts)), scheduler=noise_scheduler(prediction_type),
@@ -167,11 +169,12 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
 
         def predict(unet: Any, noisy: Any, at: torch.Tensor, guidance: float | None) -> torch.Tensor:
             states = ReferenceStates()
-            if parts.reference_unet is not None and is_kept:  # noqa: B023
+            reader = find_reader(unet, parts.reference_unet)  # a shared one reads with the weights that it paints with
+            if reader is not None and is_kept:  # noqa: B023
                 at_reference = torch.zeros(1) if model_options.reference_timestep == "zero" else at[None]
-                parts.reference_unet(
-                    conditions.reference_latents[one], at_reference, context,  # noqa: B023
-                    cross_attention_kwargs={"reference_states": states},
+                reader(
+                    make_reference_input(reader, conditions.reference_latents[one]), at_reference, context,  # noqa: B023
+                    cross_attention_kwargs={"reference_states": states.for_writing()},
                 )  # fmt: skip
             pipeline.unet, times = unet, 1 if guidance is None else 2
             no_reference = [] if guidance is None else [pipeline.no_reference_context()]
@@ -378,7 +381,7 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         distill(mined, tmp_path / "again", tmp_path / "run" / "pipeline")
     arguments = ["r.png", "s.png", "m.png", "--model", str(tmp_path / "run" / "pipeline"), "--steps", "51"]
     with pytest.raises(InputError, match=r"--steps 51: this model was distilled to 50 or fewer steps"):
-        _ = cli_edit.LoadedEditor(cli_edit.parse_arguments(arguments)).pipeline
+        _ = cli_edit.prepare_editor(cli_edit.parse_arguments(arguments)).pipeline
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,12 @@ def stored_dataset(mined: Path, folder: Path, unrelated: float = 0.3) -> PairDat
     return copied
 
 
+def test_views_with_several_references_are_refused(mined: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"hold one reference each; leave data\.num_references out \(got 2\)"):
+        encode(mined, tmp_path / "views", "data.num_references=2")
+    assert not (tmp_path / "views").exists()
+
+
 def test_two_ranks_get_the_samples_of_one(mined: Path, half: Path) -> None:
     dataset = stored_dataset(mined, half)
     [whole] = load_batches(dataset, RankBatches(1, 2, 8), num_workers=0)

@@ -180,6 +180,23 @@ def test_sharded_processes_train_alike_and_share_checkpoints_with_one(
 
 
 @pytest.mark.slow
+def test_a_network_that_is_called_twice_in_a_step_may_be_sharded(
+    mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
+    options = ["model.reference_encoder=shared", "train.total_batch_size=4", "train.batch_size=2", "train.log_every=1",
+               "train.max_steps=3", *LOOKING]  # fmt: skip
+    train(mined, tmp_path / "one", *options)
+    saving = "train.selective_checkpointing=true"
+    run([*TWO, WATCHED], mined, tmp_path / "two", {**script_environment(), "SHARD": "1"}, *options, saving)
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in ("loss", "loss_correspondence", "gradient_norm", "gradient_norm_unet"):
+            assert abs(one[name] - two[name]) < 1e-4 * one[name], (name, one, two)
+    a, b = (everything(checkpoint_path(tmp_path / run / "checkpoints", 3)) for run in ("one", "two"))
+    assert a.keys() == b.keys()
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-3
+
+
+@pytest.mark.slow
 def test_processes_that_a_launcher_starts_may_be_one(
     mined: Path, tmp_path: Path, script_environment: Callable[[], dict[str, str]]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it learns: figures, images, the best weights, wandb and tensorboard."""
+"""What a run shows while it learns: figures, images, the best weights, wandb, tensorboard and trackio."""
 
 from __future__ import annotations
 
@@ -151,3 +151,28 @@ def test_wandb_offline_holds_the_run_and_goes_on_with_it(mined: Path, tmp_path: 
     assert [run.name.rsplit("-", 1)[1] for run in runs] == [identity, identity]
     assert all(list(run.glob("*.wandb")) for run in runs)
     assert list(runs[0].rglob("media/table/heldout/*.table.json"))
+
+
+@pytest.mark.slow
+def test_trackio_holds_the_run_on_this_machine_and_goes_on_with_it(mined: Path, tmp_path: Path) -> None:
+    store = tmp_path / "trackio"
+    environment = os.environ | {"TRACKIO_DIR": str(store), "HOME": str(tmp_path / "home")}
+    command = [sys.executable, "scripts/train.py", *SMALLEST, f"data.root={mined}", "run_name=toy", "train.log_every=1",
+               f"run_dir={tmp_path / 'run'}", "train.tracker=trackio", "train.resume=latest"]  # fmt: skip
+    for options in (["train.max_steps=2"], ["train.max_steps=4", *EVALUATED]):
+        job = [*command, *options]
+        subprocess.run(job, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    code = (
+        "import json; from trackio.sqlite_storage import SQLiteStorage as store; run = ('mimicbrush', 'toy')\n"
+        "print(json.dumps([store.get_runs(run[0]), store.get_logs(*run), store.get_run_config(*run)]))"
+    )
+    read = [sys.executable, "-c", code]
+    done = subprocess.run(read, env=environment, check=True, capture_output=True, text=True)
+    runs, logged, config = json.loads(done.stdout)
+    assert runs == ["toy"]  # the second part goes on with the first
+    losses = [values["loss"] for values in logged if "loss" in values]
+    assert losses == [values["loss"] for values in metrics(tmp_path / "run")] and len(losses) == 4
+    assert config["model.size_px"] == 16
+    last = next(values for values in logged if values["step"] == 4 and "heldout/pictures" in values)
+    shown = [cell for cell in last["heldout/pictures"]["_value"][0].values() if isinstance(cell, dict)]
+    assert len(shown) > 5 and all((store / "media" / cell["file_path"]).is_file() for cell in shown)

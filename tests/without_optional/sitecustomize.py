@@ -6,6 +6,6 @@ A None in `sys.modules` makes `import` fail and `importlib.util.find_spec` say "
 
 import sys
 
-ABSENT = ("torchvision", "decord", "torchcodec", "gradio", "wandb", "ray", "pillow_heif")
+ABSENT = ("torchvision", "decord", "torchcodec", "wandb", "trackio", "ray", "pillow_heif")
 for _name in ABSENT:
     sys.modules[_name] = None  # type: ignore[assignment]

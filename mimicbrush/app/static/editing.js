@@ -1,225 +1,226 @@
-/** The editing page's three panels (mimicbrush/app/editing_service.py): what is painted, what is asked for, what came of it. */
-import { MaskPainter } from "./painter.js";
+/** The editing page: what is given, what is asked for, and what comes of it. */
+import { ReferencePanel, SourcePanel } from "./panels.js";
+import { ResultPanel } from "./results.js";
+import { ask, askForEdit, cancel, listen, readFile } from "./server.js";
+import { deleteAll, isAllKept, keep, readAll } from "./store.js";
 
-const panels = {}; // name -> Panel
-let job = null; // the edit that was asked for last
+const at = (id) => document.getElementById(id);
+const options = await (await ask("/options")).json();
+const controls = Object.fromEntries([...document.querySelectorAll("#settings [name]")].map((each) => [each.name, each]));
+let isReady = false; // nothing is kept before what was kept is there
+let job = null; // the edit that is asked for
 
-async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
-  if (answer.ok) return answer;
-  const text = await answer.text();
-  let reason = text;
-  try { reason = JSON.parse(text).error; } catch { /* not ours: shown as it came */ }
-  throw new Error(reason || `the server answered ${answer.status}`);
+const context = { options, onChange: () => { if (isReady) results.refresh(fingerprint()); } };
+const source = new SourcePanel(at("source"), context);
+const reference = new ReferencePanel(at("reference"), context);
+const results = new ResultPanel(at("result"), { reference, line: at("line"), use: useAsSource });
+
+function fingerprint() { return JSON.stringify([source.fingerprint, reference.fingerprint]); }
+
+function say(text, isBad = false) {
+  at("said").textContent = text;
+  at("said").classList.toggle("bad", isBad);
 }
 
-async function upload(blob) {
-  const headers = { "Content-Type": "application/octet-stream" };
-  return (await (await ask("/upload", { method: "POST", headers, body: blob })).json()).token;
+// ---- settings
+
+function chooseSettings(values) {
+  for (const [name, value] of Object.entries(values)) {
+    if (controls[name]?.type === "checkbox") controls[name].checked = value; else if (controls[name]) controls[name].value = value;
+  }
+  showSettings();
 }
 
-/** An image that is painted on: the source with its mask, or the reference with its box. */
-class Panel {
-  token = null; // of the image, at the server
-
-  /** `label` is what a screen reader calls the canvas. */
-  constructor(element, label) {
-    this.at = (role) => element.querySelector(`[data-role=${role}]`);
-    this.painter = new MaskPainter(this.at("stage"), { label, onChange: () => { this.refresh(); panels.result?.age(); } });
-    this.ring = this.at("stage").appendChild(document.createElement("div"));
-    this.ring.className = "mb-ring";
-    this.ring.hidden = true;
-    this.at("picture").addEventListener("change", () => this.chosen("picture", (file) => this.show(file)));
-    this.at("clear").addEventListener("click", () => this.painter.clear());
-  }
-
-  say(text, isBad = false) {
-    this.at("said").textContent = text;
-    this.at("said").classList.toggle("bad", isBad);
-  }
-
-  async attempt(work) { try { await work(); } catch (error) { this.say(error.message, true); } }
-
-  chosen(role, work) {
-    const input = this.at(role);
-    const file = input.files[0];
-    return file && this.attempt(async () => { try { await work(file); } finally { input.value = ""; } });
-  }
-
-  /** Upload an image, and show it as the server reads it. */
-  async show(file, mask = null) {
-    const most = Number(this.at("picture").dataset.maxBytes);
-    if (file.size > most) {
-      const [given, limit] = [file.size, most].map((bytes) => (bytes / 2 ** 20).toFixed());
-      throw new Error(`${file.name ?? "this file"}: too large, ${given} MiB; at most ${limit} MiB are taken`);
-    }
-    this.say("Uploading …");
-    const token = await upload(file);
-    await this.painter.load(await (await ask(`/shown/${token}`)).blob(), mask);
-    this.token = token;
-    this.painter.sizePx = Math.max(1, Math.round(Math.max(this.painter.width, this.painter.height) / 10));
-    this.ring.hidden = true;
-    this.refresh();
-    this.say(`${this.painter.width} x ${this.painter.height} px`);
-  }
-
-  /** A circle at a place of the image, in its pixels; none where the place is beside it, on the padding. */
-  point({ x, y }, sizePx) {
-    this.ring.hidden = x < 0 || y < 0 || x > this.painter.width || y > this.painter.height;
-    if (this.ring.hidden) return;
-    const shown = this.painter.image.getBoundingClientRect();
-    circle(this.ring, x / this.painter.width, y / this.painter.height, sizePx / this.painter.width * shown.width);
-  }
-
-  refresh() {}
+function readSettings() {
+  return Object.fromEntries(Object.entries(controls).map(([name, each]) => [name, each.type === "checkbox" ? each.checked : each.value]));
 }
 
-class SourcePanel extends Panel {
-  constructor(element) {
-    super(element, "Mask over the source: arrow keys move the brush, the space bar paints");
-    for (const tool of ["brush", "box"]) this.at(tool).addEventListener("click", () => { this.painter.tool = tool; this.refresh(); });
-    this.at("erase").addEventListener("click", () => { this.painter.erasing = !this.painter.erasing; this.refresh(); });
-    this.at("size").addEventListener("input", () => { this.painter.sizePx = Number(this.at("size").value); });
-    this.at("undo").addEventListener("click", () => this.painter.undo());
-    this.at("redo").addEventListener("click", () => this.painter.redo());
-    this.at("mask").addEventListener("change", () => this.chosen("mask", async (file) => {
-      if (!this.token) throw new Error("choose an image first, then its mask");
-      await this.painter.load(await (await ask(`/shown/${this.token}`)).blob(), file);
-      this.say(`the mask of ${file.name}`);
-    }));
-    this.refresh();
+function showSettings() {
+  for (const each of Object.values(controls)) {
+    const output = each.parentElement.querySelector("output");
+    if (output) output.textContent = each.value;
   }
-
-  refresh() {
-    this.at("undo").disabled = !this.painter.canUndo;
-    this.at("redo").disabled = !this.painter.canRedo;
-    for (const tool of ["brush", "box"]) this.at(tool).setAttribute("aria-pressed", this.painter.tool === tool);
-    this.at("erase").setAttribute("aria-pressed", this.painter.erasing);
-    this.at("size").max = Math.max(20, Math.round(Math.max(this.painter.width, this.painter.height) / 3));
-    this.at("size").value = this.painter.sizePx;
-  }
+  const { count, steps, guidance, seed, keep_shape, around, auto_zoom } = readSettings();
+  at("chosen").textContent = [
+    `${count} ${count === "1" ? "result" : "results"}`, `${steps} ${steps === "1" ? "step" : "steps"}`, `guidance ${guidance}`, seed === "" ? "a new seed each time" : `seed ${seed}`,
+    keep_shape && "shape kept", around && "around the mask", auto_zoom && "auto-zoom",
+  ].filter(Boolean).join(" · ");
 }
 
-class ReferencePanel extends Panel {
-  constructor(element) {
-    super(element, "Box around a part of the reference: arrow keys move, the space bar sets a corner");
-    this.painter.tool = "box";
-    // One box at a time: a new one takes the place of the old.
-    this.painter.overlay.addEventListener("pointerdown", () => { if (this.painter.count()) this.painter.clear(); }, true);
-  }
+// ---- the edit
+
+/** What is asked for; the server has the images by then. */
+async function makeRequest() {
+  const { count, steps, guidance, seed, keep_shape, around, auto_zoom } = readSettings();
+  return {
+    source: await source.given?.haveToken() ?? "", mask: await source.askMask(), references: await reference.asked(),
+    steps: Number(steps), guidance: Number(guidance), seed: seed === "" ? null : Number(seed), count: Number(count),
+    keep_shape, crop: around ? "auto" : "full", auto_zoom,
+  };
 }
 
-function circle(ring, x, y, diameterPx) {
-  ring.hidden = false;
-  const size = `${Math.max(10, diameterPx)}px`;
-  Object.assign(ring.style, { left: `${100 * x}%`, top: `${100 * y}%`, width: size, height: size });
-}
-
-export function source(element) { panels.source = new SourcePanel(element); }
-export function reference(element) { panels.reference = new ReferencePanel(element); }
-
-/** Shows what the server answers, and where in the reference each place of the hole comes from. */
-export function result(element, { props, watch }) {
-  const at = (role) => element.querySelector(`[data-role=${role}]`);
-  let answer = null;
-  let chosen = null;
-
-  /** What is shown came of other images, or of another mask. */
-  function age(isOld = true) {
-    if (!answer) return;
-    at("results").closest(".mb-panel").classList.toggle("mb-old", isOld);
-    at("said").textContent = isOld ? "This is the result of other images or of another mask." : "";
-  }
-
-  function choose(number) {
-    chosen = answer.results[number];
-    at("after").src = `/files/${chosen.token}`;
-    [...at("results").querySelectorAll("button")].forEach((each, n) => each.setAttribute("aria-pressed", n === number));
-    at("results").querySelector("a").href = `/files/${chosen.token}`;
-    at("results").querySelector("a").download = `edited_seed${chosen.seed}.png`;
-    at("ring").hidden = true;
-  }
-
-  /** At "before" nothing of the result is shown, at "after" all of it. */
-  function slide() { at("after").style.clipPath = `inset(0 ${100 - at("where").value}% 0 0)`; }
-
-  function show() {
-    if (!props.value?.results) return;
-    answer = props.value;
-    at("before").src = `/shown/${answer.source}`;
-    const buttons = answer.results.map(({ token, seed }, number) => {
-      const button = document.createElement("button");
-      button.append(Object.assign(new Image(), { src: `/files/${token}`, alt: `seed ${seed}` }));
-      button.addEventListener("click", () => choose(number));
-      return button;
-    });
-    at("results").replaceChildren(...buttons, Object.assign(document.createElement("a"), { textContent: "Download" }));
-    [at("compare").hidden, at("slide").hidden, at("where").value] = [false, false, 100];
-    slide();
-    age(false);
-    choose(0);
-  }
-
-  function point(event) {
-    if (!chosen?.places) return;
-    const box = at("compare").getBoundingClientRect();
-    const x = (event.clientX - box.left) / box.width * answer.width;
-    const y = (event.clientY - box.top) / box.height * answer.height;
-    const { source, reference, source_px, reference_px } = chosen.places;
-    let nearest = -1, least = source_px;
-    source.forEach(([left, top], number) => {
-      const distance = Math.hypot(left - x, top - y);
-      if (distance < least) [nearest, least] = [number, distance];
-    });
-    at("ring").hidden = panels.reference.ring.hidden = nearest < 0;
-    if (nearest < 0) return;
-    circle(at("ring"), source[nearest][0] / answer.width, source[nearest][1] / answer.height, source_px / answer.width * box.width);
-    panels.reference.ring.hidden = panels.reference.token !== answer.reference; // another one is shown by now
-    if (!panels.reference.ring.hidden) panels.reference.point({ x: reference[nearest][0], y: reference[nearest][1] }, reference_px);
-  }
-
-  at("where").addEventListener("input", slide);
-  at("compare").addEventListener("pointermove", point);
-  at("compare").addEventListener("pointerdown", point);
-  panels.result = { age };
-  watch("value", show);
-  show();
-}
-
-/** Have screen readers say what is said of an edit: gradio's text is none of their status lines by itself. */
-export function announce() {
-  const said = document.querySelector("#mb-said");
-  said?.setAttribute("role", "status");
-  said?.setAttribute("aria-live", "polite");
-}
-
-/** Images to begin with. */
-export function examples(element) {
-  for (const button of element.querySelectorAll("[data-example]")) {
-    button.addEventListener("click", () => panels.source.attempt(async () => {
-      const blobs = await Promise.all(["source", "mask", "reference"].map(
-        async (name) => (await ask(`/examples/${button.dataset.example}/${name}`)).blob()));
-      await panels.source.show(blobs[0], blobs[1]);
-      await panels.reference.show(blobs[2]);
-      const keep = document.querySelector("#mb-keep-shape input");
-      if (keep.checked !== (button.dataset.keepShape === "1")) keep.click();
-    }));
-  }
-}
-
-/** What is asked for, as text: the server has the images by then. */
-export async function request() {
-  const { source, reference } = panels;
-  announce();
-  job = crypto.getRandomValues(new Uint32Array(4)).join("-");
-  const asked = { job, source: source.token, reference: reference.token, reference_crop: reference.painter.bounds() };
+async function edit() {
+  if (job) return;
+  job = { name: null, isCancelled: false };
+  say("");
+  showProgress({ text: "Sending the images …" });
+  const asked = {
+    fingerprint: fingerprint(), before: source.given?.shown, references: reference.all.map(({ id }) => id), isSeedChosen: controls.seed.value === "",
+  };
   try {
-    if (source.token) asked.mask = await upload(await source.painter.toBlob());
+    let answer;
+    try {
+      answer = await askForEdit(await makeRequest());
+    } catch (error) {
+      if (error.status !== 410) throw error; // the server forgot an image; it is still here
+      source.forgetTokens();
+      reference.forgetTokens();
+      answer = await askForEdit(await makeRequest());
+    }
+    job.name = answer.job;
+    keep("job", () => ({ name: answer.job, seed: answer.seed, asked }), 0);
+    if (job.isCancelled) await cancel(job.name);
+    await follow(answer.job, answer.seed, asked);
   } catch (error) {
-    asked.trouble = error.message;
+    say(`Not done: ${error.message}`, true);
+  } finally {
+    end();
   }
-  return JSON.stringify(asked);
 }
 
-/** End the edit that was asked for last. */
-export function cancel() { if (job) ask(`/cancel/${job}`, { method: "POST" }).catch((error) => panels.source.say(error.message, true)); }
+/** Wait for an edit, and take what comes of it. */
+async function follow(name, seed, asked) {
+  const last = await listen(name, showProgress);
+  if (last.error) throw new Error(last.error);
+  if (last.cancelled) { say("Cancelled."); return; }
+  const { width, height } = last.result;
+  const when = Date.now();
+  const entries = await Promise.all(last.result.results.map(async ({ token, ...each }) => (
+    { ...each, ...asked, width, height, when, blob: await readFile(token) })));
+  await results.add(entries);
+  const hint = entries.some((each) => each.places) ? " Point at the hole to see where in the reference it comes from." : "";
+  say(`Done.${asked.isSeedChosen ? ` Seed ${seed} was chosen.` : ""}${hint}`);
+}
+
+function end() {
+  job = null;
+  keep("job", () => null, 0);
+  at("bar").hidden = true;
+  at("left").textContent = "";
+  [at("go").disabled, at("stop").disabled] = [false, true];
+  results.preview(null);
+  results.refresh(fingerprint());
+}
+
+function showProgress({ text, waiting, done, of, left_s, preview }) {
+  [at("go").disabled, at("stop").disabled] = [true, false];
+  if (preview) results.preview(preview);
+  at("bar").hidden = false;
+  if (of) at("bar").value = done / of; else at("bar").removeAttribute("value");
+  if (waiting > 0) text = `${waiting === 1 ? "One edit is" : `${waiting} edits are`} before yours`;
+  if (waiting === 0) text = "It is your turn";
+  if (of) text = done ? `Step ${done} of ${of}${left_s === undefined ? "" : `, ${left(left_s)} left`}` : "Reading the images …";
+  if (text) at("left").textContent = text;
+}
+
+function left(seconds) {
+  return seconds < 90 ? `about ${Math.max(1, Math.round(seconds))} s` : `about ${Math.round(seconds / 60)} minutes`;
+}
+
+async function stop() {
+  if (!job) return;
+  job.isCancelled = true; // it may have no name yet
+  if (job.name) try { await cancel(job.name); } catch (error) { say(error.message, true); }
+}
+
+async function useAsSource(entry) {
+  await source.attempt(async () => {
+    await source.take([new File([entry.blob], `edited_seed${entry.seed}.png`, { type: "image/png" })]);
+    at("source").scrollIntoView({ block: "start" });
+  });
+}
+
+// ---- examples
+
+options.examples.forEach(({ title, keep_shape }, number) => {
+  const button = document.createElement("button");
+  button.dataset.example = number;
+  button.append(Object.assign(new Image(), { src: `/examples/${number}/source`, alt: "" }), Object.assign(document.createElement("span"), { textContent: title }));
+  button.addEventListener("click", () => source.attempt(async () => {
+    at("source").scrollIntoView({ block: "start" });
+    const [image, mask, other] = await Promise.all(["source", "mask", "reference"].map(
+      async (name) => new File([await (await ask(`/examples/${number}/${name}`)).blob()], `example_${name}.png`)));
+    await source.take([image], mask);
+    while (reference.all.length > 1) await reference.remove();
+    await reference.take([other]);
+    chooseSettings({ keep_shape });
+    keep("settings", readSettings);
+    source.say("Now press Edit.");
+  }));
+  document.querySelector(".examples").append(button);
+});
+
+// ---- everything else that happens on the page
+
+function panelOf(target) {
+  if (target.closest?.("#source")) return source;
+  if (target.closest?.("#reference")) return reference;
+  return source.given && !reference.all.length ? reference : source;
+}
+
+at("go").addEventListener("click", edit);
+at("stop").addEventListener("click", stop);
+at("settings").addEventListener("input", () => { showSettings(); keep("settings", readSettings); });
+at("start-over").addEventListener("click", async () => {
+  if (!confirm("Delete all images, masks and results from this browser?")) return;
+  await stop();
+  isReady = false;
+  await deleteAll();
+  removeEventListener("beforeunload", warn);
+  location.reload();
+});
+addEventListener("paste", (event) => {
+  const files = [...event.clipboardData?.files ?? []].filter((each) => each.type.startsWith("image/"));
+  if (!files.length) return;
+  event.preventDefault();
+  const panel = panelOf(document.querySelector("#source:hover, #reference:hover") ?? event.target);
+  panel.attempt(() => panel.take(files));
+});
+addEventListener("dragover", (event) => event.preventDefault()); // a file beside the panels does not replace the page
+addEventListener("drop", (event) => {
+  if (event.defaultPrevented) return;
+  event.preventDefault();
+  const [files, panel] = [[...event.dataTransfer.files], panelOf(event.target)];
+  if (files.length) panel.attempt(() => panel.take(files));
+});
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); edit(); }
+});
+function warn(event) { if (job || !isAllKept()) event.preventDefault(); }
+addEventListener("beforeunload", warn);
+
+// ---- what was here before
+
+at("about").textContent = options.about;
+at("examples").hidden = !options.examples.length;
+for (const [name, most] of [["count", options.max_results], ["steps", options.max_steps]]) controls[name].max = most;
+controls.auto_zoom.closest("label").hidden = !options.can_zoom;
+chooseSettings({ steps: options.steps, guidance: options.guidance });
+const kept = await readAll();
+if (kept.has("settings")) chooseSettings(kept.get("settings"));
+try {
+  if (kept.get("source")) await source.restore(kept.get("source"));
+  if (kept.get("references")) await reference.restore(kept.get("references"));
+  await results.restore([...kept.entries()].filter(([name]) => name.startsWith("result ")).map(([, entry]) => entry));
+} catch (error) {
+  say(`Not everything that was kept can be shown: ${error.message}`, true);
+}
+isReady = true;
+results.refresh(fingerprint());
+document.body.dataset.state = "ready";
+if (kept.get("job")) {
+  const { name, seed, asked } = kept.get("job");
+  job = { name, isCancelled: false };
+  showProgress({ text: "Finding the edit again …" });
+  try { await follow(name, seed, asked); } catch (error) { say(`Not done: ${error.message}`, true); } finally { end(); }
+}

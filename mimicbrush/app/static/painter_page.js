@@ -1,8 +1,11 @@
 /** The page around the painter: which image, which tool, and the way to the server (mimicbrush/app/mask_painter.py). */
 import { MaskPainter } from "./painter.js";
+import { ask } from "./server.js";
+import { bindTools } from "./toolbar.js";
 
 const at = (id) => document.getElementById(id);
-const painter = new MaskPainter(at("stage"), { onChange: refresh });
+const painter = new MaskPainter(at("stage"), { onChange: () => refresh() });
+const refreshTools = bindTools(painter, at);
 let current = null; // name of the image that is shown
 let isBusy = false;
 let maxUploadBytes = Infinity;
@@ -13,25 +16,8 @@ function say(text, isBad = false) {
 }
 
 function refresh() {
-  at("undo").disabled = !painter.canUndo;
-  at("redo").disabled = !painter.canRedo;
-  at("save").disabled = current === null || isBusy || painter.count() === 0;
-  at("brush").setAttribute("aria-pressed", painter.tool === "brush");
-  at("box").setAttribute("aria-pressed", painter.tool === "box");
-  at("erase").setAttribute("aria-pressed", painter.erasing);
-  at("size").value = painter.sizePx;
-  at("size-shown").textContent = `${painter.sizePx} px`;
-}
-
-async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
-  if (!answer.ok) {
-    const text = await answer.text();
-    let reason = text;
-    try { reason = JSON.parse(text).error; } catch { /* not ours: shown as it came */ }
-    throw new Error(reason || `the server answered ${answer.status}`);
-  }
-  return answer;
+  refreshTools();
+  at("save").disabled = current === null || isBusy || painter.isEmpty;
 }
 
 async function attempt(work) {
@@ -63,8 +49,7 @@ async function open(name, masked) {
   const mask = masked ? await (await ask(`api/mask?${query}`)).blob() : null;
   await painter.load(image, mask);
   current = name;
-  at("size").max = Math.max(20, Math.round(Math.max(painter.width, painter.height) / 3));
-  painter.sizePx = Math.max(1, Math.round(Math.max(painter.width, painter.height) / 16));
+  painter.sizePx = Math.max(painter.width, painter.height) / 16;
   await list();
   say(`${name}: ${painter.width} x ${painter.height} px${masked ? ", with the mask it has" : ""}`);
 }
@@ -92,32 +77,15 @@ async function upload(file) {
   await open(answer.name, answer.masked);
 }
 
-function choose(tool) { painter.tool = tool; refresh(); }
-function toggleErase() { painter.erasing = !painter.erasing; refresh(); }
-function resize(sizePx) { painter.sizePx = Math.min(Number(at("size").max), Math.max(1, Math.round(sizePx))); refresh(); }
-
-at("brush").addEventListener("click", () => choose("brush"));
-at("box").addEventListener("click", () => choose("box"));
-at("erase").addEventListener("click", toggleErase);
-at("size").addEventListener("input", () => resize(Number(at("size").value)));
-at("undo").addEventListener("click", () => painter.undo());
-at("redo").addEventListener("click", () => painter.redo());
-at("clear").addEventListener("click", () => painter.clear());
 at("save").addEventListener("click", () => attempt(save));
 at("upload").addEventListener("change", () => attempt(async () => {
   const file = at("upload").files[0];
   try { if (file) await upload(file); } finally { at("upload").value = ""; }
 }));
 addEventListener("keydown", (event) => {
-  const key = event.key.toLowerCase();
-  const isCommand = event.ctrlKey || event.metaKey;
-  const actions = isCommand
-    ? { z: () => event.shiftKey ? painter.redo() : painter.undo(), y: () => painter.redo(), s: () => at("save").click() }
-    : { b: () => choose("brush"), r: () => choose("box"), e: toggleErase,
-        "[": () => resize(painter.sizePx * 0.8), "]": () => resize(painter.sizePx * 1.25 + 1) };
-  if (event.altKey || !Object.hasOwn(actions, key)) return;
+  if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "s") return;
   event.preventDefault();
-  actions[key]();
+  at("save").click();
 });
 addEventListener("beforeunload", (event) => { if (painter.isUnsaved) event.preventDefault(); });
 attempt(list);

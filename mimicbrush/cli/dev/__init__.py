@@ -1,6 +1,7 @@
-"""Commands that repeat what comes with the project, and one that prepares a long training.
+"""Commands that repeat or use what comes with the project, and one that prepares a long training.
 
 command       module        script
+fetch-clips   fetch_clips   fetch_clips.py            the free clips of the project's list
 demo          demo          demo.py                   the whole way in a few minutes
 data          data          small_model_data.py       the small model's data
 encoders      encoders      train_small_encoders.py   the small model's frozen networks

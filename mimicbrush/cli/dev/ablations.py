@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_folder
-from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE, Choices, NumberRange, one_of
+from mimicbrush.ranges import SEED_RANGE, STEPS_RANGE, Choices, CommandParser, NumberRange, one_of
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.ablations import AblationEffect
@@ -67,6 +67,7 @@ TABLES = {
             "all_heads",
             "few_matches",
             "no_unrelated_references",
+            "reference_unet_shared",
         ),
         folder="ours/",
         experiment="small_options",
@@ -80,9 +81,7 @@ _KEYPOINT_FRAMES = 23
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """Read the command line, and leave the options of training as they are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
     parser.add_argument("--table", **one_of(*TABLES), default="paper", help="default: paper")
     parser.add_argument("--experiment", help="default: small_ablation; small_options for --table options")

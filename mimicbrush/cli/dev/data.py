@@ -22,7 +22,7 @@ from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.io.atomic import write_aside, write_json
 from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_file, check_output_folder
-from mimicbrush.ranges import SEED_RANGE, NumberRange
+from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 
 #: Chosen before anything was trained: of these real clips nothing is trained on.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
@@ -33,9 +33,7 @@ CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for clips, stills and mined pairs")
     parser.add_argument("--videos", type=Path, help=f"real clips; {', '.join(HELDOUT_CLIPS)} are only tested with")
     parser.add_argument(

@@ -22,7 +22,7 @@ from mimicbrush.errors import InputError, MimicBrushError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, is_shipped
-from mimicbrush.ranges import SEED_RANGE, NumberRange
+from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
@@ -83,7 +83,7 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="an older one is replaced (default: demo)")
     parser.add_argument(
         "--seed", type=SEED_RANGE.read, default=0, help="of clips, training and evaluation (default: 0)"

@@ -15,14 +15,12 @@ import shlex
 from pathlib import Path
 
 from mimicbrush.cli.project_files import CONFIGS
-from mimicbrush.ranges import one_of
+from mimicbrush.ranges import CommandParser, one_of
 
 
 def main() -> None:
     """Encode the views, or verify those that are there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for mimicbrush train")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the encoded views")
     parser.add_argument(

@@ -19,7 +19,7 @@ from mimicbrush.errors import InputError, OutputError
 from mimicbrush.io.atomic import replace_folder
 from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_folder, write_or_keep
-from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, NumberRange, one_of
+from mimicbrush.ranges import SEED_RANGE, WORKERS_RANGE, CommandParser, NumberRange, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +32,7 @@ RENDERED_CLIPS = 90
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by mimicbrush data")
     parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
     parser.add_argument("--only", **one_of(*NETWORKS), help="only this one")

@@ -6,18 +6,16 @@ figures so far of jobs that are running or were stopped.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mimicbrush.assembly.sweep_table import print_table
 from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.ranges import CommandParser
 
 
 def main() -> None:
     """Print the table of a sweep, and write it into the sweep's folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
     folder = parser.parse_args().folder
     if folder.is_dir():  # it says itself what else this is

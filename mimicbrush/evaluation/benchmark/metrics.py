@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from mimicbrush.evaluation.benchmark.subjects import cut_subject
-from mimicbrush.evaluation.heldout.reference_gain import PSNR_CAP_DB, SSIM_WINDOW_PX
+from mimicbrush.evaluation.heldout.reference_gain import PSNR_CAP_DB
 from mimicbrush.ops.masks import mask_box
-from mimicbrush.ops.similarity import psnr_inside, ssim_luma
+from mimicbrush.ops.similarity import SSIM_WINDOW_PX, psnr_inside, ssim_luma
 
 if TYPE_CHECKING:
     from mimicbrush.evaluation.benchmark.backbones import Backbones

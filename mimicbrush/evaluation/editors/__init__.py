@@ -8,5 +8,6 @@ Files, in reading order:
 * `baselines`: fills without a model, the ground truth, and results of other programs.
 * `reference_only`: reference-only attention, nothing trained.
 * `diffusers_editors`: Paint-by-Example, and SD inpainting with an IP-Adapter.
+* `flux2_klein`: FLUX.2 klein, with a LoRA or untrained.
 * `weights`: where public weights lie.
 """

@@ -30,6 +30,7 @@ from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
 from mimicbrush.pipelines.editing.reference_part import CHOICES
 from mimicbrush.pipelines.open_pipeline import open_pipeline, seeded_generator
+from mimicbrush.ranges import MAX_REFERENCES
 
 #: How a pipeline looks at a reference: at all of it; at the box around its mask; or twice, see `edit_zoomed`.
 ReferenceView = Literal["whole", "boxed", "auto_zoom"]
@@ -45,6 +46,8 @@ class MimicBrushEditor:
         reference_view: how it looks at the reference.
         about: further facts for the metric card, such as where the weights came from.
     """
+
+    most_references = MAX_REFERENCES
 
     def __init__(
         self,
@@ -90,14 +93,14 @@ class MimicBrushEditor:
         output: Any = self.pipeline(
             source=[Image.fromarray(source) for source in batch.sources],
             mask=[Image.fromarray(mask * np.uint8(255)) for mask in batch.masks],
-            reference=None if batch.references is None else [Image.fromarray(image) for image in batch.references],
+            reference=list_references(batch),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             generator=[seeded_generator(seed) for seed in batch.seeds],
             latents=self._sample_latents(batch.seeds),
             paste_back=False,
             output_type="np",
-            return_correspondence=with_correspondences and self.pipeline.reference_unet is not None,
+            return_correspondence=with_correspondences and self.pipeline.can_record_attention,
         )
         pixels = np.asarray(output.images, np.float32)
         if not np.isfinite(pixels).all():
@@ -106,7 +109,7 @@ class MimicBrushEditor:
 
     def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
         """Edit one benchmark case, see `Editor`; the same pixels as the pipeline called with the same seed."""
-        has_correspondence = self.pipeline.reference_unet is not None
+        has_correspondence = self.pipeline.can_record_attention
         images = inputs.source, inputs.mask, inputs.reference
         options: dict[str, Any] = {
             "num_inference_steps": self.num_inference_steps,
@@ -133,6 +136,16 @@ class MimicBrushEditor:
         side = self.pipeline.unet.config.sample_size
         shape = (self.pipeline.vae.config.latent_channels, side, side)
         return torch.stack([torch.randn(shape, generator=seeded_generator(mix(seed, 1))) for seed in seeds])
+
+
+def list_references(batch: PairBatch) -> list[list[Image.Image]] | None:
+    """List the references of each pair of a batch, as a pipeline takes them; None: there are none."""
+    if batch.references is None:
+        return None
+    images = batch.references[:, None]
+    if batch.other_references is not None:
+        images = np.concatenate([images, batch.other_references], axis=1)  # (n, R, S, S, 3)
+    return [[Image.fromarray(image) for image in of_pair] for of_pair in images]
 
 
 def open_mimicbrush(

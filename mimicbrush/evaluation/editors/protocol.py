@@ -49,6 +49,8 @@ class PairBatch:
         seeds: n seeds of the noise, below 2**63.
         source_areas: (n, S, S) uint8, 1 where the canvas shows the source, 0 on its padding.
         reference_areas: (n, S, S) uint8, the same of the references.
+        other_references: (n, R-1, S, S, 3) uint8 RGB, more of the same shots, only for editors whose `most_references`
+            is R or more; None for one reference.
     """
 
     sources: np.ndarray
@@ -57,6 +59,7 @@ class PairBatch:
     seeds: Sequence[int]
     source_areas: np.ndarray
     reference_areas: np.ndarray
+    other_references: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Editor(Protocol):
     Attributes:
         name: as it was named to `registry.open_editor`.
         about: what its numbers depend on, for the metric card: weights, steps, guidance, how images are prepared.
+
+    An editor that takes several references of a held-out pair has the attribute `most_references`.
     """
 
     name: str

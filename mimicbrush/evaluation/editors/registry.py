@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from mimicbrush.errors import InputError
 from mimicbrush.evaluation.editors.protocol import EditorOptions
 from mimicbrush.evaluation.editors.weights import (
+    FLUX2_KLEIN,
     INPAINTING,
     IP_ADAPTER,
     PAINT_BY_EXAMPLE,
@@ -19,6 +20,12 @@ from mimicbrush.evaluation.editors.weights import (
 )
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.pipelines.folder import RELEASED_NAME, is_pipeline_folder, resolve_pipeline_folder
+from mimicbrush.pipelines.klein.folder import (
+    find_klein_folder,
+    is_klein,
+    read_imitation,
+    read_klein_base,
+)
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from mimicbrush.evaluation.editors.mimicbrush import ReferenceView
     from mimicbrush.evaluation.editors.protocol import Editor
 
-RESULTS, RELEASED, REFERENCE_ONLY = "results", RELEASED_NAME, "reference_only"
+RESULTS, RELEASED, REFERENCE_ONLY, KLEIN = "results", RELEASED_NAME, "reference_only", "flux2_klein"
 
 #: Editors that need no model and no folder: `baselines.open_baseline` makes them.
 _BASELINES = ("oracle", "source", "blur", "copy_in_place", "opencv_inpaint", "sift_homography")
@@ -39,6 +46,7 @@ _PUBLIC: dict[str, tuple[Repository, ...]] = {
     "paint_by_example_box": (PAINT_BY_EXAMPLE,),
     "ip_adapter": (INPAINTING, IP_ADAPTER),
     REFERENCE_ONLY: (INPAINTING, STABLE_DIFFUSION),
+    KLEIN: (FLUX2_KLEIN,),
 }
 #: Ways in which a pipeline can look at its reference; without one at all of it.
 _REFERENCE_VIEWS = ("auto_zoom", "boxed")
@@ -56,6 +64,7 @@ KNOWN = {
     "paint_by_example_box[:DIR]": "Paint-by-Example, of the box around the reference's mask",
     "ip_adapter[:DIR]": "SD-1.5 inpainting with an IP-Adapter",
     "reference_only[:DIR]": "reference-only attention, nothing trained; DIR may be a pipeline folder of ours",
+    "flux2_klein[:DIR]": "FLUX.2 klein, untrained; DIR may be a LoRA file, or what a run of it left",
     "auto_zoom:DIR": "a pipeline that looks twice, see docs/editing.md; DIR may also be small or released",
     "boxed:DIR": "a pipeline that sees only the box around the reference's mask; likewise",
     "results:FOLDER": "results of any other method, NNN_result.png",
@@ -84,7 +93,7 @@ def check_editor(text: str, *, for_pairs: bool = False) -> None:
         WeightsError: weights are absent; says where they were looked for.
     """
     named = _parse(text)
-    if for_pairs and named.name not in ("", SHIPPED_NAME, RELEASED, *_PAIR_BASELINES):
+    if for_pairs and named.name not in ("", SHIPPED_NAME, RELEASED, KLEIN, *_PAIR_BASELINES):
         raise InputError(f"{text} edits benchmark cases alone; on pairs take a pipeline, {', '.join(_PAIR_BASELINES)}")
     if for_pairs and named.reference_view != "whole":
         raise InputError(f"{text} edits benchmark cases alone; on pairs a pipeline looks at the whole reference")
@@ -93,6 +102,8 @@ def check_editor(text: str, *, for_pairs: bool = False) -> None:
     if named.name == RESULTS:
         if named.folder is None or not named.folder.is_dir():
             raise InputError(f"{text}: no such folder; name one of NNN_result.png after results:")
+    elif named.name == KLEIN:
+        _find_klein(named)
     elif named.name in _PUBLIC:
         if not (named.name == REFERENCE_ONLY and _is_pipeline(named.folder)):
             for repository in _PUBLIC[named.name]:
@@ -112,6 +123,9 @@ def find_editor_pipeline(text: str) -> Path | None:
         from mimicbrush.pipelines.find_pipeline import find_pipeline
 
         return find_pipeline(RELEASED)
+    if named.name == KLEIN and named.folder is not None:
+        # Of a LoRA file of anybody else, its folder; an untrained model has none.
+        return find_klein_folder(named.folder) or (named.folder.parent if named.folder.is_file() else None)
     return named.folder if named.name in ("", SHIPPED_NAME) else None
 
 
@@ -168,6 +182,10 @@ def _open_public(text: str, named: _Named, options: EditorOptions) -> Editor:
         from mimicbrush.evaluation.editors.reference_only import open_reference_only_of_pipeline
 
         return open_reference_only_of_pipeline(text, named.folder, options)
+    if named.name == KLEIN:
+        from mimicbrush.evaluation.editors.flux2_klein import open_flux2_klein
+
+        return open_flux2_klein(text, _find_klein(named), options)
     folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
     if named.name == REFERENCE_ONLY:
         from mimicbrush.evaluation.editors.reference_only import open_reference_only_of_sd
@@ -184,19 +202,42 @@ def _list_weight_files(named: _Named) -> list[Path]:
     """The files that a model is loaded from."""
     from mimicbrush.pipelines.find_pipeline import find_pipeline
 
-    if named.name in _PUBLIC and not _is_pipeline(named.folder):
+    if named.name == KLEIN:
+        from mimicbrush.pipelines.flux2_klein import list_klein_folders
+
+        folders = list_klein_folders(_find_klein(named))
+    elif named.name in _PUBLIC and not _is_pipeline(named.folder):
         folders = [find_repository(repository, named.folder) for repository in _PUBLIC[named.name]]
     else:
         folders = [find_pipeline(RELEASED) if named.name == RELEASED else named.folder or Path()]
     suffixes = (".safetensors", ".bin", ".json")
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in suffixes]
+    files = [path for folder in folders for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))]
+    return [path for path in files if path.suffix in suffixes]
+
+
+def _find_klein(named: _Named) -> Path:
+    """What `open_klein` is to open: what a run left, a LoRA file, or the folder of an untrained model.
+
+    Raises:
+        InputError, WeightsError: it is not there, or not whole.
+    """
+    path = named.folder
+    folder = None if path is None else find_klein_folder(path)
+    if folder is not None:
+        read_imitation(folder)
+        return folder
+    if path is not None and path.suffix == ".safetensors" and path.is_file():
+        return path
+    found = find_repository(FLUX2_KLEIN, path)
+    read_klein_base(found)
+    return found
 
 
 def _parse(text: str) -> _Named:
     """The name before the colon, if it is known; otherwise the name is "" and all of it a pipeline folder."""
     name, colon, folder = text.partition(":")
     if _is_pipeline(Path(text)):
-        return _Named("", Path(text))
+        return _name_pipeline(Path(text))
     if name in _REFERENCE_VIEWS and not Path(text).expanduser().is_dir():
         named = _parse(folder) if folder else None
         if named is None or named.name not in ("", SHIPPED_NAME, RELEASED) or named.reference_view != "whole":
@@ -210,7 +251,7 @@ def _parse(text: str) -> _Named:
     if text in SHIPPED_NAMES:
         return _Named(SHIPPED_NAME, model_folder(text))
     if Path(text).expanduser().is_dir():
-        return _Named("", resolve_pipeline_folder(Path(text).expanduser()))  # of a run, its pipeline
+        return _name_pipeline(resolve_pipeline_folder(Path(text).expanduser()))  # of a run, its pipeline
     names = [each.partition("[")[0].partition(":")[0] for each in KNOWN if each != "DIR"]
     close = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -218,6 +259,10 @@ def _parse(text: str) -> _Named:
         hint = f"; {name} " + ("needs the name of a folder after the colon" if takes_folder else "takes no folder")
     listed = "\n".join(f"  {name:28}{meaning}" for name, meaning in KNOWN.items())
     raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}. Known are:\n{listed}")
+
+
+def _name_pipeline(folder: Path | None) -> _Named:
+    return _Named(KLEIN if folder is not None and is_klein(folder) else "", folder)
 
 
 def _is_pipeline(folder: Path | None) -> bool:
@@ -230,7 +275,7 @@ def _check_pipeline(named: _Named) -> None:
     folder = named.folder or Path()
     index = read_index(folder)
     if named.reference_view == "auto_zoom":
-        from mimicbrush.pipelines.folder import class_names
+        from mimicbrush.pipelines.folder import class_names, find_reader_name
 
-        if "reference_unet" not in class_names(index):
+        if find_reader_name(class_names(index)) is None:
             raise InputError(f"auto_zoom:{folder}: it needs a pipeline with a reference U-Net; this one has none")

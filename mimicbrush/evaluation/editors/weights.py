@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.models.pretrained.weights import REVISIONS
+from mimicbrush.pipelines.klein.folder import KLEIN_HUB_ID
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ IP_ADAPTER_FOLDER, IP_ADAPTER_FILE = "models", "ip-adapter_sd15.safetensors"
 INPAINTING = Repository("stable-diffusion-v1-5/stable-diffusion-inpainting", "model_index.json")
 STABLE_DIFFUSION = Repository("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet/config.json")
 PAINT_BY_EXAMPLE = Repository("Fantasy-Studio/Paint-by-Example", "model_index.json")
+FLUX2_KLEIN = Repository(KLEIN_HUB_ID, "model_index.json")
 IP_ADAPTER = Repository("h94/IP-Adapter", f"{IP_ADAPTER_FOLDER}/{IP_ADAPTER_FILE}")
 
 

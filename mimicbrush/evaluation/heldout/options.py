@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from mimicbrush.errors import InputError
-from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, check_options, number, word
+from mimicbrush.ranges import (
+    BATCH_RANGE,
+    GUIDANCE_RANGE,
+    REFERENCES_RANGE,
+    SEED_RANGE,
+    STEPS_RANGE,
+    check_options,
+    number,
+    word,
+)
 
 EvaluationSplit = Literal["heldout", "all"]
 SetName = Literal["natural", "warped"]
@@ -26,6 +35,8 @@ class EvaluationOptions:
         batch_size: pairs edited together. It changes no choice, only speed and memory.
         sets: `natural`: references as mined; `warped`: each reference seen through a strong homography.
         sheet_pairs: how many pairs the contact sheets show, and whose images are kept.
+        num_references: of each pair, 1..4: after the other frame of the pair, further frames of its shot. Pairs whose
+            shot has too few are left out.
     """
 
     split: EvaluationSplit = word("heldout", get_args(EvaluationSplit))  # noqa: RUF009 - it is a field
@@ -36,6 +47,7 @@ class EvaluationOptions:
     batch_size: int = number(8, BATCH_RANGE)
     sets: tuple[SetName, ...] = word(("natural", "warped"), get_args(SetName), many=True)
     sheet_pairs: int = number(8, at_least=0)
+    num_references: int = number(1, REFERENCES_RANGE)
 
     def __post_init__(self) -> None:
         """Check the values.

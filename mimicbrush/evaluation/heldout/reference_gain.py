@@ -12,8 +12,6 @@ from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, boot
 #: PSNR of equal images is infinite, and one such pair would make every mean infinite. 60 dB is an error of
 #: a quarter of a grey level: nothing that is painted comes near it.
 PSNR_CAP_DB = 60.0
-#: The side of SSIM's window.
-SSIM_WINDOW_PX = 11
 
 #: The rows of every table, in order. What they mean: `GAIN_DEFINITIONS`.
 ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
@@ -107,7 +105,8 @@ class MaskScore(NamedTuple):
 
 def score_inside_mask(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> MaskScore:
     """Score an image inside the mask: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
-    from mimicbrush.ops.similarity import psnr_inside, ssim_inside  # heavy; a sweep's table needs the names alone
+    # Heavy; a sweep's table needs the names alone.
+    from mimicbrush.ops.similarity import SSIM_WINDOW_PX, psnr_inside, ssim_inside
 
     psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
     return MaskScore(psnr, ssim_inside(result, target, mask) if len(target) >= SSIM_WINDOW_PX else None)

@@ -70,7 +70,7 @@ def evaluate_heldout(
         InputError: the editor returned something of another shape or type.
         OutputError: `output` cannot be written to any more; the message holds the numbers, and says where all is kept.
     """
-    plans = plan_samples(pairs, options.max_pairs, options.seed)
+    plans = plan_samples(pairs, options.max_pairs, options.seed, options.num_references)
     shown = choose_shown_samples(len(plans), options.sheet_pairs)
     scores: dict[str, list[PairScores]] = {name: [] for name in options.sets}
     records: list[dict[str, Any]] = []
@@ -136,6 +136,7 @@ def _build_metrics(
         "split": options.split,
         "seed": options.seed,
         "max_pairs": options.max_pairs,
+        "num_references": options.num_references,
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "size_px": size_px,

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
+from mimicbrush.data.manifest import origin_key
+from mimicbrush.data.other_references import ShotFrames, compare_frames
 from mimicbrush.data.pair import Pair
+from mimicbrush.data.schema import STILL_SSIM
+from mimicbrush.data.transforms import Side
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout.options import SetName
 from mimicbrush.evaluation.heldout.selection import group_by_source, spread_numbers
@@ -20,15 +27,35 @@ from mimicbrush.ops import canvas, counter_rng, geometry, masks
 WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=0.5)
 _MASK_TRIES = 1000
 # What a random number is for; part of its key, so that the uses are independent.
-_FOR_MASK, _FOR_NOISE, _FOR_WARP, _FOR_WRONG = range(4)
+_FOR_MASK, _FOR_NOISE, _FOR_WARP, _FOR_WRONG, _FOR_OTHERS = range(5)
+
+
+class Frame(NamedTuple):
+    """A frame, by a pair that holds it."""
+
+    pair: Pair
+    side: Side
+
+    def read(self) -> np.ndarray:
+        """Read it, (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return self.pair.read_a() if self.side == "a" else self.pair.read_b()
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A pair, and the pair of another source whose reference plays the wrong one."""
+    """A pair, and the pair of another source whose reference plays the wrong one.
+
+    With several references, each has further frames: of the same shot, neither source nor reference.
+    """
 
     pair: Pair
     wrong_pair: Pair
+    other_frames: tuple[Frame, ...] = ()
+    wrong_other_frames: tuple[Frame, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,7 @@ class EvalSample:
         area: (S, S) uint8, 1 where the canvas shows the image, 0 on the padding.
         reference_area, wrong_reference_area: (S, S) uint8, the same of the references.
         noise_seed: of the sampler's noise, the same for every reference.
+        other_references, wrong_other_references: (R-1, S, S, 3) uint8, the references after the first; None for R = 1.
     """
 
     plan: SamplePlan
@@ -55,19 +83,33 @@ class EvalSample:
     reference_area: np.ndarray
     wrong_reference_area: np.ndarray
     noise_seed: int
+    other_references: np.ndarray | None = None
+    wrong_other_references: np.ndarray | None = None
 
 
-def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> list[SamplePlan]:
+def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_references: int = 1) -> list[SamplePlan]:
     """Choose pairs, and for each a wrong reference: the other videos take turns, a hash chooses the pair.
 
     Args:
         pairs: all that may be used; wrong references come from these too, chosen or not.
         max_pairs: see `spread_numbers`.
         seed: of the draw.
+        num_references: of each sample. Only pairs whose shot has that many are used.
 
     Raises:
         DataError: there is only one source, so that no reference can be wrong; or no row can be used.
     """
+    other_frames: dict[int, tuple[Frame, ...]] = {}
+    if num_references > 1:
+        other_frames = find_other_frames(pairs, num_references - 1, seed)
+        if len(other_frames) < len(pairs):
+            warnings.warn(
+                f"{len(pairs) - len(other_frames)} of {len(pairs)} held-out pairs are left out: their shots have fewer "
+                f"than {num_references} frames beside the source",
+                stacklevel=2,
+            )
+        used = sorted(other_frames)
+        pairs, other_frames = [pairs[n] for n in used], {n: other_frames[number] for n, number in enumerate(used)}
     by_source = group_by_source(pairs)
     sources = list(by_source)
     if len(sources) < 2:
@@ -84,12 +126,47 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> lis
         try:
             pair = pairs[number]
             wrong = others[counter_rng.mix(hash_pair(pair), seed, _FOR_WRONG) % len(others)]
-            plans.append(SamplePlan(pair, pairs[wrong]))
+            frames = (other_frames.get(each, ()) for each in (number, wrong))
+            plans.append(SamplePlan(pair, pairs[wrong], *frames))
         except DataError as error:  # a row of the manifest that names no pair at all
             warnings.warn(f"a held-out pair is left out: {error}", stacklevel=2)
     if not plans:
         raise DataError(f"none of {len(pairs)} held-out pairs can be used: the rows of the manifest are damaged")
     return plans
+
+
+def find_other_frames(pairs: Sequence[Pair], count: int, seed: int) -> dict[int, tuple[Frame, ...]]:
+    """Choose further references for each pair: frames of its shot that are not too much like the source.
+
+    Args:
+        pairs: all that may be used.
+        count: for each pair.
+        seed: of the choice.
+
+    Returns:
+        Number of a pair -> its frames; pairs whose shot has too few, and rows that cannot be read, are left out.
+    """
+    readable: dict[int, Pair] = {}
+    for number in range(len(pairs)):
+        with suppress(DataError):
+            readable[number] = pairs[number]
+    table = list(readable.values())
+    shots = ShotFrames(
+        np.array([origin_key(pair.source_hash) for pair in table], np.uint64),
+        *(np.array([getattr(pair, name) for pair in table], np.int64) for name in ("a_frame", "b_frame")),
+    )
+    chosen = {}
+    for item, (number, pair) in enumerate(readable.items()):
+        places = [place for frame, place in shots.find(item).items() if frame not in (pair.a_frame, pair.b_frame)]
+        order = counter_rng.generator(hash_pair(pair), seed, _FOR_OTHERS).permutation(len(places))
+        candidates = (Frame(table[places[n][0]], places[n][1]) for n in order)
+        with suppress(DataError):
+            source = pair.read_a()
+            unlike = (frame for frame in candidates if compare_frames(frame.read(), source) <= STILL_SSIM)
+            frames = tuple(islice(unlike, count))
+            if len(frames) == count:
+                chosen[number] = frames
+    return chosen
 
 
 def choose_shown_samples(count: int, at_most: int) -> list[int]:
@@ -122,6 +199,8 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
         reference_area=_find_area(reference, matrix, size_px),
         wrong_reference_area=_find_area(wrong_reference, matrix, size_px),
         noise_seed=counter_rng.mix(key, seed, _FOR_NOISE),
+        other_references=_put_frames_on_canvas(plan.other_frames, matrix, size_px),
+        wrong_other_references=_put_frames_on_canvas(plan.wrong_other_frames, matrix, size_px),
     )
 
 
@@ -135,6 +214,10 @@ def _put_on_canvas(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -
         return canvas.letterbox(image, size_px, canvas.IMAGE_FILL)
     fit = geometry.letterbox_matrix(image.shape[1], image.shape[0], size_px)
     return geometry.warp_to_canvas(image, matrix @ fit, size_px, canvas.IMAGE_FILL)
+
+
+def _put_frames_on_canvas(frames: Sequence[Frame], matrix: np.ndarray | None, size_px: int) -> np.ndarray | None:
+    return np.stack([_put_on_canvas(frame.read(), matrix, size_px) for frame in frames]) if frames else None
 
 
 def _find_area(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:

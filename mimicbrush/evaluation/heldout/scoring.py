@@ -184,6 +184,10 @@ def edit_samples(
     def stack(name: str) -> np.ndarray:
         return np.stack([getattr(sample, name) for sample in samples])
 
+    others = {"reference": "other_references", "wrong_reference": "wrong_other_references"}.get(reference or "")
+    has_others = others is not None and getattr(samples[0], others) is not None
+    if has_others and getattr(editor, "most_references", 1) == 1:
+        raise InputError(f"num_references: {editor.name} takes one reference; leave it at 1")
     batch = PairBatch(
         sources=stack("source"),
         masks=stack("mask"),
@@ -191,6 +195,7 @@ def edit_samples(
         seeds=[sample.noise_seed for sample in samples],
         source_areas=stack("area"),
         reference_areas=stack(f"{reference or 'reference'}_area"),
+        other_references=stack(others) if others is not None and has_others else None,
     )
     results = editor.edit_pairs(batch, with_correspondences=with_correspondences)
     images, sources = results.images, batch.sources

@@ -132,10 +132,11 @@ class ShowcaseRow:
 def make_showcase_row(
     caption: str, sample: EvalSample, result: np.ndarray, correspondence: Correspondence | None
 ) -> ShowcaseRow:
-    """Cut source, reference, result and target of a natural sample out of their padding."""
+    """Cut source, first reference, result and target of a natural sample out of their padding."""
     (x0, y0, x1, y1), (u0, v0, u1, v1), _ = find_area_boxes(sample, "natural")
     source, mask, painted = (image[y0:y1, x0:x1] for image in (sample.source, sample.mask, result))
     if correspondence is not None:
+        correspondence = correspondence.select_reference(0)
         correspondence = replace(
             correspondence,
             source_xy=correspondence.source_xy - (x0, y0),

@@ -12,6 +12,7 @@ from PIL import Image
 from mimicbrush.evaluation.keypoint_transfer.attention_maps import THIRDS, AttentionAtTokens, AttentionMaps
 from mimicbrush.evaluation.keypoint_transfer.tasks import TransferTask
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 #: Of the sampler that the reference attention is summed over.
 ATTENTION_STEPS = 8
@@ -43,7 +44,7 @@ class AttentionTransfer:
     layer.
 
     Args:
-        pipeline: has a reference U-Net.
+        pipeline: has a reference U-Net, or is of FLUX.2 klein.
         fields: of the chessboard, along a side.
         scores: of the attention, the scores before the softmax instead of its probabilities (`AttentionAtTokens`).
         reciprocal: to each map the transposed one is added of the swapped pair, the reference edited with the source
@@ -52,10 +53,20 @@ class AttentionTransfer:
     """
 
     def __init__(
-        self, pipeline: MimicBrushPipeline, fields: int = 4, scores: bool = False, reciprocal: bool = False
+        self,
+        pipeline: MimicBrushPipeline | KleinPipeline,
+        fields: int = 4,
+        scores: bool = False,
+        reciprocal: bool = False,
     ) -> None:
         self.pipeline, self.fields = pipeline, fields
         self.scores, self.reciprocal = scores, reciprocal
+        if isinstance(pipeline, MimicBrushPipeline):
+            # Some schedulers take more steps than they are asked for.
+            pipeline.scheduler.set_timesteps(ATTENTION_STEPS)
+            self._side, self._num_steps = pipeline.unet.config.sample_size, len(pipeline.scheduler.timesteps)
+        else:
+            self._side, self._num_steps = pipeline.token_side, ATTENTION_STEPS
 
     def __call__(self, task: TransferTask) -> AttentionPlaces:
         """Carry the keypoints of a task."""
@@ -78,8 +89,8 @@ class AttentionTransfer:
         boards = [dark, 1 - dark]
         pixel = np.clip(np.round(task.source_xy).astype(int), 0, size - 1)
         in_dark = torch.from_numpy(dark[pixel[:, 1], pixel[:, 0]] > 0)
-        side = self.pipeline.unet.config.sample_size
-        latent_masks = [F.interpolate(torch.from_numpy(board)[None, None].float(), side)[0, 0] for board in boards]
+        boards_px = [torch.from_numpy(board)[None, None].float() for board in boards]
+        latent_masks = [F.interpolate(board, self._side)[0, 0] for board in boards_px]
         of_dark, of_light = (
             _find_nearest_tokens(task.source_xy, size, latent_mask > 0) for latent_mask in latent_masks
         )
@@ -111,10 +122,7 @@ class AttentionTransfer:
         tokens: torch.Tensor,
         transposed: bool = False,
     ) -> AttentionMaps:
-        self.pipeline.scheduler.set_timesteps(ATTENTION_STEPS)
-        num_steps = len(self.pipeline.scheduler.timesteps)  # some schedulers take more than they are asked for
-        side = self.pipeline.unet.config.sample_size
-        record = AttentionAtTokens(tokens, side, num_steps, self.scores, transposed)
+        record = AttentionAtTokens(tokens, self._side, self._num_steps, self.scores, transposed)
         self.pipeline(
             Image.fromarray(source),
             Image.fromarray((board * 255).astype(np.uint8)),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import Flux2KleinPipeline
 from transformers import Dinov2Model
 
 from mimicbrush.errors import InputError
@@ -15,6 +16,7 @@ from mimicbrush.models.encoders import encode_image_tokens, encode_latents
 from mimicbrush.models.unets import KeyValueReferenceUNet, init_reference_from_unet
 from mimicbrush.ops.canvas import to_tensor
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 from mimicbrush.types import ReferenceStates
 
 #: A task -> (K, 2) float64, where its keypoints are expected in the reference.
@@ -57,9 +59,16 @@ class FeatureTransfer:
     """
 
     def __init__(
-        self, pipeline: MimicBrushPipeline, timestep: int = FEATURE_TIMESTEP, dinov2: Dinov2Model | None = None
+        self,
+        pipeline: MimicBrushPipeline | KleinPipeline,
+        timestep: int = FEATURE_TIMESTEP,
+        dinov2: Dinov2Model | None = None,
     ) -> None:
-        if pipeline.reference_unet is None or isinstance(pipeline.reference_unet, KeyValueReferenceUNet):
+        if (
+            not isinstance(pipeline, MimicBrushPipeline)
+            or pipeline.reference_unet is None
+            or isinstance(pipeline.reference_unet, KeyValueReferenceUNet)
+        ):
             raise NoFeaturesError("features are what a reference U-Net shares as hidden states; this pipeline has none")
         self.pipeline, self.timestep, self.dinov2 = pipeline, timestep, dinov2
 
@@ -97,6 +106,29 @@ def _to_grid(tokens: torch.Tensor) -> torch.Tensor:
     """(B, n * n, C) -> (B, C, n, n)."""
     side = round(tokens.shape[1] ** 0.5)
     return tokens.transpose(1, 2).unflatten(2, (side, side)).float()
+
+
+def remove_training(
+    pipeline: MimicBrushPipeline | KleinPipeline, seed: int
+) -> tuple[MimicBrushPipeline | KleinPipeline, str]:
+    """Make the same pipeline as it was before training, and say in words what that is.
+
+    Args:
+        pipeline: the trained one.
+        seed: of random weights.
+    """
+    if isinstance(pipeline, MimicBrushPipeline):
+        return make_untrained(pipeline, seed), "one draw of random weights; its interval is over sources only"
+    parts = pipeline.imitation, pipeline.prompt, pipeline.is_trained
+    if getattr(pipeline.pipeline.transformer, "peft_config", None):
+        return KleinPipeline(pipeline.pipeline, *parts, lora_scale=0), "the base model without the LoRA"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = pipeline.pipeline.transformer
+        fresh = type(transformer).from_config(transformer.config).eval()
+    components = {**pipeline.pipeline.components, "transformer": fresh}
+    before = Flux2KleinPipeline(**components, is_distilled=pipeline.pipeline.config.is_distilled)
+    return KleinPipeline(before, *parts), "one draw of random weights; its interval is over sources only"
 
 
 def make_untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:

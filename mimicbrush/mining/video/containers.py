@@ -37,6 +37,7 @@ _OTHER_FORMATS = {
     b"<!DOCTYPE": "a web page, perhaps the answer to a download that failed",
     b"<html": "a web page, perhaps the answer to a download that failed",
 }
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TS_SYNC, _TS_PACKET_BYTES = b"\x47\x47", 188
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
@@ -80,6 +81,13 @@ def check_container(path: Path) -> None:
         raise UntrustedFileError("damaged", f"Matroska: {fault}")
 
 
+def is_container(path: Path) -> bool:
+    """Tell whether a file begins as MP4, QuickTime, Matroska, WebM or AVI do."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head[4:] in _ISO_BOXES or head[:4] in (b"RIFF", _EBML_MAGIC)
+
+
 def _find_other_format(head: bytes) -> str:
     """What a file is by its first bytes; "" where they say nothing."""
     # On Blu-ray and in cameras each packet has its time before it.
@@ -91,7 +99,7 @@ def _find_other_format(head: bytes) -> str:
 
 
 def _find_declared_size(file: BinaryIO, head: bytes, size: int) -> int:
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    if head[4:8] in _ISO_BOXES:
         return _find_iso_end(file, size)
     if head[:4] == b"RIFF":
         return 8 + int.from_bytes(head[4:8], "little")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Qwen3Config, Qwen3ForCausalLM
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.hashing import hash_file
@@ -27,9 +27,9 @@ from mimicbrush.models.pretrained.stored_weights import (
 )
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.token_encoders import TOKEN_ENCODERS
-from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet, SharedUNet
 
-#: Option of `PretrainedModel` -> the class that reads its weights.
+#: Part, see `weights.LAYOUTS` -> the class that reads its weights.
 CLASSES = {
     "unet": "UNet2DConditionModel",
     "reference_unet": "UNet2DConditionModel",
@@ -37,15 +37,18 @@ CLASSES = {
     "image_encoder": "CLIPVisionModelWithProjection",
     "dinov2": "Dinov2Model",
     "depth_estimator": "DepthAnythingForDepthEstimation",
+    "base.transformer": "Flux2Transformer2DModel",
+    "base.vae": "AutoencoderKLFlux2",
+    "base.text_encoder": "Qwen3ForCausalLM",
 }
 
 # How each class is built of its config.json.
 _DIFFUSERS: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (UNet2DConditionModel, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL, PatchAutoencoder,
-                 ImageProjector, DepthProjector)
+    for kind in (UNet2DConditionModel, SharedUNet, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL,
+                 PatchAutoencoder, ImageProjector, DepthProjector, Flux2Transformer2DModel, AutoencoderKLFlux2)
 }  # fmt: skip
-_DEPTH = DepthAnythingForDepthEstimation.__name__
+_DEPTH, _TEXT = DepthAnythingForDepthEstimation.__name__, Qwen3ForCausalLM.__name__
 
 
 def check_networks(networks: Mapping[str, StoredNetwork]) -> None:
@@ -77,18 +80,23 @@ def check_weights(part: str, class_name: str, network: StoredNetwork, built: nn.
         stored.pop(POSITION_IDS, None)
     elif class_name == "AutoencoderKL":
         stored = rename_vae_attention(stored)
+    elif class_name == _TEXT and network.config.get("tie_word_embeddings"):
+        for weights in (stored, expected):
+            weights.pop("lm_head.weight", None)  # the same tensor as the embeddings of the words, which is stored once
     check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in stored.items()}, expected)
 
 
 def _build(class_name: str, network: StoredNetwork) -> nn.Module:
     token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
-    if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH)):
+    if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH, _TEXT)):
         raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(buildable)}")
     built: nn.Module
     if class_name in _DIFFUSERS:
         built = _DIFFUSERS[class_name].from_config(network.config)
     elif class_name == _DEPTH:
         built = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_dict(network.config))
+    elif class_name == _TEXT:
+        built = Qwen3ForCausalLM(Qwen3Config.from_dict(network.config))
     else:
         kind = token_encoders[class_name]
         built = kind.model_class(kind.read_config(network.config))

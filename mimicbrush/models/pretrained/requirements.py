@@ -12,6 +12,7 @@ from typing import Any
 
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.text import make_storable
+from mimicbrush.models.flux2_klein import full_size
 from mimicbrush.models.options import PretrainedModel
 from mimicbrush.models.pretrained.files import StoredNetwork, read_network
 from mimicbrush.models.pretrained.weights import HOW_TO_FETCH, LAYOUTS, find_weights, note_revision
@@ -44,9 +45,16 @@ _FACTS: dict[str, dict[str, tuple[Any, Any]]] = {
         "model_type": ("depth_anything", None),
         "depth_estimation_type": ("relative", "relative"),  # the others are trained to tell metres
     },
+    "base.transformer": {
+        "_class_name": ("Flux2Transformer2DModel", None),
+        "guidance_embeds": (False, True),  # a distilled dev model is told the guidance; nothing here tells it
+    },
+    "base.vae": {"_class_name": ("AutoencoderKLFlux2", None)},
+    "base.text_encoder": {"model_type": ("qwen3", None)},
 }
 
-#: Part -> key of its config -> the paper's choice (Sec. 3.2 and 4.1; SD-1.5, ViT-H/14, ViT-B/14).
+#: Part -> key of its config -> the paper's choice (Sec. 3.2 and 4.1; SD-1.5, ViT-H/14, ViT-B/14), or for a part of
+#: FLUX.2 klein that of klein base 4B.
 _SIZES: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
     "reference_unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
@@ -54,6 +62,9 @@ _SIZES: dict[str, dict[str, Any]] = {
     "image_encoder": {"hidden_size": 1280, "image_size": 224, "patch_size": 14},
     "dinov2": {"hidden_size": 1024, "image_size": 518, "patch_size": 14},
     "depth_estimator": {"reassemble_hidden_size": 768},
+    "base.transformer": full_size.TRANSFORMER,
+    "base.vae": full_size.VAE,
+    "base.text_encoder": full_size.TEXT_ENCODER,
 }
 
 #: Keys of their configs in which the two U-Nets must agree: features of one enter the layers of the other.
@@ -79,14 +90,20 @@ class PartReport:
     notes: list[str] = field(default_factory=list)
 
 
+def name_option(part: str, name: str) -> str:
+    """Write the option of a part and its value: all parts of a base are one option, model.base."""
+    return f"model.{part.partition('.')[0]}={name}"
+
+
 def inspect_part(part: str, name: str, folder: Any) -> PartReport:
     """Inspect a part by the heads of its files and its config.
 
     Args:
-        part, name: an option of `PretrainedModel` and its value.
+        part: a key of `LAYOUTS`.
+        name: value of its option.
         folder: of its network, see `weights.locate_weights`.
     """
-    report = PartReport(part, f"model.{part}={name}")
+    report = PartReport(part, name_option(part, name))
     try:
         report.network = read_network(folder, LAYOUTS[part].file_stem, allow_half=True)
         check_facts(part, report.network.config)
@@ -108,8 +125,9 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
 
 
 def _list_weights(network: StoredNetwork) -> list[Any]:
-    # Older versions of transformers kept the numbers of the positions with the weights.
-    return [tensor for key, tensor in network.tensors.items() if not key.endswith("position_ids")]
+    # Older versions of transformers kept the numbers of the positions with the weights. A batch norm counts batches.
+    others = ("position_ids", "num_batches_tracked")
+    return [tensor for key, tensor in network.tensors.items() if not key.endswith(others)]
 
 
 def check_facts(part: str, config: Mapping[str, Any]) -> None:
@@ -135,11 +153,13 @@ def check_facts(part: str, config: Mapping[str, Any]) -> None:
 
 
 def find_other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
-    """List where a network has other sizes than the paper's."""
+    """List where a network has other sizes than the paper's, or FLUX.2 klein other sizes than those of base 4B."""
     stated = _vision_half(config) if part == "image_encoder" else config
+    whose = "klein base 4B" if part.startswith("base.") else "paper"
+    sizes = {key: list(size) if isinstance(size, tuple) else size for key, size in _SIZES[part].items()}
     return [
-        f"{key}={stated[key]} (paper: {expected})"
-        for key, expected in _SIZES[part].items()
+        f"{key}={stated[key]} ({whose}: {expected})"
+        for key, expected in sizes.items()
         if key in stated and stated[key] != expected
     ]
 

@@ -20,14 +20,17 @@ class WeightsLayout:
     Attributes:
         subfolder: where it lies if the folder has that; otherwise at the root, or always at the root (None).
         file_stem: what its library calls its files.
+        beside: patterns of other files of the repository that are needed with it.
     """
 
     subfolder: str | None
     file_stem: str
+    beside: tuple[str, ...] = ()
 
     def files(self) -> list[str]:
         """List patterns of all needed files: no pickles, no half-precision variants, nothing of other networks."""
-        return self._in_both_places("config.json", *self._heads(), f"{self.file_stem}-*-of-*.safetensors")
+        shards = f"{self.file_stem}-*-of-*.safetensors"
+        return [*self._in_both_places("config.json", *self._heads(), shards), *self.beside]
 
     def half_files(self) -> list[str]:
         """List the names that the half-precision variant may have."""
@@ -44,7 +47,8 @@ class WeightsLayout:
         return [*names, *([] if self.subfolder is None else [f"{self.subfolder}/{name}" for name in names])]
 
 
-#: By option of `PretrainedModel`. A Stable Diffusion repository holds many networks, each in a folder of its own;
+#: By option of `PretrainedModel`, and for the networks that `Flux2KleinModel.base` holds by "base." and their folder. A
+#: Stable Diffusion repository holds many networks, each in a folder of its own;
 #: that of sd-vae-ft-mse holds the VAE alone, at its root, and so do those of CLIP, DINOv2 and Depth Anything.
 LAYOUTS = {
     "unet": WeightsLayout("unet", "diffusion_pytorch_model"),
@@ -53,6 +57,11 @@ LAYOUTS = {
     "image_encoder": WeightsLayout("image_encoder", "model"),
     "dinov2": WeightsLayout(None, "model"),
     "depth_estimator": WeightsLayout(None, "model"),
+    "base.transformer": WeightsLayout(
+        "transformer", "diffusion_pytorch_model", ("model_index.json", "scheduler/scheduler_config.json")
+    ),
+    "base.vae": WeightsLayout("vae", "diffusion_pytorch_model"),
+    "base.text_encoder": WeightsLayout("text_encoder", "model", ("tokenizer/*",)),
 }
 
 #: Hub id -> the commit that is fetched where a name states none: a new upload then changes nothing.
@@ -63,6 +72,7 @@ REVISIONS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "h94/IP-Adapter": "018e402774aeeddd60609b4ecdb7e298259dc729",
+    "black-forest-labs/FLUX.2-klein-base-4B": "a3b4f4849157f664bdbc776fd7453c2783562f4d",
 }
 
 HOW_TO_FETCH = "Fetch and check all with `mimicbrush fetch` and the same model options, or point an option to a folder."
@@ -78,6 +88,11 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return hub_id, revision or REVISIONS.get(hub_id)
 
 
+def find_commit(folder: Path) -> str | None:
+    """Find the commit of a folder in the Hugging Face cache, which is in its path; None for any other folder."""
+    return next((part for part in reversed(folder.parts) if re.fullmatch(r"[0-9a-f]{40}", part)), None)
+
+
 def note_revision(name: str, folder: Path) -> list[str]:
     """Note which revision of a repository lies in a folder of the Hugging Face cache, where the name does not say so.
 
@@ -85,7 +100,7 @@ def note_revision(name: str, folder: Path) -> list[str]:
         name: of the repository, see `split_revision`.
         folder: of its network.
     """
-    found = next((part for part in reversed(folder.parts) if re.fullmatch(r"[0-9a-f]{40}", part)), None)
+    found = find_commit(folder)
     hub_id, wanted = split_revision(name)
     if Path(name).is_dir() or found is None or found == wanted:
         return []
@@ -96,9 +111,9 @@ def locate_weights(part: str, name: str) -> Path | None:
     """Find the folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
 
     Args:
-        part: an option of `PretrainedModel`.
-        name: its value: a folder or a hub id, see `split_revision`. Where no revision is stated, an older copy of
-            another one will do.
+        part: a key of `LAYOUTS`.
+        name: value of its option: a folder or a hub id, see `split_revision`. Where no revision is stated, an older
+            copy of another one will do.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -137,7 +152,7 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
     """Fetch the files of a network into the local Hugging Face cache; files that are there already stay.
 
     Args:
-        part: an option of `PretrainedModel`.
+        part: a key of `LAYOUTS`.
         name: a hub id, see `split_revision`.
         damaged: a file in the cache to be fetched again; it is not replaced before the new one is whole.
 

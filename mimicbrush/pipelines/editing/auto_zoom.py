@@ -6,7 +6,7 @@ advice is to crop the reference. This does so from the attention of a first pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mimicbrush.errors import InputError
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
     from mimicbrush.pipelines import MimicBrushPipeline
     from mimicbrush.pipelines.image_inputs import ImageInput
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 
 def edit_zoomed(
-    pipeline: MimicBrushPipeline,
+    pipeline: MimicBrushPipeline | KleinPipeline,
     source: ImageInput,
     mask: ImageInput,
     reference: ImageInput,
@@ -35,16 +36,17 @@ def edit_zoomed(
     reference_crop: Box | None = None,
     paste_back: bool = True,
     return_correspondence: bool = False,
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
 ) -> tuple[MimicBrushPipelineOutput, list[ReferencePart | None]]:
     """Edit one image once for each seed, each time with a closer look at the reference.
 
     Args:
-        pipeline: with a reference U-Net.
+        pipeline: with a reference U-Net, or of FLUX.2 klein.
         source, mask, reference: one of each, as the pipeline takes them.
         seeds: one for each result; both passes begin with the same noise.
         reference_crop: look only within this part.
-        num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence: as the pipeline takes
-            them.
+        num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence, callback_on_step_end:
+            as the pipeline takes them, for both passes.
 
     Returns:
         The results, those of ``pipeline(..., reference_crop=part.box)``; and the parts. None: there was none worth a
@@ -53,9 +55,11 @@ def edit_zoomed(
     Raises:
         InputError: the pipeline has no reference U-Net, whose attention is looked at; or see the pipeline.
     """
-    check_can_zoom(pipeline.reference_unet is not None)
+    check_can_zoom(pipeline.can_record_attention)
     images: list[Any] = []
     correspondences, parts = [], []
+    # FLUX.2 klein takes no callback.
+    watched: dict[str, Any] = {} if callback_on_step_end is None else {"callback_on_step_end": callback_on_step_end}
     for seed in seeds:
 
         def edit(part: Box | None, tells: bool, seed: int = seed) -> MimicBrushPipelineOutput:
@@ -71,6 +75,7 @@ def edit_zoomed(
                 generator=seeded_generator(seed),
                 paste_back=paste_back,
                 return_correspondence=tells,
+                **watched,
             )
             return cast("MimicBrushPipelineOutput", output)
 

@@ -73,7 +73,7 @@ def explain_no_memory() -> str:
     way = choose_words(
         python='crop="auto", a smaller image, or on a GPU dtype="float16"',
         command="--crop auto, a smaller image, or on a GPU --dtype float16",
-        page='Repaint: "around the mask", or a smaller image',
+        page='"Repaint only around the mask", or a smaller image',
     )
     return f"not enough memory for this edit: try {way}"
 
@@ -119,7 +119,8 @@ class EditGroups:
         tally: counts.
         num_images: results wanted of each; image i has the edit's seed + i, so missing ones can be made alone.
         force: edit again what is finished.
-        batch_size: the most edits of a group, which must all keep the shape or not, and lack as many results.
+        batch_size: the most edits of a group, which must all keep the shape or not, lack as many results, and have as
+            many references.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class EditGroups:
     ) -> None:
         self.editor, self.tally = editor, tally
         self.num_images, self.force, self.batch_size = num_images, force, batch_size
-        self._waiting: dict[tuple[bool, int], list[_Ready]] = {}
+        self._waiting: dict[tuple[bool, int, int], list[_Ready]] = {}
 
     def add(self, edit: Edit) -> None:
         """Take the next edit. Its results are made and written as soon as its group is full.
@@ -149,10 +150,11 @@ class EditGroups:
         except InputError as error:
             self.tally.failures.append((edit, str(error)))
             return
-        group = self._waiting.setdefault((edit.keep_shape, len(todo)), [])
+        kind = (edit.keep_shape, len(todo), len(edit.references))
+        group = self._waiting.setdefault(kind, [])
         group.append(_Ready(edit, inputs, todo))
         if len(group) >= self.batch_size:
-            self._make(self._waiting.pop((edit.keep_shape, len(todo))))
+            self._make(self._waiting.pop(kind))
 
     def finish(self) -> None:
         """Make the edits that still wait for others; errors are those of `add`."""
@@ -216,7 +218,7 @@ def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> No
         InputError: it is an image that the batch reads or writes.
     """
     for edit in edits:
-        for path in (edit.source, edit.mask, edit.reference, *number_outputs(edit.output, num_images)):
+        for path in (*edit.inputs, *number_outputs(edit.output, num_images)):
             if path.resolve() == sheet.resolve():
                 raise InputError(f"--contact-sheet {sheet} is one of the batch's own images; choose another name")
 

@@ -17,7 +17,7 @@ EDIT_CELL_PX = 256
 
 
 def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_images: int = 1) -> np.ndarray:
-    """Make a sheet with one row per edit: source with its marked mask, mask, reference, and results that are there.
+    """Make a sheet with one row per edit: source with its marked mask, mask, references, and results that are there.
 
     Args:
         edits: what was asked for; cells of what cannot be read stay empty.
@@ -28,26 +28,29 @@ def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_im
         (H, W, 3) uint8.
     """
     results = ["result"] if num_images == 1 else [f"result {number}" for number in range(num_images)]
-    rows = [_row(edit, read, num_images) for edit in edits]
+    most = max((len(edit.references) for edit in edits), default=1)
+    references = ["reference"] if most == 1 else [f"reference {number + 1}" for number in range(most)]
+    rows = [_row(edit, read, num_images, most) for edit in edits]
     return contact_sheet(
         "1 edit" if len(edits) == 1 else f"{len(edits)} edits",
-        ["source", "mask", "reference", *results],
+        ["source", "mask", *references, *results],
         rows,
         EDIT_CELL_PX,
     )
 
 
-def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int) -> SheetRow:
+def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int, num_references: int) -> SheetRow:
     cells: list[np.ndarray | None]
     try:
         inputs = read(edit)
     except InputError:
-        cells = [None] * 3  # whoever edits tells what is wrong with them
+        cells = [None] * (2 + num_references)  # whoever edits tells what is wrong with them
     else:
-        source, mask, reference = (
-            np.asarray(image) for image in (inputs.shown_source(), inputs.mask, inputs.reference)
+        source, mask, *references = (
+            np.asarray(image) for image in (inputs.shown_source(), inputs.mask, *inputs.references)
         )
-        cells = [mark_mask(source, mask > MASK_THRESHOLD), mask, reference]
+        cells = [mark_mask(source, mask > MASK_THRESHOLD), mask, *references]
+        cells += [None] * (num_references - len(references))
     for path in number_outputs(edit.output, num_images):
         try:
             cells.append(np.asarray(read_image(path, "RGB")))

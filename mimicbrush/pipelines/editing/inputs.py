@@ -12,7 +12,7 @@ from PIL import Image
 from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.image_formats import ImageEncoding
 from mimicbrush.io.images import MASK_THRESHOLD, brightest_stored_value, normalise_mode, read_encoding, read_image
-from mimicbrush.ops.crops import crop_box
+from mimicbrush.ops.crops import Box, crop_box
 from mimicbrush.pipelines.editing.requests import Edit
 
 #: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
@@ -34,12 +34,23 @@ class EditInputs:
         mask: "L", of the source's size.
         reference: "RGB", in sRGB.
         encoding: how the source is stored, for a result that is to lose as little.
+        other_references: more references, as the first.
     """
 
     source: Image.Image
     mask: Image.Image
     reference: Image.Image
     encoding: ImageEncoding = field(default_factory=ImageEncoding)
+    other_references: tuple[Image.Image, ...] = ()
+
+    @property
+    def references(self) -> list[Image.Image]:
+        """Images of all references, the first one first."""
+        return [self.reference, *self.other_references]
+
+    def reference_argument(self) -> Image.Image | list[Image.Image]:
+        """Return what a pipeline takes as its reference: the image, or a list where there are several."""
+        return self.references if self.other_references else self.reference
 
     def shown_source(self) -> Image.Image:
         """Return the source in sRGB, to be shown beside other images."""
@@ -57,14 +68,66 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
     Raises:
         InputError: an image cannot be read, or they do not fit together; names the file.
     """
-    source, mask = read_image(edit.source, "RGB", keep_profile=True), read_image(edit.mask, "L")
-    reference = read_image(edit.reference, "RGB")
-    if mask.size != source.size:
-        mask = fit_mask(mask, edit.mask, source.size, edit.source, resize_mask)
-    check_cover(mask, edit.mask, allow_full_mask)
+    source = read_image(edit.source, "RGB", keep_profile=True)
+    mask = None if edit.mask is None else read_image(edit.mask, "L")
+    reference, *others = (read_image(path, "RGB") for path in edit.references)
+    if edit.mask is None or mask is None:
+        assert edit.mask_box is not None
+        mask = draw_box_mask(source, edit.source, edit.mask_box, allow_full_mask)
+    else:
+        if mask.size != source.size:
+            mask = _fit_mask_or_tell(mask, edit, source, reference, resize_mask)
+        check_cover(mask, edit.mask, allow_full_mask)
     if edit.reference_crop is not None:
         crop_box(np.asarray(reference), edit.reference_crop, f"reference {edit.reference}")
-    return EditInputs(source, mask, reference, read_encoding(edit.source))
+    return EditInputs(source, mask, reference, read_encoding(edit.source), tuple(others))
+
+
+def draw_box_mask(source: Image.Image, path: Path, box: Box, allow_full: bool) -> Image.Image:
+    """Draw the mask of a box: "L", white inside it, of the source's size.
+
+    Args:
+        source: any mode.
+        path: its file, for the error.
+        box: in its pixels; column x1 and row y1 are not part of it.
+        allow_full: a box that leaves nothing of the source is meant.
+
+    Raises:
+        InputError: the box does not lie within the source, or is all of it and that is not allowed.
+    """
+    values = np.zeros((source.height, source.width), np.uint8)
+    crop_box(values, box, f"source {path}")[:] = 255
+    if values.all() and not allow_full:
+        way = choose_words(
+            python="allow_full_mask=True repaints all of it",
+            command="--allow-full-mask repaints all of it",
+            page="leave a part out",
+        )
+        raise InputError(f"the box {','.join(map(str, box))} is all of {path}: nothing of the source is left ({way})")
+    return Image.fromarray(values)
+
+
+def _fit_mask_or_tell(
+    mask: Image.Image, edit: Edit, source: Image.Image, reference: Image.Image, resize: bool
+) -> Image.Image:
+    """Fit a mask of another size; tell where source and reference look exchanged, since it fits the reference."""
+    assert edit.mask is not None
+    order = choose_words(
+        python="the arguments are source, mask, reference",
+        command="the order is REF SRC MASK; --reference, --source and --mask name them",
+        page="the mask is painted on the source",
+    )
+    note = f"{edit.mask} has the size of {edit.reference}: are source and reference exchanged? ({order})"
+    fits_reference = mask.size == reference.size
+    try:
+        fitted = fit_mask(mask, edit.mask, source.size, edit.source, resize)
+    except InputError as error:
+        if fits_reference:
+            raise InputError(f"{error}. {note}") from error
+        raise
+    if fits_reference:
+        _log.warning("%s", note)
+    return fitted
 
 
 def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:

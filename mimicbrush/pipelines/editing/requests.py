@@ -15,8 +15,10 @@ from mimicbrush.ranges import SEED_RANGE, suggest
 
 #: Folder of the benchmark's texture tracks, whose edits keep the source's shape (released layout).
 TEXTURE_FOLDER = "TextureTrans"
+#: An edit takes at most so many references.
+MOST_REFERENCES = 4
 _REQUIRED = ("source", "mask", "reference")
-_KEYS = (*_REQUIRED, "output", "seed", "keep_shape", "reference_crop")
+_KEYS = (*_REQUIRED, "mask_box", "output", "seed", "keep_shape", "reference_crop")
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,45 @@ class Edit:
     """One edit that is asked for.
 
     Attributes:
-        source, mask, reference: files, not looked at yet.
+        source, mask, reference: files, not looked at yet. `mask` is None where `mask_box` takes its place.
         output: the file to write; with several images per edit see `number_outputs`.
         seed: of the first image's noise; the others follow by one.
         keep_shape: texture transfer by depth.
         reference_crop: the part of the reference to imitate, in its pixels as it is seen; None: all of it.
+        mask_box: the box of the source to repaint, in its pixels as it is seen; None: what the mask says.
+        other_references: more files to imitate at the same time.
+
+    Raises:
+        InputError: neither a mask nor a box, or both; too many references, or a crop of several.
     """
 
     source: Path
-    mask: Path
+    mask: Path | None
     reference: Path
     output: Path
     seed: int = 1
     keep_shape: bool = False
     reference_crop: Box | None = None
+    mask_box: Box | None = None
+    other_references: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.mask is None) == (self.mask_box is None):
+            raise InputError("an edit takes a mask, or the box of one (mask_box), and not both")
+        if len(self.references) > MOST_REFERENCES:
+            raise InputError(f"{len(self.references)} references; an edit takes 1 to {MOST_REFERENCES}")
+        if self.other_references and self.reference_crop is not None:
+            raise InputError("a crop of the reference is for one reference; give several that are cropped already")
+
+    @property
+    def references(self) -> tuple[Path, ...]:
+        """Files of all references, the first one first."""
+        return self.reference, *self.other_references
+
+    @property
+    def inputs(self) -> list[Path]:
+        """All files that it reads."""
+        return [path for path in (self.source, self.mask, *self.references) if path is not None]
 
 
 def number_outputs(path: Path, count: int) -> list[Path]:
@@ -107,9 +134,10 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
 def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
     """List the edits of a JSON-lines file: one object a line; empty lines do not count.
 
-    Keys: source, mask, reference (paths relative to the list, inside its folder); optional are output (relative to
-    `output_dir`, inside it; default: the source's name with ``_edited.png``), seed, keep_shape and reference_crop
-    ([x0, y0, x1, y1]).
+    Keys: source, mask, reference (paths relative to the list, inside its folder; 2 to 4 references are a list of
+    paths); optional are output (relative to `output_dir`, inside it; default: the source's name with ``_edited.png``),
+    seed, keep_shape and reference_crop ([x0, y0, x1, y1]). In place of mask, mask_box ([x0, y0, x1, y1]) repaints a
+    box of the source.
 
     Raises:
         InputError: names the line and what is wrong with it.
@@ -144,18 +172,23 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
         raise InputError(f"expected an object {{...}}, got {line.strip()[:40]}")
     if unknown := [key for key in values if key not in _KEYS]:
         raise InputError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}{suggest(unknown[0], _KEYS)}")
-    if missing := [key for key in _REQUIRED if key not in values]:
+    needed = [key for key in _REQUIRED if key != "mask" or "mask_box" not in values]
+    if missing := [key for key in needed if key not in values]:
         raise InputError(f"{missing[0]!r} is missing; needed: {', '.join(_REQUIRED)}")
-    source, mask, reference = (path_inside(root, _text(values, key)) for key in _REQUIRED)
+    source = path_inside(root, _text(values, "source"))
+    names = values["reference"] if isinstance(values["reference"], list) else [values["reference"]]
+    references = [path_inside(root, _text({"reference": name}, "reference")) for name in names or [None]]
     output = _text(values, "output") if "output" in values else f"{source.stem}_edited.png"
     return Edit(
         source=source,
-        mask=mask,
-        reference=reference,
+        mask=path_inside(root, _text(values, "mask")) if "mask" in values else None,
+        reference=references[0],
         output=path_inside(output_dir, output),
         seed=check_seed(values.get("seed", seed)),
         keep_shape=_flag(values.get("keep_shape", keep_shape)),
         reference_crop=check_box(values["reference_crop"]) if "reference_crop" in values else None,
+        mask_box=check_box(values["mask_box"], "mask_box") if "mask_box" in values else None,
+        other_references=tuple(references[1:]),
     )
 
 
@@ -183,22 +216,26 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def check_box(value: Any) -> Box:
+def check_box(value: Any, named: str = "reference_crop") -> Box:
     """Check a box of a list or of the command line; whether it lies in its image is checked later.
+
+    Args:
+        value: a list of four whole numbers.
+        named: its key, for the error.
 
     Raises:
         InputError: it is none.
     """
     is_box = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
     if not is_box or len(value) != 4:
-        raise InputError(f"'reference_crop' must be four whole numbers x0, y0, x1, y1 (pixels), got {value!r}")
+        raise InputError(f"{named!r} must be four whole numbers x0, y0, x1, y1 (pixels), got {value!r}")
     x0, y0, x1, y1 = value
     return x0, y0, x1, y1
 
 
 def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
     """Check that no output is named twice or is an image to read: it would count as finished, or be lost."""
-    inputs = {path.resolve() for edit in edits for path in (edit.source, edit.mask, edit.reference)}
+    inputs = {path.resolve() for edit in edits for path in edit.inputs}
     outputs: set[Path] = set()
     for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
         resolved = output.resolve()

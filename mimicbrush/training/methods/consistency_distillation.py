@@ -17,6 +17,7 @@ The guidance scale w is thereby learnt: the student edits without guidance, so e
 The imitative U-Net alone is trained, fully or by adapters. The reference U-Net and both projectors stay those of the
 teacher: what they compute is the same for teacher, student and target, so it is computed once, and the only second copy
 of weights is that of the imitative U-Net. Features of a reference need no few-step model: they come from clean latents.
+Where one U-Net reads and paints, each of the three reads with its own weights.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 from torch.func import functional_call
 
+from mimicbrush.models.reference_attention import join_references
 from mimicbrush.training.export import PipelineExporter
 from mimicbrush.training.method import EncodedBatch, MimicBrushMethod
 from mimicbrush.training.noise import NoiseSample
@@ -127,10 +129,11 @@ class ConsistencyDistillation(MimicBrushMethod):
     ) -> ReferenceStates | None:
         if self.model.reference_unet is None:
             return None
-        states = ReferenceStates(keep=keep)
-        context = self.model.image_projector(conditions.image_tokens)
-        self.model.read_references(conditions.reference_latents, timestep, context, states)
-        return states
+        states, rows = ReferenceStates(keep=keep), len(timestep)
+        context = self.model.image_projector(conditions.image_tokens)  # (B R, N, D)
+        times = timestep.repeat_interleave(len(context) // rows)  # (B R,)
+        self.model.read_references(conditions.reference_latents, times, context, states)
+        return join_references(states, rows)
 
     def _predict_with_guidance(
         self, noisy: torch.Tensor, timestep: torch.Tensor, inputs: EncodedBatch, states: ReferenceStates | None
@@ -141,7 +144,8 @@ class ConsistencyDistillation(MimicBrushMethod):
         no_reference = replace(conditions, image_tokens=no_image_tokens.expand_as(conditions.image_tokens))
         # The rows [no reference ; reference] of a pipeline: the states hold references for the second half alone.
         both = Conditions(*(torch.cat(pair) for pair in zip(_values(no_reference), _values(conditions), strict=True)))
-        pairs = (torch.cat([noisy] * 2), torch.cat([timestep] * 2), both, sampled.keep_reference, None, states)
+        keep = torch.cat([torch.zeros_like(sampled.keep_reference), sampled.keep_reference])
+        pairs = (torch.cat([noisy] * 2), torch.cat([timestep] * 2), both, keep, None, states)
         output = functional_call(self.model, self.teacher_weights, pairs).sample.float()
         without, with_reference = output.chunk(2)
         return without + self._guidance(sampled) * (with_reference - without)

@@ -1,0 +1,55 @@
+/** What the page keeps in this browser, so that a reload loses nothing: images as they are, and plain values. */
+const NAME = "mimicbrush", KEPT = "kept";
+
+function settle(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+async function work(mode, ask) {
+  const opening = indexedDB.open(NAME, 1);
+  opening.onupgradeneeded = () => opening.result.createObjectStore(KEPT);
+  const database = await settle(opening);
+  try {
+    return await settle(ask(database.transaction(KEPT, mode).objectStore(KEPT)));
+  } finally {
+    database.close();
+  }
+}
+
+const pending = new Map(); // name -> timer
+let isFailing = false;
+
+/** Whether everything that was to be kept is kept. */
+export function isAllKept() { return !pending.size && !isFailing; }
+
+/** Keep a value under a name; `read` makes it when there is time. Null deletes. */
+export function keep(name, read, delayMs = 300) {
+  clearTimeout(pending.get(name));
+  pending.set(name, setTimeout(async () => {
+    try {
+      const value = await read();
+      await work("readwrite", (store) => value === null ? store.delete(name) : store.put(value, name));
+      isFailing = false;
+    } catch { isFailing = true; } finally { pending.delete(name); }
+  }, delayMs));
+}
+
+/** All that is kept, by name; empty where this browser keeps nothing. */
+export async function readAll() {
+  try {
+    const [names, values] = [await work("readonly", (store) => store.getAllKeys()), await work("readonly", (store) => store.getAll())];
+    return new Map(names.map((name, number) => [name, values[number]]));
+  } catch {
+    isFailing = true;
+    return new Map();
+  }
+}
+
+export async function deleteAll() {
+  for (const timer of pending.values()) clearTimeout(timer);
+  pending.clear();
+  await work("readwrite", (store) => store.clear());
+}

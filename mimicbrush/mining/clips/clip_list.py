@@ -1,0 +1,144 @@
+"""Lists of clips of the web: a CSV with address, licence, maker, hash and time range. It holds no pixels."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.download import check_address
+from mimicbrush.io.text import make_storable
+from mimicbrush.mining.input_list import SHA256, read_seconds
+from mimicbrush.mining.plan import VIDEO_SUFFIXES
+
+#: What a fetched folder holds beside its clips: the list, who made them, and hashes that nobody had stated.
+LIST_NAME, CREDITS_NAME, PINS_NAME = "clips.csv", "ATTRIBUTION.md", "pins.json"
+_NEEDED = ("path", "url", "licence", "attribution")
+#: Licences, and where their text is.
+LICENCE_TEXTS = {
+    "CC0 1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "CC BY 4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC BY 3.0": "https://creativecommons.org/licenses/by/3.0/",
+    "CC BY 2.5": "https://creativecommons.org/licenses/by/2.5/",
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a list.
+
+    Attributes:
+        path: where it goes, relative to the folder of the clips.
+        url: where it comes from.
+        licence: its name, such as "CC BY 4.0".
+        attribution: who made it, as the licence wants it said.
+        sha256: hex; "" where nobody has stated it yet.
+        bytes: its size; "" where it is not known.
+        start_s, end_s: seconds between which pairs are mined; "" for its beginning and its end.
+    """
+
+    path: str
+    url: str
+    licence: str
+    attribution: str
+    sha256: str = ""
+    bytes: str = ""
+    start_s: str = ""
+    end_s: str = ""
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Its size; None where it is not known."""
+        return int(self.bytes) if self.bytes else None
+
+
+_COLUMNS = [each.name for each in fields(Clip)]
+
+
+def read_clip_list(path: Path) -> list[Clip]:
+    """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`; the first four are needed.
+
+    Raises:
+        InputError: names the entry, and what is wrong with it.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="", strict=True)
+            columns = list(reader.fieldnames or [])
+            if missing := [name for name in _NEEDED if name not in columns]:
+                raise InputError(f"{path} has no column {missing[0]}; a list of clips has {', '.join(_COLUMNS)}")
+            rows = [{str(name): str(cell).strip() for name, cell in row.items()} for row in reader]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV in UTF-8 ({make_storable(str(error))})") from error
+    clips = [_build_clip(row, f"{path}, entry {number}") for number, row in enumerate(rows, start=1)]
+    names = [clip.path for clip in clips]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path}: {twice[0]!r} is named twice")
+    if not clips:
+        raise InputError(f"{path} names no clip")
+    return clips
+
+
+def _build_clip(row: Mapping[str, str], where: str) -> Clip:
+    clip = Clip(**{name: row.get(name, "") for name in _COLUMNS})
+    if "None" in row:
+        raise InputError(f"{where}: more cells than the header has; quote cells that hold commas")
+    if absent := [name for name in _NEEDED if not getattr(clip, name)]:
+        raise InputError(f"{where}: {absent[0]} is empty. A clip without licence and maker is not to be trained on")
+    name = PurePosixPath(clip.path)
+    if name.is_absolute() or ".." in name.parts or "\\" in clip.path or name.suffix.lower() not in VIDEO_SUFFIXES:
+        raise InputError(
+            f"{where}: path {make_storable(clip.path, 80)!r} must be the name of a video inside the folder"
+        )
+    try:
+        check_address(clip.url)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if clip.sha256 and not SHA256.fullmatch(clip.sha256):
+        raise InputError(f"{where}: sha256 {make_storable(clip.sha256, 80)!r} is not 64 hexadecimal digits")
+    if clip.bytes and not (clip.bytes.isascii() and clip.bytes.isdecimal() and 0 < int(clip.bytes) < 2**63):
+        raise InputError(f"{where}: bytes {make_storable(clip.bytes, 40)!r} must be a whole number above 0")
+    start_s, end_s = (read_seconds(getattr(clip, each), f"{where}: {each}") for each in ("start_s", "end_s"))
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise InputError(f"{where}: end_s={clip.end_s} is not after start_s={clip.start_s or 0}")
+    return clip
+
+
+def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:
+    """Write the list of the clips that are in a folder, which the miner reads, and who made them.
+
+    Args:
+        folder: of the clips; it gets `LIST_NAME` and `CREDITS_NAME`.
+        clips: with their hashes.
+    """
+
+    def write(aside: Path) -> None:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(vars(clip) for clip in clips)
+
+    write_aside(folder / LIST_NAME, write)
+    makers = _describe_makers(clips)
+    write_aside(folder / CREDITS_NAME, lambda aside: aside.write_text(makers, encoding="utf-8"))
+
+
+def _describe_makers(clips: Sequence[Clip]) -> str:
+    lines = [
+        "# Who made these clips",
+        "",
+        "Name them wherever you publish the clips, or frames of them. Frames that were mined from them have been",
+        "changed: they are single images, and large ones were reduced.",
+        "",
+    ]
+    for clip in clips:
+        text = LICENCE_TEXTS.get(clip.licence)
+        licence = f"[{clip.licence}]({text})" if text else clip.licence
+        lines.append(
+            f"* `{clip.path}`: {clip.attribution}. Licence: {licence}. From <{clip.url}>. SHA-256: `{clip.sha256}`"
+        )
+    return "\n".join(lines) + "\n"

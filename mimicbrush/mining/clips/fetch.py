@@ -1,0 +1,140 @@
+"""The clips of a list, fetched into a folder: each whole, of the right hash, and a video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mimicbrush.errors import InputError
+from mimicbrush.io.atomic import path_inside, write_json
+from mimicbrush.io.download import DownloadError, download_file
+from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.locks import hold_folder
+from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.io.text import parse_json
+from mimicbrush.mining.clips.clip_list import PINS_NAME, Clip, write_clip_list
+from mimicbrush.mining.input_list import SHA256
+from mimicbrush.mining.refusals import UntrustedFileError
+from mimicbrush.mining.video.containers import check_container, is_container
+
+
+@dataclass
+class FetchedClips:
+    """What became of the clips of a list.
+
+    Attributes:
+        clips: those that are here, with their hashes.
+        num_fetched: how many of them were fetched now.
+        pinned: those whose hash nobody had stated, and that got the one of the file that is here now.
+        failures: clips that are not here, with the reason.
+    """
+
+    clips: list[Clip] = field(default_factory=list)
+    num_fetched: int = 0
+    pinned: list[Clip] = field(default_factory=list)
+    failures: list[tuple[Clip, str]] = field(default_factory=list)
+
+
+def fetch_clips(
+    clips: Sequence[Clip], folder: Path, *, max_bytes: int, progress: bool = True, say: Callable[[str], object] = print
+) -> FetchedClips:
+    """Fetch the clips that are missing, one after the other; one that fails does not stop the others.
+
+    A clip whose hash the list does not state keeps the hash that it had when it was first fetched: `pins.json` in the
+    folder holds it, and a later fetch must find the same.
+
+    Args:
+        clips: see `read_clip_list`.
+        folder: made where it is missing; gets the clips, `clips.csv` and `ATTRIBUTION.md`.
+        max_bytes: of one clip.
+        progress: whether to show a progress bar on stderr.
+        say: prints what is being fetched.
+
+    Raises:
+        InputError: the folder cannot be written to, or another process is writing there.
+        OSError: the disk refuses, or is full. What is fetched stays.
+    """
+    missing = [clip.num_bytes or 0 for clip in clips if not (folder / clip.path).exists()]
+    check_output_folder(folder, "--output", needed_bytes=sum(missing))
+    result = FetchedClips()
+    with hold_folder(folder):
+        pins = _read_pins(folder)
+        try:
+            for clip in clips:
+                expected = replace(clip, sha256=clip.sha256 or pins.get(clip.url, ""))
+                try:
+                    found, was_fetched = _provide(expected, folder, max_bytes, progress, say)
+                except InputError as error:
+                    result.failures.append((clip, str(error)))
+                    continue
+                result.clips.append(replace(clip, sha256=found))
+                result.num_fetched += was_fetched
+                if not expected.sha256:
+                    result.pinned.append(result.clips[-1])
+                    pins[clip.url] = found
+                    write_json(folder / PINS_NAME, pins)
+        finally:  # however it ends, the list names what is here
+            if result.clips:
+                write_clip_list(folder, result.clips)
+    return result
+
+
+def _read_pins(folder: Path) -> dict[str, str]:
+    """Address -> hash, of clips whose hash nobody had stated when they were first fetched into this folder."""
+    path = folder / PINS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        pins = parse_json(path.read_bytes())
+        if all(SHA256.fullmatch(value) for value in pins.values()):
+            return dict(pins)
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+    raise InputError(f"{path} cannot be read as hashes by address; move it away to trust what comes next")
+
+
+def _provide(
+    clip: Clip, folder: Path, max_bytes: int, progress: bool, say: Callable[[str], object]
+) -> tuple[str, bool]:
+    """The hash of a clip, and whether it had to be fetched."""
+    path = path_inside(folder, clip.path)
+    if path.exists():
+        found = hash_file(path)
+        if clip.sha256 and found != clip.sha256:
+            raise InputError(
+                f"{path} is there, and is another file: it has the SHA-256 {found}, and the list says {clip.sha256}. "
+                "Move it away, or name another folder"
+            )
+        return found, False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    say(f"fetching {clip.path} from {clip.url}")
+    with tqdm(
+        total=clip.num_bytes, unit="B", unit_scale=True, desc=clip.path, disable=None if progress else True
+    ) as bar:
+
+        def report(count: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(count - bar.n)
+
+        found = download_file(
+            clip.url,
+            path,
+            sha256=clip.sha256,
+            num_bytes=clip.num_bytes,
+            max_bytes=max_bytes,
+            check=_check_video,
+            report=report,
+        )
+    return found, True
+
+
+def _check_video(path: Path) -> None:
+    try:
+        check_container(path)
+    except UntrustedFileError as error:
+        raise DownloadError(f"what the server sent is no whole video: {error.detail}") from error
+    if not is_container(path):
+        raise DownloadError("what the server sent is no video: expected MP4, QuickTime, Matroska, WebM or AVI")

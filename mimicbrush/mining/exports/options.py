@@ -1,0 +1,100 @@
+"""Options of an export: what decides every byte of it. No heavy import here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mimicbrush.data.options import DataOptions
+from mimicbrush.errors import InputError
+from mimicbrush.mining.exports.formats.registry import FORMATS
+from mimicbrush.ranges import SEED_RANGE, check_options, number, word
+
+#: Most views of a pair, which are held in memory together.
+MAX_VIEWS = 1000
+#: Sides of images are multiples of this: trainers crop the others.
+SIDE_STEP_PX = 16
+#: Of every sample, where the user gives none: images apart, and side by side.
+DEFAULT_CAPTIONS = (
+    "Fill the hole of the first image with what the second image shows there.",
+    "Fill the hole on the right with what the left shows there.",
+)
+#: The options of the training data that an export follows.
+DATA_OPTIONS = ("geometry", "jitter", "share_flips", "mask", "min_ssim", "max_ssim", "heldout_ratio", "num_references")
+
+
+@dataclass
+class ExportOptions:
+    """Options of an export.
+
+    Attributes:
+        format: one of `FORMATS`.
+        data: augmentation, masks, SSIM band and held-out part, as for training; the rest is not looked at.
+        views: how often each pair is drawn, each time with another augmentation and mask.
+        size_px: side of the square canvas.
+        seed: of augmentations, masks and the order of the pairs. With 0 the views are those of `data.fixed_views`.
+        jpeg_quality: of images; masks are always PNG. None: PNG, which keeps every pixel as it is.
+        side_by_side: target, source and mask get the references to their left, for trainers that take one condition
+            image; the mask is 0 there.
+        caption: of every sample that has none in `captions`; "" for none. None: see `DEFAULT_CAPTIONS`.
+        captions: path of a mined file -> caption; None: all samples have `caption`.
+    """
+
+    format: str = word("webdataset", FORMATS)
+    data: DataOptions = field(default_factory=DataOptions)
+    views: int = number(1, at_least=1, at_most=MAX_VIEWS)
+    size_px: int = number(512, at_least=SIDE_STEP_PX, at_most=4096, note=f"a multiple of {SIDE_STEP_PX}")
+    seed: int = number(0, SEED_RANGE)
+    jpeg_quality: int | None = number(None, at_least=1, at_most=100, whole=True, null="PNG")
+    side_by_side: bool = False
+    caption: str | None = None
+    captions: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.size_px % SIDE_STEP_PX:
+            raise InputError(f"size_px={self.size_px}: must be a multiple of {SIDE_STEP_PX}; trainers crop others")
+        if self.caption is None:
+            self.caption = DEFAULT_CAPTIONS[self.side_by_side]
+        if self.captions is None and not clean_caption(self.caption):
+            raise InputError(f"the caption {self.caption!r} is empty; give a text")
+
+    @property
+    def canvas_px(self) -> tuple[int, int]:
+        """Height and width of target, source and mask."""
+        count = 1 + self.data.num_references if self.side_by_side else 1
+        return self.size_px, count * self.size_px
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the images."""
+        return ".png" if self.jpeg_quality is None else ".jpg"
+
+    def find_caption(self, source_path: str) -> str:
+        """Find the caption of a mined file; "" where there is none.
+
+        Of a photograph in a tar, the path of the tar counts where that of the photograph is not listed.
+        """
+        path = source_path
+        while self.captions and path:
+            if caption := clean_caption(self.captions.get(path, "")):
+                return caption
+            path = path.rpartition("/")[0]
+        return clean_caption(self.caption or "")
+
+    def as_settings(self) -> dict[str, Any]:
+        """List everything that decides the content, for a comparison with an earlier run."""
+        captions = "".join(f"{path}\0{text}\0" for path, text in sorted((self.captions or {}).items()))
+        data = asdict(self.data)
+        own = {name: value for name, value in vars(self).items() if name not in ("data", "captions")}
+        digest = hashlib.sha256(captions.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        own["canvas_px"] = list(self.canvas_px)
+        return own | {f"data.{name}": data[name] for name in DATA_OPTIONS} | {"captions": digest if captions else ""}
+
+
+def clean_caption(text: str) -> str:
+    """Make a caption one line of valid Unicode: for several trainers, a line is a caption of its own."""
+    visible = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(visible.split())

@@ -1,0 +1,197 @@
+"""The folder of an export while it grows: parts of some pairs, each with a marker that is written last.
+
+A folder holds
+
+* ``train/`` and ``heldout/``: what the trainer reads;
+* ``LICENCES.txt``: which licences the mined files have;
+* ``records/export.json``: the settings that decide the content, written first;
+* ``records/markers/train-000000.json``: of a part: its samples, the pairs that were refused, and size and SHA-256 of
+  each file; a part that has one is done;
+* ``records/begun.json``: the files of a part whose marker is not there yet;
+* ``records/``: all samples, mined files and refused pairs as JSON lines, and ``summary.json``, written at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mimicbrush.data.encoded_views import find_setting_differences
+from mimicbrush.errors import DataError, InputError
+from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, write_json
+from mimicbrush.io.text import parse_json
+from mimicbrush.mining.exports.formats.registry import FORMATS
+from mimicbrush.mining.exports.plan import SPLITS, ExportPart
+from mimicbrush.mining.exports.samples import ExportedPair
+
+#: Changes whenever the content of a folder means something else.
+_FORMAT = 1
+RECORDS = "records"
+_SETTINGS_FILE = f"{RECORDS}/export.json"
+_MARKERS = f"{RECORDS}/markers"
+_BEGUN_FILE = f"{RECORDS}/begun.json"
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """The folder of an export, finished or not.
+
+    Attributes:
+        path: of the folder.
+        settings: name -> value of everything that decides the content.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash what decides the content: SHA-256, hex."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+    def begin(self) -> None:
+        """Write the settings, or check that an earlier run had the same and remove what it left half done.
+
+        Raises:
+            InputError: the folder holds something else, or an export with other settings.
+            DataError: the settings of the earlier run cannot be read.
+        """
+        earlier = read_export_folder(self.path)
+        if earlier is None:
+            # A run that was stopped before it wrote the settings has left the folder of the records.
+            if any(path.name[0] != "." and path.name != RECORDS for path in self.path.iterdir()):
+                raise InputError(f"--output {self.path} exists and holds other things than an export; name another")
+            (self.path / _MARKERS).mkdir(parents=True, exist_ok=True)
+            write_json(self.path / _SETTINGS_FILE, {"format": _FORMAT, "settings": dict(self.settings)})
+        elif differences := find_setting_differences(earlier.settings, json.loads(json.dumps(self.settings))):
+            lines = "\n".join(f"  {each}" for each in differences)
+            raise InputError(
+                f"--output {self.path} holds an export with other settings:\n{lines}\n"
+                "Give the same options to go on, or name another folder"
+            )
+        for folder in (".", RECORDS, _MARKERS, *SPLITS):
+            for aside in (self.path / folder).glob(ASIDE_PATTERN):
+                aside.unlink()
+        self._remove_begun()
+
+    def _remove_begun(self) -> None:
+        """Remove the files of a part that a stopped run has begun: a trainer would take them for whole samples."""
+        begun = self.path / _BEGUN_FILE
+        try:
+            values = parse_json(begun.read_bytes())
+            name, files = str(values["name"]), [str(file) for file in values["files"]]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{begun} cannot be read ({error!r}); export again into another folder") from error
+        if not self.marker_path(name).is_file():
+            for file in files:
+                path = path_inside(self.path, file)
+                path.unlink(missing_ok=True)
+                _aside_of(path).unlink(missing_ok=True)
+        begun.unlink()
+
+    def marker_path(self, name: str) -> Path:
+        """Name the marker of a part."""
+        return self.path / _MARKERS / f"{name}.json"
+
+    def read_marker(self, name: str) -> dict[str, Any] | None:
+        """Read the marker of a part; None where there is none of these settings."""
+        try:
+            marker = parse_json(self.marker_path(name).read_bytes())
+            is_whole = isinstance(marker["rows"], list) and isinstance(marker["files"], dict)
+            return marker if is_whole and marker["fingerprint"] == self.fingerprint else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def find_done(self, part: ExportPart) -> dict[str, Any] | None:
+        """Read the marker of a part that is done: all of its files are there and have their length."""
+        marker = self.read_marker(part.name)
+        if marker is None or len(marker["rows"]) != len(part.places):
+            return None
+        try:
+            is_whole = all((self.path / file).stat().st_size == size for file, (size, _) in marker["files"].items())
+        except (OSError, ValueError, TypeError):
+            return None
+        return marker if is_whole else None
+
+    def write_part(self, part: ExportPart, exported: Sequence[ExportedPair]) -> dict[str, Any]:
+        """Write the files of a part and then its marker, which is returned."""
+        files = join_files(part, exported, FORMATS[self.settings["format"]].in_tars)
+        marker = self.marker_path(part.name)
+        marker.unlink(missing_ok=True)
+        write_json(self.path / _BEGUN_FILE, {"name": part.name, "files": list(files)})
+        for folder in {(self.path / file).parent for file in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            _write_whole(self.path / file, content)
+        values = {
+            "fingerprint": self.fingerprint,
+            "rows": [each.row for each in exported],
+            "files": {file: [len(content), hashlib.sha256(content).hexdigest()] for file, content in files.items()},
+        }
+        write_json(marker, values)
+        (self.path / _BEGUN_FILE).unlink()
+        return values
+
+
+def read_export_folder(path: Path) -> ExportFolder | None:
+    """Read what an export is of; None where there is none.
+
+    Raises:
+        DataError: what is there cannot be read, or is of another version.
+    """
+    file = path / _SETTINGS_FILE
+    if not file.is_file():
+        return None
+    try:
+        values = parse_json(file.read_bytes())
+        if values["format"] != _FORMAT:
+            raise DataError(
+                f"{path} is an export of version {values['format']}, this code reads {_FORMAT}; export again"
+            )
+        folder = ExportFolder(path, dict(values["settings"]))
+        if folder.settings["format"] not in FORMATS:
+            raise ValueError(f"the format {folder.settings['format']!r} is not known")
+        return folder
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({error!r}); export again into another folder") from error
+
+
+def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool) -> dict[str, bytes]:
+    """Join the files of a part: path in the export -> content; with `in_tars`, one tar with a fixed date."""
+    files = {path: content for each in exported for path, content in each.files.items()}
+    if not in_tars:
+        return {f"{part.split}/{path}": content for path, content in files.items()}
+    if not files:
+        return {}
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return {f"{part.split}/{part.name}.tar": tar.getvalue()}
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that gets its name when it is whole."""
+    aside = _aside_of(path)
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _aside_of(path: Path) -> Path:
+    """The hidden name of a file that is not whole yet: always the same one, so that the next run finds it."""
+    return path.with_name(f".{path.name}.tmp")

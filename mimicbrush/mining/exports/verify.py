@@ -1,0 +1,88 @@
+"""Read an export again, and name everything that is not as its markers say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mimicbrush.errors import DataError
+from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.text import parse_json
+from mimicbrush.mining.exports.lists import OUTSIDE_BAND, SUMMARY_FILE, count_export
+from mimicbrush.mining.exports.parts import read_export_folder
+from mimicbrush.mining.exports.plan import SPLITS
+
+#: Files that a trainer would take for samples where it finds them beside ours.
+_SAMPLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".txt", ".tar")
+_AGAIN = "give the command of the export again"
+
+
+def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tuple[list[str], dict[str, Any]]:
+    """Read every byte of an export again. Nothing is changed.
+
+    Args:
+        path: of the export.
+        workers: threads that read.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        What is wrong, a sentence each, and the summary of the export.
+
+    Raises:
+        DataError: this is no export, or it was never finished.
+    """
+    folder = read_export_folder(path)
+    if folder is None:
+        raise DataError(f"{path} is no export (it has no records/export.json)")
+    try:
+        summary = parse_json((path / SUMMARY_FILE).read_bytes())
+        names, lists = [str(name) for name in summary["parts"]], dict(summary["lists"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not finished, or {SUMMARY_FILE} is damaged ({error!r}); {_AGAIN}") from error
+    markers = {name: folder.read_marker(name) for name in names}
+    faults = [f"the marker of part {name} is missing or damaged; {_AGAIN}" for name in names if not markers[name]]
+    read = {name: marker for name, marker in markers.items() if marker is not None}
+    expected = {file: digest for marker in read.values() for file, (_, digest) in marker["files"].items()} | lists
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(expected), unit="file", desc="verifying", disable=not progress) as bar,
+    ):
+        for fault in pool.map(lambda item: _check_file(path, *item), expected.items()):
+            bar.update()
+            if fault:
+                faults.append(fault)
+    faults += _find_strangers(path, expected)
+    rows = [(name.rpartition("-")[0], row) for name, marker in read.items() for row in marker["rows"]]
+    num_outside_band = int(dict(summary["refused"]).get(OUTSIDE_BAND, 0))
+    counted = count_export(int(summary["pairs"]), num_outside_band, rows)
+    faults += [
+        f"{SUMMARY_FILE} says {name}: {summary.get(name)}, the markers say {value}; {_AGAIN}"
+        for name, value in counted.items()
+        if summary.get(name) != value
+    ]
+    if counted["not_written_yet"] < 0:
+        faults.append(f"more pairs are written and refused than there are; {_AGAIN}")
+    return faults, summary
+
+
+def _check_file(root: Path, name: str, digest: str) -> str:
+    """Say what is wrong with a file; "" for nothing."""
+    try:
+        # What has its length counts as done.
+        return "" if hash_file(root / name) == digest else f"{name} is not as it was written; delete it, and {_AGAIN}"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror}); {_AGAIN}"
+
+
+def _find_strangers(root: Path, expected: dict[str, str]) -> Iterator[str]:
+    """Find files that lie among the samples and are none."""
+    folders = {Path(name).parent for name in expected if Path(name).parts[0] in SPLITS}
+    for folder in sorted(folders):
+        for path in sorted((root / folder).iterdir()):
+            name = (folder / path.name).as_posix()
+            if path.suffix.lower() in _SAMPLE_SUFFIXES and name not in expected:
+                yield f"{name} is no file of this export; move it away, or a trainer takes it for a sample"

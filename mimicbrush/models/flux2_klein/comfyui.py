@@ -1,0 +1,149 @@
+"""A LoRA of FLUX.2 klein under the names that ComfyUI reads.
+
+ComfyUI holds FLUX.2 as Black Forest Labs published it, and takes a LoRA of ``NAME`` as ``diffusion_model.NAME.lora_A``
+and ``lora_B`` (model_lora_keys_unet in its comfy/lora.py). There queries, keys and values are one layer. So their three
+pairs become one: A's one below the other, B's along a diagonal. The scale, alpha / rank, goes into B.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.text import make_storable, parse_json
+from mimicbrush.models.pretrained.files import DamagedFileError, read_head
+
+#: Layers of diffusers -> those of the published weights. A tuple is one layer there. ``{}`` is the number of the block.
+COMFYUI_NAMES: dict[str | tuple[str, ...], str] = {
+    (
+        "transformer_blocks.{}.attn.to_q",
+        "transformer_blocks.{}.attn.to_k",
+        "transformer_blocks.{}.attn.to_v",
+    ): "double_blocks.{}.img_attn.qkv",
+    (
+        "transformer_blocks.{}.attn.add_q_proj",
+        "transformer_blocks.{}.attn.add_k_proj",
+        "transformer_blocks.{}.attn.add_v_proj",
+    ): "double_blocks.{}.txt_attn.qkv",
+    "transformer_blocks.{}.attn.to_out.0": "double_blocks.{}.img_attn.proj",
+    "transformer_blocks.{}.attn.to_add_out": "double_blocks.{}.txt_attn.proj",
+    "transformer_blocks.{}.ff.linear_in": "double_blocks.{}.img_mlp.0",
+    "transformer_blocks.{}.ff.linear_out": "double_blocks.{}.img_mlp.2",
+    "transformer_blocks.{}.ff_context.linear_in": "double_blocks.{}.txt_mlp.0",
+    "transformer_blocks.{}.ff_context.linear_out": "double_blocks.{}.txt_mlp.2",
+    "single_transformer_blocks.{}.attn.to_qkv_mlp_proj": "single_blocks.{}.linear1",
+    "single_transformer_blocks.{}.attn.to_out": "single_blocks.{}.linear2",
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "proj_out": "final_layer.linear",
+}
+_PREFIX, _COMFYUI_PREFIX = "transformer.", "diffusion_model."
+_NUMBER = re.compile(r"(?<=blocks\.)\d+")
+
+#: A (rank, in) and B (out, rank) of a layer; and those of each layer.
+LoraPair = tuple[torch.Tensor, torch.Tensor]
+LoraPairs = dict[str, LoraPair]
+
+
+def convert_lora_for_comfyui(source: Path, output: Path) -> None:
+    """Write a LoRA file of diffusers under the names that ComfyUI reads.
+
+    Args:
+        source: as diffusers writes it.
+        output: the new file.
+
+    Raises:
+        WeightsError: the file is damaged, holds something else than such a LoRA, or one that has no such form.
+    """
+    renamed = rename_for_comfyui(_read_pairs(source), source)
+    tensors = {
+        f"{_COMFYUI_PREFIX}{name}.{half}.weight": tensor.contiguous()
+        for name, pair in renamed.items()
+        for half, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    write_aside(output, lambda aside: save_file(tensors, aside, metadata={"format": "pt"}))
+
+
+def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
+    """Rename the layers of diffusers to those of the published weights; see the module.
+
+    Args:
+        pairs: by layer of diffusers.
+        source: what errors call the file.
+
+    Raises:
+        WeightsError: a layer has no such name.
+    """
+    left, renamed = dict(pairs), {}
+    numbers = sorted({found.group() for name in pairs if (found := _NUMBER.search(name))}, key=int)
+    for names, new in COMFYUI_NAMES.items():
+        for number in numbers if "{}" in new else [""]:
+            parts = [each.format(number) for each in ([names] if isinstance(names, str) else names)]
+            if present := [part for part in parts if part in left]:
+                sides = {part: left.pop(part) for part in present}
+                renamed[new.format(number)] = sides[parts[0]] if len(parts) == 1 else _join(parts, sides)
+    if left:
+        layer = make_storable(next(iter(left)))
+        raise WeightsError(f"{source}: {layer} has no counterpart in ComfyUI; train a LoRA without this layer")
+    return renamed
+
+
+def _join(parts: list[str], pairs: LoraPairs) -> LoraPair:
+    """One pair of layers that lie below each other; of those without a LoRA the rows of B are 0."""
+    width = next(iter(pairs.values()))[1].shape[0]  # queries, keys and values are equally wide
+    ranks = [pairs[part][0].shape[0] if part in pairs else 0 for part in parts]
+    joined_a = torch.cat([pairs[part][0] for part in parts if part in pairs])
+    joined_b = torch.zeros(len(parts) * width, sum(ranks), dtype=joined_a.dtype)
+    for number, part in enumerate(parts):
+        if part in pairs:
+            first = sum(ranks[:number])
+            joined_b[number * width : (number + 1) * width, first : first + ranks[number]] = pairs[part][1]
+    return joined_a, joined_b
+
+
+def _read_pairs(file: Path) -> LoraPairs:
+    """Read a LoRA, with its scale in B."""
+    names = read_head(file)
+    with safe_open(file, "pt") as opened:
+        try:
+            config = parse_json((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        except ValueError as error:
+            raise DamagedFileError(file, f"its metadata cannot be read ({error})") from error
+        layers = sorted({name.removesuffix(".weight").rpartition(".")[0] for name in names})
+        expected = {f"{layer}.{half}.weight" for layer in layers for half in ("lora_A", "lora_B")}
+        if not names or expected != names.keys() or any(not layer.startswith(_PREFIX) for layer in layers):
+            wrong = sorted(expected ^ names.keys()) or list(names) or ["nothing"]
+            raise WeightsError(f"{file} is no LoRA of diffusers for a transformer, see {make_storable(wrong[0])}")
+        pairs = {}
+        for layer in layers:
+            a, b = (opened.get_tensor(f"{layer}.{half}.weight") for half in ("lora_A", "lora_B"))
+            scaled = b.float() * (_read_alpha(file, config, a.shape[0]) / a.shape[0])
+            pairs[layer.removeprefix(_PREFIX)] = a, scaled.to(b.dtype)
+    return pairs
+
+
+def _read_alpha(file: Path, config: Any, rank: int) -> float:
+    """Read alpha out of peft's config; without one it is the rank."""
+    if not isinstance(config, dict):
+        raise DamagedFileError(file, "its metadata holds no config of peft")
+    facts = {str(name).removeprefix(_PREFIX): value for name, value in config.items()}
+    for name in ("alpha_pattern", "use_dora", "use_rslora"):
+        if facts.get(name):
+            raise WeightsError(f"{file} was trained with {name}, which has no counterpart in ComfyUI's LoRA files")
+    alpha = facts.get("lora_alpha", rank)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise DamagedFileError(file, f"its metadata states lora_alpha={make_storable(str(alpha), 100)}")
+    return alpha

@@ -1,0 +1,54 @@
+"""Where FLUX.2 klein lies on this machine. Imports no torch: what is absent must be named within a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.io.text import make_storable
+from mimicbrush.models.options import Flux2KleinModel
+from mimicbrush.models.pretrained.files import read_head, read_network
+from mimicbrush.models.pretrained.weights import LAYOUTS, locate_weights
+
+#: The networks that a training run needs, besides the encoded prompt.
+TRAINING_NETWORKS = ("transformer", "vae")
+
+
+def locate_klein(name: str) -> Path:
+    """Find the pipeline of a base model on this machine. Nothing is fetched.
+
+    Args:
+        name: a folder as diffusers writes it, or OWNER/NAME or OWNER/NAME@REVISION in the local cache.
+
+    Raises:
+        WeightsError: it is not there.
+    """
+    part = "base.transformer"
+    transformer = locate_weights(part, name)
+    if transformer is None:
+        raise WeightsError(
+            f"model.base={make_storable(name)} is neither a folder nor in the local Hugging Face cache; fetch it "
+            "with `mimicbrush fetch` and the same model options, or name a folder"
+        )
+    folder = transformer.parent if transformer.name == LAYOUTS[part].subfolder else transformer
+    if not (folder / "model_index.json").is_file():
+        raise WeightsError(f"{folder} has no model_index.json; expected the folder of a Flux2KleinPipeline")
+    return folder
+
+
+def list_klein_files(options: Flux2KleinModel) -> list[Path]:
+    """List the files that a run begins from: of the transformer, the VAE and the encoded prompt. Heads are read.
+
+    Raises:
+        WeightsError: one is absent; says how to get it.
+        DamagedFileError: one is damaged.
+    """
+    folder, prompt = locate_klein(options.base), Path(options.prompt_embeddings)
+    networks = [read_network(folder / name, "diffusion_pytorch_model") for name in TRAINING_NETWORKS]
+    if not prompt.is_file():
+        raise WeightsError(
+            f"model.prompt_embeddings={make_storable(str(prompt))} is no file; `mimicbrush fetch` with the same model "
+            "options encodes the prompt, once"
+        )
+    read_head(prompt)
+    return [*(file for network in networks for file in network.files), prompt]

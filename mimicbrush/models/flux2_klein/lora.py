@@ -1,0 +1,71 @@
+"""LoRA files of FLUX.2 klein: written as diffusers reads them, and loaded after a check.
+
+A file holds a pair of matrices a layer, A (rank, in) and B (out, rank): the layer's weight becomes W + s B A, with the
+scale s = alpha / rank. Alpha stands in the metadata, as peft's config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors.torch import save_file
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.text import describe_error, make_storable
+from mimicbrush.models.pretrained.files import read_head
+
+
+def write_klein_lora(file: Path, transformer: Flux2Transformer2DModel) -> None:
+    """Write the adapters of a transformer as the LoRA file that `Flux2KleinPipeline.load_lora_weights` reads."""
+    from peft import get_peft_model_state_dict
+
+    layers = get_peft_model_state_dict(transformer)
+    config = transformer.peft_config["default"].to_dict()
+    facts = {f"transformer.{name}": sorted(each) if isinstance(each, set) else each for name, each in config.items()}
+    # One entry: safetensors writes several in any order, and the same adapters should be the same bytes.
+    metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(facts, indent=2, sort_keys=True)}
+
+    def save(weights: Mapping[str, torch.Tensor], path: str) -> None:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path, metadata)
+
+    write_aside(
+        file,
+        lambda aside: Flux2KleinPipeline.save_lora_weights(
+            aside.parent, transformer_lora_layers=layers, weight_name=aside.name, save_function=save
+        ),
+    )
+
+
+def load_klein_lora(pipeline: Flux2KleinPipeline, file: Path) -> None:
+    """Load a LoRA file into diffusers' pipeline, after a check that it is for this transformer.
+
+    Raises:
+        WeightsError: the file is damaged, or holds something else than a LoRA of this transformer.
+    """
+    stored = {key: tensor.shape for key, tensor in read_head(file).items()}
+    foreign = [key for key in stored if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if foreign or not stored:
+        found = make_storable(foreign[0]) if foreign else "nothing"
+        raise WeightsError(f"{file} is no LoRA of diffusers: it holds {found}")
+    layers = {f"transformer.{name}": each for name, each in pipeline.transformer.named_modules()}
+    for name in sorted({key.removesuffix(".weight").rpartition(".")[0] for key in stored}):
+        layer = layers.get(name)
+        if not isinstance(layer, torch.nn.Linear):
+            raise WeightsError(f"{file} is no LoRA of this transformer, which has no layer {make_storable(name)}")
+        down, up = (stored.get(f"{name}.{half}.weight", ()) for half in ("lora_A", "lora_B"))
+        rank = down[0] if down else 0
+        if rank < 1 or down != (rank, layer.in_features) or up != (layer.out_features, rank):
+            raise WeightsError(
+                f"{file} does not fit this transformer: {name} has A {down} and B {up}, expected (rank, "
+                f"{layer.in_features}) and ({layer.out_features}, rank)"
+            )
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{file} cannot be loaded: {describe_error(error)}") from error

@@ -1,0 +1,183 @@
+"""The fixed prompt of FLUX.2 klein, encoded once and kept in a file.
+
+The prompt is the same for every sample, and its text encoder is as large as the transformer (4 B parameters, 8 GB). So
+the encoder runs once, and neither training nor editing needs it. The file is read as it was written, or not at all: it
+holds a checksum of the prompt and of the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import Flux2KleinPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+from mimicbrush.errors import WeightsError
+from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.text import make_storable, parse_json
+from mimicbrush.models.pretrained.files import DamagedFileError, read_head
+
+#: Hidden states of the text encoder that the transformer takes, and tokens of a prompt with its padding, as in
+#: `Flux2KleinPipeline.encode_prompt`.
+HIDDEN_LAYERS = (9, 18, 27)
+MAX_TOKENS = 512
+
+HOW_TO_ENCODE = (
+    "`mimicbrush fetch` with the same model options fetches the text encoder (8 GB) and encodes the prompt, once"
+)
+
+# The key in the metadata of the file. It is the only one: safetensors writes several in any order.
+_KEY = "mimicbrush_prompt"
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """What a file says of its embeddings.
+
+    Attributes:
+        prompt: the text.
+        encoder: whose embeddings these are: OWNER/NAME@REVISION, or a folder.
+        hidden_layers: of the text encoder, side by side in the width.
+        max_tokens: tokens of a prompt; a shorter one is padded.
+    """
+
+    prompt: str
+    encoder: str
+    hidden_layers: tuple[int, ...] = HIDDEN_LAYERS
+    max_tokens: int = MAX_TOKENS
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Embeddings of the prompt, and of the empty prompt, which classifier-free guidance takes beside it.
+
+    Attributes:
+        facts: of which prompt.
+        embeds, empty_embeds: (1, tokens, width), in the type of the text encoder.
+        text_ids: (1, tokens, 4), positions of the tokens in the transformer, whole numbers.
+    """
+
+    facts: PromptFacts
+    embeds: torch.Tensor
+    empty_embeds: torch.Tensor
+    text_ids: torch.Tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by their names in the file."""
+        return {"embeds": self.embeds, "empty_embeds": self.empty_embeds, "text_ids": self.text_ids}
+
+    @cached_property
+    def checksum(self) -> str:
+        """The SHA-256, hex, of the facts and of every number, wherever the file is kept."""
+        digest = hashlib.sha256(json.dumps(asdict(self.facts), sort_keys=True).encode())
+        for name, tensor in self.tensors().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@torch.no_grad()
+def encode_prompt(
+    prompt: str,
+    text_encoder: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder: str,
+    hidden_layers: Sequence[int] = HIDDEN_LAYERS,
+    max_tokens: int = MAX_TOKENS,
+) -> PromptEmbeddings:
+    """Encode a prompt as `Flux2KleinPipeline` does: that pipeline does it here, without its other networks.
+
+    Args:
+        prompt: the text; with its template it must fit `max_tokens`, or its end is cut off.
+        text_encoder: on the device that is to compute.
+        tokenizer: its own, with a chat template.
+        encoder: what the file will say of whose embeddings these are, see `PromptFacts`.
+        hidden_layers: see `PromptFacts`.
+        max_tokens: see `PromptFacts`.
+
+    Returns:
+        Embeddings on the CPU.
+    """
+    pipeline = Flux2KleinPipeline(
+        scheduler=None, vae=None, text_encoder=text_encoder.eval(), tokenizer=tokenizer, transformer=None
+    )
+    embeds, empty_embeds = (
+        pipeline.encode_prompt(
+            text,
+            device=text_encoder.device,
+            max_sequence_length=max_tokens,
+            text_encoder_out_layers=tuple(hidden_layers),
+        )
+        for text in (prompt, "")
+    )
+    facts = PromptFacts(prompt, encoder, tuple(hidden_layers), max_tokens)
+    return PromptEmbeddings(facts, embeds[0].cpu(), empty_embeds[0].cpu(), embeds[1].cpu())
+
+
+def write_prompt(path: Path, embeddings: PromptEmbeddings) -> None:
+    """Write embeddings to a file; it gets its name when it is whole.
+
+    Args:
+        path: the file, .safetensors. Its folder is made if need be.
+        embeddings: what to write.
+    """
+    stored = json.dumps({**asdict(embeddings.facts), "checksum": embeddings.checksum})
+    tensors = {name: tensor.contiguous() for name, tensor in embeddings.tensors().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: save_file(tensors, aside, metadata={_KEY: stored}))
+
+
+def read_prompt(path: Path, *, prompt: str | None = None, width: int | None = None) -> PromptEmbeddings:
+    """Read embeddings from a file, and verify every number.
+
+    Args:
+        path: a file of `write_prompt`.
+        prompt: which prompt is expected; None: any.
+        width: what the transformer takes (its `joint_attention_dim`); None: any.
+
+    Raises:
+        WeightsError: there is no such file, or it holds another prompt or another width; says what to do.
+        DamagedFileError: it is no such file, or not what was written.
+    """
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path} with the encoded prompt. {HOW_TO_ENCODE}")
+    read_head(path)
+    try:
+        with safe_open(path, "pt") as opened:
+            stored = parse_json((opened.metadata() or {}).get(_KEY, "null"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        found, checksum = _build(stored, tensors)
+    except (IndexError, KeyError, OSError, TypeError, ValueError) as error:
+        raise DamagedFileError(path, f"it is no file of an encoded prompt ({type(error).__name__}: {error})") from error
+    if found.checksum != checksum:
+        raise DamagedFileError(path, "its checksum is not that of its numbers; remove it, and encode the prompt again")
+    if prompt is not None and found.facts.prompt != prompt:
+        there, wanted = make_storable(repr(found.facts.prompt)), make_storable(repr(prompt))
+        raise WeightsError(f"{path} holds the prompt {there}, expected {wanted}. {HOW_TO_ENCODE}")
+    if width is not None and found.embeds.shape[-1] != width:
+        raise WeightsError(
+            f"{path} holds embeddings of width {found.embeds.shape[-1]}, the transformer takes {width}: they are of "
+            f"the text encoder of another model ({make_storable(found.facts.encoder)})"
+        )
+    return found
+
+
+def _build(stored: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple[PromptEmbeddings, str]:
+    facts = PromptFacts(
+        str(stored["prompt"]), str(stored["encoder"]), tuple(stored["hidden_layers"]), int(stored["max_tokens"])
+    )
+    found = PromptEmbeddings(facts, **tensors)
+    tokens = found.embeds.shape[1]
+    if found.embeds.shape != found.empty_embeds.shape or found.text_ids.shape != (1, tokens, 4):
+        raise ValueError("its tensors do not fit each other")
+    return found, str(stored["checksum"])

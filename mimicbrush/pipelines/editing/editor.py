@@ -1,0 +1,194 @@
+"""The editor behind `mimicbrush edit`: a model that is loaded when the first edit needs it, and how it is to edit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from PIL import Image
+
+from mimicbrush.errors import InputError
+from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
+from mimicbrush.pipelines.editing.requests import Edit
+from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
+
+if TYPE_CHECKING:
+    from mimicbrush.ops.crops import Box
+    from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
+    from mimicbrush.pipelines.editing.reference_part import ReferencePart
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
+
+MODELS = """no model was named, and none comes with this version. --model takes:
+  DIR       a pipeline folder: `mimicbrush train +experiment=smoke data.root=MINED` leaves one in
+            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
+  released  the released weights: fetched from the Hugging Face hub and converted once"""
+NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
+how imitating works, not what a full model paints. --model takes:
+  DIR       a pipeline folder, or the folder of a training run that left one
+  released  the released weights: fetched from the Hugging Face hub and converted once"""
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What is the same for all edits of a command. The command line has checked the values.
+
+    Attributes:
+        model: a folder, "released" or "small"; None: the small model, with a note.
+        device, dtype: as `open_pipeline` takes them.
+        steps, guidance: of the pipeline; None: its own defaults.
+        crop, paste_back: as the pipeline takes them.
+        auto_zoom: edit twice, the second time with the part of the reference that the first looked at.
+        cuda_graphs: record the passes of the U-Nets once, and replay them.
+        resize_mask, allow_full_mask: as `read_inputs` takes them.
+        tells_places: also find which place of the reference filled which of the hole.
+        shows_steps: whether each edit has a progress bar of its own.
+    """
+
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    steps: int | None = None
+    guidance: float | None = None
+    crop: str = "full"
+    paste_back: bool = True
+    auto_zoom: bool = False
+    cuda_graphs: bool = False
+    resize_mask: bool = False
+    allow_full_mask: bool = False
+    tells_places: bool = False
+    shows_steps: bool = True
+
+
+class LoadedEditor:
+    """A model that is loaded when the first edit needs it.
+
+    Attributes:
+        parts: with auto-zoom, of the last edit: for each result the part of the reference that it imitates.
+
+    Raises:
+        InputError: there is no such model.
+    """
+
+    def __init__(self, settings: EditSettings) -> None:
+        self.settings = settings
+        self.parts: Sequence[ReferencePart | None] = ()
+        if settings.model is None and not is_shipped():
+            raise InputError(MODELS)
+        self._model = settings.model or SHIPPED_NAME
+        resolve_pipeline_folder(self._model)  # an error comes before the images are read
+
+    def read(self, edit: Edit) -> EditInputs:
+        """Read and check the images of an edit; this needs no model."""
+        return read_inputs(edit, resize_mask=self.settings.resize_mask, allow_full_mask=self.settings.allow_full_mask)
+
+    @property
+    def pastes_back(self) -> bool:
+        """Whether a result has the size of its source, and not that of the canvas."""
+        return self.settings.paste_back
+
+    @cached_property
+    def pipeline(self) -> MimicBrushPipeline | KleinPipeline:
+        """The pipeline on its device."""
+        if self.settings.model is None:  # said only once it edits, and not before every error of the images
+            print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
+        from mimicbrush.pipelines.open_pipeline import open_any_pipeline
+
+        pipeline = open_any_pipeline(self._model, self.settings.device, self.settings.dtype)
+        if self.settings.auto_zoom:
+            from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
+
+            check_can_zoom(pipeline.can_record_attention)
+        scheduler = pipeline.scheduler.config
+        limit = scheduler.get("original_inference_steps")  # of a distilled model
+        why = f"was distilled to {limit} or fewer steps"
+        if limit is None:
+            limit = scheduler.num_train_timesteps
+            why = f"was trained with {limit} timesteps, no more"
+        if (self.settings.steps or 0) > limit:
+            raise InputError(f"--steps {self.settings.steps}: this model {why}")
+        if self.settings.cuda_graphs:
+            pipeline.enable_cuda_graphs()
+        pipeline.set_progress_bar_config(disable=None if self.settings.shows_steps else True)
+        return pipeline
+
+    def load(self) -> MimicBrushPipeline | KleinPipeline:
+        """Load the pipeline, the first time."""
+        return self.pipeline
+
+    def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
+        """Edit once per seed; say which part auto-zoom chose."""
+        images = cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
+        from tqdm import tqdm
+
+        for seed, part in zip(seeds, self.parts, strict=False):
+            tqdm.write(f"{edit.output}, seed {seed}: {describe_part(part)}")
+        return images
+
+    def edit_together(
+        self, edits: Sequence[Edit], inputs: Sequence[EditInputs], seeds: Sequence[Sequence[int]]
+    ) -> Sequence[Sequence[Image.Image]]:
+        """Make several edits in one call of the pipeline.
+
+        All or none keep the shape. All have as many seeds, and as many references.
+        """
+        from mimicbrush.pipelines.open_pipeline import seeded_generator
+
+        count = len(seeds[0])
+        boxes: list[Box | None] = [
+            (edit.reference_crop if number == 0 else None) or (0, 0, *image.size)
+            for edit, each in zip(edits, inputs, strict=True)
+            for number, image in enumerate(each.references)
+        ]
+        references: list[Any] = [each.reference_argument() for each in inputs]
+        output: Any = self.pipeline(
+            [each.source for each in inputs],
+            [each.mask for each in inputs],
+            references,
+            reference_crop=boxes,
+            num_images_per_prompt=count,
+            generator=[seeded_generator(seed) for of_one in seeds for seed in of_one],
+            **self._options(edits[0].keep_shape),
+        )
+        images = cast("list[Image.Image]", output.images)  # as the output type "pil" has it
+        return [images[first : first + count] for first in range(0, len(images), count)]
+
+    def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
+        """Edit once per seed, with the correspondences if they are asked for."""
+        options = {**self._options(edit.keep_shape), "reference_crop": edit.reference_crop}
+        if self.settings.auto_zoom:
+            from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
+
+            images = inputs.source, inputs.mask, inputs.reference
+            result, self.parts = edit_zoomed(self.pipeline, *images, seeds, **options)
+            return result
+        from mimicbrush.pipelines.open_pipeline import seeded_generator
+
+        generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
+        reference: Any = inputs.reference_argument()
+        output = self.pipeline(
+            inputs.source, inputs.mask, reference, num_images_per_prompt=len(seeds), generator=generators, **options
+        )
+        return cast("MimicBrushPipelineOutput", output)
+
+    def _options(self, keep_shape: bool) -> dict[str, Any]:
+        return {
+            "num_inference_steps": self.settings.steps,
+            "guidance_scale": self.settings.guidance,
+            "keep_shape": keep_shape,
+            "crop": self.settings.crop,
+            "paste_back": self.settings.paste_back,
+            "return_correspondence": self.settings.tells_places,
+        }
+
+
+def describe_part(part: ReferencePart | None) -> str:
+    """Describe which part of the reference auto-zoom chose, for a person."""
+    if part is None:
+        return "auto-zoom found no part of the reference that is worth a closer look, so this is the first edit"
+    box = ",".join(str(side) for side in part.box)
+    of = "one place" if part.places == 1 else f"the strongest of {part.places} places"
+    return f"auto-zoom: only {box} of the reference, {of}, at which {part.share:.0%} of the attention peaked"
