@@ -56,14 +56,14 @@ EVALUATE_PATHS = {
     "seed": (
         "a whole number, 0 or more, or null",
         "`null`",
-        "of masks, noise, warps, wrong references and the bootstrap; null: 0 with pairs, 1 on a benchmark",
+        "chooses masks, noise, warps, wrong references and the bootstrap; null: 0 with pairs, 1 on a benchmark",
     ),
     "num_inference_steps": (
         "a whole number in 1..1000, or null",
         "`null`",
-        "of the sampler; null: the editor's own default",
+        "steps of the sampler; null: the editor's own default",
     ),
-    "guidance_scale": ("a number in 0..100, or null", "`null`", "of classifier-free guidance; null: the editor's own"),
+    "guidance_scale": ("a number in 0..100, or null", "`null`", "classifier-free guidance; null: the editor's own"),
     "device": ("one of `auto`, `cpu`, `cuda`", "`auto`", "where to compute"),
 }
 
@@ -101,7 +101,7 @@ def _for_users(meaning: str, name: str) -> str:
     """Write a meaning for who reads the page, and not the code: with what it refers to, and null for None."""
     if (other := re.match(r"(?:see|as in) `(\w+)`[.;]? *", meaning)) and other[1] in _REFERRED_TO:
         rest = meaning[other.end() :]
-        meaning = describe_fields(_REFERRED_TO[other[1]])[name] + (f". {rest[0]}{rest[1:]}" if rest else "")
+        meaning = describe_fields(_REFERRED_TO[other[1]])[name] + (f". {rest}" if rest else "")
     meaning = re.sub(r"[,;] one of `[A-Z_]+`|^one of `[A-Z_]+`[.;] *", "", meaning)
     return re.sub(r"\bNone\b", "null", meaning).removesuffix(".")
 

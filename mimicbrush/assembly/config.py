@@ -44,7 +44,7 @@ class TrainConfig:
     Attributes:
         run_name: names the run's folder under runs/ and the run in a tracker.
         run_dir: folder for everything that the run leaves.
-        seed: of weights (toy size), data, noise and drops.
+        seed: chooses weights (toy size), data, noise and drops.
     """
 
     run_name: str = MISSING

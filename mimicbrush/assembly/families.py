@@ -74,9 +74,9 @@ def check_family(options: TrainConfig) -> None:
         chosen.append("data.encoded_views")
     if chosen:
         family, other = ("FLUX.2 klein", "the U-Nets") if is_klein else ("the U-Nets", "FLUX.2 klein")
+        are, them = ("is", "it") if len(chosen) == 1 else ("are", "them")
         raise InputError(
-            f"{', '.join(chosen)}: for {other} alone, and the model is of {family}; leave "
-            f"{'it' if len(chosen) == 1 else 'them'} at the default"
+            f"{', '.join(chosen)} {are} only for {other}, and this model is of {family}; leave {them} at the default"
         )
 
 
@@ -249,6 +249,7 @@ def _load_klein_parts(options: KleinOptions, seed: int, dtype: torch.dtype) -> t
     from mimicbrush.models.flux2_klein.components import load_klein, toy_klein
     from mimicbrush.models.flux2_klein.files import locate_klein
     from mimicbrush.models.flux2_klein.prompt import encode_prompt, read_prompt
+    from mimicbrush.models.library_logs import silence_diffusers
 
     if isinstance(options, ToyFlux2KleinModel):
         parts = toy_klein(options, seed=seed)
@@ -256,7 +257,9 @@ def _load_klein_parts(options: KleinOptions, seed: int, dtype: torch.dtype) -> t
         prompt = encode_prompt(
             options.prompt, parts.text_encoder, parts.tokenizer, encoder="toy", max_tokens=TOY_PROMPT_TOKENS
         )
-        return replace(parts, transformer=parts.transformer.to(dtype), vae=parts.vae.to(dtype)), prompt
+        with silence_diffusers():  # it warns of modules to be kept in float32, of which there are none
+            parts = replace(parts, transformer=parts.transformer.to(dtype), vae=parts.vae.to(dtype))
+        return parts, prompt
     options = cast(Flux2KleinModel, options)
     parts = load_klein(locate_klein(options.base), dtype=dtype)
     width = parts.transformer.config.joint_attention_dim

@@ -59,7 +59,7 @@ def check_prerequisites(config: DictConfig) -> None:
         paper = " The paper's setting needs 8 GPUs of the A100 class (or one, and patience: gradients are accumulated);"
         missing.append(
             f"train.device=cuda, but PyTorch sees no CUDA GPU.{'' if is_klein else paper}\n"
-            "  train.device=cpu insists on a CPU."
+            "  train.device=cpu computes on a CPU."
         )
     if missing:
         smoke = "klein_smoke" if is_klein else "smoke"

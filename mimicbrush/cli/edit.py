@@ -31,14 +31,22 @@ from mimicbrush.pipelines.editing.batch import (
 )
 from mimicbrush.pipelines.editing.editor import EditSettings, LoadedEditor, describe_part
 from mimicbrush.pipelines.editing.requests import (
-    MOST_REFERENCES,
     TEXTURE_FOLDER,
     Edit,
     check_box,
     collect_edits,
     number_outputs,
 )
-from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE, CommandParser, NumberRange, one_of
+from mimicbrush.ranges import (
+    BATCH_RANGE,
+    GUIDANCE_RANGE,
+    MAX_REFERENCES,
+    SEED_RANGE,
+    STEPS_RANGE,
+    CommandParser,
+    NumberRange,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from mimicbrush.ops.crops import Box
@@ -119,7 +127,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--save-correspondence",
         type=Path,
         metavar="MAP.png",
-        help="also show which place of the reference filled which (and as numbers, MAP.npz)",
+        help="also show which place of the reference filled which place of the hole (as numbers: MAP.npz)",
     )
     add("--contact-sheet", type=Path, metavar="SHEET.png", help="also write source, mask, reference, results in a row")
     add("--force", action="store_true", help="overwrite outputs; in a batch, edit again what is finished")
@@ -162,8 +170,9 @@ def _add_images(parser: CommandParser) -> None:
         "--reference",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="REF",
-        help=f"image to imitate, or up to {MOST_REFERENCES} images of the same thing",
+        help=f"image to imitate, or up to {MAX_REFERENCES} images of the same thing",
     )
 
 
@@ -188,9 +197,9 @@ def _name_images(parser: CommandParser, arguments: argparse.Namespace) -> None:
     if missing and not given:
         parser.error("three images are needed: REF SRC MASK, or by name --reference, --source, --mask (or --batch)")
     if missing:
-        parser.error(f"{' and '.join(missing)}: still to be named")
-    if len(arguments.reference) > MOST_REFERENCES:
-        parser.error(f"--reference: takes 1 to {MOST_REFERENCES} images, got {len(arguments.reference)}")
+        parser.error(f"{' and '.join(missing)}: must be given, too")
+    if len(arguments.reference) > MAX_REFERENCES:
+        parser.error(f"--reference: takes 1 to {MAX_REFERENCES} images, got {len(arguments.reference)}")
     for option in ("reference_crop", "auto_zoom"):
         if len(arguments.reference) > 1 and getattr(arguments, option):
             parser.error(f"--{option.replace('_', '-')} is for one reference; crop the files of several")
@@ -319,7 +328,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
             kept = write_or_keep(path, partial(write_image, plot), f"{path.stem}.png")
             lost += [each for each in (path.with_suffix(".npz"), path) if each not in (numbers, kept)]
             if kept and numbers:
-                print(f"{kept} and {numbers.name}: which place of the reference filled which of the hole")
+                print(f"{kept} and {numbers.name}: which place of the reference filled which place of the hole")
     for path in sheets:
         write_sheet(path, [edit], editor, len(outputs))
     if lost:

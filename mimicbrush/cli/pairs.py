@@ -32,14 +32,14 @@ _GIB = 2**30
 _NUMBERS = {
     "views": "how often each pair is drawn, each time with another augmentation and mask",
     "size_px": "side of the square images",
-    "seed": "of augmentations, masks and order; 0: the views of data.fixed_views",
+    "seed": "chooses augmentations, masks and order; 0: the views of data.fixed_views",
 }
 _JPEG_RANGE = NumberRange(at_least=1, at_most=100, whole=True)
 _GIB_RANGE = NumberRange(above=0, at_most=10**9)
 #: What only an export with --format reads; as the command line has them.
 _OF_FORMATS = (
     *("views", "size_px", "seed", "augmentation", "mask_strategy", "set", "jpeg_quality", "side_by_side", "caption"),
-    *("captions", "max_gib", "workers", "input_root"),
+    *("captions", "caption_column", "max_gib", "workers", "input_root"),
 )
 
 
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     exporting.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="file (default: standard output); with --format, a folder"
     )
-    exporting.add_argument("--format", **one_of(*FORMATS), help="a data set of this trainer")
+    exporting.add_argument("--format", **one_of(*FORMATS), help="write a data set of this trainer")
     add_format_arguments(exporting.add_argument_group("with --format"))
     return parser.parse_args()
 
@@ -78,11 +78,22 @@ def add_format_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--augmentation", **strengths, help="as data/augmentation of training (default: strong)")
     group.add_argument("--mask-strategy", metavar="NAME", help="as data.mask.strategy of training (default: sift_grid)")
     group.add_argument("--set", nargs="+", metavar="OPTION=VALUE", help="more options of training, such as data.mask.*")
-    group.add_argument("--caption", metavar="TEXT", help=f'of all samples (default: "{DEFAULT_CAPTIONS[False]}")')
-    group.add_argument("--captions", type=Path, metavar="LIST", help="CSV or Parquet list of inputs with captions")
-    group.add_argument("--caption-column", default="caption", metavar="NAME", help="its column (default: caption)")
-    group.add_argument("--side-by-side", action="store_true", default=None, help="the reference left of each image")
-    group.add_argument("--jpeg-quality", type=_JPEG_RANGE.read, metavar="Q", help="JPEG images (default: PNG)")
+    group.add_argument(
+        "--caption", metavar="TEXT", help=f'caption of all samples (default: "{DEFAULT_CAPTIONS[False]}")'
+    )
+    group.add_argument(
+        "--captions", type=Path, metavar="LIST", help="CSV or Parquet list with captions, such as the mined one"
+    )
+    group.add_argument("--caption-column", metavar="NAME", help="column of the captions (default: caption)")
+    group.add_argument(
+        "--side-by-side",
+        action="store_true",
+        default=None,
+        help="put the reference to the left of target, source and mask",
+    )
+    group.add_argument(
+        "--jpeg-quality", type=_JPEG_RANGE.read, metavar="Q", help="write JPEG images of this quality (default: PNG)"
+    )
     group.add_argument(
         "--max-gib", type=_GIB_RANGE.read, metavar="G", help="stop before the samples take more than this"
     )
@@ -173,7 +184,9 @@ def export_for_trainer(arguments: argparse.Namespace) -> None:
         raise InputError("--format needs -o OUT, the folder for the data set")
     check_output_folder(arguments.output, "--output")
     options = read_export_options(arguments)
+    from mimicbrush.mining.exports.lists import REFUSED_FILE
     from mimicbrush.mining.exports.run import export_pairs
+    from mimicbrush.mining.exports.samples import UNREADABLE_PAIR
 
     summary = export_pairs(
         arguments.folder,
@@ -184,6 +197,9 @@ def export_for_trainer(arguments: argparse.Namespace) -> None:
         progress=not arguments.no_progress,
     )
     print(f"{arguments.output}: {describe_export(summary)}")
+    if summary["refused"]:
+        again = ". The same command reads them again" if UNREADABLE_PAIR in summary["refused"] else ""
+        print(f"{arguments.output / REFUSED_FILE} says why pairs were refused{again}")
     if left := summary["not_written_yet"]:
         print(
             f"stopped: more samples would take more than --max-gib {arguments.max_gib:g}; {left} pairs are not "
@@ -203,8 +219,10 @@ def read_export_options(arguments: argparse.Namespace) -> ExportOptions:
     given = {name: vars(arguments)[name] for name in (*_NUMBERS, "jpeg_quality", "side_by_side")}
     options = {name: value for name, value in given.items() if value is not None}
     captions = None
+    if arguments.captions is None and arguments.caption_column is not None:
+        raise InputError(f"--caption-column {arguments.caption_column}: name the list, too, with --captions LIST")
     if arguments.captions is not None:
-        captions = read_list_column(arguments.captions, arguments.caption_column)
+        captions = read_list_column(arguments.captions, arguments.caption_column or "caption")
         # Then a file without a caption of its own has none, unless there is one for all.
         options["caption"] = ""
     if arguments.caption is not None:

@@ -49,7 +49,7 @@ class MaskOptions:
         cells: smallest and largest N of the N x N grid, in all three grids.
         matched: sift_grid: probability that a cell with a matched SIFT point is masked.
         unmatched: sift_grid: the same for any other cell; also where no segment of a photograph will do.
-        probability: random_grid: of every cell.
+        probability: random_grid: probability that a cell is masked.
         box_sides: box: smallest and largest side over that of the canvas (released data utilities).
         box_area: box: its area over that of the canvas; None leaves it to the sides.
         num_fullest: orb_grid: how many cells count as the fullest.
@@ -120,27 +120,28 @@ class DataOptions:
         video_ratio: part of the samples that come from video pairs; the rest are images (paper Sec. 4.1).
         sources: name -> options: the general form, for any number of them, in place of `root` and `video_ratio`.
         heldout_ratio: part of the source files that is never trained on, chosen by their hash.
-        min_ssim, max_ssim: a narrower band than at mining; pairs outside it are not used.
+        min_ssim: pairs with a lower SSIM are not used. It can only narrow the band of mining.
+        max_ssim: pairs with a higher SSIM are not used. It can only narrow the band of mining.
         geometry: random geometry, sampled for source and reference independently.
         jitter: random colour, likewise.
         share_flips: flip source and reference together (ours: users of the released model complain of
             mirrored results).
         mask: what is masked.
-        fixed_views: each pair has so many augmentations (*ours*), which take turns from epoch to epoch and are the same
-            for every seed; 0 (paper): a new one each time.
-        encoded_views: a folder made by mimicbrush encode-views, which holds these views as the frozen encoders see
+        fixed_views: number of augmentations of each pair (*ours*). They take turns from epoch to epoch, and are the
+            same for every seed; 0 (paper): a new one each time.
+        encoded_views: a folder made by mimicbrush encode-views, which holds the fixed views as the frozen encoders see
             them; "": the run encodes by itself.
         augment_on: "cpu" renders in the loader's processes; "device" lets them decode only, and jitters and warps
             whole batches where the model is. Same parameters, same samples up to rounding.
         max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
             (a few are always allowed, see `training.guards.BadSamples`).
-        num_workers: loader processes per rank.
-        loader_timeout_s: so long a loader process may take for its next batch before the run saves and ends; where
-            `num_workers` is 0, nothing watches.
-        num_references: references of each sample, 1..4 (*ours*; the paper has one). Those after the first are other
-            frames of the same shot, and where it has none, the first with another augmentation.
-        num_matches: the most matched points of a sample that `train.correspondence_weight` supervises, 1..4096; more
-            are thinned at random.
+        num_workers: loader processes of each process of the run; 0: none.
+        loader_timeout_s: if a loader process gives no batch for so long, the run saves and ends; with `num_workers=0`
+            this is not checked.
+        num_references: references of each sample (*ours*; the paper has one). Those after the first are other frames of
+            the same shot. If it has no other frame, the first one is augmented again.
+        num_matches: largest number of matches of a sample that `train.correspondence_weight` uses; of more, a random
+            part is used.
     """
 
     root: str = ""

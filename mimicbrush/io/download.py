@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import write_json
@@ -29,7 +29,11 @@ _TIMEOUT_S = 60.0
 _ATTEMPTS, _PAUSE_S = 4, 1.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _AGENT = "mimicbrush (training data)"
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+#: No size has more digits than this; Python refuses to read some thousand of them.
+_SIZE = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(rf"bytes ({_SIZE.pattern})-{_SIZE.pattern}/({_SIZE.pattern})")
+#: Characters that an address may have; urllib sends no others.
+_IN_ADDRESS = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class DownloadError(InputError):
@@ -45,10 +49,31 @@ def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_good = bool(parts.hostname) and (parts.scheme == "https" or _is_local(url))
-    except ValueError:  # brackets that do not match, a port that is no number
-        is_good = False
-    if not is_good:
-        raise DownloadError(f"{make_storable(url, 200)!r}: an address must begin with https://")
+        fault = "" if is_good else "an address must begin with https://"
+        _encode_address(url)
+    except ValueError as error:  # brackets that do not match, a port that is no number, a host with an empty part
+        fault = f"an address must begin with https:// and name a server ({make_storable(str(error), 100)})"
+    if fault:
+        raise DownloadError(f"{make_storable(url, 200)!r}: {fault}")
+
+
+def _encode_address(url: str) -> str:
+    """Write an address as it is sent: in ASCII, without spaces.
+
+    Raises:
+        ValueError: no server has such a name, or such a port.
+    """
+    parts = urlsplit(url)
+    if parts.port == 0:
+        raise ValueError("there is no port 0")
+    host = (parts.hostname or "").encode("idna").decode()
+    name = parts.netloc.rpartition("@")[2]
+    if not name.isascii():
+        name = f"{host}:{parts.port}" if parts.port else host
+    elif not set(name) <= set(_IN_ADDRESS):
+        raise ValueError("its host has spaces")
+    path, query = (quote(part, _IN_ADDRESS) for part in (parts.path, parts.query))
+    return urlunsplit(parts._replace(netloc=name, path=path, query=query))
 
 
 def _is_local(url: str) -> bool:
@@ -62,8 +87,11 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
-        if not (_is_local(req.full_url) and _is_local(newurl)) and urlsplit(newurl).scheme != "https":
+        parts = urlsplit(newurl)
+        if parts.scheme != "https" and not _is_local(newurl):
             raise DownloadError(f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is not https")
+        if parts.hostname in _THIS_MACHINE and not _is_local(req.full_url):
+            raise DownloadError(f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is this machine")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -81,12 +109,12 @@ def download_file(
 
     Args:
         url: of https.
-        path: the file; its folder is there, and nobody else writes it.
+        path: the file; its folder exists, and no other process writes it.
         sha256: hex, which it must have; "" where it is not known.
         num_bytes: its size; None where it is not known.
         max_bytes: a longer file is refused.
         check: looks at the file before it gets its name, and raises what it finds.
-        report: is told how many bytes there are, and of how many.
+        report: called with the bytes so far, and with all bytes if that is known.
 
     Returns:
         The SHA-256 of the file, hex.
@@ -117,12 +145,21 @@ def download_file(
             problem = f"the server answers {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             problem = describe_error(error)
+        except ValueError as error:  # of urllib: an address that the server leads to, or a header, is none
+            raise DownloadError(f"{url}: the answer of the server cannot be read: {describe_error(error)}") from None
         have = _size_of(part)
         failures = 1 if have > before else failures + 1  # a slow line that breaks often still gets there
         if failures >= _ATTEMPTS:
             kept = f"; {in_bytes(have)} are here, and the same command goes on from there" if have else ""
             raise DownloadError(f"{url} could not be fetched: {problem}{kept}")
         time.sleep(failures * _PAUSE_S)
+    if num_bytes not in (None, _size_of(part)):
+        have = _size_of(part)
+        _forget(part, note)
+        raise DownloadError(
+            f"{url}: the server sent {have} bytes, and the list says {num_bytes}. They were not kept: it is another "
+            "file than the one that was listed, or not all of it"
+        )
     found = hash_file(part)
     if sha256 and found != sha256:
         _forget(part, note)
@@ -149,6 +186,14 @@ def _forget(part: Path, note: Path) -> None:
     note.unlink(missing_ok=True)
 
 
+def _read_some(answer: Any) -> bytes:
+    """Read what has come; what the line does wrong is not to be taken for a fault of the disk."""
+    try:
+        return bytes(answer.read1(_CHUNK_BYTES))
+    except OSError as error:
+        raise ConnectionError(describe_error(error)) from error
+
+
 class _Fetch:
     """One file that is fetched in one or several answers of a server."""
 
@@ -173,7 +218,7 @@ class _Fetch:
         headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
         if have:  # only of the same version: If-Range asks for all of a file that has changed
             headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-        request = urllib.request.Request(self.url, headers=headers)
+        request = urllib.request.Request(_encode_address(self.url), headers=headers)
         try:
             opened = self._opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
@@ -184,6 +229,9 @@ class _Fetch:
             _forget(self.part, self.note)
             return False
         with opened as answer:
+            if answer.status == http.client.PARTIAL_CONTENT and self._find_tag(answer.headers) not in ("", tag):
+                _forget(self.part, self.note)  # the rest of another version
+                return False
             start, total = self._read_size(answer, have)
             self._check_answer(answer, total)
             write_json(self.note, {"url": self.url, "tag": self._find_tag(answer.headers)})
@@ -192,7 +240,7 @@ class _Fetch:
             with self.part.open("r+b" if start else "wb", buffering=0) as file:
                 file.truncate(start)
                 file.seek(start)
-                while chunk := answer.read1(_CHUNK_BYTES):
+                while chunk := _read_some(answer):
                     count += len(chunk)
                     if count > (total or self.max_bytes):
                         raise DownloadError(
@@ -204,10 +252,11 @@ class _Fetch:
 
     def _find_part(self) -> tuple[int, str]:
         """The bytes that an earlier try left, and the version of the file that they are of."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             known = json.loads(self.note.read_text(encoding="utf-8"))
-            if known["url"] == self.url and known["tag"]:
-                return self.part.stat().st_size, str(known["tag"])
+            # A tag is sent again, as a header.
+            if known["url"] == self.url and known["tag"] and known["tag"].isascii() and known["tag"].isprintable():
+                return self.part.stat().st_size, known["tag"]
         return 0, ""
 
     def _find_tag(self, headers: Any) -> str:
@@ -217,14 +266,14 @@ class _Fetch:
         )
 
     def _read_size(self, answer: Any, have: int) -> tuple[int, int | None]:
-        """Where the answer begins in the file, and the size of the whole file; None where the server does not say."""
+        """Where the answer begins in the file, and the size of the whole file; None where nobody says."""
         if answer.status == http.client.PARTIAL_CONTENT:
             span = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if not have or span is None or int(span[1]) != have:
                 raise DownloadError(f"{self.url}: the server sends another part than was asked for")
             return have, int(span[2])
         length = answer.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
+        return 0, int(length) if _SIZE.fullmatch(length) else self.num_bytes
 
     def _check_answer(self, answer: Any, total: int | None) -> None:
         kind = answer.headers.get_content_type()
@@ -232,7 +281,7 @@ class _Fetch:
             raise DownloadError(
                 f"{self.url}: the server sends a web page ({kind}) and no file; open it in a browser to see why"
             )
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise DownloadError(f"{self.url}: the server sends packed content, which was not asked for")
         if total is not None and self.num_bytes is not None and total != self.num_bytes:
             raise DownloadError(

@@ -29,9 +29,9 @@ class Resources:
     Attributes:
         engine: where shards are mined: by processes of this machine, or on a Ray cluster; one of `ENGINES`.
         workers: processes that read files: of this machine, or the cores that a Ray of our own gets.
-        timeout_s: for one file.
-        memory_gib: for one worker; 0 for no limit.
-        ray_address: of a running cluster ("auto": the one this machine belongs to); "" starts one here.
+        timeout_s: longest time for one file.
+        memory_gib: most memory of one worker; 0: no limit.
+        ray_address: address of a running cluster ("auto": the one that this machine belongs to); "" starts one here.
     """
 
     engine: str = word("local", ENGINES)

@@ -73,7 +73,7 @@ def read_list_column(path: Path, column: str) -> dict[str, str]:
         column: its name; capitals do not matter.
 
     Raises:
-        InputError: the list cannot be read, or has no column of this name.
+        InputError: the list cannot be read, has no column of this name, or two texts for a file.
     """
     wanted = column.strip().lower()
     if wanted in ("", "path"):
@@ -83,7 +83,9 @@ def read_list_column(path: Path, column: str) -> dict[str, str]:
     for values in _read_entries(path, {"path": "path", wanted: _WANTED}, unused):
         if _WANTED not in values:
             raise InputError(f"{path} has no column `{column}`; beside `path` it has: {', '.join(unused) or '(none)'}")
-        texts[normalise_name(values["path"])] = values[_WANTED]
+        name = normalise_name(values["path"])
+        if texts.setdefault(name, values[_WANTED]) != values[_WANTED]:
+            raise InputError(f"{path}: {make_storable(name)!r} is named twice, with different texts; keep one")
     return texts
 
 

@@ -17,37 +17,43 @@ class MiningOptions:
     """Options of mining; none of them is published (paper Sec. 3.3 says only that SSIM bounds both ends).
 
     Attributes:
-        reader: of videos, one of `READERS`.
+        reader: what decodes videos, one of `READERS`.
         hdr: what to do with HDR videos (PQ, HLG), one of `HDR`: convert them to SDR, take their numbers as they are,
             which looks flat, or reject them.
         interlaced: what to do with interlaced videos, one of `INTERLACED`: make whole images of their frames, keep the
             comb of two fields, or reject them.
         candidate_interval_s: a frame is considered about this often.
-        min_gap_s, max_gap_s: how far apart in time the two frames of a pair may lie.
-        min_frames: a clip of fewer frames is a fragment.
-        min_ssim, max_ssim: the band of SSIM (`mimicbrush.ops.similarity.SSIM_DEFINITION`), wide: training narrows it
-            (`data.min_ssim`, `data.max_ssim`). Above it a pair shows a still image. The lower end is only for
-            noise: across a pan of a camera over fine texture we measured 0.09..0.3.
-        cut_ratio, min_cut: a shot ends where a frame differs from the one before `cut_ratio` times as much as its
-            neighbours do, and by `min_cut` (PySceneDetect's adaptive detector, 0..255). No pair crosses a cut.
+        min_gap_s: smallest time between the two frames of a pair.
+        max_gap_s: largest time between the two frames of a pair.
+        min_frames: a clip of fewer frames is a fragment, and is rejected.
+        min_ssim: smallest SSIM of a pair (`mimicbrush.ops.similarity.SSIM_DEFINITION`). It is low, and only keeps noise
+            out: across a pan of a camera over fine texture we measured 0.09..0.3. Training can raise it
+            (`data.min_ssim`).
+        max_ssim: largest SSIM of a pair. Above it, the two frames are a still image. Training can lower it
+            (`data.max_ssim`).
+        cut_ratio: a shot ends where a frame differs from the one before `cut_ratio` times as much as its neighbours
+            do, and by `min_cut` (PySceneDetect's adaptive detector). No pair crosses a cut.
+        min_cut: smallest difference of two frames (0..255) that can be a cut, see `cut_ratio`.
         min_contrast: standard deviation of the luma (0..255) below which a frame is called flat.
-        min_sharpness, min_sharpness_ratio: a frame is called blurred where its `mimicbrush.ops.similarity.sharpness`
-            is below the first, or below the second times the median of the candidates in reach (`max_gap_s`).
+        min_sharpness: a frame below this `mimicbrush.ops.similarity.sharpness` is called blurred.
+        min_sharpness_ratio: a frame below this share of the median sharpness of the candidates in reach (`max_gap_s`)
+            is called blurred, too.
         match_side_px: SIFT looks at frames reduced to this long side, about what training sees. A smaller one is
             faster and finds fewer matches.
         min_matches: SIFT matches that a pair must have. Unrelated photographs have 0, seldom 5.
-        pairs_per_clip: at most, spread over the clip.
+        pairs_per_clip: largest number of pairs of a clip; they are spread over it.
         max_side_px: longer stored frames are reduced (photographs are not stored, but read where they lie).
-        jpeg_quality: of stored frames.
-        refused_per_clip: so many examples of refused pairs are kept as thumbnails for the report.
+        jpeg_quality: JPEG quality of stored frames.
+        refused_per_clip: number of refused pairs of a clip that are kept as thumbnails for the report.
         copy_images: store photographs and their segments in the shards, too, so that the mined folder is
             complete without its input.
-        max_segments: of one photograph; the largest are kept.
-        min_segment_ratio, max_segment_ratio: area of a segment over the area of the photograph.
+        max_segments: largest number of segments of a photograph; the largest segments are kept.
+        min_segment_ratio: smallest area of a segment over the area of the photograph.
+        max_segment_ratio: largest area of a segment over the area of the photograph.
         max_file_bytes: larger files are refused (tars excepted).
         max_image_bytes: larger photographs, and files of segments, are refused, loose or in a tar.
-        max_pixels: of one frame or photograph.
-        max_duration_s: of a video.
+        max_pixels: frames and photographs of more pixels are refused.
+        max_duration_s: longer videos are refused.
         inputs_per_shard: how many files of the input make one shard.
     """
 

@@ -159,11 +159,11 @@ class PretrainedModel(ModelOptions):
     Attributes:
         unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
         reference_unet: SD-1.5, whose U-Net becomes the reference U-Net.
-        vae: the autoencoder.
-        image_encoder: CLIP ViT-H/14.
+        vae: the autoencoder between pixels and latents.
+        image_encoder: CLIP ViT-H/14, which makes the image tokens.
         dinov2: DINOv2, which takes the place of CLIP with ``reference_encoder="dinov2"``. The paper does not say which;
             ViT-L/14 is *ours*.
-        depth_estimator: Depth Anything ViT-B/14, in the transformers format.
+        depth_estimator: Depth Anything ViT-B/14, in the format of transformers.
     """
 
     unet: str = "stable-diffusion-v1-5/stable-diffusion-inpainting"
@@ -210,10 +210,10 @@ class ToyModel(ModelOptions):
 
     Attributes:
         size_px: side of the square canvas, a multiple of 2 ** levels, or with `encoders` of what these need.
-        block_out_channels: of both U-Nets, one per level; the lowest level has no attention (as in SD-1.5).
-        layers_per_block: of both U-Nets.
-        attention_heads: in every attention layer of both U-Nets.
-        context_width: D, of the cross-attention of both U-Nets.
+        block_out_channels: channels of both U-Nets at each level; the lowest level has no attention (as in SD-1.5).
+        layers_per_block: layers of a block of both U-Nets.
+        attention_heads: heads of every attention layer of both U-Nets.
+        context_width: channels of the tokens that the cross-attention of both U-Nets reads.
         encoders: a folder with the frozen networks, as mimicbrush encoders leaves it, or "small", those of
             the small model; "" takes a fixed linear autoencoder, and untrained encoders of image tokens and depth.
         shared_start: both U-Nets begin with the same weights, as at full size, where both begin as SD-1.5: what looks
@@ -233,7 +233,10 @@ class ToyModel(ModelOptions):
 
 
 #: Of diffusers' pipeline, which takes no smaller images, and would shrink larger ones.
-_KLEIN_SIZE = NumberRange(at_least=64, at_most=1024, whole=True)
+KLEIN_SIZE_RANGE = NumberRange(at_least=64, at_most=1024, whole=True)
+KLEIN_HUB_ID = "black-forest-labs/FLUX.2-klein-base-4B"
+#: What a model is asked to do where nobody has chosen another prompt, trained here or not.
+KLEIN_PROMPT = "Fill the black area of the first image with the matching part of the second image."
 
 
 @dataclass
@@ -241,15 +244,15 @@ class KleinOptions(FamilyOptions):
     """Choices about FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
 
     Attributes:
-        size_px: side of the square canvas.
+        size_px: side of the square canvas, 64 to 1024.
         prompt: the one text of all training and editing.
     """
 
-    prompt: str = "Fill the black area of the first image with the matching part of the second image."
+    prompt: str = KLEIN_PROMPT
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _KLEIN_SIZE.check("model.size_px", self.size_px)
+        KLEIN_SIZE_RANGE.check("model.size_px", self.size_px)
 
 
 @dataclass
@@ -257,14 +260,14 @@ class Flux2KleinModel(KleinOptions):
     """FLUX.2 klein at full size, from its published weights.
 
     Attributes:
-        size_px: side of the square canvas, a multiple of 16.
+        size_px: side of the square canvas, 64 to 1024, a multiple of 16.
         prompt: the one text of all training and editing.
         base: the pipeline to begin from: a folder as diffusers writes it, or a hub id that is in the local cache;
             OWNER/NAME@REVISION names a revision.
         prompt_embeddings: file with the encoded prompt, so that training needs no text encoder.
     """
 
-    base: str = "black-forest-labs/FLUX.2-klein-base-4B"
+    base: str = KLEIN_HUB_ID
     prompt_embeddings: str = "runs/flux2_klein_prompt.safetensors"
 
     def _size_step_px(self) -> int:
@@ -276,13 +279,13 @@ class ToyFlux2KleinModel(KleinOptions):
     """FLUX.2 klein of the same classes with small numbers and random weights: for tests and a first try.
 
     Attributes:
-        size_px: side of the square canvas, a multiple of 8.
+        size_px: side of the square canvas, 64 to 1024, a multiple of 8.
         prompt: the one text of all training and editing.
-        num_layers: blocks with a stream for the text and one for the images.
-        num_single_layers: blocks with one stream for everything.
-        attention_heads: of every block.
+        num_layers: number of blocks with a stream for the text and one for the images.
+        num_single_layers: number of blocks with one stream for everything.
+        attention_heads: heads of every block.
         head_width: channels of a head, a multiple of 8.
-        text_width: of the text encoder, a multiple of 8; the transformer sees three of its layers.
+        text_width: channels of the text encoder, a multiple of 8; the transformer sees three of its layers.
     """
 
     size_px: int = number(64, _SIZE)

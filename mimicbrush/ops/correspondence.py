@@ -32,6 +32,8 @@ MARKS_APART_PX = 2 * MARK_PX + 3
 #: One for each mark, which the colour-blind can tell apart, too (Okabe and Ito).
 _MARK_COLOURS = ((213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178))
 _BETWEEN_PX = 28
+#: A strip as high as the others would be too wide to be written, or to be looked at.
+_MOST_WIDTH_PX, _LEAST_HEIGHT_PX = 4096, 16
 _FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
 _DASH_PX = 7
 _JOINS = "A line joins a place in the hole with the place in the reference that it looked at most"
@@ -150,10 +152,12 @@ def plot_correspondence(
     Args:
         source, mask, reference: as the pipeline got them.
         correspondence: of this edit.
-        height_px: of the images; titles and legend come on top and below.
+        height_px: of the images, less where one is very wide; titles and legend come on top and below.
     """
-    left, source_scale = _scale_image(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
     references = [reference] if isinstance(reference, Image.Image) else list(reference)
+    widest = max(each.width / each.height for each in (source, *references))
+    height_px = min(height_px, max(_LEAST_HEIGHT_PX, int(_MOST_WIDTH_PX / widest)))
+    left, source_scale = _scale_image(np.asarray(normalise_mode(source, "RGB")), height_px)  # (height_px, w, 3)
     panels, scales = zip(
         *(_scale_image(np.asarray(normalise_mode(each, "RGB")), height_px) for each in references), strict=True
     )

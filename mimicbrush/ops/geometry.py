@@ -19,7 +19,7 @@ class GeometryRanges:
     """Ranges of the random geometry. The paper names the kinds (Sec. 3.3) but no ranges: these are ours.
 
     Attributes:
-        flip_probability: of a horizontal flip.
+        flip_probability: probability of a horizontal flip.
         rotation_deg: largest angle, either way.
         scale: smallest and largest factor about the canvas centre, log-uniform.
         projective_intensity: corners move by up to 0.4 x intensity of the side (released data utilities).

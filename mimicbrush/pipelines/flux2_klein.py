@@ -11,18 +11,15 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_json
-from mimicbrush.io.text import describe_error
 from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein, locate_klein
 from mimicbrush.models.flux2_klein.lora import load_klein_lora, write_klein_lora
 from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings, encode_prompt, read_prompt, write_prompt
 from mimicbrush.models.library_logs import quiet_libraries, silence_diffusers
-from mimicbrush.models.pretrained.check import check_weights
-from mimicbrush.models.pretrained.files import DamagedFileError, read_network
+from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_PROMPT
+from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.pipelines.folder import IMITATION_FILE, class_names
 from mimicbrush.pipelines.klein.folder import (
     BASE_FOLDER,
-    KLEIN_HUB_ID,
-    KLEIN_PROMPT,
     KLEIN_SIZE_PX,
     LORA_FILE,
     PROMPT_FILE,
@@ -153,19 +150,12 @@ def load_klein_base(folder: Path, dtype: torch.dtype, with_text_encoder: bool) -
         with_text_encoder: False leaves out half of the bytes, where the prompt is encoded already.
 
     Raises:
-        InputError, WeightsError: see `klein.folder.read_klein_base`; or a network lacks weights, or has others.
+        InputError, WeightsError: see `klein.folder.read_klein_base` and `load_klein`.
     """
     index = read_klein_base(folder)
-    networks = {name: read_network(folder / name, "diffusion_pytorch_model") for name in ("transformer", "vae")}
     quiet_libraries()
     is_whole = "text_encoder" in class_names(index)
-    try:
-        pipeline = load_klein(folder, dtype=dtype, with_text_encoder=with_text_encoder and is_whole).build_pipeline()
-    except RuntimeError as error:  # weights of other shapes
-        raise WeightsError(f"{folder} cannot be loaded: {describe_error(error)}") from error
-    for name, network in networks.items():
-        check_weights(name, type(pipeline.components[name]).__name__, network, pipeline.components[name])
-    return pipeline
+    return load_klein(folder, dtype=dtype, with_text_encoder=with_text_encoder and is_whole).build_pipeline()
 
 
 def _encode_for_untrained(pipeline: Flux2KleinPipeline, base: Path) -> PromptEmbeddings:

@@ -105,6 +105,8 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
             f"`mimicbrush export {shlex.quote(str(folder))}` makes one, "
             f"{folder / 'exported'}, of its newest checkpoint"
         )
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name the folder that a run left")
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
     meant = suggest(str(name), (SHIPPED_NAME, RELEASED_NAME))
     raise InputError(

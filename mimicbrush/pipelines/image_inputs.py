@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,6 @@ References = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
 #: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
 _VISIBLE_WHEN_PASTED = 8
 
-#: A mask above this (of 255) shows when the result is pasted back: the crop around the mask must hold it.
-_VISIBLE_WHEN_PASTED = 8
-
 
 def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     """List one image or several.
@@ -34,11 +31,17 @@ def list_images(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     Raises:
         InputError: something else than images.
     """
-    listed = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
+    listed = _list_items(images)
     for image in listed:
         if not isinstance(image, Image.Image | np.ndarray):
             raise InputError(f"an image must be a PIL image or a NumPy array, got {type(image).__name__}")
     return listed
+
+
+def _list_items(given: Any) -> list[Any]:
+    if isinstance(given, Image.Image | np.ndarray) or not isinstance(given, Iterable):
+        return [given]
+    return list(given)
 
 
 def group_references(references: References, num_sources: int | None = None) -> list[list[ImageInput]]:
@@ -51,7 +54,7 @@ def group_references(references: References, num_sources: int | None = None) -> 
     Raises:
         InputError: something else than images, or lists that do not fit.
     """
-    listed: list[Any] = [references] if isinstance(references, Image.Image | np.ndarray) else list(references)
+    listed = _list_items(references)
     if num_sources == 1 and len(listed) > 1 and not any(isinstance(each, Sequence) for each in listed):
         listed = [listed]
     groups = [list_images(each) for each in listed]

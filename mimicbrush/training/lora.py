@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import logging
 from torch import nn
 
 from mimicbrush.errors import InputError
+from mimicbrush.models.library_logs import silence_diffusers
 from mimicbrush.training.options import TrainOptions
 
 
@@ -80,17 +79,7 @@ def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -
     for name, part in parts.items():
         if isinstance(part, UNet2DConditionModel) and hasattr(part, "peft_config"):
             if folder is not None:
-                with _without_warnings():  # of a cast to no type at all
+                with silence_diffusers():  # of a cast to no type at all
                     part.save_lora_adapter(folder / name)
             part.fuse_lora()
             part.unload_lora()
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -52,6 +52,7 @@ class NoiseSample:
         reference_drop: str = "random",
         noise_device: torch.device | None = None,
         num_references: int = 1,
+        has_posteriors: bool = True,
     ) -> NoiseSample:
         """Sample for a batch. The keys must lie on the CPU: reading them from a GPU would make the CPU wait.
 
@@ -65,12 +66,15 @@ class NoiseSample:
             noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normals`; None
                 makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
             num_references: of each sample, R. All other numbers are the same for any R.
+            has_posteriors: False samples no `posteriors`, (0, B, ...), where latents are the modes of theirs.
         """
         bits = keys.numpy()
         timestep, (reference_chance, depth_chance, chance) = _decide(bits, num_timesteps)
-        images_of = {_NOISE: 1, _POSTERIORS: 3}
-        if num_references > 1:
-            images_of[_OTHER_POSTERIORS] = num_references - 1
+        images_of = {_NOISE: 1}
+        if has_posteriors:
+            images_of[_POSTERIORS] = 3
+            if num_references > 1:
+                images_of[_OTHER_POSTERIORS] = num_references - 1
         shapes = [(images, *latent_shape) for images in images_of.values()]
         seeds = [torch.from_numpy(mix_many(bits, stream).astype(np.int64)) for stream in images_of]
         if noise_device is None:
@@ -82,7 +86,8 @@ class NoiseSample:
             seeds_there = copy_to_device(torch.stack(seeds), noise_device)
             flat = sample_counter_normals(seeds_there, tuple(math.prod(shape) for shape in shapes))
             normals = [each.unflatten(1, shape) for each, shape in zip(flat, shapes, strict=True)]
-        noise, posteriors = normals[0][:, 0], torch.cat(normals[1:], dim=1)  # (B, 4, h, w), (B, 2 + R, 4, h, w)
+        noise = normals[0][:, 0]  # (B, 4, h, w)
+        posteriors = torch.cat(normals[1:], dim=1) if has_posteriors else normals[0][:, :0]  # (B, 2 + R, 4, h, w)
         keep_reference = reference_chance >= reference_drop_ratio
         if reference_drop == "first_quarter":
             keep_reference = torch.arange(len(keys)) >= len(keys) // 4

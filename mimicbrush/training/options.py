@@ -30,38 +30,44 @@ class TrainOptions:
     """Options of a training run. Defaults are the paper's (Sec. 4.1); those marked *ours* are published nowhere.
 
     Attributes:
-        device: "cuda", "cpu", or "auto" for whatever is there.
-        cpu_threads: threads of PyTorch on a CPU; 0 leaves it to PyTorch.
-        mixed_precision: "no", "fp16" or "bf16" (*ours*).
+        device: what computes: "cuda", "cpu", or "auto" (a GPU if there is one).
+        cpu_threads: threads of PyTorch on a CPU; 0: PyTorch chooses.
+        mixed_precision: type of the numbers in the passes: "no" (float32), "fp16" or "bf16" (*ours*).
         batch_size: the most samples that a process takes in one pass.
         total_batch_size: samples per step, over all processes and micro-batches.
         max_steps: optimizer steps of the whole run (*ours*).
-        max_minutes: stop (and save) after this time; None for no limit, 0 for no step more.
-        learning_rate: of Adam.
-        lr_scheduler, lr_warmup_steps: as in diffusers' `get_scheduler` (*ours*).
-        adam_betas, adam_weight_decay: of the optimizer (*ours*).
+        max_minutes: stop and save after this time; None: no limit. 0: make no step.
+        learning_rate: learning rate of Adam, after the warm-up.
+        lr_scheduler: how the learning rate changes after the warm-up, as in diffusers' `get_scheduler` (*ours*).
+        lr_warmup_steps: steps in which the learning rate rises from 0; "constant" has none (*ours*).
+        adam_betas: how much of the two moments of Adam stays from step to step (*ours*).
+        adam_weight_decay: weight decay of Adam (*ours*).
         max_grad_norm: the largest norm of all gradients together; larger ones are scaled down to it (*ours*). 0: no
             clipping.
-        ema_decay: of the weights that are exported (*ours*); 0 exports the raw weights.
+        ema_decay: how much of the averaged weights stays from step to step; these are exported (*ours*). 0 exports the
+            raw weights.
         reference_drop: "random" drops references with `reference_drop_ratio` (paper); "first_quarter" drops those of
             the first quarter of every pass (released code), so it depends on how the batch is split.
         reference_drop_ratio: probability that a sample is trained without its reference.
         depth_drop_ratio: probability that a sample is trained without its depth map.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: what the U-Net predicts: the noise ("epsilon", paper), or "v_prediction".
         min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
-            None weighs all alike (paper).
-        correspondence_weight: of the correspondence loss (*ours*, see `training.correspondence_loss`): the reference
-            attention of every reading layer learns to look where the reference shows the same; 0 (paper) leaves that
-            to the denoising loss.
-        correspondence_final: the value that this weight reaches in a straight line over `max_steps`; None keeps it.
-        correspondence_heads: part of the attention heads of each layer that learn from it; the others stay free.
-        correspondence_layers: layers of FLUX.2 klein that learn from it, by module path with wildcards, such as
-            ``single_transformer_blocks.1?.attn``; none named: all. Of the U-Nets every reading layer does.
-        unrelated_reference_ratio: probability that a sample gets the reference of another source file (*ours*), to
-            learn to leave out what does not match; 0 (paper) never.
-        hole_weight: how many times a token in the hole counts as much as one outside, in the loss of FLUX.2 klein.
-        timestep_sampling: of FLUX.2 klein: "uniform", or "logit_normal", which favours the middle (arXiv 2403.03206).
-        timestep_logit_mean, timestep_logit_std: of "logit_normal".
+            None: all samples count alike (paper).
+        correspondence_weight: weight of the correspondence loss (*ours*, see `training.correspondence_loss`). It
+            teaches the attention to look where the reference shows the same thing. 0: no such loss (paper).
+        correspondence_final: `correspondence_weight` changes in a straight line to this value over `max_steps`; None:
+            it stays as it is.
+        correspondence_heads: share of the attention heads of each layer that the correspondence loss teaches.
+        correspondence_layers: layers of FLUX.2 klein that the correspondence loss teaches: module paths, which may have
+            wildcards, such as ``single_transformer_blocks.1?.attn``. An empty list: all. Of the U-Nets, every layer
+            that reads the reference is taught.
+        unrelated_reference_ratio: probability that a sample gets the references of another file (*ours*), so that the
+            model learns to ignore what does not match; 0 (paper): never.
+        hole_weight: weight of a token in the hole, in the loss of FLUX.2 klein; one outside has 1.
+        timestep_sampling: how FLUX.2 klein chooses timesteps: "uniform" takes all alike, "logit_normal" favours the
+            middle (arXiv 2403.03206).
+        timestep_logit_mean: mean of "logit_normal". Above 0 it favours images with less noise, below 0 with more.
+        timestep_logit_std: standard deviation of "logit_normal". A smaller one keeps the timesteps closer together.
         noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
             the model is: other numbers, and faster for small models with large batches.
         distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps, without guidance (*ours*, see
@@ -69,13 +75,20 @@ class TrainOptions:
         distill_guidance: lowest and highest guidance scale of the teacher; each sample gets one of its own.
         distill_ddim_steps: steps of the teacher's sampler; the student cannot take more.
         distill_huber_c: differences below this count as squares in the loss of distillation, larger ones by their size.
-        unet, reference_unet: "trained" (paper), "frozen", or "lora" for low-rank adapters beside frozen weights; the
-            second has no effect where there is no reference U-Net.
-        image_projector, depth_projector: "trained" (paper) or "frozen".
-        transformer: of FLUX.2 klein: "lora" for low-rank adapters beside frozen weights, or "trained".
-        lora_rank, lora_alpha, lora_dropout, lora_target_modules: of the adapters, as in peft; no alpha is the rank.
-        log_every, checkpoint_every: in steps.
-        keep_checkpoints: how many to keep, at least 2.
+        unet: how the imitative U-Net is trained: all weights ("trained", paper), none ("frozen"), or adapters beside
+            frozen weights ("lora").
+        reference_unet: the same for the reference U-Net; without one, this has no effect.
+        image_projector: how the image projector is trained: all weights ("trained", paper) or none ("frozen").
+        depth_projector: the same for the depth projector.
+        transformer: how the transformer of FLUX.2 klein is trained: adapters beside frozen weights ("lora"), or all
+            weights ("trained").
+        lora_rank: rank of the adapters. A higher one can learn more, and takes more memory.
+        lora_alpha: what the adapters add is scaled by alpha / rank; None: alpha is the rank.
+        lora_dropout: probability that an input of the adapters is dropped in a step.
+        lora_target_modules: names of the layers that get adapters, as in peft.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: number of newest checkpoints that stay, at least 2.
         save_in_background: write checkpoints while the training goes on; it takes a copy of them in memory.
         resume: "never", "latest" (the newest that verifies; starts afresh where there is none), or a checkpoint
             folder.
@@ -90,10 +103,13 @@ class TrainOptions:
             same up to rounding. It needs Triton. A warning says so if it has no effect.
         compile: compile both U-Nets with `torch.compile`. This takes minutes at the start.
         compile_parts: "unets" makes one graph of each U-Net; "blocks" makes one of each kind of block.
-        attention_backend: of diffusers' (`set_attention_backend`); None is PyTorch's choice, flash attention on GPUs
-            that have it.
-        default_num_inference_steps, default_guidance_scale: what the exported pipeline edits with by default.
-        default_timestep_spacing: of its sampler: "leading" (released), or "trailing", better where steps are few.
+        attention_backend: name of an attention backend of diffusers (`set_attention_backend`); None: PyTorch chooses,
+            flash attention on GPUs that have it. FLUX.2 klein hides dropped references by a mask, which "flash" and
+            "sage" refuse: it needs another one, or `reference_drop_ratio` 0.
+        default_num_inference_steps: sampler steps with which the exported pipeline edits by default.
+        default_guidance_scale: classifier-free guidance with which the exported pipeline edits by default.
+        default_timestep_spacing: spacing of the sampler's timesteps in the exported pipeline: "leading" (released), or
+            "trailing", which is better for few steps.
     """
 
     device: str = word("auto", ("auto", "cuda", "cpu"))

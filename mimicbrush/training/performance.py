@@ -80,7 +80,7 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         backend: of `torch.compile`.
 
     Returns:
-        The number of blocks that differ, so the most graphs that there can be.
+        The number of blocks that differ, so the most graphs that there can be with one reference of each sample.
     """
     blocks = {
         (number, path): block
@@ -91,7 +91,7 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
     kinds = {(_describe_block(path, block), _find_writing(block)) for (_, path), block in blocks.items()}
     # A block that writes references in one pass and reads them in another has a graph for each.
     num_graphs = len({kind for kind, _ in kinds}) + sum(writing is not None for _, writing in kinds)
-    _prepare_dynamo(num_graphs)
+    _prepare_dynamo(2 * num_graphs)  # several references are read in more rows than are painted, which is another size
     for (_, path), block in blocks.items():
         # Each size is fixed; by default the second width would make the sizes of all graphs variable.
         block.compile(fullgraph=True, dynamic=False, backend=backend)

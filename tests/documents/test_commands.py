@@ -119,6 +119,8 @@ def _furnish(folder: Path) -> None:
     made["mask"] = Image.fromarray(mask)
     for name in ("ref.jpg", "src.jpg", "mask.png"):
         made[name.partition(".")[0]].save(folder / name)
+    for name in ("front.jpg", "back.jpg"):
+        made["ref"].save(folder / name)
     for short, name in (("ref", "reference"), ("src", "source"), ("mask", "mask")):
         for target in (f"{name}.png", f"demo/edits/00_coffee_{name}.png"):
             (folder / target).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from function_editor import FunctionEditor
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.editors.protocol import PairBatch, PairResults
+from mimicbrush.evaluation.heldout.options import EvaluationOptions
+from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.evaluation.heldout.samples import load_sample, plan_samples
 from mimicbrush.evaluation.heldout.scoring import edit_samples
+from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import letterbox
+from mimicbrush.pipelines.editing.requests import list_edits
 
 SIZE = 48
 
@@ -120,3 +125,20 @@ def test_only_an_editor_that_takes_several_references_gets_them(overlapping: lis
     assert true.shape == wrong.shape == (2, 1, SIZE, SIZE, 3) and not np.array_equal(true, wrong)
     with pytest.raises(InputError, match=r"num_references: .* takes one reference; leave it at 1"):
         edit_samples(FunctionEditor(lambda sources, *_: sources), samples, "reference")
+
+
+def test_the_list_to_edit_again_names_all_references(overlapping: list[Pair], tmp_path: Path) -> None:
+    class Editor(FunctionEditor):
+        most_references = 4
+
+    options = EvaluationOptions(sets=("natural",), max_pairs=2, sheet_pairs=1, num_references=2)
+    with pytest.warns(UserWarning, match="left out"):
+        evaluate_heldout(Editor(lambda sources, *_: sources), overlapping, SIZE, options, tmp_path / "out")
+        plan, _ = plan_samples(overlapping, 2, 0, num_references=2)
+    (edit,) = list_edits(tmp_path / "out/pictures/natural/edits.jsonl", tmp_path / "edits", 0, False)
+    sample = load_sample(plan, "natural", SIZE, 0)
+    assert sample.other_references is not None
+    expected = [sample.reference, *sample.other_references]
+    assert all(
+        np.array_equal(read_image(path, "RGB"), image) for path, image in zip(edit.references, expected, strict=True)
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,66 @@ def test_verify_names_what_is_wrong_and_the_same_command_mends_it(few: Path, tmp
     assert "the marker of part train-000000 is missing or damaged" in faults and "samples" in faults
 
 
+def test_records_that_were_changed_are_found_and_written_again(few: Path, tmp_path: Path) -> None:
+    output, options = tmp_path / "out", options_of("musubi", views=1)
+    export(few, output, options)
+    expected = bytes_of(output)
+    summary, marker = output / "records" / "summary.json", output / "records" / "markers" / "train-000000.json"
+    changes: list[tuple[Path, str, object]] = [(summary, key, 5) for key in json.loads(summary.read_bytes())]
+    changes += [(marker, "rows", [{}] * 4), (marker, "files", {"../x": 1})]
+    for path, key, value in changes:
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: value}))
+        if path == summary:
+            with pytest.raises(DataError, match=r"is not finished, or records/summary.json is damaged \(it is not as"):
+                verify_export(output, progress=False)
+            (output / "records" / "summary.json").write_bytes(expected["records/summary.json"])
+        else:
+            assert "the marker of part train-000000" in verify_export(output, progress=False)[0][0]
+            export(few, output, options)
+        assert bytes_of(output) == expected
+    # A run that added parts was stopped before it wrote the lists, or in the middle of a part.
+    marker.with_name("train-000001.json").touch()
+    for left in (marker.with_name("train-000001.json"), output / "records" / "begun.json"):
+        left.touch()
+        with pytest.raises(DataError, match="is not finished: a run that added to it was stopped"):
+            verify_export(output, progress=False)
+        left.unlink()
+
+
+def test_pairs_that_could_not_be_read_are_read_again(few: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    shutil.copytree(few, folder)
+    (folder / "shards").rename(tmp_path / "shards")
+    options = options_of("diffsynth", views=1)
+    assert export(folder, tmp_path / "out", options)["refused"] == {"unreadable": 8}
+    (tmp_path / "shards").rename(folder / "shards")
+    assert export(folder, tmp_path / "out", options)["written"] == {"train": 4, "heldout": 4}
+    export(folder, tmp_path / "whole", options)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    options = options_of("webdataset", views=1)
+    export(few, tmp_path / "out", options, max_bytes=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "_write_whole", partial(with_fsync, refuse, parts._write_whole))
+        with pytest.raises(OSError, match=r"train-000000\.tar"):
+            export(few, tmp_path / "out", options)
+    assert export(few, tmp_path / "out", options)["not_written_yet"] == 0
+    assert verify_export(tmp_path / "out", progress=False)[0] == []
+
+
+def with_fsync(fsync: Callable[[int], None], write: Callable[[Path, bytes], None], path: Path, content: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(parts.os, "fsync", fsync)
+        write(path, content)
+
+
 def write_list(path: Path, captions: dict[str, str]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -243,6 +305,9 @@ def test_a_list_of_captions_may_be_parquet_and_must_have_the_column(tmp_path: Pa
         read_list_column(tmp_path / "list.parquet", "text")
     with pytest.raises(InputError, match="cannot be the text of a file"):
         read_list_column(tmp_path / "list.parquet", "path")
+    (tmp_path / "twice.csv").write_text("path,caption\na.mp4,one\n./a.mp4,two\n")
+    with pytest.raises(InputError, match=r"'a\.mp4' is named twice, with different texts"):
+        read_list_column(tmp_path / "twice.csv", "caption")
     with pytest.raises(InputError, match="is not there"):
         read_list_column(tmp_path / "none.csv", "caption")
 
@@ -416,6 +481,7 @@ def test_the_command_exports_stops_goes_on_and_verifies(
         ("--format musubi -o OUT --mask-strategy box_", "data.mask.strategy=box_"),
         ("--format musubi -o OUT --size 40", "must be a multiple of 16"),
         ("--format musubi -o OUT --captions none.csv", "none.csv is not there"),
+        ("--format musubi -o OUT --caption-column text", "--caption-column text: name the list, too"),
     ],
 )
 def test_wrong_options_of_an_export_are_one_message_and_leave_nothing(

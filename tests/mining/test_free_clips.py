@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mimicbrush.data.manifest import read_rows
 from mimicbrush.errors import InputError, cli_main
 from mimicbrush.io import download
 from mimicbrush.io.download import DownloadError, check_address, download_file
+from mimicbrush.mining.clips import fetch as fetching
 from mimicbrush.mining.clips.clip_list import LICENCE_TEXTS, read_clip_list
 from mimicbrush.mining.input_list import read_input_list
 
@@ -214,6 +216,42 @@ def test_a_part_of_an_older_version_is_not_joined_to_a_newer_one(
     assert server.ranges[-1] == ("a.mp4", f"bytes={len(videos[1])}-")
 
 
+def test_a_stated_size_tells_that_a_connection_ended_early(
+    tmp_path: Path, videos: list[bytes], server: FileServer
+) -> None:
+    """A server that names no length ends a whole file and a broken one alike."""
+    server.files["a.mp4"], server.headers["a.mp4"] = videos[0], {"Content-Length": ""}
+    server.breaks = {"a.mp4": [4000]}
+    file, size = tmp_path / "a.mp4", len(videos[0])
+    assert download_file(server.url("a.mp4"), file, num_bytes=size, max_bytes=10**9) == sha256(videos[0])
+    assert server.ranges == [("a.mp4", ""), ("a.mp4", "bytes=4000-")]
+
+
+def test_a_fetch_that_is_stopped_forgets_no_clip(
+    tmp_path: Path,
+    videos: list[bytes],
+    server: FileServer,
+    fetch: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.files = dict(zip(("a.mp4", "b.mp4", "c.mp4"), [*videos, videos[0]], strict=True))
+    lines = {name: f"{name},{server.url(name)},CC0 1.0,Ada,,,,\n" for name in server.files}
+    (tmp_path / "list.csv").write_text(HEADER + lines["a.mp4"] + lines["c.mp4"])
+    assert fetch() == 0
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "list.csv").write_text(HEADER + "".join(lines.values()))
+    with monkeypatch.context() as patched:
+        patched.setattr(fetching, "download_file", stop)
+        assert fetch() == 130
+    for expected in (["a.mp4", "c.mp4"], ["a.mp4", "b.mp4", "c.mp4"]):  # in the order of the list
+        with (tmp_path / "clips/clips.csv").open() as file:
+            assert [row["path"] for row in csv.DictReader(file)] == expected
+        assert fetch() == 0
+
+
 def test_only_https_and_no_way_back_from_it(tmp_path: Path, server: FileServer) -> None:
     for url in (
         "http://example.org/a.mp4",
@@ -231,6 +269,9 @@ def test_only_https_and_no_way_back_from_it(tmp_path: Path, server: FileServer) 
         server.redirects["a.mp4"] = target
         with pytest.raises((DownloadError, InputError), match=r"is not https|answers 302"):
             download_file(server.url("a.mp4"), tmp_path / "a.mp4", max_bytes=10**9)
+    handler, request = download._CheckedRedirects(), urllib.request.Request("https://example.org/a.mp4")
+    with pytest.raises(DownloadError, match="which is this machine"):
+        handler.redirect_request(request, None, 302, "", {}, "https://localhost/a.mp4")
     server.redirects["a.mp4"], server.files["b.mp4"] = server.url("b.mp4"), b"here"
     assert download_file(server.url("a.mp4"), tmp_path / "a.mp4", max_bytes=10**9) == sha256(b"here")
 
@@ -246,13 +287,81 @@ def test_only_https_and_no_way_back_from_it(tmp_path: Path, server: FileServer) 
         ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,-1,,", "must be a whole number above 0"),
         ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,9,8", "end_s=8 is not after start_s=9"),
         ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,,,more", "more cells than the header has"),
+        (f"a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,{'9' * 5000},,", "must be a whole number above 0"),
+        ("a.mp4,https://example.org:99999/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* name a server .*Port out of range"),
+        ("a.mp4,https://a..b/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* name a server .*label empty"),
+        ("a.mp4,https://exa mple/a.mp4,CC0 1.0,Ada,,,,", r"entry 1: .* name a server .*has spaces"),
+        ("clips.csv/a.mp4,https://a/b,CC0 1.0,Ada,,,,", "must not begin with a dot or be clips.csv"),
+        (f"{'a' * 250}.mp4,https://a/b,CC0 1.0,Ada,,,,", "each part has at most 200 bytes"),
+        ("a.mp4,https://a/b,CC0 1.0,Ada,,,,\n./A.mp4,https://a/c,CC0 1.0,Ada,,,,", "'A.mp4' is named twice"),
+        ("a.mp4,https://a/b,CC0 1.0,Ada,,,,\na.mp4/b.mp4,https://a/c,CC0 1.0,Ada,,,,", "the name of another clip"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_one_message(tmp_path: Path, row: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(f"{HEADER}{row}\n")
     with pytest.raises(InputError, match=message):
         read_clip_list(tmp_path / "list.csv")
-    for text, wrong in ((HEADER, "names no clip"), ("path,url\n", "has no column licence")):
+    twice = f"path,{HEADER}b.mp4,{row}\n"
+    for text, wrong in (
+        (HEADER, "names no clip"),
+        (twice, "the column 'path' twice"),
+        ("path,url\n", "has no column licence"),
+    ):
         (tmp_path / "list.csv").write_text(text)
         with pytest.raises(InputError, match=wrong):
             read_clip_list(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [({"Content-Length": ""}, "sent .* bytes, and the list says"), ({"Content-Length": "9" * 5000}, "sent .* bytes")],
+)
+def test_a_server_that_names_no_size_must_send_that_of_the_list(
+    tmp_path: Path, server: FileServer, headers: dict[str, str], message: str
+) -> None:
+    server.files["a.mp4"], server.headers["a.mp4"] = b"half", headers
+    with pytest.raises(DownloadError, match=message):
+        download_file(server.url("a.mp4"), tmp_path / "a.mp4", num_bytes=8, max_bytes=10**9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_that_nobody_can_read_are_failures_and_other_versions_are_not_joined(
+    tmp_path: Path, videos: list[bytes], server: FileServer
+) -> None:
+    server.redirects["x"] = "https://["
+    with pytest.raises(DownloadError, match="the answer of the server cannot be read"):
+        download_file(server.url("x"), tmp_path / "x", max_bytes=10**9)
+    url = server.url("a \u706b.mp4?b=\u00fc")
+    server.files["a%20%E7%81%AB.mp4?b=%C3%BC"] = videos[0]
+    assert download_file(url, tmp_path / "a.mp4", max_bytes=10**9) == sha256(videos[0])
+    # A server that does not look at If-Range sends the rest of what it has now.
+    server.files["b.mp4"], server.breaks = videos[0], {"b.mp4": [4000]}
+    server.headers["b.mp4"] = {"ETag": '"one"'}
+    version = {"url": server.url("b.mp4"), "tag": f'"{sha256(videos[0])[:8]}"'}
+    (tmp_path / ".b.mp4.part").write_bytes(bytes(3000))
+    (tmp_path / ".b.mp4.part.json").write_text(json.dumps(version))
+    assert download_file(server.url("b.mp4"), tmp_path / "b.mp4", max_bytes=10**9) == sha256(videos[0])
+    (tmp_path / ".b.mp4.part.json").write_text(json.dumps(version | {"tag": "\u706b\n"}))
+    assert download_file(server.url("b.mp4"), tmp_path / "b.mp4", max_bytes=10**9) == sha256(videos[0])
+
+
+def test_what_lies_there_already_is_checked_and_stops_no_other_clip(
+    tmp_path: Path,
+    videos: list[bytes],
+    server: FileServer,
+    fetch: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.files = dict.fromkeys(("a.mp4", "b.mp4", "c.mp4", "d.mp4"), videos[0])
+    makers = dict.fromkeys(server.files, '"Ada\n* Bob"')
+    lines = [f"{name},{server.url(name)},CC0 1.0,{makers[name]},,{len(videos[0])},,\n" for name in server.files]
+    (tmp_path / "list.csv").write_text(HEADER + "".join(lines))
+    (tmp_path / "clips" / "b.mp4").mkdir(parents=True)
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"<html>")
+    (tmp_path / "clips" / "c.mp4").write_bytes(bytes(len(videos[0])))
+    assert fetch() == 1
+    said = capsys.readouterr().err
+    assert re.search(r"a\.mp4 is there, and has not the \d+ bytes of the list\. Move it away", said)
+    assert "b.mp4 is there, and is no file. Move it away" in said
+    assert re.search(r"c\.mp4 is there, and is no (whole )?video.*Move it away", said)
+    assert "d.mp4`: Ada * Bob. Licence" in (tmp_path / "clips" / "ATTRIBUTION.md").read_text()

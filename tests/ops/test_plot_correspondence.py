@@ -148,3 +148,10 @@ def test_the_legend_is_never_cut(width: int, height: int) -> None:
     assert plotted.height >= TITLE_PX + 200 + len(lines) * 16
     below = np.asarray(plotted.convert("L"))[TITLE_PX + 200 :]
     assert below.min() < 60 and (below[:, -3:] == 255).all()
+
+
+def test_a_strip_of_a_reference_makes_no_endless_sheet() -> None:
+    grid, mask = grid_and_mask()
+    found = found_in(grid.astype(np.float32), 20)
+    sheet = plot_correspondence(Image.new("RGB", (600, 400)), mask, Image.new("RGB", (6000, 3)), found)
+    assert sheet.width * sheet.height < 40_000 * 100

@@ -20,14 +20,14 @@ from toy_klein import OPTIONS, SIZE_PX, add_lora, build_klein, open_toy, toy_imi
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.flux2_klein import lora
 from mimicbrush.models.flux2_klein.components import load_klein, toy_klein
+from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
 from mimicbrush.pipelines import flux2_klein
 from mimicbrush.pipelines.flux2_klein import KleinPipeline, open_klein, write_klein_folder
-from mimicbrush.pipelines.folder import IMITATION_FILE
+from mimicbrush.pipelines.folder import IMITATION_FILE, resolve_pipeline_folder
 from mimicbrush.pipelines.klein.folder import (
     BASE_FOLDER,
-    KLEIN_PROMPT,
     LORA_FILE,
     PROMPT_FILE,
     read_imitation,
@@ -179,7 +179,11 @@ def test_what_it_cannot_do_is_refused(editor: KleinPipeline, options: dict[str, 
 def test_a_crop_of_the_reference_is_that_part_of_it(editor: KleinPipeline) -> None:
     reference = an_edit()["reference"]
     part = reference.crop((10, 20, 60, 70))
-    assert (edit(editor, reference_crop=(10, 20, 60, 70)) == edit(editor, reference=part)).all()
+    expected = edit(editor, reference=part)
+    assert (edit(editor, reference_crop=(10, 20, 60, 70)) == expected).all()
+    # One reference for two sources is one image, with one crop.
+    two = {name: [an_edit()[name]] * 2 for name in ("source", "mask")}
+    assert (edit(editor, **two, reference_crop=[(10, 20, 60, 70)]) == expected).all()
 
 
 def test_a_folder_of_full_training_has_no_lora(tmp_path: Path) -> None:
@@ -324,6 +328,8 @@ def test_other_folders_are_not_opened(run: Path, tmp_path: Path) -> None:
     for path in (tmp_path, run / "pipeline" / "absent.safetensors"):
         with pytest.raises(InputError, match="neither what a run of FLUX"):
             open_klein(path, "cpu")
+    with pytest.raises(InputError, match=r"safetensors is a file; name the folder that a run left"):
+        resolve_pipeline_folder(next(run.rglob("pytorch_lora_weights.safetensors")))
 
 
 def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:

@@ -160,6 +160,9 @@ def test_it_is_saved_and_plotted_with_all_references(tmp_path: Path) -> None:
         ([], "0 references cannot serve"),
         ([[ONE], [TWO]], "2 references for 1 sources; give one, or one each, or a list of several for each"),
         (["one.png", "two.png"], "an image must be a PIL image or a NumPy array, got str"),
+        ([None, None], "an image must be a PIL image or a NumPy array, got NoneType"),
+        ({1: ONE}, "an image must be a PIL image or a NumPy array, got int"),
+        (5, "an image must be a PIL image or a NumPy array, got int"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(pipe: MimicBrushPipeline, reference: Any, message: str) -> None:

@@ -145,8 +145,8 @@ def test_what_the_images_tell_is_told_at_once(
         ([*PICTURES[:2]], "three images are needed"),
         ([*PICTURES, "--gudance", "3"], "there is no option --gudance; did you mean --guidance?"),
         ([*PICTURES, "--source", "src.jpg"], "--source: give the images by name, or in the order REF SRC MASK"),
-        (["--source", "src.jpg", "--mask", "mask.png"], "--reference: still to be named"),
-        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box): still to be named"),
+        (["--source", "src.jpg", "--mask", "mask.png"], "--reference: must be given, too"),
+        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box): must be given, too"),
         (["--batch", ".", "--source", "src.jpg"], "not both"),
         (["--batch", ".", "--mask-box", "0,0,9,9", "--output-dir", "out"], "not both"),
         ([*PICTURES, "--mask-box", "0,0,9,9"], "either a mask or --mask-box, not both"),
@@ -333,7 +333,8 @@ def test_images_by_name_and_a_box_for_a_mask_are_the_same_edit(
 def test_several_references_go_to_the_pipeline_as_a_list(
     folder: Path, infer: Callable[..., int], asked: list[dict[str, Any]]
 ) -> None:
-    assert infer(*NAMED, "--reference", "ref.jpg", "src.jpg", "-o", "a.png", "--contact-sheet", "sheet.png") == 0
+    twice = ("--reference", "ref.jpg", "--reference", "src.jpg")  # as good as one option with both
+    assert infer(*NAMED, *twice, "-o", "a.png", "--contact-sheet", "sheet.png") == 0
     line = {"source": "src.jpg", "mask": "mask.png", "reference": ["ref.jpg", "src.jpg"]}
     lines = [line | {"output": "b.png"}, line | {"output": "c.png", "reference": "ref.jpg"}, line | {"output": "d.png"}]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -344,6 +345,16 @@ def test_several_references_go_to_the_pipeline_as_a_list(
     assert together["reference_crop"] == [(0, 0, 451, 300), (0, 0, 60, 90)] * 2
     assert one["reference"].size == (451, 300)  # as it was before there were several
     assert array(folder / "sheet.png").shape[1] > 5 * 256  # source, mask, two references, result
+
+
+def test_auto_zoom_leaves_no_reference_of_a_list_out(
+    folder: Path, infer: Callable[..., int], asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"source": "src.jpg", "mask": "mask.png", "reference": ["ref.jpg", "src.jpg"]}
+    (folder / "list.jsonl").write_text(json.dumps(line))
+    assert infer("--batch", "list.jsonl", "--output-dir", "out", "--auto-zoom") == 1
+    assert "--auto-zoom looks at one reference, and this edit has 2" in capsys.readouterr().err
+    assert not asked and not list((folder / "out").glob("*.png"))
 
 
 def test_auto_zoom_says_what_it_did(

@@ -24,6 +24,7 @@ from mimicbrush.cli import edit as cli_edit
 from mimicbrush.errors import InputError
 from mimicbrush.models.components import Components, toy_components
 from mimicbrush.models.options import ToyModel
+from mimicbrush.models.reference_attention import join_references
 from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
 from mimicbrush.models.unets import find_reader, make_reference_input
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -73,11 +74,11 @@ def method_of(parts: Components, model_options: ToyModel, options: TrainOptions)
     return ConsistencyDistillation(model, encoders, scheduler, exporter, options)
 
 
-def encoded_batch(rows: int = 5, side: int = 8) -> EncodedBatch:
+def encoded_batch(rows: int = 5, side: int = 8, references: int = 1) -> EncodedBatch:
     generator = torch.Generator().manual_seed(1)
-    latents = [torch.randn(rows, 4, side, side, generator=generator) for _ in range(3)]
+    latents = [torch.randn(count * rows, 4, side, side, generator=generator) for count in (1, 1, references)]
     mask = (torch.rand(rows, 1, side, side, generator=generator) > 0.5).float()
-    tokens = torch.randn(rows, 17, 64, generator=generator)
+    tokens = torch.randn(references * rows, 17, 64, generator=generator)
     depth = torch.rand(rows, 1, 28, 28, generator=generator)
     noise_sample = NoiseSample.for_keys(
         torch.arange(rows) + 3, (4, side, side), num_timesteps=1000, reference_drop_ratio=0.3, depth_drop_ratio=0.5
@@ -121,22 +122,25 @@ def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_ty
 
 
 @pytest.mark.parametrize(
-    ("choices", "prediction_type"),
+    ("choices", "prediction_type", "references"),
     [
-        ({"reference_timestep": "current", "reference_blend": 0.5}, "epsilon"),
-        ({"reference_timestep": "zero", "reference_sharing": "keys_values"}, "v_prediction"),
-        ({"reference_encoder": "clip"}, "v_prediction"),
-        pytest.param({"reference_encoder": "shared"}, "v_prediction", marks=pytest.mark.slow),
+        ({"reference_timestep": "current", "reference_blend": 0.5}, "epsilon", 1),
+        ({"reference_timestep": "zero", "reference_sharing": "keys_values"}, "v_prediction", 1),
+        ({"reference_encoder": "clip"}, "v_prediction", 1),
+        pytest.param({"reference_encoder": "shared"}, "v_prediction", 1, marks=pytest.mark.slow),
+        pytest.param({"reference_timestep": "current"}, "v_prediction", 2, marks=pytest.mark.slow),
+        pytest.param({"reference_encoder": "shared"}, "epsilon", 2, marks=pytest.mark.slow),
+        pytest.param({"reference_encoder": "clip"}, "epsilon", 2, marks=pytest.mark.slow),
     ],
-    ids=["current", "zero", "clip", "shared"],
+    ids=["current", "zero", "clip", "shared", "two_references", "shared_two_references", "clip_two_references"],
 )
 def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
-    choices: dict[str, Any], prediction_type: str
+    choices: dict[str, Any], prediction_type: str, references: int
 ) -> None:
     parts, model_options = components(**choices)
     options = TrainOptions(**FROZEN, prediction_type=prediction_type, distill_guidance=(2.0, 4.0))
     method = method_of(parts, model_options, options)
-    batch = encoded_batch()
+    batch = encoded_batch(references=references)
     if model_options.reference_encoder == "clip":  # patches without the token of the class
         batch.conditions.__dict__["image_tokens"] = batch.conditions.image_tokens[:, 1:]
     conditions, sampled = batch.conditions, batch.noise_sample
@@ -165,7 +169,8 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
         one = slice(row, row + 1)
         timestep = few.timesteps[49 - int(sampled.timestep[row]) // 20]
         is_kept = bool(sampled.keep_reference[row])
-        context = parts.image_projector(conditions.image_tokens[one])
+        of_row = slice(references * row, references * (row + 1))
+        context = parts.image_projector(conditions.image_tokens[of_row])
 
         def predict(unet: Any, noisy: Any, at: torch.Tensor, guidance: float | None) -> torch.Tensor:
             states = ReferenceStates()
@@ -173,12 +178,13 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
             if reader is not None and is_kept:  # noqa: B023
                 at_reference = torch.zeros(1) if model_options.reference_timestep == "zero" else at[None]
                 reader(
-                    make_reference_input(reader, conditions.reference_latents[one]), at_reference, context,  # noqa: B023
+                    make_reference_input(reader, conditions.reference_latents[of_row]), at_reference, context,  # noqa: B023
                     cross_attention_kwargs={"reference_states": states.for_writing()},
                 )  # fmt: skip
+                states = join_references(states, 1)
             pipeline.unet, times = unet, 1 if guidance is None else 2
-            no_reference = [] if guidance is None else [pipeline.no_reference_context()]
-            both = torch.cat([*no_reference, context])  # noqa: B023
+            no_reference = [] if guidance is None else [pipeline.no_reference_context().repeat(1, references, 1)]
+            both = torch.cat([*no_reference, context.flatten(0, 1)[None]])  # noqa: B023
             return pipeline.denoise(noisy, cond_latents[one].repeat(times, 1, 1, 1), at, both, states, guidance)  # noqa: B023
 
         with torch.no_grad():

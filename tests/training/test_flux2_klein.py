@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType
 from composed import compose_train
 from diffusers import Flux2KleinPipeline
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_run import everything, forget_accelerate, metrics, train_with
 
 from mimicbrush import assembly
@@ -27,7 +27,7 @@ from mimicbrush.assembly.config import TrainConfig, list_weight_files
 from mimicbrush.assembly.families import _choose_taught_layers, build_family, check_family
 from mimicbrush.assembly.prerequisites import check_prerequisites
 from mimicbrush.data.training_data import TrainingData
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.flux2_klein.attention import AttentionTap, klein_attention_paths
 from mimicbrush.models.flux2_klein.components import toy_klein
 from mimicbrush.models.flux2_klein.prompt import encode_prompt, write_prompt
@@ -289,6 +289,13 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     klein = open_klein(left, "cpu")
     assert klein.imitation.base == str(tmp_path / "base") and klein.prompt.checksum == embeddings.checksum
 
+    # Diffusers would train from random numbers where a weight is missing.
+    file = tmp_path / "base/transformer/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if name != "proj_out.weight"}, file)
+    with pytest.raises(WeightsError, match=r"transformer does not fit:\s+proj_out\.weight is missing"):
+        train_with(mined, tmp_path / "damaged", *chosen, *short)
+
     absent = compose_train(f"data.root={mined}", "run_dir=x", *chosen[:3], "model.base=nobody/nothing")
     with pytest.raises(InputError, match=r"model\.base=nobody/nothing is neither a folder nor in the local"):
         check_prerequisites(absent)
@@ -298,9 +305,9 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     ("overrides", "message"),
     [
         (["+experiment=klein_smoke", "train.distill=lcm", "train.depth_drop_ratio=0.1"],
-         r"train\.depth_drop_ratio, train\.distill: for the U-Nets alone, and the model is of FLUX\.2 klein"),
-        (["+experiment=klein_smoke", "data.fixed_views=1", "data.encoded_views=x"], r"data\.encoded_views: for"),
-        (["+experiment=smoke", "train.hole_weight=2"], r"train\.hole_weight: for FLUX\.2 klein alone"),
+         r"train\.depth_drop_ratio, train\.distill are only for the U-Nets, and this model is of FLUX\.2 klein"),
+        (["+experiment=klein_smoke", "data.fixed_views=1", "data.encoded_views=x"], r"data\.encoded_views is only for"),
+        (["+experiment=smoke", "train.hole_weight=2"], r"train\.hole_weight is only for FLUX\.2 klein"),
     ],
     ids=["u_nets", "encoded_views", "klein"],
 )  # fmt: skip

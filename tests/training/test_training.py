@@ -147,7 +147,7 @@ ON_A_CPU = ["train.device=cpu", "train.mixed_precision=no", "train.tracker=none"
 AT_TOY_SIZE = ["model=toy", *SMALLEST[1:], "model.encoders=''"]
 KLEIN_AT_TOY_SIZE = ["model=flux2_klein_toy", "model.num_single_layers=1", "model.head_width=8", *SHORTEST[1:]]
 #: Ablations that choose what reads the reference beside a U-Net.
-OF_U_NETS = ("reference_clip", "reference_dinov2")
+OF_U_NETS = ("reference_clip", "reference_dinov2", "ours/reference_unet_shared")
 
 
 #: Experiments that begin with a trained pipeline.

@@ -60,6 +60,9 @@ def test_more_references_change_no_other_random_number(device: torch.device | No
     keys = torch.arange(100, 105)
     rates = {"num_timesteps": 1000, "reference_drop_ratio": 0.3, "depth_drop_ratio": 0.5, "noise_device": device}
     one, three = (NoiseSample.for_keys(keys, (4, 8, 8), num_references=count, **rates) for count in (1, 3))
+    none = NoiseSample.for_keys(keys, (4, 8, 8), has_posteriors=False, **rates)
+    assert none.posteriors.shape == (0, 5, 4, 8, 8)
+    assert all(torch.equal(tensor, getattr(one, name)) for name, tensor in vars(none).items() if name != "posteriors")
     assert one.posteriors.shape == (3, 5, 4, 8, 8) and three.posteriors.shape == (5, 5, 4, 8, 8)
     for name, tensor in vars(one).items():
         other = getattr(three, name)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.models.options import KLEIN_HUB_ID
 from mimicbrush.models.pretrained.weights import REVISIONS
-from mimicbrush.pipelines.klein.folder import KLEIN_HUB_ID
 
 
 @dataclass(frozen=True)

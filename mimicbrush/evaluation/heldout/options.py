@@ -28,15 +28,15 @@ class EvaluationOptions:
     Attributes:
         split: `heldout`: the pairs whose source video is held out (all of a folder never trained on);
             `all`: every pair, trained on or not.
-        seed: of masks, noise, warps, wrong references and the bootstrap.
-        num_inference_steps: of the sampler; None: the pipeline's own default.
-        guidance_scale: of classifier-free guidance; None: the pipeline's own default.
+        seed: chooses masks, noise, warps, wrong references and the bootstrap.
+        num_inference_steps: steps of the sampler; None: the pipeline's own default.
+        guidance_scale: classifier-free guidance; None: the pipeline's own default.
         max_pairs: at most so many, spread evenly over the source videos; None: all.
         batch_size: pairs edited together. It changes no choice, only speed and memory.
         sets: `natural`: references as mined; `warped`: each reference seen through a strong homography.
         sheet_pairs: how many pairs the contact sheets show, and whose images are kept.
-        num_references: of each pair, 1..4: after the other frame of the pair, further frames of its shot. Pairs whose
-            shot has too few are left out.
+        num_references: references of each pair: the other frame of the pair, then further frames of its shot. Pairs
+            whose shot has too few are left out.
     """
 
     split: EvaluationSplit = word("heldout", get_args(EvaluationSplit))  # noqa: RUF009 - it is a field
@@ -63,13 +63,15 @@ class DuringTrainingOptions:
     """Options of the evaluation during training, which changes nothing of what is learnt.
 
     Attributes:
-        every_steps: between two evaluations; one more comes at the end of a run. 0: none at all.
+        every_steps: steps between two evaluations; one more comes at the end of a run. 0: none at all.
         pairs: a mined folder to evaluate on, none of whose held-out sources was trained on; None: what is held out
             (`data.heldout_ratio`) of the folders that are trained on.
-        seed: of masks, noise, warps, wrong references and the bootstrap; not the seed of the run, so that runs with
-            several seeds are compared on the same pairs.
-        max_pairs, num_inference_steps, guidance_scale, batch_size, sets, sheet_pairs: see `EvaluationOptions`;
-            `batch_size` is per process, `sheet_pairs` also fills the image table of a tracker.
+        seed: chooses masks, noise, warps, wrong references and the bootstrap; not the seed of the run, so that runs
+            with several seeds are compared on the same pairs.
+        max_pairs: at most so many, spread evenly over the source videos.
+        num_inference_steps, guidance_scale, sets: see `EvaluationOptions`.
+        batch_size: see `EvaluationOptions`. It is the number of each process.
+        sheet_pairs: see `EvaluationOptions`. They also fill the image table of a tracker.
     """
 
     every_steps: int = number(2000, at_least=0, note="0: never")

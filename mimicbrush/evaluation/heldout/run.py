@@ -161,11 +161,16 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
         names = {column: f"{number:02d}_{clip}_{column}.png" for column in images}
         for column, image in images.items():
             write_image(Image.fromarray(image), folder / names[column])
+        references = [names["reference"]]
+        others = edited.sample.other_references
+        for place, image in enumerate([] if others is None else others, start=2):
+            references.append(f"{number:02d}_{clip}_reference_{place}.png")
+            write_image(Image.fromarray(image), folder / references[-1])
         edits.append(
             {
                 "source": names["target"],
                 "mask": names["mask"],
-                "reference": names["reference"],
+                "reference": references if len(references) > 1 else references[0],
                 "output": f"{number:02d}_{clip}_edited.png",
             }
         )

@@ -69,7 +69,7 @@ class FeatureTransfer:
             or pipeline.reference_unet is None
             or isinstance(pipeline.reference_unet, KeyValueReferenceUNet)
         ):
-            raise NoFeaturesError("features are what a reference U-Net shares as hidden states; this pipeline has none")
+            raise NoFeaturesError("a reference U-Net shares them as hidden states, and this pipeline has none")
         self.pipeline, self.timestep, self.dinov2 = pipeline, timestep, dinov2
 
     def __call__(self, task: TransferTask) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
 from mimicbrush.errors import InputError
@@ -16,6 +17,10 @@ from mimicbrush.mining.plan import VIDEO_SUFFIXES
 
 #: What a fetched folder holds beside its clips: the list, who made them, and hashes that nobody had stated.
 LIST_NAME, CREDITS_NAME, PINS_NAME = "clips.csv", "ATTRIBUTION.md", "pins.json"
+_OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
+#: Beside a clip that is being fetched lie files whose names are a little longer than its own.
+_LONGEST_PART = 200
+_SIZE = re.compile(r"[0-9]{1,18}")
 _NEEDED = ("path", "url", "licence", "attribution")
 #: Licences, and where their text is.
 LICENCE_TEXTS = {
@@ -69,30 +74,52 @@ def read_clip_list(path: Path) -> list[Clip]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="", strict=True)
             columns = list(reader.fieldnames or [])
+            if twice := sorted({name for name in columns if columns.count(name) > 1}):
+                raise InputError(f"{path} has the column {make_storable(twice[0])!r} twice; keep one")
             if missing := [name for name in _NEEDED if name not in columns]:
                 raise InputError(f"{path} has no column {missing[0]}; a list of clips has {', '.join(_COLUMNS)}")
             rows = [{str(name): str(cell).strip() for name, cell in row.items()} for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8 ({make_storable(str(error))})") from error
     clips = [_build_clip(row, f"{path}, entry {number}") for number, row in enumerate(rows, start=1)]
-    names = [clip.path for clip in clips]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path}: {twice[0]!r} is named twice")
     if not clips:
         raise InputError(f"{path} names no clip")
+    _check_apart(path, clips)
     return clips
 
 
+def _check_apart(path: Path, clips: Sequence[Clip]) -> None:
+    """Check that each clip has a file of its own, on disks that do not tell capitals apart, too."""
+    names: set[str] = set()
+    for clip in clips:
+        if clip.path.casefold() in names:
+            raise InputError(f"{path}: {clip.path!r} is named twice (capitals do not count)")
+        names.add(clip.path.casefold())
+    for clip in clips:
+        for folder in PurePosixPath(clip.path.casefold()).parents:
+            if str(folder) in names:
+                raise InputError(f"{path}: {clip.path!r} lies in a folder that is the name of another clip")
+
+
 def _build_clip(row: Mapping[str, str], where: str) -> Clip:
-    clip = Clip(**{name: row.get(name, "") for name in _COLUMNS})
+    values = {name: row.get(name, "") for name in _COLUMNS}
+    # On one line: the list of makers has a line for each clip.
+    clip = Clip(**values | {name: " ".join(values[name].split()) for name in ("licence", "attribution")})
+    clip = replace(clip, sha256=clip.sha256.lower())
     if "None" in row:
         raise InputError(f"{where}: more cells than the header has; quote cells that hold commas")
     if absent := [name for name in _NEEDED if not getattr(clip, name)]:
         raise InputError(f"{where}: {absent[0]} is empty. A clip without licence and maker is not to be trained on")
     name = PurePosixPath(clip.path)
-    if name.is_absolute() or ".." in name.parts or "\\" in clip.path or name.suffix.lower() not in VIDEO_SUFFIXES:
+    is_inside = not name.is_absolute() and ".." not in name.parts and "\\" not in clip.path
+    if not is_inside or name.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(
             f"{where}: path {make_storable(clip.path, 80)!r} must be the name of a video inside the folder"
+        )
+    if clip.path.endswith("/") or not _has_plain_name(name):
+        raise InputError(
+            f"{where}: path {make_storable(clip.path, 80)!r}: a name must be printable, must not begin with a dot or "
+            f"be {', '.join(_OWN_NAMES)}, and each part has at most {_LONGEST_PART} bytes"
         )
     try:
         check_address(clip.url)
@@ -100,12 +127,18 @@ def _build_clip(row: Mapping[str, str], where: str) -> Clip:
         raise InputError(f"{where}: {error}") from error
     if clip.sha256 and not SHA256.fullmatch(clip.sha256):
         raise InputError(f"{where}: sha256 {make_storable(clip.sha256, 80)!r} is not 64 hexadecimal digits")
-    if clip.bytes and not (clip.bytes.isascii() and clip.bytes.isdecimal() and 0 < int(clip.bytes) < 2**63):
+    if clip.bytes and not (_SIZE.fullmatch(clip.bytes) and int(clip.bytes) > 0):
         raise InputError(f"{where}: bytes {make_storable(clip.bytes, 40)!r} must be a whole number above 0")
     start_s, end_s = (read_seconds(getattr(clip, each), f"{where}: {each}") for each in ("start_s", "end_s"))
     if end_s is not None and end_s <= (start_s or 0.0):
         raise InputError(f"{where}: end_s={clip.end_s} is not after start_s={clip.start_s or 0}")
-    return clip
+    return replace(clip, path=str(name))
+
+
+def _has_plain_name(name: PurePosixPath) -> bool:
+    return name.parts[0].casefold() not in map(str.casefold, _OWN_NAMES) and all(
+        part.isprintable() and part[0] != "." and len(part.encode()) <= _LONGEST_PART for part in name.parts
+    )
 
 
 def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, describe_os_error
 from mimicbrush.io.atomic import path_inside, write_json
 from mimicbrush.io.download import DownloadError, download_file
 from mimicbrush.io.hashing import hash_file
@@ -19,6 +19,10 @@ from mimicbrush.mining.clips.clip_list import PINS_NAME, Clip, write_clip_list
 from mimicbrush.mining.input_list import SHA256
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import check_container, is_container
+
+_MOVE = "Move it away, or name another folder"
+#: What a file or folder of this name can do to one clip; the others have other names.
+_OF_ITS_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass
@@ -63,12 +67,14 @@ def fetch_clips(
     with hold_folder(folder):
         pins = _read_pins(folder)
         try:
-            for clip in clips:
+            # Those that are here come first: a run that is stopped while it fetches must not forget them.
+            for clip in sorted(clips, key=lambda clip: not (folder / clip.path).exists()):
                 expected = replace(clip, sha256=clip.sha256 or pins.get(clip.url, ""))
                 try:
                     found, was_fetched = _provide(expected, folder, max_bytes, progress, say)
-                except InputError as error:
-                    result.failures.append((clip, str(error)))
+                except (InputError, *_OF_ITS_NAME) as error:
+                    reason = str(error) if isinstance(error, InputError) else describe_os_error(error)
+                    result.failures.append((clip, reason))
                     continue
                 result.clips.append(replace(clip, sha256=found))
                 result.num_fetched += was_fetched
@@ -78,6 +84,8 @@ def fetch_clips(
                     write_json(folder / PINS_NAME, pins)
         finally:  # however it ends, the list names what is here
             if result.clips:
+                paths = [clip.path for clip in clips]
+                result.clips.sort(key=lambda clip: paths.index(clip.path))
                 write_clip_list(folder, result.clips)
     return result
 
@@ -101,12 +109,21 @@ def _provide(
 ) -> tuple[str, bool]:
     """The hash of a clip, and whether it had to be fetched."""
     path = path_inside(folder, clip.path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is there, and is no file. {_MOVE}")
     if path.exists():
         found = hash_file(path)
-        if clip.sha256 and found != clip.sha256:
+        if not clip.sha256:  # then it is checked as one that was fetched now
+            if clip.num_bytes not in (None, path.stat().st_size):
+                raise InputError(f"{path} is there, and has not the {clip.num_bytes} bytes of the list. {_MOVE}")
+            try:
+                _check_video(path, f"{path} is there, and")
+            except InputError as error:
+                raise InputError(f"{error}. {_MOVE}") from error
+        elif found != clip.sha256:
             raise InputError(
                 f"{path} is there, and is another file: it has the SHA-256 {found}, and the list says {clip.sha256}. "
-                "Move it away, or name another folder"
+                f"{_MOVE}"
             )
         return found, False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,10 +148,10 @@ def _provide(
     return found, True
 
 
-def _check_video(path: Path) -> None:
+def _check_video(path: Path, named: str = "what the server sent") -> None:
     try:
         check_container(path)
     except UntrustedFileError as error:
-        raise DownloadError(f"what the server sent is no whole video: {error.detail}") from error
+        raise DownloadError(f"{named} is no whole video: {error.detail}") from error
     if not is_container(path):
-        raise DownloadError("what the server sent is no video: expected MP4, QuickTime, Matroska, WebM or AVI")
+        raise DownloadError(f"{named} is no video: expected MP4, QuickTime, Matroska, WebM or AVI")

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.io.atomic import write_aside, write_json
+from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.exports.formats.layout import Record, SplitList, write_json_lines
 from mimicbrush.mining.exports.formats.registry import FORMATS
-from mimicbrush.mining.exports.parts import RECORDS, ExportFolder
+from mimicbrush.mining.exports.parts import RECORDS, ExportFolder, write_sealed
 from mimicbrush.mining.exports.plan import SPLITS, ExportPlan, ExportSplit
 
 LICENCES_FILE = "LICENCES.txt"
-SUMMARY_FILE = f"{RECORDS}/summary.json"
+SUMMARY_FILE, REFUSED_FILE = f"{RECORDS}/summary.json", f"{RECORDS}/refused.jsonl"
 OUTSIDE_BAND = "outside_ssim_band"
 
 
@@ -44,7 +44,7 @@ def write_export_lists(folder: ExportFolder, plan: ExportPlan, names: Sequence[s
     for split in SPLITS:
         texts |= _list_split(folder, split, rows)
     texts[f"{RECORDS}/samples.jsonl"] = write_json_lines(_list_samples(rows))
-    texts[f"{RECORDS}/refused.jsonl"] = write_json_lines({"split": s} | row for s, row in rows if "reason" in row)
+    texts[REFUSED_FILE] = write_json_lines({"split": s} | row for s, row in rows if "reason" in row)
     origins = _count_origins(rows)
     texts[f"{RECORDS}/origins.jsonl"] = write_json_lines(origins)
     texts[LICENCES_FILE] = _describe_licences(origins)
@@ -54,7 +54,7 @@ def write_export_lists(folder: ExportFolder, plan: ExportPlan, names: Sequence[s
     summary["bytes"] = sum(size for name in names for size, _ in _read(folder, name)["files"].values())
     summary["parts"] = sorted(names)
     summary["lists"] = {name: hash_file(folder.path / name) for name in texts}
-    write_json(folder.path / SUMMARY_FILE, summary)
+    write_sealed(folder.path / SUMMARY_FILE, summary)
     return summary
 
 

@@ -55,7 +55,7 @@ class ExportFolder:
     @cached_property
     def fingerprint(self) -> str:
         """Hash what decides the content: SHA-256, hex."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return _hash_values(self.settings)
 
     def begin(self) -> None:
         """Write the settings, or check that an earlier run had the same and remove what it left half done.
@@ -99,18 +99,26 @@ class ExportFolder:
                 _aside_of(path).unlink(missing_ok=True)
         begun.unlink()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run that was stopped has left half a part."""
+        return (self.path / _BEGUN_FILE).exists()
+
     def marker_path(self, name: str) -> Path:
         """Name the marker of a part."""
         return self.path / _MARKERS / f"{name}.json"
 
     def read_marker(self, name: str) -> dict[str, Any] | None:
-        """Read the marker of a part; None where there is none of these settings."""
+        """Read the marker of a part; None where there is none of these settings, or it was changed."""
         try:
-            marker = parse_json(self.marker_path(name).read_bytes())
-            is_whole = isinstance(marker["rows"], list) and isinstance(marker["files"], dict)
-            return marker if is_whole and marker["fingerprint"] == self.fingerprint else None
-        except (OSError, ValueError, KeyError, TypeError):
+            marker = read_sealed(self.marker_path(name))
+        except (OSError, ValueError):
             return None
+        return marker if marker["fingerprint"] == self.fingerprint else None
+
+    def list_marked(self) -> list[str]:
+        """List the parts that have a marker."""
+        return sorted(path.stem for path in (self.path / _MARKERS).glob("*-*.json"))
 
     def find_done(self, part: ExportPart) -> dict[str, Any] | None:
         """Read the marker of a part that is done: all of its files are there and have their length."""
@@ -119,7 +127,7 @@ class ExportFolder:
             return None
         try:
             is_whole = all((self.path / file).stat().st_size == size for file, (size, _) in marker["files"].items())
-        except (OSError, ValueError, TypeError):
+        except OSError:
             return None
         return marker if is_whole else None
 
@@ -138,9 +146,31 @@ class ExportFolder:
             "rows": [each.row for each in exported],
             "files": {file: [len(content), hashlib.sha256(content).hexdigest()] for file, content in files.items()},
         }
-        write_json(marker, values)
+        write_sealed(marker, values)
         (self.path / _BEGUN_FILE).unlink()
         return values
+
+
+def write_sealed(path: Path, values: dict[str, Any]) -> None:
+    """Write a record as JSON, with a hash of its values, by which `read_sealed` finds every change."""
+    write_json(path, {**values, "sha256": _hash_values(values)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a record of `write_sealed`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or somebody has changed it.
+    """
+    values = parse_json(path.read_bytes())
+    if not isinstance(values, dict) or values.pop("sha256", None) != _hash_values(values):
+        raise ValueError("it is not as it was written")
+    return values
+
+
+def _hash_values(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_export_folder(path: Path) -> ExportFolder | None:
@@ -185,11 +215,14 @@ def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file that gets its name when it is whole."""
     aside = _aside_of(path)
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:  # of a full disk, Python names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _aside_of(path: Path) -> Path:

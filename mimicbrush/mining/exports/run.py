@@ -25,7 +25,7 @@ from mimicbrush.mining.exports.lists import write_export_lists
 from mimicbrush.mining.exports.options import ExportOptions
 from mimicbrush.mining.exports.parts import ExportFolder, join_files
 from mimicbrush.mining.exports.plan import ExportPlan, ExportSplit, choose_part_size, plan_export
-from mimicbrush.mining.exports.samples import ExportedPair, PairExporter
+from mimicbrush.mining.exports.samples import UNREADABLE_PAIR, ExportedPair, PairExporter
 
 _exporter: PairExporter | None = None
 
@@ -87,14 +87,16 @@ def _write_parts(
     """Write the parts that are not done, until the next one would be too much; return the names of those done."""
     in_tars = FORMATS[exporter.options.format].in_tars
     found = {part.name: folder.find_done(part) for part in plan.parts}
-    jobs = ((part.split, place) for part in plan.parts if not found[part.name] for place in part.places)
+    # What could not be read then may be there now.
+    kept = {name: marker for name, marker in found.items() if marker and not _lacks_pairs(marker)}
+    jobs = ((part.split, place) for part in plan.parts if part.name not in kept for place in part.places)
     results = _export_all(exporter, jobs, workers)
     done, total = set(), 0
     num_pairs = sum(len(part.places) for part in plan.parts)
     with tqdm(total=num_pairs, unit="pair", desc="exporting", disable=not progress) as bar:
         try:
             for part in plan.parts:
-                marker = found[part.name]
+                marker = kept.get(part.name)
                 if marker is None:
                     exported = list(islice(results, len(part.places)))
                     size = sum(map(len, join_files(part, exported, in_tars).values()))
@@ -111,6 +113,10 @@ def _write_parts(
             results.close()
     # An earlier run, with more room, may have gone further.
     return [part.name for part in plan.parts if part.name in done or found[part.name]]
+
+
+def _lacks_pairs(marker: dict[str, Any]) -> bool:
+    return any(row.get("reason") == UNREADABLE_PAIR for row in marker["rows"])
 
 
 def _export_all(

@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from mimicbrush.errors import DataError
 from mimicbrush.io.hashing import hash_file
-from mimicbrush.io.text import parse_json
 from mimicbrush.mining.exports.lists import OUTSIDE_BAND, SUMMARY_FILE, count_export
-from mimicbrush.mining.exports.parts import read_export_folder
+from mimicbrush.mining.exports.parts import read_export_folder, read_sealed
 from mimicbrush.mining.exports.plan import SPLITS
 
 #: Files that a trainer would take for samples where it finds them beside ours.
@@ -39,10 +38,12 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
     if folder is None:
         raise DataError(f"{path} is no export (it has no records/export.json)")
     try:
-        summary = parse_json((path / SUMMARY_FILE).read_bytes())
-        names, lists = [str(name) for name in summary["parts"]], dict(summary["lists"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not finished, or {SUMMARY_FILE} is damaged ({error!r}); {_AGAIN}") from error
+        summary = read_sealed(path / SUMMARY_FILE)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not finished, or {SUMMARY_FILE} is damaged ({error}); {_AGAIN}") from error
+    names, lists = summary["parts"], summary["lists"]
+    if folder.has_begun or set(folder.list_marked()) - set(names):
+        raise DataError(f"{path} is not finished: a run that added to it was stopped; {_AGAIN}")
     markers = {name: folder.read_marker(name) for name in names}
     faults = [f"the marker of part {name} is missing or damaged; {_AGAIN}" for name in names if not markers[name]]
     read = {name: marker for name, marker in markers.items() if marker is not None}
@@ -57,8 +58,7 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
                 faults.append(fault)
     faults += _find_strangers(path, expected)
     rows = [(name.rpartition("-")[0], row) for name, marker in read.items() for row in marker["rows"]]
-    num_outside_band = int(dict(summary["refused"]).get(OUTSIDE_BAND, 0))
-    counted = count_export(int(summary["pairs"]), num_outside_band, rows)
+    counted = count_export(summary["pairs"], summary["refused"].get(OUTSIDE_BAND, 0), rows)
     faults += [
         f"{SUMMARY_FILE} says {name}: {summary.get(name)}, the markers say {value}; {_AGAIN}"
         for name, value in counted.items()

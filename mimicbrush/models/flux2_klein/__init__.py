@@ -9,7 +9,7 @@ In reading order:
 * ``fetch`` - a base model fetched and checked, and the prompt encoded
 * ``sequence`` - from images to tokens with position ids, as diffusers' `Flux2KleinPipeline` makes them
 * ``attention`` - what target tokens ask and reference tokens answer: queries and keys of chosen layers
-* ``recording_tap`` - the same, told to the recorders that also serve the U-Nets
+* ``recording_tap`` - the same, for the recorders that also serve the U-Nets
 * ``lora`` - LoRA files: written as diffusers reads them, checked and loaded
 * ``comfyui`` - the same under the names that ComfyUI reads
 """

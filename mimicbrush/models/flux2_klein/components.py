@@ -19,10 +19,13 @@ from diffusers import (
 from transformers import PreTrainedTokenizerBase, Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from mimicbrush.errors import WeightsError
-from mimicbrush.io.text import make_storable
+from mimicbrush.io.text import describe_error
+from mimicbrush.models.flux2_klein.files import TRAINING_NETWORKS
 from mimicbrush.models.flux2_klein.files import locate_klein as locate_klein
 from mimicbrush.models.flux2_klein.sequence import patchify
 from mimicbrush.models.options import ToyFlux2KleinModel
+from mimicbrush.models.pretrained.check import check_weights
+from mimicbrush.models.pretrained.files import read_network
 
 
 @dataclass
@@ -58,15 +61,18 @@ def load_klein(folder: Path, *, dtype: torch.dtype = torch.float32, with_text_en
         with_text_encoder: False leaves out text encoder and tokenizer, which take half of the memory.
 
     Raises:
-        WeightsError: something is absent, damaged, or of another kind.
+        WeightsError: something is absent, damaged, or of another kind; or a network lacks weights, or has others.
     """
+    networks = {name: read_network(folder / name, "diffusion_pytorch_model") for name in TRAINING_NETWORKS}
     without: dict[str, Any] = {} if with_text_encoder else {"text_encoder": None, "tokenizer": None}
     try:
         pipeline = Flux2KleinPipeline.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **without
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{folder} cannot be loaded as FLUX.2 klein: {make_storable(str(error))}") from error
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{folder} cannot be loaded as FLUX.2 klein: {describe_error(error)}") from error
+    for name, network in networks.items():  # diffusers fills in random numbers for weights that are missing
+        check_weights(name, type(pipeline.components[name]).__name__, network, pipeline.components[name])
     return KleinComponents(**pipeline.components, is_distilled=bool(pipeline.config.is_distilled))
 
 

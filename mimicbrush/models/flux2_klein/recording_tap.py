@@ -1,4 +1,4 @@
-"""Where target tokens look among the references, told to the recorders that also serve the U-Nets."""
+"""Where target tokens look among the references, for the recorders that also serve the U-Nets."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ _FACTS: dict[str, dict[str, tuple[Any, Any]]] = {
     },
     "base.transformer": {
         "_class_name": ("Flux2Transformer2DModel", None),
-        "guidance_embeds": (False, True),  # a distilled dev model is told the guidance; nothing here tells it
+        "guidance_embeds": (False, True),  # a distilled dev model takes the guidance as an input; nothing here gives it
     },
     "base.vae": {"_class_name": ("AutoencoderKLFlux2", None)},
     "base.text_encoder": {"model_type": ("qwen3", None)},

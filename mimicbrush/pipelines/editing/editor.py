@@ -82,7 +82,16 @@ class LoadedEditor:
         resolve_pipeline_folder(self._model)  # an error comes before the images are read
 
     def read(self, edit: Edit) -> EditInputs:
-        """Read and check the images of an edit; this needs no model."""
+        """Read and check the images of an edit; this needs no model.
+
+        Raises:
+            InputError: see `read_inputs`; or auto-zoom is asked for, and the edit has several references.
+        """
+        if self.settings.auto_zoom and edit.other_references:
+            raise InputError(
+                f"--auto-zoom looks at one reference, and this edit has {len(edit.references)}; crop their files, and "
+                "edit without it"
+            )
         return read_inputs(edit, resize_mask=self.settings.resize_mask, allow_full_mask=self.settings.allow_full_mask)
 
     @property

@@ -11,12 +11,10 @@ from mimicbrush.errors import InputError
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box
-from mimicbrush.ranges import SEED_RANGE, suggest
+from mimicbrush.ranges import MAX_REFERENCES, SEED_RANGE, suggest
 
 #: Folder of the benchmark's texture tracks, whose edits keep the source's shape (released layout).
 TEXTURE_FOLDER = "TextureTrans"
-#: An edit takes at most so many references.
-MOST_REFERENCES = 4
 _REQUIRED = ("source", "mask", "reference")
 _KEYS = (*_REQUIRED, "mask_box", "output", "seed", "keep_shape", "reference_crop")
 
@@ -51,8 +49,8 @@ class Edit:
     def __post_init__(self) -> None:
         if (self.mask is None) == (self.mask_box is None):
             raise InputError("an edit takes a mask, or the box of one (mask_box), and not both")
-        if len(self.references) > MOST_REFERENCES:
-            raise InputError(f"{len(self.references)} references; an edit takes 1 to {MOST_REFERENCES}")
+        if len(self.references) > MAX_REFERENCES:
+            raise InputError(f"{len(self.references)} references; an edit takes 1 to {MAX_REFERENCES}")
         if self.other_references and self.reference_crop is not None:
             raise InputError("a crop of the reference is for one reference; give several that are cropped already")
 

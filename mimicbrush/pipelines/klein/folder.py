@@ -14,9 +14,10 @@ from typing import Any
 from mimicbrush import __version__
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.text import make_storable
+from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_SIZE_RANGE
 from mimicbrush.models.pretrained.files import DamagedFileError, read_object
 from mimicbrush.pipelines.folder import IMITATION_FILE, check_components, is_klein_folder
-from mimicbrush.ranges import REFERENCES_RANGE, NumberRange
+from mimicbrush.ranges import REFERENCES_RANGE
 
 #: What diffusers calls a LoRA file, and looks for in a folder.
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -24,16 +25,11 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 BASE_FOLDER = "base"
 #: What the folder calls the embeddings of its prompt.
 PROMPT_FILE = "prompt_embeddings.safetensors"
-KLEIN_HUB_ID = "black-forest-labs/FLUX.2-klein-base-4B"
-#: What a model that was not trained here is asked to do.
-KLEIN_PROMPT = "Fill the black area of the first image with the matching part of the second image."
 #: The canvas of a model that was not trained here: what diffusers' pipeline takes where nothing is said, px.
 KLEIN_SIZE_PX = 1024
 #: Pipelines of diffusers whose folders hold the networks that edit here.
 KLEIN_CLASSES = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
 _NETWORK_CLASSES = {"transformer": "Flux2Transformer2DModel", "vae": "AutoencoderKLFlux2"}
-#: The pipeline makes larger images smaller, and refuses smaller ones; a token covers 16 pixels.
-KLEIN_SIZE_RANGE = NumberRange(at_least=64, at_most=1024, whole=True)
 _FAMILY = "flux2_klein"
 _HUB_ID = re.compile(r"[A-Za-z0-9]\w*([.-]\w+)*/[A-Za-z0-9]\w*([.-]\w+)*")
 

@@ -280,15 +280,14 @@ class KleinPipeline:
             placements = [Placement(next(boxes), self.size_px) for _ in each]
             squares = list(letterbox_images(each, placements, self.size_px, _ORDER)) if each else []
             placed.append(list(zip(squares, placements, strict=True)))
-        return placed
+        return placed * num_sources if len(placed) == 1 else placed
 
 
 def _list_references(reference: References | None, num_sources: int) -> list[list[ImageInput]]:
-    """List the references of each source; see `KleinPipeline.__call__`."""
+    """List the references of each source, or those of all, a single list; see `KleinPipeline.__call__`."""
     if reference is None:
-        return [[] for _ in range(num_sources)]
+        return [[]]
     lists = group_references(reference, num_sources)
-    lists = lists * num_sources if len(lists) == 1 else lists
-    if len(lists) != num_sources:
+    if len(lists) not in (1, num_sources):
         raise InputError(f"{len(lists)} references for {num_sources} sources; give one, or one or a list for each")
     return lists

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from torch import nn
 
-from mimicbrush.models.flux2_klein.attention import AttentionTap, set_tapped_processors
+from mimicbrush.models.flux2_klein.attention import TAP, AttentionTap, set_tapped_processors
 from mimicbrush.models.flux2_klein.sequence import encode_images, make_sequence, make_text_ids, unpack_tokens
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import correspondence_loss
@@ -48,7 +48,7 @@ class KleinInputs(NamedTuple):
         latents: (B, C, h, w) of the unmasked source, which is what is to be recovered; one cell is a token.
         conditions: of the source with its hole, then of each reference, like `latents`.
         mask: (B, 1, h, w), the part of each token that is to be repainted, 0 to 1.
-        noise_sample: noise and drops; its posteriors are not used, since latents here are modes.
+        noise_sample: noise and drops, without posteriors, since latents here are modes.
         matches: of the batch, in the first reference; None where the correspondence loss is not trained with.
     """
 
@@ -115,7 +115,7 @@ class KleinModel(nn.Module):
             attention["attention_mask"] = is_seen[:, None, None, :]
         tap = None
         if matches is not None:
-            tap = attention["tap"] = AttentionTap(layout, self.correspondence_paths, keys=layout.image(2))
+            tap = attention[TAP] = AttentionTap(layout, self.correspondence_paths, keys=layout.image(2))
         tokens = self.transformer(
             hidden_states=sequence.tokens,
             encoder_hidden_states=text,
@@ -181,6 +181,7 @@ class Flux2KleinMethod:
             reference_drop_ratio=options.reference_drop_ratio,
             depth_drop_ratio=0.0,
             noise_device=device if options.noise_on == "device" else None,
+            has_posteriors=False,
         ).to(device)
         mask = F.adaptive_avg_pool2d(on_device.mask, (height, width))
         return KleinInputs(target, tuple(conditions), mask, noise_sample, on_device.matches)
