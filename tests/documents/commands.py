@@ -132,6 +132,7 @@ RULES: list[tuple[str, Toy | Elsewhere | Never]] = [
     (r".*options_page\.py", Elsewhere("tests/documents/test_reference_pages.py::test_the_page_of_options_is_what_the_dataclasses_say")),
     (r".*convert_checkpoint\.py lora .*", Elsewhere("tests/models/test_klein_lora.py::test_the_command_converts_a_run")),
     (r".*infer\.py .*--model runs/klein_smoke", Elsewhere("tests/pipelines/test_klein_pipeline.py::test_the_command_edits")),
+    (r".*pck\.py .*--model runs/klein_smoke .*", Elsewhere("tests/evaluation/test_klein_editor.py::test_keypoints_are_carried_by_its_attention")),
     (r".*evaluate\.py editor=runs/klein_smoke .*", Elsewhere("tests/evaluation/test_klein_editor.py::test_held_out_pairs_are_measured_over_none")),
     (r".*fetch_clips\.py .*", Elsewhere("tests/mining/test_free_clips.py::test_a_fetch_that_is_killed_goes_on_and_its_clips_are_mined")),
     # Everything else.

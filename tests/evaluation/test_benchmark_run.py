@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import skimage.metrics
 import torch
 from benchmark_material import view
-from browser import chromium, page_of
+from browser import page_of
 from PIL import Image
 from transformers import (
     CLIPConfig,
@@ -39,6 +40,9 @@ from mimicbrush.evaluation.benchmark.run_editor import VARIANTS
 from mimicbrush.evaluation.benchmark.subjects import cut_subject
 from mimicbrush.io.images import read_image
 from mimicbrush.ops.canvas import paste_back
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
 BOX = (30, 20, 90, 80)
@@ -192,9 +196,9 @@ def test_a_run_adds_up_and_writes_what_it_says(bench: Path, tmp_path: Path, netw
 
 
 @pytest.mark.slow
-def test_no_row_of_the_page_is_wider_than_a_small_screen(bench: Path, tmp_path: Path) -> None:
+def test_no_row_of_the_page_is_wider_than_a_small_screen(bench: Path, tmp_path: Path, browser: Browser) -> None:
     evaluate_benchmark(bench, BenchmarkOptions(editors=("blur", "oracle", "source", "copy_in_place")), tmp_path / "out")
-    with chromium() as browser, page_of(browser, 1280) as page:
+    with page_of(browser, 1280) as page:
         page.goto((tmp_path / "out" / "report.html").as_uri())
         too_wide = "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
         assert page.eval_on_selector_all(".row", "all => all.length") == 5
