@@ -20,6 +20,7 @@ from mimicbrush.errors import MimicBrushError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_measurement_is_written(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
     command = [sys.executable, "scripts/speed.py", "dropped_references", "--rounds", "1", "--json", str(tmp_path / "f")]
     warm_scripts.run(command, cwd=ROOT, env=script_environment(), check=True, stdout=subprocess.DEVNULL)
@@ -33,6 +34,7 @@ def test_a_measurement_is_written(tmp_path: Path, script_environment: Callable[[
     assert case["max_abs_diff"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_full_size_edit_by_count() -> None:
     counted = editing.full_size_edit()
     # REFERENCE.md section 7 counts the leanest edit at these; remembered constants and projections save a little more.
