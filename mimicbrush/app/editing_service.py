@@ -316,7 +316,7 @@ class EditingService:
         seed: int,
         watch: Callable[..., dict[str, Any]],
     ) -> tuple[Image.Image, dict[str, Any]]:
-        """The result, and what is told of it."""
+        """Edit once: the result, and what the page shows with it."""
         from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 

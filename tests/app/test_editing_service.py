@@ -53,7 +53,7 @@ def request_(service: EditingService) -> EditRequest:
 
 
 def edit(service: EditingService, request: EditRequest) -> tuple[list[np.ndarray], list[Any], list[dict[str, Any]]]:
-    """The results, what is told of them, and what was shown meanwhile."""
+    """The results, what comes with them, and what was shown meanwhile."""
     shown: list[dict[str, Any]] = []
     answer = service.edit("ann", request, shown.append)
     assert answer is not None and (answer["width"], answer["height"]) == SOURCE.size

@@ -82,7 +82,7 @@ def test_the_base_edits_without_training(tmp_path: Path, pairs: PairBatch, monke
     assert opened.about["trained"] == "False" and "InpaintPipeline" in opened.about["editor"]
     assert opened.edit_pairs(pairs).images.shape == (2, SIZE_PX, SIZE_PX, 3)
 
-    # A LoRA of anybody else knows no prompt, so that the base encodes one.
+    # A LoRA of anybody else states no prompt, so the base encodes one.
     lora = write_toy_klein(tmp_path / "run") / LORA_FILE
     lora = lora.rename(tmp_path / "other.safetensors")
     trained = flux2_klein.open_klein(lora, "cpu", base=tmp_path / "FLUX.2-klein-base-4B")

@@ -365,3 +365,8 @@ def test_what_lies_there_already_is_checked_and_stops_no_other_clip(
     assert "b.mp4 is there, and is no file. Move it away" in said
     assert re.search(r"c\.mp4 is there, and is no (whole )?video.*Move it away", said)
     assert "d.mp4`: Ada * Bob. Licence" in (tmp_path / "clips" / "ATTRIBUTION.md").read_text()
+
+
+def test_a_list_that_is_not_there_is_named_with_what_it_should_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no list .*absent\.csv; name a CSV file with the columns path, url"):
+        read_clip_list(tmp_path / "absent.csv")

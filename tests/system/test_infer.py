@@ -151,7 +151,7 @@ def test_what_the_images_tell_is_told_at_once(
         (["--batch", ".", "--mask-box", "0,0,9,9", "--output-dir", "out"], "not both"),
         ([*PICTURES, "--mask-box", "0,0,9,9"], "either a mask or --mask-box, not both"),
         ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: must be four whole numbers X0,Y0,X1,Y1"),
-        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "the crop 9,0,9,9 is no box within the source src.jpg"),
+        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is no box within the source src.jpg"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,91"], "which is 60 x 90 px"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,90"], "the box 0,0,60,90 is all of src.jpg: nothing of the source is"),
         ([*NAMED, "--reference", *["ref.jpg"] * 5], "--reference: takes 1 to 4 images, got 5"),

@@ -1,5 +1,5 @@
 /**
- * A mask of the size of its image, and what was painted on it. It knows no page.
+ * A mask of the size of its image, and what was painted on it. It does not depend on a page.
  *
  * A pixel belongs to a stroke where its centre lies at most half the brush's size from the pointer's path, and to a box
  * where the pointer's two corners touch or enclose it. There is no half-painted pixel. Strokes are filled row by row, so

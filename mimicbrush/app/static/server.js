@@ -47,7 +47,7 @@ export function listen(job, onState) {
       resolve(state);
     });
     stream.addEventListener("error", () => {
-      if (stream.readyState === EventSource.CLOSED) reject(new Refusal("the server knows nothing of this edit any more; edit again", 404));
+      if (stream.readyState === EventSource.CLOSED) reject(new Refusal("this edit is no longer on the server; press Edit again", 404));
     });
   });
 }

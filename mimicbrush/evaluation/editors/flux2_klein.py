@@ -85,7 +85,7 @@ class Flux2KleinEditor:
         return PairResults(np.stack([np.asarray(image) for image in output.images]), output.correspondences)
 
     def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
-        """Edit one benchmark case, see `Editor`; the shape of the source is never kept, for it knows no depth."""
+        """Edit one benchmark case, see `Editor`; without a depth estimator it never keeps the shape of the source."""
         output: Any = self.pipeline(
             inputs.source,
             inputs.mask,

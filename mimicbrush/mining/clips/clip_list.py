@@ -68,8 +68,10 @@ def read_clip_list(path: Path) -> list[Clip]:
     """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`; the first four are needed.
 
     Raises:
-        InputError: names the entry, and what is wrong with it.
+        InputError: there is no such file; or names the entry, and what is wrong with it.
     """
+    if not path.exists():
+        raise InputError(f"there is no list {path}; name a CSV file with the columns {', '.join(_NEEDED)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="", strict=True)

@@ -63,7 +63,7 @@ class KleinModel(nn.Module):
     """The transformer with one forward: what DDP, EMA and checkpoints see.
 
     Args:
-        transformer: gets the processors that hand out its attention.
+        transformer: its processors are replaced by those that can pass on queries and keys.
         prompt_embeds: (1, L, D), of the one prompt.
         size_px: side of the canvas.
         correspondence_paths: layers that the correspondence loss teaches.
