@@ -127,7 +127,9 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
         )
         raise InputError(f"model.path={model.path} cannot be used: {error}\n  {hint}") from error
     chosen = [each.name for each in fields(PipelineModel) if model[each.name] != each.default and each.name != "path"]
-    options, changed = made_for.with_choices({name: model[name] for name in chosen}, config.train.prediction_type)
+    options, changed = made_for.with_choices(
+        {name: model[name] for name in chosen}, config.train.prediction_type, config.train.rescale_betas_zero_snr
+    )
     return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
 
 

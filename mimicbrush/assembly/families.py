@@ -161,7 +161,9 @@ def _build_mimicbrush(
     # With encoded views, only evaluation needs the frozen networks, and distillation their "no reference".
     if encoded is None or options.eval.every_steps or is_distilled:
         encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
-    scheduler = noise_scheduler(options.train.prediction_type)
+    scheduler = noise_scheduler(
+        options.train.prediction_type, rescale_betas_zero_snr=options.train.rescale_betas_zero_snr
+    )
     kind = ConsistencyDistillation if is_distilled else MimicBrushMethod
     method = kind(model, encoders, scheduler, exporter, options.train, stored_encoders)
     return BuiltFamily(

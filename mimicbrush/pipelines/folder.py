@@ -36,18 +36,22 @@ class Conventions:
         options: every option of `ModelOptions` and its value.
         size_step_px: what the side of a canvas must be a multiple of.
         prediction_type: what the U-Net predicts.
+        rescale_betas_zero_snr: whether its last timestep is pure noise.
     """
 
     options: dict[str, Any]
     size_step_px: int
     prediction_type: str
+    rescale_betas_zero_snr: bool = False
 
-    def with_choices(self, choices: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
+    def with_choices(
+        self, choices: dict[str, Any], prediction_type: str, rescale_betas_zero_snr: bool
+    ) -> tuple[dict[str, Any], list[str]]:
         """Complete the options for training on from these weights, where some of them are chosen.
 
         Args:
             choices: options of `ModelOptions` that were chosen, and their values.
-            prediction_type: `TrainOptions`'.
+            prediction_type, rescale_betas_zero_snr: those of `TrainOptions`.
 
         Returns:
             All options, and a note for each that the weights were not made for, and must learn.
@@ -67,12 +71,16 @@ class Conventions:
                 f"train.prediction_type must be {self.prediction_type}, got {prediction_type}; add "
                 f"train.prediction_type={self.prediction_type}"
             )
+        if self.rescale_betas_zero_snr and not rescale_betas_zero_snr:
+            wrong.append("train.rescale_betas_zero_snr must be true, got false; add train.rescale_betas_zero_snr=true")
         if wrong:
             raise InputError("the weights of this pipeline do not allow what was chosen: " + "; ".join(wrong))
         notes = [
             f"model.{name}={value}, while the weights were made for {self.options[name]}"
             for name, value in other.items()
         ]
+        if rescale_betas_zero_snr and not self.rescale_betas_zero_snr:
+            notes.append("train.rescale_betas_zero_snr=true, while the weights were made for false")
         return {**self.options, **choices}, notes
 
 
@@ -237,4 +245,9 @@ def read_conventions(folder: Path) -> Conventions:
     except TypeError as error:
         raise WeightsError(f"a config.json in {folder} has a value of a wrong type ({error})") from error
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
-    return Conventions(options, px_per_latent * 2 ** (levels - 1), scheduler.get("prediction_type", "epsilon"))
+    return Conventions(
+        options,
+        px_per_latent * 2 ** (levels - 1),
+        scheduler.get("prediction_type", "epsilon"),
+        bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )

@@ -232,6 +232,7 @@ ADDED_LATER: dict[str, Any] = {
     "train.timestep_logit_mean": 0.0,
     "train.timestep_logit_std": 1.0,
     "train.transformer": "lora",
+    "train.rescale_betas_zero_snr": False,
 }
 
 

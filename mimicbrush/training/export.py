@@ -90,9 +90,13 @@ class PipelineExporter:
             modules = {name: module if module.dtype == dtype else module.to(dtype) for name, module in modules.items()}
         model, train = self.model_options, self.train_options
         if train.distill == "lcm":
-            scheduler = few_step_scheduler(train.prediction_type, train.distill_ddim_steps)
+            scheduler = few_step_scheduler(
+                train.prediction_type, train.distill_ddim_steps, train.rescale_betas_zero_snr
+            )
         else:
-            scheduler = noise_scheduler(train.prediction_type, train.default_timestep_spacing)
+            scheduler = noise_scheduler(
+                train.prediction_type, train.default_timestep_spacing, train.rescale_betas_zero_snr
+            )
         return MimicBrushPipeline(
             **{**vars(self.components), **frozen, **modules},
             scheduler=scheduler,

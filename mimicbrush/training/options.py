@@ -12,9 +12,9 @@ TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
 
 #: Options that only MimicBrush has, and those that only FLUX.2 klein has; the others are for both families.
 MIMICBRUSH_ONLY = (
-    *TRAINED_PARTS, "depth_drop_ratio", "prediction_type", "min_snr_gamma", "distill", "selective_checkpointing",
-    "low_precision_norms", "fused_norms", "compile", "compile_parts", "default_num_inference_steps",
-    "default_guidance_scale", "default_timestep_spacing",
+    *TRAINED_PARTS, "depth_drop_ratio", "prediction_type", "rescale_betas_zero_snr", "min_snr_gamma", "distill",
+    "selective_checkpointing", "low_precision_norms", "fused_norms", "compile", "compile_parts",
+    "default_num_inference_steps", "default_guidance_scale", "default_timestep_spacing",
 )  # fmt: skip
 KLEIN_ONLY = (
     "transformer", "hole_weight", "timestep_sampling", "timestep_logit_mean", "timestep_logit_std",
@@ -51,6 +51,9 @@ class TrainOptions:
         reference_drop_ratio: probability that a sample is trained without its reference.
         depth_drop_ratio: probability that a sample is trained without its depth map.
         prediction_type: what the U-Net predicts: the noise ("epsilon", paper), or "v_prediction".
+        rescale_betas_zero_snr: make the last timestep pure noise, as sampling takes it (arXiv 2305.08891; named as in
+            diffusers). Otherwise it still shows a trace of the image, and the model learns to look for it.
+            It needs "v_prediction".
         min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
             None: all samples count alike (paper).
         correspondence_weight: weight of the correspondence loss (*ours*, see `training.correspondence_loss`). It
@@ -130,6 +133,7 @@ class TrainOptions:
     reference_drop_ratio: float = number(0.10, at_least=0, at_most=1)
     depth_drop_ratio: float = number(0.50, at_least=0, at_most=1)
     prediction_type: str = word("epsilon", ("epsilon", "v_prediction"))
+    rescale_betas_zero_snr: bool = False
     min_snr_gamma: float | None = number(None, above=0, whole=False, null="all samples weigh alike")
     correspondence_weight: float = number(0.0, at_least=0)
     correspondence_final: float | None = number(None, at_least=0, whole=False, null="the weight stays as it is")
@@ -175,6 +179,11 @@ class TrainOptions:
         check_options(self, "train.")
         if self.correspondence_final is not None and not self.correspondence_weight:
             raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise InputError(
+                "train.rescale_betas_zero_snr=true needs train.prediction_type=v_prediction: in pure noise, the noise "
+                "says nothing about the image"
+            )
         if self.distill != "none":
             self._check_distillation()
         for other in ("activation_checkpointing", "compile"):

@@ -88,18 +88,22 @@ def encoded_batch(rows: int = 5, side: int = 8, references: int = 1) -> EncodedB
     return EncodedBatch(Conditions(*latents, mask, tokens, depth), noise_sample, None)
 
 
-def trailing_ddim(prediction_type: str) -> DDIMScheduler:
+def trailing_ddim(prediction_type: str, rescaled: bool = False) -> DDIMScheduler:
     """That of diffusers, at the timesteps which LCM takes of 50."""
-    config = noise_scheduler(prediction_type).config
+    config = noise_scheduler(prediction_type, rescale_betas_zero_snr=rescaled).config
     ddim = DDIMScheduler.from_config({**config, "steps_offset": 0, "timestep_spacing": "trailing"})
     ddim.set_timesteps(50)
     return ddim
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_type: str) -> None:
-    schedule, few = noise_scheduler(prediction_type), few_step_scheduler(prediction_type)
-    ddim = trailing_ddim(prediction_type)
+@pytest.mark.parametrize(
+    ("prediction_type", "rescaled"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]
+)
+def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_type: str, rescaled: bool) -> None:
+    schedule = noise_scheduler(prediction_type, rescale_betas_zero_snr=rescaled)
+    few = few_step_scheduler(prediction_type, rescale_betas_zero_snr=rescaled)
+    ddim = trailing_ddim(prediction_type, rescaled)
+    assert bool(schedule.alphas_cumprod[-1] == 0) == rescaled
     few.set_timesteps(50)
     assert torch.equal(few.timesteps, ddim.timesteps)
     noisy, output = torch.randn(2, 50, 4, 2, 2, generator=torch.Generator().manual_seed(0)).unbind(0)

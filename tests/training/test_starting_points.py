@@ -120,7 +120,7 @@ def test_what_a_folder_says_is_what_the_loaded_pipeline_says(base: Path) -> None
     said = read_conventions(base / "pipeline")
     assert ModelOptions(**said.options) == load_pipeline(base / "pipeline").options()
     assert {**said.options, **CONVENTIONS} == said.options and said.prediction_type == "v_prediction"
-    assert said.size_step_px == 4
+    assert said.size_step_px == 4 and not said.rescale_betas_zero_snr
 
 
 def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base: Path) -> None:
@@ -169,6 +169,19 @@ def test_choices_that_they_do_not_allow_are_refused(
     with pytest.raises(InputError, match=message):
         go_on(mined, tmp_path / "run", base / "pipeline", choice)
     assert not (tmp_path / "run").exists()
+
+
+def test_pure_noise_at_the_last_timestep_can_be_learnt_and_is_kept(
+    mined: Path, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rescaled = tmp_path / "rescaled"
+    go_on(mined, rescaled, base / "pipeline", "train.rescale_betas_zero_snr=true")
+    assert "note: train.rescale_betas_zero_snr=true, while the weights were made for false" in capsys.readouterr().out
+    scheduler = load_pipeline(rescaled / "pipeline").scheduler
+    assert scheduler.alphas_cumprod[-1] == 0 and scheduler.alphas_cumprod[-2] > 0
+    forget_accelerate()
+    with pytest.raises(InputError, match="add train.rescale_betas_zero_snr=true"):
+        go_on(mined, tmp_path / "run", rescaled / "pipeline")
 
 
 def test_a_damaged_pipeline_is_refused(mined: Path, tmp_path: Path, base: Path) -> None:

@@ -124,7 +124,14 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
     scheduler, wired = read_object(pipeline / "scheduler" / "scheduler_config.json"), dict(noise_scheduler().config)
     warnings += [
         f"the scheduler's {name} is {scheduler.get(name)!r}; the released code has {wired[name]!r} wired in"
-        for name in ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+        for name in (
+            "prediction_type",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "num_train_timesteps",
+            "rescale_betas_zero_snr",
+        )
         if scheduler.get(name) != wired[name]
     ]
     if "original_inference_steps" in scheduler:
