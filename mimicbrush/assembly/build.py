@@ -230,10 +230,10 @@ def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) ->
         try:
             selection = select_heldout_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
         except DataError as error:
-            raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
+            raise DataError(f"eval.pairs={options.eval.pairs} cannot be used for evaluation: {error}") from error
         if len({pair.source_hash for pair in selection.pairs}) < 2:
             raise DataError(
-                f"eval.pairs={options.eval.pairs}: one video is left, and it takes two or more. "
+                f"eval.pairs={options.eval.pairs} has one video that was not trained on; at least two are needed. "
                 + " ".join(selection.messages)
             )
         return selection.pairs, selection.messages
@@ -244,9 +244,9 @@ def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) ->
     count = len(set(pairs.column("source_hash")))
     if count < 2:
         notes.append(
-            f"nothing is evaluated while training: it takes two videos or more that are not trained on, and "
-            f"data.heldout_ratio={options.data.heldout_ratio} holds {count} out; mine more, or name a mined folder "
-            "with eval.pairs=DIR (eval=none says nothing)"
+            "there will be no evaluation during training: it needs at least two videos that are not trained on, and "
+            f"data.heldout_ratio={options.data.heldout_ratio} keeps {count}. Mine more videos, or give a mined folder "
+            "with eval.pairs=DIR (eval=none turns evaluation and this note off)"
         )
         return [], notes
     return pairs, notes

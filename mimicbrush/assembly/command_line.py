@@ -152,7 +152,7 @@ def run_with_hydra(command: Callable[[], None], options: CommandOptions) -> None
     except (HydraException, OmegaConfBaseException) as error:
         raise describe_hydra_error(error) from error
     except OSError as error:  # of Hydra's own folders; what happens in the command has ended the process by now
-        raise InputError(f"the folder that Hydra works in cannot be written: {describe_os_error(error)}") from error
+        raise InputError(f"cannot write to the working folder of Hydra: {describe_os_error(error)}") from error
 
 
 def resolve_config(config: DictConfig) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise InputError(
-            f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}; check what stands in ${{ }}"
+            f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}; check the interpolation ${{ }}"
         ) from error
     return values
 
@@ -174,10 +174,10 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
 def describe_hydra_error(error: Exception) -> InputError:
     """Describe an error of Hydra's or OmegaConf's in one message, without its advice for programmers."""
     if absent := re.match(r"Could not override '(.+?)'", str(error)):
-        return InputError(f"{absent[1]}: the configs that were chosen have no such option")
+        return InputError(f"{absent[1]}: the chosen configs have no such option")
     lines = [line.strip() for line in str(error).splitlines()]
     advice = ("full_key", "object_type", "reference_type", "To append")
-    return InputError("these options cannot be used: " + "; ".join(x for x in lines if x and not x.startswith(advice)))
+    return InputError("these options are not valid: " + "; ".join(x for x in lines if x and not x.startswith(advice)))
 
 
 def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> list[str]:
@@ -204,11 +204,11 @@ def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> li
                 flags += [each for each in [next(rest, None)] if each is not None]
         elif argument.startswith("-") and key.strip("-"):
             if flag := get_close_matches(key, [name for name in _FLAGS if name.startswith("--")], n=1, cutoff=0.8):
-                raise InputError(f"there is no flag {key}; did you mean {flag[0]}?")
+                raise InputError(f"there is no flag {key}. Did you mean {flag[0]!r}?")
             written = _write_option(key.lstrip("-").replace("-", "_"), value or next(rest, "VALUE"), options)
-            raise InputError(f"{key}: options of this command have no dashes; write {written}")
+            raise InputError(f"{key}: options of this command have no dashes. Write {written}")
         elif not key.strip("+~-") or not (equals or argument.startswith("~")):
-            raise InputError(f"{argument}: an option is written NAME=VALUE, such as {_example(options)}")
+            raise InputError(f"{argument}: expected NAME=VALUE, such as {_example(options)}")
         else:
             translated.append(_translate(key, value, options, sweeps, knows_all) if equals else argument)
     return [*flags, *translated]
@@ -239,7 +239,7 @@ def _translate(key: str, value: str, options: CommandOptions, sweeps: bool, know
     text = TextOption() if name in _HYDRA_TEXT else _find(options.texts, name)
     if text is not None:
         if not value and not text.empty:
-            raise InputError(f"{name}= is empty; give a value, such as {name}=PATH, or leave it out")
+            raise InputError(f"{name}= is empty. Give a value, such as {name}=PATH, or leave it out")
         if sweeps and name not in _HYDRA_TEXT:
             parts = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", value)]
             return f"{key}={','.join(_quote(part, text) for part in parts)}"
@@ -265,10 +265,10 @@ def _check_choice(plus: str, group: str, value: str, options: CommandOptions, kn
     """Check that a config of this name is there; what is more than a name, such as glob(*), is left to Hydra."""
     names = options.groups[group]
     if group in options.added and not plus:
-        raise InputError(f"{group}={value}: write it with a plus, +{group}={value}")
+        raise InputError(f"{group}={value}: this group needs a plus. Write +{group}={value}")
     for each in value.split(","):
         if knows_all and re.fullmatch(r"[\w-]+", each) and each not in (*names, "null"):
-            raise InputError(f"{plus}{group}={each}: must be one of {', '.join(names)}{suggest(each, names)}")
+            raise InputError(f"{plus}{group}={each}: expected one of {', '.join(names)}{suggest(each, names)}")
 
 
 def _check_value(name: str, value: str, declared: NumberRange | NumberList | Choices) -> None:

@@ -92,7 +92,7 @@ def _find_unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str
     for key in map(str, config):
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, n=1)
-            lines.append(f"{prefix}{key}" + (f" (did you mean {prefix}{close[0]}?)" if close else ""))
+            lines.append(f"{prefix}{key}" + (f". Did you mean {prefix + close[0]!r}?" if close else ""))
         elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
             lines += _find_unknown(config[key], OmegaConf.get_type(config[key]), f"{prefix}{key}.")
     return lines
@@ -114,7 +114,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
     from mimicbrush.pipelines.folder import read_conventions, read_networks
 
     if not model.path:
-        raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+        raise InputError("model=pipeline needs model.path=DIR (a pipeline folder) or model.path=released")
     try:
         folder = find_pipeline(model.path, fetch=False)
         read_networks(folder)
@@ -123,7 +123,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
         hint = (
             "Fetch the released weights with `mimicbrush fetch model=pipeline model.path=released`"
             if model.path == "released"
-            else "It is what an earlier run leaves in its run_dir; train that one first, or name another"
+            else "An earlier run writes this folder into its run_dir. Train that run first, or give another folder"
         )
         raise InputError(f"model.path={model.path} cannot be used: {error}\n  {hint}") from error
     chosen = [each.name for each in fields(PipelineModel) if model[each.name] != each.default and each.name != "path"]

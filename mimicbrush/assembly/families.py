@@ -76,7 +76,7 @@ def check_family(options: TrainConfig) -> None:
         family, other = ("FLUX.2 klein", "the U-Nets") if is_klein else ("the U-Nets", "FLUX.2 klein")
         are, them = ("is", "it") if len(chosen) == 1 else ("are", "them")
         raise InputError(
-            f"{', '.join(chosen)} {are} only for {other}, and this model is of {family}; leave {them} at the default"
+            f"{', '.join(chosen)} {are} only for {other}, and this model uses {family}; leave {them} at the default"
         )
 
 
@@ -198,8 +198,8 @@ def _build_klein(
     assert encoded is None  # see `check_family`
     if accelerator.distributed_type == DistributedType.FSDP:
         raise InputError(
-            "FLUX.2 klein with sharded weights (FSDP) was never tried; use DDP (configs/launch/eight_gpus.yaml) and "
-            "adapters (train.transformer=lora), whose states are small"
+            "FLUX.2 klein with sharded weights (FSDP) is not tested; use DDP (configs/launch/eight_gpus.yaml) and "
+            "adapters (train.transformer=lora), which need little memory"
         )
     parts, model, exporter = _build_klein_networks(
         cast(KleinOptions, options.model), options.train, options.seed, options.data.num_references, training_data
@@ -278,13 +278,13 @@ def _choose_taught_layers(parts: KleinComponents, size_px: int, options: TrainOp
     paths, patterns = klein_attention_paths(parts.transformer), options.correspondence_layers
     if absent := [pattern for pattern in patterns if not any(fnmatchcase(path, pattern) for path in paths)]:
         raise InputError(
-            f"train.correspondence_layers={list(absent)} name no layer; there are {paths[0]} to {paths[-1]}"
+            f"train.correspondence_layers={list(absent)}: no such layer; expected layers from {paths[0]} to {paths[-1]}"
         )
     side = size_px // 2 ** len(parts.vae.config.block_out_channels)
     if options.correspondence_weight and side < MIN_SIDE:
         raise InputError(
-            f"train.correspondence_weight needs {MIN_SIDE} x {MIN_SIDE} tokens or more, model.size_px={size_px} gives "
-            f"{side} x {side}; enlarge model.size_px, or set train.correspondence_weight=0"
+            f"train.correspondence_weight needs at least {MIN_SIDE} x {MIN_SIDE} tokens, and model.size_px={size_px} "
+            f"gives {side} x {side}; increase model.size_px, or set train.correspondence_weight=0"
         )
     return tuple(path for path in paths if not patterns or any(fnmatchcase(path, each) for each in patterns))
 

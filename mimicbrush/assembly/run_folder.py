@@ -49,7 +49,9 @@ def read_finished_run(run_dir: Path) -> FinishedRun | None:
     try:
         return FinishedRun(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it, and the run goes on where it stands") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete it, then run the same command again to continue"
+        ) from error
 
 
 def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
@@ -70,18 +72,18 @@ def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int
     differing = find_identity_differences(finished.identity, identity)
     if differing:
         raise CheckpointError(
-            f"{run_dir} holds another run, which is complete ({'; '.join(differing)}); use the same options, or start "
-            "in another folder (run_dir=..., of a sweep hydra.sweep.dir=...)"
+            f"{run_dir} has another run, which is complete ({'; '.join(differing)}); use the same options, or start "
+            "in another folder (run_dir=..., or hydra.sweep.dir=... for a sweep)"
         )
     if not list_checkpoints(run_dir / "checkpoints"):
         if resume == "never":
             raise CheckpointError(
-                f"{run_dir} already holds this run, complete with {finished.steps} steps; start in another folder "
-                "(run_dir=..., of a sweep hydra.sweep.dir=...)"
+                f"{run_dir} already has this run, complete with {finished.steps} steps; start in another folder "
+                "(run_dir=..., or hydra.sweep.dir=... for a sweep)"
             )
         if finished.steps < max_steps:
             raise CheckpointError(
-                f"{run_dir} holds this run, complete with {finished.steps} steps, and no checkpoint to go on from to "
+                f"{run_dir} has this run, complete with {finished.steps} steps, but no checkpoint to continue from to "
                 f"train.max_steps={max_steps}; start in another run_dir"
             )
     return finished if resume == "latest" and finished.steps >= max_steps else None

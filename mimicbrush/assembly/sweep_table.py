@@ -34,9 +34,9 @@ _COLUMNS = {
 }
 _GAINS = [f"heldout/{key}" for key in GAINS]
 _NOTE = (
-    "Losses are those of the last steps, held-out figures those of the last evaluation (of the averaged weights, on "
-    "pairs that were not trained on; nothing is pasted back). The paper's values are of its part-composition "
-    "benchmark (Table 3), of weights trained at full scale: what compares is the order of the rows, not the values."
+    "Losses are from the last steps. Held-out figures are from the last evaluation: with the averaged weights, on "
+    "pairs that were not trained on, without pasting back. The paper's values are from its part-composition benchmark "
+    "(Table 3), with weights trained at full scale: compare the order of the rows, not the values."
 )
 
 
@@ -85,7 +85,7 @@ def read_sweep(folder: Path) -> list[SweepRun]:
             runs.append(_read_run(folder, Path(where)))
     if not runs:
         raise InputError(
-            f"{folder} holds no job of a sweep (no */{JOB_FILE}); name the folder that was given as hydra.sweep.dir"
+            f"{folder} has no jobs of a sweep (no */{JOB_FILE}). Give the folder that was hydra.sweep.dir of the sweep"
         )
     order = {name: number for number, name in enumerate(ABLATIONS)}
     return sorted(runs, key=lambda run: (order.get(run.run_name, len(order)), run.row, run.seed))
@@ -198,7 +198,10 @@ def format_markdown(runs: Sequence[SweepRun]) -> str:
     notes = [f"* {run.folder} failed: {run.error.splitlines()[0]}" for run in runs if run.error]
     fewest = min((run.figures["heldout/n_sources"] for run in runs if "heldout/n_sources" in run.figures), default=None)
     if fewest is not None and fewest < MIN_SOURCES:
-        notes.append(f"* Held-out pairs are of {fewest:g} videos only: the intervals are too narrow, and show little.")
+        notes.append(
+            f"* Held-out pairs come from only {fewest:g} videos: the intervals are too narrow, and the result is not "
+            "reliable."
+        )
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return "\n".join([table, "", _NOTE, *([""] if notes else []), *notes]) + "\n"
 

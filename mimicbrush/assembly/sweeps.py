@@ -60,7 +60,10 @@ class SweepCallback(Callback):
         failed = [run for run in runs if run.state == "failed" and run.failed_ns >= began_ns]
         if failed:
             names = "".join(f"\n  {run.folder}: {run.error}" for run in failed)
-            print(f"error: {len(failed)} of the jobs failed; the same command tries again:{names}", file=sys.stderr)
+            print(
+                f"error: {len(failed)} of the jobs failed. Run the same command again to retry them:{names}",
+                file=sys.stderr,
+            )
             raise SystemExit(1)
 
 
@@ -132,8 +135,8 @@ def _write_failure(run_dir: Path, error: str) -> int:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0
     print(
-        f"error: the sweep ends with {run_dir.name}, for its other processes may wait for this one; leave this job out "
-        "to go on with the others",
+        f"error: the sweep ends with {run_dir.name}, because its other processes may wait for this one. Leave out this "
+        "job to continue with the others",
         file=sys.stderr,
     )
     return 1

@@ -142,13 +142,13 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     pair_sources, notes = read_pair_sources(options.data)
     if options.train.never_warms_up():
         notes.append(
-            "the run ends before train.learning_rate is reached: "
+            "the run ends before the learning rate reaches train.learning_rate: "
             f"train.lr_warmup_steps={options.train.lr_warmup_steps}, train.max_steps={options.train.max_steps}"
         )
     identity = run_identity(config, pair_sources)
     finished = find_finished_run(run_dir, identity, options.train.max_steps, options.train.resume)
     if finished is not None:
-        print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
+        print(f"{run_dir} is complete ({finished.steps} steps): skipped. To continue, set a larger train.max_steps")
         return None
     encoded = check_encoded_views(config, pair_sources) if options.data.encoded_views else None
     # Another run's checkpoint is refused here, within seconds; the full check of the files comes later.
@@ -171,8 +171,8 @@ def _check_distillation(options: TrainConfig) -> None:
     steps, most = options.eval.num_inference_steps, options.train.distill_ddim_steps
     if options.eval.every_steps and steps is not None and steps > most:
         raise InputError(
-            f"eval.num_inference_steps={steps} is more than train.distill_ddim_steps={most}, the most that are learnt; "
-            "eval.num_inference_steps=null evaluates with train.default_num_inference_steps"
+            f"eval.num_inference_steps={steps} is more than train.distill_ddim_steps={most}, the most steps that the "
+            "model learns; with eval.num_inference_steps=null, evaluations use train.default_num_inference_steps"
         )
 
 
@@ -203,7 +203,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     for name, is_chosen in (("train.compile", options.train.compile), ("train.distill", is_distilled)):
         if is_sharded and is_chosen:
-            raise InputError(f"{name} with sharded weights was never tried; leave out one of them")
+            raise InputError(f"{name} with sharded weights is not tested; leave out one of them")
 
     def take_run_dir() -> None:
         for folder in (run_dir, run_dir / "checkpoints", run_dir / "pipeline"):
@@ -328,17 +328,18 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
     if result.signal:
         accelerator.print(
             f"stopped by signal {result.signal} after step {result.step} of {max_steps}; saved. "
-            "train.resume=latest goes on; "
-            f"mimicbrush export {shlex.quote(str(run_dir))} makes a pipeline of it"
+            "To continue, run with train.resume=latest. To make a pipeline of it: "
+            f"mimicbrush export {shlex.quote(str(run_dir))}"
         )
         return EXIT_STATUS[result.signal]
     if accelerator.is_main_process and result.step >= max_steps:
         figures = finite_or_none(result.figures)
         write_finished_run(run_dir, FinishedRun(result.step, result.seconds, figures, plan.identity))
+    is_done_before = result.step == run.first_step >= max_steps
     accelerator.print(
         f"{result.step} of {max_steps} steps done"
-        + (" before; train.max_steps=MORE goes on" if result.step == run.first_step >= max_steps else "")
-        + ("; train.resume=latest goes on" if result.step < max_steps else "")
+        + (" in an earlier run; to continue, set a larger train.max_steps" if is_done_before else "")
+        + ("; to continue, run with train.resume=latest" if result.step < max_steps else "")
         + ". Edit with its pipeline:\n"
         f"  mimicbrush edit REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(run_dir / 'pipeline'))}"
     )
@@ -365,12 +366,12 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     """
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():
-            raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
+            raise InputError(f"{run_dir} is not the folder of a training run (it has no {name})")
     from mimicbrush.data.manifest import check_outside_mined_folder
 
     check_outside_mined_folder(output, f"--output {output}")
     if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
-        raise InputError(f"{output} exists and is no pipeline folder; name another")
+        raise InputError(f"{output} exists and is not a pipeline folder; choose another folder")
     older = run_dir / "pipeline"
     size = sum(path.stat().st_size for path in older.rglob("*") if path.is_file())
     check_output_folder(output, "--output", is_replaced=True, needed_bytes=size // 2 if half else size)
@@ -389,7 +390,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     seed, model_options, train_options, num_references = _read_stored_options(run_dir / CONFIG_FILE)
     before = checkpoints.read_state(folder)["identity"]["starting weights"]
     if before != fingerprint(list_weight_files(model_options)):  # frozen or adapted weights are not in the checkpoint
-        raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
+        raise WeightsError(f"the starting weights of {run_dir} have changed since the run began; restore them")
     training_data = read_training_data(run_dir)
     assert training_data is not None
     model, exporter = build_exporter(model_options, train_options, seed, num_references, training_data)
@@ -412,8 +413,8 @@ def _read_stored_options(path: Path) -> tuple[int, FamilyOptions, TrainOptions, 
         return int(config.seed), cast(FamilyOptions, model), cast(TrainOptions, train), num_references
     except (OmegaConfBaseException, YAMLError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({make_storable(str(error))}); it must be as the run wrote it: put it back, or "
-            "correct what is named here"
+            f"{path} cannot be read ({make_storable(str(error))}); restore the file as the run wrote it, or "
+            "correct the error"
         ) from error
 
 
@@ -422,5 +423,5 @@ def _model_schema(model: DictConfig) -> type[FamilyOptions]:
     schemas = (ToyModel, PretrainedModel, PipelineModel, ToyFlux2KleinModel, Flux2KleinModel)
     found = [schema for schema in schemas if {each.name for each in fields(schema)} >= set(model)]
     if not found:
-        raise ValueError(f"no kind of model has all of the options {', '.join(map(str, model))}")
+        raise ValueError(f"no kind of model has all of these options: {', '.join(map(str, model))}")
     return found[0]

@@ -118,8 +118,8 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         self.unrelated_ratio = unrelated_ratio
         if unrelated_ratio and _count_origins(pair_sources) < 2:
             raise DataError(
-                f"train.unrelated_reference_ratio={unrelated_ratio} takes references of other source files, and all "
-                "pairs come from one; mine more files, or leave it at 0"
+                f"train.unrelated_reference_ratio={unrelated_ratio} takes references from other source files, and all "
+                "pairs come from one file; mine more files, or set it to 0"
             )
         weights = np.array([each.weight for each in pair_sources], np.float64)
         self.shares = weights / weights.sum()
@@ -142,7 +142,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
             except DataError as error:
                 faults.append(make_storable(f"sample {number}: {error}", _MAX_FAULT))
         raise DataError(
-            f"{_MAX_ATTEMPTS} pairs in a row of the source {pair_source.name!r} ({len(pair_source.pairs)} pairs) "
+            f"{_MAX_ATTEMPTS} consecutive pairs of the source {pair_source.name!r} ({len(pair_source.pairs)} pairs) "
             f"cannot be read. The last: {faults[-1]}"
         )
 

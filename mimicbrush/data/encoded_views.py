@@ -165,12 +165,12 @@ class EncodedFolder:
             content = load_file(path)
             constants = {name: content[name] for name in _CONSTANTS}
             if int(content[_CRC]) != _compute_crc(constants):
-                raise ValueError("another CRC-32")
+                raise ValueError("different CRC-32")
             return constants
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise DataError(
-                f"{path} cannot be read ({error}); give the same command of mimicbrush encode-views again, without "
-                "--verify: that writes it anew"
+                f"{path} cannot be read ({error}); run the same mimicbrush encode-views command again, "
+                "without --verify, to write it again"
             ) from error
 
     def is_done(self, shard: int) -> bool:
@@ -245,14 +245,16 @@ class EncodedFolder:
         if any(tensors[name].shape != torch.Size(form.shape) for name, form in self.forms.items()) or (
             _compute_crc(tensors) != checksum
         ):
-            raise DataError(f"row {place} of {path} is damaged (another CRC-32). {self._advice()}")
+            raise DataError(f"row {place} of {path} is damaged (different CRC-32). {self._advice()}")
         return {name: tensors[name] for name in names or tensors}
 
     def _place_of(self, shard: int) -> str:
         return f"{self.fingerprint}/{shard}"
 
     def _advice(self) -> str:
-        return "Run mimicbrush encode-views with --verify, then again without it. The second run encodes the shard anew"
+        return (
+            "Run mimicbrush encode-views with --verify, then again without it. The second run encodes the shard again"
+        )
 
 
 def read_encoded_folder(path: Path) -> EncodedFolder | None:
@@ -268,7 +270,8 @@ def read_encoded_folder(path: Path) -> EncodedFolder | None:
         values = parse_json(file.read_bytes())
         if values["format"] != _FORMAT:
             raise DataError(
-                f"{path} holds encoded views of format {values['format']}, this code reads {_FORMAT}; encode again"
+                f"{path} has encoded views of format {values['format']}, this version reads format {_FORMAT}; encode "
+                "again"
             )
         forms = {name: TensorForm(tuple(each["shape"]), each["dtype"]) for name, each in values["tensors"].items()}
         folder = EncodedFolder(
@@ -289,14 +292,14 @@ def open_encoded_folder(path: Path) -> EncodedFolder:
     folder = read_encoded_folder(path)
     if folder is None:
         raise DataError(
-            f"data.encoded_views={path} is no folder of encoded views (it has no {SETTINGS_NAME}); make one with "
-            "mimicbrush encode-views"
+            f"data.encoded_views={path} is not a folder of encoded views (it has no {SETTINGS_NAME}); make one "
+            "with mimicbrush encode-views"
         )
     missing = [shard for shard in range(folder.num_shards) if not folder.is_done(shard)]
     if missing:
         raise DataError(
-            f"data.encoded_views={path}: {len(missing)} of {folder.num_shards} shards are not done; give the same "
-            "command of mimicbrush encode-views again; it encodes the missing ones"
+            f"data.encoded_views={path}: {len(missing)} of {folder.num_shards} shards are missing; run the same "
+            "mimicbrush encode-views command again to encode them"
         )
     return folder
 
@@ -304,7 +307,7 @@ def open_encoded_folder(path: Path) -> EncodedFolder:
 def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """List the settings in which encoded views differ from what is wanted, for a message."""
     return [
-        f"{name}: {stored.get(name)!r} there, {expected.get(name)!r} now"
+        f"{name}: {stored.get(name)!r} in the folder, {expected.get(name)!r} now"
         for name in {**stored, **expected}
         if stored.get(name) != expected.get(name)
     ]

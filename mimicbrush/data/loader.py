@@ -25,7 +25,7 @@ _ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
 _POLL_S = 0.5
 #: A worker may take at least so long for its first batch: it starts, and imports.
 _START_S = 60.0
-_LESS_MEMORY = "Fewer workers (data.num_workers) or a smaller train.batch_size need less"
+_LESS_MEMORY = "Set a smaller data.num_workers or train.batch_size"
 
 
 def poll_batches(
@@ -79,9 +79,9 @@ def poll_batches(
                 if polls * _POLL_S >= (timeout_s if count >= len(workers) else max(timeout_s, _START_S)):
                     raise LoaderError(
                         f"loader worker {worker} (process {workers[worker].pid}), which reads the samples "
-                        f"{numbers[0]}..{numbers[-1]}, has not answered for {timeout_s:g} s. Look whether the disk or "
-                        "network share of the pairs answers, and whether the shared memory (/dev/shm) is full. A slow "
-                        "disk needs a larger data.loader_timeout_s"
+                        f"{numbers[0]}..{numbers[-1]}, has not answered for {timeout_s:g} s. Check that the disk or "
+                        "network share with the pairs responds, and that the shared memory (/dev/shm) is not full. For "
+                        "a slow disk, set a larger data.loader_timeout_s"
                     )
                 yield None
             yield batch
@@ -129,9 +129,9 @@ def _describe_end(number: int, worker: BaseProcess) -> str:
     code = worker.exitcode or 0
     how = f"ended with status {code}"
     if code < 0:
-        how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
+        how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
     return (
-        f"loader worker {number} (process {worker.pid}) {how}. The kernel does this where memory or shared memory "
+        f"loader worker {number} (process {worker.pid}) {how}. The kernel does this if memory or shared memory "
         f"(/dev/shm) is full. {_LESS_MEMORY}"
     )
 

@@ -157,8 +157,8 @@ class PairTable(Sequence[Pair]):
         root = self._root if store == "mined" else self._input_root
         if root is None:
             raise DataError(
-                f"pair {pair_id} lies in the folder that was mined, and {self._root} does not say which that was "
-                "(no plan.json); name it: data.input_root=FOLDER"
+                f"pair {pair_id} is in the folder that was mined, and {self._root} does not say which folder that is "
+                "(no plan.json). Give it with data.input_root=FOLDER"
             )
         path = root / name
         if not path.resolve().is_relative_to(root.resolve()):
@@ -196,7 +196,7 @@ def list_manifest_parts(root: Path) -> list[Path]:
         parts = [part for part in parts if _marker_path(root, part).is_file()]
     if not parts:
         raise DataError(
-            f"{root} holds no mined pairs (no manifest/*.parquet); mine some first: "
+            f"{root} has no mined pairs (no manifest/*.parquet). Mine some first: "
             f"mimicbrush mine input=FOLDER_OF_VIDEOS {shlex.quote(f'output={root}')}"
         )
     return parts
@@ -212,7 +212,7 @@ def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
         require_plain_file(part)
         version = (pq.read_schema(pa.OSFile(os.fsencode(part))).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
-            raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
+            raise DataError(f"{part} has schema version {version}, this version reads {SCHEMA_VERSION}; mine again")
         table = pq.read_table(pa.OSFile(os.fsencode(part)), columns=list(columns))
         table.validate(full=True)  # text that is no UTF-8 would be an error wherever it is looked at
         typed = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
@@ -236,7 +236,7 @@ def _check_part_hash(root: Path, part: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{part} or its marker cannot be read ({error}); delete {marker} and mine again") from error
     if expected not in (None, actual):
-        raise DataError(f"{part} is not as its marker says (another SHA-256); delete {marker} and mine again")
+        raise DataError(f"{part} does not match its marker (different SHA-256); delete {marker} and mine again")
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
@@ -331,9 +331,9 @@ def find_index_fault(root: Path) -> str:
     """
     index = root / INDEX_NAME
     if not index.is_file():
-        return "it is not there"
+        return "it does not exist"
     if not is_index_current(root):
-        return "it is damaged, or was made of other parts"
+        return "it is damaged, or was made from other parts"
     expected = _index_table(root)
     try:
         stored = pa.ipc.open_file(pa.memory_map(os.fsencode(index))).read_all()
@@ -398,7 +398,7 @@ def check_outside_mined_folder(folder: Path, named: str) -> None:
     for each in (folder, *folder.parents):
         with suppress(OSError):  # a name that no folder can have
             if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
-                raise InputError(f"{named} is, or lies in, the mined folder {each}; name a folder elsewhere")
+                raise InputError(f"{named} is, or is inside, the mined folder {each}; choose a folder elsewhere")
 
 
 def find_mined_input(root: Path) -> Path | None:

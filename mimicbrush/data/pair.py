@@ -117,11 +117,11 @@ class Pair:
         data = self._bytes(self.a_file, span)
         expected = self.a_sha256 if span == self.a_span else self.b_sha256
         if expected and hashlib.sha256(data).hexdigest() != expected:
-            raise self._fault(self.a_file, span, "are not what was mined (another SHA-256)")
+            raise self._fault(self.a_file, span, "are not what was mined (different SHA-256)")
         try:
             return decode_jpeg(data, reduce, self.size_px)
         except (OSError, ValueError, SyntaxError) as error:
-            raise self._fault(self.a_file, span, f"are no whole JPEG ({error})") from error
+            raise self._fault(self.a_file, span, f"are not a complete JPEG ({error})") from error
 
     def read_segment(self, number: int) -> np.ndarray:
         """Read a segment of a photograph, (H, W) uint8, 0 or 1.
@@ -149,7 +149,7 @@ class Pair:
             with open(file, "rb", opener=_open_at_once) as stream:
                 status = os.fstat(stream.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise DataError(f"pair {self.pair_id}: {file} is no ordinary file")
+                    raise DataError(f"pair {self.pair_id}: {file} is not a regular file")
                 stream.seek(offset)
                 data = stream.read(max(0, min(length, status.st_size - offset)))
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL
@@ -162,7 +162,7 @@ class Pair:
         offset, length = span
         return DataError(
             f"pair {self.pair_id}: bytes {offset}..{offset + length} of {file} {what}; "
-            f"mine {self.source_path} again (delete this shard's marker and rerun)"
+            f"mine {self.source_path} again (delete this shard's marker and run the mining command again)"
         )
 
 
@@ -174,7 +174,7 @@ def _find_row_fault(pair: Pair) -> str:
     """Find what is wrong with a row; "" for nothing."""
     height, width = pair.size_px
     if not (1 <= height <= _MAX_SIDE_PX and 1 <= width <= _MAX_SIDE_PX):
-        return f"its images are said to be of {width} x {height} px, possible is 1..{_MAX_SIDE_PX}"
+        return f"its images are listed as {width} x {height} px; expected sides from 1 to {_MAX_SIDE_PX} px"
     spans = [("a", pair.a_span)]
     if pair.kind == "video" or pair.b_span is not None:
         spans.append(("b", pair.b_span or (-1, -1)))
@@ -182,18 +182,19 @@ def _find_row_fault(pair: Pair) -> str:
         spans.append(("annotation", pair.annotation_span))
     for name, (offset, length) in spans:
         if offset < 0 or not 1 <= length <= _MAX_BYTES:
-            return f"{name}_offset={offset}, {name}_length={length}; an offset is 0 or more, a length 1..{_MAX_BYTES}"
+            expected = f"an offset of at least 0 and a length from 1 to {_MAX_BYTES}"
+            return f"{name}_offset={offset}, {name}_length={length}; expected {expected}"
     if len(pair.a_points) != len(pair.b_points):
         return f"it has {len(pair.a_points)} matched points in one image and {len(pair.b_points)} in the other"
     for points in (pair.a_points, pair.b_points):
         if ((points < -1) | (points > (width, height))).any():
-            return f"a matched point lies outside of its images of {width} x {height} px"
+            return f"a matched point is outside of its images of {width} x {height} px"
     if pair.kind == "video" and not np.isfinite(pair.ssim):
-        return f"its ssim is {pair.ssim}"
+        return f"its SSIM is {pair.ssim}"
     if len(pair.segments) != len(pair.segment_ratios):
-        return f"it has {len(pair.segments)} segments and {len(pair.segment_ratios)} areas of segments"
+        return f"it has {len(pair.segments)} segments, but {len(pair.segment_ratios)} areas of segments"
     if (pair.segments < 0).any() or not np.isfinite(pair.segment_ratios).all():
-        return "the number of a segment is negative, or its area is no number"
+        return "the index of a segment is negative, or its area is not a number"
     return ""
 
 
@@ -229,11 +230,11 @@ def _decode_jpeg(data: bytes, reduce: int, size_px: tuple[int, int] | None) -> n
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
-        raise ValueError("it does not begin like one") from error
+        raise ValueError("it does not start like a JPEG") from error
     with opened as image:
         if size_px is not None and image.size != size_px[::-1]:
             # Before it is decoded: a small file can hold a huge image.
-            raise ValueError(f"it is of {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
+            raise ValueError(f"it has {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
         expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
             # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.

@@ -61,5 +61,5 @@ def read_training_data(folder: Path) -> TrainingData | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}); expected heldout_ratio and source_hashes. "
-            "Without it nobody knows what was trained on: save the pipeline again, or evaluate with split=all"
+            "Without it, the pairs that were trained on are not known: save the pipeline again, or use split=all"
         ) from error

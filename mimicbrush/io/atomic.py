@@ -42,9 +42,9 @@ def path_inside(root: Path, name: str) -> Path:
     try:
         inside = path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, characters that no path may have
-        raise InputError(f"{name!r} is no path ({error})") from error
+        raise InputError(f"{name!r} is not a valid path ({error})") from error
     if not inside:
-        raise InputError(f"{name!r} leads out of {root}")
+        raise InputError(f"{name!r} leads outside of {root}")
     return path
 
 

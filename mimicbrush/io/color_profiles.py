@@ -58,7 +58,7 @@ def find_profile(image: Image.Image) -> bytes | None:
         return make_profile(exponent, chromaticity)
     except (ArithmeticError, ValueError, struct.error):
         made_of = f"the gamma {exponent or 'of sRGB'} and the chromaticities {chromaticity}"
-        warnings.warn(f"{made_of} that it states make no sense: read as sRGB", stacklevel=2)
+        warnings.warn(f"{made_of} in the file make no sense: read as sRGB", stacklevel=2)
         return None
 
 
@@ -76,8 +76,8 @@ def _read_nclx(image: Image.Image) -> tuple[None, tuple[float, ...]] | None:
     transfer = nclx.get("transfer_characteristics", 0)
     if transfer in _HDR_TRANSFERS:
         warnings.warn(
-            f"it is HDR ({_HDR_TRANSFERS[transfer]}) and read without tone mapping: it looks flat; "
-            "export it as SDR for its true colours",
+            f"it is HDR ({_HDR_TRANSFERS[transfer]}) and is read without tone mapping, so it looks flat; "
+            "export it as SDR for correct colours",
             stacklevel=3,
         )
     if transfer not in _SDR_TRANSFERS or nclx.get("color_primaries") == _UNKNOWN_PRIMARIES:
@@ -126,8 +126,8 @@ def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image
         elif space == image.mode == "CMYK":
             mode = "CMYK"
         else:
-            kind = f"of the kind {space!r}" if space else "not one of images"
-            warnings.warn(f"its colour profile is {kind}, its mode is {image.mode!r}: read as sRGB", stacklevel=3)
+            kind = f"for {space!r}" if space else "not for images"
+            warnings.warn(f"its colour profile is {kind}, but its mode is {image.mode!r}: read as sRGB", stacklevel=3)
             return None
         transform = _build_transform(icc, mode, True)
         return None if transform is None else ImageCms.applyTransform(image.convert(mode), transform)

@@ -49,10 +49,10 @@ def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_good = bool(parts.hostname) and (parts.scheme == "https" or _is_local(url))
-        fault = "" if is_good else "an address must begin with https://"
+        fault = "" if is_good else "expected an address that starts with https://"
         _encode_address(url)
     except ValueError as error:  # brackets that do not match, a port that is no number, a host with an empty part
-        fault = f"an address must begin with https:// and name a server ({make_storable(str(error), 100)})"
+        fault = f"expected an address that starts with https:// and has a host name ({make_storable(str(error), 100)})"
     if fault:
         raise DownloadError(f"{make_storable(url, 200)!r}: {fault}")
 
@@ -65,13 +65,13 @@ def _encode_address(url: str) -> str:
     """
     parts = urlsplit(url)
     if parts.port == 0:
-        raise ValueError("there is no port 0")
+        raise ValueError("port 0 is not possible")
     host = (parts.hostname or "").encode("idna").decode()
     name = parts.netloc.rpartition("@")[2]
     if not name.isascii():
         name = f"{host}:{parts.port}" if parts.port else host
     elif not set(name) <= set(_IN_ADDRESS):
-        raise ValueError("its host has spaces")
+        raise ValueError("its host name has spaces")
     path, query = (quote(part, _IN_ADDRESS) for part in (parts.path, parts.query))
     return urlunsplit(parts._replace(netloc=name, path=path, query=query))
 
@@ -89,7 +89,9 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         parts = urlsplit(newurl)
         if parts.scheme != "https" and not _is_local(newurl):
-            raise DownloadError(f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is not https")
+            raise DownloadError(
+                f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is not an https address"
+            )
         if parts.hostname in _THIS_MACHINE and not _is_local(req.full_url):
             raise DownloadError(f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is this machine")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -140,32 +142,32 @@ def download_file(
         except urllib.error.HTTPError as error:
             if error.code < 500:  # it will not answer otherwise a second later
                 raise DownloadError(
-                    f"{url}: the server answers {error.code} ({make_storable(str(error.reason))})"
+                    f"{url}: the server answered {error.code} ({make_storable(str(error.reason))})"
                 ) from None
-            problem = f"the server answers {error.code}"
+            problem = f"the server answered {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             problem = describe_error(error)
         except ValueError as error:  # of urllib: an address that the server leads to, or a header, is none
-            raise DownloadError(f"{url}: the answer of the server cannot be read: {describe_error(error)}") from None
+            raise DownloadError(f"{url}: cannot read the answer of the server: {describe_error(error)}") from None
         have = _size_of(part)
         failures = 1 if have > before else failures + 1  # a slow line that breaks often still gets there
         if failures >= _ATTEMPTS:
-            kept = f"; {in_bytes(have)} are here, and the same command goes on from there" if have else ""
-            raise DownloadError(f"{url} could not be fetched: {problem}{kept}")
+            kept = f"; {in_bytes(have)} are already here. Run the same command again to continue" if have else ""
+            raise DownloadError(f"{url} could not be downloaded: {problem}{kept}")
         time.sleep(failures * _PAUSE_S)
     if num_bytes not in (None, _size_of(part)):
         have = _size_of(part)
         _forget(part, note)
         raise DownloadError(
-            f"{url}: the server sent {have} bytes, and the list says {num_bytes}. They were not kept: it is another "
-            "file than the one that was listed, or not all of it"
+            f"{url}: the server sent {have} bytes, and the list says {num_bytes}. They were not kept: this is not the "
+            "listed file, or not the whole file"
         )
     found = hash_file(part)
     if sha256 and found != sha256:
         _forget(part, note)
         raise DownloadError(
-            f"{url}: the file has the SHA-256 {found}, and the list says {sha256}. It was not kept: it is another file "
-            "than the one that was listed"
+            f"{url}: the file has the SHA-256 {found}, and the list says {sha256}. It was not kept: this is not the "
+            "listed file"
         )
     try:
         check(part)
@@ -244,7 +246,7 @@ class _Fetch:
                     count += len(chunk)
                     if count > (total or self.max_bytes):
                         raise DownloadError(
-                            f"{self.url}: the server sends more than {in_bytes(total or self.max_bytes)}"
+                            f"{self.url}: the server sent more than {in_bytes(total or self.max_bytes)}"
                         )
                     file.write(chunk)
                     self.report(count, total)
@@ -270,7 +272,7 @@ class _Fetch:
         if answer.status == http.client.PARTIAL_CONTENT:
             span = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if not have or span is None or int(span[1]) != have:
-                raise DownloadError(f"{self.url}: the server sends another part than was asked for")
+                raise DownloadError(f"{self.url}: the server sent a different part of the file than requested")
             return have, int(span[2])
         length = answer.headers.get("Content-Length", "")
         return 0, int(length) if _SIZE.fullmatch(length) else self.num_bytes
@@ -279,14 +281,15 @@ class _Fetch:
         kind = answer.headers.get_content_type()
         if kind in ("text/html", "application/xhtml+xml"):
             raise DownloadError(
-                f"{self.url}: the server sends a web page ({kind}) and no file; open it in a browser to see why"
+                f"{self.url}: the server sent a web page ({kind}) instead of the file; open the address in a browser "
+                "to see why"
             )
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise DownloadError(f"{self.url}: the server sends packed content, which was not asked for")
+            raise DownloadError(f"{self.url}: the server sent compressed content, which was not requested")
         if total is not None and self.num_bytes is not None and total != self.num_bytes:
             raise DownloadError(
-                f"{self.url}: the file has {total} bytes, and the list says {self.num_bytes}: it is another file than "
-                "the one that was listed"
+                f"{self.url}: the file has {total} bytes, and the list says {self.num_bytes}: this is not the "
+                "listed file"
             )
         if total is not None and total > self.max_bytes:
             raise DownloadError(

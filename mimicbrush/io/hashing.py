@@ -23,7 +23,7 @@ def require_plain_file(path: Path) -> None:
         OSError: it is absent, or a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "this is a folder, a pipe, a socket or a device, and no plain file", str(path))
+        raise OSError(errno.EINVAL, "this is a folder, a pipe, a socket or a device, not a regular file", str(path))
 
 
 def hash_file(path: Path) -> str:

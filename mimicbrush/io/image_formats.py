@@ -112,7 +112,9 @@ def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str
     if image_format == "HEIF":
         return {"quality": _QUALITY, "chroma": 444}
     if image_format == "GIF":
-        _log.warning("a GIF holds %d colours: the whole image changes; use .png to keep it", _GIF_COLORS)
+        _log.warning(
+            "a GIF has at most %d colours, so the whole image changes; use .png to keep its colours", _GIF_COLORS
+        )
     return {}
 
 
@@ -130,9 +132,11 @@ def prepare_heif(start: bytes) -> None:
     if any(brand in brands for brand in _AVIF_BRANDS):
         Image.init()
         if "AVIF" not in Image.OPEN:
-            raise InputError("it is an AVIF image, which this Pillow cannot read: pip install --upgrade pillow")
+            raise InputError(
+                "it is an AVIF image, which the installed Pillow cannot read: pip install --upgrade pillow"
+            )
     elif brands[:4] in _HEIF_BRANDS:
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
         except ImportError as error:
-            raise InputError("it is a HEIC image; to read it, install pillow-heif: pip install '.[heic]'") from error
+            raise InputError("it is a HEIC image. To read it, install pillow-heif: pip install '.[heic]'") from error

@@ -61,19 +61,21 @@ def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Im
         with _pillow_settings() as notes:
             image, frames = _decode(path, mode, keep_profile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
+        raise InputError(
+            f"{path}: the image is too large, expected at most {MAX_PIXELS / 1e6:.0f} megapixels"
+        ) from error
     except MemoryError as error:
-        raise InputError(f"{path}: too large for the memory of this machine") from error
+        raise InputError(f"{path}: the image is too large for the memory of this machine") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read whole (no known image format)") from error
+        raise InputError(f"{path}: cannot read the image (no known image format)") from error
     except DAMAGED_IMAGE as error:
-        raise InputError(f"{path}: not an image that can be read whole ({error})") from error
+        raise InputError(f"{path}: cannot read the image ({error})") from error
     for note in dict.fromkeys(str(note.message).strip() for note in notes):
         _log.warning("%s: %s", path, note)
     if frames > 1:
-        _log.warning("%s: holds %d images; the first is used", path, frames)
+        _log.warning("%s: the file has %d images; the first one is used", path, frames)
     return image
 
 
@@ -92,9 +94,9 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
-        raise InputError(f"{path}: no plain file (a pipe or a device)")
+        raise InputError(f"{path}: this is a pipe or a device, not a regular file")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: not an image that can be read whole (the file is empty, 0 bytes)")
+        raise InputError(f"{path}: cannot read the image (the file is empty, 0 bytes)")
 
 
 @contextmanager
@@ -161,17 +163,17 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     top = 1 if image.mode == "F" and high <= 1 else 255 if image.mode == "F" else 65535
     if not (low >= 0 and high <= top):  # so that NaN is refused, too
-        expected = "0..1 or 0..255" if image.mode == "F" else "0..65535"
-        raise InputError(f"its values run from {low} to {high}; those of mode {image.mode!r} must lie in {expected}")
+        expected = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
+        raise InputError(f"its values are from {low} to {high}; mode {image.mode!r} needs values from {expected}")
     if image.mode == "F":
         return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
     if high <= 255:
         if high > 0:
-            note = f"none of its values of mode {image.mode!r} is above {high}: taken as 0..255, not as 0..65535"
+            note = f"none of its values (mode {image.mode!r}) is above {high}: read as 0 to 255, not as 0 to 65535"
             warnings.warn(note, stacklevel=3)
         return Image.fromarray(values.astype(np.uint8))
     if high <= 4095:
-        note = f"it is dark: its values of mode {image.mode!r} reach {high} of 65535; scale them if they are of 12 bits"
+        note = f"it is dark: its largest value (mode {image.mode!r}) is {high} of 65535; scale values of 12 bits"
         warnings.warn(note, stacklevel=3)
     return Image.fromarray((values >> 8).astype(np.uint8))
 
@@ -208,9 +210,8 @@ def _read_painted_mask(layers: Image.Image) -> Image.Image:
         return Image.fromarray(alpha)
     if _is_photograph(opaque):
         raise InputError(
-            "what is opaque in this mask is neither of one colour nor black and white: it looks like an image with a "
-            "hole; a mask must be white where to repaint, or an otherwise empty layer with the shape painted in one "
-            "colour"
+            "the opaque part of this mask is neither one colour nor black and white, so it looks like an image with a "
+            "hole. Expected a mask that is white where to repaint, or a transparent layer with one painted shape"
         )
     return Image.alpha_composite(Image.new("RGBA", layers.size, "black"), layers).convert("L")
 
@@ -238,10 +239,10 @@ def check_writable(path: Path, size: tuple[int, int] | None = None, *, is_tried:
     check_output_file(path, is_tried=is_tried)
     image_format = Image.registered_extensions().get(path.suffix.lower())
     if image_format not in WRITABLE or image_format not in Image.SAVE:
-        raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
+        raise InputError(f"{path}: unknown image format {path.suffix!r}; use .png, for example")
     if size is not None and not _can_hold(image_format, size):
         raise InputError(
-            f"{path}: {image_format} cannot hold an image of {size[0]} x {size[1]} px; use for instance .png"
+            f"{path}: {image_format} cannot store an image of {size[0]} x {size[1]} px; use .png, for example"
         )
 
 

@@ -61,7 +61,7 @@ def hold_folder(folder: Path, part: str = "") -> Iterator[None]:
                     with _hold(other, folder):
                         pass
         except OSError as error:
-            raise InputError(f"{folder} cannot be written to: {describe_os_error(error)}") from error
+            raise InputError(f"cannot write to {folder}: {describe_os_error(error)}") from error
         yield
 
 
@@ -75,7 +75,7 @@ def hold_name(path: Path) -> Iterator[None]:
         try:
             made += _make_and_hold(path.parent, path.with_name(f"{hidden_stem(path.name)}.lock"), held, path)
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+            raise InputError(f"cannot write {path}: {describe_os_error(error)}") from error
         yield
 
 
@@ -103,15 +103,15 @@ def _hold(path: Path, meant: Path) -> Iterator[None]:
         _acquire(lock, path)
     except Timeout:
         raise LockedError(
-            f"{meant} is being written to by {_describe_holder(read_holder(path))}. Wait until that ends, stop it, or "
-            "name another folder"
+            f"{meant} is in use by {_describe_holder(read_holder(path))}. Wait until that process ends, stop it, or "
+            "choose another folder"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         _log.warning(
-            "%s lies on a file system without locks: nobody notices there when two processes write into one folder, so "
-            "see to it that only one does",
+            "%s is on a file system without locks: two processes that write to the same folder are not detected. Make "
+            "sure that only one does",
             meant,
         )
         yield

@@ -37,16 +37,16 @@ def check_output_file(
     named = _name(path, option)
     with _refusals_explained(named, path):
         if not path.parent.is_dir():
-            problem = "is no folder" if path.parent.exists() else "does not exist"
+            problem = "is not a folder" if path.parent.exists() else "does not exist"
             raise InputError(f"{named}: the folder {path.parent} {problem}")
         with suppress(FileNotFoundError):
             path.lstat()  # where the name itself is refused
         if path.is_dir():
-            raise InputError(f"{named}: this is a folder; name a file")
+            raise InputError(f"{named}: this is a folder, expected a file")
         if path.exists() and not path.is_file():
-            raise InputError(f"{named}: this is a pipe or a device; name a plain file")
+            raise InputError(f"{named}: this is a pipe or a device, expected a regular file")
         if path.exists() and not force:
-            raise InputError(f"{named} exists; choose another name, or overwrite with --force")
+            raise InputError(f"{named} already exists; choose another name, or overwrite it with --force")
         if is_tried:
             _try_writing(path.parent)
         _check_space(named, path.parent, needed_bytes)
@@ -72,9 +72,9 @@ def check_output_folder(
     named = _name(folder, option)
     with _refusals_explained(named, folder):
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"{named}: this is a file; name a folder")
+            raise InputError(f"{named}: this is a file, expected a folder")
         if folder.exists() and not force:
-            raise InputError(f"{named} exists; choose another name, or replace it with --force")
+            raise InputError(f"{named} already exists; choose another name, or replace it with --force")
         made = make_folder(folder)
         try:
             _try_writing(folder)
@@ -97,7 +97,7 @@ def _refusals_explained(named: str, path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             longest = max(len(os.fsencode(part)) for part in path.parts)
-            reason = f"the name is too long for this file system (its longest part has {longest} bytes); shorten it"
+            reason = f"the name is too long for this file system (its longest part has {longest} bytes)"
         else:
             error.filename = None  # of the file that was tried, which nobody asked for
             reason = describe_os_error(error)
@@ -120,8 +120,8 @@ def _check_space(named: str, folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise InputError(
-            f"{named} takes about {needed_bytes / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; make room, "
-            "or name another place"
+            f"{named} needs about {needed_bytes / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; free some "
+            "space, or choose another folder"
         )
 
 
@@ -189,5 +189,5 @@ def keep_elsewhere(name: str, write: Callable[[Path], object], error: OSError | 
         write(kept)
     except (OSError, InputError) as second:
         again = describe_os_error(second) if isinstance(second, OSError) else str(second)
-        raise OutputError(f"{problem}. Nor can the result be kept elsewhere: {again}") from second
-    return kept, f"{problem}. The result is kept as {kept}"
+        raise OutputError(f"{problem}. The result cannot be saved elsewhere, either: {again}") from second
+    return kept, f"{problem}. The result was saved as {kept}"

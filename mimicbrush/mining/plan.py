@@ -119,9 +119,7 @@ def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
             subfolders, names = _list_folder(folder)
         except OSError as error:
             if folder == root:
-                raise InputError(
-                    f"the input {root} cannot be read ({error.strerror}); check its permissions"
-                ) from error
+                raise InputError(f"cannot read the input {root} ({error.strerror}); check its permissions") from error
             items.append(refuse_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
             continue
         for name, is_link in subfolders:
@@ -130,7 +128,7 @@ def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
                 if subfolder != output and not _is_mined_folder(subfolder):
                     waiting.append(subfolder)
             elif not _is_inside(subfolder, root):
-                detail = "a link to a folder outside the input; copy it, or mine it on its own"
+                detail = "a link to a folder outside the input; copy the folder, or mine it separately"
                 items.append(refuse_item(subfolder.relative_to(root), "outside_link", detail))
         beside = {next((each for each in annotation_names(name) if each in names), None) for name in names}
         for name in names:
@@ -184,7 +182,9 @@ def _describe_file(path: Path, name: Path, root: Path) -> Item | None:
     size = 0
     for file in files:
         if file.is_symlink() and not _is_inside(file, root):
-            return refuse_item(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
+            return refuse_item(
+                name, "outside_link", f"{file.name} is a link to a file outside the input, or a broken link"
+            )
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             return refuse_item(name, "not_a_file", f"{file.name} is a folder, a pipe, a socket or a device")
@@ -229,8 +229,8 @@ def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOpt
     if plan is not None:
         missing = {name: did for name, did in _EARLIER.items() if name not in plan.options}
     notes = [
-        f"{name}={did}, and not {getattr(options, name)}: an earlier version began {output}, and a folder is mined "
-        "alike; name a new output for the other"
+        f"{name}={getattr(options, name)} is not possible here: {output} was started with {name}={did} by an earlier "
+        f"version. Use {name}={did}, or a new output"
         for name, did in missing.items()
         if getattr(options, name) != did
     ]
@@ -258,13 +258,13 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
     current = {item.path: item for item in items}
     if planned and not planned.keys() & current.keys():
         raise InputError(
-            f"{output} was mined from another folder: none of its files is in this input; name a new output"
+            f"{output} was mined from another folder: none of its files is in this input; use a new output"
         )
     changed = [path for path, item in current.items() if path in planned and _differs(planned[path], item)]
     if changed:
         raise InputError(
-            f"{changed[0]!r} has another size, hash, licence, URL or time range than when {output} was mined "
-            f"({len(changed)} such files); name a new output, since a mined folder must describe the files as they are"
+            f"the size, hash, licence, URL or time range of {changed[0]!r} has changed since {output} was mined "
+            f"({len(changed)} such files); use a new output, because a mined folder must describe the current files"
         )
     new = [item for item in items if item.path not in planned]
     size = options.inputs_per_shard
@@ -281,13 +281,13 @@ def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
     before = _EARLIER | plan.options | {"SSIM definition": plan.ssim_definition}
     now = fresh.options | {"SSIM definition": fresh.ssim_definition}
     differences = [
-        f"{name}: was {before.get(name, 'not there')}, now {now.get(name, 'not there')}"
+        f"{name}: was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     if differences:
         raise InputError(
-            f"{output} was mined with other options ({'; '.join(differences)}); use the same ones, or name a new output"
+            f"{output} was mined with other options ({'; '.join(differences)}); use the same options, or a new output"
         )
 
 
@@ -302,7 +302,9 @@ def read_plan(path: Path) -> Plan | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _PLAN_FORMAT:
-            raise DataError(f"{path} has format {content['format']}, this code writes {_PLAN_FORMAT}")
+            raise DataError(
+                f"{path} has format {content['format']}, and this version of mimicbrush writes {_PLAN_FORMAT}"
+            )
         shards = [[Item(**item) for item in shard] for shard in content["shards"]]
         return Plan(content["input_root"], content["options"], content["ssim_definition"], shards)
     except (OSError, ValueError, KeyError, TypeError) as error:

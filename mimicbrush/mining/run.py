@@ -37,11 +37,11 @@ from mimicbrush.ranges import check_options, number
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """The part of one process among several that mine one output folder: every `count`-th shard from `index`.
+    """The share of one of several tasks that mine the same output: every `count`-th shard from `index`.
 
     Attributes:
-        index: 0..count-1.
-        count: how many tasks there are.
+        index: number of this task, from 0 to count - 1.
+        count: number of tasks.
     """
 
     index: int = number(0, at_least=0)
@@ -51,7 +51,7 @@ class ArrayTask:
         check_options(self, "task.")
         if self.index >= self.count:
             raise InputError(
-                f"task.index={self.index} task.count={self.count}: the index must be in 0..{self.count - 1}"
+                f"task.index={self.index} task.count={self.count}: expected an index from 0 to {self.count - 1}"
             )
 
 
@@ -109,7 +109,7 @@ def mine_folder(
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
     if not isinstance(progress, bool):
-        raise InputError(f"progress={progress}: must be true or false")
+        raise InputError(f"progress={progress}: expected true or false")
     root, output = _check_folders(inputs, output, input_root)
     check_output_folder(output, "output=")
     items, ignored, notes = _read_inputs(inputs, root, output)
@@ -144,14 +144,16 @@ def mine_folder(
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:
     if not inputs.exists():
-        raise InputError(f"the input {inputs} does not exist; name a folder of videos, or a list (.csv, .parquet)")
+        raise InputError(f"the input {inputs} does not exist; give a folder of videos, or a list (.csv, .parquet)")
     if not inputs.is_dir() and inputs.suffix.lower() not in LIST_SUFFIXES:
-        raise InputError(f"the input {inputs} is a file; name a folder, or a list ({' '.join(LIST_SUFFIXES)})")
+        raise InputError(f"the input {inputs} is a file; expected a folder, or a list ({' '.join(LIST_SUFFIXES)})")
     if input_root is not None and (inputs.is_dir() or not input_root.is_dir()):
-        raise InputError(f"input_root={input_root} must be the folder that the paths of a list are relative to")
+        raise InputError(
+            f"input_root={input_root} is not a folder; expected the folder that the paths in a list are relative to"
+        )
     root, output = (input_root or (inputs if inputs.is_dir() else inputs.parent)).resolve(), output.resolve()
     if root == output:
-        raise InputError(f"input and output are the same folder {root}; name another output")
+        raise InputError(f"input and output are the same folder {root}; use another output")
     check_outside_mined_folder(output.parent, f"output={output}")  # the folder itself may be one, to go on with
     return root, output
 
@@ -159,13 +161,13 @@ def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple
 def _read_inputs(inputs: Path, root: Path, output: Path) -> tuple[list[Item], Counter[str], list[str]]:
     if not inputs.is_dir():
         items, unused = read_input_list(inputs, root)
-        return items, Counter(), [f"columns of {inputs.name} that are not used: {', '.join(unused)}"] if unused else []
+        return items, Counter(), [f"unused columns of {inputs.name}: {', '.join(unused)}"] if unused else []
     items, ignored = planning.find_items(root, output)
     if not items:
-        others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no file at all"
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no files"
         raise InputError(
-            f"{root} holds nothing to mine ({others}); expected videos ({' '.join(planning.VIDEO_SUFFIXES)}), "
-            "photographs with segments (NAME.jpg beside NAME.json, as in SA-1B), or .tar files of these"
+            f"{root} has nothing to mine ({others}); expected videos ({' '.join(planning.VIDEO_SUFFIXES)}), "
+            "photographs with segments (NAME.jpg and NAME.json, as in SA-1B), or .tar files of these"
         )
     return items, ignored, []
 

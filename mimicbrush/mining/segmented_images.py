@@ -78,7 +78,7 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
         if options.min_segment_ratio <= ratio <= options.max_segment_ratio:
             segments.append((ratio, number))
     segments.sort(key=lambda entry: -entry[0])
-    detail = f"{len(segmentations)} segments, {len(segments)} of an area in the range"
+    detail = f"{len(segmentations)} segments, {len(segments)} with an area in the accepted range"
     detail = make_storable("; ".join([detail, *notes]))
     segments = segments[: options.max_segments]
     return SegmentedImage(width, height, [number for _, number in segments], [ratio for ratio, _ in segments], detail)
@@ -99,9 +99,9 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int, list[str]]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UntrustedFileError("too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
-        raise UntrustedFileError("damaged", "no JPEG") from error
+        raise UntrustedFileError("damaged", "not a JPEG") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UntrustedFileError("damaged", f"no whole JPEG: {error}") from error
+        raise UntrustedFileError("damaged", f"not a complete JPEG: {error}") from error
     if orientation != _NORMAL_ORIENTATION:
         raise UntrustedFileError("rotated", f"EXIF orientation {orientation}")
     return width, height, notes
@@ -211,7 +211,7 @@ def _pair_members(files: dict[str, tarfile.TarInfo]) -> Iterator[tuple[ArchiveMe
 def _find_name_fault(name: str, annotation_name: str, twice: set[str]) -> UntrustedFileError | None:
     for each in (name, annotation_name):
         if each in twice:
-            return UntrustedFileError("ambiguous", f"the tar holds {each!r} twice")
+            return UntrustedFileError("ambiguous", f"the tar has {each!r} twice")
     return None if is_storable_name(name) else UntrustedFileError("bad_name", "not valid UTF-8, or too long")
 
 
@@ -238,14 +238,14 @@ def _check_end(archive: tarfile.TarFile) -> None:
     """tarfile takes a broken header, or a part that was never downloaded, for the end; the true end is near it."""
     assert archive.fileobj is not None
     if not archive.getmembers():
-        raise UntrustedFileError("bad_archive", "it holds no file, only zeros: empty, or never downloaded")
+        raise UntrustedFileError("bad_archive", "it has no files, only zeros: it is empty, or was not downloaded")
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) != tarfile.BLOCKSIZE or any(block):
         raise UntrustedFileError("bad_archive", f"no end mark at byte {archive.offset}: damaged or cut short")
     behind = archive.fileobj.read(_LONGEST_PADDING + 1)
     if len(behind) > _LONGEST_PADDING or any(behind):
-        detail = f"much data or zeros behind the end mark at byte {archive.offset}: not wholly downloaded, or two tars"
+        detail = f"much data or zeros after the end mark at byte {archive.offset}: an incomplete download, or two tars"
         raise UntrustedFileError("bad_archive", detail)
 
 
@@ -256,7 +256,7 @@ def read_member(archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int)
         UntrustedFileError: a link or device, too large, or cut short.
     """
     if not info.isreg() or info.issparse():
-        raise UntrustedFileError("not_a_file", f"{info.name!r} in the tar is a link, a device or sparse")
+        raise UntrustedFileError("not_a_file", f"{info.name!r} in the tar is a link, a device or a sparse file")
     if info.size > max_bytes:
         raise UntrustedFileError("too_large", f"{info.size} bytes, more than {max_bytes}")
     try:
@@ -265,5 +265,5 @@ def read_member(archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int)
     except (tarfile.TarError, OSError) as error:
         raise UntrustedFileError("bad_archive", str(error)) from error
     if len(data) != info.size:
-        raise UntrustedFileError("bad_archive", f"{len(data)} of {info.size} bytes are there")
+        raise UntrustedFileError("bad_archive", f"only {len(data)} of {info.size} bytes are present")
     return data

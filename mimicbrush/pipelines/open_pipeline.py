@@ -124,7 +124,7 @@ def _check_steps(folder: Path, scheduler: Mapping[str, Any]) -> None:
     most = NumberRange(at_least=1, at_most=scheduler["num_train_timesteps"], whole=True)
     if fault := most.find_fault(scheduler.get("original_inference_steps", 1)):
         file = folder / "scheduler" / "scheduler_config.json"
-        raise InputError(f"{file} cannot be used: original_inference_steps {fault}")
+        raise InputError(f"{file} cannot be used: original_inference_steps: {fault}")
 
 
 def load_components(folder: Path, size_px: int) -> Components:

@@ -110,8 +110,8 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
     if resume == "never":
         if existing:
             raise CheckpointError(
-                f"{folder} already holds checkpoints (up to {existing[-1].name}); go on with "
-                "train.resume=latest, or start in another folder (run_dir=..., of a sweep hydra.sweep.dir=...)"
+                f"{folder} already has checkpoints (up to {existing[-1].name}); continue with "
+                "train.resume=latest, or start in another folder (run_dir=..., or hydra.sweep.dir=... for a sweep)"
             )
         return None
     if resume == "latest":
@@ -123,7 +123,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
         if existing:
             raise CheckpointError(
                 f"all {len(existing)} checkpoints in {folder} are damaged; restore one from a copy, or move them away "
-                "to start anew"
+                "to start again"
             )
         return None
     return _find_named_checkpoint(folder, resume, existing)
@@ -136,7 +136,7 @@ def check_named_checkpoint(checkpoint: Path) -> Path:
         CheckpointError: it is not a checkpoint, or it is damaged.
     """
     if not (checkpoint / STATE_FILE).is_file():
-        raise CheckpointError(f"{checkpoint} is no checkpoint (it has no {STATE_FILE})")
+        raise CheckpointError(f"{checkpoint} is not a checkpoint (it has no {STATE_FILE})")
     damage = verify_checkpoint(checkpoint)
     if damage is not None:
         raise CheckpointError(f"{checkpoint} is damaged ({damage})")
@@ -147,14 +147,14 @@ def _find_named_checkpoint(folder: Path, resume: str, existing: list[Path]) -> P
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
         raise CheckpointError(
-            f"train.resume={resume}: no checkpoint there (no {STATE_FILE}); it takes never, latest, or the folder of "
-            "a checkpoint"
+            f"train.resume={resume}: there is no checkpoint (no {STATE_FILE}); expected never, latest, or the folder "
+            "of a checkpoint"
         )
     later = [other.name for other in existing if path.resolve().parent == folder.resolve() and other.name > path.name]
     if later or (existing and path.resolve().parent != folder.resolve()):
         raise CheckpointError(
-            f"train.resume={resume}: {folder} holds other checkpoints ({', '.join(later or [existing[-1].name])}), "
-            "which the new ones would mix with; name another run_dir, or move them away"
+            f"train.resume={resume}: {folder} has other checkpoints ({', '.join(later or [existing[-1].name])}), "
+            "and the new ones would be mixed with them; use another run_dir, or move them away"
         )
     return check_named_checkpoint(path)
 
@@ -169,9 +169,9 @@ def verify_checkpoint(checkpoint: Path, deep: bool = True) -> str | None:
         for name, (size, sha256) in files.items():
             path = checkpoint / name
             if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+                return f"{name} has {path.stat().st_size} bytes, expected {size}"
             if deep and hash_file(path) != sha256:
-                return f"{name} has another hash than when it was written"
+                return f"{name} has changed since it was written (different hash)"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE_FILE} or a file that it names cannot be read: {error!r}"
     return None
@@ -189,7 +189,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint} is damaged ({error}); move it away to use the one before it") from error
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{checkpoint} is of format {state.get('format', 1)}, this version of mimicbrush reads {FORMAT}"
+            f"{checkpoint} has format {state.get('format', 1)}, and this version of mimicbrush reads format {FORMAT}"
         )
     return state
 
@@ -239,7 +239,7 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
     """List what two runs do not agree on, for a message."""
     before = {**ADDED_LATER, **stored}
     return [
-        f"{name}: {before.get(name)!r} there, {value!r} now"
+        f"{name}: was {before.get(name)!r}, now {value!r}"
         for name, value in expected.items()
         if before.get(name) != value
     ]
@@ -294,7 +294,7 @@ def _check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left",
+            f"a checkpoint needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left",
             str(folder),
         )
 
@@ -310,7 +310,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {"format": 1}  # of the first version, which hashed nothing
     state: dict[str, Any] = outer["state"]
     if _json_hash(state) != outer["sha256"]:
-        raise ValueError(f"{path.name} has another hash than when it was written")
+        raise ValueError(f"{path.name} has changed since it was written (different hash)")
     return state
 
 
@@ -378,12 +378,12 @@ class CheckpointSaver:
         if must_succeed:
             raise self._unsaved_error(error) from error
         self.say(
-            f"a checkpoint could not be written ({error}). Older ones in {self.folder} are as they were; the run goes "
-            "on and tries again later"
+            f"a checkpoint could not be written ({error}). Older ones in {self.folder} are intact; the run "
+            "continues and tries again later"
         )
 
     def _unsaved_error(self, error: Exception) -> UnsavedError:
         return UnsavedError(
-            f"the last checkpoint could not be written ({error}). Older ones in {self.folder} are as they were: make "
-            "room, and go on from there with train.resume=latest"
+            f"the last checkpoint could not be written ({error}). Older ones in {self.folder} are intact: free some "
+            "space, then continue with train.resume=latest"
         )

@@ -58,7 +58,7 @@ def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
     """
     if unet is None:
         raise InputError(
-            "train.correspondence_weight teaches the attention to a reference U-Net, and this model has none "
+            "train.correspondence_weight needs a reference U-Net, and this model has none "
             "(model.reference_encoder); set train.correspondence_weight=0"
         )
     side, paths = unet.config.sample_size, reference_paths(unet)
@@ -67,8 +67,8 @@ def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
     finest_side = side // 2 ** (levels - 1 - finest)
     if finest_side < MIN_SIDE:
         raise InputError(
-            f"train.correspondence_weight needs a reading layer of {MIN_SIDE} x {MIN_SIDE} tokens or more, the finest "
-            f"here has {finest_side} x {finest_side}; enlarge model.size_px, or set train.correspondence_weight=0"
+            f"train.correspondence_weight needs a reading layer of at least {MIN_SIDE} x {MIN_SIDE} tokens, and the "
+            f"finest has {finest_side} x {finest_side}; increase model.size_px, or set train.correspondence_weight=0"
         )
 
 
@@ -103,7 +103,7 @@ def correspondence_loss(
     layers = [layer for layer in attended.values() if math.isqrt(layer[0].shape[1]) >= MIN_SIDE]
     if not layers:
         raise InputError(
-            f"train.correspondence_weight needs a reading layer of {MIN_SIDE} x {MIN_SIDE} tokens or more; enlarge "
+            f"train.correspondence_weight needs a reading layer of at least {MIN_SIDE} x {MIN_SIDE} tokens; increase "
             "model.size_px, or leave the weight at 0"
         )
     is_used = matches.is_match & keep_reference[:, None]  # (B, K)

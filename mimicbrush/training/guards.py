@@ -82,8 +82,8 @@ class SkippedSteps:
         self.total += was_skipped
         if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise MimicBrushError(
-                f"the loss or its gradients were no numbers in {self.in_a_row} steps in a row, up to step {step}. None "
-                f"of these changed the weights, and what checkpoints there are in {folder} are good. Start anew in "
+                f"the loss or its gradients were not finite in {self.in_a_row} consecutive steps, up to step {step}. "
+                f"These steps did not change the weights, and the checkpoints in {folder} are good. Start again in "
                 "another run_dir with a lower train.learning_rate or a longer train.lr_warmup_steps, or with "
                 "train.mixed_precision=bf16 instead of fp16."
             )
@@ -193,8 +193,8 @@ def explain_error(error: Exception, device: torch.device) -> Exception:
     if not is_out_of_memory(error):
         return error
     return MimicBrushError(
-        f"the memory of {device} is full ({make_storable(str(error), 300)}). Take fewer samples in one pass "
-        "(train.batch_size; a step still takes train.total_batch_size), train.selective_checkpointing=true, or "
+        f"out of memory on {device} ({make_storable(str(error), 300)}). Set a smaller train.batch_size (a step still "
+        "has train.total_batch_size samples), train.selective_checkpointing=true, or "
         "train.activation_checkpointing=true; docs/speed.md says what fits"
     )
 
@@ -234,7 +234,7 @@ class BadSamples:
         for bad, among in ((len(faults), num_samples), (self.num_faults, self.num_samples)):
             if bad > max(ALWAYS_ALLOWED, self.max_ratio * among):
                 raise DataError(
-                    f"{bad} pairs could not be read among {among} samples, more than data.max_bad_ratio="
-                    f"{self.max_ratio} allows. All are named in {self.path}; the last:\n  {faults[-1]}\n"
-                    "Mend the data and go on with train.resume=latest, or allow more."
+                    f"{bad} pairs of {among} samples could not be read, more than data.max_bad_ratio={self.max_ratio} "
+                    f"allows. {self.path} lists all of them; the last:\n  {faults[-1]}\n"
+                    "Repair the data and continue with train.resume=latest, or increase data.max_bad_ratio."
                 )

@@ -55,7 +55,7 @@ def add_adapters(network: nn.Module, options: TrainOptions) -> None:
         and any(f".{name}".endswith(f".{each}") for each in options.lora_target_modules)
     ]
     if not targets:
-        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} name no layer of the network")
+        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} match no layer of the network")
     network.add_adapter(
         LoraConfig(
             r=options.lora_rank,

@@ -189,7 +189,9 @@ def start_tracker(
     if name == "wandb":
         if "WANDB_MODE" not in os.environ and not _has_key():
             wandb["mode"] = "offline"
-            accelerator.print("note: wandb has no key (wandb login), so it logs offline; `wandb sync` uploads it later")
+            accelerator.print(
+                "note: wandb has no API key (`wandb login`), so it logs offline; `wandb sync` uploads the logs later"
+            )
         if state["tracker"].get("wandb"):
             wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
     # trackio knows a run by its name. The newest run of this name goes on, if the checkpoint was logged there.
@@ -224,7 +226,7 @@ def use_trackers(accelerator: Accelerator, use: Callable[[Any], object]) -> None
 
 def _warn_of_tracker(name: str, error: Exception) -> None:
     tqdm.write(
-        f"warning: the tracker {name} failed ({describe_error(error)}). The run goes on "
+        f"warning: the tracker {name} failed ({describe_error(error)}). The run continues "
         "without it; metrics.jsonl has all figures"
     )
 
@@ -360,8 +362,8 @@ class Evaluations:
             if not isinstance(error, MimicBrushError):
                 traceback.print_exc()
             tqdm.write(
-                f"warning: the evaluation after step {state.step} failed ({describe_error(error)}); the training goes "
-                "on without its figures"
+                f"warning: the evaluation after step {state.step} failed ({describe_error(error)}); training "
+                "continues without its figures"
             )
         self.metrics.leave_out(time.monotonic() - start)
         if figures is None:
@@ -384,4 +386,4 @@ def write_or_warn(step: int, write: Callable[[], object]) -> None:
     try:
         write()
     except (OSError, SafetensorError) as error:
-        tqdm.write(f"after step {step} something could not be written ({error}); the run goes on")
+        tqdm.write(f"warning: after step {step}, a file could not be written ({error}); the run continues")

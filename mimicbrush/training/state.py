@@ -84,7 +84,7 @@ class TrainingState:
                 keeps = _keep(groups[AVERAGE], name, shadow, keeps)
         gathered = gather_object([(_copy_random_state(accelerator.device), keeps)])
         if not gathered[0][1]:
-            raise CheckpointError("the state could not be copied into the memory of the host, which may be full")
+            raise CheckpointError("cannot copy the training state to host memory, which may be full")
         groups[RANDOM] = {
             f"{kind}.{rank}": value for rank, (states, _) in enumerate(gathered) for kind, value in states.items()
         }
@@ -134,7 +134,7 @@ class TrainingState:
             for key in sorted(file.keys()):
                 kind, name = key.split(".", 1)
                 if name not in self.parameters:
-                    raise CheckpointError(f"{checkpoint}: the optimizer there knows {name}, which is not trained here")
+                    raise CheckpointError(f"{checkpoint}: its optimizer has {name}, which this run does not train")
                 parameter, value = self.parameters[name], file.get_tensor(key)
                 # Adam's count of steps is a scalar. Moments must lie in memory as the parameter does (channels last):
                 # the fused kernel goes through both alike.
@@ -198,7 +198,9 @@ def read_saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> 
     """
     group = AVERAGE if average else WEIGHTS
     if not (checkpoint / f"{group}.safetensors").is_file():
-        raise CheckpointError(f"{checkpoint} has no averaged weights (train.ema_decay=0); take the others (--raw)")
+        raise CheckpointError(
+            f"{checkpoint} has no averaged weights (train.ema_decay=0); export the weights of the last step with --raw"
+        )
     yield from _read(checkpoint, group, {name: p for name, p in model.named_parameters() if p.requires_grad})
     yield from ((name, p.detach()) for name, p in model.named_parameters() if not p.requires_grad)
 
@@ -236,13 +238,14 @@ def _read(checkpoint: Path, group: str, expected: Mapping[str, torch.Tensor]) ->
         if stored != expected.keys():
             differing = sorted(stored ^ expected.keys())
             raise CheckpointError(
-                f"{path} and this run train other parameters, {len(differing)} of them: {', '.join(differing[:3])}"
+                f"{path} and this run do not train the same parameters; {len(differing)} differ: "
+                f"{', '.join(differing[:3])}"
             )
         for name in expected:
             value = file.get_tensor(name)
             if value.shape != expected[name].shape:
                 raise CheckpointError(
-                    f"{path}: {name} is {tuple(value.shape)} there, {tuple(expected[name].shape)} here"
+                    f"{path}: {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
                 )
             yield name, value
 

@@ -211,7 +211,7 @@ class Trainer:
             state.restore(self.resume_from, accelerator)
             accelerator.step = state.step * accelerator.gradient_accumulation_steps  # accelerate counts micro-batches
             accelerator.print(
-                f"resumed from {self.resume_from}, which verifies (step {state.step} of {self.options.max_steps})"
+                f"resumed from {self.resume_from}, which was verified (step {state.step} of {self.options.max_steps})"
             )
             self.saved_step = state.step
         self.logged_step = state.step
@@ -359,7 +359,7 @@ class Trainer:
         if (faults := gather_object(self.faults)) and accelerator.is_main_process:
             write_or_warn(self.state.step, lambda: self.bad_samples.write(faults))
         if self.failure is not None:
-            saved = f"The state after step {self.state.step} is saved; train.resume=latest goes on."
+            saved = f"The state after step {self.state.step} is saved; to continue, run with train.resume=latest."
             if isinstance(self.failure, MimicBrushError):
                 raise type(self.failure)(f"{self.failure}\n{saved}") from self.failure
             self.failure.add_note(saved)
@@ -374,8 +374,8 @@ class Trainer:
             self.method.export(self.state.weights(self.method.model), self.run_dir / "pipeline")
         except (OSError, SafetensorError) as error:
             raise UnsavedError(
-                f"the pipeline could not be written ({error}). The last checkpoint is good: make room, and let "
-                f"train.resume=latest or mimicbrush export write {self.run_dir / 'pipeline'}"
+                f"the pipeline could not be written ({error}). The last checkpoint is good: free some space, then "
+                f"write {self.run_dir / 'pipeline'} with train.resume=latest or mimicbrush export"
             ) from error
 
 

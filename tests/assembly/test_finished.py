@@ -36,7 +36,7 @@ def test_a_complete_run_is_skipped_and_none_is_written_over(tmp_path: Path) -> N
         find_finished_run(tmp_path, {**IDENTITY, "train.learning_rate": 0.2}, 20, "latest")
     with pytest.raises(CheckpointError, match=r"no checkpoint to go on from to train\.max_steps=30"):
         find_finished_run(tmp_path, IDENTITY, 30, "latest")
-    with pytest.raises(CheckpointError, match="already holds this run"):
+    with pytest.raises(CheckpointError, match="already has this run"):
         find_finished_run(tmp_path, IDENTITY, 20, "never")
     (tmp_path / "checkpoints" / "step-00000020").mkdir(parents=True)
     assert find_finished_run(tmp_path, IDENTITY, 20, "latest") == DONE

@@ -133,7 +133,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert text in capsys.readouterr().out
     values: dict[str, Any] = json.loads((tmp_path / "table.json").read_text())
     assert values["rows"][0]["runs"][0]["folder"] == "deep/down/full-seed0"
-    with pytest.raises(InputError, match="holds no job of a sweep"):
+    with pytest.raises(InputError, match="has no jobs of a sweep"):
         print_table(tmp_path / "nowhere")
 
 

@@ -132,7 +132,7 @@ def test_reduced_decoding_is_the_image_made_smaller() -> None:
 
 
 def test_manifests_that_cannot_be_trusted(tmp_path: Path, pairs: PairTable) -> None:
-    with pytest.raises(DataError, match="holds no mined pairs"):
+    with pytest.raises(DataError, match="has no mined pairs"):
         read_manifest(tmp_path)
     root = write_mined_folder(tmp_path / "pairs")
     part = root / "manifest" / "part-000000.parquet"

@@ -35,7 +35,7 @@ SMALLEST = [
     [
         (["--rows", "grid_050"], "every row is compared with full"),
         (["--table", "options", "--rows", "all_heads"], "every row is compared with recipe"),
-        (["--table", "options", "--rows", "recipe", "grid_050"], "must be one of recipe, no_correspondence_loss"),
+        (["--table", "options", "--rows", "recipe", "grid_050"], "expected one of recipe, no_correspondence_loss"),
         (["--pairs", "nowhere"], "mimicbrush data"),
     ],
 )

@@ -323,4 +323,4 @@ def test_the_script_says_what_it_built_and_what_is_missing(
     monkeypatch.setattr(sys, "argv", [*command, "--most", "0"])
     with pytest.raises(SystemExit):
         benchmark_command.main()
-    assert "argument --most: must be a whole number, 1 or more, got '0'" in capsys.readouterr().err
+    assert "argument --most: expected a whole number of at least 1, got '0'" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_a_folder_of_its_own_is_used_whole_unless_it_was_trained_on(mined: Path,
     # With one of the two it would have no other video to take a wrong reference from.
     video = next(pair.source_hash for pair in split_pairs(pairs, "heldout") if pair.kind == "video")
     alone = copied(mined, tmp_path / "alone", renamed({video}))
-    with pytest.raises(DataError, match=r"eval\.pairs=.*: one video is left"):
+    with pytest.raises(DataError, match=r"eval\.pairs=.* has one video that was not trained on; at least two"):
         pairs_and_notes(options(f"data.root={mined}", f"eval.pairs={alone}"))
     with pytest.raises(DataError, match=r"eval\.pairs=.* none of the 4 sources is held out"):
         pairs_and_notes(options(f"data.root={mined}", f"eval.pairs={mined}", "data.heldout_ratio=0"))

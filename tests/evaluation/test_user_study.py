@@ -315,4 +315,4 @@ def test_the_script_makes_and_scores(
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["yak"]["harmony"]["best"] == 0
     with pytest.raises(SystemExit):
         run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 0)
-    assert "argument --cases: must be a whole number, 1 or more, got '0'" in capsys.readouterr().err
+    assert "argument --cases: expected a whole number of at least 1, got '0'" in capsys.readouterr().err

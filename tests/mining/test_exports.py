@@ -226,7 +226,7 @@ def test_records_that_were_changed_are_found_and_written_again(few: Path, tmp_pa
     marker.with_name("train-000001.json").touch()
     for left in (marker.with_name("train-000001.json"), output / "records" / "begun.json"):
         left.touch()
-        with pytest.raises(DataError, match="is not finished: a run that added to it was stopped"):
+        with pytest.raises(DataError, match="is not finished: a run that continued it was stopped"):
             verify_export(output, progress=False)
         left.unlink()
 
@@ -301,12 +301,12 @@ def test_a_list_of_captions_may_be_parquet_and_must_have_the_column(tmp_path: Pa
     assert [options.find_caption(path) for path in ("c.tar/x.jpg", "c.tar/y.jpg", "d")] == [
         "its own", "of the tar", "else"
     ]  # fmt: skip
-    with pytest.raises(InputError, match="no column `text`; beside `path` it has: caption, note"):
+    with pytest.raises(InputError, match="no column `text`; in addition to `path`, it has: caption, note"):
         read_list_column(tmp_path / "list.parquet", "text")
-    with pytest.raises(InputError, match="cannot be the text of a file"):
+    with pytest.raises(InputError, match="the column .* has another meaning"):
         read_list_column(tmp_path / "list.parquet", "path")
     (tmp_path / "twice.csv").write_text("path,caption\na.mp4,one\n./a.mp4,two\n")
-    with pytest.raises(InputError, match=r"'a\.mp4' is named twice, with different texts"):
+    with pytest.raises(InputError, match=r"'a\.mp4' is listed twice, with different texts"):
         read_list_column(tmp_path / "twice.csv", "caption")
     with pytest.raises(InputError, match="is not there"):
         read_list_column(tmp_path / "none.csv", "caption")
@@ -349,7 +349,7 @@ def test_licences_of_the_list_stand_beside_the_samples(few: Path, tmp_path: Path
     pq.write_table(rows, part)
     export(folder, tmp_path / "out", options_of(views=1))
     text = (tmp_path / "out" / "LICENCES.txt").read_text()
-    assert "CC BY 4.0: files 1, samples 1\n" in text and "the list of inputs gave none: files 3, samples 3\n" in text
+    assert "CC BY 4.0: files 1, samples 1\n" in text and "the list of inputs has none: files 3, samples 3\n" in text
     origins = [json.loads(line) for line in (tmp_path / "out" / "records" / "origins.jsonl").read_text().splitlines()]
     assert {row["source_path"]: row["licence"] for row in origins}["coffee.png.mp4"] == "CC BY 4.0"
     assert sum(row["samples"] for row in origins) == 4 and all(len(row["source_hash"]) == 64 for row in origins)
@@ -405,17 +405,17 @@ def test_a_folder_with_other_settings_or_other_things_is_refused(mined: Path, tm
         export(mined, output, options_of("diffsynth", captions={"a": "b"}))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
-    with pytest.raises(InputError, match="holds other things than an export"):
+    with pytest.raises(InputError, match="has other files than an export"):
         export(mined, tmp_path / "other", options_of())
-    with pytest.raises(InputError, match="lies in, the mined folder"):
+    with pytest.raises(InputError, match="is inside, the mined folder"):
         export(mined, mined / "out", options_of())
     assert not (mined / "out").exists()
-    with pytest.raises(InputError, match="must be a multiple of 16"):
+    with pytest.raises(InputError, match="expected a multiple of 16"):
         ExportOptions(size_px=40)
     with pytest.raises(InputError, match="is empty"):
         ExportOptions(caption=" \n")
     (output / "records" / "export.json").write_text('{"format": 2}')
-    with pytest.raises(DataError, match="of version 2, this code reads 1"):
+    with pytest.raises(DataError, match="of version 2, and this version of mimicbrush reads 1"):
         verify_export(output)
     assert parts.read_export_folder(mined) is None
 
@@ -458,7 +458,7 @@ def test_the_command_exports_stops_goes_on_and_verifies(
     ]
     assert run(monkeypatch, *line, "--no-progress", "--max-gib", 1e-9) == 0
     said = capsys.readouterr().out
-    assert "of 8 pairs, 0 pairs as 0 samples in train/" in said and "give the same command with a larger --max" in said
+    assert "of 8 pairs, 0 pairs as 0 samples in train/" in said and "run the same command with a larger --max" in said
     assert run(monkeypatch, *line, "--no-progress") == 0
     said = capsys.readouterr()
     assert "of 8 pairs, 4 pairs as 8 samples in train/, 4 pairs as 8" in said.out and said.err == ""
@@ -469,7 +469,7 @@ def test_the_command_exports_stops_goes_on_and_verifies(
     assert settings["data.mask"]["box_sides"] == [0.5, 0.6] and settings["data.mask"]["strategy"] == "box"
     next((output / "train" / "target").iterdir()).unlink()
     assert run(monkeypatch, "verify", output, "--no-progress") == 1
-    assert "1 things are wrong, named above" in capsys.readouterr().out
+    assert "1 faults were found (see above)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -477,11 +477,14 @@ def test_the_command_exports_stops_goes_on_and_verifies(
     [
         ("--views 2 --side-by-side", r"--views, --side-by-side: only with --format"),
         ("--format musubi", "--format needs -o OUT"),
-        ("--format musubi -o OUT --set train.max_steps=1", "--set train.max_steps=1: an export reads OPTION=VALUE"),
+        (
+            "--format musubi -o OUT --set train.max_steps=1",
+            "--set train.max_steps=1: expected OPTION=VALUE with one of",
+        ),
         ("--format musubi -o OUT --mask-strategy box_", "data.mask.strategy=box_"),
-        ("--format musubi -o OUT --size 40", "must be a multiple of 16"),
+        ("--format musubi -o OUT --size 40", "expected a multiple of 16"),
         ("--format musubi -o OUT --captions none.csv", "none.csv is not there"),
-        ("--format musubi -o OUT --caption-column text", "--caption-column text: name the list, too"),
+        ("--format musubi -o OUT --caption-column text", "--caption-column text: give the list, too"),
     ],
 )
 def test_wrong_options_of_an_export_are_one_message_and_leave_nothing(

@@ -252,5 +252,5 @@ def test_a_folder_of_an_earlier_version_goes_on_as_it_was_begun(tmp_path: Path) 
 def test_other_choices_are_errors(name: str) -> None:
     choices = ", ".join(HDR if name == "hdr" else INTERLACED)
     for value, typed in (("", ""), ("tonemap", "tonemap"), (None, "null"), (True, "true"), (1, "1")):
-        with pytest.raises(InputError, match=f"{name}={typed}: must be one of {choices}"):
+        with pytest.raises(InputError, match=f"{name}={typed}: expected one of {choices}"):
             MiningOptions(**{name: value})

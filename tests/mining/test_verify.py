@@ -97,7 +97,7 @@ def test_a_photograph_in_place_that_has_changed(folder: Path) -> None:
     flip(folder / "in/loose.jpg", -100)
     (fault,) = faults(folder)
     assert fault.startswith("loose.jpg, pair ")
-    assert "Put back the file" in fault
+    assert "Restore the file" in fault
 
 
 def test_a_photograph_in_a_tar_that_has_changed_or_moved(folder: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
         ({"a_points": [0, 16 * 64 + 1] * (len(rows[number]["b_points"]) // 2)}, "points of image a lie outside"),
         ({"b_points": rows[number]["b_points"][:-1]}, "two for each match"),
         ({"ssim": 3.0}, "SSIM 3.0"),
-        ({"status": "rejected"}, "one status for all rows"),
+        ({"status": "rejected"}, "the same status in all rows"),
         ({"source_path": "elsewhere.mp4"}, "a row of 'elsewhere.mp4'"),
         ({"pair_id": "twin"}, "twin.a.jpg of"),
         ({"pair_id": rows[number + 1]["pair_id"]}, "2 rows of this id"),
@@ -271,7 +271,7 @@ def test_the_commands(folder: Path, script_environment: Callable[[], dict[str, s
     assert failed.stdout.startswith("stray.txt: ")
     absent = call("export", "absent")
     assert absent.returncode == 2
-    assert absent.stderr.startswith("error: absent holds no mined pairs")
+    assert absent.stderr.startswith("error: absent has no mined pairs")
     exported = call("export", "out", "-o", "rows.jsonl")
     assert exported.returncode == 0, exported.stderr
     text = (folder / "rows.jsonl").read_text()

@@ -101,5 +101,5 @@ def test_the_command_converts_a_run(
     command(tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors", "--force")
     assert output.read_bytes() == converted
     (tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors").unlink()
-    with pytest.raises(InputError, match="holds no LoRA"):
+    with pytest.raises(InputError, match="has no LoRA"):
         command(tmp_path / "run", "--force")

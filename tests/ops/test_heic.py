@@ -15,7 +15,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.io.images import read_image
 
 ROOT = Path(__file__).parents[2]
-INSTALL = r"it is a HEIC image; to read it, install pillow-heif: pip install '\.\[heic\]'"
+INSTALL = r"it is a HEIC image\. To read it, install pillow-heif: pip install '\.\[heic\]'"
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"msf1"])

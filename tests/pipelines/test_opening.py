@@ -42,7 +42,7 @@ def test_a_run_folder_is_its_pipeline(run_folder: Path) -> None:
 
 def test_a_misspelt_model_names_the_nearest() -> None:
     for name, meant in (("smal", "small"), ("relased", "released")):
-        with pytest.raises(InputError, match=rf"{name} is no pipeline folder .*; did you mean {meant}\?"):
+        with pytest.raises(InputError, match=rf"{name} is no pipeline folder .*\. Did you mean '{meant}'\?"):
             resolve_pipeline_folder(name)
 
 

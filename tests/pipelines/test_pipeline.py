@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_said(pipe: MimicBrushPipeline, edit: dict[str, Ima
         ("num_inference_steps", 0), ("num_inference_steps", 1001), ("num_inference_steps", 2.0), ("guidance_scale", -3),
         ("guidance_scale", float("nan")), ("num_images_per_prompt", True), ("eta", 2), ("reference_batch_size", 0),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=f"{name}={'true' if value is True else value}: must be a"):
+        with pytest.raises(InputError, match=f"{name}={'true' if value is True else value}: expected a"):
             pipe(**edit, **{name: value})
     with pytest.raises(InputError, match=r"\(H, W, 3\) uint8"):
         pipe(np.zeros((9, 9), np.float32), edit["mask"], edit["reference"])

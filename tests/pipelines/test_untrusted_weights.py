@@ -403,5 +403,5 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(read: Callable[[Path], obje
 
 @pytest.mark.parametrize("path", ["/dev/null", "absent"])
 def test_what_is_no_file_is_said_before_anything_is_imported(path: str) -> None:
-    with pytest.raises(MimicBrushError, match=f"{path}: .*; name a plain file or a folder"):
+    with pytest.raises(MimicBrushError, match=f"{path}: .*; expected a regular file or a folder"):
         convert.check_paths(SimpleNamespace(command="inspect", path=Path(path)))  # type: ignore[arg-type]

@@ -204,7 +204,7 @@ def test_options_are_those_of_training() -> None:
     for plus in ("", "+"):
         with pytest.raises(InputError, match=r"no option model\.unett; did you mean model\.unet\?"):
             provide(f"{plus}model.unett=x")
-    with pytest.raises(InputError, match=r"model\.encoders: the configs that were chosen have no such option"):
+    with pytest.raises(InputError, match=r"model\.encoders: the chosen configs have no such option"):
         provide("model.encoders=x")
     with pytest.raises(InputError, match=r"needs model\.path"):
         assembly.provide_weights(["model=pipeline"], CONFIGS, fetching=False, deep=False)

@@ -126,31 +126,34 @@ def test_what_the_images_tell_is_told_at_once(
         (["ref.jpg", "ref.jpg", "mask.png"], "mask.png is 60 x 90 px but ref.jpg is 451 x 300"),
         (["ref.jpg", "src.jpg", "full.png"], "--allow-full-mask"),
         ([*PICTURES, "--reference-crop", "0,0,999,10"], "no box within the reference"),
-        ([*PICTURES, "--reference-crop", "0,0,9"], "must be four whole numbers X0,Y0,X1,Y1"),
-        ([*PICTURES, "--reference-crop", "0,0,9,a"], "must be four whole numbers X0,Y0,X1,Y1 (pixels), got '0,0,9,a'"),
-        ([*PICTURES, "--steps", "abc"], "argument --steps: must be a whole number in 1..1000, got 'abc'"),
-        ([*PICTURES, "--num-images", "0"], "argument --num-images: must be a whole number in 1..1000, got '0'"),
-        ([*PICTURES, "--seed", "-1"], "argument --seed: must be a whole number, 0 or more, got '-1'"),
-        ([*PICTURES, "--seed", "1.5"], "argument --seed: must be a whole number, 0 or more, got '1.5'"),
+        ([*PICTURES, "--reference-crop", "0,0,9"], "expected four whole numbers X0,Y0,X1,Y1"),
+        ([*PICTURES, "--reference-crop", "0,0,9,a"], "expected four whole numbers X0,Y0,X1,Y1 (pixels), got '0,0,9,a'"),
+        ([*PICTURES, "--steps", "abc"], "argument --steps: expected a whole number from 1 to 1000, got 'abc'"),
+        ([*PICTURES, "--num-images", "0"], "argument --num-images: expected a whole number from 1 to 1000, got '0'"),
+        ([*PICTURES, "--seed", "-1"], "argument --seed: expected a whole number of at least 0, got '-1'"),
+        ([*PICTURES, "--seed", "1.5"], "argument --seed: expected a whole number of at least 0, got '1.5'"),
         (
             [*PICTURES, "--guidance", "much"],
-            "argument --guidance: must be a number in 0..100 (1 or less turns",
+            "argument --guidance: expected a number from 0 to 100 (1 or less turns",
         ),
-        ([*PICTURES, "--seed", str(2**63 - 1), "--num-images", "2"], "the last seed must be a whole number"),
-        ([*PICTURES, "--guidance", "nan"], "must be a number in 0..100"),
-        ([*PICTURES, "--num", "2"], "there is no option --num; did you mean --num-images?"),
+        (
+            [*PICTURES, "--seed", str(2**63 - 1), "--num-images", "2"],
+            "the last seed is too large: expected a whole number",
+        ),
+        ([*PICTURES, "--guidance", "nan"], "expected a number from 0 to 100"),
+        ([*PICTURES, "--num", "2"], "there is no option --num. Did you mean '--num-images'?"),
         ([*PICTURES, "-o", "a.xyz"], "unknown image format"),
         ([*PICTURES, "-o", "a.png", "--contact-sheet", "a.png"], "two outputs have the same name"),
         ([*PICTURES, "--output-dir", "out"], "--output-dir is for --batch"),
         ([*PICTURES[:2]], "three images are needed"),
-        ([*PICTURES, "--gudance", "3"], "there is no option --gudance; did you mean --guidance?"),
-        ([*PICTURES, "--source", "src.jpg"], "--source: give the images by name, or in the order REF SRC MASK"),
-        (["--source", "src.jpg", "--mask", "mask.png"], "--reference: must be given, too"),
-        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box): must be given, too"),
+        ([*PICTURES, "--gudance", "3"], "there is no option --gudance. Did you mean '--guidance'?"),
+        ([*PICTURES, "--source", "src.jpg"], "--source: give the images either by name or in the order REF SRC MASK"),
+        (["--source", "src.jpg", "--mask", "mask.png"], "--reference must also be given"),
+        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box) must also be given"),
         (["--batch", ".", "--source", "src.jpg"], "not both"),
         (["--batch", ".", "--mask-box", "0,0,9,9", "--output-dir", "out"], "not both"),
         ([*PICTURES, "--mask-box", "0,0,9,9"], "either a mask or --mask-box, not both"),
-        ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: must be four whole numbers X0,Y0,X1,Y1"),
+        ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: expected four whole numbers X0,Y0,X1,Y1"),
         ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is no box within the source src.jpg"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,91"], "which is 60 x 90 px"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,90"], "the box 0,0,60,90 is all of src.jpg: nothing of the source is"),
@@ -195,7 +198,7 @@ def test_a_variable_of_the_shell_that_is_not_set(
     with pytest.raises(SystemExit) as end:
         cli_main(main)
     assert end.value.code == 2
-    assert f"error: {named} is empty; give a value, or leave it out" in capsys.readouterr().err
+    assert f"error: {named} is empty. Give a value, or leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("token", [["--token", ""], ["--token="]])
@@ -233,7 +236,7 @@ def test_without_a_model_the_shipped_one_edits_and_says_so(folder: Path, capsys:
 
 def test_more_steps_than_the_model_knows(infer: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert infer(*PICTURES, "--steps", "1001") == 2
-    assert "--steps: must be a whole number in 1..1000, got '1001'" in capsys.readouterr().err
+    assert "--steps: expected a whole number from 1 to 1000, got '1001'" in capsys.readouterr().err
 
 
 def test_several_images_are_those_of_single_runs_and_nothing_is_overwritten(
@@ -282,8 +285,8 @@ def test_a_result_that_cannot_be_written_in_the_end_is_kept_elsewhere(
     assert infer(*PICTURES, *several) == 2
     message = capsys.readouterr().err
     (kept,) = (folder / "sub").rglob("out_0.png")
-    assert f"the disk is gone). The result is kept as {kept}" in message
-    assert "out_0.jpg, map_1.png could not be written, see above" in message
+    assert f"the disk is gone). The result was saved as {kept}" in message
+    assert "out_0.jpg, map_1.png could not be written (see above)" in message
     assert array(kept).shape == array(folder / "out_1.jpg").shape
     assert {path.name for path in folder.glob("map*")} == {"map_0.png", "map_0.npz", "map_1.npz"}
 
@@ -440,7 +443,7 @@ def test_a_batch_of_a_folder(
     batch = ("--batch", "bench", "--output-dir", "out")
     assert infer(*batch, "--contact-sheet", "sheet.png") == 1
     told = capsys.readouterr()
-    assert "3 of 3 edits are texture tracks" in told.out
+    assert "3 of 3 edits are texture transfers" in told.out
     assert "3 edits = 2 done + 0 skipped + 1 failed" in told.out
     assert "002_reference.png: not an image that can be read whole" in told.err
     results = folder / "out" / "TextureTrans"
@@ -574,7 +577,7 @@ def test_a_batch_without_memory_for_one_edit_goes_on(
     # An error that is nobody's fault but ours ends the batch; what was there before is told all the same.
     assert infer(*batch) == 1
     message = capsys.readouterr().err
-    assert "ValueError: a bug" in message and "this is a fault of mimicbrush" in message
+    assert "ValueError: a bug" in message and "this is a bug in mimicbrush" in message
     assert "ended early, of 3 edits so far: 2 edits = 0 done + 1 skipped + 1 failed" in message
     assert "failed: bench/TextureTrans/001_source.png: not enough memory" in message
 

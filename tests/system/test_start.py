@@ -84,7 +84,10 @@ def test_a_misspelt_command_is_told_of_the_nearest(
         cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: there is no command trian; did you mean train? `mimicbrush --help` lists all\n"
+    assert (
+        done.stderr
+        == "error: there is no command 'trian'. Did you mean 'train'? `mimicbrush --help` lists all commands.\n"
+    )
     with pytest.raises(InputError, match="there is no command 7; `mimicbrush --help`"):
         command_line.run_command(["7"])
 
@@ -98,7 +101,7 @@ def test_a_command_takes_what_follows_its_name(
     told = capsys.readouterr().err
     assert ended.value.code == 2
     assert told.startswith("error: three images are needed")
-    assert told.endswith("\nmimicbrush edit --help explains all options\n")
+    assert told.endswith("\n`mimicbrush edit --help` explains all options.\n")
 
 
 def test_training_is_composed_in_any_folder(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:

@@ -146,14 +146,14 @@ def test_what_resume_may_name(tmp_path: Path) -> None:
     assert checkpoints.find_checkpoint(tmp_path, "never") is None
     path = save(tmp_path, 5)
     assert checkpoints.find_checkpoint(tmp_path, str(path)) == path
-    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+    with pytest.raises(CheckpointError, match="already has checkpoints"):
         checkpoints.find_checkpoint(tmp_path, "never")
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
         checkpoints.find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
     save(tmp_path, 6)
-    with pytest.raises(CheckpointError, match=r"holds other checkpoints \(step-00000006\)"):
+    with pytest.raises(CheckpointError, match=r"has other checkpoints \(step-00000006\)"):
         checkpoints.find_checkpoint(tmp_path, str(path))
-    with pytest.raises(CheckpointError, match="holds other checkpoints"):
+    with pytest.raises(CheckpointError, match="has other checkpoints"):
         checkpoints.find_checkpoint(save(tmp_path / "elsewhere", 9).parent, str(path))
     checkpoints.check_identity(path, {"seed": 1})
     with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):

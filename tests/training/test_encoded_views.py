@@ -155,7 +155,7 @@ def stored_dataset(mined: Path, folder: Path, unrelated: float = 0.3) -> PairDat
 
 
 def test_views_with_several_references_are_refused(mined: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"hold one reference each; leave data\.num_references out \(got 2\)"):
+    with pytest.raises(InputError, match=r"have one reference each; leave out data\.num_references \(got 2\)"):
         encode(mined, tmp_path / "views", "data.num_references=2")
     assert not (tmp_path / "views").exists()
 
@@ -186,7 +186,7 @@ def test_killed_and_shared_encoding_gives_the_same_bytes(mined: Path, half: Path
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(encoded_views, "write_json", kill_before_the_second_marker)
         encode(mined, tmp_path / "killed")
-    with pytest.raises(DataError, match=r"3 of 4 shards are not done; give the same"):
+    with pytest.raises(DataError, match=r"3 of 4 shards are missing; run the same"):
         open_encoded_folder(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
         counted = FrozenEncoders.encode_views
@@ -216,7 +216,7 @@ def test_a_damaged_shard_is_found_when_it_is_read_and_made_again(
             folder.read_row(row)
         except DataError as error:
             failed += 1
-            assert "damaged (another CRC-32). Run mimicbrush encode-views with --verify" in str(error)
+            assert "damaged (different CRC-32). Run mimicbrush encode-views with --verify" in str(error)
     assert failed == 1
     # Training replaces it, as it does a damaged image.
     dataset = stored_dataset(mined, output)
@@ -270,7 +270,7 @@ def test_a_shard_with_a_strange_head_is_refused(half: Path, tmp_path: Path, abou
 def test_what_nests_too_deep_is_damaged(mined: Path, half: Path, tmp_path: Path) -> None:
     folder, _, marker = copy_of(half, tmp_path / "views")
     marker.write_text("[" * 100_000)
-    with pytest.raises(DataError, match="1 of 4 shards are not done"):
+    with pytest.raises(DataError, match="1 of 4 shards are missing"):
         open_encoded_folder(folder)
     for text in ("[" * 100_000, (half / "views.json").read_text().replace('"num_rows": 16', '"num_rows": 1e999')):
         (folder / "views.json").write_text(text)
@@ -283,7 +283,7 @@ def test_damaged_constants_are_refused_and_written_anew(mined: Path, half: Path,
     file = folder / "constants.safetensors"
     content = load_file(file)
     save_file({**content, "no_image_tokens": content["no_image_tokens"] * 2}, file)
-    with pytest.raises(DataError, match=r"\(another CRC-32\); give the same command"):
+    with pytest.raises(DataError, match=r"\(different CRC-32\); run the same"):
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={folder}", "train.max_steps=1")
     save_file({"other": content["no_depth_map"]}, file)
     with pytest.raises(DataError, match="cannot be read"):
@@ -378,13 +378,13 @@ def test_the_size_is_printed_before_and_alone(mined: Path, tmp_path: Path, capsy
 def test_what_cannot_be_encoded_is_refused(mined: Path, half: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"give data\.fixed_views=K, at least 1"):
         encode(mined, tmp_path / "views", "data.fixed_views=0")
-    with pytest.raises(InputError, match="is, or lies in, the mined folder"):
+    with pytest.raises(InputError, match="is, or is inside, the mined folder"):
         encode(mined, mined / "views")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(InputError, match="holds other things than encoded views"):
+    with pytest.raises(InputError, match="has other files than encoded views"):
         encode(mined, tmp_path / "other")
-    with pytest.raises(DataError, match="is no folder of encoded views"):
+    with pytest.raises(DataError, match="is not a folder of encoded views"):
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={tmp_path / 'other'}", "train.max_steps=1")
     with pytest.raises(DataError, match="holds views of another precision"):
         encode(mined, half, "--precision", "float32")

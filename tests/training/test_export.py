@@ -56,9 +56,9 @@ def test_raw_weights_and_what_is_refused(
     saved = load_file(checkpoint_path(run_dir / "checkpoints", 2) / "weights.safetensors")
     weights = load_pipeline(tmp_path / "raw").unet.state_dict()
     assert all(torch.equal(weights[key], saved[f"unet.{key}"]) for key in weights)
-    with pytest.raises(InputError, match="is no folder of a training run"):
+    with pytest.raises(InputError, match="is not the folder of a training run"):
         assembly.export_run(tmp_path, "latest", tmp_path / "x")
-    with pytest.raises(InputError, match="is no pipeline folder"):
+    with pytest.raises(InputError, match="is not a pipeline folder"):
         assembly.export_run(run_dir, "latest", run_dir)
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         assembly.export_run(run_dir, str(tmp_path), tmp_path / "x")
@@ -90,6 +90,6 @@ def test_a_file_in_the_way_of_what_a_run_leaves_is_said_before_it_trains(
     name: str, mined: Path, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text("a file of somebody")
-    with pytest.raises(InputError, match=f"{name}: this is a file; name a folder"):
+    with pytest.raises(InputError, match=f"{name}: this is a file, expected a folder"):
         train(mined, tmp_path, "train.max_steps=1")
     assert (tmp_path / name).read_text() == "a file of somebody"

@@ -187,9 +187,11 @@ def test_layers_to_teach_must_exist_and_have_small_tokens(smallest_klein: ToyFlu
     parts = toy_klein(smallest_klein)
     paths = klein_attention_paths(parts.transformer)
     assert _choose_taught_layers(parts, 64, TrainOptions(correspondence_weight=0.1)) == tuple(paths)
-    with pytest.raises(InputError, match=r"\['middle'\] name no layer; there are transformer_blocks\.0\.attn to"):
+    with pytest.raises(
+        InputError, match=r"\['middle'\]: no such layer; expected layers from transformer_blocks\.0\.attn to"
+    ):
         _choose_taught_layers(parts, 64, TrainOptions(correspondence_layers=("middle", "single*")))
-    with pytest.raises(InputError, match=r"needs 8 x 8 tokens or more, model\.size_px=32 gives 4 x 4"):
+    with pytest.raises(InputError, match=r"needs at least 8 x 8 tokens, and model\.size_px=32 gives 4 x 4"):
         _choose_taught_layers(parts, 32, TrainOptions(correspondence_weight=0.1))
 
 
@@ -305,7 +307,7 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     ("overrides", "message"),
     [
         (["+experiment=klein_smoke", "train.distill=lcm", "train.depth_drop_ratio=0.1"],
-         r"train\.depth_drop_ratio, train\.distill are only for the U-Nets, and this model is of FLUX\.2 klein"),
+         r"train\.depth_drop_ratio, train\.distill are only for the U-Nets, and this model uses FLUX\.2 klein"),
         (["+experiment=klein_smoke", "data.fixed_views=1", "data.encoded_views=x"], r"data\.encoded_views is only for"),
         (["+experiment=smoke", "train.hole_weight=2"], r"train\.hole_weight is only for FLUX\.2 klein"),
     ],
@@ -329,7 +331,7 @@ def compose_options(config: Any) -> TrainConfig:
 
 def test_sharded_weights_are_refused() -> None:
     sharded = cast(Accelerator, SimpleNamespace(distributed_type=DistributedType.FSDP))
-    with pytest.raises(InputError, match=r"with sharded weights \(FSDP\) was never tried"):
+    with pytest.raises(InputError, match=r"with sharded weights \(FSDP\) is not tested"):
         build_family(options_of(), None, TrainingData(0.0, frozenset()), sharded)
 
 

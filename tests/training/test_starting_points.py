@@ -112,7 +112,7 @@ def test_every_option_is_open_until_it_is_chosen() -> None:
     open_ones = {each.name: each.default for each in fields(PipelineModel)}
     for each in fields(ModelOptions):
         assert open_ones[each.name] != each.default
-        with pytest.raises(InputError, match=f"model.{each.name}=.*: must be"):
+        with pytest.raises(InputError, match=f"model.{each.name}=.*: expected"):
             replace(ModelOptions(), **{each.name: open_ones[each.name]})
 
 
@@ -139,7 +139,7 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
         swapped.write_bytes(good[:-64] + bytes(byte ^ 1 for byte in good[-64:]))
         with pytest.raises(CheckpointError, match="starting weights"):
             go_on(mined, tmp_path / "resumed", base / "pipeline", *more, "train.max_steps=3", "train.resume=latest")
-        with pytest.raises(WeightsError, match="are not what they were"):
+        with pytest.raises(WeightsError, match="have changed since the run began"):
             assembly.export_run(tmp_path / "resumed", "latest", tmp_path / "exported")
     finally:
         swapped.write_bytes(good)
@@ -157,7 +157,7 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
         ("model.reference_encoder=clip", "model.reference_encoder must be unet, got clip"),
         ("model.size_px=18", "model.size_px must be a multiple of 4, got 18"),
         ("train.prediction_type=epsilon", "train.prediction_type must be v_prediction, got epsilon"),
-        ("model.reference_timestep=never", "model.reference_timestep=never: must be one of"),
+        ("model.reference_timestep=never", "model.reference_timestep=never: expected one of"),
         ("model.path=nowhere", "model.path=nowhere cannot be used: nowhere is no pipeline folder"),
         ("model.path=released", r"model=pipeline model\.path=released"),
     ],

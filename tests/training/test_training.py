@@ -98,7 +98,7 @@ def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path
     assert differing(straight, tmp_path / "run")
     with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):
         train(mined, tmp_path / "run", "train.max_steps=7", "seed=2", "train.resume=latest")
-    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+    with pytest.raises(CheckpointError, match="already has checkpoints"):
         train(mined, tmp_path / "run", "train.max_steps=7", "seed=1")
 
 
@@ -241,7 +241,7 @@ def test_unreadable_pairs_are_counted_and_named(mined: Path, tmp_path: Path) -> 
 
 def test_too_many_unreadable_pairs_stop_the_run(mined: Path, tmp_path: Path) -> None:
     root = damaged_copy(mined, tmp_path / "pairs", 2)
-    with pytest.raises(DataError, match=r"could not be read among \d+ samples, more than data\.max_bad_ratio=0\.01"):
+    with pytest.raises(DataError, match=r"of \d+ samples could not be read, more than data\.max_bad_ratio=0\.01"):
         train(root, tmp_path / "run", "train.max_steps=100", "data.heldout_ratio=0")
     assert metrics(tmp_path / "run")[-1]["step"] < 20
     assert len((tmp_path / "run" / "bad_samples.txt").read_text().splitlines()) > ALWAYS_ALLOWED
@@ -263,7 +263,7 @@ def test_named_sources_train(mined: Path, tmp_path: Path) -> None:
     train("", tmp_path / "run", "train.max_steps=3", "train.resume=latest", named.replace(str(mined), str(moved), 1))
     with pytest.raises(CheckpointError, match=r"data\.sources\.clips\.weight: 2.* there, 3"):
         train("", tmp_path / "run", "train.resume=latest", named.replace("weight:2", "weight:3"))
-    with pytest.raises(InputError, match=r"data\.sources\.photos\.root is no folder"):
+    with pytest.raises(InputError, match=r"data\.sources\.photos\.root=.* is not a folder"):
         train("", tmp_path / "none", named.replace(f"root:'{mined}',kind:image", "root:nowhere,kind:image"))
     with pytest.raises(InputError, match="both given"):
         train(mined, tmp_path / "none", named)

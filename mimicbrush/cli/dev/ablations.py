@@ -82,17 +82,31 @@ _KEYPOINT_FRAMES = 23
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """Read the command line, and leave the options of training as they are."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
-    parser.add_argument("--table", **one_of(*TABLES), default="paper", help="default: paper")
-    parser.add_argument("--experiment", help="default: small_ablation; small_options for --table options")
+    output_help = "folder for runs and results (default: runs/ablations)"
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), metavar="DIR", help=output_help)
+    parser.add_argument("--table", **one_of(*TABLES), default="paper", help="rows to train (default: paper)")
     parser.add_argument(
-        "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
+        "--experiment", metavar="NAME", help="experiment of all rows (default: small_ablation, or small_options)"
     )
-    parser.add_argument("--seeds", type=SEED_RANGE.read, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument("--rows", nargs="+", help="default: all; the first of the table (full, or recipe) is needed")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        default=Path("small_model_data/pairs/heldout"),
+        metavar="DIR",
+        help="mined pairs for evaluation (default: small_model_data/pairs/heldout)",
+    )
+    parser.add_argument(
+        "--seeds", type=SEED_RANGE.read, nargs="+", default=[0, 1], metavar="N", help="seeds of each row (default: 0 1)"
+    )
+    rows_help = "rows to train; the first row of the table (full, or recipe) is required (default: all)"
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help=rows_help)
     most = NumberRange(at_least=1, whole=True)
-    parser.add_argument("--max-pairs", type=most.read, default=46, help="of the held-out ones (default: 46)")
-    parser.add_argument("--steps", type=STEPS_RANGE.read, help="of the sampler (default: 4; 1 for --table options)")
+    parser.add_argument(
+        "--max-pairs", type=most.read, default=46, metavar="N", help="most pairs for evaluation (default: 46)"
+    )
+    parser.add_argument(
+        "--steps", type=STEPS_RANGE.read, metavar="N", help="sampler steps (default: 4, or 1 with --table options)"
+    )
     arguments, overrides = parser.parse_known_args()
     table = TABLES[arguments.table]
     arguments.rows = arguments.rows or list(table.rows)
@@ -117,10 +131,10 @@ def main() -> None:
     table = TABLES[arguments.table]
     base = table.rows[0]
     if base not in arguments.rows:
-        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with {base}; name it, too")
+        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with {base}; add it")
     if not (arguments.pairs / "manifest").is_dir():
         raise InputError(
-            f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
+            f"--pairs {arguments.pairs} is not a folder of mined pairs. To make those of the small model:\n"
             "  mimicbrush data --output small_model_data"
         )
     check_output_folder(arguments.output, "--output")
@@ -146,7 +160,7 @@ def compare_ablations(arguments: argparse.Namespace, overrides: list[str]) -> No
         evaluations[row] = [arguments.output / f"{row}-seed{seed}" / "evaluation" for seed in arguments.seeds]
         for folder in evaluations[row]:
             if is_evaluated(folder, arguments):
-                print(f"{folder} is there already and is kept")
+                print(f"{folder} already exists and is kept")
             else:
                 run_step(
                     "evaluate",
@@ -208,4 +222,6 @@ def run_step(name: str, *arguments: str) -> None:
     """Run one of the commands, and end with it where it fails."""
     done = subprocess.run([sys.executable, "-m", "mimicbrush", name, *arguments], check=False)
     if done.returncode:
-        raise MimicBrushError(f"{name}.py ended with status {done.returncode}; the same command goes on from here")
+        raise MimicBrushError(
+            f"mimicbrush {name} ended with status {done.returncode}. Run the same command again to continue"
+        )

@@ -55,8 +55,8 @@ def main() -> None:
     arguments = parse_arguments()
     if not is_shipped():
         raise InputError(
-            "the demo begins with the small model that comes with the project, and this installation has none; take a "
-            "whole checkout, or train from random weights: mimicbrush train +experiment=smoke data.root=MINED"
+            "the demo starts from the small model that comes with the project, and this installation does not have it. "
+            "Use a full clone, or train from random weights: mimicbrush train +experiment=smoke data.root=MINED"
         )
     check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output):
@@ -84,12 +84,15 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="an older one is replaced (default: demo)")
+    output_help = "folder of the demo; an older demo is replaced (default: demo)"
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help=output_help)
     parser.add_argument(
-        "--seed", type=SEED_RANGE.read, default=0, help="of clips, training and evaluation (default: 0)"
+        "--seed", type=SEED_RANGE.read, default=0, help="seed of clips, training and evaluation (default: 0)"
     )
     minutes = NumberRange(above=0, at_most=10**7)
-    parser.add_argument("--minutes", type=minutes.read, default=1.0, help="of fine-tuning, at most (default: 1)")
+    parser.add_argument(
+        "--minutes", type=minutes.read, default=1.0, metavar="N", help="most minutes of fine-tuning (default: 1)"
+    )
     return parser.parse_args()
 
 
@@ -97,7 +100,7 @@ def fresh_folder(folder: Path) -> Path:
     """Make the demo's folder; an older one is removed, but only if it is the demo's own."""
     older = [path for path in folder.iterdir() if not path.name.startswith(LOCK_NAME)]
     if older and not (folder / MARKER).is_file():
-        raise InputError(f"{folder} was not made by this demo and will not be emptied; name another with --output")
+        raise InputError(f"{folder} was not made by this demo, so it is not emptied; choose another --output")
     for path in older:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / MARKER).write_text("Made by mimicbrush demo, which empties this folder when it runs again.\n")

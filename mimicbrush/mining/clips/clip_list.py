@@ -71,21 +71,21 @@ def read_clip_list(path: Path) -> list[Clip]:
         InputError: there is no such file; or names the entry, and what is wrong with it.
     """
     if not path.exists():
-        raise InputError(f"there is no list {path}; name a CSV file with the columns {', '.join(_NEEDED)}")
+        raise InputError(f"there is no list {path}; give a CSV file with the columns {', '.join(_NEEDED)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="", strict=True)
             columns = list(reader.fieldnames or [])
             if twice := sorted({name for name in columns if columns.count(name) > 1}):
-                raise InputError(f"{path} has the column {make_storable(twice[0])!r} twice; keep one")
+                raise InputError(f"{path} has the column {make_storable(twice[0])!r} twice; remove one")
             if missing := [name for name in _NEEDED if name not in columns]:
-                raise InputError(f"{path} has no column {missing[0]}; a list of clips has {', '.join(_COLUMNS)}")
+                raise InputError(f"{path} has no column {missing[0]}; expected the columns {', '.join(_COLUMNS)}")
             rows = [{str(name): str(cell).strip() for name, cell in row.items()} for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8 ({make_storable(str(error))})") from error
     clips = [_build_clip(row, f"{path}, entry {number}") for number, row in enumerate(rows, start=1)]
     if not clips:
-        raise InputError(f"{path} names no clip")
+        raise InputError(f"{path} lists no clips")
     _check_apart(path, clips)
     return clips
 
@@ -95,12 +95,12 @@ def _check_apart(path: Path, clips: Sequence[Clip]) -> None:
     names: set[str] = set()
     for clip in clips:
         if clip.path.casefold() in names:
-            raise InputError(f"{path}: {clip.path!r} is named twice (capitals do not count)")
+            raise InputError(f"{path}: {clip.path!r} is listed twice (upper and lower case are equal)")
         names.add(clip.path.casefold())
     for clip in clips:
         for folder in PurePosixPath(clip.path.casefold()).parents:
             if str(folder) in names:
-                raise InputError(f"{path}: {clip.path!r} lies in a folder that is the name of another clip")
+                raise InputError(f"{path}: {clip.path!r} is in a folder with the name of another clip")
 
 
 def _build_clip(row: Mapping[str, str], where: str) -> Clip:
@@ -109,31 +109,33 @@ def _build_clip(row: Mapping[str, str], where: str) -> Clip:
     clip = Clip(**values | {name: " ".join(values[name].split()) for name in ("licence", "attribution")})
     clip = replace(clip, sha256=clip.sha256.lower())
     if "None" in row:
-        raise InputError(f"{where}: more cells than the header has; quote cells that hold commas")
+        raise InputError(f"{where}: more cells than in the header; put quotes around cells with commas")
     if absent := [name for name in _NEEDED if not getattr(clip, name)]:
-        raise InputError(f"{where}: {absent[0]} is empty. A clip without licence and maker is not to be trained on")
+        raise InputError(
+            f"{where}: {absent[0]} is empty. A clip without licence and author must not be used for training"
+        )
     name = PurePosixPath(clip.path)
     is_inside = not name.is_absolute() and ".." not in name.parts and "\\" not in clip.path
     if not is_inside or name.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(
-            f"{where}: path {make_storable(clip.path, 80)!r} must be the name of a video inside the folder"
+            f"{where}: path {make_storable(clip.path, 80)!r}: expected the name of a video inside the folder"
         )
     if clip.path.endswith("/") or not _has_plain_name(name):
         raise InputError(
-            f"{where}: path {make_storable(clip.path, 80)!r}: a name must be printable, must not begin with a dot or "
-            f"be {', '.join(_OWN_NAMES)}, and each part has at most {_LONGEST_PART} bytes"
+            f"{where}: path {make_storable(clip.path, 80)!r}: a name must be printable, must not start with a dot, "
+            f"must not be {', '.join(_OWN_NAMES)}, and each part can have at most {_LONGEST_PART} bytes"
         )
     try:
         check_address(clip.url)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if clip.sha256 and not SHA256.fullmatch(clip.sha256):
-        raise InputError(f"{where}: sha256 {make_storable(clip.sha256, 80)!r} is not 64 hexadecimal digits")
+        raise InputError(f"{where}: sha256 {make_storable(clip.sha256, 80)!r}: expected 64 hexadecimal digits")
     if clip.bytes and not (_SIZE.fullmatch(clip.bytes) and int(clip.bytes) > 0):
-        raise InputError(f"{where}: bytes {make_storable(clip.bytes, 40)!r} must be a whole number above 0")
+        raise InputError(f"{where}: bytes {make_storable(clip.bytes, 40)!r}: expected a whole number above 0")
     start_s, end_s = (read_seconds(getattr(clip, each), f"{where}: {each}") for each in ("start_s", "end_s"))
     if end_s is not None and end_s <= (start_s or 0.0):
-        raise InputError(f"{where}: end_s={clip.end_s} is not after start_s={clip.start_s or 0}")
+        raise InputError(f"{where}: end_s={clip.end_s} must be larger than start_s={clip.start_s or 0}")
     return replace(clip, path=str(name))
 
 
@@ -164,10 +166,10 @@ def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:
 
 def _describe_makers(clips: Sequence[Clip]) -> str:
     lines = [
-        "# Who made these clips",
+        "# Authors of these clips",
         "",
-        "Name them wherever you publish the clips, or frames of them. Frames that were mined from them have been",
-        "changed: they are single images, and large ones were reduced.",
+        "Name the authors wherever you publish the clips or frames of them. Mined frames are changed: they are",
+        "single images, and large ones were reduced.",
         "",
     ]
     for clip in clips:

@@ -20,7 +20,7 @@ from mimicbrush.mining.input_list import SHA256
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import check_container, is_container
 
-_MOVE = "Move it away, or name another folder"
+_MOVE = "Move it away, or use another folder"
 #: What a file or folder of this name can do to one clip; the others have other names.
 _OF_ITS_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
@@ -101,7 +101,9 @@ def _read_pins(folder: Path) -> dict[str, str]:
             return dict(pins)
     except (OSError, ValueError, AttributeError, TypeError):
         pass
-    raise InputError(f"{path} cannot be read as hashes by address; move it away to trust what comes next")
+    raise InputError(
+        f"{path} cannot be read as a list of hashes; move it away to accept the hashes of the next download"
+    )
 
 
 def _provide(
@@ -110,24 +112,26 @@ def _provide(
     """The hash of a clip, and whether it had to be fetched."""
     path = path_inside(folder, clip.path)
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is there, and is no file. {_MOVE}")
+        raise InputError(f"{path} already exists and is not a file. {_MOVE}")
     if path.exists():
         found = hash_file(path)
         if not clip.sha256:  # then it is checked as one that was fetched now
             if clip.num_bytes not in (None, path.stat().st_size):
-                raise InputError(f"{path} is there, and has not the {clip.num_bytes} bytes of the list. {_MOVE}")
+                raise InputError(
+                    f"{path} already exists and does not have the {clip.num_bytes} bytes of the list. {_MOVE}"
+                )
             try:
-                _check_video(path, f"{path} is there, and")
+                _check_video(path, f"{path} already exists and")
             except InputError as error:
                 raise InputError(f"{error}. {_MOVE}") from error
         elif found != clip.sha256:
             raise InputError(
-                f"{path} is there, and is another file: it has the SHA-256 {found}, and the list says {clip.sha256}. "
-                f"{_MOVE}"
+                f"{path} already exists and is another file: it has the SHA-256 {found}, and the list says "
+                f"{clip.sha256}. {_MOVE}"
             )
         return found, False
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching {clip.path} from {clip.url}")
+    say(f"downloading {clip.path} from {clip.url}")
     with tqdm(
         total=clip.num_bytes, unit="B", unit_scale=True, desc=clip.path, disable=None if progress else True
     ) as bar:
@@ -148,10 +152,10 @@ def _provide(
     return found, True
 
 
-def _check_video(path: Path, named: str = "what the server sent") -> None:
+def _check_video(path: Path, named: str = "the downloaded file") -> None:
     try:
         check_container(path)
     except UntrustedFileError as error:
-        raise DownloadError(f"{named} is no whole video: {error.detail}") from error
+        raise DownloadError(f"{named} is not an intact video: {error.detail}") from error
     if not is_container(path):
-        raise DownloadError(f"{named} is no video: expected MP4, QuickTime, Matroska, WebM or AVI")
+        raise DownloadError(f"{named} is not a video: expected MP4, QuickTime, Matroska, WebM or AVI")

@@ -133,10 +133,10 @@ def _describe_licences(origins: Sequence[Record]) -> Iterator[str]:
     """Say for people which licences there are, and where each sample comes from."""
     files, samples = Counter[str](), Counter[str]()
     for origin in origins:
-        licence = origin["licence"] or "not known: the list of inputs gave none"
+        licence = origin["licence"] or "unknown: the list of inputs has none"
         files[licence] += 1
         samples[licence] += origin["samples"]
-    yield "Licences of the mined files that these samples show\n\n"
+    yield "Licences of the mined files that these samples come from\n\n"
     for licence in sorted(files):
         yield f"{json.dumps(licence, ensure_ascii=False)[1:-1]}: files {files[licence]}, samples {samples[licence]}\n"
     yield f"\n{RECORDS}/origins.jsonl names each file with its licence, address and SHA-256.\n"

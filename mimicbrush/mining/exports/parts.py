@@ -68,14 +68,14 @@ class ExportFolder:
         if earlier is None:
             # A run that was stopped before it wrote the settings has left the folder of the records.
             if any(path.name[0] != "." and path.name != RECORDS for path in self.path.iterdir()):
-                raise InputError(f"--output {self.path} exists and holds other things than an export; name another")
+                raise InputError(f"--output {self.path} exists and has other files than an export; use another folder")
             (self.path / _MARKERS).mkdir(parents=True, exist_ok=True)
             write_json(self.path / _SETTINGS_FILE, {"format": _FORMAT, "settings": dict(self.settings)})
         elif differences := find_setting_differences(earlier.settings, json.loads(json.dumps(self.settings))):
             lines = "\n".join(f"  {each}" for each in differences)
             raise InputError(
-                f"--output {self.path} holds an export with other settings:\n{lines}\n"
-                "Give the same options to go on, or name another folder"
+                f"--output {self.path} has an export with other settings:\n{lines}\n"
+                "Use the same options to continue, or another folder"
             )
         for folder in (".", RECORDS, _MARKERS, *SPLITS):
             for aside in (self.path / folder).glob(ASIDE_PATTERN):
@@ -165,7 +165,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     values = parse_json(path.read_bytes())
     if not isinstance(values, dict) or values.pop("sha256", None) != _hash_values(values):
-        raise ValueError("it is not as it was written")
+        raise ValueError("it has changed since it was written")
     return values
 
 
@@ -186,11 +186,12 @@ def read_export_folder(path: Path) -> ExportFolder | None:
         values = parse_json(file.read_bytes())
         if values["format"] != _FORMAT:
             raise DataError(
-                f"{path} is an export of version {values['format']}, this code reads {_FORMAT}; export again"
+                f"{path} is an export of version {values['format']}, and this version of mimicbrush reads {_FORMAT}; "
+                "export again"
             )
         folder = ExportFolder(path, dict(values["settings"]))
         if folder.settings["format"] not in FORMATS:
-            raise ValueError(f"the format {folder.settings['format']!r} is not known")
+            raise ValueError(f"unknown format {folder.settings['format']!r}")
         return folder
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read ({error!r}); export again into another folder") from error

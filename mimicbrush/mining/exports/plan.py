@@ -83,8 +83,8 @@ def plan_export(root: Path, options: ExportOptions, samples_per_part: int) -> Ex
     count = sum(map(len, tables.values()))
     if not count:
         raise DataError(
-            f"no pair to export: none of the {len(pairs)} pairs in {root} has an SSIM in "
-            f"{data.min_ssim}..{data.max_ssim} (data.min_ssim, data.max_ssim)"
+            f"there are no pairs to export: none of the {len(pairs)} pairs in {root} has an SSIM from "
+            f"{data.min_ssim} to {data.max_ssim} (data.min_ssim, data.max_ssim)"
         )
     step = max(1, samples_per_part // options.views)
     parts = [

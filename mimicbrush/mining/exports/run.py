@@ -138,8 +138,8 @@ def _export_all(
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that drew samples was ended from outside (is there enough memory?); give the same command "
-                "again with --workers 1"
+                "a process that made samples was killed (is there enough memory?). Run the same command again with "
+                "--workers 1"
             ) from error
         finally:
             for future in waiting:

@@ -136,7 +136,7 @@ def _read_ignored(root: Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / SUMMARY_NAME} cannot be read ({error!r}); give the mining command again") from error
+        raise DataError(f"{root / SUMMARY_NAME} cannot be read ({error!r}); run the mining command again") from error
 
 
 def _measure_storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> dict[str, object]:
@@ -165,7 +165,7 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
     if not len(videos):
         return []
     masks = statistics.measure_masks(videos)
-    sample = f"of {len(masks.hidden)} pairs" + (", a fixed sample" if len(masks.hidden) < len(videos) else "")
+    sample = f"of {len(masks.hidden)} pairs" + (" (a fixed sample)" if len(masks.hidden) < len(videos) else "")
     ssims, matches = videos.column("ssim"), videos.lengths("a_points") // 2
     gaps = videos.column("b_time_s") - videos.column("a_time_s")
     band = (options["min_ssim"], options["max_ssim"])
@@ -179,8 +179,8 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
             ssims,
             (0, 1),
             "{:.2f}",
-            f"Mined: {band[0]:g} to {band[1]:g}, shaded; 1 is the same image. Training can narrow the band without "
-            "mining again.",
+            f"Mined: {band[0]:g} to {band[1]:g} (shaded); 1 means equal images. Training can use a smaller range "
+            "without mining again.",
             band=band,
         ),
         _build_figure(
@@ -188,29 +188,30 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
             matches,
             (0, most),
             "{:.0f}",
-            f"A pair needs {options['min_matches']}. The last bar holds all that have more.",
+            f"A pair needs at least {options['min_matches']}. The last bar includes all pairs with more.",
         ),
         _build_figure(
             "How far the matches moved",
             masks.motion,
             (0, farthest),
             "{:.3f}",
-            f"Median of a pair's points, as a share of the diagonal, {sample}. At 0, copying in place would do: "
-            f"{still:.1%} of the pairs moved less than 1%. The last bar holds all that moved farther.",
+            f"Median of the points of a pair, as a share of the diagonal, {sample}. At 0, nothing moved, and copying "
+            f"in place is enough; {still:.1%} of the pairs moved less than 1%. The last bar includes all that moved "
+            "more.",
         ),
         _build_figure(
             "Share of the image that is hidden",
             masks.hidden,
             (0, 1),
             "{:.2f}",
-            f"By the paper's grid mask, drawn from the stored matches with fixed seeds, {sample}.",
+            f"With the grid mask of the paper, sampled from the stored matches with fixed seeds, {sample}.",
         ),
         _build_figure(
             "Hidden cells with a match",
             masks.matched,
             (0, 1),
             "{:.2f}",
-            f"The share of what is hidden that the other frame is known to show, {sample}.",
+            f"The share of the hidden cells that the other frame is known to show, {sample}.",
         ),
         _build_figure(
             "Time between the frames",
@@ -254,8 +255,8 @@ def _build_segment_figure(photographs: PairTable, options: dict[str, float]) -> 
     ratios = photographs.values("segment_ratios")
     caption = (
         f"{_format_count(len(ratios))} segments of {_format_count(len(photographs))} photographs, as a share of the "
-        f"image. Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g}, shaded; "
-        f"at most {options['max_segments']} of a photograph."
+        f"image. Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g} (shaded); "
+        f"at most {options['max_segments']} per photograph."
     )
     band = (options["min_segment_ratio"], options["max_segment_ratio"])
     return _build_figure("Area of the segments", ratios, (0, 1), "{:.2f}", caption, band=band)

@@ -191,9 +191,9 @@ def warn_of_still_pairs(pairs: PairTable) -> str | None:
     if 2 * still <= len(sample):
         return None
     return (
-        f"{still / len(sample):.0%} of the video pairs hardly move: nine tenths of their matched points move less than "
-        f"{_STILL_SHARE:.0%} of the diagonal. A model learns from such pairs to copy in place. Mine videos in which "
-        "things or the camera move, or look for frames that are farther apart: raise min_gap_s, lower max_ssim."
+        f"{still / len(sample):.0%} of the video pairs hardly move: 90% of their matched points move less than "
+        f"{_STILL_SHARE:.0%} of the diagonal. From such pairs, a model learns to copy in place. Mine videos with more "
+        "motion, or use frames that are farther apart: increase min_gap_s, or decrease max_ssim."
     )
 
 

@@ -32,10 +32,10 @@ _OTHER_FORMATS = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
     b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "compressed by gzip",
-    b"#EXTM3U": "a playlist, which names other files",
-    b"<!DOCTYPE": "a web page, perhaps the answer to a download that failed",
-    b"<html": "a web page, perhaps the answer to a download that failed",
+    b"\x1f\x8b": "a gzip file",
+    b"#EXTM3U": "a playlist, which refers to other files",
+    b"<!DOCTYPE": "a web page, perhaps from a failed download",
+    b"<html": "a web page, perhaps from a failed download",
 }
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TS_SYNC, _TS_PACKET_BYTES = b"\x47\x47", 188
@@ -76,7 +76,7 @@ def check_container(path: Path) -> None:
             "other_format", f"it is {other}; expected MP4, QuickTime, Matroska, WebM or AVI. FFmpeg can convert videos"
         )
     if declared > size:
-        raise UntrustedFileError("missing_packets", f"the file declares {declared} bytes and has {size}")
+        raise UntrustedFileError("missing_packets", f"the file should have {declared} bytes, but has {size}")
     if fault:
         raise UntrustedFileError("damaged", f"Matroska: {fault}")
 

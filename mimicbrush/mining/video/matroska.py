@@ -55,7 +55,7 @@ def _check_file(data: mmap.mmap) -> None:
         raise _FaultError("no EBML header")
     segment = _read_element(data, head.end, len(data))
     if segment.id != _SEGMENT:
-        raise _FaultError("no Segment behind the EBML header")
+        raise _FaultError("no Segment after the EBML header")
     end = len(data) if segment.end is None else segment.end
     position = segment.start
     tracks: set[int] = set()
@@ -157,7 +157,7 @@ def _read_element(data: mmap.mmap, position: int, limit: int) -> _Element:
     if size == (1 << 7 * (start - size_at)) - 1:
         return _Element(identity, start, None)
     if start + size > limit:
-        raise _FaultError(f"the element {identity:x} at byte {position} is longer than what holds it")
+        raise _FaultError(f"the element {identity:x} at byte {position} is longer than its parent")
     return _Element(identity, start, start + size)
 
 

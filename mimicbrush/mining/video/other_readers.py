@@ -73,7 +73,9 @@ class DecordReader:
         except decord.DECORDError as error:
             raise _convert_error("decord", error) from error
         except StopIteration as error:
-            raise UntrustedFileError("missing_frames", f"decord gave fewer than {len(scan.times_s)} frames") from error
+            raise UntrustedFileError(
+                "missing_frames", f"decord returned fewer than {len(scan.times_s)} frames"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def open_reader(
         InputError: an unknown name, or a library that cannot be loaded.
     """
     if name not in _READERS:
-        raise InputError(f"reader={name!r} is not known; choose one of {', '.join(_READERS)}")
+        raise InputError(f"reader={name}: expected one of {', '.join(_READERS)}")
     scanner = PyAVReader(
         max_pixels=max_pixels, max_duration_s=max_duration_s, tone_map=tone_map, deinterlace=deinterlace
     )
@@ -161,7 +163,8 @@ def _import_package(module: str) -> ModuleType:
         return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:  # torchcodec: RuntimeError without FFmpeg's libraries
         raise InputError(
-            f"reader={package!r} cannot be used: {_first_line(error)}. Choose reader=pyav, or: {_INSTALL[package]}"
+            f"reader={package} cannot be used: {_first_line(error)}. Use reader=pyav, or install it: "
+            f"{_INSTALL[package]}"
         ) from error
 
 

@@ -59,9 +59,11 @@ class SignalNotes:
             self.transfer = self.transfer or frame.transfer
             self.num_interlaced += frame.is_interlaced
             if frame.transfer and self.hdr == "skip":
-                raise UnwantedSignalError("hdr", f"HDR ({frame.transfer}); hdr=tone_map or hdr=keep takes it")
+                raise UnwantedSignalError("hdr", f"HDR ({frame.transfer}); use hdr=tone_map or hdr=keep to accept it")
             if frame.is_interlaced and self.interlaced == "skip":
-                detail = f"frame {frame.number} is interlaced; interlaced=deinterlace or interlaced=keep takes it"
+                detail = (
+                    f"frame {frame.number} is interlaced; use interlaced=deinterlace or interlaced=keep to accept it"
+                )
                 raise UnwantedSignalError("interlaced", detail)
             yield frame
 

@@ -74,7 +74,7 @@ class StreamChecks:
         # AVI stores no presentation times, only the order of decoding.
         pts = frame.pts if frame.pts is not None else frame.dts
         if pts is None:
-            raise UntrustedFileError("bad_timestamps", f"frame {number} has no time")
+            raise UntrustedFileError("bad_timestamps", f"frame {number} has no timestamp")
         if number and pts <= self.last_pts:
             raise UntrustedFileError(
                 "bad_timestamps", f"frame {number} is at tick {pts}, the one before at {self.last_pts}"

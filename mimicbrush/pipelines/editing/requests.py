@@ -204,7 +204,7 @@ def check_seed(value: Any) -> int:
         InputError: it is none.
     """
     if fault := SEED_RANGE.find_fault(value):
-        raise InputError(f"'seed' {fault}, got {value!r}")
+        raise InputError(f"'seed': {fault}, got {value!r}")
     return int(value)
 
 
