@@ -79,7 +79,7 @@ def main() -> None:
         "--most",
         type=most,
         metavar="N",
-        help="most cases per track and kind of source (default: 120 and 30, as in the paper)",
+        help="use at most N cases per track and kind of source (default: 120 and 30, as in the paper)",
     )
     add(
         "--long-side-px",

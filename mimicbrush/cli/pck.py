@@ -48,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     output_help = "folder for pck.json, table.md and transfers.png"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=output_help)
     most = NumberRange(at_least=1, whole=True)
-    parser.add_argument("--max-pairs", type=most.read, default=46, metavar="N", help="most pairs to use (default: 46)")
+    parser.add_argument(
+        "--max-pairs", type=most.read, default=46, metavar="N", help="use at most N pairs (default: 46)"
+    )
     parser.add_argument(
         "--strength",
         nargs="+",

@@ -43,7 +43,7 @@ def main() -> None:
     )
     making.add_argument("--editors", nargs="+", default=[], metavar="NAME", help="editors to compare (default: all)")
     cases, side_px = NumberRange(at_least=1, whole=True), NumberRange(at_least=64, at_most=16384, whole=True)
-    making.add_argument("--cases", type=cases.read, default=30, metavar="N", help="most cases to show (default: 30)")
+    making.add_argument("--cases", type=cases.read, default=30, metavar="N", help="show at most N cases (default: 30)")
     making.add_argument(
         "--seed", type=SEED_RANGE.read, default=0, help="seed of the choice of cases and of the order (default: 0)"
     )

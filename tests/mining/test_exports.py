@@ -303,7 +303,7 @@ def test_a_list_of_captions_may_be_parquet_and_must_have_the_column(tmp_path: Pa
     ]  # fmt: skip
     with pytest.raises(InputError, match="no column `text`; in addition to `path`, it has: caption, note"):
         read_list_column(tmp_path / "list.parquet", "text")
-    with pytest.raises(InputError, match="the column .* has another meaning"):
+    with pytest.raises(InputError, match=r"the column .* has another meaning"):
         read_list_column(tmp_path / "list.parquet", "path")
     (tmp_path / "twice.csv").write_text("path,caption\na.mp4,one\n./a.mp4,two\n")
     with pytest.raises(InputError, match=r"'a\.mp4' is listed twice, with different texts"):

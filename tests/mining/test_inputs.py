@@ -95,7 +95,7 @@ def test_pairs_come_from_the_part_of_a_video_that_a_list_names(tmp_path: Path, v
     planned = [item for shard in json.loads((tmp_path / "out/plan.json").read_text())["shards"] for item in shard]
     assert [("start_s" in item, "end_s" in item) for item in planned] == [(True, True), (False, False), (True, True)]
     (videos / "list.csv").write_text("path,start_s,end_s\nclip0.mp4,0.5,1.4\n")
-    with pytest.raises(InputError, match="or time range of .* has changed"):
+    with pytest.raises(InputError, match=r"or time range of .* has changed"):
         run(videos / "list.csv", tmp_path / "out")
 
 

@@ -102,7 +102,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help=rows_help)
     most = NumberRange(at_least=1, whole=True)
     parser.add_argument(
-        "--max-pairs", type=most.read, default=46, metavar="N", help="most pairs for evaluation (default: 46)"
+        "--max-pairs", type=most.read, default=46, metavar="N", help="evaluate on at most N pairs (default: 46)"
     )
     parser.add_argument(
         "--steps", type=STEPS_RANGE.read, metavar="N", help="sampler steps (default: 4, or 1 with --table options)"

@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     minutes = NumberRange(above=0, at_most=10**7)
     parser.add_argument(
-        "--minutes", type=minutes.read, default=1.0, metavar="N", help="most minutes of fine-tuning (default: 1)"
+        "--minutes", type=minutes.read, default=1.0, metavar="N", help="fine-tune for at most N minutes (default: 1)"
     )
     return parser.parse_args()
 
