@@ -82,7 +82,7 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert cells(text, "grid_025")[0][1:4] == ["0", "0 of 20, failed", "-"]
     assert cells(text, "own")[0][10:] == [""] * 6
     assert "* grid_025-seed0 failed: no more memory\n" in text
-    assert "of 9 videos only" in text and "videos only" not in format_markdown(
+    assert "from only 9 videos" in text and "from only" not in format_markdown(
         [run for run in runs if run.row != "full"]
     )
 

@@ -113,7 +113,7 @@ def test_truncated_jpegs_and_missing_shards_are_named(tmp_path: Path) -> None:
     shard = root / "shards" / "shard-000000.tar"
     full, (offset, length) = shard.read_bytes(), pair.a_span
     shard.write_bytes(full[: offset + length - 50] + bytes(50) + full[offset + length :])
-    with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* are no whole JPEG"):
+    with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* are not a complete JPEG"):
         pair.read_a()
     shard.write_bytes(full[: offset + length - 50])
     with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* end after {length - 50}"):

@@ -318,7 +318,7 @@ def test_the_script_says_what_it_built_and_what_is_missing(
     monkeypatch.setattr(sys, "argv", command)
     benchmark_command.main()
     said = capsys.readouterr().out
-    assert f"left out: {images / 'cup/09.png'}: not an image" in said
+    assert f"skipped: {images / 'cup/09.png'}: cannot read the image" in said
     assert "part composition, inter-ID: 0 cases; the paper has 120, 120 are missing" in said
     monkeypatch.setattr(sys, "argv", [*command, "--most", "0"])
     with pytest.raises(SystemExit):

@@ -134,7 +134,7 @@ def test_of_several_folders_what_each_holds_out_and_nothing_that_another_trains_
     copied(mined, fewer, lambda table: table.filter(pc.is_in(table["source_hash"], pa.array(videos[:3]))))
     found, notes = pairs_and_notes(options(named.format(mined, fewer).replace("image", "video")))
     assert found == set() and "2 sources are held out in one folder and trained on in another" in notes[0]
-    assert "nothing is evaluated while training" in notes[1] and len(notes) == 2
+    assert "there will be no evaluation during training" in notes[1] and len(notes) == 2
 
 
 def test_with_too_few_sources_nothing_is_evaluated_and_that_is_said(
@@ -143,7 +143,7 @@ def test_with_too_few_sources_nothing_is_evaluated_and_that_is_said(
     for chosen in (options(f"data.root={mined}", "data.heldout_ratio=0"), options(f"data.root={mined}", "eval=none")):
         sources, _ = assembly.read_pair_sources(chosen.data)
         assert assembly.build_evaluation(chosen, sources, tmp_path / "run", Accelerator(cpu=True)) is None
-    assert capsys.readouterr().out.count("nothing is evaluated while training") == 1
+    assert capsys.readouterr().out.count("there will be no evaluation during training") == 1
     assert not (tmp_path / "run").exists()
 
 

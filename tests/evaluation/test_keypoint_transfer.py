@@ -273,7 +273,7 @@ def test_the_script_measures_photographs_and_homographies(
     for wrong, message in (
         ([], "required"),
         (["--spair", "a", "--pairs", "b"], "not allowed"),
-        (["--spair", "a", "--strength", "weak"], "--strength is for --photographs"),
+        (["--spair", "a", "--strength", "weak"], "--strength can only be used with --photographs"),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit):

@@ -323,11 +323,11 @@ def test_a_pair_that_cannot_be_read_is_refused_with_its_reason(mined: Path, tmp_
     summary = export(folder, tmp_path / "out", options_of("musubi"))
     assert summary["refused"] == {"unreadable": 1} and sum(summary["written"].values()) == 15  # type: ignore[attr-defined]
     (line,) = (tmp_path / "out" / "records" / "refused.jsonl").read_text().splitlines()
-    assert json.loads(line)["pair_id"] == bad.pair_id and "no whole JPEG" in json.loads(line)["detail"]
+    assert json.loads(line)["pair_id"] == bad.pair_id and "not a complete JPEG" in json.loads(line)["detail"]
     assert bad.pair_id not in {row["pair_id"] for row in read_records(tmp_path / "out").values()}
     band = export(mined, tmp_path / "band", options_of(views=1, data=DataOptions(max_ssim=0.4)))
     assert band["refused"] == {"outside_ssim_band": 12} and band["written"] == {"train": 2, "heldout": 2}
-    with pytest.raises(DataError, match="no pair to export"):
+    with pytest.raises(DataError, match="there are no pairs to export"):
         export(folder_of_videos(mined, tmp_path), tmp_path / "none", options_of(data=DataOptions(max_ssim=0.4)))
 
 
@@ -463,7 +463,7 @@ def test_the_command_exports_stops_goes_on_and_verifies(
     said = capsys.readouterr()
     assert "of 8 pairs, 4 pairs as 8 samples in train/, 4 pairs as 8" in said.out and said.err == ""
     assert run(monkeypatch, "verify", output, "--no-progress") == 0
-    assert "all is as it was written" in capsys.readouterr().out
+    assert "everything is as it was written" in capsys.readouterr().out
     settings = json.loads((output / "records" / "export.json").read_text())["settings"]
     assert settings["data.heldout_ratio"] == 0.3 and settings["data.jitter"]["brightness"] == 0
     assert settings["data.mask"]["box_sides"] == [0.5, 0.6] and settings["data.mask"]["strategy"] == "box"

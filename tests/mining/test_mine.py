@@ -322,7 +322,7 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
         ({"workers": 0}, r"workers=0: expected a whole number from 1 to 4096"),
         ({"timeout_s": "long"}, "timeout_s=long: expected a number"),
         ({"engine": "slurm"}, "engine=slurm: expected one of local, ray"),
-        ({"engine": "ray"}, "Ray is not installed"),
+        ({"engine": "ray"}, "engine=ray needs the package ray"),
     ],
 )
 def test_choices_of_a_wrong_type_are_errors(choices: dict[str, Any], message: str) -> None:

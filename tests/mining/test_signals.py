@@ -203,7 +203,8 @@ def test_each_choice_is_noted_in_the_rows(name: str, word: str, note: str, clips
     kept = mine(clips, name, tmp_path, MiningOptions(**{word: "keep"})).rows
     assert {(row["status"], row["detail"]) for row in kept} == {("pair", f"{note.split(': ')[0]}: kept as it is")}
     (skipped,) = mine(clips, name, tmp_path, MiningOptions(**{word: "skip"})).rows
-    assert (skipped["status"], skipped["reason"]) == ("rejected", word) and f"{word}=keep takes it" in skipped["detail"]
+    assert (skipped["status"], skipped["reason"]) == ("rejected", word)
+    assert f"{word}=keep to accept it" in skipped["detail"]
     (refused,) = mine(clips, name, tmp_path, MiningOptions(min_frames=1000)).rows
     assert refused["reason"] == "too_short" and refused["detail"].startswith(f"{note}; 48 frames")
 

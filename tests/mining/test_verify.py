@@ -198,11 +198,11 @@ def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
     number = next(n for n, values in enumerate(rows) if values["status"] == "pair")
     for change, said in (
         ({"width_px": 90}, "96 x 64 px; expected 90 x 64"),
-        ({"a_offset": rows[number]["a_offset"] + 1}, "no file begins there"),
+        ({"a_offset": rows[number]["a_offset"] + 1}, "no file starts there"),
         ({"a_length": 2**40}, "expected 1099511627776 bytes"),
         ({"file": "../in/clip1.mp4"}, "file '../in/clip1.mp4'"),
         ({"a_points": [0, 16 * 64 + 1] * (len(rows[number]["b_points"]) // 2)}, "points of image a lie outside"),
-        ({"b_points": rows[number]["b_points"][:-1]}, "two for each match"),
+        ({"b_points": rows[number]["b_points"][:-1]}, "two coordinates for each match"),
         ({"ssim": 3.0}, "SSIM 3.0"),
         ({"status": "rejected"}, "the same status in all rows"),
         ({"source_path": "elsewhere.mp4"}, "a row of 'elsewhere.mp4'"),

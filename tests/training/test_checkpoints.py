@@ -284,6 +284,6 @@ def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
     # Three are needed for a new run, and the estimate is that of the files within a tenth.
     run(tmp_path / "fits", round(3.1 * size))
     forget_accelerate()
-    with pytest.raises(InputError, match=r"run_dir=\S+full takes about 0.0\d+ GB, and the disk has .* left; make room"):
+    with pytest.raises(InputError, match=r"run_dir=\S+full needs about 0.0\d+ GB, and the disk has .* left; free some"):
         run(tmp_path / "full", round(2.7 * size))
     assert not (tmp_path / "full" / "metrics.jsonl").exists()

@@ -400,7 +400,7 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         ({"compile": True}, r"needs train\.compile=false"),
         ({"default_guidance_scale": 5.0}, r"needs train\.default_guidance_scale=1"),
         ({"distill_ddim_steps": 3}, r"default_num_inference_steps=3, or fewer"),
-        ({"distill_guidance": (3.0, 2.0)}, r"distill_guidance=.*the smaller first"),
+        ({"distill_guidance": (3.0, 2.0)}, r"distill_guidance=.*in ascending order"),
     ],
 )
 def test_what_distillation_leaves_no_choice_in_is_said(changed: dict[str, Any], message: str) -> None:

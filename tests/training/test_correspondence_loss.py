@@ -365,7 +365,7 @@ def test_the_weight_goes_in_a_straight_line() -> None:
     [
         ({"correspondence_weight": -1.0}, "correspondence_weight=-1.0: expected a number of at least 0"),
         ({"correspondence_weight": math.nan}, "correspondence_weight=nan: expected a number of at least 0"),
-        ({"correspondence_final": 0.1}, "needs train.correspondence_weight"),
+        ({"correspondence_final": 0.1}, "needs a train.correspondence_weight above 0"),
         ({"correspondence_heads": 0.0}, "correspondence_heads=0.0: expected a number above 0 and at most 1"),
         ({"unrelated_reference_ratio": 1.5}, "unrelated_reference_ratio=1.5: expected a number from 0 to 1"),
     ],

@@ -347,7 +347,7 @@ def test_views_of_other_settings_are_refused(mined: Path, half: Path, tmp_path: 
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={half}", "train.max_steps=1", changed)
     message = str(refused.value)
     assert f"data.encoded_views={half} was encoded with other settings:\n  {named}" in message
-    assert "encode again into another folder with mimicbrush encode-views" in message
+    assert "or encode into another folder with mimicbrush encode-views" in message
     if changed == "data.fixed_views=3":
         with pytest.raises(DataError, match=f"--output {half} was encoded with other settings"):
             encode(mined, half, changed)
@@ -376,7 +376,7 @@ def test_the_size_is_printed_before_and_alone(mined: Path, tmp_path: Path, capsy
 
 
 def test_what_cannot_be_encoded_is_refused(mined: Path, half: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"give data\.fixed_views=K, at least 1"):
+    with pytest.raises(InputError, match=r"give data\.fixed_views=K \(K is the number of views"):
         encode(mined, tmp_path / "views", "data.fixed_views=0")
     with pytest.raises(InputError, match="is, or is inside, the mined folder"):
         encode(mined, mined / "views")
@@ -386,7 +386,7 @@ def test_what_cannot_be_encoded_is_refused(mined: Path, half: Path, tmp_path: Pa
         encode(mined, tmp_path / "other")
     with pytest.raises(DataError, match="is not a folder of encoded views"):
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={tmp_path / 'other'}", "train.max_steps=1")
-    with pytest.raises(DataError, match="holds views of another precision"):
+    with pytest.raises(DataError, match="has views of another precision"):
         encode(mined, half, "--precision", "float32")
     for part in ("3/3", "1", "-1/2", "a/b"):
         with pytest.raises(SystemExit):

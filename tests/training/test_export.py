@@ -81,7 +81,7 @@ def test_raw_weights_and_what_is_refused(
 )
 def test_a_damaged_config_of_a_run_is_one_message(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content, errors="surrogateescape")
-    with pytest.raises(InputError, match=f"config.yaml cannot be read .*{message}.* put it back"):
+    with pytest.raises(InputError, match=f"config.yaml cannot be read .*{message}.* restore the file"):
         _read_stored_options(tmp_path / "config.yaml")
 
 
