@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]]:
-    """Read the pair sources to train on, without the pairs held out; and notes about them for the user."""
+    """Read the pair sources to train on, without held-out pairs, and notes about them for the user."""
     from mimicbrush.data.pair_sources import load_pair_sources
 
     with warnings.catch_warnings(record=True) as caught:
@@ -53,7 +53,7 @@ def list_origin_keys(sources: Sequence[PairSource]) -> list[int]:
 
 
 def find_training_data(options: TrainConfig, sources: Sequence[PairSource]) -> TrainingData:
-    """List what the weights have been trained on in the end, in this run or before it."""
+    """List everything that the weights will have been trained on, in this run and before it."""
     from mimicbrush.data.training_data import TrainingData, read_training_data
     from mimicbrush.pipelines.find_pipeline import find_pipeline
 
@@ -81,7 +81,7 @@ def build_components(options: ModelOptions, seed: int) -> Components:
 
 
 def build_model(components: Components, model_options: ModelOptions, train_options: TrainOptions) -> MimicBrushModel:
-    """Build the model that is trained, of all networks.
+    """Build the model to train from all networks.
 
     Args:
         components: all networks.
@@ -208,7 +208,7 @@ def build_evaluation(
 
 
 def _make_editor(pipeline: MimicBrushPipeline | KleinPipeline, options: DuringTrainingOptions) -> Editor:
-    """Make an editor of what a run has learnt, by its family."""
+    """Make an editor from the current weights of a run, by its family."""
     from mimicbrush.pipelines import MimicBrushPipeline
 
     if isinstance(pipeline, MimicBrushPipeline):
@@ -221,7 +221,7 @@ def _make_editor(pipeline: MimicBrushPipeline | KleinPipeline, options: DuringTr
 
 
 def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
-    """Find the pairs to evaluate on while training, none where there are too few; and notes for the user."""
+    """Find the pairs to evaluate on during training (none if there are too few), and notes for the user."""
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation.heldout.selection import find_heldout_pairs, select_heldout_pairs
 
@@ -253,7 +253,7 @@ def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) ->
 
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
-    """Make the accelerator, which runs the training on one or many devices as `accelerate launch` or torchrun say."""
+    """Make the accelerator, which trains on one or many devices as set by `accelerate launch` or torchrun."""
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     accelerator = Accelerator(
@@ -283,7 +283,7 @@ T = TypeVar("T")
 
 
 def run_on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do something once, and give all processes its result, or the error of ours that it raised."""
+    """Run something on the main process, and give all processes its result or its error."""
     from accelerate.utils import broadcast_object_list
 
     result: list[Any] = [None, None]

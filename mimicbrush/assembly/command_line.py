@@ -1,4 +1,4 @@
-"""Command lines that Hydra reads: text stays as it was typed, and a wrong option is one plain message.
+"""Command lines for Hydra: text is read as it was typed, and a wrong option gives one plain message.
 
 In Hydra's grammar 3.10 is a number, and a space, "=" or "(" in a file's name is an error. So the values of options
 that are text are quoted here before Hydra sees them. In a sweep (``-m``) a comma still separates two values, and
@@ -83,7 +83,7 @@ class CommandOptions:
 
 
 def list_training_options(configs: Path) -> CommandOptions:
-    """List the options of ``configs/train.yaml``: which are text, and what the others may be, follows from their types.
+    """List the options of ``configs/train.yaml``. Their types say which are text, and what the others may be.
 
     Args:
         configs: the folder of that.
@@ -126,7 +126,7 @@ def list_subclasses(schema: type[Any]) -> Iterable[type[Any]]:
 
 
 def _walk(schema: type[Any], prefix: str = "") -> Iterable[tuple[str, tuple[Any, Field[Any]]]]:
-    """Yield name, type and field of every option, those of all subclasses (kinds of models) among them."""
+    """Yield name, type and field of every option, including those of all subclasses (kinds of models)."""
     for each_class in (schema, *list_subclasses(schema)):
         hints = get_type_hints(each_class)
         for each in fields(each_class):
@@ -172,7 +172,7 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
 
 
 def describe_hydra_error(error: Exception) -> InputError:
-    """Describe an error of Hydra's or OmegaConf's in one message, without its advice for programmers."""
+    """Describe an error of Hydra or OmegaConf in one message, without its advice for programmers."""
     if absent := re.match(r"Could not override '(.+?)'", str(error)):
         return InputError(f"{absent[1]}: the chosen configs have no such option")
     lines = [line.strip() for line in str(error).splitlines()]
@@ -262,7 +262,7 @@ def _check_name(name: str, options: CommandOptions) -> None:
 
 
 def _check_choice(plus: str, group: str, value: str, options: CommandOptions, knows_all: bool) -> None:
-    """Check that a config of this name is there; what is more than a name, such as glob(*), is left to Hydra."""
+    """Check that there is a config of this name. Anything else, such as glob(*), is left to Hydra."""
     names = options.groups[group]
     if group in options.added and not plus:
         raise InputError(f"{group}={value}: this group needs a plus. Write +{group}={value}")
@@ -272,7 +272,7 @@ def _check_choice(plus: str, group: str, value: str, options: CommandOptions, kn
 
 
 def _check_value(name: str, value: str, declared: NumberRange | NumberList | Choices) -> None:
-    """Check a value that is no interpolation against what is declared."""
+    """Check a value against its declared range or choices, unless it is an interpolation."""
     if "${" in value:
         return
     try:
@@ -284,7 +284,7 @@ def _check_value(name: str, value: str, declared: NumberRange | NumberList | Cho
 
 
 def _quote(value: str, text: TextOption) -> str:
-    """Quote text in Hydra's grammar; a null or a list that the option takes stays what it is."""
+    """Quote text in the grammar of Hydra, except for a null or a list that the option accepts."""
     if value == "null" and text.null:
         return value
     if text.listed and value.startswith("[") and value.endswith("]"):
@@ -296,12 +296,12 @@ def _quote(value: str, text: TextOption) -> str:
 
 
 def escape_text(text: str) -> str:
-    """Escape what OmegaConf would take for an interpolation, so that text in a config is read as it is."""
+    """Escape interpolations of OmegaConf, so that text in a config is read literally."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def format_config(values: Any) -> str:
-    """Write the values of a config as YAML that is read again as the same values, whatever text they hold."""
+    """Write the values of a config as YAML that gives the same values when it is read, whatever their text is."""
     escaped = escape_texts(values)
     text = OmegaConf.to_yaml(escaped)
     if _LINE_ENDS.search(text):  # YAML takes these as ends of lines, and PyYAML writes them as they are

@@ -1,4 +1,4 @@
-"""Options of a run: their schemas, unknown names among them, and the identity of a run.
+"""Options of a run: their schemas, the search for unknown names, and the identity of a run.
 
 Every group of ``configs/train.yaml`` is a dataclass, registered here as its schema: defaults and meanings are stated
 once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an error.
@@ -75,7 +75,7 @@ def register_schemas() -> None:
 
 
 def check_option_names(config: DictConfig) -> None:
-    """Refuse options that do not exist: Hydra lets ``+train.max_step=20`` pass, and nothing would read it.
+    """Refuse options that do not exist: Hydra accepts ``+train.max_step=20``, and nothing would read it.
 
     Raises:
         InputError: names them, and what may have been meant.
@@ -99,7 +99,7 @@ def _find_unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str
 
 
 def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Fill in the options that ``model=pipeline`` leaves open with those that the pipeline was made for.
+    """Set the options that ``model=pipeline`` leaves open to those of the pipeline.
 
     Returns:
         The config, and where it differs from the pipeline.
@@ -173,7 +173,7 @@ FREE_TO_CHANGE = (
 
 
 def run_identity(config: DictConfig, sources: Sequence[PairSource]) -> dict[str, Any]:
-    """Collect what a checkpoint must agree on to be resumed: option -> value, the pairs, the starting weights."""
+    """Collect what must be the same to resume a checkpoint: option -> value, the pairs, the starting weights."""
     bound = set()
     if not config.train.lr_scheduler.startswith("constant"):
         bound.add("train.max_steps")  # the rates of all steps depend on it
@@ -195,7 +195,7 @@ def _hash_starting_weights(config: DictConfig) -> str:
 
 
 def list_weight_files(model: FamilyOptions) -> list[Path]:
-    """List the files of all starting weights; none where these are random."""
+    """List the files of all starting weights; none if these are random."""
     from mimicbrush.models.pretrained.requirements import inspect_starting_weights
     from mimicbrush.pipelines.find_pipeline import find_pipeline
     from mimicbrush.pipelines.folder import read_networks
@@ -215,7 +215,7 @@ def list_weight_files(model: FamilyOptions) -> list[Path]:
 
 
 def flatten_config(config: DictConfig) -> dict[str, Any]:
-    """Flatten a config into option -> value, with dots in the names; lists become text, as trackers want it."""
+    """Flatten a config into option -> value for trackers, with dots in the names and lists as text."""
     flat: dict[str, Any] = {}
     for key, value in config.items_ex(resolve=True):
         if isinstance(value, DictConfig):

@@ -1,4 +1,4 @@
-"""Encoded views: what they depend on, the run that encodes them once, and the check before a run trains from them."""
+"""Encoded views: what they depend on, how they are encoded once, and the check before a run trains from them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _describe_pairs(source: PairSource) -> str:
 
 
 def hash_networks(encoders: FrozenEncoders) -> str:
-    """Tell frozen networks apart by shapes and some values of each tensor, as they were loaded."""
+    """Hash frozen networks by the shapes and some values of their tensors, as they were loaded."""
     import torch
 
     digest = hashlib.sha256(str(encoders.vae.config.scaling_factor).encode())
@@ -229,7 +229,7 @@ def _hold_part(output: Path, part: tuple[int, int]) -> Iterator[None]:
 
 
 def describe_size(folder: EncodedFolder, count: int) -> str:
-    """Say how much space encoded views take, and for what."""
+    """Describe how much space encoded views need, and for what."""
     forms = folder.forms
     latents = sum(forms[name].num_bytes for name in ("mean", "std"))
     return (

@@ -1,4 +1,4 @@
-"""The families of models side by side: how each becomes a method for the trainer, a folder, and what evaluates it.
+"""The families of models: how each becomes a method for the trainer, a folder, and an editor for evaluation.
 
 A family is chosen by the class of its options (`models.options`). Everything else in `assembly` is the same for all.
 """
@@ -46,7 +46,7 @@ TOY_PROMPT_TOKENS = 8
 
 
 class BuiltFamily(NamedTuple):
-    """What a run needs of its family.
+    """Everything that a run needs from its family of models.
 
     Attributes:
         method: for the trainer.
@@ -106,7 +106,7 @@ def build_family(
 def build_exporter(
     model_options: FamilyOptions, train_options: TrainOptions, seed: int, num_references: int, data: TrainingData
 ) -> tuple[nn.Module, PipelineExporter | KleinExporter]:
-    """Build the model of a run as it was before the first step, and what exports its weights.
+    """Build the model of a run as it was before the first step, and the exporter of its weights.
 
     Args:
         model_options, train_options, seed: of the run.

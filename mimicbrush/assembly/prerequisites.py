@@ -28,7 +28,7 @@ SMALL_MODEL_DATA = "small_model_data"
 
 
 def check_prerequisites(config: DictConfig) -> None:
-    """Check within seconds that data, weights, packages and GPUs are there; name all that are absent.
+    """Check within seconds that data, weights, packages and GPUs are available; the error lists all that are missing.
 
     Raises:
         InputError: says what is missing, which option points to it and how to get it.
@@ -68,7 +68,7 @@ def check_prerequisites(config: DictConfig) -> None:
 
 
 def _find_absent_folders(data: DictConfig) -> list[str]:
-    """List the folders of mined pairs that are not given, or not there, with what to do."""
+    """List the folders of mined pairs that are not given or do not exist, with what to do."""
     named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
     if data.root or not named:
         named["data.root"] = data.root
@@ -109,7 +109,7 @@ def compose_training(overrides: Sequence[str], configs: Path) -> DictConfig:
 
 
 def compose_data_options(overrides: Sequence[str], configs: Path) -> DataOptions:
-    """Compose the options of the training data alone, for commands that draw samples and train nothing.
+    """Compose only the options of the training data, for commands that use samples without training.
 
     Args:
         overrides: of ``configs/train.yaml``, those of its group data.
@@ -124,7 +124,7 @@ def compose_data_options(overrides: Sequence[str], configs: Path) -> DataOptions
 
 
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
-    """Fetch, where that is wanted, and check the weights that a training run with these options would begin from.
+    """Check the weights that a training run with these options starts from, and download missing ones if wanted.
 
     For FLUX.2 klein this also encodes the prompt, where fetching is wanted.
 

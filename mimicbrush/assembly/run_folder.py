@@ -1,4 +1,4 @@
-"""The mark of a complete run, written last. Nothing heavy is imported, so that a sweep can skip a run at once."""
+"""The mark of a complete run, written last. This module imports nothing heavy, so a sweep can skip a run at once."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class FinishedRun:
 
 
 def write_finished_run(run_dir: Path, finished: FinishedRun) -> None:
-    """Mark a run as complete; everything else must be there already."""
+    """Mark a run as complete, after everything else is written."""
     write_json(run_dir / FINISHED_FILE, asdict(finished))
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun | None:
-    """Read the result of a run; None where it is not complete.
+    """Read the result of a run; None if it is not complete.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -55,7 +55,7 @@ def read_finished_run(run_dir: Path) -> FinishedRun | None:
 
 
 def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
-    """Find the result of a run that has nothing left to do; None where it may go on, or start.
+    """Find the result of a run that has nothing left to do; None if it can continue or start.
 
     Args:
         run_dir: of the run.

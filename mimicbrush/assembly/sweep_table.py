@@ -1,4 +1,4 @@
-"""The table of a sweep: the result of each job, beside the paper's. Nothing heavy is imported."""
+"""The table of a sweep: the result of each job next to that of the paper. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SweepRun:
 
     @property
     def row(self) -> str:
-        """Name of the table row, which runs that differ by their seed alone share."""
+        """Name of the table row. Runs that differ only by their seed have the same row."""
         return self.folder.replace(f"-seed{self.seed}", "", 1)
 
 
@@ -92,7 +92,7 @@ def read_sweep(folder: Path) -> list[SweepRun]:
 
 
 def _read_run(sweep: Path, folder: Path) -> SweepRun:
-    """A job of a sweep; one whose files are damaged is a failed one, and costs no other job its row."""
+    """Read a job of a sweep. One with damaged files counts as failed, and does not affect the other jobs."""
     try:
         return _read_files(sweep, folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -156,7 +156,7 @@ def _means(runs: Sequence[SweepRun]) -> dict[str, float]:
 
 
 def collect_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
-    """Collect the table for programs: per row the paper's values, every run, and the means over complete ones."""
+    """Collect the table for programs: for each row, the values of the paper, all runs, and means over complete runs."""
     rows = []
     for row, of_row in _by_row(runs).items():
         paper = ABLATIONS.get(of_row[0].run_name)
@@ -180,7 +180,7 @@ def collect_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
 
 
 def format_markdown(runs: Sequence[SweepRun]) -> str:
-    """Format the table for people; of several seeds their mean comes first, then each."""
+    """Format the table as Markdown. With several seeds, their mean comes first, then each seed."""
     headings = ["row", "seed", "steps", *(heading for heading, _ in _COLUMNS.values())]
     headings += [f"paper: {PAPER_COLUMNS[0]}", *PAPER_COLUMNS[1:]]
     lines = [headings, ["---"] * len(headings)]

@@ -1,4 +1,4 @@
-"""Sweeps, ``mimicbrush train -m``: one that is started again skips complete jobs and goes on with the others.
+"""Sweeps, ``mimicbrush train -m``. If a sweep is started again, it skips complete jobs and runs the others.
 
 Hydra itself gives every job a number, runs all of them again, and reports no more than the first that failed.
 """
@@ -31,7 +31,7 @@ _SWEEP_FILE = "multirun.yaml"
 
 
 class SweepCallback(Callback):
-    """Callback of Hydra that gives each job a folder by its options alone, and sums up at the end."""
+    """Callback of Hydra that names the folder of each job by its options, and prints a table at the end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the folders, unless ``hydra.sweep.subdir`` is given on the command line.
@@ -51,7 +51,7 @@ class SweepCallback(Callback):
             overrides.append(f"hydra.sweep.subdir='{subdir_for(swept)}'")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print and write the table, and name the jobs that failed; with any, the exit status is 1."""
+        """Print and write the table, and list the jobs that failed; if any did, the exit status is 1."""
         if not _is_first_process():
             return
         folder = Path(config.hydra.sweep.dir)
@@ -89,7 +89,7 @@ def subdir_for(overrides: Sequence[str]) -> str:
 
 
 def train_job(config: DictConfig) -> None:
-    """Train one job of a sweep. A failure is written into its folder, and the others go on.
+    """Train one job of a sweep. A failure is written into its folder, and the other jobs run.
 
     Raises:
         SystemExit: a signal ended the training, or one of several processes that train together failed, without which
@@ -122,7 +122,7 @@ def train_job(config: DictConfig) -> None:
 
 
 def _write_job(config: DictConfig, run_dir: Path) -> None:
-    """Write the file by which the table finds the job; one with the same text is not touched."""
+    """Write the file by which the table finds the job, unless it already has this text."""
     about = {"run_name": config.run_name, "seed": config.seed, "max_steps": config.train.max_steps}
     text, path = json.dumps(about), run_dir / JOB_FILE
     if not path.is_file() or path.read_text() != text:
@@ -130,7 +130,7 @@ def _write_job(config: DictConfig, run_dir: Path) -> None:
 
 
 def _write_failure(run_dir: Path, error: str) -> int:
-    """Write why the job failed; return the status to end with, 0 where the sweep can go on."""
+    """Write why the job failed; return the exit status, 0 if the sweep can continue."""
     write_json(run_dir / FAILED_FILE, {"error": error})
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0
@@ -158,7 +158,7 @@ def _is_first_process() -> bool:
 
 
 def _reset_process() -> None:
-    """Reset the process for the next job, which may want another precision, or all of the memory."""
+    """Reset the process for the next job, which may use another precision or need all of the memory."""
     accelerate_state, wandb, torch = (sys.modules.get(name) for name in ("accelerate.state", "wandb", "torch"))
     if accelerate_state is not None:
         connected = torch is not None and torch.distributed.is_initialized()

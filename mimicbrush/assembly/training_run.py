@@ -1,4 +1,4 @@
-"""A training run from its options: plan it, build it, run it; and a pipeline from the checkpoints of a run."""
+"""A training run from its options: plan it, build it, and run it. Also makes pipelines from checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class BuiltRun:
 
 
 def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
-    """1. Find out what will be run; None where the run is complete already, which is printed.
+    """1. Plan the run; None if it is already complete, which is printed.
 
     Raises:
         MimicBrushError: an option, the data or the run folder do not allow it.
@@ -159,7 +159,7 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
 
 
 def _check_distillation(options: TrainConfig) -> None:
-    """Check what distillation needs beside its own options.
+    """Check the other options that distillation needs.
 
     Raises:
         InputError: there is no teacher, or evaluations would take more steps than are learnt.
@@ -297,7 +297,7 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, family: BuiltFamily, f
 
 
 def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
-    """3. Run it, and say how it went; return the exit status.
+    """3. Run it, and report the result; return the exit status.
 
     Raises:
         MimicBrushError: see `Trainer.train`.
@@ -347,7 +347,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
 
 
 def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True, half: bool = False) -> Path:
-    """Make a pipeline of a checkpoint of a run, whether the run is over or goes on.
+    """Make a pipeline from a checkpoint of a run, which may still be in progress.
 
     Args:
         run_dir: of the run.
@@ -419,7 +419,7 @@ def _read_stored_options(path: Path) -> tuple[int, FamilyOptions, TrainOptions, 
 
 
 def _model_schema(model: DictConfig) -> type[FamilyOptions]:
-    """Find the schema of a saved configuration: the one with all of its options, and perhaps newer ones."""
+    """Find the schema of a saved configuration: the one with all of its options, and possibly newer ones."""
     schemas = (ToyModel, PretrainedModel, PipelineModel, ToyFlux2KleinModel, Flux2KleinModel)
     found = [schema for schema in schemas if {each.name for each in fields(schema)} >= set(model)]
     if not found:

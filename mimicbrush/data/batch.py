@@ -1,4 +1,4 @@
-"""Samples -> batches: rendered already, or to be rendered on the model's device."""
+"""Samples -> batches, already rendered or rendered later on the device of the model."""
 
 from __future__ import annotations
 

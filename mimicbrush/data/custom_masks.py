@@ -1,4 +1,4 @@
-"""Mask strategies of a user's own: a function anywhere on the Python path, named as module:function."""
+"""Mask strategies of users: a function on the Python path, given as module:function."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_mask_function(name: str) -> MaskFunction:
 
 
 def sample_custom_mask(name: str, points: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Sample a mask by a user's function, and check it: (S, S) uint8.
+    """Sample a mask with the function of a user, and check it: (S, S) uint8.
 
     Raises:
         InputError: see `find_mask_function`; or it is no mask with something to repaint and something to keep.

@@ -258,7 +258,7 @@ class EncodedFolder:
 
 
 def read_encoded_folder(path: Path) -> EncodedFolder | None:
-    """Read what a folder of encoded views is to hold; None where there is none yet.
+    """Read the settings of a folder of encoded views; None if there are none yet.
 
     Raises:
         DataError: what is there cannot be read, or is of another version.
@@ -305,7 +305,7 @@ def open_encoded_folder(path: Path) -> EncodedFolder:
 
 
 def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List the settings in which encoded views differ from what is wanted, for a message."""
+    """List the settings of encoded views that differ from those of the run, for a message."""
     return [
         f"{name}: {stored.get(name)!r} in the folder, {expected.get(name)!r} now"
         for name in {**stored, **expected}

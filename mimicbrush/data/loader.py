@@ -108,7 +108,7 @@ def _collate_or_pass(samples: Sequence[Any]) -> LoadedBatch | Exception:
 
 
 def _try_next(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> LoadedBatch | None:
-    """Take the next batch; None where none has come for `_POLL_S`."""
+    """Take the next batch; None if none has come for `_POLL_S`."""
     try:
         batch: LoadedBatch | Exception = next(iterator)
     except (RuntimeError, MemoryError) as error:

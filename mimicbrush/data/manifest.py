@@ -45,7 +45,7 @@ class PairTable(Sequence[Pair]):
     Args:
         table: the columns of `_INDEX_COLUMNS` and `source_key`, a row per pair.
         root: the mined folder.
-        input_root: what was mined: photographs lie there. None where it is not known.
+        input_root: what was mined: photographs lie there. None if it is not known.
         rows: which rows of the table, in which order; None for all.
         path: of the Arrow file, if the table is mapped from one: it is then pickled by its path.
     """

@@ -1,4 +1,4 @@
-"""One pair, ready to be read: images by offset and length inside a tar or a file of their own."""
+"""One pair to read: images by offset and length inside a tar, or in their own files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_SIDE_PX = 65_535
 
 @contextmanager
 def refuse_pair(pair_id: str) -> Iterator[None]:
-    """Turn whatever goes wrong with one pair into a `DataError`: a bad pair costs itself, and not the run.
+    """Turn any error of a pair into a `DataError`: a bad pair must not end the run.
 
     A full disk is no fault of a pair, and an `InputError` is about an option. Both pass.
 
@@ -65,7 +65,7 @@ class Pair:
         annotation_file, annotation_span: the JSON of a photograph's segments.
         segments: (K,) int32 numbers of the annotations that can be masks.
         segment_ratios: (K,) float32, their areas over that of the image, largest first.
-        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they were not stored.
+        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" if they were not stored.
         a_frame, b_frame: numbers of the frames in their video; -1 where there are none.
     """
 
@@ -90,7 +90,7 @@ class Pair:
     b_frame: int = -1
 
     def check(self) -> None:
-        """Check that the row can be meant as it is, before any file is opened for it.
+        """Check that the values of the row are possible, before any file is opened.
 
         Raises:
             DataError: it contradicts itself, or there is no image as it says.

@@ -39,7 +39,7 @@ _DAMAGED = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def find_profile(image: Image.Image) -> bytes | None:
-    """Find the profile of an image; None where it is sRGB.
+    """Find the profile of an image; None if it is sRGB.
 
     It is the ICC profile, even one that says sRGB, and one that may be damaged. Without one it is made of the gamma
     and chromaticities of a PNG, or of those of a HEIC. HDR is worth a Python warning: nothing here makes SDR of it.
@@ -114,7 +114,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None, is_grey: bool = False
 
 
 def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image | None:
-    """The image in sRGB; None where it is that already."""
+    """The image in sRGB; None if it is that already."""
     try:
         if image.mode == "LAB":  # which Pillow converts by itself
             return None
@@ -137,7 +137,7 @@ def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image
 
 
 def can_return_to(icc: bytes) -> bool:
-    """Tell whether colours can be converted from sRGB to a profile, so that a result can be given back in it.
+    """Return whether colours can be converted from sRGB to a profile, so that a result can be given back in it.
 
     False for profiles of CMYK and grey, which hold no result in "RGB", for those of scanners that only lead away from
     the device, and for damaged ones.
@@ -169,7 +169,7 @@ def _read_space(icc: bytes) -> str:
 
 @lru_cache(maxsize=16)
 def _build_transform(icc: bytes, mode: str, to_srgb: bool) -> ImageCms.ImageCmsTransform | None:
-    """A transform between a profile and sRGB; None where it would change nothing that can be seen."""
+    """A transform between a profile and sRGB; None if it would change nothing that can be seen."""
     profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(
         profile if to_srgb else srgb,

@@ -112,8 +112,8 @@ def download_file(
     Args:
         url: of https.
         path: the file; its folder exists, and no other process writes it.
-        sha256: hex, which it must have; "" where it is not known.
-        num_bytes: its size; None where it is not known.
+        sha256: hex, which it must have; "" if it is not known.
+        num_bytes: its size; None if it is not known.
         max_bytes: a longer file is refused.
         check: looks at the file before it gets its name, and raises what it finds.
         report: called with the bytes so far, and with all bytes if that is known.

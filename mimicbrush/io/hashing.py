@@ -64,7 +64,7 @@ def store_checksum(path: Path) -> None:
 
 
 def is_checksum_right(path: Path) -> bool | None:
-    """Check a file against the checksum that `store_checksum` wrote into it; None where it holds none.
+    """Check a file against the checksum that `store_checksum` wrote into it; None if it holds none.
 
     Raises:
         OSError, ValueError: the file cannot be read, or is empty.

@@ -179,7 +179,7 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
 
 
 def brightest_stored_value(path: Path) -> float | None:
-    """Read the largest value of an image that `normalise_mode` scales to 8 bit; None where it does not.
+    """Read the largest value of an image that `normalise_mode` scales to 8 bit; None if it does not.
 
     Args:
         path: of an image that `read_image` could read.

@@ -46,7 +46,7 @@ class StepLog:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of such a file, without one that was cut short; none where there is no file."""
+    """Read the lines of such a file, without one that was cut short; none if there is no file."""
     return [json.loads(line) for line in _read_lines(path) if _step_of(line) < float("inf")]
 
 

@@ -134,7 +134,7 @@ def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = 
         kept_name: of the file or folder at the other place; "" for the same name.
 
     Returns:
-        Where the result is: `path`, or the other place; None where it could not be written there either.
+        Where the result is: `path`, or the other place; None if it could not be written there either.
     """
     try:
         write(path)

@@ -157,7 +157,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def find_item(path: Path, root: Path) -> Item | None:
-    """Describe a file below `root` as an input; None where its name is not of any kind that is mined."""
+    """Describe a file below `root` as an input; None if its name is not of any kind that is mined."""
     name = path.relative_to(root)
     try:
         return _describe_file(path, name, root)
@@ -292,7 +292,7 @@ def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan | None:
-    """Read the plan file of a mined folder; None where there is none.
+    """Read the plan file of a mined folder; None if there is none.
 
     Raises:
         DataError: it cannot be read, or has another format.

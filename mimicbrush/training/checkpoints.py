@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: written aside, hashed, renamed when complete; only then are old ones deleted.
+"""Checkpoints on disk: written under another name, hashed, and renamed when complete. Then old ones are deleted.
 
 A checkpoint is a folder ``step-00001000`` of safetensors files and a ``state.json``, which names the size and the
 SHA-256 of each and is written last. This file is about the disk alone; what a run needs to go on is
@@ -43,7 +43,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List all checkpoints that got their names, oldest first; damaged ones included."""
+    """List all complete checkpoints, oldest first, including damaged ones."""
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
@@ -95,7 +95,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
 
 
 def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
-    """Find the checkpoint that `resume` names: "never" is none, "latest" the newest that verifies or none, or a folder.
+    """Find the checkpoint for `resume`: "never" is none, "latest" is the newest intact one or none, or a folder.
 
     Args:
         folder: of all checkpoints.
@@ -160,7 +160,7 @@ def _find_named_checkpoint(folder: Path, resume: str, existing: list[Path]) -> P
 
 
 def verify_checkpoint(checkpoint: Path, deep: bool = True) -> str | None:
-    """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None where nothing is.
+    """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None if nothing is.
 
     Hashes take a second for a gigabyte or so.
     """
@@ -246,7 +246,7 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
 
 
 def estimate_missing_bytes(folder: Path, num_trained: int, *, has_average: bool) -> int:
-    """Estimate what the checkpoints of a run will take at least on its disk, beyond those that lie there already.
+    """Estimate the least space that the checkpoints of a run need in addition to those that exist.
 
     `LEAST_KEPT` stay, and a new one is written before the oldest of them is deleted. How many more a run keeps is its
     own choice, and may never be reached. Weights, both moments of Adam and the average are float32.
@@ -300,7 +300,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _write_json(path: Path, state: Mapping[str, Any]) -> None:
-    """Write JSON with its own hash: a flipped bit must not stay unnoticed here either."""
+    """Write JSON with its own hash, so that a flipped bit is noticed here, too."""
     write_json(path, {"sha256": _json_hash(state), "state": state})
 
 
@@ -330,7 +330,7 @@ def _flush(path: Path) -> None:
 
 
 class CheckpointSaver:
-    """Writes one checkpoint at a time in a thread, beside the training.
+    """Writes one checkpoint at a time in a thread, while training continues.
 
     Safetensors and hashing release the lock of the interpreter.
 

@@ -1,4 +1,4 @@
-"""The correspondence loss: it teaches the reference attention to look where the reference shows the same (*ours*).
+"""The correspondence loss (*ours*). It teaches the reference attention where the reference shows the same thing.
 
 The denoising loss alone hardly teaches this to a small model: colours reach it sooner through the image tokens
 (docs/results.md). The matching places are there without labels: the miner stores SIFT matches of every video pair, and
@@ -51,7 +51,7 @@ def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
     """Check that some layer reads a reference on a grid of `MIN_SIDE` or more tokens along a side.
 
     Args:
-        unet: the imitative U-Net; None where nothing reads a reference U-Net.
+        unet: the imitative U-Net; None if nothing reads a reference U-Net.
 
     Raises:
         InputError: none does.

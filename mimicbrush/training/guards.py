@@ -1,4 +1,4 @@
-"""What stops a step or a run: gradients that are not finite, signals, the clock, errors, bad data. All processes agree.
+"""Reasons to skip a step or stop a run: gradients that are not finite, signals, time, errors, bad data.
 
 A process that went on alone, or stopped alone, would wait for the others without end, or they for it.
 """
@@ -38,7 +38,7 @@ _LONGEST_WAIT = timedelta(hours=2)
 
 
 class AsyncScalars:
-    """A few numbers on their way from the device: reading them waits for what computed them, and no longer.
+    """Numbers that are being copied from the device. Reading them waits only for the work that computes them.
 
     Args:
         values: (n,) on any device.
@@ -113,7 +113,7 @@ class StopRequests:
 
     @contextmanager
     def catch_signals(self) -> Iterator[None]:
-        """Catch signals while inside; a second Ctrl-C ends the process at once, as always."""
+        """Catch signals inside the block; a second Ctrl-C ends the process at once, as usual."""
         before = {number: signal.signal(number, self._catch) for number in EXIT_STATUS}
         try:
             yield
@@ -127,7 +127,7 @@ class StopRequests:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agree(self, level: int = 0) -> int:
-        """Learn what all processes heard, and return the largest of their levels. All of them must call it.
+        """Exchange the requests of all processes, and return the highest level. All of them must call it.
 
         Args:
             level: what this process has to tell besides; its meaning is the caller's.
@@ -174,7 +174,7 @@ def share_error(error: Exception | None) -> Exception | None:
 
 
 def run_together(work: Callable[[], _T]) -> _T:
-    """Do something on every process, and raise an error on all of them where one has one.
+    """Run something on every process; if one of them fails, raise an error on all of them.
 
     All processes must call it. What they exchange in `work` must not depend on whether it goes well.
     """
@@ -189,7 +189,7 @@ def run_together(work: Callable[[], _T]) -> _T:
 
 
 def explain_error(error: Exception, device: torch.device) -> Exception:
-    """Return an error in a step; where it is about memory, as one that says what to do."""
+    """Return the error of a step; if it is about memory, with what to do."""
     if not is_out_of_memory(error):
         return error
     return MimicBrushError(
@@ -224,7 +224,7 @@ class BadSamples:
                 file.writelines(f"{fault}\n" for fault in faults)
 
     def count(self, faults: Sequence[str], num_samples: int) -> None:
-        """Count a stretch of samples and the faults among them, the same on all processes.
+        """Count samples and the faults among them; the counts are the same on all processes.
 
         Raises:
             DataError: there were too many.

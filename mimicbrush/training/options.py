@@ -192,7 +192,7 @@ class TrainOptions:
             )
 
     def _check_distillation(self) -> None:
-        """Check what distillation leaves no choice in: the loss is its own, and so is the imitative U-Net alone."""
+        """Check the options that distillation needs: its own loss, and only the imitative U-Net is trained."""
         needed = {
             "reference_unet": "frozen",
             "image_projector": "frozen",
@@ -214,7 +214,7 @@ class TrainOptions:
             raise InputError(f"train.distill={self.distill} needs {', '.join(changes)} (see +experiment=distill)")
 
     def never_warms_up(self) -> bool:
-        """Tell whether the run ends before the learning rate has reached `learning_rate`."""
+        """Return whether the run ends before the learning rate has reached `learning_rate`."""
         return self.lr_scheduler != "constant" and self.lr_warmup_steps >= self.max_steps
 
     def correspondence_weight_at(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""The state of a run: `TrainingState.snapshot` makes a checkpoint of it, `restore` goes back to one.
+"""The state of a run: `TrainingState.snapshot` makes a checkpoint from it, `restore` returns to one.
 
 Weights, average and optimizer share the names of the trained parameters. A checkpoint holds full tensors, however they
 are sharded in memory: a run may go on with another number of processes.
@@ -29,13 +29,13 @@ WEIGHTS, AVERAGE, OPTIMIZER, RANDOM = "weights", "ema", "optimizer", "random"
 
 @dataclass
 class TrainingState:
-    """A run between two steps: everything in it that changes.
+    """Everything in a run that changes, between two steps.
 
     Attributes:
         parameters: name -> trained parameter, as the optimizer holds it.
         optimizer: over these.
         schedule: of its learning rate.
-        average: of the parameters (EMA); None where none is kept.
+        average: of the parameters (EMA); None if none is kept.
         step: steps done, skipped ones included: the position in the data.
         skipped: steps that changed nothing.
         tracker: what a tracker needs to go on with the same run.
@@ -59,13 +59,13 @@ class TrainingState:
             yield name, gather_full_tensor(averaged.get(name, parameter.detach()))
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """List the averaged weights of what is trained, perhaps sharded: name -> tensor; none where none are kept."""
+        """List the averaged weights of what is trained, perhaps sharded: name -> tensor; none if none are kept."""
         if self.average is None:
             return {}
         return dict(zip(self.parameters, self.average.shadow_params, strict=True))
 
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Copy everything, as tensors on the CPU and as JSON; the training may go on at once.
+        """Copy everything, as tensors on the CPU and as JSON; training can continue at once.
 
         All processes must call it. It returns everything on the main process, and random states alone elsewhere.
 
@@ -99,7 +99,7 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: Path, accelerator: Accelerator) -> None:
-        """Go back to where a checkpoint was made.
+        """Restore the state of a checkpoint.
 
         Args:
             checkpoint: its folder, verified.

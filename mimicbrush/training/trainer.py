@@ -1,4 +1,4 @@
-"""The training loop: `Trainer.train` tells it from a batch to a checkpoint, the methods below it are its steps."""
+"""The training loop. Read `Trainer.train` first: the methods below it are its steps."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Trainer:
         self.failure: Exception | None = None
 
     def train(self) -> TrainingResult:
-        """Train until `max_steps`, `max_minutes` or a signal; leave a checkpoint and, unless a signal came, a pipeline.
+        """Train until `max_steps`, `max_minutes` or a signal; write a checkpoint and, unless a signal came, a pipeline.
 
         An error that leaves the state whole, such as a worker that was killed, is raised after a checkpoint.
 
@@ -220,7 +220,7 @@ class Trainer:
             self.step_log = StepLog(self.run_dir / "metrics.jsonl", state.step)
 
     def _compute_gradients(self, batches: Iterator[LoadedBatch | None]) -> bool:
-        """Forward and backward, in as many passes as the batch needs; False where the run is to stop instead."""
+        """Forward and backward, in as many passes as the batch needs; False if the run is to stop instead."""
         accelerator, model = self.accelerator, self.model
         model.train()
         for _ in range(accelerator.gradient_accumulation_steps):
@@ -237,7 +237,7 @@ class Trainer:
         return True
 
     def _next_batch(self, batches: Iterator[LoadedBatch | None]) -> LoadedBatch | None:
-        """Wait for the next batch; None where all processes agree to stop: by a signal, the time or an error."""
+        """Wait for the next batch; None if all processes agree to stop: by a signal, the time or an error."""
         with self.metrics.measure_waiting():
             batch, self.failure = await_next(batches, self.stop)
         return None if self.failure is not None or self.stop.is_agreed else batch
@@ -315,7 +315,7 @@ class Trainer:
         self.figures, self.logged_step = figures, step
 
     def _save(self, must_succeed: bool = False) -> None:
-        """Copy the state and begin to write it, in the background if that is wanted.
+        """Copy the state and begin to write it, in the background if wanted.
 
         Args:
             must_succeed: the run ends here: wait until it is written, and let a disk that refuses be an error.

@@ -68,7 +68,7 @@ def measure(folder: Path, editor_name: str, output: Path | None) -> None:
 
 
 def make_sample(plan: SamplePlan, name: str, size_px: int) -> EvalSample | None:
-    """Load a pair with two references; None where the set "cut" cannot have it."""
+    """Load a pair with two references; None if the set "cut" cannot have it."""
     sample = load_sample(plan, "natural", size_px, _SEED)
     if name == "as mined":
         return sample

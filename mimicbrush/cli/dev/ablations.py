@@ -206,7 +206,7 @@ def measure_keypoints(arguments: argparse.Namespace) -> dict[str, dict[str, list
 
 
 def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
-    """Tell whether a run was evaluated on these pairs, in this way."""
+    """Return whether a run was evaluated on these pairs, in this way."""
     path = folder / "metrics.json"  # written last
     if not path.is_file():
         return False

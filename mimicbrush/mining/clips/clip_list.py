@@ -42,7 +42,7 @@ class Clip:
         licence: its name, such as "CC BY 4.0".
         attribution: who made it, as the licence wants it said.
         sha256: hex; "" where nobody has stated it yet.
-        bytes: its size; "" where it is not known.
+        bytes: its size; "" if it is not known.
         start_s, end_s: seconds between which pairs are mined; "" for its beginning and its end.
     """
 
@@ -57,7 +57,7 @@ class Clip:
 
     @property
     def num_bytes(self) -> int | None:
-        """Its size; None where it is not known."""
+        """Its size; None if it is not known."""
         return int(self.bytes) if self.bytes else None
 
 

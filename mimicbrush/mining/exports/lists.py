@@ -107,7 +107,7 @@ def _list_samples(rows: Iterable[tuple[str, Record]]) -> Iterator[Record]:
 def _list_split(
     folder: ExportFolder, split: ExportSplit, rows: Iterable[tuple[str, Record]]
 ) -> dict[str, Iterable[str]]:
-    """The lists of a split for the trainer; none where it has no sample."""
+    """The lists of a split for the trainer; none if it has no sample."""
     records = _Walk(lambda: (each["record"] for s, row in rows if s == split for each in row.get("samples", ())))
     write = FORMATS[folder.settings["format"]].write_lists
     if write is None or next(iter(records), None) is None:

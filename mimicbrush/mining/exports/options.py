@@ -75,7 +75,7 @@ class ExportOptions:
         return ".png" if self.jpeg_quality is None else ".jpg"
 
     def find_caption(self, source_path: str) -> str:
-        """Find the caption of a mined file; "" where there is none.
+        """Find the caption of a mined file; "" if there is none.
 
         Of a photograph in a tar, the path of the tar counts where that of the photograph is not listed.
         """

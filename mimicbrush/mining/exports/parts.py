@@ -109,7 +109,7 @@ class ExportFolder:
         return self.path / _MARKERS / f"{name}.json"
 
     def read_marker(self, name: str) -> dict[str, Any] | None:
-        """Read the marker of a part; None where there is none of these settings, or it was changed."""
+        """Read the marker of a part; None if there is none of these settings, or it was changed."""
         try:
             marker = read_sealed(self.marker_path(name))
         except (OSError, ValueError):
@@ -174,7 +174,7 @@ def _hash_values(values: Mapping[str, Any]) -> str:
 
 
 def read_export_folder(path: Path) -> ExportFolder | None:
-    """Read what an export is of; None where there is none.
+    """Read what an export is of; None if there is none.
 
     Raises:
         DataError: what is there cannot be read, or is of another version.

@@ -82,14 +82,14 @@ def check_container(path: Path) -> None:
 
 
 def is_container(path: Path) -> bool:
-    """Tell whether a file begins as MP4, QuickTime, Matroska, WebM or AVI do."""
+    """Return whether a file begins as MP4, QuickTime, Matroska, WebM or AVI do."""
     with path.open("rb") as file:
         head = file.read(8)
     return head[4:] in _ISO_BOXES or head[:4] in (b"RIFF", _EBML_MAGIC)
 
 
 def _find_other_format(head: bytes) -> str:
-    """What a file is by its first bytes; "" where they say nothing."""
+    """What a file is by its first bytes; "" if they say nothing."""
     # On Blu-ray and in cameras each packet has its time before it.
     if head[::_TS_PACKET_BYTES][:2] == _TS_SYNC or (
         head[4 :: _TS_PACKET_BYTES + 4][:2] == _TS_SYNC and head[:4] not in (b"RIFF", _EBML_MAGIC)
@@ -124,7 +124,7 @@ def _find_iso_end(file: BinaryIO, size: int) -> int:
 
 
 def _find_matroska_end(file: BinaryIO) -> int:
-    """Where the first Segment ends; 0 where it is of unknown size (a live recording)."""
+    """Where the first Segment ends; 0 if it is of unknown size (a live recording)."""
     file.seek(4)
     header_length = _read_ebml_size(file)
     if header_length is None:
@@ -137,7 +137,7 @@ def _find_matroska_end(file: BinaryIO) -> int:
 
 
 def _read_ebml_size(file: BinaryIO) -> int | None:
-    """A variable-length size (RFC 8794 Sec. 4), None where it is unknown."""
+    """A variable-length size (RFC 8794 Sec. 4), None if it is unknown."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -151,7 +151,7 @@ def build_packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes],
     """Build the check of a codec's packets: runs of zeros, and the byte rules of H.264 and HEVC.
 
     Returns:
-        A function of a packet's bytes: "" where nothing is wrong with them, else what is. For other codecs it
+        A function of a packet's bytes: "" if nothing is wrong with them, else what is. For other codecs it
         always gives "".
     """
     position = {"h264": 4, "hevc": 21}.get(codec)

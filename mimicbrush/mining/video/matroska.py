@@ -24,7 +24,7 @@ _MAX_SIZE_BYTES, _MAX_ID_BYTES = 8, 4
 
 
 class _Element(NamedTuple):
-    """One element: `end` is None where its size is unknown (a live recording)."""
+    """One element: `end` is None if its size is unknown (a live recording)."""
 
     id: int
     start: int
@@ -36,7 +36,7 @@ class _FaultError(Exception):
 
 
 def find_matroska_fault(path: Path) -> str:
-    """Find what contradicts the structure of a Matroska file; "" where nothing does.
+    """Find what contradicts the structure of a Matroska file; "" if nothing does.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Export of FLUX.2 klein: a plain LoRA file of diffusers, or after full training a whole base model."""
+"""Export of FLUX.2 klein: a LoRA file of diffusers, or a whole base model after full training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mimicbrush.training.options import TrainOptions
 
 
 class KleinExporter:
-    """Makes of weights what a run leaves, and what evaluations edit with.
+    """Makes the folder that a run exports, and the pipeline for its evaluations, from weights.
 
     Args:
         parts: all networks; of the transformer only the config is kept.
