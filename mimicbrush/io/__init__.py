@@ -1,4 +1,4 @@
-"""Files: images, JSON, hashes, and writing that never leaves half a file.
+"""Files: images, JSON, hashes, and writing without incomplete files.
 
 In reading order:
 

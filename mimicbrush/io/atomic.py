@@ -1,4 +1,4 @@
-"""Files and folders that get their name only when they are whole, and paths that stay inside a folder."""
+"""Files and folders that get their final name only when they are complete, and paths that stay inside a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ os.umask(_UMASK)
 
 
 def path_inside(root: Path, name: str) -> Path:
-    """Resolve a path that a list names relative to its own folder, and refuse one that leaves it.
+    """Resolve a path that is relative to the folder of a list, and refuse one that leads outside.
 
     Args:
         root: an existing folder.
@@ -49,18 +49,18 @@ def path_inside(root: Path, name: str) -> Path:
 
 
 def hidden_stem(name: str) -> str:
-    """Make the beginning of the hidden names that stand beside a file or folder: its own name, or a hash if long."""
+    """Make the start of the hidden names for a file or folder: its own name, or a hash of a long name."""
     data = os.fsencode(name)
     return f".{name}" if len(data) <= _LONGEST_REPEATED else f".{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def leftover_pattern(name: str) -> str:
-    """Make the pattern (of glob) of what a killed process left beside the file of this name; see `write_aside`."""
+    """Make the glob pattern of the temporary files that a killed process left for this file; see `write_aside`."""
     return f"{glob.escape(hidden_stem(name))}.*.tmp"
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that gets its name only when it is whole and on the disk.
+    """Write a file under a temporary name, and rename it when it is complete and on the disk.
 
     Args:
         path: the file; an older one stays as it is until the new one replaces it.
@@ -116,7 +116,7 @@ def _is_full(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder where it is missing.
+    """Make a folder if it does not exist.
 
     Returns:
         The folders that were made, the outermost first, for `remove_empty_folders`.
@@ -145,7 +145,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_empty_folders(made: Sequence[Path]) -> None:
-    """Remove what `make_folder` made, as far as nothing lies in it."""
+    """Remove the folders that `make_folder` made, if they are empty."""
     with suppress(OSError):
         for folder in reversed(made):
             folder.rmdir()
@@ -174,7 +174,7 @@ def apply_umask(folder: Path) -> None:
 
 
 def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder that gets its name only when it is whole; an older one stays until then.
+    """Write a folder under a temporary name, and rename it when it is complete; an older one stays until then.
 
     Args:
         final: the folder.

@@ -1,4 +1,4 @@
-"""Colour profiles (ICC) of images: everything is computed in sRGB, and a result goes back to its source's profile.
+"""Colour profiles (ICC) of images. Everything is computed in sRGB, and results get the profile of their source.
 
 Numbers of 0..255 are colours only together with a profile. Cameras and phones write Display P3 or Adobe RGB; the
 models know sRGB. An image without a profile is sRGB, and is never changed here.
@@ -87,7 +87,7 @@ def _read_nclx(image: Image.Image) -> tuple[None, tuple[float, ...]] | None:
 
 
 def drop_profile(image: Image.Image) -> None:
-    """Forget the profile of an image, in place: its numbers are sRGB from now on."""
+    """Remove the profile of an image, in place: its values are then sRGB."""
     for key in _PROFILE_KEYS:
         image.info.pop(key, None)
 
@@ -137,7 +137,7 @@ def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image
 
 
 def can_return_to(icc: bytes) -> bool:
-    """Return whether colours can be converted from sRGB to a profile, so that a result can be given back in it.
+    """Return whether colours can be converted from sRGB to a profile, so that a result can be stored with it.
 
     False for profiles of CMYK and grey, which hold no result in "RGB", for those of scanners that only lead away from
     the device, and for damaged ones.

@@ -1,4 +1,4 @@
-"""Downloads of files from addresses that a list names: over https alone, with a limit, and resumed where they stopped.
+"""Downloads of files from the addresses of a list: only https, with a size limit, and resumed after an interruption.
 
 What has come so far lies beside the file, as ``.NAME.part``. A file gets its name only when it is whole and its hash
 is right.
@@ -37,11 +37,11 @@ _IN_ADDRESS = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class DownloadError(InputError):
-    """A file that could not be fetched, or that is not the one that was asked for."""
+    """A file that could not be downloaded, or is not the expected file."""
 
 
 def check_address(url: str) -> None:
-    """Check that an address is one of https. On this machine itself, http will do.
+    """Check that an address uses https. For this machine itself, http is allowed.
 
     Raises:
         DownloadError: it is another.
@@ -107,7 +107,7 @@ def download_file(
     check: Callable[[Path], object] = lambda _: None,
     report: Callable[[int, int | None], object] = lambda *_: None,
 ) -> str:
-    """Download a file, or the rest of it where an earlier try stopped.
+    """Download a file, or the rest of it after an interruption.
 
     Args:
         url: of https.

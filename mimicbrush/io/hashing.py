@@ -1,4 +1,4 @@
-"""Hashes of files: whole ones, quick fingerprints, and checksums that a file has in itself."""
+"""Hashes of files: full hashes, quick fingerprints, and checksums stored inside a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
 def require_plain_file(path: Path) -> None:
-    """Check that a file can be opened without waiting for somebody: a pipe would be waited for, for ever.
+    """Check that a file is a regular file: opening a pipe could wait for ever.
 
     Raises:
         OSError: it is absent, or a folder, a pipe, a socket or a device.
@@ -38,7 +38,7 @@ def hash_file(path: Path) -> str:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Tell files apart by their lengths and some blocks of each: whole ones would take half a minute to read."""
+    """Hash the lengths and some blocks of files: reading all of them would take half a minute."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -64,7 +64,7 @@ def store_checksum(path: Path) -> None:
 
 
 def is_checksum_right(path: Path) -> bool | None:
-    """Check a file against the checksum that `store_checksum` wrote into it; None if it holds none.
+    """Check a file against the checksum that `store_checksum` wrote into it; None if it has none.
 
     Raises:
         OSError, ValueError: the file cannot be read, or is empty.

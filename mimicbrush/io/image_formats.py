@@ -1,4 +1,4 @@
-"""How image files are stored: damage, the quality of a result, and formats that need a package of their own."""
+"""How image files are stored: damage, the quality of a result, and formats that need another package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """How a file stores its image, as far as a result can be stored alike.
+    """How a file stores its image, so that a result can be stored in the same way.
 
     Attributes:
         is_lossless: the file gives back every number that was stored.
@@ -57,7 +57,7 @@ class ImageEncoding:
 
 
 def find_encoding(image: Image.Image, path: Path) -> ImageEncoding:
-    """Find how an image is stored that was opened from a file; no pixel is decoded."""
+    """Find how the file of an opened image stores it, without decoding pixels."""
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return _read_jpeg(image)
     if image.format == "TIFF":
@@ -92,7 +92,7 @@ def _is_lossless_webp(path: Path) -> bool:
 
 
 def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str, Any]:
-    """Find the options of Pillow with which an image loses as little as its format allows.
+    """Find the options of Pillow that keep the best quality of a format.
 
     Args:
         image_format: as Pillow names it.
@@ -119,7 +119,7 @@ def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str
 
 
 def prepare_heif(start: bytes) -> None:
-    """Teach Pillow to read HEIC, as telephones store photographs, if a file is of this kind.
+    """Let Pillow read HEIC, the format of many phones, if a file is of this kind.
 
     Args:
         start: the first `HEIF_START_BYTES` of the file.

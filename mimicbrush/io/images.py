@@ -1,4 +1,4 @@
-"""Images from files and into files: EXIF, colours, transparency, 16 bits, damage."""
+"""Reading and writing images: EXIF, colours, transparency, 16 bits, damage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Image:
-    """Open an image whole, and bring it into shape with `normalise_mode`.
+    """Read a whole image, and convert it with `normalise_mode`.
 
     Of a file with several images (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
     of, such as damaged EXIF data, is logged as a warning.
@@ -116,7 +116,7 @@ def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def normalise_mode(image: Image.Image, mode: str, *, keep_profile: bool = False) -> Image.Image:
-    """Convert an image to what it is meant to show: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+    """Convert an image to 8 bit in the mode "RGB" or "L", rotated as its EXIF says.
 
     * The colours of images ("RGB") become sRGB, see `mimicbrush.io.color_profiles`. The numbers of masks stay.
 
@@ -191,7 +191,7 @@ def brightest_stored_value(path: Path) -> float | None:
 
 
 def read_encoding(path: Path) -> ImageEncoding:
-    """Read how a file stores its image, so that a result can be stored alike.
+    """Read how a file stores its image, so that a result can be stored in the same way.
 
     Args:
         path: of an image that `read_image` could read.
@@ -225,7 +225,7 @@ def _is_photograph(pixels: np.ndarray) -> bool:
 
 
 def check_writable(path: Path, size: tuple[int, int] | None = None, *, is_tried: bool = True) -> None:
-    """Check that `write_image` will take this path, before the image is made.
+    """Check that `write_image` can write to this path, before the image is made.
 
     Args:
         path: of the image.
@@ -262,7 +262,7 @@ def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
 
 
 def write_image(image: Image.Image, path: Path, like: ImageEncoding | None = None) -> None:
-    """Write an image in the format of its suffix (see `write_aside`), with the profile that its ``info`` names.
+    """Write an image in the format of its suffix (see `write_aside`), with the profile in its ``info``.
 
     A format that holds no profile gets sRGB.
 

@@ -1,4 +1,4 @@
-"""Locks: one process at a time writes into a folder, and one that is refused learns who does."""
+"""Locks: only one process at a time writes to a folder; a second one learns which process it is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def hold_folder(folder: Path, part: str = "") -> Iterator[None]:
-    """Hold a folder while it is written to; it is made where it is missing, and removed where it stays empty.
+    """Lock a folder while it is written to. It is made if it is missing, and removed if it stays empty.
 
     The kernel frees the lock when its process ends, however that ends. Forked processes do not keep it. On a file
     system without locks there is none, which is logged as a warning.
@@ -67,7 +67,7 @@ def hold_folder(folder: Path, part: str = "") -> Iterator[None]:
 
 @contextmanager
 def hold_name(path: Path) -> Iterator[None]:
-    """Hold the name of a folder that is written beside, and then replaced as a whole; see `hold_folder`."""
+    """Lock the name of a folder that is replaced as a whole; see `hold_folder`."""
     path = path.absolute()
     made: list[Path] = []
     with ExitStack() as held:
@@ -152,7 +152,7 @@ def _write_holder(descriptor: int) -> None:
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """Read who holds a lock, or held it last; nothing where that cannot be read."""
+    """Read which process has a lock, or had it last; nothing if that cannot be read."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

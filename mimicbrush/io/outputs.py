@@ -1,4 +1,4 @@
-"""Outputs: asked for before work starts, and kept elsewhere where they cannot be written after it."""
+"""Outputs: checked before the work starts, and saved elsewhere if they cannot be written after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCK_BYTES = 4096
 def check_output_file(
     path: Path, option: str = "", *, force: bool = True, needed_bytes: int = 0, is_tried: bool = True
 ) -> None:
-    """Check that a file can be written, before the work whose result it will hold. Nothing is left behind.
+    """Check that a file can be written, before the work starts. Nothing is left behind.
 
     Args:
         path: the file, in a folder that is there.
@@ -55,7 +55,7 @@ def check_output_file(
 def check_output_folder(
     folder: Path, option: str = "", *, is_replaced: bool = False, force: bool = True, needed_bytes: int = 0
 ) -> None:
-    """Check that a folder can be made and written to, before the work whose results it will hold.
+    """Check that a folder can be made and written to, before the work starts.
 
     It is tried, since a superuser, a read-only disk and a quota do not show in the permissions. Nothing is left behind.
 
@@ -126,7 +126,7 @@ def _check_space(named: str, folder: Path, needed_bytes: int) -> None:
 
 
 def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = "") -> Path | None:
-    """Write a result; where that fails, keep it in a new temporary folder, and say so on stderr.
+    """Write a result. If that fails, save it in a new temporary folder, and say so on stderr.
 
     Args:
         path: a file or a folder.
@@ -149,7 +149,7 @@ def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = 
 
 
 def write_results(folder: Path, write: Callable[[Path], object], summary: str) -> None:
-    """Write the results of a long computation; none of them is lost where that fails.
+    """Write the results of a long computation. If that fails, none of them is lost.
 
     Args:
         folder: where they are wanted.
@@ -170,7 +170,7 @@ def write_results(folder: Path, write: Callable[[Path], object], summary: str) -
 
 
 def keep_elsewhere(name: str, write: Callable[[Path], object], error: OSError | InputError) -> tuple[Path, str]:
-    """Write a result into a new temporary folder, after it could not be written where it was wanted.
+    """Write a result into a new temporary folder, after it could not be written to its path.
 
     Args:
         name: of the file or folder.

@@ -1,4 +1,4 @@
-"""Where shards are mined: processes of this machine, or a Ray cluster. Both run `mine_shard`: the same bytes."""
+"""Where shards are mined: in processes of this machine, or on a Ray cluster. Both give the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLLECT_S = 0.5
 
 @dataclass(frozen=True)
 class Resources:
-    """Limits of what mining may use; nothing of it changes what is mined.
+    """Resources that mining may use. They do not change the pairs.
 
     Attributes:
         engine: where shards are mined: in processes of this machine, or on a Ray cluster; one of `ENGINES`.
@@ -49,7 +49,7 @@ class Resources:
 
 
 def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
-    """Mine shards, and yield each with whether there was anything to do, as they end.
+    """Mine shards, and yield each when it ends, with whether there was anything to do.
 
     Raises:
         DataError: see `mine_shard`; shards that have ended stay.

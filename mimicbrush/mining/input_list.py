@@ -1,4 +1,4 @@
-"""Read a list of inputs: paths, and what the list says of each file (hash, licence, address).
+"""Read a list of inputs: paths, and optionally the hash, licence and address of each file.
 
 A list is small for what it names: one that unpacks to gigabytes is refused before it is unpacked. A cell that cannot be
 the path of a file is an input with a reason; a list that contradicts itself is an error.
@@ -39,7 +39,7 @@ _WANTED = "wanted"
 
 
 def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
-    """Read the inputs that a CSV (with a header, UTF-8) or Parquet file names.
+    """Read the inputs in a list, a CSV (UTF-8, with a header) or Parquet file.
 
     Args:
         path: of the list. It must have a column `path`, relative to `root`, and may have `sha256`, `licence` (or

@@ -1,4 +1,4 @@
-"""Which two frames of a video make a pair.
+"""Selection of pairs of frames from a video.
 
 One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen pairs as
 JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are too many

@@ -1,4 +1,4 @@
-"""Which files are mined, and which shard each belongs to: decided once, written down, then only added to."""
+"""The plan of a mined folder: the files, and their shards. Once written, it can only be extended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LONGEST_SUFFIX = 16
 
 @dataclass(frozen=True)
 class Item:
-    """One input of the miner: a video, a photograph with segments, a tar, or a file that is refused unopened.
+    """An input of the miner: a video, a photograph with segments, a tar, or a file that is refused without opening it.
 
     Attributes:
         path: relative to the input folder, with forward slashes.
@@ -63,11 +63,11 @@ class Item:
 
     @property
     def span_s(self) -> tuple[float, float]:
-        """The part of a video that pairs may come from: first and last second."""
+        """The part of a video to mine: first and last second."""
         return self.start_s, math.inf if self.end_s is None else self.end_s
 
     def to_json(self) -> dict[str, Any]:
-        """Return its values. A part is left out where there is none: plans of earlier versions knew of none."""
+        """Return the values. A missing time range is not written: plans of earlier versions had none."""
         is_whole = self.span_s == (0.0, math.inf)
         return {name: value for name, value in vars(self).items() if not (is_whole and name in ("start_s", "end_s"))}
 
@@ -92,7 +92,7 @@ class Plan:
 
 
 def suffix_of(name: str) -> str:
-    """Return the lower-case suffix of a file name for counting, "(none)" where there is none."""
+    """Return the lower-case suffix of a file name for counting, or "(none)"."""
     suffix = make_storable(PurePosixPath(name).suffix.lower())
     return suffix if 0 < len(suffix) <= _LONGEST_SUFFIX else "(none)"
 
@@ -193,7 +193,7 @@ def _describe_file(path: Path, name: Path, root: Path) -> Item | None:
 
 
 def refuse_item(name: Path, reason: str, detail: str) -> Item:
-    """Describe an input that is never opened: its one row gives the reason."""
+    """Describe an input that is not opened: its only row has the reason."""
     return Item(make_name_storable(name.as_posix()), "refused", reason=reason, detail=make_storable(detail))
 
 
@@ -217,7 +217,7 @@ _EARLIER = {"hdr": "keep", "interlaced": "keep"}
 
 
 def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOptions, list[str]]:
-    """Make the options those of the version that a mined folder was begun with, where that version knew fewer.
+    """Set the options to those of the version that started a mined folder, if it had fewer options.
 
     The shards of a folder are mined alike; what one of them was made by is not changed by a newer version.
 
@@ -238,7 +238,7 @@ def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOpt
 
 
 def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
-    """Extend the plan of an earlier run by new files in new shards, or make a first plan.
+    """Extend the plan of an earlier run with new files in new shards, or make a new plan.
 
     Args:
         output: the mined folder.

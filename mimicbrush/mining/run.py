@@ -1,4 +1,4 @@
-"""Mine a folder or a list: videos and photographs in, shards of pairs, a manifest, a summary and a report out."""
+"""Mine a folder or a list of videos and photographs into shards of pairs, a manifest, a summary and a report."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ArrayTask:
 
 @dataclass(frozen=True)
 class MiningResult:
-    """What a mining run leaves behind.
+    """Result of a mining run.
 
     Attributes:
         summary: of the whole folder; None where other tasks have not ended yet.
@@ -86,7 +86,7 @@ def mine_folder(
     reader: FrameReader | None = None,
     progress: bool = True,
 ) -> MiningResult:
-    """Mine all videos, photographs with segments, and tars of these, of a folder or a list.
+    """Mine all videos, photographs with segments, and tars of these in a folder or a list.
 
     A shard that is done is not touched, so a run that was stopped is simply started again. Several processes may
     mine one output folder if each has its own `task`.

@@ -1,4 +1,4 @@
-"""Photographs with segments in the layout of SA-1B: NAME.jpg beside NAME.json, loose or inside a tar.
+"""Photographs with segments in the layout of SA-1B: NAME.jpg and NAME.json, as files or inside a tar.
 
 They stay where they are: only the place of an image and of its segments is stored: file and offset. What is beside
 what is decided here alone, for files and for members of tars: names are compared after `normalise_name`.
@@ -216,7 +216,7 @@ def _find_name_fault(name: str, annotation_name: str, twice: set[str]) -> Untrus
 
 
 def is_storable_name(name: str) -> bool:
-    """Check whether the name of a file can be stored as it is: valid Unicode, of a length that files can have."""
+    """Check whether a file name can be stored as it is: valid Unicode, and not too long."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -225,7 +225,7 @@ def is_storable_name(name: str) -> bool:
 
 
 def make_name_storable(name: str) -> str:
-    """Return a name as it is, or one that can be stored in its place; different names stay different."""
+    """Return a name as it is, or one that can be stored instead; different names stay different."""
     if is_storable_name(name):
         return name
     text = make_storable(name)

@@ -39,7 +39,7 @@ _HASH_CHARACTERS = 16
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """Paths of the files of a shard; `timing` is for the report only and no part of the shard."""
+    """Paths of the files of a shard; `timing` is only for the report."""
 
     tar: Path
     part: Path
@@ -103,7 +103,7 @@ def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
 
 
 def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> dict[str, Any] | None:
-    """Read the marker of a shard that is done and unharmed; None means that the shard must be mined (again).
+    """Read the marker of a complete, intact shard; None means that the shard must be mined (again).
 
     Args:
         paths: of the shard.

@@ -1,4 +1,4 @@
-"""What a mined folder holds, by its manifest: counts that add up, reasons, and the spread of SSIM."""
+"""Summary of a mined folder from its manifest: counts that add up, reasons, and percentiles of SSIM."""
 
 from __future__ import annotations
 

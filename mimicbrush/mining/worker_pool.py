@@ -1,4 +1,4 @@
-"""Every file is read in a process that may die: with a time limit, a memory limit, and another try.
+"""Every file is read in a separate process, with a time limit, a memory limit, and a second try.
 
 A decoder can crash, hang, or eat the machine on a file that someone damaged; that must cost this file and no
 other. A worker that is killed from outside must not even cost this one: so the file gets another worker first.
@@ -62,7 +62,7 @@ class WorkerPool:
         self.stop()
 
     def stop(self) -> None:
-        """End the workers, whatever they are doing; who waits for an outcome gets a DataError."""
+        """Stop all workers at once. Threads that wait for an outcome get a DataError."""
         self._stopped.set()
         with self._lock:  # no other thread may be replacing it
             self._pool.stop()

@@ -1,4 +1,4 @@
-"""Lists of clips of the web: a CSV with address, licence, maker, hash and time range. It holds no pixels."""
+"""Lists of clips from the web: a CSV with address, licence, author, hash and time range."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Clip:
 
     @property
     def num_bytes(self) -> int | None:
-        """Its size; None if it is not known."""
+        """Size in bytes; None if it is not known."""
         return int(self.bytes) if self.bytes else None
 
 
@@ -65,7 +65,7 @@ _COLUMNS = [each.name for each in fields(Clip)]
 
 
 def read_clip_list(path: Path) -> list[Clip]:
-    """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`; the first four are needed.
+    """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`. The first four are required.
 
     Raises:
         InputError: there is no such file; or names the entry, and what is wrong with it.
@@ -146,7 +146,7 @@ def _has_plain_name(name: PurePosixPath) -> bool:
 
 
 def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:
-    """Write the list of the clips that are in a folder, which the miner reads, and who made them.
+    """Write the list of the clips in a folder, for the miner, and their authors.
 
     Args:
         folder: of the clips; it gets `LIST_NAME` and `CREDITS_NAME`.

@@ -1,4 +1,4 @@
-"""The clips of a list, fetched into a folder: each whole, of the right hash, and a video."""
+"""Download the clips of a list into a folder, and check that each is a complete video with the right hash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OF_ITS_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 @dataclass
 class FetchedClips:
-    """What became of the clips of a list.
+    """Result of downloading the clips of a list.
 
     Attributes:
         clips: those that are here, with their hashes.
@@ -45,7 +45,7 @@ class FetchedClips:
 def fetch_clips(
     clips: Sequence[Clip], folder: Path, *, max_bytes: int, progress: bool = True, say: Callable[[str], object] = print
 ) -> FetchedClips:
-    """Fetch the clips that are missing, one after the other; one that fails does not stop the others.
+    """Download the missing clips, one after the other. If one fails, the others are still downloaded.
 
     A clip whose hash the list does not state keeps the hash that it had when it was first fetched: `pins.json` in the
     folder holds it, and a later fetch must find the same.

@@ -1,4 +1,4 @@
-"""What an export gets when its parts are written: the lists of the trainer, licences, records and counts."""
+"""Files of an export that are written after its parts: the lists of the trainer, licences, records and counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of an export while it grows: parts of some pairs, each with a marker that is written last.
+"""The folder of an export: parts with some pairs each, and a marker for each part, which is written last.
 
 A folder holds
 
@@ -58,7 +58,7 @@ class ExportFolder:
         return _hash_values(self.settings)
 
     def begin(self) -> None:
-        """Write the settings, or check that an earlier run had the same and remove what it left half done.
+        """Write the settings, or check that an earlier run had the same, and remove its incomplete files.
 
         Raises:
             InputError: the folder holds something else, or an export with other settings.
@@ -109,7 +109,7 @@ class ExportFolder:
         return self.path / _MARKERS / f"{name}.json"
 
     def read_marker(self, name: str) -> dict[str, Any] | None:
-        """Read the marker of a part; None if there is none of these settings, or it was changed."""
+        """Read the marker of a part; None if there is none with these settings, or it was changed."""
         try:
             marker = read_sealed(self.marker_path(name))
         except (OSError, ValueError):
@@ -121,7 +121,7 @@ class ExportFolder:
         return sorted(path.stem for path in (self.path / _MARKERS).glob("*-*.json"))
 
     def find_done(self, part: ExportPart) -> dict[str, Any] | None:
-        """Read the marker of a part that is done: all of its files are there and have their length."""
+        """Read the marker of a complete part, whose files all exist with the right length."""
         marker = self.read_marker(part.name)
         if marker is None or len(marker["rows"]) != len(part.places):
             return None
@@ -152,7 +152,7 @@ class ExportFolder:
 
 
 def write_sealed(path: Path, values: dict[str, Any]) -> None:
-    """Write a record as JSON, with a hash of its values, by which `read_sealed` finds every change."""
+    """Write a record as JSON, with a hash of its values, so that `read_sealed` finds any change."""
     write_json(path, {**values, "sha256": _hash_values(values)})
 
 
@@ -174,7 +174,7 @@ def _hash_values(values: Mapping[str, Any]) -> str:
 
 
 def read_export_folder(path: Path) -> ExportFolder | None:
-    """Read what an export is of; None if there is none.
+    """Read the settings of an export; None if there is none.
 
     Raises:
         DataError: what is there cannot be read, or is of another version.

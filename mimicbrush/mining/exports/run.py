@@ -1,4 +1,4 @@
-"""Export a mined folder from end to end; a run that was stopped goes on where it was."""
+"""Export a mined folder from end to end. A run that was stopped can be continued."""
 
 from __future__ import annotations
 

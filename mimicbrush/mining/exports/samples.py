@@ -1,4 +1,4 @@
-"""A pair -> its samples, drawn as training draws fixed views, as the files of a format."""
+"""A pair -> the files of its samples, which are made like the fixed views of training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PNG_LEVEL = 4
 
 @dataclass(frozen=True)
 class ExportedPair:
-    """What an export has made of a pair.
+    """Result of exporting a pair.
 
     Attributes:
         row: of its marker: the pair and its samples; or the reason why it has none.
@@ -49,7 +49,7 @@ class ExportedPair:
 
 @dataclass(frozen=True)
 class PairExporter:
-    """Makes the files of a pair. It is sent to each process once.
+    """Exporter of single pairs, which is sent to each process once.
 
     Attributes:
         tables, licences: as in `ExportPlan`.

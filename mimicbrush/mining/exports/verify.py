@@ -1,4 +1,4 @@
-"""Read an export again, and name everything that is not as its markers say."""
+"""Read an export again, and list everything that differs from its markers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.html: what was mined and what was not, as one file that opens anywhere and is a function of the folder."""
+"""report.html: what was mined and what was refused, in one file that depends only on the folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Figure:
 
 
 def write_mining_report(root: Path, *, input_root: Path | None = None) -> None:
-    """Write report.html into a mined folder, unless it says the same already.
+    """Write report.html into a mined folder, unless it is up to date.
 
     Args:
         root: the mined folder.

@@ -1,4 +1,4 @@
-"""The numbers of the report, by columns: eleven million rows never become objects."""
+"""The numbers of the report, computed from columns, because there may be millions of rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BANDS = ((0.0, 1.0), (0.1, 0.95), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9), (0.4, 0.8
 
 @dataclass(frozen=True)
 class Band:
-    """How many video pairs have an SSIM of `low`..`high`, both included."""
+    """Number of video pairs with an SSIM from `low` to `high`."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Band:
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """What the paper's mask does to sampled video pairs, (N,) values each.
+    """Effect of the mask of the paper on sampled video pairs, (N,) values each.
 
     Attributes:
         hidden: share of the image that the mask hides.
@@ -59,7 +59,7 @@ class MaskStatistics:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Time that mining took, as the shards say, summed over all processes.
+    """Time that mining took, summed over all shards and processes.
 
     Attributes:
         videos: that were planned in the shards that say so.
@@ -80,7 +80,7 @@ class Throughput:
 
 
 def hash_rows(origin_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Hash each pair by nothing but itself, (N,) uint64: the pairs with the lowest hashes are the sample."""
+    """Hash each pair independently, (N,) uint64. The pairs with the lowest hashes are the sample."""
     with np.errstate(over="ignore"):
         mixed = origin_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
             0x9E3779B97F4A7C15
@@ -128,7 +128,7 @@ def sample_pairs(pairs: PairTable) -> list[Pair]:
 
 
 def measure_masks(pairs: PairTable) -> MaskStatistics:
-    """Measure what the paper's mask hides of sampled video pairs; each pair fixes its own seed and grid."""
+    """Measure what the mask of the paper hides in sampled video pairs; each pair has a fixed seed and grid."""
     sample = sample_pairs(pairs)
     shares = [measure_mask_shares(pair) for pair in sample]
     motion = [measure_motion(pair) for pair in sample]
@@ -178,7 +178,7 @@ def measure_motion(pair: Pair, percentile: float = 50) -> float:
 
 
 def warn_of_still_pairs(pairs: PairTable) -> str | None:
-    """Warn where most video pairs hardly move: a model learns from them to copy in place.
+    """Warn if most video pairs hardly move: from them, a model learns to copy in place.
 
     Args:
         pairs: of videos; a fixed sample of them is looked at.
@@ -198,7 +198,7 @@ def warn_of_still_pairs(pairs: PairTable) -> str | None:
 
 
 def list_changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
-    """List (name, value, default) of the options that are not the defaults."""
+    """List (name, value, default) of the options that were changed."""
     defaults = asdict(MiningOptions())
     options = plan.options if plan is not None else {}
     return [(name, value, defaults.get(name)) for name, value in options.items() if value != defaults.get(name)]

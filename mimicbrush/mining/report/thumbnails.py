@@ -1,4 +1,4 @@
-"""The images of the report: kept pairs, refused pairs and photographs, each as a data URI of bounded size."""
+"""The images of the report: kept pairs, refused pairs and photographs, each as a data URI of limited size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a whole mined folder again, and name everything that is not as its manifest says."""
+"""Read a whole mined folder again, and list everything that differs from its manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MINE_AGAIN = "Run the mining command again"
 
 @dataclass
 class FolderCheckResult:
-    """What verification read of a mined folder, and all that is wrong with it.
+    """Result of verifying a mined folder: what was read, and all faults.
 
     Attributes:
         shards: with a marker.
@@ -48,7 +48,7 @@ class FolderCheckResult:
 def verify_folder(
     root: Path, *, input_root: Path | None = None, workers: int = 1, progress: bool = True
 ) -> FolderCheckResult:
-    """Read everything of a mined folder again: hashes, images, segments, counts, index. Nothing is changed.
+    """Read everything in a mined folder again: hashes, images, segments, counts, index. Nothing is changed.
 
     Args:
         root: the mined folder.

@@ -1,4 +1,4 @@
-"""One shard, read again: its marker, its tar, every image and every segment that its rows name."""
+"""Verification of a shard: its marker, its tar, and every image and segment in its rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RATIO_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class ShardFault:
-    """One thing of a mined folder that is not as it should be.
+    """A fault in a mined folder.
 
     Attributes:
         file: where, relative to the mined folder (or to the input, for photographs in place).
@@ -56,7 +56,7 @@ class ShardFault:
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """A shard that is to be read again, and what it should hold.
+    """A shard to verify, and its expected content.
 
     Attributes:
         root: the mined folder.
@@ -75,7 +75,7 @@ class ShardCheck:
 
 @dataclass
 class ShardCheckResult:
-    """What verification read of a shard, and what is wrong with it."""
+    """Result of verifying a shard: what was read, and all faults."""
 
     faults: list[ShardFault]
     pairs: int = 0
@@ -84,7 +84,7 @@ class ShardCheckResult:
 
 
 def verify_shard(check: ShardCheck) -> ShardCheckResult:
-    """Read a shard again; nothing is taken on trust, and nothing is changed."""
+    """Read a shard again, and check everything. Nothing is changed."""
     return _ShardReading(check).read()
 
 

@@ -1,4 +1,4 @@
-"""Damage that decoders overlook but the file formats themselves forbid.
+"""Damage that decoders ignore, but that the file formats forbid.
 
 A file cut short, and blocks of zeros where a disc or a transfer lost data, are the commonest damage. FFmpeg reads the
 rest of the one and conceals the other. Both contradict the sizes and byte rules of the formats.
@@ -82,7 +82,7 @@ def check_container(path: Path) -> None:
 
 
 def is_container(path: Path) -> bool:
-    """Return whether a file begins as MP4, QuickTime, Matroska, WebM or AVI do."""
+    """Return whether a file starts like MP4, QuickTime, Matroska, WebM or AVI."""
     with path.open("rb") as file:
         head = file.read(8)
     return head[4:] in _ISO_BOXES or head[:4] in (b"RIFF", _EBML_MAGIC)

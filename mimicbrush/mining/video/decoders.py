@@ -1,4 +1,4 @@
-"""Decoders that report what they can, where FFmpeg's usual one does not.
+"""Decoders that report all faults that they can find, unlike the default ones of FFmpeg.
 
 Refuses as "damaged" an HEVC video of which two ways of decoding give different frames. Errors of the decoders
 themselves are refused in `strict_reader`.

@@ -36,7 +36,7 @@ class _FaultError(Exception):
 
 
 def find_matroska_fault(path: Path) -> str:
-    """Find what contradicts the structure of a Matroska file; "" if nothing does.
+    """Find a fault in the structure of a Matroska file; "" if there is none.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Readers by name: decord and torchcodec decode behind a strict pass of `PyAVReader` over the same file.
+"""Readers by name. decord and torchcodec decode after a strict pass of `PyAVReader` over the same file.
 
 Both conceal damage, as FFmpeg does by default, and neither has an option against it; decord also opens playlists. So
 the file is scanned first, decoding included: a scan of the packets alone lets through what only a decoder notices.
@@ -42,7 +42,7 @@ _TIME_TOLERANCE_S = 2e-3
 
 @dataclass(frozen=True)
 class DecordReader:
-    """Reader by decord, behind a scan; its memory grows with every clip: use it in workers that are replaced.
+    """Reader with decord, after a scan. Its memory grows with every clip: use it in workers that are replaced.
 
     Attributes:
         scanner: reads the file first; its limits hold.
@@ -80,7 +80,7 @@ class DecordReader:
 
 @dataclass(frozen=True)
 class TorchCodecReader:
-    """Reader by torchcodec, behind a scan.
+    """Reader with torchcodec, after a scan.
 
     Attributes:
         scanner: reads the file first; its limits hold.
@@ -132,7 +132,7 @@ def open_reader(
     tone_map: bool = False,
     deinterlace: bool = False,
 ) -> FrameReader:
-    """Open a reader of videos by the name of its library.
+    """Open the video reader of a library.
 
     Args:
         name: pyav, decord or torchcodec.
