@@ -33,7 +33,7 @@ EVALUATE_TEXTS = {
     "output": TextOption(),
     **dict.fromkeys(("pairs", "benchmark", "dino", "dinov2", "clip", "lpips"), TextOption(null=True)),
 }
-#: Options of one kind of evaluation, which would do nothing in the other.
+#: Options of one kind of evaluation, which have no effect in the other.
 FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs", "num_references")
 FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 

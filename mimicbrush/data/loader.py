@@ -21,7 +21,7 @@ from mimicbrush.errors import LoaderError, MimicBrushError
 
 #: Signals that end a run.
 _ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
-#: So often whoever waits for a batch gets control back.
+#: Time after which a caller that waits for a batch gets control back.
 _POLL_S = 0.5
 #: A worker may take at least so long for its first batch: it starts, and imports.
 _START_S = 60.0
@@ -38,7 +38,7 @@ def poll_batches(
 ) -> Iterator[LoadedBatch | None]:
     """Load the batches of one rank, in order, and yield None whenever half a second has passed without one.
 
-    So whoever waits can look at other things, such as signals. It stays outside `accelerator.prepare`: the sampler
+    So the caller can check other things, such as signals. It stays outside `accelerator.prepare`: the sampler
     already gives each rank its own samples, and accelerate's mid-epoch resume is wrong after the first epoch
     (accelerate#2016).
 

@@ -240,7 +240,7 @@ def _check_part_hash(root: Path, part: Path) -> None:
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
-    """The parts, each with one row for every file that is there twice.
+    """The parts, with one row for each duplicate file.
 
     They stay apart: a list column in one piece holds at most 2**31 numbers, and the points of all pairs may be more.
     """
@@ -385,7 +385,7 @@ def _map_index(path: Path, root: Path, input_root: Path | None, rows: np.ndarray
 
 
 def check_outside_mined_folder(folder: Path, named: str) -> None:
-    """Check that a folder to write to is no mined folder and lies in none: whoever verifies that would find strangers.
+    """Check that an output folder is not a mined folder or inside one, where `verify` would report its files.
 
     Args:
         folder: where other things than pairs are to be written.

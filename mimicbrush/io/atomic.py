@@ -70,7 +70,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the disk refuses; where it is full, the error names the folder.
     """
-    # No suffix of the file's own: whoever collects for instance *.parquet must not meet half a file.
+    # Without the suffix of the file: a search for *.parquet, for example, must not find an incomplete file.
     # Random, not the process's number: in containers on a shared disk these are alike.
     aside = path.with_name(f"{hidden_stem(path.name)}.{secrets.token_hex(4)}.tmp")
     try:

@@ -189,7 +189,7 @@ def _forget(part: Path, note: Path) -> None:
 
 
 def _read_some(answer: Any) -> bytes:
-    """Read what has come; what the line does wrong is not to be taken for a fault of the disk."""
+    """Read what has come; an error of the connection must not look like an error of the disk."""
     try:
         return bytes(answer.read1(_CHUNK_BYTES))
     except OSError as error:
@@ -268,7 +268,7 @@ class _Fetch:
         )
 
     def _read_size(self, answer: Any, have: int) -> tuple[int, int | None]:
-        """Where the answer begins in the file, and the size of the whole file; None where nobody says."""
+        """Where the answer begins in the file, and the size of the whole file; None if it is not known."""
         if answer.status == http.client.PARTIAL_CONTENT:
             span = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if not have or span is None or int(span[1]) != have:

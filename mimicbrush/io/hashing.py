@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _CHECKSUM_MARK = b"sha256:"
-#: Stands in a file in place of its own checksum until that is known, and while it is computed.
+#: Placeholder in a file for its own checksum, until it is known and while it is computed.
 NO_CHECKSUM = _CHECKSUM_MARK + b"0" * 64
 #: So many blocks of each file are looked at.
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
 def require_plain_file(path: Path) -> None:
-    """Check that a file is a regular file: opening a pipe could wait for ever.
+    """Check that a file is a regular file: opening a pipe could wait without end.
 
     Raises:
         OSError: it is absent, or a folder, a pipe, a socket or a device.

@@ -31,7 +31,7 @@ _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 #: Quality of a result whose source says nothing about it, of 100; and no colour is stored at half the size.
 _QUALITY, _FULL_COLOR = 95, 0
 _JPEG_LAYERS = 3
-#: Kinds of the container that HEIC and AVIF share, which stand in its first bytes.
+#: Kinds of the container of HEIC and AVIF, in its first bytes.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 #: How much of a file `prepare_heif` looks at.

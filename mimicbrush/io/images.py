@@ -103,7 +103,7 @@ def _check_file(path: Path) -> None:
 def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
     """Pillow's limit, which is global, as `MAX_PIXELS` and an error; other warnings are collected.
 
-    Everything is put back for whoever else uses Pillow.
+    Everything is restored for other users of Pillow.
     """
     with _SETTINGS_LOCK, warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")

@@ -99,7 +99,7 @@ def _refusals_explained(named: str, path: Path) -> Iterator[None]:
             longest = max(len(os.fsencode(part)) for part in path.parts)
             reason = f"the name is too long for this file system (its longest part has {longest} bytes)"
         else:
-            error.filename = None  # of the file that was tried, which nobody asked for
+            error.filename = None  # the name of the temporary file means nothing to the user
             reason = describe_os_error(error)
         raise InputError(f"{named} cannot be written: {reason}") from error
     except MimicBrushError:

@@ -19,7 +19,7 @@ def make_storable(text: str, limit: int = MAX_DETAIL) -> str:
         limit: characters to keep, at least 3.
 
     Returns:
-        The text, with escapes (`\x00`, `\udcff`) in place of what cannot be printed, and "..." where it was cut.
+        The text, with escapes (`\x00`, `\udcff`) instead of unprintable characters, and "..." where it was cut.
     """
     if len(text) > 2 * limit:  # before the escapes, or a text of gigabytes is copied character by character
         text = text[:limit] + text[-limit:]

@@ -51,7 +51,7 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
 
     Raises:
         InputError: the list cannot be read, lacks `path`, names a file twice, holds a hash that is none, or a path
-            that leaves the folder. Files that are not there are inputs all the same, with a reason.
+            that leaves the folder. Missing files are inputs, too, with a reason.
     """
     items: dict[str, Item] = {}
     unused: list[str] = []

@@ -152,7 +152,7 @@ def _list_folder(folder: Path) -> tuple[list[tuple[str, bool]], set[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or to where nobody may look
+    except OSError:  # a circular link, or one without permission
         return False
 
 

@@ -177,7 +177,7 @@ def list_archive(archive: tarfile.TarFile) -> ArchiveListing:
     twice: set[str] = set()
     try:
         for info in archive:
-            if info.size < 0:  # the next header would be searched before this one, for ever
+            if info.size < 0:  # the next header would be searched before this one, without end
                 raise UntrustedFileError("bad_archive", f"{info.name!r} has a size of {info.size}")
             if info.isdir():
                 continue

@@ -144,11 +144,11 @@ def describe_failure(error: BaseException) -> str:
 def _mine_unchanged(
     path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO
 ) -> ItemOutcome:
-    """Mine an input that is the file that was planned, and that nobody replaces in the meantime."""
+    """Mine an input, and check that its file is the planned one and does not change in the meantime."""
     files = [path, segmented_images.find_annotation(path)] if item.kind == "image" else [path]
     before = _identify(files)
     size = sum(state.size for state in before)
-    if size != item.size:  # a file that still grows would give pairs of a content that nobody finds again
+    if size != item.size:  # a file that still grows would give pairs that cannot be reproduced
         raise UntrustedFileError("changed", f"{size} bytes, {item.size} when the run was planned")
     if item.kind == "archive":
         outcome = _mine_archive(path, item, options, spool)

@@ -33,7 +33,7 @@ class PipelineExporter:
         model: the trained networks, before they are sharded; only their classes and configs are kept.
         components: all networks; the frozen ones are saved as they are.
         model_options, train_options: of the run.
-        training_data: saved beside each pipeline, for whoever evaluates it.
+        training_data: saved with each pipeline, for evaluations.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
 def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a U-Net that writes or reads references, as one graph.
 
-    All that stands beside each other can fuse, also across blocks. PyTorch then compiles each of the many equal blocks
+    Neighbouring operations can fuse, also across blocks. PyTorch then compiles each of the many equal blocks
     again; `compile_blocks` does not.
 
     Args:

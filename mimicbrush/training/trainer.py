@@ -341,7 +341,7 @@ class Trainer:
             self.saver.wait()
 
     def _end(self, progress: tqdm[Any]) -> None:
-        """Leave a checkpoint to go on from and, unless somebody waits for the machine, a pipeline to edit with.
+        """Write a checkpoint to continue from and, unless the run was told to stop soon, a pipeline to edit with.
 
         Raises:
             MimicBrushError: see `train`; whatever ended the run before its time.
@@ -364,7 +364,7 @@ class Trainer:
                 raise type(self.failure)(f"{self.failure}\n{saved}") from self.failure
             self.failure.add_note(saved)
             raise self.failure
-        self.stop.agree()  # whoever waits for the machine does not wait for a pipeline
+        self.stop.agree()  # after a signal, there is no time for a pipeline
         if not self.stop.signal:
             run_together(self._export)
         accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ from mimicbrush.io.text import make_storable
 from mimicbrush.mining.input_list import SHA256, read_seconds
 from mimicbrush.mining.plan import VIDEO_SUFFIXES
 
-#: What a fetched folder holds beside its clips: the list, who made them, and hashes that nobody had stated.
+#: Other files in a folder of clips: the list, the authors, and hashes that the list did not have.
 LIST_NAME, CREDITS_NAME, PINS_NAME = "clips.csv", "ATTRIBUTION.md", "pins.json"
 _OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
 #: Beside a clip that is being fetched lie files whose names are a little longer than its own.
@@ -41,7 +41,7 @@ class Clip:
         url: where it comes from.
         licence: its name, such as "CC BY 4.0".
         attribution: who made it, as the licence wants it said.
-        sha256: hex; "" where nobody has stated it yet.
+        sha256: hex; "" if it is not known yet.
         bytes: its size; "" if it is not known.
         start_s, end_s: seconds between which pairs are mined; "" for its beginning and its end.
     """

@@ -32,7 +32,7 @@ class FetchedClips:
     Attributes:
         clips: those that are here, with their hashes.
         num_fetched: how many of them were fetched now.
-        pinned: those whose hash nobody had stated, and that got the one of the file that is here now.
+        pinned: clips without a hash in the list, which got the hash of the downloaded file.
         failures: clips that are not here, with the reason.
     """
 
@@ -91,7 +91,7 @@ def fetch_clips(
 
 
 def _read_pins(folder: Path) -> dict[str, str]:
-    """Address -> hash, of clips whose hash nobody had stated when they were first fetched into this folder."""
+    """Address -> hash, of clips without a hash in the list, from their first download into this folder."""
     path = folder / PINS_NAME
     if not path.is_file():
         return {}

@@ -161,7 +161,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or somebody has changed it.
+        ValueError: it is damaged or was changed.
     """
     values = parse_json(path.read_bytes())
     if not isinstance(values, dict) or values.pop("sha256", None) != _hash_values(values):

@@ -155,7 +155,7 @@ class Flux2KleinMethod:
         options: TrainOptions,
     ) -> None:
         self.model, self.vae, self.exporter, self.options = model, vae.requires_grad_(False).eval(), exporter, options
-        # A copy: whoever samples with the scheduler changes its noise levels.
+        # A copy: sampling with the scheduler changes its noise levels.
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:

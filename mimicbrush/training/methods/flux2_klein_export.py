@@ -30,7 +30,7 @@ class KleinExporter:
         prompt: the one of the training.
         imitation: what the weights are trained for.
         train_options: of the run.
-        training_data: saved beside the weights, for whoever evaluates them.
+        training_data: saved with the weights, for evaluations.
     """
 
     def __init__(
