@@ -90,7 +90,7 @@ def test_a_failing_job_leaves_the_others_alone_and_what_is_complete_is_skipped(s
     # The same folder asked for with another choice: nothing is overwritten.
     differing = sweep.run("train.max_steps=2", "train.total_batch_size=2,2", "train.learning_rate=0.5")
     assert differing.returncode == 1
-    assert "another run, which is complete (train.learning_rate: 0.003 there, 0.5 now)" in differing.stderr
+    assert "another run, which is complete (train.learning_rate: was 0.003, now 0.5)" in differing.stderr
     assert "hydra.sweep.dir=..." in differing.stderr
     assert {name: at for name, at in sweep.touched(good).items() if "failed.json" not in name} == before
 

@@ -144,7 +144,7 @@ def test_an_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
     pair = dataset.pair_sources[0].pairs[0]
     object.__setattr__(pair, "size_px", (161, 160))
-    with pytest.raises(DataError, match=r"are no whole JPEG \(it is of 160 x 160 px, not 160 x 161\)"):
+    with pytest.raises(DataError, match=r"are not a complete JPEG \(it has 160 x 160 px, not 160 x 161\)"):
         dataset.transform(pair, np.random.default_rng(0))
 
 

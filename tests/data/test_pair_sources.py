@@ -63,7 +63,7 @@ def test_one_kind_absent_is_said(mined: Path) -> None:
 
 
 def test_a_source_without_pairs_is_named(other: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.sources\.sa1b: of \d pairs in .* none is of kind image"):
+    with pytest.raises(DataError, match=r"data\.sources\.sa1b: none of the \d pairs in .* is of kind image"):
         load_pair_sources(DataOptions(sources={"sa1b": PairSourceOptions(str(other), "image")}))
 
 

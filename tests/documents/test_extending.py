@@ -83,7 +83,7 @@ def test_a_function_that_gives_no_mask_is_told(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent_module:f", "No module named 'absent_module'; if absent_module.py lies in this folder"),
+        ("absent_module:f", "No module named 'absent_module'; if absent_module.py is in the current folder"),
         ("stripes:absent", "stripes.py has no absent"),
         ("stripes:np", "is not a function but module"),
     ],

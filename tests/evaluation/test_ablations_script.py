@@ -69,7 +69,7 @@ def test_killed_between_two_evaluations_it_goes_on_and_keeps_what_is_done(
 
     done = warm_scripts.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "is complete (2 steps): skipped" in done.stdout and f"{first.parent} is there already" in done.stdout
+    assert "is complete (2 steps): skipped" in done.stdout and f"{first.parent} already exists" in done.stdout
     assert first.stat().st_mtime_ns == before
     effects = json.loads((output / "effects.json").read_text())
     assert list(effects) == ["full", "grid_050"] and list(effects["full"]) == list(SETS)

@@ -307,7 +307,7 @@ def test_the_script_makes_and_scores(
 
     study = tmp_path / "study"
     said = run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 3)
-    assert f"study {key_of(study)['study']}: 3 cases of Zebra Editor, xenops, yak; 0 were left out" in said
+    assert f"study {key_of(study)['study']}: 3 cases of Zebra Editor, xenops, yak; 0 were skipped" in said
     answers = write(tmp_path / "answers.json", answers_of(study, "a", list(COLOURS), missing=1))
     said = run("score", study, answers, "--output", tmp_path / "scores.json")
     assert "| Zebra Editor | 100.0 [100.0, 100.0] |" in said

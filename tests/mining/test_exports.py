@@ -399,7 +399,7 @@ def test_seed_mask_strategy_and_quality_decide_the_pixels(few: Path, tmp_path: P
 def test_a_folder_with_other_settings_or_other_things_is_refused(mined: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     export(mined, output, options_of("diffsynth"), max_bytes=0)
-    with pytest.raises(InputError, match=r"other settings:\n  format: 'diffsynth' there, 'musubi' now"):
+    with pytest.raises(InputError, match=r"other settings:\n  format: 'diffsynth' in the folder, 'musubi' now"):
         export(mined, output, options_of("musubi"))
     with pytest.raises(InputError, match="captions: '' there"):
         export(mined, output, options_of("diffsynth", captions={"a": "b"}))

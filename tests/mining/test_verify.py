@@ -152,7 +152,7 @@ def test_two_shards_that_have_changed_places(folder: Path) -> None:
     found = faults(folder)
     for number in ("000001", "000002"):
         assert any(fault.startswith(f"markers/shard-{number}.json: fingerprint") for fault in found)
-        assert any(fault.startswith(f"manifest/part-{number}.parquet: no row of") for fault in found)
+        assert any(fault.startswith(f"manifest/part-{number}.parquet: no row for") for fault in found)
 
 
 @pytest.mark.parametrize("place", [0.25, 0.5, 0.75])

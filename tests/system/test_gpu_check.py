@@ -322,7 +322,7 @@ def test_what_is_asked_for_is_checked_before_anything_starts() -> None:
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match=r"absent: diffusers; `bash scripts/gpu_check.sh --wheels`"):
+    with pytest.raises(InputError, match=r"missing: diffusers. `bash scripts/gpu_check.sh --wheels`"):
         gpu_check.check_packages()
 
 

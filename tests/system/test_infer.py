@@ -581,7 +581,7 @@ def test_a_batch_without_memory_for_one_edit_goes_on(
     assert infer(*batch) == 1
     message = capsys.readouterr().err
     assert "ValueError: a bug" in message and "this is a bug in mimicbrush" in message
-    assert "ended early, of 3 edits so far: 2 edits = 0 done + 1 skipped + 1 failed" in message
+    assert "ended early; of 3 edits so far: 2 edits = 0 done + 1 skipped + 1 failed" in message
     assert "failed: bench/TextureTrans/001_source.png: not enough memory" in message
 
 

@@ -88,7 +88,7 @@ def test_a_misspelt_command_is_told_of_the_nearest(
         done.stderr
         == "error: there is no command 'trian'. Did you mean 'train'? `mimicbrush --help` lists all commands.\n"
     )
-    with pytest.raises(InputError, match="there is no command 7; `mimicbrush --help`"):
+    with pytest.raises(InputError, match=r"there is no command '7'\. `mimicbrush --help`"):
         command_line.run_command(["7"])
 
 

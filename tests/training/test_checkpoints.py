@@ -156,7 +156,7 @@ def test_what_resume_may_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has other checkpoints"):
         checkpoints.find_checkpoint(save(tmp_path / "elsewhere", 9).parent, str(path))
     checkpoints.check_identity(path, {"seed": 1})
-    with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):
+    with pytest.raises(CheckpointError, match="seed: was 1, now 2"):
         checkpoints.check_identity(path, {"seed": 2})
     (tmp_path / "step-00000006" / "ema.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"ema\.safetensors has 1 bytes"):

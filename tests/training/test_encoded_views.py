@@ -226,7 +226,7 @@ def test_a_damaged_shard_is_found_when_it_is_read_and_made_again(
         encode(mined, output, "--verify")
     encode(mined, output)
     encode(mined, output, "--verify")
-    assert capsys.readouterr().out.endswith(f"all 4 shards in {output} are whole\n")
+    assert capsys.readouterr().out.endswith(f"all 4 shards in {output} are intact\n")
     assert files(output) == files(half)
 
 
@@ -336,8 +336,8 @@ def test_a_pair_that_could_not_be_read_is_replaced_as_it_would_be_live(
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ("data.geometry.flip_probability=0.4", "data.geometry.flip_probability: 0.5 there, 0.4 now"),
-        ("data.fixed_views=3", "data.fixed_views: 2 there, 3 now"),
+        ("data.geometry.flip_probability=0.4", "data.geometry.flip_probability: 0.5 in the folder, 0.4 now"),
+        ("data.fixed_views=3", "data.fixed_views: 2 in the folder, 3 now"),
         ("data.video_ratio=1", "pairs 1 (image): "),
         ("seed=1", "frozen networks: "),  # of a toy they are random
     ],
