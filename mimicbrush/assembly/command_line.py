@@ -40,7 +40,7 @@ _FLAGS = {
     **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun"), True),
 }
 _SWEEP_FLAGS = {"--multirun", "-m"}
-#: Where configs of other folders may add options and choices, these are not known here.
+#: Flags with which configs of other folders may add options and choices that are not known here.
 _OTHER_CONFIGS = {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}
 #: Characters beside the newline that end a line in YAML.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
@@ -192,7 +192,7 @@ def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> li
     """
     sweeps = bool(_SWEEP_FLAGS & set(arguments))
     knows_all = not _OTHER_CONFIGS & {argument.partition("=")[0] for argument in arguments}
-    # Hydra reads no option behind a flag that stands between options, so all flags come first.
+    # Hydra ignores options after a flag that is between options, so all flags come first.
     flags: list[str] = []
     translated = []
     rest = iter(arguments)

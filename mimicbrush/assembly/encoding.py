@@ -45,7 +45,7 @@ _DECIDES = (
     "train.mixed_precision",
 )
 _NETWORKS = "frozen networks"
-#: So many values of each tensor of a network are hashed.
+#: Number of values of each tensor of a network that are hashed.
 _HASHED_VALUES = 4096
 
 
@@ -57,7 +57,7 @@ def collect_view_settings(config: DictConfig, pair_sources: Sequence[PairSource]
         if any(fnmatchcase(name, pattern) for pattern in _DECIDES)
     }
     if options.get("model.reference_encoder") == "shared":
-        options["model.reference_encoder"] = "unet"  # whichever U-Net reads: what is encoded is the same
+        options["model.reference_encoder"] = "unet"  # the encoded views do not depend on which U-Net reads
     pairs = {f"pairs {n} ({source.name})": _describe_pairs(source) for n, source in enumerate(pair_sources)}
     return {**options, **pairs}
 
@@ -178,7 +178,7 @@ def encode_views(
     settings = {**collect_view_settings(config, pair_sources), _NETWORKS: hash_networks(encoders)}
     encoders = encoders.to(device, choose_frozen_dtype(options.train.mixed_precision))
     side = components.unet.config.sample_size
-    del components  # the U-Nets are needed no more
+    del components  # the U-Nets are not needed any more
     constants = {
         name: tensor.cpu().contiguous()
         for name, tensor in zip(("no_image_tokens", "no_depth_map"), encoders.unconditional_inputs(device), strict=True)

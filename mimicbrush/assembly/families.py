@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mimicbrush.training.methods.flux2_klein_export import KleinExporter
     from mimicbrush.training.objective import FrozenEncoders, StoredEncoders
 
-#: Tokens of the prompt of a toy, whose tokens are bytes: few, since each costs as much as one of an image.
+#: Tokens of the prompt of a toy model (bytes): few, because each costs as much as a token of an image.
 TOY_PROMPT_TOKENS = 8
 
 
@@ -152,7 +152,7 @@ def _build_mimicbrush(
     model = build_model(components, model_options, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
     exporter = PipelineExporter(model, components, model_options, options.train, training_data)
-    # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
+    # Counted while all networks are on the CPU. It takes seconds, and is of no use for training on a CPU.
     flop_per_sample = None
     if is_on_gpu and not is_distilled:
         flop_per_sample = count_training_flop(model, encoders, encoded is not None, options.data.num_references)

@@ -46,7 +46,7 @@ class SweepCallback(Callback):
             return
         params = config.hydra.sweeper.get("params") or {}
         swept = [*(f"{key}={params[key]}" for key in params), *config.hydra.overrides.task]
-        # Each job is composed again, of these overrides and its own.
+        # Each job is composed again, from these overrides and its own.
         with read_write(config), open_dict(config):
             overrides.append(f"hydra.sweep.subdir='{subdir_for(swept)}'")
 
@@ -84,7 +84,7 @@ def subdir_for(overrides: Sequence[str]) -> str:
         key: f"${{{key}}}" if "." in key or key == "run_dir" else f"${{hydra:runtime.choices.{key}}}"
         for key in sorted(swept)
     }
-    # Neither "=" nor ",": a folder of a sweep is to be named on Hydra's command lines, too.
+    # Neither "=" nor ",": users also give the folder of a job on command lines of Hydra.
     return "${run_name}-seed${seed}" + "".join(f"-{key.replace('/', '.')}_{value}" for key, value in values.items())
 
 
@@ -163,7 +163,7 @@ def _reset_process() -> None:
     if accelerate_state is not None:
         connected = torch is not None and torch.distributed.is_initialized()
         accelerate_state.AcceleratorState._reset_state(reset_partial_state=not connected)
-    if wandb is not None and wandb.run is not None:  # of a job that failed: the next would go on with its run
+    if wandb is not None and wandb.run is not None:  # of a job that failed: the next one would continue its run
         wandb.finish(exit_code=1)
     gc.collect()
     if torch is not None and torch.cuda.is_available():

@@ -126,7 +126,9 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes the main one asks, once they are connected
+    if (
+        os.environ.get("WORLD_SIZE", "1") == "1"
+    ):  # with several processes, the main one checks it after they are connected
         check_output_folder(run_dir, "run_dir=")
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
@@ -197,7 +199,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     options, run_dir = plan.options, plan.run_dir
 
-    # The devices, and the checkpoint to go on from.
+    # The devices, and the checkpoint to continue from.
     accelerator = make_accelerator(options.train, run_dir)
     is_distilled = options.train.distill != "none"
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -222,7 +224,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     # The networks: those that are trained, and the frozen ones in the type that they run in.
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
-    set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
+    set_seed(options.seed % 2**32)  # it also sets the global seed of NumPy (32 bits), which nothing here uses
     training_data = find_training_data(options, plan.pair_sources)
     family = build_family(options, plan.encoded, training_data, accelerator)
     num_trained = sum(parameter.numel() for parameter in family.method.trained_parameters().values())
@@ -272,7 +274,7 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, family: BuiltFamily, f
 
     options, folder = plan.options, plan.run_dir / "heldout"
     hooks = TrainingHooks(evaluate_every=options.eval.every_steps)
-    # The evaluation at the step from which the run goes on is made again: its checkpoint was written before it.
+    # The evaluation at the first step is repeated: the checkpoint was written before it.
     is_repeated = hooks.is_due(first_step, options.train.max_steps)
     evaluate = build_evaluation(options, plan.pair_sources, plan.run_dir, accelerator, first_step - is_repeated)
     if evaluate is None:
@@ -322,7 +324,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
     accelerator.trackers.clear()
     if result.failed_evaluations:
         accelerator.print(f"warning: {result.failed_evaluations} evaluation(s) on held-out pairs failed, see above")
-    accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them is gone
+    accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them ends
     if not stay_connected:
         accelerator.end_training()
     if result.signal:

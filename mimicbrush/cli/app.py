@@ -84,7 +84,7 @@ def main() -> None:
         ended_by = serve(arguments, folder, folder_for_files)
     if ended_by is not None:
         print("stopped", file=sys.stderr, flush=True)
-        os._exit(128 + ended_by)  # Python's own end takes seconds while an edit computes; nothing is left to do
+        os._exit(128 + ended_by)  # a normal exit takes seconds while an edit runs, and nothing is left to do
 
 
 def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -> int | None:
@@ -138,7 +138,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(128)  # before the address is printed: who comes early waits
+        listening.listen(128)  # before the address is printed: early visitors wait
     except (OSError, OverflowError) as error:
         listening.close()
         raise InputError(

@@ -162,7 +162,7 @@ def main() -> None:
     }
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
-    # 4. Written, and told.
+    # 4. Write and print.
     def write(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "pck.json", values)

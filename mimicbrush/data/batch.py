@@ -15,7 +15,7 @@ from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
 from mimicbrush.ops.warp_batch import warp_images
 from mimicbrush.types import EncodedViews, Matches, TrainBatch
 
-#: What a loader gives.
+#: A batch from a loader.
 LoadedBatch = Union[TrainBatch, "DecodedBatch", EncodedViews]
 _TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 

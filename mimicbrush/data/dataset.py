@@ -21,14 +21,14 @@ from mimicbrush.errors import DataError
 from mimicbrush.io.text import make_storable
 from mimicbrush.ops.counter_rng import generator, mix
 
-#: So many unreadable pairs in a row for one sample mean a folder that is gone, not a damaged file.
+#: This many unreadable pairs in a row for one sample mean that the folder is missing, not that a file is damaged.
 _MAX_ATTEMPTS = 16
-#: So many pairs are tried for one of another mined file.
+#: Number of tries to find a pair of another mined file.
 _MAX_CANDIDATES = 256
-#: Keys of the random numbers of unrelated references, and of those after the first: streams of their own, so that
+#: Keys of the random numbers of unrelated references, and of those after the first. These are separate streams, so
 #: nothing else depends on them.
 _UNRELATED, _OTHERS = 1, 2
-#: Key of the random numbers of fixed views, which depend on no seed.
+#: Key of the random numbers of fixed views, which do not depend on a seed.
 _FIXED_VIEWS = 0x76696577
 #: Characters of a message about a pair that are kept; it names a file.
 _MAX_FAULT = 1000

@@ -32,13 +32,13 @@ from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.io.text import parse_json
 
-#: Changes whenever the content of a folder means something else.
+#: Version of the content of a folder.
 _FORMAT = 1
 SETTINGS_NAME, CONSTANTS_NAME = "views.json", "constants.safetensors"
-#: A shard is about so long: it is held in memory while it is made, and lost where a run is killed.
+#: About the size of a shard, which is held in memory while it is made, and lost if the run is killed.
 SHARD_BYTES = 2**28
 _OPEN_SHARDS = 256
-#: One entry: safetensors writes several in any order, and equal shards are to have equal bytes.
+#: Only one entry: safetensors writes several in any order, and equal shards must have equal bytes.
 _ABOUT, _CRC = "about", "crc32"
 _CONSTANTS = ("no_image_tokens", "no_depth_map")
 

@@ -23,7 +23,7 @@ from mimicbrush.errors import LoaderError, MimicBrushError
 _ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
 #: Time after which a caller that waits for a batch gets control back.
 _POLL_S = 0.5
-#: A worker may take at least so long for its first batch: it starts, and imports.
+#: Least time for the first batch of a worker, which must start and import.
 _START_S = 60.0
 _LESS_MEMORY = "Set a smaller data.num_workers or train.batch_size"
 

@@ -29,9 +29,9 @@ INDEX_NAME = "index.arrow"
 PLAN_NAME = "plan.json"
 _STAMP_KEY = b"mimicbrush_parts"
 _CHECKSUM_KEY = b"mimicbrush_checksum"
-#: What training and evaluation need of a row.
+#: Columns that training and evaluation need.
 _INDEX_COLUMNS = [name for name in SCHEMA.names if name not in ("status", "reason", "detail", "licence", "url")]
-#: What it takes to find a file that is there twice, and to describe it.
+#: Columns that are needed to find and describe duplicate files.
 _DUPLICATE_COLUMNS = ("status", "reason", "detail", "source_path", "source_hash")
 _FILE_COLUMNS = ("kind", "source_path", "source_hash", "licence", "url", "decoder")
 _INDEX_ROWS_PER_BATCH = 65_536
@@ -214,7 +214,7 @@ def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{part} has schema version {version}, this version reads {SCHEMA_VERSION}; mine again")
         table = pq.read_table(pa.OSFile(os.fsencode(part)), columns=list(columns))
-        table.validate(full=True)  # text that is no UTF-8 would be an error wherever it is looked at
+        table.validate(full=True)  # text that is not UTF-8 would cause errors later
         typed = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error

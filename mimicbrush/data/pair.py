@@ -145,7 +145,7 @@ class Pair:
     def _bytes(self, file: Path, span: Span) -> bytes:
         offset, length = span
         try:
-            # A FIFO would be waited for without end, a device has no end.
+            # Reading a FIFO or a device could wait without end.
             with open(file, "rb", opener=_open_at_once) as stream:
                 status = os.fstat(stream.fileno())
                 if not stat.S_ISREG(status.st_mode):

@@ -16,11 +16,11 @@ from typing import Any
 
 from mimicbrush.errors import FULL_DISK, InputError, MimicBrushError
 
-#: What `write_aside` leaves beside its files when the process is killed.
+#: Temporary files that `write_aside` leaves if the process is killed.
 ASIDE_PATTERN = ".*.tmp"
-#: A hidden name repeats the file's own up to this many bytes: what is added must fit into a name, too.
+#: Bytes of the name of a file that its hidden name repeats: the suffix must fit, too.
 _LONGEST_REPEATED = 100
-#: A disk with less room than this is full, whatever a library says of a write that failed.
+#: A disk with less free space than this is full, whatever error a library reports.
 _FULL_BELOW_BYTES = 1 << 16
 
 # It can be read only by setting it, for the whole process: so once, before there are threads that write files.
@@ -41,7 +41,7 @@ def path_inside(root: Path, name: str) -> Path:
     path = root / name
     try:
         inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, characters that no path may have
+    except (OSError, RuntimeError, ValueError) as error:  # circular links, characters that are not allowed in a path
         raise InputError(f"{name!r} is not a valid path ({error})") from error
     if not inside:
         raise InputError(f"{name!r} leads outside of {root}")
@@ -101,7 +101,7 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors removes its file, so that there is room again, and says it in words alone.
+        # safetensors removes its file, so there is space again, and has the reason only in its message.
         is_full = _is_full(folder) or os.strerror(errno.ENOSPC) in str(error)
         if number not in FULL_DISK and (number is not None or not is_full):
             raise

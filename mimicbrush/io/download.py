@@ -25,7 +25,7 @@ from mimicbrush.io.text import describe_error, in_bytes, make_storable
 
 _CHUNK_BYTES = 1 << 18
 _TIMEOUT_S = 60.0
-#: So many connections in a row may fail without a byte, with pauses in between that grow.
+#: Number of connections in a row that may fail without a byte, with growing pauses.
 _ATTEMPTS, _PAUSE_S = 4, 1.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _AGENT = "mimicbrush (training data)"
@@ -140,7 +140,7 @@ def download_file(
         except DownloadError:
             raise
         except urllib.error.HTTPError as error:
-            if error.code < 500:  # it will not answer otherwise a second later
+            if error.code < 500:  # another try would give the same answer
                 raise DownloadError(
                     f"{url}: the server answered {error.code} ({make_storable(str(error.reason))})"
                 ) from None
@@ -150,7 +150,7 @@ def download_file(
         except ValueError as error:  # of urllib: an address that the server leads to, or a header, is none
             raise DownloadError(f"{url}: cannot read the answer of the server: {describe_error(error)}") from None
         have = _size_of(part)
-        failures = 1 if have > before else failures + 1  # a slow line that breaks often still gets there
+        failures = 1 if have > before else failures + 1  # a slow connection that often breaks still succeeds
         if failures >= _ATTEMPTS:
             kept = f"; {in_bytes(have)} are already here. Run the same command again to continue" if have else ""
             raise DownloadError(f"{url} could not be downloaded: {problem}{kept}")

@@ -12,7 +12,7 @@ from pathlib import Path
 _CHECKSUM_MARK = b"sha256:"
 #: Placeholder in a file for its own checksum, until it is known and while it is computed.
 NO_CHECKSUM = _CHECKSUM_MARK + b"0" * 64
-#: So many blocks of each file are looked at.
+#: Number of blocks of each file that are read.
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
 

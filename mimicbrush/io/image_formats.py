@@ -21,9 +21,9 @@ DAMAGED_IMAGE = (
 )
 #: Formats in which Pillow stores a colour profile.
 WITH_PROFILE = frozenset({"PNG", "JPEG", "MPO", "WEBP", "TIFF", "AVIF", "HEIF"})
-#: Formats that hold an image of any size and of all colours. Pillow writes more, and crops, reduces or wraps it there.
+#: Formats that can store an image of any size with all colours. In other formats, Pillow may crop, reduce or wrap it.
 WRITABLE = WITH_PROFILE | {"BMP", "DIB", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "GIF"}
-#: Colours that a GIF holds.
+#: Number of colours of a GIF.
 _GIF_COLORS = 256
 #: Formats that give back every number. Most TIFF files do, too, and some WebP files.
 _LOSSLESS = frozenset({"PNG", "BMP", "DIB", "PPM", "TGA", "GIF", "PCX", "SGI", "QOI"})
@@ -34,7 +34,7 @@ _JPEG_LAYERS = 3
 #: Kinds of the container of HEIC and AVIF, in its first bytes.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
-#: How much of a file `prepare_heif` looks at.
+#: Number of bytes of a file that `prepare_heif` reads.
 HEIF_START_BYTES = 256
 #: Orientations of EXIF in which rows and columns change places.
 _TURNED = (5, 6, 7, 8)

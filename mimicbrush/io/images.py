@@ -82,7 +82,7 @@ def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Im
 def _decode(path: Path, mode: str, keep_profile: bool) -> tuple[Image.Image, int]:
     """The image, and how many of them the file holds."""
     with Image.open(path) as image:
-        # Cameras append previews to a JPEG, which is then an MPO: its first image is the one that is meant.
+        # Cameras append previews to a JPEG, which is then an MPO: its first image is the right one.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
         return normalise_mode(image, mode, keep_profile=keep_profile), frames
@@ -252,7 +252,7 @@ def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
         file = io.BytesIO()
         try:
             Image.new("RGB", thin).save(file, format=image_format)
-            if image_format in Image.OPEN:  # some formats make an image smaller without a word
+            if image_format in Image.OPEN:  # some formats reduce an image without a warning
                 with Image.open(file, formats=[image_format]) as written:
                     if written.size != thin:
                         return False

@@ -24,7 +24,7 @@ class StepLog:
         self.path = path
         lines = _read_lines(path)
         content = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
-        # Compared as a whole: a last line that is all there but for its end would be glued to the next one.
+        # Compared as a whole: a last line without its newline would be joined to the next line.
         if not path.exists() or path.read_bytes() != content.encode():
             write_aside(path, lambda aside: aside.write_text(content))
 

@@ -21,13 +21,13 @@ from mimicbrush.errors import InputError, LockedError, describe_os_error
 from mimicbrush.io.atomic import hidden_stem, make_folder, remove_empty_folders
 from mimicbrush.io.text import make_storable
 
-#: The file in a folder that is locked while it is written to; it says who holds it. It goes when the holder ends.
+#: The lock file in a folder, with the process that has the lock. It is removed when the process ends.
 LOCK_NAME = ".lock"
-#: Seconds that another process gets to end: one that was just stopped, or that only looks whether a lock is free.
+#: Seconds to wait for another process that was just stopped, or that only checks whether the lock is free.
 GRACE_S = 1.0
 #: The same for the earlier start of one SLURM job: after the loss of a machine, NFS keeps its locks for 90 seconds.
 SAME_JOB_GRACE_S = 150.0
-#: How file systems without locks answer.
+#: Error numbers of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 _ATTEMPTS = 5
 _log = logging.getLogger(__name__)

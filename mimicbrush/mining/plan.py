@@ -200,7 +200,7 @@ def refuse_item(name: Path, reason: str, detail: str) -> Item:
 def _is_inside(path: Path, root: Path) -> bool:
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # leads nowhere, or in a circle
+    except (OSError, RuntimeError):  # a broken or circular link
         return False
     return target.is_relative_to(root)
 

@@ -26,7 +26,7 @@ from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
-#: Of the segments beside a photograph; the first that is there counts.
+#: Suffixes of the segments of a photograph; the first that exists is used.
 ANNOTATION_SUFFIXES = (".json", ".JSON")
 #: Characters of a name, about what an operating system takes for a path.
 LONGEST_NAME = 4096

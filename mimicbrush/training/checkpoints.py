@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STATE_FILE = "state.json"
 #: At least this many good checkpoints stay, whatever `keep` says.
 LEAST_KEPT = 2
-#: Raised by 1 where older checkpoints can no longer be read.
+#: Increased by 1 if older checkpoints can no longer be read.
 FORMAT = 2
 _NAME = re.compile(r"step-\d{8,}")
 
@@ -82,11 +82,11 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         _write_json(aside / STATE_FILE, {"format": FORMAT, "step": step, **state, "files": files})
         apply_umask(aside)
         _flush(aside)
-        if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
+        if final.exists():  # of a run that continued from an older checkpoint, because the newer one was damaged
             _remove(final)
         aside.rename(final)
         _flush(folder)
-    except SafetensorError as error:  # how safetensors reports a disk that refuses
+    except SafetensorError as error:  # how safetensors reports errors of the disk
         raise OSError(errno.EIO, str(error), str(aside)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mimicbrush.types import KeysValues
 
-#: Layers with fewer tokens along a side are left out: their tokens are too large to name a place.
+#: Layers with fewer tokens along a side are not used: their tokens are too large for a place.
 MIN_SIDE = 8
 #: A match counts as found where the attention peaks nearer than this part of the canvas side.
 FOUND_RATIO = 0.1

@@ -22,7 +22,7 @@ from mimicbrush.errors import DataError, MimicBrushError, is_out_of_memory
 from mimicbrush.io.text import describe_error, make_storable
 
 _T = TypeVar("_T")
-#: How it stands with the next item of a process, see `StopRequests.agree`.
+#: State of the next item of a process, see `StopRequests.agree`.
 _READY, _WAITING, _FAILED = range(3)
 
 #: This many skipped steps in a row end a run.

@@ -28,7 +28,7 @@ from mimicbrush.training.objective import (
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import EncodedViews, Matches
 
-#: What a method makes of a batch before the trained networks see it; the trainer only hands it on.
+#: A batch encoded by a method, before the trained networks use it. The trainer only passes it on.
 InputsT = TypeVar("InputsT")
 
 

@@ -45,7 +45,7 @@ from mimicbrush.training.metrics import (
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.state import PendingStep, TrainingState, gather_full_tensor
 
-#: (first step, last step) -> the micro-batches of these steps, for this rank; None wherever the next takes its time.
+#: (first step, last step) -> the micro-batches of these steps, for this rank; None while the next one is not ready.
 Loader = Callable[[int, int], Iterable[LoadedBatch | None]]
 
 
@@ -135,7 +135,7 @@ class Trainer:
         self.evaluations = Evaluations(hooks, method, self.state, accelerator, metrics, run_dir)
         self.logged_step, self.saved_step = 0, -1
         self.num_trackers = len(accelerator.trackers)
-        #: What ends the run before its time. All processes have it, and save first.
+        #: The error that ends the run early. All processes have it, and save first.
         self.failure: Exception | None = None
 
     def train(self) -> TrainingResult:
@@ -226,7 +226,7 @@ class Trainer:
         for _ in range(accelerator.gradient_accumulation_steps):
             batch = self._next_batch(batches)
             if batch is None:
-                return False  # what was computed since the last step belongs to one that is not made
+                return False  # the gradients since the last step belong to a step that is not made
             self.faults += batch.faults
             with accelerator.accumulate(model):
                 inputs = self.method.encode(batch, accelerator.device)
@@ -260,7 +260,7 @@ class Trainer:
         """
         failure = explain_error(error, self.accelerator.device)
         if self.accelerator.num_processes > 1 or not self.is_state_whole:
-            self.saver.wait()  # the checkpoint before may still be on its way
+            self.saver.wait()  # the previous checkpoint may still be being written
             if failure is error:
                 raise error
             raise failure from error

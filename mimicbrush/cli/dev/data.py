@@ -26,7 +26,7 @@ from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_file, check_output_folder
 from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 
-#: Chosen before anything was trained: of these real clips nothing is trained on.
+#: Real clips that are never trained on, chosen before any training.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
 #: How `--pack` mines: frames just large enough for a canvas of 128 px.
 PACKED = ("max_side_px=192", "jpeg_quality=82")

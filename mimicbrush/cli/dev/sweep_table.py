@@ -21,6 +21,6 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the sweep (its hydra.sweep.dir)")
     folder = parser.parse_args().folder
-    if folder.is_dir():  # it says itself what else this is
+    if folder.is_dir():  # otherwise, `print_table` reports what is wrong
         check_output_folder(folder)
     print_table(folder)

@@ -18,7 +18,7 @@ from mimicbrush.mining.plan import VIDEO_SUFFIXES
 #: Other files in a folder of clips: the list, the authors, and hashes that the list did not have.
 LIST_NAME, CREDITS_NAME, PINS_NAME = "clips.csv", "ATTRIBUTION.md", "pins.json"
 _OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
-#: Beside a clip that is being fetched lie files whose names are a little longer than its own.
+#: Temporary files of a download have slightly longer names than the clip.
 _LONGEST_PART = 200
 _SIZE = re.compile(r"[0-9]{1,18}")
 _NEEDED = ("path", "url", "licence", "attribution")

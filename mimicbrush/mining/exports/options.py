@@ -16,7 +16,7 @@ from mimicbrush.ranges import SEED_RANGE, check_options, number, word
 MAX_VIEWS = 1000
 #: Sides of images are multiples of this: trainers crop the others.
 SIDE_STEP_PX = 16
-#: Of every sample, where the user gives none: images apart, and side by side.
+#: Default captions: for separate images, and for images side by side.
 DEFAULT_CAPTIONS = (
     "Fill the hole of the first image with what the second image shows there.",
     "Fill the hole on the right with what the left shows there.",

@@ -32,7 +32,7 @@ from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.mining.exports.plan import SPLITS, ExportPart
 from mimicbrush.mining.exports.samples import ExportedPair
 
-#: Changes whenever the content of a folder means something else.
+#: Version of the content of a folder.
 _FORMAT = 1
 RECORDS = "records"
 _SETTINGS_FILE = f"{RECORDS}/export.json"

@@ -15,7 +15,7 @@ from mimicbrush.mining.exports.lists import OUTSIDE_BAND, SUMMARY_FILE, count_ex
 from mimicbrush.mining.exports.parts import read_export_folder, read_sealed
 from mimicbrush.mining.exports.plan import SPLITS
 
-#: Files that a trainer would take for samples where it finds them beside ours.
+#: Suffixes of files that a trainer would use as samples if they were in the folder.
 _SAMPLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".txt", ".tar")
 _AGAIN = "run the export command again"
 

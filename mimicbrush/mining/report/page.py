@@ -22,7 +22,7 @@ from mimicbrush.mining.report import statistics, thumbnails
 from mimicbrush.mining.report.plots import Histogram, HistogramMark, plot_histogram, plot_shares
 from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_values, summarise_manifest
 
-#: The report tells storage and time for this many clips.
+#: Number of clips for which the report estimates storage and time.
 MANY_CLIPS = 100_000
 _EXAMPLES, _LISTED = 3, 200
 #: Names and details come from outside, and may be of any length.

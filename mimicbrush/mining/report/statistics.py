@@ -20,7 +20,7 @@ from mimicbrush.ops.counter_rng import generator, mix
 from mimicbrush.ops.geometry import letterbox_matrix, transform_points
 from mimicbrush.ops.masks import sift_grid_mask
 
-#: So many pairs are looked into one by one: for masks, and for how far matches moved.
+#: Number of pairs that are read one by one, for masks and motion.
 SAMPLED_PAIRS = 2000
 #: The grids of the paper's mask, each as often as the others.
 _GRIDS = range(3, 11)

@@ -376,7 +376,7 @@ class _ShardReading:
         if actual != values[f"{side}_sha256"]:
             expected = f"{values[f'{side}_sha256']}, as the manifest says"
             self._add_fault(values["file"], f"image {side} has SHA-256 {actual}", expected, values["pair_id"], remedy)
-            return  # whatever it is: do not decode it
+            return  # do not decode it, whatever it is
         try:
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 size = image.size

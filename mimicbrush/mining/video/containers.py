@@ -43,7 +43,7 @@ _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
 #: Byte triples that may not occur inside a NAL unit (ITU-T H.264 Sec. 7.4.1, H.265 Sec. 7.4.2).
 _FORBIDDEN = (b"\x00\x00\x00", b"\x00\x00\x01", b"\x00\x00\x02")
-#: Codecs whose packets hold arithmetic-coded data, where so many zeros in a row are no chance.
+#: Codecs with arithmetic-coded packets, in which so many zeros in a row cannot be a coincidence.
 _DENSE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 _ZEROS = bytes(24)
 #: Some encoders end a stream with an end-of-stream unit behind a start code, inside the last NAL unit.
