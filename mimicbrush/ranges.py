@@ -64,7 +64,7 @@ class NumberRange:
             return f"expected {self}"
         assert isinstance(value, int | float)
         if not -_LARGEST <= value <= _LARGEST and (self.whole or isinstance(value, int)):
-            return f"expected {self}, and below 2**63"
+            return f"expected {self}" + (" and below 2**63" if self.at_most is None else "")
         is_inside = (
             math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)
