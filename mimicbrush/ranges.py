@@ -52,7 +52,8 @@ class NumberRange:
                 ("of at most", self.at_most),
                 ("below", self.below),
             )
-            limits = [" and".join(f" {name} {limit:.15g}" for name, limit in named if limit is not None)]
+            both = " and".join(f" {name} {limit:.15g}" for name, limit in named if limit is not None)
+            limits = [both.replace(" and of ", " and ")]
         null = f", or null ({self.null})" if self.null else ""
         return kind + "".join(limits) + (f" ({self.note})" if self.note else "") + null
 
