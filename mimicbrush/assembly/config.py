@@ -42,9 +42,9 @@ class TrainConfig:
     """Options of ``configs/train.yaml``.
 
     Attributes:
-        run_name: names the run's folder under runs/ and the run in a tracker.
-        run_dir: folder for everything that the run leaves.
-        seed: chooses weights (toy size), data, noise and drops.
+        run_name: name of the run, in trackers and for its folder in runs/.
+        run_dir: folder of the run.
+        seed: seed of the weights (of toy models), data, noise and drops.
     """
 
     run_name: str = MISSING
