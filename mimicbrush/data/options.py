@@ -97,7 +97,7 @@ class MaskOptions:
 
 @dataclass
 class PairSourceOptions:
-    """One of several mined folders to train on, see `DataOptions.sources`.
+    """A mined folder to train on, one of several, see `DataOptions.sources`.
 
     Attributes:
         root: folder of mined pairs, made by `mimicbrush mine`.

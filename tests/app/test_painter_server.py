@@ -149,7 +149,7 @@ def test_no_link_leads_out_of_the_folder(server: PainterServer, tmp_path: Path) 
     (tmp_path / "pictures/link.png").symlink_to(tmp_path / "secret.png")
     status, answer = ask(server, "GET", "/api/picture?name=link.png")
     assert status == 400
-    assert isinstance(answer, dict) and "leads out of" in str(answer["error"])
+    assert isinstance(answer, dict) and "leads outside of" in str(answer["error"])
 
 
 @pytest.mark.parametrize(

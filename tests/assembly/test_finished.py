@@ -36,7 +36,7 @@ def test_a_complete_run_is_skipped_and_none_is_written_over(tmp_path: Path) -> N
         CheckpointError, match=r"another run, which is complete \(train.learning_rate: was 0.1, now 0.2"
     ):
         find_finished_run(tmp_path, {**IDENTITY, "train.learning_rate": 0.2}, 20, "latest")
-    with pytest.raises(CheckpointError, match=r"no checkpoint to go on from to train\.max_steps=30"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint to continue from to train\.max_steps=30"):
         find_finished_run(tmp_path, IDENTITY, 30, "latest")
     with pytest.raises(CheckpointError, match="already has this run"):
         find_finished_run(tmp_path, IDENTITY, 20, "never")

@@ -182,7 +182,7 @@ def test_misspelt_keys_and_wrong_types_are_errors(override: str) -> None:
         ("data.augment_on=gpu", "data.augment_on=gpu: expected one of cpu, device. Did you mean 'cpu'"),
         ("data.video_ratio=70", r"data.video_ratio=70\.0: expected a number from 0 to 1"),
         ("+data.sources={a:{root:x,weight:-1}}", "both given"),
-        ("model.reference_blend=1.5", r"in 0\.\.1"),
+        ("model.reference_blend=1.5", "expected a number from 0 to 1"),
         ("model.reference_timestep=never", "model.reference_timestep=never: expected one of current, zero"),
     ],
 )
@@ -203,7 +203,9 @@ def test_total_batch_must_divide() -> None:
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_named_with_the_command(mined: Path, tracker: str) -> None:
     config = compose_train("+experiment=smoke", f"data.root={mined}", f"train.tracker={tracker}")
-    with pytest.raises(InputError, match=rf"train\.tracker={tracker}, .* not installed\. .*pip install {tracker}\)"):
+    with pytest.raises(
+        InputError, match=rf"train\.tracker={tracker} needs the package {tracker}\. .*pip install {tracker}\)"
+    ):
         check_prerequisites(config)
 
 

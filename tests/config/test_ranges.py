@@ -253,7 +253,7 @@ def test_no_clipping_and_a_warm_up_that_leaves_nothing() -> None:
         InputError, match=r"train\.max_grad_norm=-1: expected a number of at least 0 \(0: no clipping\)"
     ):
         TrainOptions(max_grad_norm=-1)
-    with pytest.raises(InputError, match=r"train\.lr_warmup_steps=500 leaves nothing of train\.max_steps=100"):
+    with pytest.raises(InputError, match=r"train\.lr_warmup_steps=500 leaves no steps of train\.max_steps=100"):
         TrainOptions(lr_scheduler="cosine", max_steps=100)
     assert TrainOptions(max_steps=100).never_warms_up()  # noted, for the run may go on
     assert not TrainOptions(lr_scheduler="constant", max_steps=100).never_warms_up()

@@ -240,5 +240,5 @@ def test_a_damaged_frame_costs_the_samples_that_it_is_in(tmp_path: Path) -> None
     faults = [fault for n in unlike for fault in three[n].faults]
     assert faults and all(f"pair {pairs[1].pair_id}" in fault for fault in faults)
     (root / "shards" / "one.tar").unlink()
-    with pytest.raises(DataError, match="pairs in a row"):
+    with pytest.raises(DataError, match="consecutive pairs"):
         three[0]

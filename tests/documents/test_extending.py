@@ -67,8 +67,8 @@ def test_masks_of_the_function_are_trained_on(mined: Path, tmp_path: Path, strip
         ("return np.ones((size_px, size_px), bool)", "is 1 everywhere; nothing can"),
         ("return np.eye(size_px)", "float64 with values up to 1.0; expected"),
         ("return np.eye(size_px, dtype=np.uint8) * 255", "with values up to 255; expected"),
-        ("return np.eye(3, dtype=bool)", r"gave \(3, 3\) bool"),
-        ("return []", r"gave \(0,\) float64; expected"),
+        ("return np.eye(3, dtype=bool)", r"returned \(3, 3\) bool"),
+        ("return []", r"returned \(0,\) float64; expected"),
     ],
 )
 def test_a_function_that_gives_no_mask_is_told(

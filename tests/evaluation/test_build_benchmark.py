@@ -103,7 +103,7 @@ def test_damaged_and_missing_images_are_named_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "dataset/../../secret.png"}, "leads out of"),
+        ({"source": "dataset/../../secret.png"}, "leads outside of"),
         ({"part_box": [0.5, 0.5, 0.4, 0.6]}, "no box of ratios"),
         ({"part_box": None}, "line 1"),
         ({"source_licence": ...}, "source_licence"),

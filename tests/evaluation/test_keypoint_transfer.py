@@ -212,7 +212,7 @@ def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
         read_spair_tasks(tmp_path, 64, None)
     for outside in ({"src_imname": "../../../secret.jpg"}, {"category": "../../secret"}):
         annotation.write_text(json.dumps(values | outside))
-        with pytest.raises(InputError, match="leads out"):
+        with pytest.raises(InputError, match="leads outside of"):
             read_spair_tasks(tmp_path, 64, None)
     with pytest.raises(InputError, match="PairAnnotation/val"):
         read_spair_tasks(tmp_path, 64, None, split="val")

@@ -308,7 +308,7 @@ def test_a_list_of_captions_may_be_parquet_and_must_have_the_column(tmp_path: Pa
     (tmp_path / "twice.csv").write_text("path,caption\na.mp4,one\n./a.mp4,two\n")
     with pytest.raises(InputError, match=r"'a\.mp4' is listed twice, with different texts"):
         read_list_column(tmp_path / "twice.csv", "caption")
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         read_list_column(tmp_path / "none.csv", "caption")
 
 
@@ -483,7 +483,7 @@ def test_the_command_exports_stops_goes_on_and_verifies(
         ),
         ("--format musubi -o OUT --mask-strategy box_", "data.mask.strategy=box_"),
         ("--format musubi -o OUT --size 40", "expected a multiple of 16"),
-        ("--format musubi -o OUT --captions none.csv", "none.csv is not there"),
+        ("--format musubi -o OUT --captions none.csv", "none.csv does not exist"),
         ("--format musubi -o OUT --caption-column text", "--caption-column text: give the list, too"),
     ],
 )

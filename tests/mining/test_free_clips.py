@@ -192,7 +192,7 @@ def test_what_is_no_whole_video_is_a_failure_and_the_others_go_on(
     (tmp_path / "list.csv").write_text(HEADER + "".join(lines))
     assert fetch() == 1
     said = capsys.readouterr()
-    assert re.search(r"failed: a\.mp4: what the server sent is no (whole )?video", said.err)
+    assert re.search(r"failed: a\.mp4: the downloaded file is not an? (intact )?video", said.err)
     assert "failed: c.mp4" in said.err and "the server answered 404" in said.err
     assert "1 of 3 clips are in" in said.out
     with (tmp_path / "clips/clips.csv").open() as file:

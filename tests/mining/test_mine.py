@@ -188,7 +188,7 @@ def test_new_files_go_to_new_shards_and_harm_is_mended(tmp_path: Path) -> None:
     assert {Path(name).stem for name in after.keys() - before.keys()} == {"shard-000002", "part-000002"}
 
     write_clip(folder / "clip0.mp4", moving_camera(60))
-    with pytest.raises(InputError, match=r"'clip0\.mp4' has another size"):
+    with pytest.raises(InputError, match=r"the size, .* of 'clip0\.mp4' has changed"):
         run(folder, output)
     write_clips(tmp_path / "other/deeper", 1)
     with pytest.raises(InputError, match="another folder"):
@@ -340,7 +340,7 @@ def test_each_option_must_be_a_number(name: str) -> None:
 def test_folders_that_cannot_be_mined(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="no file at all"):
+    with pytest.raises(InputError, match="no files"):
         run(empty, tmp_path / "out")
     (empty / "a.txt").write_text("")
     with pytest.raises(InputError, match=r"1 x \.txt"):

@@ -165,7 +165,7 @@ def test_an_index_that_is_damaged(place: float, folder: Path) -> None:
     (fault,) = faults(folder)
     assert fault.startswith("index.arrow: it ")
     index.unlink()
-    assert faults(folder)[0].startswith("index.arrow: it is not there")
+    assert faults(folder)[0].startswith("index.arrow: it does not exist")
 
 
 def test_a_bit_of_the_footer_of_the_index_hides_no_other_fault(folder: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_bit_of_what_pairs_are_read_from_is_refused_or_harmless(
 
 
 def test_what_is_no_mined_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no mined folder"):
+    with pytest.raises(InputError, match="is not a mined folder"):
         verify_folder(tmp_path, progress=False)
 
 

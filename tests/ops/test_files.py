@@ -323,7 +323,7 @@ def test_of_an_animation_the_first_image_is_taken_and_that_is_said(
         with caplog.at_level(logging.WARNING):
             red, _, blue = read_image(tmp_path / name, "RGB").getpixel((4, 4))
         assert red > 200 and blue < 50
-        assert caplog.messages == [f"{tmp_path / name}: holds 2 images; the first is used"]
+        assert caplog.messages == [f"{tmp_path / name}: the file has 2 images; the first one is used"]
 
 
 def test_damaged_exif_is_a_note_and_no_reason_to_refuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -340,7 +340,7 @@ def test_paths_of_a_list_stay_in_its_folder(tmp_path: Path) -> None:
     (root / "link").symlink_to(tmp_path)
     assert path_inside(root, "sub/../a.png") == root / "sub/../a.png"
     for name in ("../a.png", str(tmp_path / "a.png"), "link/a.png", "sub/../../a.png"):
-        with pytest.raises(InputError, match="leads out of"):
+        with pytest.raises(InputError, match="leads outside of"):
             path_inside(root, name)
     with pytest.raises(InputError, match="is not a valid path"):
         path_inside(root, "a\0.png")

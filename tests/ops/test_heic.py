@@ -43,6 +43,6 @@ def test_with_the_package_it_is_read(tmp_path: Path) -> None:
     assert found["plain"] <= 3 and found["written"] <= 3
     assert found["adobe"] <= 4 and found["adobe kept"] and found["p3"] <= 4
     assert found["turned"][:2] == [64, 96] and found["turned"][2] <= 3
-    assert found["pq"] <= 3 and "it is HDR (PQ) and read without tone mapping" in found["pq notes"]
+    assert found["pq"] <= 3 and "it is HDR (PQ) and is read without tone mapping" in found["pq notes"]
     assert found["kind"] == "HEIF" and found["encoding"] is False
     assert all("cannot read the image" in message for message in found["damaged"])

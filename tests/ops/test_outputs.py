@@ -86,7 +86,7 @@ def test_what_stands_in_the_way_of_a_file_is_said_before(tmp_path: Path) -> None
             check_output_file(Path(path))
     check_output_file(tmp_path / "file")
     check_output_file(tmp_path / "loop")  # a link is replaced, not followed
-    with pytest.raises(InputError, match="overwrite with --force"):
+    with pytest.raises(InputError, match="overwrite it with --force"):
         check_output_file(tmp_path / "file", force=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -105,9 +105,9 @@ def test_what_stands_in_the_way_of_a_folder_is_said_before(tmp_path: Path) -> No
 
 
 def test_a_disk_without_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"takes about .* GB, and the disk has .* left"):
+    with pytest.raises(InputError, match=r"needs about .* GB, and the disk has .* left"):
         check_output_folder(tmp_path, needed_bytes=10**18)
-    with pytest.raises(InputError, match=r"takes about .* GB"):
+    with pytest.raises(InputError, match=r"needs about .* GB"):
         check_output_file(tmp_path / "x", needed_bytes=10**18)
 
     def refuse(path: Path, data: bytes) -> int:
@@ -157,7 +157,7 @@ def test_a_result_that_cannot_be_written_is_kept_elsewhere(
     assert kept != wanted and kept.read_text() == "result"
     assert f"The result was saved as {kept}" in capsys.readouterr().err
     assert write_or_keep(tmp_path / "b", lambda path: path.write_text("b")) == tmp_path / "b"
-    with pytest.raises(OutputError, match=r"(?s)kept as .*gain \+3 dB"):
+    with pytest.raises(OutputError, match=r"(?s)saved as .*gain \+3 dB"):
         write_results(wanted, lambda path: path.write_text("result"), "gain +3 dB")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(OutputError, match=r"(?s)The result cannot be saved elsewhere.*gain \+3 dB"):

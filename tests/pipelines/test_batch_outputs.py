@@ -124,7 +124,7 @@ def test_a_format_that_cannot_hold_the_result_is_known_before_the_model_is_loade
         EditGroups(painter, tally).add(edit)
     assert painter.loaded == tally.done == 1
     (_, of_webp), (_, of_ico) = tally.failures
-    assert "WEBP cannot hold an image of 16384 x 3 px" in of_webp and "unknown image format '.ico'" in of_ico
+    assert "WEBP cannot store an image of 16384 x 3 px" in of_webp and "unknown image format '.ico'" in of_ico
 
 
 def test_groups_have_one_way_and_one_number_of_results(tmp_path: Path) -> None:

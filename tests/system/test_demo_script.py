@@ -42,7 +42,7 @@ def test_the_demo_never_empties_a_folder_that_is_not_its_own(
 def test_without_the_small_model_it_says_so_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "is_shipped", lambda: False)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "demo")])
-    with pytest.raises(InputError, match="this installation has none"):
+    with pytest.raises(InputError, match="this installation does not have it"):
         demo.main()
     assert not (tmp_path / "demo").exists()
 

@@ -549,7 +549,7 @@ def test_an_interrupted_batch_keeps_what_is_done(
     monkeypatch.setattr(MimicBrushPipeline, "__call__", interrupted)
     assert infer("--batch", "bench", "--output-dir", "out") == 130
     message = capsys.readouterr().err
-    assert "2 edits = 1 done + 0 skipped + 1 failed" in message and "the same command goes on" in message
+    assert "2 edits = 1 done + 0 skipped + 1 failed" in message and "Run the same command again to continue" in message
     assert [path.name for path in (folder / "out" / "TextureTrans").iterdir()] == ["001_result.png"]
 
 

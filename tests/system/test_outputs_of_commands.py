@@ -140,7 +140,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(
     taken = material / "taken"
     write_clips(material / "clips", 1)
     with hold_folder(taken):
-        with pytest.raises(LockedError, match=rf"taken is being written to by process {os.getpid()} on"):
+        with pytest.raises(LockedError, match=rf"taken is in use by process {os.getpid()} on"):
             mine_folder(material / "clips", taken, progress=False)
         with pytest.raises(LockedError):
             toy_run.train(mined, taken)
@@ -152,13 +152,13 @@ def test_a_folder_that_another_process_writes_to_is_refused(
         for name in ("demo", "data", "encoders", "ablations"):
             module, line = COMMAND_LINES[name]
             assert run_command(module, line.replace("OUT", "taken").split(), monkeypatch) == 2
-            assert "taken is being written to by process" in capsys.readouterr().err
+            assert "taken is in use by process" in capsys.readouterr().err
         assert [path.name for path in taken.iterdir()] == [".lock"]
     with hold_name(taken):
         for name in ("benchmark", "study"):
             module, line = COMMAND_LINES[name]
             assert run_command(module, line.replace("OUT", "taken").split(), monkeypatch) == 2
-            assert "taken is being written to by process" in capsys.readouterr().err
+            assert "taken is in use by process" in capsys.readouterr().err
 
 
 def test_a_sweep_leaves_out_a_job_that_runs_elsewhere_and_does_not_call_it_failed(

@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_old_ones_and_is_told(tmp_path: Path, monkeypatch
         patch.setattr(checkpoints, "_flush", full)
         saver.save(2, tensors(2), {"identity": {}})
         saver.wait()
-        assert saver.num_failed == 1 and "No space left" in said[0] and "as they were" in said[0]
+        assert saver.num_failed == 1 and "No space left" in said[0] and "are intact" in said[0]
         # As at the last step of a run that saves in the foreground: it was reported, and still there is none.
         with pytest.raises(CheckpointError, match="the last checkpoint could not be written"):
             saver.wait(must_succeed=True)

@@ -298,7 +298,7 @@ def test_parts_of_another_count_do_not_meet(mined: Path, tmp_path: Path) -> None
         with encoding._hold_part(folder, (1, 2)):
             pass
         for part in ("0/3", "0/1"):
-            with pytest.raises(LockedError, match="is being written to by process"):
+            with pytest.raises(LockedError, match="is in use by process"):
                 encode(mined, folder, "--part", part)
     encode(mined, folder, "--part", "0/3")
     assert sorted(path.name[0] for path in folder.iterdir()) == ["c", "m", "s", "v"]

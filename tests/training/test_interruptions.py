@@ -80,7 +80,7 @@ def test_a_worker_that_stops_answering_ends_the_run_which_is_saved(
         train(mined, tmp_path / "run", *ONLY_AT_THE_END, "data.num_workers=1", "data.loader_timeout_s=3")
     assert caught.value.exit_status == 75
     assert re.match(
-        r"loader worker 0 \(process \d+\), which reads the samples 4\.\.5, has not answered for 3 s\. Look (?s:.*)"
+        r"loader worker 0 \(process \d+\), which reads the samples 4\.\.5, has not answered for 3 s\. Check (?s:.*)"
         r"data\.loader_timeout_s\nThe state after step 2 is saved; to continue, run with train\.resume=latest\.$",
         str(caught.value),
     )
