@@ -79,10 +79,10 @@ class EditQueue:
         """
         limits, waiting = self._service.limits, self._waiting()
         if len(waiting) >= limits.waiting:
-            raise RefusedRequestError(429, f"{limits.waiting} edits are waiting already; try again in a minute")
+            raise RefusedRequestError(429, f"{limits.waiting} edits are already waiting; try again in a minute")
         mine = sum(job.visitor == visitor for job in waiting)
         if mine >= limits.waiting_of_one:
-            raise RefusedRequestError(429, f"{mine} of your edits are waiting already; wait for one of them")
+            raise RefusedRequestError(429, f"{mine} of your edits are already waiting; wait until one of them is done")
         name, job = secrets.token_urlsafe(18), Job(visitor, self._clock())
         self._jobs[name] = job
         self._forget_old(visitor)
@@ -98,7 +98,7 @@ class EditQueue:
         """
         job = self._jobs.get(name)
         if job is None or job.visitor != visitor:
-            raise RefusedRequestError(404, "there is no such edit (any more)")
+            raise RefusedRequestError(404, "this edit does not exist, or not any longer")
         return job
 
     def cancel(self, visitor: str, name: str) -> None:
@@ -153,7 +153,7 @@ class EditQueue:
             end = {"error": str(error)}
         except Exception:  # noqa: BLE001 - the next edit must have its turn
             _log.exception("an edit failed")
-            end = {"error": "the program failed at this edit; what it printed on the server says why"}
+            end = {"error": "an unexpected error occurred; the output of the server says more"}
         finally:
             job.phase = "ended"
             job.show(end)

@@ -92,20 +92,20 @@ class EditRequest:
             chosen = values["seed"]
             seed = secrets.randbelow(_MAX_CHOSEN_SEED) if chosen is None else _of_type(chosen, int)
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"this is not what the page sends ({error}); load it again") from error
+            raise InputError(f"the request is not valid ({error}); reload the page") from error
         if crop not in ("full", "auto"):
-            raise InputError(f"this is not what the page sends (crop: {crop!r:.20}); load it again")
+            raise InputError(f"the request is not valid (crop: {crop!r:.20}); reload the page")
         for token, what in ((source, "an image to edit"), (given and given[0][0], "a reference to imitate")):
             if not token:
                 raise InputError(f"choose {what} first")
         most_of = {"steps": limits.steps, "results": limits.images, "references": MAX_REFERENCES}
         for (name, most), value in zip(most_of.items(), (steps, count, len(given)), strict=True):
             if not 1 <= value <= most:
-                raise InputError(f"{name}: must be in 1..{most}, got {value}")
+                raise InputError(f"{name} must be in 1..{most}, got {value}")
         if not 0 <= guidance <= _MAX_GUIDANCE:
-            raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
+            raise InputError(f"guidance must be in 0..{_MAX_GUIDANCE}, got {guidance}")
         if auto_zoom and len(given) > 1:
-            raise InputError("auto-zoom takes one reference: remove the others, or switch auto-zoom off")
+            raise InputError("auto-zoom takes one reference; remove the others, or switch auto-zoom off")
         references = tuple(ReferenceChoice(image, None if box is None else check_box(box)) for image, box in given)
         return cls(
             source, mask, references, steps, guidance, check_seed(seed), count, keep_shape,
@@ -116,7 +116,7 @@ class EditRequest:
 def _of_type(value: Any, kind: Any) -> Any:
     """The value, where it is of this type: a bool is no number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r:.20} has a wrong type")
+        raise TypeError(f"{value!r:.20} has the wrong type")
     return value
 
 

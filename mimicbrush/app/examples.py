@@ -26,9 +26,9 @@ def examples() -> list[Example]:
         views.append((frames[_SOURCE_FRAME], frames[_REFERENCE_FRAME]))
     (first, first_view), (second, second_view), (third, third_view) = views
     return [
-        Example("A part, as another view shows it", *_images(first, _oval(first, 0.22), first_view)),
-        Example("A texture, in the shape that is there", *_images(second, _oval(second, 0.3), second_view), True),
-        Example("A detail that came out wrong, repaired", *_images(_garbled(third), _oval(third, 0.2), third_view)),
+        Example("Replace a part with the same part from another view", *_images(first, _oval(first, 0.22), first_view)),
+        Example("Apply a texture and keep the shape", *_images(second, _oval(second, 0.3), second_view), True),
+        Example("Repair a detail that came out wrong", *_images(_garbled(third), _oval(third, 0.2), third_view)),
     ]
 
 

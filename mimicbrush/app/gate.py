@@ -88,21 +88,19 @@ class Gate:
 
     def _check_source(self, scope: Scope, connection: HTTPConnection) -> None:
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            raise RefusedRequestError(405, "this page takes GET, HEAD and POST")
+            raise RefusedRequestError(405, "this server accepts only GET, HEAD and POST")
         host = connection.headers.get("host", "")
         if not self.access.is_named(host):
-            raise RefusedRequestError(
-                403, "this page does not go by this name; open the address that the command printed"
-            )
+            raise RefusedRequestError(403, "this server has another name; open the address that the command printed")
         forwarded = connection.headers.get("x-forwarded-host")  # a framework may build addresses of it
         if forwarded is not None and not all(HOST.fullmatch(each.strip()) for each in forwarded.split(",")):
-            raise RefusedRequestError(400, "the header X-Forwarded-Host has no name of a host")
+            raise RefusedRequestError(400, "the header X-Forwarded-Host contains no valid host name")
         if max(map(len, scope["path"].encode().split(b"/"))) > _MAX_NAME_BYTES or len(scope["path"]) > _MAX_PATH:
             raise RefusedRequestError(404, "there is no such page")
         origin, site = connection.headers.get("origin"), connection.headers.get("sec-fetch-site", "same-origin")
         is_ours = origin is None or origin in (f"http://{host}", f"https://{host}")
         if scope["method"] == "POST" and not (is_ours and site in ("same-origin", "none")):
-            raise RefusedRequestError(403, "only the page itself may ask for this")
+            raise RefusedRequestError(403, "only this page itself may send this request")
 
     async def _log_in(self, scope: Scope, connection: HTTPConnection, receive: Receive) -> Response | None:
         """The answer to who shows the token, or should; None where nothing is missing."""
@@ -127,8 +125,8 @@ class Gate:
         if hmac.compare_digest(connection.cookies.get(cookie, "").encode(), self._pass.encode()) and path != "/login":
             return None
         if path not in ("/", "/login"):
-            raise RefusedRequestError(403, "log in first: open the page again, with its token")
-        said = "This is not the token." if shown else ""
+            raise RefusedRequestError(403, "log in first: open the address with the token again")
+        said = "This token is wrong." if shown else ""
         page = (files("mimicbrush.app") / "static" / "login.html").read_text()
         return HTMLResponse(page.replace("{said}", said), 403)
 
@@ -143,9 +141,7 @@ class Gate:
             raise RefusedRequestError(404, "there is no such page")
         visitor = connection.cookies.get(COOKIE, "")
         if path.startswith(_PRIVATE) and not _VISITOR.fullmatch(visitor):
-            raise RefusedRequestError(
-                400, "this page was opened without its cookie; load it again (cookies must be allowed)"
-            )
+            raise RefusedRequestError(400, "the cookie of this page is missing; allow cookies, then reload the page")
         if path == "/upload":
             with self._counting_images(visitor):
                 most, most_s = self.limits.upload_bytes, self.limits.upload_s
@@ -189,7 +185,9 @@ class Gate:
         """Bound the images of one visitor that arrive or are read: nobody has all the readers to himself."""
         if self._images[visitor] >= self.limits.images_at_once:
             most = self.limits.images_at_once
-            raise RefusedRequestError(429, f"at most {most} of your images are read at once; wait a little")
+            raise RefusedRequestError(
+                429, f"the server reads at most {most} of your images at once; try again in a moment"
+            )
         self._images[visitor] += 1
         try:
             yield

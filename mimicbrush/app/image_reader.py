@@ -73,7 +73,7 @@ class ImageReader:
 
     async def _run(self, work: Callable[[Path], Any], path: Path) -> Any:
         if self._pending >= self._limits.decoding:
-            raise BusyError("many images are being read for others at this moment; try again in a minute")
+            raise BusyError("the server is reading many images of other visitors at the moment; try again in a minute")
         self._pending += 1
         try:
             if not self._pool.active:  # workers that died before they had any file
@@ -82,10 +82,12 @@ class ImageReader:
             arguments = (work, path, self._limits.pixels)
             return await asyncio.wrap_future(self._pool.schedule(_read, args=arguments, timeout=self._limits.decode_s))
         except TimeoutError as error:
-            message = f"this image takes more than {self._limits.decode_s:g} s to read; send it smaller, or as a JPEG"
+            message = (
+                f"reading this image takes more than {self._limits.decode_s:g} s; make it smaller, or save it as a JPEG"
+            )
             raise InputError(message) from error
         except ProcessExpired as error:
-            raise InputError("this file cannot be read: its reader broke down; send it as a JPEG or a PNG") from error
+            raise InputError("this file cannot be read: the image reader crashed; save it as a JPEG or PNG") from error
         finally:
             self._pending -= 1
 
@@ -121,7 +123,7 @@ def _read(work: Callable[[Path], Any], path: Path, max_pixels: int) -> Any:
     except InputError as error:
         raise InputError(str(error).replace(str(path), "this file")) from None
     except MemoryError:
-        raise InputError("this file takes too much memory to read; send it smaller") from None
+        raise InputError("reading this file takes too much memory; make the image smaller") from None
     except Exception as error:  # noqa: BLE001 - whatever a decoder makes of a hostile file is a reason to refuse it
         raise InputError(f"this file cannot be read ({make_storable(str(error))})") from None
 

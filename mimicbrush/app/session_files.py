@@ -135,7 +135,7 @@ class SessionFiles:
                 self._stored[token] = _StoredFile(visitor, path, self._clock(), size)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise InputError(f"the server could not keep this image ({error.strerror}); try again later") from error
+            raise InputError(f"the server could not save this image ({error.strerror}); try again later") from error
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -164,8 +164,8 @@ class SessionFiles:
     def missing_error(self) -> MissingFileError:
         """Build the error about a file that is not here, or is another visitor's."""
         return MissingFileError(
-            f"this image is not here (any more: {self.limits.files} of a visitor are kept, for "
-            f"{self.limits.age_s / 60:.0f} minutes); choose it again"
+            f"this image is not on the server (it keeps {self.limits.files} images per visitor, for "
+            f"{self.limits.age_s / 60:.0f} minutes); choose the image again"
         )
 
     def _forget_old(self, visitor: str) -> None:
@@ -180,7 +180,7 @@ class SessionFiles:
     def _make_room(self, visitor: str, size: int) -> None:
         """Remove files until one of `size` bytes fits: of whoever holds most, those that were used longest ago."""
         if size > self.limits.total_bytes:
-            raise InputError("there is no room for an image of this size; send a smaller one")
+            raise InputError("the server has no space for an image of this size; choose a smaller image")
         held = Counter({visitor: size})
         for file in self._stored.values():
             held[file.visitor] += file.size_bytes

@@ -54,7 +54,7 @@ class CorrespondenceRecorder:
         if not self._sums:
             raise InputError(
                 "no reference attention was recorded: a correspondence needs a reference, at least one step, and the "
-                "default attention back end"
+                "default attention backend"
             )
         finest = max(self._sums)
         results = []

@@ -36,8 +36,8 @@ _BETWEEN_PX = 28
 _MOST_WIDTH_PX, _LEAST_HEIGHT_PX = 4096, 16
 _FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
 _DASH_PX = 7
-_JOINS = "A line joins a place in the hole with the place in the reference that it looked at most"
-LEGEND = f"{_JOINS}; thin, dashed: unsure, it looked at many places."
+_JOINS = "A line joins a place in the hole with the place in the reference that it attended to most"
+LEGEND = f"{_JOINS}. Thin dashed lines are unsure: the attention is spread over many places."
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,7 +184,7 @@ def plot_correspondence(
     sheet = Image.new("RGB", size, "white")
     sheet.paste(Image.fromarray(image), (0, TITLE_PX))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
+    titles = ("source, hole striped", "source")  # the longest that leaves the other's place free
     own = next((title for title in titles if font.getlength(title) < start - 8), "")
     named = ["reference"] if len(references) == 1 else [f"reference {number + 1}" for number in range(len(references))]
     for x, title in ((0, own), *zip(starts.tolist(), named, strict=True)):
@@ -197,7 +197,7 @@ def plot_correspondence(
 
 def _choose_legend(marks: Sequence[PlacePair]) -> str:
     if not marks:
-        return "No line: no place in the hole looked at a place that lies in the reference."
+        return "There are no lines: no place in the hole attended most to a place inside the reference."
     return f"{_JOINS}." if all(mark.is_sure for mark in marks) else LEGEND
 
 

@@ -92,7 +92,7 @@ class GraphedPasses:
         device = next(networks[0].parameters()).device
         obstacle = obstacle or next(filter(None, map(find_graph_obstacle, networks)), None)
         if obstacle is None and device.type != self.device_type:
-            obstacle = f"the pipeline is on the device {device.type!r}, and they need {self.device_type!r}"
+            obstacle = f"the pipeline is on the device {device.type!r}, but CUDA graphs need {self.device_type!r}"
         if obstacle is not None:
             self._log_once(obstacle)
             return function
@@ -146,7 +146,7 @@ class GraphedPasses:
     def _log_once(self, obstacle: str) -> None:
         if obstacle not in self._logged:
             self._logged.add(obstacle)
-            _log.warning("no CUDA graphs for this edit: %s", obstacle)
+            _log.warning("this edit runs without CUDA graphs: %s", obstacle)
 
 
 class StaticCall:

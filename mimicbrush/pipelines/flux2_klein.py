@@ -62,8 +62,8 @@ def open_klein(
     lora = _find_lora(path, folder)
     if folder is None and lora is None and not is_klein_base(path):
         raise InputError(
-            f"{path} is neither what a run of FLUX.2 klein left ({IMITATION_FILE}), nor a LoRA file (.safetensors), "
-            "nor a folder of FLUX.2 klein (model_index.json)"
+            f"{path} is not a FLUX.2 klein model; expected the folder that a training run wrote ({IMITATION_FILE}), a "
+            "LoRA file (.safetensors), or a folder of FLUX.2 klein (model_index.json)"
         )
     if base is None:
         base = path if folder is None and lora is None else find_klein_base(imitation, folder)
@@ -78,7 +78,8 @@ def open_klein(
         prompt = read_prompt(folder / PROMPT_FILE, prompt=imitation.prompt, width=width)
         if prompt.checksum != imitation.prompt_checksum:
             raise DamagedFileError(
-                folder / PROMPT_FILE, f"its checksum is {prompt.checksum}, {IMITATION_FILE} states another"
+                folder / PROMPT_FILE,
+                f"its checksum is {prompt.checksum}, but {IMITATION_FILE} expects {imitation.prompt_checksum}",
             )
     if lora is not None:
         load_klein_lora(pipeline, lora)
@@ -110,8 +111,8 @@ def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Pa
     if Path(stated).is_absolute():
         if not Path(stated).is_dir():
             raise WeightsError(
-                f"{folder} was trained beside {stated}, which is not here; put the folder there, or its right path "
-                f'into {IMITATION_FILE} as "base"'
+                f"{folder} was trained with the base model {stated}, but there is no such folder; put the base model "
+                f'there, or write its new path into {IMITATION_FILE} as "base"'
             )
         return Path(stated)
     revision = None if imitation is None else imitation.revision
@@ -119,9 +120,9 @@ def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Pa
         return locate_klein(f"{stated}@{revision}" if revision else stated)
     except WeightsError as error:
         at = f" --revision {revision}" if revision else ""
-        way = "" if folder is None else f', or put the absolute path of its folder into {IMITATION_FILE} as "base"'
+        way = "" if folder is None else f', or write the absolute path of its folder into {IMITATION_FILE} as "base"'
         raise WeightsError(
-            f"the base model {stated} is not in the local Hugging Face cache. Fetch it with "
+            f"the base model {stated} is not in the local Hugging Face cache. Download it with "
             f"`hf download {stated}{at}`{way}"
         ) from error
 
@@ -161,7 +162,9 @@ def load_klein_base(folder: Path, dtype: torch.dtype, with_text_encoder: bool) -
 def _encode_for_untrained(pipeline: Flux2KleinPipeline, base: Path) -> PromptEmbeddings:
     """Encode the prompt of a model that was not trained here, and free the text encoder."""
     if pipeline.text_encoder is None or pipeline.tokenizer is None:
-        raise WeightsError(f"{base} has no text encoder, and no prompt is stored for it; name a whole FLUX.2 klein")
+        raise WeightsError(
+            f"{base} has no text encoder, and there is no stored prompt; use a complete FLUX.2 klein folder"
+        )
     prompt = encode_prompt(KLEIN_PROMPT, pipeline.text_encoder, pipeline.tokenizer, encoder=str(base))
     pipeline.text_encoder = pipeline.tokenizer = None
     return prompt
@@ -187,7 +190,9 @@ def write_klein_folder(
     transformer = components.transformer
     has_lora, has_base = bool(getattr(transformer, "peft_config", None)), imitation.base == BASE_FOLDER
     if not has_lora and not has_base:
-        raise InputError(f"a transformer without adapters beside base={imitation.base}: there is nothing to write")
+        raise InputError(
+            f"the transformer has no adapters, and base={imitation.base} stores its weights: there is nothing to write"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if has_base:
         whole = replace(components, transformer=_strip_adapters(transformer), text_encoder=None, tokenizer=None)

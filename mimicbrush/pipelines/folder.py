@@ -68,9 +68,9 @@ class Conventions:
                 f"train.prediction_type={self.prediction_type}"
             )
         if wrong:
-            raise InputError("the weights of this pipeline do not allow what was chosen: " + "; ".join(wrong))
+            raise InputError("the weights of this pipeline do not allow these options: " + "; ".join(wrong))
         notes = [
-            f"model.{name}={value}, while the weights were made for {self.options[name]}"
+            f"model.{name}={value}, but the weights were trained for {self.options[name]}"
             for name, value in other.items()
         ]
         return {**self.options, **choices}, notes
@@ -101,17 +101,17 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
         return inner
     if (folder / "checkpoints").is_dir():
         raise InputError(
-            f"{folder} is a training run that has no pipeline yet; "
-            f"`mimicbrush export {shlex.quote(str(folder))}` makes one, "
-            f"{folder / 'exported'}, of its newest checkpoint"
+            f"{folder} is a training run without a pipeline; "
+            f"`mimicbrush export {shlex.quote(str(folder))}` writes one to {folder / 'exported'} "
+            "from its newest checkpoint"
         )
     if folder.is_file():
-        raise InputError(f"{folder} is a file; name the folder that a run left")
+        raise InputError(f"{folder} is a file; expected the folder of a pipeline or of a training run")
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
     meant = suggest(str(name), (SHIPPED_NAME, RELEASED_NAME))
     raise InputError(
-        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or "
-        f"{RELEASED_NAME}{meant}"
+        f"{folder} is not a pipeline folder ({reason}); expected a pipeline folder, the folder of a training run, "
+        f"{SHIPPED_NAME} or {RELEASED_NAME}{meant}"
     )
 
 
@@ -134,9 +134,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     index = folder / "model_index.json"
     if is_klein_folder(folder):
-        raise InputError(f"{folder} holds FLUX.2 klein, and this takes a MimicBrush pipeline of U-Nets")
+        raise InputError(f"{folder} contains FLUX.2 klein, but only a MimicBrush pipeline with U-Nets works here")
     if not is_pipeline_folder(folder):
-        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
+        raise InputError(f"{folder} is not a pipeline folder (it has no model_index.json)")
     components = read_object(index)
     check_components(folder, components)
     absent = [
@@ -145,8 +145,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         if isinstance(value, list) and value[0] is not None and not (folder / name).is_dir()
     ]
     if absent or components.get("_class_name") != "MimicBrushPipeline":
-        problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
-        raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
+        problem = f"lacks {', '.join(absent)}" if absent else f"contains a {components.get('_class_name')}"
+        raise InputError(f"{folder} is not a complete MimicBrush pipeline: it {problem}")
     return components
 
 
@@ -235,6 +235,6 @@ def read_conventions(folder: Path) -> Conventions:
     except KeyError as error:
         raise WeightsError(f"{folder / 'unet' / 'config.json'} does not state {error}") from error
     except TypeError as error:
-        raise WeightsError(f"a config.json in {folder} has a value of a wrong type ({error})") from error
+        raise WeightsError(f"a config.json in {folder} has a value of the wrong type ({error})") from error
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
     return Conventions(options, px_per_latent * 2 ** (levels - 1), scheduler.get("prediction_type", "epsilon"))

@@ -54,8 +54,8 @@ source, mask, reference = (Image.open(name) for name in ("src.jpg", "mask.png", 
 pipe(source, mask, reference).images[0].save("result.png")
 ```
 
-Edits with {config["default_num_inference_steps"]} steps and guidance {config["default_guidance_scale"]} by default.
-Paper and released code differ in what follows; these weights belong to these choices:
+The default is {config["default_num_inference_steps"]} steps with guidance {config["default_guidance_scale"]}.
+The paper and the released code differ in the options below. These weights were trained for these values:
 
 | option | value |
 |---|---|
@@ -75,8 +75,8 @@ def _check_safe(name: str, value: bool | None) -> None:
     """Raises InputError where one of diffusers' options asks for pickles."""
     if value is False:
         raise InputError(
-            f"{name}=False: pickled weights can run code, so pipelines are read and written as .safetensors only; "
-            "mimicbrush convert imports released pickles, and exports them"
+            f"{name}=False is not supported: pickled weights can run code, so pipelines are read and written only as "
+            ".safetensors; mimicbrush convert imports and exports the released pickles"
         )
 
 
@@ -203,8 +203,8 @@ class HubPipeline(DiffusionPipeline):
         if slice_size is None:
             return
         raise InputError(
-            "attention slicing would leave the reference out; PyTorch's attention needs little memory as it is, and "
-            "enable_model_cpu_offload() or pipe.vae.enable_slicing() save more"
+            "attention slicing would ignore the reference; PyTorch's attention already needs little memory. To save "
+            "more, use enable_model_cpu_offload() or pipe.vae.enable_slicing()"
         )
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Callable[..., Any] | None = None) -> None:
@@ -214,7 +214,6 @@ class HubPipeline(DiffusionPipeline):
             InputError: always; names the call that chooses the back end.
         """
         raise InputError(
-            "xFormers' processors would leave the reference out; "
-            'pipe.unet.set_attention_backend("xformers") chooses it '
-            "as a back end"
+            "xFormers' attention processors would ignore the reference; use xFormers as a backend instead: "
+            'pipe.unet.set_attention_backend("xformers")'
         )

@@ -60,7 +60,7 @@ def group_references(references: References, num_sources: int | None = None) -> 
     groups = [list_images(each) for each in listed]
     lengths = [len(group) for group in groups]
     if len(set(lengths)) > 1:
-        raise InputError(f"each source must have equally many references, got {', '.join(map(str, lengths))}")
+        raise InputError(f"all sources must have the same number of references, got {', '.join(map(str, lengths))}")
     for length in lengths[:1]:
         REFERENCES_RANGE.check("references of a source", length)
     return groups
@@ -117,16 +117,16 @@ def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
     if not sources:
         raise InputError("no source was given")
     if len(masks) != len(sources):
-        raise InputError(f"one mask per source is needed, got {len(sources)} sources, {len(masks)} masks")
+        raise InputError(f"expected one mask per source, got {len(sources)} sources and {len(masks)} masks")
     for number, (image, mask) in enumerate(zip(sources, masks, strict=True)):
         name = _name_mask(number, len(masks))
         if image.shape[:2] != mask.shape:
             raise InputError(
                 f"{name} is {mask.shape[1]} x {mask.shape[0]} px, "
-                f"its source {image.shape[1]} x {image.shape[0]} px; they must be of one size"
+                f"but its source is {image.shape[1]} x {image.shape[0]} px; both must have the same size"
             )
         if not (mask > MASK_THRESHOLD).any():
-            raise InputError(f"{name} is empty: nothing in it is above 128, so there is nothing to repaint")
+            raise InputError(f"{name} is empty: no pixel is above 128, so there is nothing to repaint")
 
 
 def _name_mask(number: int, count: int) -> str:
@@ -141,7 +141,7 @@ def list_boxes(images: list[np.ndarray], crops: Box | Sequence[Box | None] | Non
     """
     listed = crops if isinstance(crops, list) else [crops] * len(images)
     if len(listed) != len(images):
-        raise InputError(f"{len(listed)} crops for {len(images)} references; give one, or one each")
+        raise InputError(f"expected one crop, or one for each of {len(images)} references, got {len(listed)}")
     boxes = [box or full_box(image) for image, box in zip(images, listed, strict=True)]
     for image, box in zip(images, boxes, strict=True):
         crop_box(image, box, "reference")
@@ -211,11 +211,11 @@ def letterbox_masks(
         # The mask of the latents takes every eighth pixel of it.
         if not canvas[::px_per_latent, ::px_per_latent].any():
             way = choose_words(
-                python='crop="auto"', command="--crop auto", page='switch on "Repaint only around the mask"'
+                python='crop="auto"', command="--crop auto", page='switch on "Use only the area around the mask"'
             )
             raise InputError(
-                f"{_name_mask(number, len(masks))} is too thin: nothing is left of it at the {size_px} px that the "
-                f"model paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it ({way})"
+                f"{_name_mask(number, len(masks))} is too thin: nothing of it is left at the model's resolution of "
+                f"{size_px} px, {px_per_latent} px per latent; make it wider, or edit a square around it ({way})"
             )
     return np.stack(canvases)
 
@@ -250,7 +250,8 @@ def check_generators(sources: int, num_images_per_prompt: int, generator: object
     rows = sources * num_images_per_prompt
     if isinstance(generator, list) and len(generator) != rows:
         raise InputError(
-            f"{len(generator)} generators for {sources} sources x {num_images_per_prompt} images; give one, or {rows}"
+            f"expected one generator, or {rows} for {sources} sources x {num_images_per_prompt} images, got "
+            f"{len(generator)}"
         )
 
 
@@ -271,6 +272,8 @@ def check_recording(has_reference: bool, has_reference_unet: bool, correspondenc
     if not has_reference:
         raise InputError(f"{option} needs a reference")
     if not has_reference_unet:
-        raise InputError(f"{option} needs a reference U-Net, which this pipeline was trained without")
+        raise InputError(f"{option} needs a reference U-Net, but this pipeline has none")
     if correspondence and record is not None:
-        raise InputError("return_correspondence is a record of attention, too: ask for it or give attention_record")
+        raise InputError(
+            "return_correspondence also records attention: use either return_correspondence or attention_record"
+        )

@@ -82,7 +82,7 @@ def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
+        raise InputError(f"dtype must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
     return DTYPES[dtype]
 
 
@@ -141,13 +141,13 @@ def load_components(folder: Path, size_px: int) -> Components:
     pipeline = load_pipeline(folder, torch.float32)
     if "original_inference_steps" in pipeline.scheduler.config:
         raise InputError(
-            f"{folder} was distilled to few steps, which more training would undo; go on from the pipeline that it was "
-            "distilled from"
+            f"{folder} was distilled to a few steps, and more training would undo that; continue training from the "
+            "pipeline before distillation"
         )
     for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
         actual, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
         if actual != expected:
-            raise InputError(f"{folder} was made for a noise schedule with {key}={actual}, training has {expected}")
+            raise InputError(f"{folder} has a noise schedule with {key}={actual}, but training uses {key}={expected}")
     components = Components(**{each.name: getattr(pipeline, each.name) for each in fields(Components)})
     components.unet.register_to_config(sample_size=size_px // pipeline.vae_scale_factor)
     return components
@@ -179,10 +179,10 @@ def choose_device(device: str) -> str:
         InputError: the device is unknown or absent.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"the device must be auto, cpu or cuda, got {device!r}")
+        raise InputError(f"device must be auto, cpu or cuda, got {device!r}")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise InputError("the device is cuda, but PyTorch sees no CUDA GPU here; use cpu or auto")
+        raise InputError("device is cuda, but PyTorch finds no CUDA GPU; use cpu or auto")
     return "cuda" if device != "cpu" and available else "cpu"
 
 

@@ -319,7 +319,7 @@ class MimicBrushPipeline(HubPipeline):
         prepared: PreparedReference | None = None  # latents (R, 4, h, w), context (R, N, D)
         if isinstance(reference, PreparedReference):
             if reference_crop is not None:
-                raise InputError("reference_crop must be given to prepare_reference, for this reference is prepared")
+                raise InputError("this reference is already prepared; give reference_crop to prepare_reference instead")
             prepared = reference
         elif reference is not None:
             groups = group_references(reference, len(sources))
@@ -418,7 +418,7 @@ class MimicBrushPipeline(HubPipeline):
         most_steps = self.scheduler.config.get("original_inference_steps")  # of a distilled model (LCM)
         if most_steps is not None and num_inference_steps > most_steps:
             raise InputError(
-                f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer steps"
+                f"num_inference_steps={num_inference_steps}: this model was distilled for at most {most_steps} steps"
             )
         if self.reader is not None:
             check_references_are_read(self.unet, self.reader)
@@ -473,7 +473,9 @@ class MimicBrushPipeline(HubPipeline):
         groups = group_references(reference)
         if not groups or (isinstance(generator, list) and len(generator) % len(groups)):
             results = len(generator) if isinstance(generator, list) else 1
-            raise InputError(f"{len(groups)} references cannot serve {results} results; give one, or one per source")
+            raise InputError(
+                f"expected one reference, or one per source, got {len(groups)} references for {results} results"
+            )
         images, count = [to_rgb_array(image) for group in groups for image in group], len(groups[0])
         placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
         pixels = self._to_canvas(images, placements)  # (R, 3, S, S)
@@ -717,8 +719,8 @@ class MimicBrushPipeline(HubPipeline):
         pixels = decode_latents(self.vae, latents)  # (B n, 3, S, S)
         if not pixels.isfinite().all():
             raise MimicBrushError(
-                f"the result is no image: numbers overflowed in {self.unet.dtype} (U-Net) or {self.vae.dtype} (VAE); "
-                "use bfloat16 or float32"
+                f"the result contains NaN or infinite values: numbers overflowed in {self.unet.dtype} (U-Net) "
+                f"or {self.vae.dtype} (VAE); use bfloat16 or float32"
             )
         if output_type == "pt":
             return to_unit_range(pixels)

@@ -82,10 +82,9 @@ class PreparedReference:
         """
         if settings != self.settings:
             raise InputError(
-                f"this reference was prepared with {self.settings}, the pipeline now has {settings}; prepare it again"
+                f"this reference was prepared with {self.settings}, but the pipeline now has {settings}; prepare it "
+                "again"
             )
         count = len(self.placements) // self.num_references
         if count not in (1, sources):
-            raise InputError(
-                f"{count} references for {sources} sources; give one, or one each, or a list of several for each"
-            )
+            raise InputError(f"expected one reference, or one (or a list) for each of {sources} sources, got {count}")

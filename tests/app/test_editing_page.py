@@ -243,13 +243,13 @@ def test_what_is_shown_belongs_to_what_is_there(page: Page, images: dict[str, Pa
     give_all(page, images)
     choose(page, seed="")
     said = edit(page, "Done.")
-    seed = re.search(r"Seed (\d+) was chosen", said)
+    seed = re.search(r"Seed (\d+) was used", said)
     download = page.locator("#result [data-role=download]")
     assert seed and download.get_attribute("download") == f"edited_seed{seed[1]}.png"
     assert old.count() == 0
     paint_box(page, "source", (200, 150, 220, 170))  # with the brush: another mask
     old.wait_for()
-    said_by(page, "result", "other images or of another mask")
+    said_by(page, "result", "from other images or with another mask")
     choose(page, steps="100", count="4")
     begin_edit(page)
     page.wait_for_selector("#left:has-text('of 400')")
@@ -372,19 +372,19 @@ def test_several_references_are_added_used_each_with_its_box_and_removed(page: P
 
 @pytest.mark.slow
 def test_what_cannot_be_edited_is_said(page: Page, images: dict[str, Path]) -> None:
-    assert "choose an image to edit first" in edit(page, "Not done")
+    assert "choose an image to edit first" in edit(page, "The edit failed")
     give(page, "source", images["mask"], "mask")
-    said_by(page, "source", "choose an image first")
+    said_by(page, "source", "choose the image to edit first")
     give(page, "source", images["huge"])
-    said_by(page, "source", "at most 50 megapixels")
+    said_by(page, "source", "the limit is 50 megapixels")
     give(page, "source", images["text"])
-    said_by(page, "source", "no image of a format")
+    said_by(page, "source", "not an image in a supported format")
     give(page, "source", images["heavy"])
-    said_by(page, "source", "at most 2 MiB")
+    said_by(page, "source", "the limit is 2 MiB")
     give_both(page, images)
     assert "the mask is empty" in edit(page, "mask is empty")
     give(page, "source", images["reference"], "mask")
-    said_by(page, "source", "the mask is 240 x 200 px, its image 320 x 240 px")
+    said_by(page, "source", "the mask is 240 x 200 px, but the image is 320 x 240 px")
 
 
 @pytest.mark.slow
@@ -643,10 +643,10 @@ ASKED = {
         ({"source": ""}, "choose an image to edit first"),
         ({"references": []}, "choose a reference to imitate first"),
         ({"references": [{"image": ""}]}, "choose a reference to imitate first"),
-        ({"references": [{"image": "b"}] * 5}, "references: must be in 1..4, got 5"),
+        ({"references": [{"image": "b"}] * 5}, "references must be in 1..4, got 5"),
         ({"references": [{"image": "b"}] * 2, "auto_zoom": True}, "auto-zoom takes one reference"),
-        ({"steps": 101}, "steps: must be in 1..100, got 101"),
-        ({"count": 0}, "results: must be in 1..4, got 0"),
+        ({"steps": 101}, "steps must be in 1..100, got 101"),
+        ({"count": 0}, "results must be in 1..4, got 0"),
         ({"seed": float("inf")}, "not what the page sends"),
         ({"seed": -1}, "'seed'"),
         ({"steps": 1e400}, "not what the page sends"),
@@ -687,7 +687,12 @@ def test_no_message_of_the_page_names_an_option_of_a_command() -> None:
     with speak_as("page"):
         told = collect_messages()
     assert not [message for message in told if "--" in message or "=" in message]
-    assert told[0] == 'not enough memory for this edit: try "Repaint only around the mask", or a smaller image'
-    assert told[1].endswith("a mask must have its source's size (paint it here, or upload one of that size)")
-    assert "is it turned?" in told[2]
-    assert told[5].endswith("white means repaint: is it inverted? (leave a part unpainted)")
+    assert (
+        told[0]
+        == 'not enough memory for this edit: try the setting "Use only the area around the mask", or a smaller image'
+    )
+    assert told[1].endswith(
+        "the mask must have the size of its source (paint the mask here, or upload a mask of that size)"
+    )
+    assert "is the mask rotated?" in told[2]
+    assert told[5].endswith("white means repaint: is the mask inverted? (leave a part of the image unpainted)")

@@ -328,7 +328,7 @@ def test_what_is_painted_while_a_mask_is_saved_is_not_taken_for_saved(page: Page
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
     page.click("#images button:has-text('large.jpg')")
     page.wait_for_timeout(200)
-    assert asked == ["This mask is not saved. Go on without it?"]
+    assert asked == ["This mask is not saved. Discard it?"]
 
 
 def test_going_on_without_saving_asks_first(page: Page) -> None:
@@ -339,6 +339,6 @@ def test_going_on_without_saving_asks_first(page: Page) -> None:
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
     page.click("#images button:has-text('large.jpg')")
     page.wait_for_timeout(200)
-    assert asked == ["This mask is not saved. Go on without it?"]
+    assert asked == ["This mask is not saved. Discard it?"]
     assert page.locator("#images button[aria-current=true]").inner_text() == "cats/small.png"
     save(page)

@@ -155,11 +155,11 @@ def test_no_link_leads_out_of_the_folder(server: PainterServer, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (png((41, 30)), "41 x 30 px, its image dogs/01.png 40 x 30 px"),
-        (png(value=0), "nothing is painted"),
-        (png()[:40], "no whole PNG"),
-        (b"GIF89a", "no whole PNG"),
-        (b"", "no whole PNG"),
+        (png((41, 30)), "41 x 30 px, but the image dogs/01.png is 40 x 30 px"),
+        (png(value=0), "the mask of dogs/01.png is empty"),
+        (png()[:40], "not a valid PNG"),
+        (b"GIF89a", "not a valid PNG"),
+        (b"", "not a valid PNG"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(server: PainterServer, body: bytes, reason: str, tmp_path: Path) -> None:
@@ -252,12 +252,12 @@ def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:
             MaskStore(output, images)
     assert MaskStore(images / "masks", images).names() == ["a.png"]
     (images / "a.bmp").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\.bmp and a\.png would share one mask"):
+    with pytest.raises(InputError, match=r"a\.bmp and a\.png would have the same mask"):
         MaskStore(tmp_path / "masks", images)
 
 
 def test_a_port_that_is_taken_is_named(server: PainterServer) -> None:
-    with pytest.raises(InputError, match="name another with --port"):
+    with pytest.raises(InputError, match="choose another --port"):
         PainterServer(server.store, server.server_address[1])
 
 
@@ -284,5 +284,5 @@ def test_a_folder_that_may_not_be_written_is_told(server: PainterServer, tmp_pat
     (tmp_path / "masks/dogs").write_text("a file where the folder of the mask should be")
     status, answer = ask(server, "POST", "/api/mask?name=dogs/01.png", png())
     assert status == 500
-    assert isinstance(answer, dict) and "could not be kept" in str(answer["error"])
+    assert isinstance(answer, dict) and "could not be read or saved" in str(answer["error"])
     assert ask(server, "GET", "/api/pictures")[0] == 200

@@ -60,7 +60,7 @@ def test_what_is_used_outlasts_what_is_not(tmp_path: Path) -> None:
         visits.find("ann", source)
         visits.keep("ann", ".png", written(b"mask"))
     assert visits.find("ann", source)
-    with pytest.raises(InputError, match="3 of a visitor are kept"):
+    with pytest.raises(InputError, match="it keeps 3 images per visitor"):
         visits.find("ann", unused)
 
 
@@ -74,7 +74,7 @@ def test_what_has_no_room_or_cannot_be_written_leaves_nothing(tmp_path: Path) ->
 
     with pytest.raises(InputError, match="no room"):
         visits.keep("bob", ".png", written(b"12345678901"))
-    with pytest.raises(InputError, match=r"could not keep this image \(No space left on device\)"):
+    with pytest.raises(InputError, match=r"could not save this image \(No space left on device\)"):
         visits.keep("ann", ".png", fail)
     assert [path.name for path in visits.folder.iterdir()] == [f"{kept}.png"]
 

@@ -127,5 +127,5 @@ def test_another_encoder_reads_the_reference(mined: Path, tmp_path: Path) -> Non
 
 
 def test_an_unknown_encoder_of_tokens_is_told() -> None:
-    with pytest.raises(InputError, match="image tokens of a SiglipVisionModel are not known; known are those of CLIP"):
+    with pytest.raises(InputError, match="image tokens of SiglipVisionModel are not supported; supported: CLIP"):
         model_options.encoder_without_unet("SiglipVisionModel")

@@ -192,7 +192,7 @@ def test_a_pipeline_tells_where_the_hole_came_from(
         ({"every_steps": -1}, r"eval\.every_steps=-1: must be a whole number, 0 or more \(0: never\)"),
         ({"max_pairs": 1}, r"eval\.max_pairs=1: must be a whole number, 2 or more"),
         ({"batch_size": 0}, r"eval\.batch_size=0: must be a whole number in 1\.\."),
-        ({"sets": ("warped",)}, "must hold natural"),
+        ({"sets": ("warped",)}, "must contain natural"),
         ({"sets": ("sharp",)}, r"eval\.sets=.*natural, warped"),
     ],
 )

@@ -32,7 +32,7 @@ def test_the_config_says_what_the_dataclass_says() -> None:
     [
         ([], "editor="),
         (["editor=nowhere", "pairs=nowhere", "output=out"], "neither a folder nor the name of an editor"),
-        (["editor=source", "pairs=nowhere", "output=out"], "edits benchmark cases alone"),
+        (["editor=source", "pairs=nowhere", "output=out"], "can edit only benchmark cases"),
         (["editor=oracle", "pairs=nowhere", "output=out"], "nowhere"),
         (["editor=nowhere", "pairs=nowhere", "output=out", "split=test"], "heldout, all"),
         (["editor=.", "pairs=nowhere", "output=out"], "model_index.json"),

@@ -106,7 +106,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
             read_homography(tmp_path / "H_1_2")
     scene = broken("no_picture")
     (scene / "4.ppm").unlink()
-    with pytest.raises(DataError, match=r"H_1_4 belongs to an image 4\.ppm.*found: none"):
+    with pytest.raises(DataError, match=r"H_1_4 needs exactly one image 4\.ppm.*found: none"):
         read_homography_tasks(scene.parent, 32, None)
     scene = broken("two_pictures")
     shutil.copy(scene / "1.ppm", scene / "img1.ppm")

@@ -208,7 +208,7 @@ def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
     annotation = next((tmp_path / "PairAnnotation" / "test").glob("*.json"))
     values = json.loads(annotation.read_text())
     annotation.write_text(json.dumps(values | {"trg_kps": [[1, 2]]}))
-    with pytest.raises(DataError, match="keypoints in one image"):
+    with pytest.raises(DataError, match="keypoints of the two images have the shapes"):
         read_spair_tasks(tmp_path, 64, None)
     for outside in ({"src_imname": "../../../secret.jpg"}, {"category": "../../secret"}):
         annotation.write_text(json.dumps(values | outside))

@@ -116,7 +116,7 @@ def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to
     first, second, third = describe_gains(summarise_pairs(scores, seed=0)).split("\n")
     assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
     assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
-    assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
+    assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "helps more" in third
 
 
 def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -> None:
@@ -194,7 +194,7 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
     bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
     for line in describe_gains(few).split("\n"):
         assert "too narrow with only 4 source videos)" in line
-    assert f"({bounds}, too narrow" in describe_gains(few)
+    assert f"({bounds}, which is too narrow" in describe_gains(few)
     assert "too narrow" in metrics["note"]
     assert metrics["note"] in format_summary(metrics, OPTIONS.sets)
     assert f"({bounds}): " in describe_gains(few | {"n_sources": MIN_SOURCES})

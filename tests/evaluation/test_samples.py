@@ -123,7 +123,7 @@ def test_only_an_editor_that_takes_several_references_gets_them(overlapping: lis
     true, wrong, none = (batch.other_references for batch in seen)
     assert true is not None and wrong is not None and none is None
     assert true.shape == wrong.shape == (2, 1, SIZE, SIZE, 3) and not np.array_equal(true, wrong)
-    with pytest.raises(InputError, match=r"num_references: .* takes one reference; leave it at 1"):
+    with pytest.raises(InputError, match=r"num_references must be 1, because .* takes one reference"):
         edit_samples(FunctionEditor(lambda sources, *_: sources), samples, "reference")
 
 

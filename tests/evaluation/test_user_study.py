@@ -173,7 +173,7 @@ def test_a_case_without_all_results_is_left_out_and_named(evaluation: Path, benc
     assert made.cases == 2
     assert {fault.path: fault.reason for fault in made.faults} == {
         missing: "no such file",
-        small: "9 x 9 px, its source 64 x 48 px",
+        small: "9 x 9 px, but its source is 64 x 48 px",
     }
     two = make_study(evaluation, benchmark, tmp_path / "study", editors=["xenops", "Zebra Editor"], max_cases=3)
     assert (two.cases, two.faults, two.editors) == (3, [], ("xenops", "Zebra Editor"))
@@ -199,11 +199,11 @@ def test_what_cannot_be_studied_is_refused(evaluation: Path, benchmark: Path, tm
         make_study(evaluation, benchmark, tmp_path / "study", editors=["yak", "yak"])
     with pytest.raises(InputError, match="at least two editors"):
         make_study(benchmark, benchmark, tmp_path / "study")
-    with pytest.raises(InputError, match="holds something that is no study"):
+    with pytest.raises(InputError, match="is not empty and not a user study"):
         make_study(evaluation, benchmark, evaluation)
     for path in (evaluation / "results/yak").rglob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match="no case has a result of each"):
+    with pytest.raises(DataError, match="no case has results of all"):
         make_study(evaluation, benchmark, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
@@ -244,7 +244,7 @@ def test_rankings_that_are_not_whole_are_counted_and_do_not_count(study: Path, t
     assert found.scores[names[0]]["harmony"].rankings == 6
     assert found.scores[names[0]]["harmony"].best == pytest.approx(400 / 6)
     empty = {**partly, "answers": {}}
-    with pytest.raises(DataError, match="nobody ranked all results"):
+    with pytest.raises(DataError, match="no rater ranked all results"):
         score_study(study / "key.json", [write(tmp_path / "c.json", empty)])
 
 
@@ -252,21 +252,21 @@ def test_answers_that_do_not_belong_are_refused(study: Path, tmp_path: Path) -> 
     good = answers_of(study, "a", list(COLOURS))
     case = next(iter(good["answers"]))
     refused = {
-        "answers study 0123": {**good, "study": "0123"},
+        "belongs to study 0123": {**good, "study": "0123"},
         "expected 'mimicbrush user study answers 1'": {**good, "format": "other"},
-        "not about the cases": {**good, "answers": {"q999": {}}},
-        "no ranking of A, B, C from 1 to 3": {**good, "answers": {case: {"harmony": {"A": 1, "B": 1}}}},
-        "no ranking of": {**good, "answers": {case: {"quality": {"A": 4}}}},
-        "no ranking": {**good, "answers": {case: {"quality": {"D": 1}}}},
-        "is no ranking": {**good, "answers": {case: 5}},
+        "do not belong to the cases": {**good, "answers": {"q999": {}}},
+        "not a ranking of A, B, C from 1 to 3": {**good, "answers": {case: {"harmony": {"A": 1, "B": 1}}}},
+        "not a ranking of": {**good, "answers": {case: {"quality": {"A": 4}}}},
+        "not a ranking": {**good, "answers": {case: {"quality": {"D": 1}}}},
+        "is not a ranking": {**good, "answers": {case: 5}},
     }
     for message, answers in refused.items():
         with pytest.raises(InputError, match=re.escape(message)):
             score_study(study / "key.json", [write(tmp_path / "answers.json", answers)])
     one, two = (write(tmp_path / f"{n}.json", good) for n in (1, 2))
-    with pytest.raises(InputError, match="are of one rater"):
+    with pytest.raises(InputError, match="are from the same rater"):
         score_study(study / "key.json", [one, two])
-    with pytest.raises(InputError, match="are of one rater"):
+    with pytest.raises(InputError, match="are from the same rater"):
         score_study(study / "key.json", [one, one])
     damaged = {key: value for key, value in json.loads((study / "key.json").read_text()).items() if key != "editors"}
     with pytest.raises(InputError, match="it lacks editors"):

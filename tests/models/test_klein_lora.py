@@ -81,7 +81,7 @@ def test_another_kind_of_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="use_rslora"):
         convert_lora_for_comfyui(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors")
     save_file({"transformer.to_q.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "half.safetensors")
-    with pytest.raises(WeightsError, match="no LoRA of diffusers"):
+    with pytest.raises(WeightsError, match="not a LoRA of diffusers"):
         convert_lora_for_comfyui(tmp_path / "half.safetensors", tmp_path / "theirs.safetensors")
 
 

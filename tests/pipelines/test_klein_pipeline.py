@@ -168,7 +168,7 @@ def test_guidance_is_away_from_the_empty_prompt(editor: KleinPipeline) -> None:
         ({"output_type": "tensor"}, "pil, np, pt or latent"),
         ({"reference": [an_edit()["reference"]] * 5}, "references of a source=5"),
         ({"reference": [[an_edit()["reference"]]] * 2}, "2 references for 1 sources"),
-        ({"reference_crop": (0, 0, 1000, 1000)}, "no box within the reference"),
+        ({"reference_crop": (0, 0, 1000, 1000)}, "not a box inside the reference"),
     ],
 )
 def test_what_it_cannot_do_is_refused(editor: KleinPipeline, options: dict[str, object], words: str) -> None:
@@ -259,16 +259,16 @@ def spoil_json(folder: Path, name: str = IMITATION_FILE, **values: object) -> No
     ("spoil", "kind", "words"),
     [
         (lambda folder: (folder / IMITATION_FILE).write_text("{"), DamagedFileError, "cannot be read"),
-        (lambda folder: spoil_json(folder, family="unets"), WeightsError, "of the family unets"),
-        (lambda folder: spoil_json(folder, more=1), DamagedFileError, "more differ"),
+        (lambda folder: spoil_json(folder, family="unets"), WeightsError, "has the family unets"),
+        (lambda folder: spoil_json(folder, more=1), DamagedFileError, "missing or unknown: more"),
         (lambda folder: spoil_json(folder, size_px="64"), DamagedFileError, "size_px=64"),
         (lambda folder: spoil_json(folder, size_px=68), InputError, "a multiple of 8"),
-        (lambda folder: spoil_json(folder, base="../elsewhere"), DamagedFileError, "must be a repository"),
+        (lambda folder: spoil_json(folder, base="../elsewhere"), DamagedFileError, "expected a repository"),
         (lambda folder: spoil_json(folder, num_references=9), DamagedFileError, "num_references=9"),
-        (lambda folder: spoil_json(folder, prompt="Another."), WeightsError, "holds the prompt"),
-        (lambda folder: spoil_json(folder, prompt_checksum="0"), DamagedFileError, "states another"),
+        (lambda folder: spoil_json(folder, prompt="Another."), WeightsError, "contains the prompt"),
+        (lambda folder: spoil_json(folder, prompt_checksum="0"), DamagedFileError, "but imitation.json expects"),
         (lambda folder: (folder / PROMPT_FILE).unlink(), InputError, f"lacks {PROMPT_FILE}"),
-        (lambda folder: (folder / LORA_FILE).write_bytes(b"no head"), DamagedFileError, "no safetensors file"),
+        (lambda folder: (folder / LORA_FILE).write_bytes(b"no head"), DamagedFileError, "not a safetensors file"),
         (
             lambda folder: (folder / BASE_FOLDER / "transformer" / "config.json").unlink(),
             WeightsError,
@@ -315,7 +315,7 @@ def test_a_lora_of_something_else_is_not_loaded(
     with pytest.raises(WeightsError, match=words):
         lora.load_klein_lora(build_klein().build_pipeline(), file)
     for weights, message in (
-        ({"weight": torch.zeros(2)}, "no LoRA of diffusers"),
+        ({"weight": torch.zeros(2)}, "not a LoRA of diffusers"),
         ({"transformer.x_embedder.lora_A.weight": torch.zeros(2, 16)}, "does not fit"),
         ({f"transformer.x_embedder.lora_{half}.weight": torch.zeros(16) for half in "AB"}, "does not fit"),
     ):
@@ -326,9 +326,11 @@ def test_a_lora_of_something_else_is_not_loaded(
 
 def test_other_folders_are_not_opened(run: Path, tmp_path: Path) -> None:
     for path in (tmp_path, run / "pipeline" / "absent.safetensors"):
-        with pytest.raises(InputError, match="neither what a run of FLUX"):
+        with pytest.raises(InputError, match=r"is not a FLUX\.2 klein model"):
             open_klein(path, "cpu")
-    with pytest.raises(InputError, match=r"safetensors is a file; name the folder that a run left"):
+    with pytest.raises(
+        InputError, match=r"safetensors is a file; expected the folder of a pipeline or of a training run"
+    ):
         resolve_pipeline_folder(next(run.rglob("pytorch_lora_weights.safetensors")))
 
 
@@ -457,6 +459,6 @@ def test_the_command_zooms_and_refuses(run: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_commands_of_the_unets_say_what_this_is(run: Path) -> None:
-    with pytest.raises(InputError, match=r"holds FLUX\.2 klein, and this takes a MimicBrush pipeline"):
+    with pytest.raises(InputError, match=r"contains FLUX\.2 klein, but only a MimicBrush pipeline"):
         open_pipeline(run, "cpu")
     assert isinstance(open_any_pipeline(run / "pipeline", "cpu", "bfloat16"), KleinPipeline)

@@ -42,7 +42,7 @@ def test_a_run_folder_is_its_pipeline(run_folder: Path) -> None:
 
 def test_a_misspelt_model_names_the_nearest() -> None:
     for name, meant in (("smal", "small"), ("relased", "released")):
-        with pytest.raises(InputError, match=rf"{name} is no pipeline folder .*; did you mean {meant}\?"):
+        with pytest.raises(InputError, match=rf"{name} is not a pipeline folder .*; did you mean {meant}\?"):
             resolve_pipeline_folder(name)
 
 
@@ -52,7 +52,7 @@ def test_names_of_the_small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert all(torch.equal(value, small[key]) for key, value in other.unet.state_dict().items())
     monkeypatch.setattr(small_model, "SHIPPED_MODEL", tmp_path / "absent")
     for name in ("small", "proof"):
-        with pytest.raises(InputError, match="the small model is not in this installation"):
+        with pytest.raises(InputError, match="this installation does not contain the small model"):
             resolve_pipeline_folder(name)
 
 
@@ -65,12 +65,12 @@ def test_a_folder_comes_before_a_name(run_folder: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_no_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no pipeline folder \(there is no such folder\)"):
+    with pytest.raises(InputError, match=r"is not a pipeline folder \(there is no such folder\)"):
         open_pipeline(tmp_path / "absent")
-    with pytest.raises(InputError, match=r"is no pipeline folder \(it has no model_index.json\)"):
+    with pytest.raises(InputError, match=r"is not a pipeline folder \(it has no model_index.json\)"):
         open_pipeline(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"run that has no pipeline yet; `mimicbrush export"):
+    with pytest.raises(InputError, match=r"run without a pipeline; `mimicbrush export"):
         open_pipeline(tmp_path)
     with pytest.raises(InputError, match=r"must be auto, float32, float16, bfloat16 or a torch\.dtype, got 'half'"):
         open_pipeline("small", dtype="half")

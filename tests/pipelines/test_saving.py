@@ -196,7 +196,7 @@ def test_a_card_says_what_the_weights_need(saved: Path) -> None:
         if name in ("posterior", "default_num_inference_steps", "default_guidance_scale"):
             continue
         assert f"| `{name}` | `{value}` |" in card.text
-    assert "with 7 steps and guidance 2.5" in card.text
+    assert "7 steps with guidance 2.5" in card.text
 
 
 def test_a_card_that_is_there_already_is_left_alone(pipe: MimicBrushPipeline, tmp_path: Path) -> None:

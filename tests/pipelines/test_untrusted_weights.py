@@ -109,23 +109,23 @@ def larger_than_stored(file: Path) -> None:
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "expanded": (
         lambda file: torch.save({"a": torch.zeros(1).expand(1 << 29)}, file),
-        r"'a' is to be 2,147,483,648 bytes, of which 4 are stored",
+        r"'a' should have 2,147,483,648 bytes, but only 4 are stored",
     ),
     "expanded, as before PyTorch 1.6": (
         lambda file: torch.save({"a": torch.zeros(1).expand(1 << 29)}, file, _use_new_zipfile_serialization=False),
-        r"'a' is to be 2,147,483,648 bytes, of which 4 are stored",
+        r"'a' should have 2,147,483,648 bytes, but only 4 are stored",
     ),
     "rows over each other": (
         lambda file: torch.save(torch.zeros(20000).as_strided((9999, 9999), (1, 1)), file),
-        r"is to be 399,920,004 bytes, of which 80,000 are stored",
+        r"should have 399,920,004 bytes, but only 80,000 are stored",
     ),
-    "many views": (many_views, r"its tensors share their numbers, and apart need 32,"),
-    "lists in lists": (lists_in_lists, "the list of what it holds is longer than"),
-    "a list in itself": (list_in_itself, "nests dicts and lists too deep"),
+    "many views": (many_views, r"its tensors share their memory and would need 32,"),
+    "lists in lists": (lists_in_lists, "the list of its contents is longer than"),
+    "a list in itself": (list_in_itself, "dicts and lists are nested too deeply"),
     "deep": (lambda file: torch_file(file, b"\x80\x02" + b"]" * 50000 + b"a" * 49999 + b"."), "too deep"),
     "a name again and again": (
         lambda file: torch.save({"n" * 200000: [torch.zeros(1) for _ in range(200)]}, file),
-        "the list of what it holds is longer than",
+        "the list of its contents is longer than",
     ),
     "bytes": (
         lambda file: torch_file(file, b"\x80\x02]" + b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85Ra" * 8 + b"."),
@@ -137,14 +137,20 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a smaller one": (
         lambda file: torch_file(file, b"\x80\x02ctorch\nFloatTensor\nJ\xff\xff\xff\x01\x85R."),
-        "its tensors claim 134,217,724 bytes, of which 0 are stored",
+        "its tensors claim 134,217,724 bytes, but only 0 are stored",
     ),
-    "compressed": (compressed, "is compressed, and PyTorch compresses none"),
-    "entries over each other": (entries_over_each_other, r"its entries claim 5\d,\d+,\d+ bytes, the file has"),
-    "larger than stored": (larger_than_stored, "its tensors claim 800 bytes, of which 400 are stored"),
-    "sparse": (lambda file: torch.save({"a": torch.eye(3).to_sparse()}, file), r"holds more than weights: a \(tensor"),
-    "meta": (lambda file: torch.save({"a": torch.empty(1 << 40, device="meta")}, file), "holds more than weights"),
-    "a key of numbers": (lambda file: torch.save({(1, 2): torch.zeros(1)}, file), r"holds more than weights:  \(dict"),
+    "compressed": (compressed, "is compressed, but PyTorch never compresses"),
+    "entries over each other": (entries_over_each_other, r"its entries claim 5\d,\d+,\d+ bytes, but the file has"),
+    "larger than stored": (larger_than_stored, "its tensors claim 800 bytes, but only 400 are stored"),
+    "sparse": (
+        lambda file: torch.save({"a": torch.eye(3).to_sparse()}, file),
+        r"contains more than weights: a \(tensor",
+    ),
+    "meta": (lambda file: torch.save({"a": torch.empty(1 << 40, device="meta")}, file), "contains more than weights"),
+    "a key of numbers": (
+        lambda file: torch.save({(1, 2): torch.zeros(1)}, file),
+        r"contains more than weights:  \(dict",
+    ),
     "a name that hides": (lambda file: torch.save({"\x1b[2J\ud800": 3}, file), r"weights: \\x1b\[2J\\ud800 \(int"),
 }
 
@@ -386,7 +392,7 @@ def test_a_boundless_head_in_a_pipeline_is_refused(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED_MODEL, tmp_path / "pipeline")
     file = tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(head({"__metadata__": {"a": "b" * (17 << 20)}, "a": tensor_entry()}))
-    with pytest.raises(WeightsError, match="its head has 17,8"):
+    with pytest.raises(WeightsError, match="its header has 17,8"):
         load_pipeline(tmp_path / "pipeline")
     file.write_bytes(save({"a": torch.zeros(1)}))
     with pytest.raises(WeightsError, match=r"unet .*does not fit"):  # the libraries would fill in random numbers

@@ -121,11 +121,11 @@ def test_what_the_images_tell_is_told_at_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*PICTURES, "--model", "nowhere"], "is no pipeline folder"),
+        ([*PICTURES, "--model", "nowhere"], "is not a pipeline folder"),
         (["ref.jpg", "nothing.jpg", "mask.png"], "nothing.jpg: no such file"),
         (["ref.jpg", "ref.jpg", "mask.png"], "mask.png is 60 x 90 px but ref.jpg is 451 x 300"),
         (["ref.jpg", "src.jpg", "full.png"], "--allow-full-mask"),
-        ([*PICTURES, "--reference-crop", "0,0,999,10"], "no box within the reference"),
+        ([*PICTURES, "--reference-crop", "0,0,999,10"], "not a box inside the reference"),
         ([*PICTURES, "--reference-crop", "0,0,9"], "must be four whole numbers X0,Y0,X1,Y1"),
         ([*PICTURES, "--reference-crop", "0,0,9,a"], "must be four whole numbers X0,Y0,X1,Y1 (pixels), got '0,0,9,a'"),
         ([*PICTURES, "--steps", "abc"], "argument --steps: must be a whole number in 1..1000, got 'abc'"),
@@ -151,19 +151,19 @@ def test_what_the_images_tell_is_told_at_once(
         (["--batch", ".", "--mask-box", "0,0,9,9", "--output-dir", "out"], "not both"),
         ([*PICTURES, "--mask-box", "0,0,9,9"], "either a mask or --mask-box, not both"),
         ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: must be four whole numbers X0,Y0,X1,Y1"),
-        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is no box within the source src.jpg"),
+        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is not a box inside the source src.jpg"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,91"], "which is 60 x 90 px"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,90"], "the box 0,0,60,90 is all of src.jpg: nothing of the source is"),
         ([*NAMED, "--reference", *["ref.jpg"] * 5], "--reference: takes 1 to 4 images, got 5"),
         ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--auto-zoom"], "--auto-zoom is for one reference"),
         ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--reference-crop", "0,0,9,9"], "is for one reference"),
         ([*NAMED, "--reference", "ref.jpg", "nothing.jpg"], "nothing.jpg: no such file"),
-        (["src.jpg", "ref.jpg", "mask.png"], "mask.png has the size of src.jpg: are source and reference exchanged?"),
+        (["src.jpg", "ref.jpg", "mask.png"], "mask.png has the size of src.jpg: did you swap source and reference?"),
         (["src.jpg", "ref.jpg", "mask.png"], "the order is REF SRC MASK; --reference, --source and --mask name them"),
         ([*PICTURES, "--batch", "."], "not both"),
         (["--batch", "."], "--batch needs --output-dir"),
         (["--batch", ".", "--output-dir", "out", "-o", "a.png"], "--output is for a single edit"),
-        (["--batch", ".", "--output-dir", "out"], "holds no NNN_source.png"),
+        (["--batch", ".", "--output-dir", "out"], "contains no NNN_source.png"),
         (["--batch", ".", "--output-dir", "out", "--batch-size", "2", "--auto-zoom"], "is not for --auto-zoom"),
         ([*PICTURES, "--batch-size", "2"], "--batch-size is for --batch"),
         (["--batch", "ref.jpg", "--output-dir", "out"], "cannot be read as a list"),
@@ -221,13 +221,13 @@ def test_without_a_model_the_choices_are_named(
 def test_without_a_model_the_shipped_one_edits_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli_main(lambda: main([*PICTURES, "--steps", "2", "-o", "result.png"]))
     message = capsys.readouterr().err
-    assert "no model was named" in message and "64 px" in message and "released" in message
+    assert "no model was given" in message and "64 px" in message and "released" in message
     source, result = array(folder / "src.jpg"), array(folder / "result.png")
     mask = np.asarray(read_image(folder / "mask.png", "L")) > 128
     assert result.shape == source.shape
     assert np.abs(result[mask].astype(int) - source[mask]).mean() > 3
     cli_main(lambda: main([*PICTURES, "--steps", "2", "--model", "proof", "-o", "named.png"]))
-    assert "no model was named" not in capsys.readouterr().err
+    assert "no model was given" not in capsys.readouterr().err
     assert np.array_equal(array(folder / "named.png"), result)
 
 
@@ -353,7 +353,7 @@ def test_auto_zoom_leaves_no_reference_of_a_list_out(
     line = {"source": "src.jpg", "mask": "mask.png", "reference": ["ref.jpg", "src.jpg"]}
     (folder / "list.jsonl").write_text(json.dumps(line))
     assert infer("--batch", "list.jsonl", "--output-dir", "out", "--auto-zoom") == 1
-    assert "--auto-zoom looks at one reference, and this edit has 2" in capsys.readouterr().err
+    assert "--auto-zoom takes one reference, but this edit has 2" in capsys.readouterr().err
     assert not asked and not list((folder / "out").glob("*.png"))
 
 
@@ -362,7 +362,7 @@ def test_auto_zoom_says_what_it_did(
 ) -> None:
     assert infer(*PICTURES, "-o", "zoomed.png", "--auto-zoom", "--num-images", "2") == 0
     said = capsys.readouterr().out
-    boxes = re.findall(r"zoomed_\d.png: auto-zoom: only ([\d,]+) of the reference, ", said)
+    boxes = re.findall(r"zoomed_\d.png: auto-zoom used only the box ([\d,]+) of the reference, ", said)
     assert len(boxes) == 2
     for number, box in enumerate(boxes):
         assert infer(*PICTURES, "-o", f"again_{number}.png", "--reference-crop", box, "--seed", str(1 + number)) == 0
@@ -521,7 +521,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_batch(
     (folder / "model" / "model_index.json").write_text("{}")
     assert infer("--batch", "bench", "--output-dir", "out", "--model", "model") == 2
     told = capsys.readouterr()
-    assert "is no whole MimicBrush pipeline" in told.err and "failed" not in told.out
+    assert "is not a complete MimicBrush pipeline" in told.err and "failed" not in told.out
 
 
 def test_an_interrupted_batch_keeps_what_is_done(
@@ -608,7 +608,7 @@ def test_the_contact_sheet_of_a_batch_is_made_anew(
     for own in ("out/TextureTrans/003_result.png", "bench/TextureTrans/001_source.png"):
         stored = (folder / own).read_bytes()
         assert infer(*batch[:4], "--contact-sheet", own) == 2
-        assert "is one of the batch's own images" in capsys.readouterr().err
+        assert "is also an image of the batch" in capsys.readouterr().err
         assert (folder / own).read_bytes() == stored
     assert infer(*PICTURES, "--contact-sheet", "sheet.png") == 2
     assert "sheet.png exists" in capsys.readouterr().err

@@ -271,7 +271,7 @@ def test_an_absent_device_is_said_before_anything_is_loaded(monkeypatch: pytest.
         lambda device: open_editor("small", device=device),
     ]
     for attempt in attempts:
-        with pytest.raises(InputError, match="PyTorch sees no CUDA GPU"):
+        with pytest.raises(InputError, match="PyTorch finds no CUDA GPU"):
             attempt("cuda")
         with pytest.raises(InputError, match="must be auto, cpu or cuda"):
             attempt("tpu")

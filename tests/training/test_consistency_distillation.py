@@ -383,10 +383,10 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         with pytest.raises(InputError, match=r"original_inference_steps must be a whole number in 1\.\.1000"):
             load_pipeline(config.parents[1])
     config.write_text(original)
-    with pytest.raises(InputError, match="was distilled to few steps, which more training would undo"):
+    with pytest.raises(InputError, match="was distilled to a few steps, and more training would undo that"):
         distill(mined, tmp_path / "again", tmp_path / "run" / "pipeline")
     arguments = ["r.png", "s.png", "m.png", "--model", str(tmp_path / "run" / "pipeline"), "--steps", "51"]
-    with pytest.raises(InputError, match=r"--steps 51: this model was distilled to 50 or fewer steps"):
+    with pytest.raises(InputError, match=r"--steps 51: this model was distilled for at most 50 steps"):
         _ = cli_edit.prepare_editor(cli_edit.parse_arguments(arguments)).pipeline
 
 

@@ -272,7 +272,7 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     chosen = ["+experiment=klein_smoke", "model=flux2_klein", "model.size_px=64", f"model.base={tmp_path / 'base'}",
               f"model.prompt_embeddings={tmp_path / 'prompt.safetensors'}"]  # fmt: skip
     config = compose_train(f"data.root={mined}", "run_dir=x", *chosen)
-    with pytest.raises(InputError, match=r"model\.prompt_embeddings=.* is no file; `mimicbrush fetch`"):
+    with pytest.raises(InputError, match=r"model\.prompt_embeddings=.* does not exist; `mimicbrush fetch`"):
         check_prerequisites(config)
     prompt = Flux2KleinModel().prompt
     embeddings = encode_prompt(prompt, parts.text_encoder, parts.tokenizer, encoder="toy", max_tokens=4)

@@ -91,7 +91,7 @@ def test_a_cut_file_stops_a_run_before_anything_else(mined: Path, tmp_path: Path
     named = starting_weights(tmp_path / "hub")
     with pytest.raises(InputError) as caught:
         train_with(tmp_path / "nowhere", tmp_path / "run", *SHORTEST, "model=sd15", *named)
-    for expected in ("data.root", "model.depth_estimator=", str(file), "a fetch was cut off"):
+    for expected in ("data.root", "model.depth_estimator=", str(file), "the download was interrupted"):
         assert expected in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -158,7 +158,7 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
         ("model.size_px=18", "model.size_px must be a multiple of 4, got 18"),
         ("train.prediction_type=epsilon", "train.prediction_type must be v_prediction, got epsilon"),
         ("model.reference_timestep=never", "model.reference_timestep=never: must be one of"),
-        ("model.path=nowhere", "model.path=nowhere cannot be used: nowhere is no pipeline folder"),
+        ("model.path=nowhere", "model.path=nowhere cannot be used: nowhere is not a pipeline folder"),
         ("model.path=released", r"model=pipeline model\.path=released"),
     ],
 )
@@ -191,8 +191,8 @@ def test_choices_that_the_weights_allow_are_noted_and_what_was_seen_before_is_re
     choices = ["data.video_ratio=1", "model.size_px=32", "model.reference_blend=0.0"]
     go_on(other, tmp_path / "run", base / "pipeline", *choices)
     said = capsys.readouterr().out
-    assert "note: model.size_px=32, while the weights were made for 16" in said
-    assert "note: model.reference_blend=0.0, while the weights were made for 0.5" in said
+    assert "note: model.size_px=32, but the weights were trained for 16" in said
+    assert "note: model.reference_blend=0.0, but the weights were trained for 0.5" in said
     options, expected = (asdict(load_pipeline(run / "pipeline").options()) for run in (tmp_path / "run", base))
     assert options == {**expected, "size_px": 32, "reference_blend": 0.0}
     seen, before = (

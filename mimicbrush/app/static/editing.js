@@ -43,7 +43,7 @@ function showSettings() {
   const { count, steps, guidance, seed, keep_shape, around, auto_zoom } = readSettings();
   at("chosen").textContent = [
     `${count} ${count === "1" ? "result" : "results"}`, `${steps} ${steps === "1" ? "step" : "steps"}`, `guidance ${guidance}`, seed === "" ? "a new seed each time" : `seed ${seed}`,
-    keep_shape && "shape kept", around && "around the mask", auto_zoom && "auto-zoom",
+    keep_shape && "keep the shape", around && "area around the mask", auto_zoom && "auto-zoom",
   ].filter(Boolean).join(" · ");
 }
 
@@ -82,7 +82,7 @@ async function edit() {
     if (job.isCancelled) await cancel(job.name);
     await follow(answer.job, answer.seed, asked);
   } catch (error) {
-    say(`Not done: ${error.message}`, true);
+    say(`The edit failed: ${error.message}`, true);
   } finally {
     end();
   }
@@ -98,8 +98,8 @@ async function follow(name, seed, asked) {
   const entries = await Promise.all(last.result.results.map(async ({ token, ...each }) => (
     { ...each, ...asked, width, height, when, blob: await readFile(token) })));
   await results.add(entries);
-  const hint = entries.some((each) => each.places) ? " Point at the hole to see where in the reference it comes from." : "";
-  say(`Done.${asked.isSeedChosen ? ` Seed ${seed} was chosen.` : ""}${hint}`);
+  const hint = entries.some((each) => each.places) ? " Point at the repainted area to see where in the reference it comes from." : "";
+  say(`Done.${asked.isSeedChosen ? ` Seed ${seed} was used.` : ""}${hint}`);
 }
 
 function end() {
@@ -117,8 +117,8 @@ function showProgress({ text, waiting, done, of, left_s, preview }) {
   if (preview) results.preview(preview);
   at("bar").hidden = false;
   if (of) at("bar").value = done / of; else at("bar").removeAttribute("value");
-  if (waiting > 0) text = `${waiting === 1 ? "One edit is" : `${waiting} edits are`} before yours`;
-  if (waiting === 0) text = "It is your turn";
+  if (waiting > 0) text = `${waiting === 1 ? "One edit is" : `${waiting} edits are`} ahead of yours`;
+  if (waiting === 0) text = "Your edit is next";
   if (of) text = done ? `Step ${done} of ${of}${left_s === undefined ? "" : `, ${left(left_s)} left`}` : "Reading the images …";
   if (text) at("left").textContent = text;
 }
@@ -213,7 +213,7 @@ try {
   if (kept.get("references")) await reference.restore(kept.get("references"));
   await results.restore([...kept.entries()].filter(([name]) => name.startsWith("result ")).map(([, entry]) => entry));
 } catch (error) {
-  say(`Not everything that was kept can be shown: ${error.message}`, true);
+  say(`Some of the stored images cannot be shown: ${error.message}`, true);
 }
 isReady = true;
 results.refresh(fingerprint());
@@ -221,6 +221,6 @@ document.body.dataset.state = "ready";
 if (kept.get("job")) {
   const { name, seed, asked } = kept.get("job");
   job = { name, isCancelled: false };
-  showProgress({ text: "Finding the edit again …" });
-  try { await follow(name, seed, asked); } catch (error) { say(`Not done: ${error.message}`, true); } finally { end(); }
+  showProgress({ text: "Reconnecting to the edit …" });
+  try { await follow(name, seed, asked); } catch (error) { say(`The edit failed: ${error.message}`, true); } finally { end(); }
 }

@@ -17,7 +17,7 @@ class Given {
     const name = file.name ?? "image.png";
     if (file.size > most) {
       const [given, limit] = [file.size, most].map((bytes) => (bytes / 2 ** 20).toFixed());
-      throw new Error(`${name}: too large, ${given} MiB; at most ${limit} MiB are taken`);
+      throw new Error(`${name}: too large: ${given} MiB; the limit is ${limit} MiB`);
     }
     const token = await upload(file);
     const given = new Given({ file, name, shown: await readShown(token) });
@@ -85,7 +85,7 @@ export class SourcePanel extends Panel {
   #mask = { revision: null, token: null }; // at the server
 
   constructor(element, context) {
-    super(element, context, { label: "Mask over the source: arrow keys move the brush, the space bar paints" });
+    super(element, context, { label: "Mask of the source. Arrow keys move the brush, and the space bar paints." });
     const refreshTools = bindTools(this.painter, this.at);
     let revision = this.painter.revision;
     this.refresh = () => {
@@ -96,9 +96,9 @@ export class SourcePanel extends Panel {
       this.onChange();
     };
     this.at("mask").addEventListener("change", () => this.chosen("mask", async ([file]) => {
-      if (!this.given) throw new Error("choose an image first, then its mask");
+      if (!this.given) throw new Error("choose the image to edit first, then its mask");
       await this.painter.load(this.given.shown, file);
-      this.say(`the mask of ${file.name}`);
+      this.say(`The mask was loaded from ${file.name}.`);
     }));
   }
 
@@ -114,7 +114,7 @@ export class SourcePanel extends Panel {
     this.at("empty").hidden = true;
     this.ring.hidden = true;
     this.painter.sizePx = Math.max(this.painter.width, this.painter.height) / 10;
-    this.say(`${this.painter.width} x ${this.painter.height} px. ${this.painter.isEmpty ? "Paint over what is to be replaced." : ""}`);
+    this.say(`${this.painter.width} x ${this.painter.height} px. ${this.painter.isEmpty ? "Paint over the part that you want to replace." : ""}`);
     this.keep();
     this.onChange();
   }
@@ -142,7 +142,7 @@ export class ReferencePanel extends Panel {
 
   constructor(element, context) {
     super(element, context, {
-      label: "Box around a part of the reference: arrow keys move, the space bar sets a corner", isSingle: true,
+      label: "Box around a part of the reference. Arrow keys move, and the space bar sets a corner.", isSingle: true,
     });
     this.painter.tool = "box";
     let revision = this.painter.revision;
@@ -166,7 +166,7 @@ export class ReferencePanel extends Panel {
   async take(files, isMore = files.length > 1) {
     const room = this.options.max_references - (isMore ? this.all.length : this.all.length - 1);
     for (const file of files.slice(0, Math.max(0, room))) await this.add(await this.send(file), isMore);
-    if (files.length > room) throw new Error(`at most ${this.options.max_references} references are taken; remove one first`);
+    if (files.length > room) throw new Error(`an edit takes at most ${this.options.max_references} references; remove one first`);
   }
 
   async add(given, isMore) {

@@ -91,7 +91,7 @@ export class ResultPanel {
     if (!this.chosen) return;
     const isOld = this.chosen.fingerprint !== fingerprint;
     this.element.classList.toggle("is-old", isOld);
-    this.say(isOld ? "This is the result of other images or of another mask." : this.chosen.zoomed ? "The part of the reference that was looked at again: "
+    this.say(isOld ? "This result was made from other images or with another mask." : this.chosen.zoomed ? "Auto-zoom used only this part of the reference: "
       + this.chosen.zoomed.join(", ") + " px." : "");
     this.at("heat").disabled = !this.chosen.places;
     const isHeat = this.at("heat").getAttribute("aria-pressed") === "true";
@@ -184,6 +184,6 @@ export class ResultPanel {
     });
     this.#show(nearest);
     const [from, to] = [places.source[nearest], places.reference[nearest]].map((place) => place.map(Math.round).join(", "));
-    this.say(`The place ${from} comes from ${to} of the reference.`);
+    this.say(`The place at ${from} comes from ${to} in the reference.`);
   }
 }

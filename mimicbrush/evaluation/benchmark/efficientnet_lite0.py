@@ -142,7 +142,9 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({name: value for name, value in weights.items() if not name.startswith("_fc.")})
     except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}, of the package {PACKAGE}, cannot be loaded: {error}\n  Install it anew") from error
+        raise InputError(
+            f"{path} of the package {PACKAGE} cannot be loaded: {error}\n  Reinstall the package"
+        ) from error
     return network.eval()
 
 

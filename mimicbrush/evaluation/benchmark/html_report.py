@@ -117,8 +117,14 @@ def _show_case(case: Case, runs: Sequence[EditorRun], images: _Images) -> dict[s
         if found is not None:
             places, came = tint_correspondence(source, mask, reference, found, _HEIGHT_PX)
             maps += [
-                {"title": f"{run.name}: places of the reference", "image": images.add(np.asarray(places))},
-                {"title": f"{run.name}: where the hole came from", "image": images.add(np.asarray(came))},
+                {
+                    "title": f"{run.name}: reference, with a colour for each place",
+                    "image": images.add(np.asarray(places)),
+                },
+                {
+                    "title": f"{run.name}: source, in the colours of the reference places that the hole came from",
+                    "image": images.add(np.asarray(came)),
+                },
             ]
     return {"number": case.number, "cells": cells, "maps": maps}
 

@@ -125,16 +125,18 @@ def read_benchmark(root: Path) -> Benchmark:
                 )
             )
     if not cases and not faults:
-        raise InputError(f"{root}: no benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
+        raise InputError(f"{root} is not a benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
     return Benchmark(root, cases, faults, _read_json(root / ABOUT_NAME))
 
 
 def _check_mask(path: Path, image: Image.Image, name: str) -> None:
     mask = read_image(path, "L")
     if mask.size != image.size:
-        raise InputError(f"{path}: {mask.size} px, its {name} {image.size} px")
+        raise InputError(
+            f"{path} is {mask.width} x {mask.height} px, but its {name} is {image.width} x {image.height} px"
+        )
     if not (np.asarray(mask) > MASK_THRESHOLD).any():
-        raise InputError(f"{path}: the mask is empty (nothing in it is above {MASK_THRESHOLD} of 255)")
+        raise InputError(f"{path}: the mask is empty (no pixel is above {MASK_THRESHOLD} of 255)")
 
 
 def _list_numbers(folder: Path) -> list[str]:
@@ -151,7 +153,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); build the benchmark again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -202,7 +204,10 @@ class BenchmarkWriter:
         """
         for image, its_mask, name in ((source, mask, "source"), (reference, reference_mask, "reference")):
             if its_mask is not None and its_mask.size != image.size:
-                raise InputError(f"the mask of the {name} is {its_mask.size} px, the image {image.size} px")
+                raise InputError(
+                    f"the mask of the {name} is {its_mask.width} x {its_mask.height} px, "
+                    f"but the image is {image.width} x {image.height} px"
+                )
             if its_mask is not None and not (np.asarray(its_mask.convert("L")) > MASK_THRESHOLD).any():
                 raise InputError(f"the mask of the {name} is empty")
         number = f"{len(self._facts[track]) + 1:03d}"

@@ -81,7 +81,7 @@ def check_result_folders(editors: Sequence[str]) -> None:
     for editor in editors:
         other = folders.setdefault(name_folder(editor).casefold(), editor)
         if other != editor:
-            raise InputError(f"the results of {other} and {editor} would come into one folder; rename one of them")
+            raise InputError(f"{other} and {editor} would write to the same results folder; rename one of them")
 
 
 def run_editor(editor: Editor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:

@@ -174,4 +174,4 @@ class CaseOnlyEditor:
         Raises:
             NotApplicableError: always.
         """
-        raise NotApplicableError(f"{self.name} edits benchmark cases, and no held-out pairs")
+        raise NotApplicableError(f"{self.name} can edit benchmark cases, but not held-out pairs")

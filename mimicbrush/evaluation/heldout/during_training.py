@@ -164,7 +164,7 @@ class HeldOutEvaluation:
         for name, summary in summaries.items():
             figures |= {f"{PREFIXES[name]}{key}": value for key, value in _flatten_summary(summary).items()}
         figures |= {"heldout/unreadable": len(unreadable), "heldout/seconds": time.monotonic() - start}
-        notes = [f"held-out pair left out at step {step}: {fault}" for fault in unreadable]
+        notes = [f"a held-out pair is left out at step {step}: {fault}" for fault in unreadable]
         if self._log is None:
             return HeldOutResult(step, figures)
         table = [each.row for each in records if each.row is not None]
@@ -263,7 +263,7 @@ def _make_image_row(edited: EditedPair) -> ImageRow:
 
 def _make_sheet(step: int, table: Sequence[ImageRow], summary: dict[str, Any]) -> np.ndarray:
     columns = [name for name in TABLE_COLUMNS if name in table[0].images]
-    title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
+    title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Raw outputs, not pasted back.\n"
     title += report.describe_gains(summary)
     rows = [SheetRow(row.caption, [row.images[name] for name in columns]) for row in table]
     return contact_sheet(title, [SHEET_COLUMNS[name] for name in columns], rows)

@@ -93,7 +93,7 @@ class DuringTrainingOptions:
         check_options(self, "eval.")
         self.sets = tuple(self.sets)  # omegaconf makes lists of tuples
         if "natural" not in self.sets:
-            raise InputError(f"eval.sets={list(self.sets)}: must hold natural, which tells the best weights")
+            raise InputError(f"eval.sets={list(self.sets)}: must contain natural, which chooses the best weights")
 
     def evaluation(self) -> EvaluationOptions:
         """Return the same as options of an evaluation."""

@@ -176,7 +176,7 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
         )
         rows.append(SheetRow(edited.make_caption(), [cells[column] for column in _SHOWN_COLUMNS]))
     report.write_jsonl(folder / EDITS_FILE, edits)
-    title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
+    title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Raw outputs, not pasted back.\n"
     title += report.describe_gains(summary)
     sheet = contact_sheet(title, [SHEET_COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
     write_image(Image.fromarray(sheet), output / SHEET_FILES[name])
@@ -199,14 +199,12 @@ def _write_showcase(
         correspondences += edited.correspondences or []
     rows = []
     for number, (sample, (_, moved)) in enumerate(zip(samples, chosen, strict=True)):
-        caption = (
-            f"{sample.plan.pair.source_path}   what the hole covers moved by {moved.moved_ratio:.0%} of the long side"
-        )
+        caption = f"{sample.plan.pair.source_path}   the masked part moved by {moved.moved_ratio:.0%} of the long side"
         correspondence = correspondences[number] if correspondences else None
         rows.append(showcase.make_showcase_row(caption, sample, results[number], correspondence))
     title = (
-        f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"
-        "they were chosen by how they moved, not by their results. Nothing is pasted back."
+        f"The holes cover what moved between the two frames. These are the {len(rows)} of {len(plans)} pairs with "
+        "the most motion.\nThey were chosen by their motion, not by their results. The outputs are not pasted back."
     )
     if correspondences:
         title += f"\n{LEGEND}"

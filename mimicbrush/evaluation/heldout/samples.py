@@ -105,7 +105,7 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_re
         if len(other_frames) < len(pairs):
             warnings.warn(
                 f"{len(pairs) - len(other_frames)} of {len(pairs)} held-out pairs are left out: their shots have fewer "
-                f"than {num_references} frames beside the source",
+                f"than {num_references} frames besides the source",
                 stacklevel=2,
             )
         used = sorted(other_frames)
@@ -114,8 +114,8 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_re
     sources = list(by_source)
     if len(sources) < 2:
         raise DataError(
-            f"all {len(pairs)} pairs come from one source, and the reference gain compares with a reference "
-            "from another one; mine at least two clips (or take split=all, where the folder has more)"
+            f"all {len(pairs)} pairs come from one source, but the reference gain needs a reference from another one; "
+            "mine at least two clips (or use split=all if the folder has more)"
         )
     plans = []
     turn = dict.fromkeys(sources, 0)
@@ -240,5 +240,6 @@ def _sample_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) ->
         if mask.any() and (mask != area).any():
             return mask
     raise DataError(
-        f"pair {pair.pair_id} covers {int(area.sum())} px of the {len(area)} px canvas: too thin for a mask"
+        f"pair {pair.pair_id} covers only {int(area.sum())} px of the {len(area)} px canvas, which is too thin for a "
+        "mask"
     )

@@ -27,8 +27,8 @@ def locate_klein(name: str) -> Path:
     transformer = locate_weights(part, name)
     if transformer is None:
         raise WeightsError(
-            f"model.base={make_storable(name)} is neither a folder nor in the local Hugging Face cache; fetch it "
-            "with `mimicbrush fetch` and the same model options, or name a folder"
+            f"model.base={make_storable(name)} is neither a folder nor in the local Hugging Face cache; "
+            "download it with `mimicbrush fetch` and the same model options, or name a folder"
         )
     folder = transformer.parent if transformer.name == LAYOUTS[part].subfolder else transformer
     if not (folder / "model_index.json").is_file():
@@ -47,8 +47,8 @@ def list_klein_files(options: Flux2KleinModel) -> list[Path]:
     networks = [read_network(folder / name, "diffusion_pytorch_model") for name in TRAINING_NETWORKS]
     if not prompt.is_file():
         raise WeightsError(
-            f"model.prompt_embeddings={make_storable(str(prompt))} is no file; `mimicbrush fetch` with the same model "
-            "options encodes the prompt, once"
+            f"model.prompt_embeddings={make_storable(str(prompt))} does not exist; `mimicbrush fetch` with the same "
+            "model options encodes the prompt once"
         )
     read_head(prompt)
     return [*(file for network in networks for file in network.files), prompt]

@@ -49,7 +49,7 @@ def check_or_fetch_part(
     while fetching and not Path(name).is_dir() and _can_be_fetched(report) and _damaged_file(report) not in tried:
         tried.append(_damaged_file(report))
         what = f"{part.partition('.')[2]} of {report.named}".removeprefix(" of ")
-        say(f"fetching {what}" + (f" again: {report.problem}" if tried[-1] else ""))
+        say(f"downloading {what}" + (f" again: {report.problem}" if tried[-1] else ""))
         try:
             fetch_network(part, name, damaged=tried[-1])
         except WeightsError as error:
@@ -62,7 +62,7 @@ def check_or_fetch_part(
 def _inspect(part: str, name: str, deep: bool) -> PartReport:
     folder = locate_weights(part, name)
     if folder is None:
-        absent = WeightsError("neither a folder nor (wholly) in the local Hugging Face cache")
+        absent = WeightsError("neither a folder nor (completely) in the local Hugging Face cache")
         return PartReport(part, name_option(part, name), problem=absent)
     root = folder.parent if folder.name == LAYOUTS[part].subfolder else folder
     if lacking := [pattern for pattern in LAYOUTS[part].beside if not any(root.glob(pattern))]:

@@ -93,12 +93,14 @@ def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> S
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise WeightsError(f"{folder} has no config.json, which says how large the network is")
+        raise WeightsError(f"{folder} has no config.json, which is needed for the size of the network")
     config = read_object(config_file)
     check_config_counts(config, config_file)
     single, index = folder / f"{file_stem}.safetensors", folder / f"{file_stem}.safetensors.index.json"
     if single.is_file() and index.is_file():
-        raise WeightsError(f"{folder} holds both {single.name} and {index.name}; remove the one that is not meant")
+        raise WeightsError(
+            f"{folder} contains both {single.name} and {index.name}; remove the one that should not be used"
+        )
     if single.is_file():
         return StoredNetwork(folder, config, (single,), read_head(single))
     half = folder / f"{file_stem}.{HALF_VARIANT}.safetensors"
@@ -106,7 +108,7 @@ def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> S
         return StoredNetwork(folder, config, (half,), read_head(half))
     if not index.is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt"))
-        there = f"; it holds {', '.join(others)}. Pickles are not opened, nor other variants taken" if others else ""
+        there = f"; it contains {', '.join(others)}, but pickles and other variants are not loaded" if others else ""
         raise WeightsError(f"{folder} has no {single.name}{there}")
     tensors, files = _read_shards(index)
     return StoredNetwork(folder, config, files, tensors)
@@ -119,7 +121,7 @@ def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]
         or not weight_map
         or any(Path(str(name)).name != name for name in weight_map.values())
     ):
-        raise DamagedFileError(index, "it has no weight_map from tensors to the names of files beside it")
+        raise DamagedFileError(index, "it has no weight_map from tensors to the names of files in the same folder")
     files = tuple(index.parent / name for name in sorted(set(weight_map.values())))
     absent = [file.name for file in files if not file.is_file()]
     if absent:
@@ -128,8 +130,8 @@ def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]
     holders = {key: name for name, head in heads.items() for key in head}
     if holders != weight_map or sum(map(len, heads.values())) != len(holders):
         differing = sorted(key for key in {**holders, **weight_map} if holders.get(key) != weight_map.get(key))
-        first = differing[0] if differing else "a tensor twice"
-        raise WeightsError(f"{index} does not fit its shards: they do not hold {first} as it says")
+        problem = f"it has another file for {differing[0]}" if differing else "they contain a tensor twice"
+        raise WeightsError(f"{index} does not fit its shards: {problem}")
     return {key: tensor for head in heads.values() for key, tensor in head.items()}, files
 
 
@@ -167,21 +169,21 @@ def check_head(file: Path) -> None:
         raise DamagedFileError(file, f"it cannot be read ({error})") from error
     if size < _LENGTH_BYTES + head_bytes:
         raise DamagedFileError(
-            file, f"it has {size:,} bytes and no head; a fetch was cut off, or it is no safetensors file"
+            file, f"it has {size:,} bytes and no header; the download was interrupted, or it is not a safetensors file"
         )
     if head_bytes > MAX_HEAD_BYTES:
-        raise DamagedFileError(file, f"its head has {head_bytes:,} bytes, expected at most {MAX_HEAD_BYTES:,}")
+        raise DamagedFileError(file, f"its header has {head_bytes:,} bytes, expected at most {MAX_HEAD_BYTES:,}")
     try:
         json.loads(head, object_pairs_hook=_refuse_repetition)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(file, f"its head cannot be read ({error})") from error
+        raise DamagedFileError(file, f"its header cannot be read ({error})") from error
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(name for name in found if names.count(name) > 1)} twice")
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)} appears twice")
     return found
 
 
@@ -189,14 +191,14 @@ def _describe_damage(file: Path, reason: str) -> str:
     """Say what is wrong with a file that safetensors refuses, which does not tell a cut file from a lengthened one."""
     size = file.stat().st_size
     if "not fully covered" not in reason:
-        return f"its head cannot be read ({reason})"
+        return f"its header cannot be read ({reason})"
     with file.open("rb") as opened:
         head_bytes = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
         head = json.loads(opened.read(head_bytes))
     head.pop("__metadata__", None)
     needed = _LENGTH_BYTES + head_bytes + max((entry["data_offsets"][1] for entry in head.values()), default=0)
-    cut = "a fetch was cut off" if size < needed else "there is something behind them"
-    return f"it has {size:,} bytes, its tensors need {needed:,}; {cut}"
+    cut = "the download was interrupted" if size < needed else "there is extra data after them"
+    return f"it has {size:,} bytes, but its tensors need {needed:,}; {cut}"
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DamagedFileError(file, f"it cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise DamagedFileError(file, f"it holds a {type(content).__name__}, expected an object")
+        raise DamagedFileError(file, f"it contains a {type(content).__name__}, expected an object")
     return content
 
 
@@ -236,7 +238,9 @@ def check_config_counts(config: object, file: object) -> None:
             waiting += value.items()
         elif isinstance(value, list):
             if len(value) > MAX_COUNT:
-                raise WeightsError(f"{file} lists {len(value):,} values as {make_storable(key)}, at most {MAX_COUNT:,}")
+                raise WeightsError(
+                    f"{file} has {len(value):,} values of {make_storable(key)}, expected at most {MAX_COUNT:,}"
+                )
             waiting += ((key, each) for each in value)
         elif isinstance(value, int | float) and any(word in key for word in ("layers", "labels")) and value > MAX_COUNT:
-            raise WeightsError(f"{file} says {make_storable(f'{key}={value:.6g}')}, expected at most {MAX_COUNT:,}")
+            raise WeightsError(f"{file} has {make_storable(f'{key}={value:.6g}')}, expected at most {MAX_COUNT:,}")

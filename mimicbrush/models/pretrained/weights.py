@@ -75,7 +75,9 @@ REVISIONS = {
     "black-forest-labs/FLUX.2-klein-base-4B": "a3b4f4849157f664bdbc776fd7453c2783562f4d",
 }
 
-HOW_TO_FETCH = "Fetch and check all with `mimicbrush fetch` and the same model options, or point an option to a folder."
+HOW_TO_FETCH = (
+    "Download and check everything with `mimicbrush fetch` and the same model options, or set an option to a folder."
+)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -104,7 +106,7 @@ def note_revision(name: str, folder: Path) -> list[str]:
     hub_id, wanted = split_revision(name)
     if Path(name).is_dir() or found is None or found == wanted:
         return []
-    return [f"revision {found}, the newest when it was fetched; name {hub_id}@{found} to stay with it"]
+    return [f"revision {found}, the newest when it was downloaded; use {hub_id}@{found} to keep this revision"]
 
 
 def locate_weights(part: str, name: str) -> Path | None:
@@ -141,7 +143,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
     missing = [f"  model.{part}={getattr(options, part)}" for part, folder in folders.items() if folder is None]
     if missing:
         raise WeightsError(
-            "starting weights are neither a folder nor (wholly) in the local Hugging Face cache:\n"
+            "starting weights are neither a folder nor (completely) in the local Hugging Face cache:\n"
             + "\n".join(missing)
             + f"\n  {HOW_TO_FETCH}"
         )
@@ -180,14 +182,14 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
             snapshot_download(hub_id, revision=revision, allow_patterns=[again], force_download=True)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise WeightsError(
-            "the hub does not show it: there is none, or it wants a token of somebody who may see it "
+            "the hub does not show this repository: it does not exist, or it needs a token with access "
             "(HF_TOKEN, or `hf auth login`)"
         ) from error
     except LocalEntryNotFoundError as error:
         why = _in_short(error.__cause__ or error)
-        raise WeightsError(f"it is not wholly in the local cache, and the hub is not reached ({why})") from error
+        raise WeightsError(f"it is not completely in the local cache, and the hub cannot be reached ({why})") from error
     except (OSError, ValueError, RuntimeError, http_error) as error:
-        raise WeightsError(f"it cannot be fetched ({_in_short(error)})") from error
+        raise WeightsError(f"it cannot be downloaded ({_in_short(error)})") from error
 
 
 def _in_short(error: BaseException) -> str:

@@ -98,4 +98,4 @@ def check_can_zoom(has_reference_unet: bool) -> None:
         InputError: it was trained without a reference U-Net.
     """
     if not has_reference_unet:
-        raise InputError("auto-zoom needs a pipeline with a reference U-Net; this one was trained without")
+        raise InputError("auto-zoom needs a pipeline with a reference U-Net, but this pipeline has none")

@@ -71,9 +71,9 @@ class BatchCounts:
 def explain_no_memory() -> str:
     """Say what to do where an edit needs more memory than there is."""
     way = choose_words(
-        python='crop="auto", a smaller image, or on a GPU dtype="float16"',
-        command="--crop auto, a smaller image, or on a GPU --dtype float16",
-        page='"Repaint only around the mask", or a smaller image',
+        python='crop="auto", a smaller image, or dtype="float16" on a GPU',
+        command="--crop auto, a smaller image, or --dtype float16 on a GPU",
+        page='the setting "Use only the area around the mask", or a smaller image',
     )
     return f"not enough memory for this edit: try {way}"
 
@@ -220,7 +220,7 @@ def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> No
     for edit in edits:
         for path in (*edit.inputs, *number_outputs(edit.output, num_images)):
             if path.resolve() == sheet.resolve():
-                raise InputError(f"--contact-sheet {sheet} is one of the batch's own images; choose another name")
+                raise InputError(f"--contact-sheet {sheet} is also an image of the batch; choose another name")
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:

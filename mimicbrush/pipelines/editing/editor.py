@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from mimicbrush.pipelines.editing.reference_part import ReferencePart
     from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
-MODELS = """no model was named, and none comes with this version. --model takes:
-  DIR       a pipeline folder: `mimicbrush train +experiment=smoke data.root=MINED` leaves one in
-            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
-NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
-how imitating works, not what a full model paints. --model takes:
-  DIR       a pipeline folder, or the folder of a training run that left one
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
+MODELS = """no model was given, and this version comes without a model. --model takes:
+  DIR       a pipeline folder. `mimicbrush train +experiment=smoke data.root=MINED` writes a toy to
+            runs/smoke/pipeline; a full training run writes a pipeline to its run_dir
+  released  the released weights. They are downloaded from the Hugging Face hub and converted once"""
+NO_MODEL = """note: no model was given, so the small model that comes with the project is used, at {size_px} px.
+It shows how imitation works, but it cannot paint as well as a full-size model. --model takes:
+  DIR       a pipeline folder, or the folder of a training run that has one
+  released  the released weights. They are downloaded from the Hugging Face hub and converted once"""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class LoadedEditor:
         """
         if self.settings.auto_zoom and edit.other_references:
             raise InputError(
-                f"--auto-zoom looks at one reference, and this edit has {len(edit.references)}; crop their files, and "
-                "edit without it"
+                f"--auto-zoom takes one reference, but this edit has {len(edit.references)}; crop the reference files "
+                "yourself, and edit without --auto-zoom"
             )
         return read_inputs(edit, resize_mask=self.settings.resize_mask, allow_full_mask=self.settings.allow_full_mask)
 
@@ -113,10 +113,10 @@ class LoadedEditor:
             check_can_zoom(pipeline.can_record_attention)
         scheduler = pipeline.scheduler.config
         limit = scheduler.get("original_inference_steps")  # of a distilled model
-        why = f"was distilled to {limit} or fewer steps"
+        why = f"was distilled for at most {limit} steps"
         if limit is None:
             limit = scheduler.num_train_timesteps
-            why = f"was trained with {limit} timesteps, no more"
+            why = f"was trained with {limit} timesteps, so it can take at most {limit} steps"
         if (self.settings.steps or 0) > limit:
             raise InputError(f"--steps {self.settings.steps}: this model {why}")
         if self.settings.cuda_graphs:
@@ -197,7 +197,7 @@ class LoadedEditor:
 def describe_part(part: ReferencePart | None) -> str:
     """Describe which part of the reference auto-zoom chose, for a person."""
     if part is None:
-        return "auto-zoom found no part of the reference that is worth a closer look, so this is the first edit"
+        return "auto-zoom found no part of the reference that needs a closer look, so this is the first edit"
     box = ",".join(str(side) for side in part.box)
     of = "one place" if part.places == 1 else f"the strongest of {part.places} places"
-    return f"auto-zoom: only {box} of the reference, {of}, at which {part.share:.0%} of the attention peaked"
+    return f"auto-zoom used only the box {box} of the reference, {of}, with {part.share:.0%} of the attention peaks"

@@ -69,7 +69,7 @@ class KleinImitation:
         is_known = self.base == BASE_FOLDER or Path(self.base).is_absolute() or _HUB_ID.fullmatch(self.base)
         if not is_known:
             raise InputError(
-                f"base={make_storable(self.base)}: must be a repository such as {KLEIN_HUB_ID}, the absolute path of "
+                f"base={make_storable(self.base)}: expected a repository such as {KLEIN_HUB_ID}, the absolute path of "
                 f"a folder, or {BASE_FOLDER}"
             )
         KLEIN_SIZE_RANGE.check("size_px", self.size_px)
@@ -78,7 +78,7 @@ class KleinImitation:
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise InputError(f"{name}={make_storable(repr(value), 100)}: must be text")
+        raise InputError(f"{name}={make_storable(repr(value), 100)}: expected a string")
 
 
 def is_klein_base(folder: Path) -> bool:
@@ -115,19 +115,23 @@ def read_imitation(folder: Path) -> KleinImitation:
     """
     file = folder / IMITATION_FILE
     if not file.is_file():
-        raise InputError(f"{folder} has no {IMITATION_FILE}; name the folder that a run of FLUX.2 klein left")
+        raise InputError(
+            f"{folder} has no {IMITATION_FILE}; expected the folder that a training run of FLUX.2 klein wrote"
+        )
     stated = read_object(file)
     family = stated.pop("family", None)
     if family != _FAMILY:
-        raise WeightsError(f"{file} is of the family {make_storable(str(family))}, expected {_FAMILY}")
+        raise WeightsError(f"{file} has the family {make_storable(str(family))}, expected {_FAMILY}")
     imitation = _build_imitation(file, stated)
     prompt, lora, base = folder / PROMPT_FILE, folder / LORA_FILE, folder / BASE_FOLDER
     if not prompt.is_file():
-        raise InputError(f"{folder} is not whole: it lacks {PROMPT_FILE}, the embeddings of its prompt")
+        raise InputError(f"{folder} is incomplete: it lacks {PROMPT_FILE}, the embeddings of its prompt")
     if not lora.is_file() and imitation.base != BASE_FOLDER:
-        raise InputError(f"{folder} is not whole: it has no {LORA_FILE}, and no base of its own")
+        raise InputError(f"{folder} is incomplete: it has neither {LORA_FILE} nor its own base model")
     if imitation.base == BASE_FOLDER and not base.is_dir():
-        raise InputError(f"{folder} is not whole: it lacks {BASE_FOLDER}/, which {IMITATION_FILE} names as its base")
+        raise InputError(
+            f"{folder} is incomplete: it lacks {BASE_FOLDER}/, which is its base model according to {IMITATION_FILE}"
+        )
     return imitation
 
 
@@ -135,7 +139,9 @@ def _build_imitation(file: Path, stated: dict[str, Any]) -> KleinImitation:
     names = {each.name for each in fields(KleinImitation)}
     if names != set(stated):
         differing = sorted(names ^ set(stated))
-        raise DamagedFileError(file, f"it must state {', '.join(sorted(names))}; {', '.join(differing)} differ")
+        raise DamagedFileError(
+            file, f"expected the keys {', '.join(sorted(names))}; missing or unknown: {', '.join(differing)}"
+        )
     try:
         return KleinImitation(**stated)
     except InputError as error:
@@ -156,11 +162,11 @@ def read_klein_base(folder: Path) -> dict[str, Any]:
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():
-        raise InputError(f"{folder} is no folder of FLUX.2 klein: it has no model_index.json")
+        raise InputError(f"{folder} is not a folder of FLUX.2 klein: it has no model_index.json")
     index = read_object(index_file)
     kind = index.get("_class_name")
     if kind not in KLEIN_CLASSES:
-        raise InputError(f"{folder} holds a {make_storable(str(kind))}, expected a {KLEIN_CLASSES[0]}")
+        raise InputError(f"{folder} contains a {make_storable(str(kind))}, expected a {KLEIN_CLASSES[0]}")
     check_components(folder, index)
     for name, expected in _NETWORK_CLASSES.items():
         if index.get(name) != ["diffusers", expected]:
@@ -168,5 +174,5 @@ def read_klein_base(folder: Path) -> dict[str, Any]:
             raise WeightsError(f"{index_file} names {name}={stated}, expected {expected} of diffusers")
     absent = [name for name in ("transformer", "vae", "scheduler") if not (folder / name).is_dir()]
     if absent:
-        raise InputError(f"{folder} is no whole FLUX.2 klein: it lacks {', '.join(absent)}")
+        raise InputError(f"{folder} is not a complete FLUX.2 klein: it lacks {', '.join(absent)}")
     return index

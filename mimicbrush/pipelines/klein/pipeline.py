@@ -83,7 +83,7 @@ class KleinPipeline:
         self._px_per_token = 2 * pipeline.vae_scale_factor
         if imitation.size_px % self._px_per_token:
             raise InputError(
-                f"size_px={imitation.size_px}: must be a multiple of {self._px_per_token}, the pixels of a token"
+                f"size_px must be a multiple of {self._px_per_token}, the pixels per token, got {imitation.size_px}"
             )
         self.imitation, self.prompt, self.is_trained, self.lora_scale = imitation, prompt, is_trained, lora_scale
         is_distilled = pipeline.config.is_distilled
@@ -122,7 +122,7 @@ class KleinPipeline:
         Raises:
             InputError: always.
         """
-        raise InputError("CUDA graphs are for the U-Nets; leave them off for FLUX.2 klein")
+        raise InputError("CUDA graphs work only with the U-Nets; do not enable them for FLUX.2 klein")
 
     @torch.no_grad()
     def __call__(
@@ -169,7 +169,7 @@ class KleinPipeline:
         guidance = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_numbers(guidance_scale=guidance, num_inference_steps=steps, num_images_per_prompt=num_images_per_prompt)
         if keep_shape:
-            raise InputError("keep_shape needs a depth estimator, and FLUX.2 klein has none; leave it out")
+            raise InputError("keep_shape needs a depth estimator, but FLUX.2 klein has none; edit without keep_shape")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         check_recording(reference is not None, True, return_correspondence, attention_record)
@@ -208,7 +208,10 @@ class KleinPipeline:
             return MimicBrushPipelineOutput(images=latents, correspondences=found)
         pixels = torch.cat([self.pipeline.vae.decode(each[None], return_dict=False)[0].float() for each in latents])
         if not pixels.isfinite().all():
-            raise MimicBrushError(f"the result is no image: numbers overflowed in {self.dtype}; use bfloat16, float32")
+            raise MimicBrushError(
+                f"the result contains NaN or infinite values: numbers overflowed in {self.dtype}; use bfloat16 or "
+                "float32"
+            )
         painted: Any
         if output_type == "pt":
             painted = to_unit_range(pixels)
@@ -289,5 +292,7 @@ def _list_references(reference: References | None, num_sources: int) -> list[lis
         return [[]]
     lists = group_references(reference, num_sources)
     if len(lists) not in (1, num_sources):
-        raise InputError(f"{len(lists)} references for {num_sources} sources; give one, or one or a list for each")
+        raise InputError(
+            f"expected one reference, or one (or a list) for each of {num_sources} sources, got {len(lists)}"
+        )
     return lists
