@@ -1,4 +1,4 @@
-"""What requests bring is read whole before anybody works on it: within limits of size, time and speed."""
+"""Read the whole content of a request before it is used, within limits of size, time and speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WINDOW_S, _WINDOW_BYTES = 5.0, 16 * 1024
 
 
 class RefusedRequestError(Exception):
-    """A request that is not answered with what it asks for.
+    """A request that is refused, with an HTTP status and the reason.
 
     Args:
         status: of HTTP.
@@ -37,7 +37,7 @@ class BodyReader:
 
     @asynccontextmanager
     async def reading(self, receive: Receive, most_bytes: int, most_s: float) -> AsyncIterator[bytearray]:
-        """Read the content of one request; its memory counts until the end of the block.
+        """Read the content of one request; its memory is counted until the end of the block.
 
         Args:
             receive: of ASGI.
@@ -87,7 +87,7 @@ class BodyReader:
 
 
 def receive_body(body: bytes | bytearray, receive: Receive) -> Receive:
-    """Build the `receive` of ASGI for content that was read already; `receive` tells what comes after it."""
+    """Build the ASGI `receive` for content that was already read; `receive` gives what comes after it."""
     is_read = False
 
     async def receive_again() -> Message:

@@ -1,4 +1,4 @@
-"""The queue of edits: one runs, the others wait, and the tab that asked hears how its edit goes.
+"""The queue of edits: one runs, the others wait, and each tab follows the progress of its edit.
 
 Everything here runs in the event loop; only the edit itself has a thread.
 """
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """An edit that a visitor asked for.
+    """An edit that a visitor requested.
 
     Attributes:
         visitor: whose it is.
@@ -49,7 +49,7 @@ class Job:
     task: asyncio.Task[None] | None = None
 
     def show(self, state: dict[str, Any]) -> None:
-        """Tell all who listen."""
+        """Send the state to all listeners."""
         self.state = state
         self.changed.set()
         self.changed = asyncio.Event()
@@ -72,7 +72,7 @@ class EditQueue:
         self._turn = asyncio.Lock()
 
     def add(self, visitor: str, request: EditRequest) -> str:
-        """Let an edit wait for its turn, and return its name, which nobody can guess.
+        """Add an edit to the queue, and return its name, which nobody can guess.
 
         Raises:
             RefusedRequestError: too many wait, of all visitors or of this one.
@@ -102,7 +102,7 @@ class EditQueue:
         return job
 
     def cancel(self, visitor: str, name: str) -> None:
-        """Cancel a visitor's edit: one that waits ends at once, one that runs at its next step."""
+        """Cancel a visitor's edit. A waiting edit ends at once, a running one at its next step."""
         with suppress(RefusedRequestError):  # it never came, or it is another's
             job = self.find(visitor, name)
             job.is_cancelled = True
@@ -110,7 +110,7 @@ class EditQueue:
                 job.task.cancel()
 
     async def listen(self, job: Job) -> AsyncIterator[dict[str, Any] | None]:
-        """Yield the state of an edit whenever it changes, until it ends; None where nothing changed for a while."""
+        """Yield the state of an edit whenever it changes, until it ends; None if nothing changed for a while."""
         job.num_listeners += 1
         try:
             while True:

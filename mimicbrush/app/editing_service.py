@@ -57,7 +57,7 @@ class ReferenceChoice:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """An edit as the page asks for it; `source` and `mask` are tokens of uploads."""
+    """An edit as the page requests it; `source` and `mask` are tokens of uploads."""
 
     source: str
     mask: str
@@ -114,7 +114,7 @@ class EditRequest:
 
 
 def _of_type(value: Any, kind: Any) -> Any:
-    """The value, where it is of this type: a bool is no number."""
+    """Return the value if it has this type; a bool is not a number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{value!r:.20} has the wrong type")
     return value
@@ -174,7 +174,7 @@ class EditingService:
             raise self.files.missing_error() from error
 
     async def show(self, visitor: str, token: str) -> bytes:
-        """Convert an image to JPEG as it will be read (see `ImageReader.convert`).
+        """Convert an image to JPEG, upright and in sRGB (see `ImageReader.convert`).
 
         Raises:
             InputError: it is not here, or another visitor's.
@@ -182,12 +182,12 @@ class EditingService:
         return await self.reader.convert(self.files.find(visitor, token))
 
     def close(self) -> None:
-        """End all edits at their next step, and the processes that read images."""
+        """Stop all edits at their next step, and stop the processes that read images."""
         self._is_closing = True
         self.reader.close()
 
     def describe(self) -> dict[str, Any]:
-        """Describe for the page what it may ask for, and with what it begins."""
+        """Describe the limits, defaults and examples for the page."""
         settings = self.pipeline.config
         return {
             "about": self.about,
@@ -203,7 +203,7 @@ class EditingService:
         }
 
     def check_files(self, visitor: str, request: EditRequest) -> None:
-        """Check that all images of a request are here, before it waits.
+        """Check that the server has all images of a request, before the request waits.
 
         Raises:
             MissingFileError: one is not here, or another visitor's.

@@ -18,7 +18,7 @@ _SOURCE_FRAME, _REFERENCE_FRAME = 0, 24
 def examples() -> list[Example]:
     """Render three examples: a part from another view, a texture, and the repair of a detail (paper Fig. 1).
 
-    The photographs are none that the shipped model was trained on.
+    The shipped model was not trained on these photographs.
     """
     views = []
     for spec in demo_clips(HELDOUT_PHOTOGRAPHS, 3, seed=_SEED).values():
@@ -37,7 +37,7 @@ def _images(source: np.ndarray, mask: np.ndarray, reference: np.ndarray) -> Imag
 
 
 def _oval(image: np.ndarray, radius: float) -> np.ndarray:
-    """A mask in the middle; its radius is a part of the shorter side."""
+    """Draw an oval mask in the middle; its radius is a ratio of the height."""
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     cv2.ellipse(
@@ -47,7 +47,7 @@ def _oval(image: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _garbled(image: np.ndarray) -> np.ndarray:
-    """The middle as a generator might have garbled it: pixels moved about by a few waves."""
+    """Distort the middle, as a bad generator might: a few waves move its pixels."""
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     inside = cv2.GaussianBlur(_oval(image, 0.16).astype(np.float32) / 255, (0, 0), 4)

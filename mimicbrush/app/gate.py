@@ -1,4 +1,4 @@
-"""Who may ask the editing page for what: the one door that every request passes, before anything is computed.
+"""Check every request to the editing page before anything is computed: who may ask, and for what.
 
 Requests must name this host (against DNS rebinding), come from the page itself where they change something (other
 sites), know the token where there is one (other people), and bring their content soon (slow clients).
@@ -46,12 +46,12 @@ _HEADERS = {
 
 
 class Gate:
-    """The door, as middleware.
+    """Middleware that checks every request.
 
     Args:
-        app: what lies behind it.
-        access: who may ask.
-        limits: of what a visitor may ask for.
+        app: the application behind it.
+        access: who may send requests.
+        limits: limits of each visitor.
     """
 
     def __init__(self, app: ASGIApp, access: Access, limits: VisitorLimits) -> None:
@@ -62,7 +62,7 @@ class Gate:
         self._is_closing: asyncio.Event | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer why not."""
+        """Pass a request on, or refuse it with a reason."""
         if scope["type"] == "lifespan":
             self._is_closing = asyncio.Event()
             await self.app(scope, receive, send)
@@ -103,7 +103,7 @@ class Gate:
             raise RefusedRequestError(403, "only this page itself may send this request")
 
     async def _log_in(self, scope: Scope, connection: HTTPConnection, receive: Receive) -> Response | None:
-        """The answer to who shows the token, or should; None where nothing is missing."""
+        """Handle the login: return the page to show, or None if the visitor is logged in."""
         path, token = scope["path"], self.access.token
         if not token:
             if path == "/login":
@@ -182,7 +182,7 @@ class Gate:
 
     @contextmanager
     def _counting_images(self, visitor: str) -> Iterator[None]:
-        """Bound the images of one visitor that arrive or are read: nobody has all the readers to himself."""
+        """Limit how many images of one visitor are uploaded or read at once, so that others get a reader, too."""
         if self._images[visitor] >= self.limits.images_at_once:
             most = self.limits.images_at_once
             raise RefusedRequestError(
@@ -197,12 +197,12 @@ class Gate:
 
 
 def refuse(error: RefusedRequestError) -> Response:
-    """Build the answer to a request that is refused; what is left of its content is not waited for."""
+    """Build the response to a refused request; the rest of its content is not read."""
     return JSONResponse({"error": str(error)}, error.status, {"Connection": "close"})
 
 
 def _with_headers(send: Send, new_visitor: str | None = None) -> Send:
-    """Add what every answer says; and the cookie of a new visitor."""
+    """Add the headers of every response, and the cookie of a new visitor."""
 
     async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":

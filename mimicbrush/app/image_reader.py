@@ -1,4 +1,4 @@
-"""Images that visitors send are read in processes of their own: what a file does there, it does to nobody else."""
+"""Read the images of visitors in separate processes, so that a harmful file cannot affect others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _limits_bytes: tuple[int, int] | None = None  # in a process that reads
 
 
 class BusyError(InputError):
-    """Too many others ask for the same at this moment; it helps to try again."""
+    """The server is busy with other requests; try again later."""
 
 
 class ImageReader:
@@ -64,7 +64,7 @@ class ImageReader:
         await self._run(_check, path)
 
     async def convert(self, path: Path) -> bytes:
-        """Convert an image to JPEG as it will be read: browsers know neither all formats nor all EXIF rotations.
+        """Convert an image to JPEG for the page: browsers know neither all formats nor all EXIF rotations.
 
         Raises:
             InputError, BusyError: see `check`.
@@ -98,7 +98,7 @@ class ImageReader:
 
 
 def _start_reader(gib: float) -> None:
-    """Called once in each process: how much memory it may take to look at a file, and to read it."""
+    """Called once in each process: set how much memory it may use to check a file, and to read it."""
     global _limits_bytes
     logging.disable()  # strangers' files must not fill the log, and what matters of them is said on the page
     warnings.simplefilter("ignore")
@@ -114,7 +114,7 @@ def _allow_memory(number: int) -> None:
 
 
 def _read(work: Callable[[Path], Any], path: Path, max_pixels: int) -> Any:
-    """In the process: check what the file says of itself, then read it."""
+    """Run in the process: check the header of the file, then read it."""
     try:
         _allow_memory(0)
         check_kind(path, "this file", max_pixels)

@@ -1,4 +1,4 @@
-"""A page on this machine to paint masks over images: which images there are, what is taken, what is kept.
+"""A page on this machine for painting masks over images, with its server and its files.
 
 Only this machine is served (127.0.0.1). A page of another site that is open in the same browser gets nothing:
 requests must name this host (against DNS rebinding), and what changes something must come from the page itself.
@@ -179,7 +179,7 @@ class MaskStore:
         return path
 
     def add(self, name: str, data: bytes) -> str:
-        """Keep an upload as it came, under a plain name that no other has.
+        """Store an upload unchanged, under a simple and unique name.
 
         Args:
             name: as the browser gives it; only a plain part of it is used.
@@ -230,7 +230,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None) -> str:
-    """Find the format of an image from its first bytes; no pixel is decoded.
+    """Find the format of an image from its first bytes, without decoding pixels.
 
     Raises:
         InputError: none of `PAINTABLE_FORMATS`; or of more than `max_pixels`, else of `MAX_PAINTED_PIXELS`; or of more
@@ -269,7 +269,7 @@ def _has_frame(image: Image.Image, number: int) -> bool:
 
 
 class _RefusedError(Exception):
-    """A request that is not answered with what it asks for."""
+    """A request that is refused, with an HTTP status and the reason."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -277,7 +277,7 @@ class _RefusedError(Exception):
 
 
 class PainterServer(ThreadingHTTPServer):
-    """Server of the page and a store, for this machine alone.
+    """Server of the page and of a `MaskStore`, for this machine only.
 
     Args:
         store: images and masks.
@@ -300,7 +300,7 @@ class PainterServer(ThreadingHTTPServer):
             ) from error
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log an error of ours, but not a browser that went away."""
+        """Log errors of the server, but not lost connections to a browser."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -327,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the store tells of what is saved."""
+        """Log nothing here: the store reports what is saved."""
 
     def _answer(self, respond: Callable[[], tuple[str, bytes]]) -> None:
         status = HTTPStatus.OK

@@ -48,7 +48,7 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
 
 
 def encoder_without_unet(token_class: str) -> str:
-    """Name the encoder that reads the reference where no U-Net does.
+    """Name the encoder that reads the reference if no U-Net reads it.
 
     Args:
         token_class: of the network that makes image tokens.
@@ -94,7 +94,7 @@ class FamilyOptions:
     size_px: int = number(512, _SIZE)
 
     def _size_step_px(self) -> int:
-        """Return what the size must be a multiple of."""
+        """Return the number that the size must be a multiple of."""
         return 1
 
     def __post_init__(self) -> None:

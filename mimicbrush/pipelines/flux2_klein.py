@@ -1,4 +1,4 @@
-"""Open FLUX.2 klein as an imitating editor, and write what a run of it leaves."""
+"""Open FLUX.2 klein as an editor that imitates, and write the results of its training runs."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def open_klein(
     *,
     base: Path | None = None,
 ) -> KleinPipeline:
-    """Open FLUX.2 klein as an imitating editor.
+    """Open FLUX.2 klein as an editor that imitates.
 
     Args:
-        name: what a run left (its folder, the folder of the run, or the LoRA file in it); a LoRA file of anybody else;
-            or a folder of FLUX.2 klein itself, which was not trained to imitate.
-        device: "cpu", "cuda", or "auto", which is a GPU where PyTorch sees one.
+        name: the folder of a training run, the pipeline folder or LoRA file in it; any other LoRA file; or a folder of
+            FLUX.2 klein itself, which was not trained to imitate.
+        device: "cpu", "cuda", or "auto", which is a GPU if PyTorch finds one.
         dtype: of all networks; None: bfloat16 on a GPU, float32 on a CPU.
         base: folder of the base model; None: as `IMITATION_FILE` says, or the local Hugging Face cache.
 
     Raises:
-        InputError: there is no such folder or file, or it is not whole; or the device is unknown or absent.
+        InputError: there is no such folder or file, or it is incomplete; or the device is unknown or absent.
         WeightsError: something is damaged, does not fit, or is not in the cache; says what to do.
     """
     from mimicbrush.pipelines.open_pipeline import choose_device
@@ -96,7 +96,7 @@ def _find_lora(path: Path, folder: Path | None) -> Path | None:
 
 
 def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Path:
-    """Find the folder of the base model of a LoRA; nothing is fetched.
+    """Find the folder of the base model of a LoRA; nothing is downloaded.
 
     Args:
         imitation: of its folder; None: the published base.
@@ -143,7 +143,7 @@ def list_klein_folders(path: Path) -> list[Path]:
 
 
 def load_klein_base(folder: Path, dtype: torch.dtype, with_text_encoder: bool) -> Flux2KleinPipeline:
-    """Load diffusers' pipeline from a folder; nothing is looked up anywhere else.
+    """Load the pipeline of diffusers from a folder without downloading anything.
 
     Args:
         folder: as diffusers stores it.
@@ -173,7 +173,7 @@ def _encode_for_untrained(pipeline: Flux2KleinPipeline, base: Path) -> PromptEmb
 def write_klein_folder(
     folder: Path, imitation: KleinImitation, prompt: PromptEmbeddings, components: KleinComponents
 ) -> None:
-    """Write what a run of FLUX.2 klein leaves; `open_klein` reads it.
+    """Write the folder of a FLUX.2 klein training run; `open_klein` reads it.
 
     The adapters of the transformer become a plain LoRA file of diffusers. The base is written only where `imitation`
     names it `BASE_FOLDER`: of a toy, or after full training.

@@ -1,4 +1,4 @@
-"""Pipeline folders, found and read without loading them. Imports no torch: errors must come at once."""
+"""Find and read pipeline folders without loading them. Imports no torch, so that errors come at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LIBRARIES, _OUR_CLASSES = ("diffusers", "transformers"), "mimicbrush.models."
 
 @dataclass(frozen=True)
 class Conventions:
-    """Choices that a pipeline was made for.
+    """Options that a pipeline was trained for.
 
     Attributes:
         options: every option of `ModelOptions` and its value.
@@ -151,7 +151,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_components(folder: Path, index: dict[str, Any]) -> None:
-    """Check what the libraries would import and build of a pipeline folder, before they do.
+    """Check the classes and configs of a pipeline folder before the libraries import and build them.
 
     Args:
         folder: of the pipeline.
@@ -178,7 +178,7 @@ def check_components(folder: Path, index: dict[str, Any]) -> None:
 
 
 def class_names(index: dict[str, Any]) -> dict[str, str]:
-    """List the classes of the components that there are, by component."""
+    """List the class of each component that the pipeline has."""
     return {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
 
 

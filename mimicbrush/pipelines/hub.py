@@ -81,10 +81,10 @@ def _check_safe(name: str, value: bool | None) -> None:
 
 
 class HubPipeline(DiffusionPipeline):
-    """Base of the pipeline: diffusers' loading, saving and uploading with three differences.
+    """Base of the pipeline: loads, saves and uploads as diffusers does, with three differences.
 
-    Weights are safetensors only; the model card is ours; and attention processors of diffusers that would leave the
-    reference out are refused.
+    It uses only safetensors; it writes its own model card; and it refuses attention processors of diffusers that would
+    ignore the reference.
     """
 
     @classmethod
@@ -95,17 +95,17 @@ class HubPipeline(DiffusionPipeline):
         use_safetensors: bool | None = True,
         **options: Any,
     ) -> Self:
-        """Load as diffusers does, but never a pickle.
+        """Load a pipeline as diffusers does, but never from a pickle.
 
         Args:
             pretrained_model_name_or_path: a folder, a repository of the hub, or "small" for the model that comes with
                 the project.
-            use_safetensors: there is no other choice; None, diffusers' "where there are any", means True, too.
+            use_safetensors: must be True or None; both load only safetensors.
             options: as in diffusers.
 
         Raises:
-            InputError: pickles are asked for.
-            OSError: a network has no safetensors; or as in diffusers.
+            InputError: `use_safetensors` is False.
+            OSError: a network has no safetensors; otherwise as in diffusers.
         """
         _check_safe("use_safetensors", use_safetensors)
         if str(pretrained_model_name_or_path) in SHIPPED_NAMES:
@@ -115,7 +115,7 @@ class HubPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
-        """Read the index of a pipeline as diffusers does, before it imports and builds what that names.
+        """Read the index of a pipeline as diffusers does, and check it before anything is imported or built from it.
 
         Raises:
             WeightsError: see `folder.check_components`.
@@ -144,18 +144,18 @@ class HubPipeline(DiffusionPipeline):
         token: str | None = None,
         create_pr: bool = False,
     ) -> None:
-        """Write the pipeline as diffusers does, and a model card that states what its weights need.
+        """Save the pipeline as diffusers does, with a model card that states the options of its weights.
 
         Args:
             save_directory: a folder.
-            safe_serialization: there is no other choice.
+            safe_serialization: must be True.
             variant, max_shard_size: as in diffusers.
             push_to_hub: also upload the folder.
-            repo_id: to push to; the folder's name where none is given.
+            repo_id: repository to upload to; default: the name of the folder.
             commit_message, private, token, create_pr: of the upload, as in diffusers.
 
         Raises:
-            InputError: pickles are asked for.
+            InputError: `safe_serialization` is False.
         """
         _check_safe("safe_serialization", safe_serialization)
         folder = Path(save_directory)
@@ -178,7 +178,7 @@ class HubPipeline(DiffusionPipeline):
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> str:
-        """Upload the pipeline, as in diffusers, but with our card: its own would say nothing of the conventions."""
+        """Upload the pipeline as diffusers does, but with a model card that states the options of its weights."""
         _check_safe("safe_serialization", safe_serialization)
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
@@ -195,10 +195,10 @@ class HubPipeline(DiffusionPipeline):
             )
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Refuse attention slicing: diffusers' sliced attention would leave the reference out.
+        """Refuse attention slicing, because diffusers' sliced attention would ignore the reference.
 
         Raises:
-            InputError: always, except for None, which is how diffusers turns slicing off.
+            InputError: always, except for None, which turns slicing off in diffusers.
         """
         if slice_size is None:
             return
@@ -208,10 +208,10 @@ class HubPipeline(DiffusionPipeline):
         )
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Callable[..., Any] | None = None) -> None:
-        """Refuse xFormers' processors, which would leave the reference out; xFormers is available as a back end.
+        """Refuse xFormers' processors, which would ignore the reference; use xFormers as an attention backend instead.
 
         Raises:
-            InputError: always; names the call that chooses the back end.
+            InputError: always; names the call that sets the backend.
         """
         raise InputError(
             "xFormers' attention processors would ignore the reference; use xFormers as a backend instead: "

@@ -1,4 +1,4 @@
-"""Images that users hand to the pipeline, as arrays and on canvases; errors say what does not fit."""
+"""Convert the images of a call to arrays and canvases, and check that they fit together."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class StoredColors:
 
 
 def find_stored_colors(image: ImageInput) -> StoredColors | None:
-    """Find the colours of an image in its own profile; None where a result can only be sRGB."""
+    """Find the colours of an image in its own profile; None if the result can only be sRGB."""
     if not isinstance(image, Image.Image) or find_profile(image) is None:
         return None
     with warnings.catch_warnings():  # `to_rgb_array` has said it
@@ -91,7 +91,7 @@ def find_stored_colors(image: ImageInput) -> StoredColors | None:
 
 
 def to_rgb_array(image: ImageInput) -> np.ndarray:
-    """Convert an image to (H, W, 3) uint8 in sRGB, turned as its EXIF says."""
+    """Convert an image to (H, W, 3) uint8 in sRGB, rotated by its EXIF data."""
     array = np.asarray(normalise_mode(image, "RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InputError(f"an image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
@@ -154,7 +154,7 @@ def full_box(image: np.ndarray) -> Box:
 
 
 def place_sources(sources: list[np.ndarray], masks: list[np.ndarray], how: str, size_px: int) -> list[Placement]:
-    """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto").
+    """Choose the part of each source to edit: the full image ("full") or a square around the mask ("auto").
 
     Args:
         sources, masks: (H, W, 3) and (H, W) uint8.
@@ -232,7 +232,7 @@ _RANGES = {
 
 
 def check_numbers(**arguments: object) -> None:
-    """Check numbers that a call of the pipeline was given, by the names of its arguments.
+    """Check the numbers in a call of the pipeline, by argument name.
 
     Raises:
         InputError: names the argument, its value and its range.
@@ -256,7 +256,7 @@ def check_generators(sources: int, num_images_per_prompt: int, generator: object
 
 
 def check_recording(has_reference: bool, has_reference_unet: bool, correspondence: bool, record: object | None) -> None:
-    """Check that reference attention can be recorded, where that is asked for.
+    """Check that reference attention can be recorded, if that is requested.
 
     Args:
         has_reference: of the call.

@@ -372,9 +372,9 @@ def test_several_references_are_added_used_each_with_its_box_and_removed(page: P
 
 @pytest.mark.slow
 def test_what_cannot_be_edited_is_said(page: Page, images: dict[str, Path]) -> None:
-    assert "choose an image to edit first" in edit(page, "The edit failed")
+    assert "choose an image to edit first" in edit(page, "Could not edit")
     give(page, "source", images["mask"], "mask")
-    said_by(page, "source", "choose the image to edit first")
+    said_by(page, "source", "Choose the image to edit first")
     give(page, "source", images["huge"])
     said_by(page, "source", "the limit is 50 megapixels")
     give(page, "source", images["text"])
@@ -428,7 +428,7 @@ def test_who_waits_sees_the_place_in_the_queue(browser: Browser, server: str, im
         begin_edit(ann)
         ann.wait_for_selector("#left:has-text('Step')")
         bob.click("#go")
-        bob.wait_for_selector("#left:has-text('One edit is before yours')")
+        bob.wait_for_selector("#left:has-text('One edit is ahead of yours')")
         ann.click("#stop")
         wait_until_said(bob, "Done.")
 

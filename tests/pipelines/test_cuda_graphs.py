@@ -241,7 +241,7 @@ def _cast(pipe: MimicBrushPipeline) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_record, "model looks are recorded at each step"),
+        (_record, "attention is recorded at each step"),
         (_hook, "a hook .* runs at every pass of mid_block"),
         pytest.param(_cast, "a hook .* runs at every pass of ", marks=pytest.mark.slow),
     ],

@@ -82,7 +82,7 @@ async function edit() {
     if (job.isCancelled) await cancel(job.name);
     await follow(answer.job, answer.seed, asked);
   } catch (error) {
-    say(`The edit failed: ${error.message}`, true);
+    say(`Could not edit: ${error.message}`, true);
   } finally {
     end();
   }
@@ -98,7 +98,7 @@ async function follow(name, seed, asked) {
   const entries = await Promise.all(last.result.results.map(async ({ token, ...each }) => (
     { ...each, ...asked, width, height, when, blob: await readFile(token) })));
   await results.add(entries);
-  const hint = entries.some((each) => each.places) ? " Point at the repainted area to see where in the reference it comes from." : "";
+  const hint = entries.some((each) => each.places) ? " Point at the repainted area, or tap it, to see where in the reference it comes from." : "";
   say(`Done.${asked.isSeedChosen ? ` Seed ${seed} was used.` : ""}${hint}`);
 }
 
@@ -222,5 +222,5 @@ if (kept.get("job")) {
   const { name, seed, asked } = kept.get("job");
   job = { name, isCancelled: false };
   showProgress({ text: "Reconnecting to the edit …" });
-  try { await follow(name, seed, asked); } catch (error) { say(`The edit failed: ${error.message}`, true); } finally { end(); }
+  try { await follow(name, seed, asked); } catch (error) { say(`Could not edit: ${error.message}`, true); } finally { end(); }
 }

@@ -96,7 +96,7 @@ export class SourcePanel extends Panel {
       this.onChange();
     };
     this.at("mask").addEventListener("change", () => this.chosen("mask", async ([file]) => {
-      if (!this.given) throw new Error("choose the image to edit first, then its mask");
+      if (!this.given) throw new Error("Choose the image to edit first, then its mask.");
       await this.painter.load(this.given.shown, file);
       this.say(`The mask was loaded from ${file.name}.`);
     }));
@@ -166,7 +166,7 @@ export class ReferencePanel extends Panel {
   async take(files, isMore = files.length > 1) {
     const room = this.options.max_references - (isMore ? this.all.length : this.all.length - 1);
     for (const file of files.slice(0, Math.max(0, room))) await this.add(await this.send(file), isMore);
-    if (files.length > room) throw new Error(`an edit takes at most ${this.options.max_references} references; remove one first`);
+    if (files.length > room) throw new Error(`An edit takes at most ${this.options.max_references} references. Remove one first.`);
   }
 
   async add(given, isMore) {

@@ -1,4 +1,4 @@
-"""Networks that measure likeness, by folder or by a name that is in the local cache; nothing is fetched."""
+"""Networks that measure similarity, from a folder or the local cache; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Backbones:
 
 
 def load_backbones(options: BackboneOptions) -> Backbones:
-    """Load the networks that are named, and the one that an installed package holds.
+    """Load the networks that are named, and the one that comes in an installed package.
 
     Raises:
         InputError: one that is named cannot be loaded, or is another kind of network.
@@ -179,7 +179,7 @@ def _load_clip(given: str) -> ClipSimilarity:
 
 
 def _check_complete(option: str, given: str, info: Any) -> None:
-    """Refuse missing weights: the libraries would fill in random numbers, and only warn."""
+    """Refuse missing weights, because the libraries would use random numbers and only warn."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -229,7 +229,7 @@ def _prepare_pixels(
 
 
 def _describe(named: str) -> str:
-    """Describe what was named; of files also their hashes."""
+    """Describe a folder or file, with the hashes of its weights."""
     path = Path(named)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
     digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]

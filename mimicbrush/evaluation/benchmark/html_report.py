@@ -1,4 +1,4 @@
-"""One page to read a benchmark by: tables, images side by side with the worst first, maps, faults, metric card."""
+"""The HTML report of a benchmark: tables, images side by side (worst first), maps, faults and the metric card."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_benchmark_report(
     card: dict[str, Any],
     shown_cases: int,
 ) -> None:
-    """Write report.html, which holds its images and needs nothing else."""
+    """Write report.html, a single file that contains its images."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     images = _Images()
@@ -79,7 +79,7 @@ def write_benchmark_report(
 
 
 def _sort_worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
-    """Sort the cases of a track: those that the first editor failed at, then by its first metric."""
+    """Sort the cases of a track: failures of the first editor come first, then its lowest scores."""
 
     def key(scores: CaseScores) -> tuple[float, str]:
         found = select_numbers(scores.scores.get("pasted", {}))

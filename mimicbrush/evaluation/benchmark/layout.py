@@ -140,7 +140,7 @@ def _check_mask(path: Path, image: Image.Image, name: str) -> None:
 
 
 def _list_numbers(folder: Path) -> list[str]:
-    """List the numbers of all cases of which there is any file: one whose mask is missing is a case, too."""
+    """List the numbers of all cases that have any file; a case with a missing mask counts, too."""
     parts = ("_source.png", "_source_mask.png", "_reference.png")
     return sorted({path.name.removesuffix(part) for part in parts for path in folder.glob(f"*{part}")})
 
@@ -158,7 +158,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 class BenchmarkWriter:
-    """A writer that puts a benchmark aside; `finish` gives it its name and replaces an older one.
+    """A writer of a benchmark in a temporary folder; `finish` moves it into place and replaces an older one.
 
     Args:
         root: the folder to be made.

@@ -54,7 +54,7 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class EditorRun:
-    """The outcomes of one editor on all cases, whatever they are."""
+    """The outcomes of one editor on all cases."""
 
     name: str
     folder: Path
@@ -67,7 +67,7 @@ class EditorRun:
 
 
 def name_folder(editor: str) -> str:
-    """Name the folder of an editor's results: its name, without what a folder's name cannot hold."""
+    """Name the folder of an editor's results: its name, without characters that folder names cannot have."""
     return re.sub(r"[^\w.=+-]+", "_", editor).strip("_.") or "_"
 
 

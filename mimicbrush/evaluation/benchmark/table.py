@@ -1,4 +1,4 @@
-"""Tables: means of scores with intervals, and our methods beside the paper's."""
+"""Tables: means of scores with intervals, with the rows of the paper below ours."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def _format_task(summary: dict[str, Any], task: str, variant: str) -> list[str]:
 
 
 def list_troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
-    """List everything that should have a number and has none, a line each."""
+    """List everything that should have a number but has none, one per line."""
     lines = [f"not usable: {fault.path.name}: {fault.reason}" for fault in benchmark.faults]
     for run in runs:
         lines += [

@@ -1,4 +1,4 @@
-"""Checks that a benchmark holds nothing that a model was trained on."""
+"""Checks that a benchmark contains nothing that a model was trained on."""
 
 from __future__ import annotations
 

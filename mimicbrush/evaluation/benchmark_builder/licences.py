@@ -65,5 +65,5 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
 
 
 def _format_cell(text: str) -> str:
-    """Make one cell of a table from a text of outside."""
+    """Make a table cell from an untrusted text."""
     return re.sub(r"\s+", " ", text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").strip()

@@ -1,4 +1,4 @@
-"""From edited images to numbers: scores inside the mask, what a reference gains, and means over pairs."""
+"""From edited images to numbers: scores inside the mask, gains of the reference, and means over pairs."""
 
 from __future__ import annotations
 

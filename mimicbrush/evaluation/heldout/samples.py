@@ -1,4 +1,4 @@
-"""Samples: what an editor gets for a mined pair, a function of the pair and the seed alone."""
+"""Samples: the images that an editor gets for a mined pair; they depend only on the pair and the seed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A pair, and the pair of another source whose reference plays the wrong one.
+    """A pair, and the pair of another source whose reference is used as the wrong one.
 
     With several references, each has further frames: of the same shot, neither source nor reference.
     """

@@ -82,7 +82,7 @@ class EditedPair:
         return images
 
     def make_cells(self) -> dict[str, np.ndarray]:
-        """Cut the padding of their canvases off all images, so that all lie in a cell alike."""
+        """Cut the padding of their canvases off all images."""
         source, reference, wrong = find_area_boxes(self.sample, self.set_name)
         boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
         cells = {}

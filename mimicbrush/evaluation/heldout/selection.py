@@ -1,4 +1,4 @@
-"""Which pairs to evaluate on, so that nothing is measured on what was trained on."""
+"""Choose the pairs to evaluate on, so that no result is measured on training data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimicbrush.evaluation.heldout.options import EvaluationSplit
 
 @dataclass(frozen=True)
 class HeldOutSelection:
-    """The pairs to evaluate on, and what a person should know about the choice."""
+    """The pairs to evaluate on, and messages about the choice."""
 
     pairs: list[Pair]
     messages: list[str]

@@ -56,7 +56,7 @@ class StudyFiles:
 
 
 def find_editors(evaluation: Path) -> list[str]:
-    """Find the editors whose results an evaluation holds, by name.
+    """List the names of the editors whose results an evaluation contains.
 
     Raises:
         InputError: fewer than two, or more than there are letters.
@@ -164,7 +164,7 @@ def _result_path(case: Case, evaluation: Path, editor: str) -> Path:
 
 
 def _choose_cases(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
-    """Choose at most so many cases, the tracks in turn, each in an order of its own; then mix them."""
+    """Choose at most this many cases from the tracks in turn, each in a random order, then shuffle them."""
     rng = counter_rng.generator(seed, len(cases))
     queues = [[case for case in cases if case.track.name == track] for track in TRACKS]
     queues = [[queue[n] for n in rng.permutation(len(queue))] for queue in queues]
@@ -195,7 +195,7 @@ def _embed_images(
 
 
 def _embed_jpeg(image: np.ndarray, long_side_px: int) -> str:
-    """Make a data address of an image; nothing of its file comes along."""
+    """Make a data URL of an image, without the metadata of its file."""
     scale = long_side_px / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -153,7 +153,7 @@ def bootstrap_by_rater_and_case(values: np.ndarray, seed: int, resamples: int = 
 
 
 def format_scores(found: StudyScores) -> str:
-    """Format the scores as a Markdown table, with the paper's below: of other images, raters and rivals."""
+    """Format the scores as a Markdown table, with the scores of the paper below."""
     heads = "".join(f" {question}, best % |" for question in QUESTIONS)
     lines = [f"| editor |{heads} mean rank |", "|---|" + "---|" * (len(QUESTIONS) + 1)]
     for editor, row in found.scores.items():
@@ -175,7 +175,7 @@ def format_scores(found: StudyScores) -> str:
 
 
 def _read_ranks(path: Path, answers: dict[str, Any], key: dict[str, Any], editors: list[str]) -> np.ndarray:
-    """(cases, questions, editors), NaN for all editors where a ranking is not whole."""
+    """Read the ranks, (cases, questions, editors); NaN for all editors if a ranking is incomplete."""
     given = answers.get("answers")
     if not isinstance(given, dict) or set(given) - set(key["cases"]):
         raise InputError(f"{path}: its answers do not belong to the cases of this study; download the answers again")

@@ -1,4 +1,4 @@
-"""A base model of FLUX.2 klein: fetched and checked part by part, and the prompt encoded where that is not done."""
+"""Download and check a base model of FLUX.2 klein part by part, and encode the prompt if that is needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAINED_WITH = ("base.transformer", "base.vae")
 def check_or_fetch_klein(
     options: Flux2KleinModel, *, fetching: bool, deep: bool, say: Callable[[str], None] = print
 ) -> list[PartReport]:
-    """Look at what a training run begins from, fetch what is absent or damaged, and encode the prompt.
+    """Check the files that a training run starts from, download missing or damaged ones, and encode the prompt.
 
     The text encoder (8 GB) is fetched only where there is no file with the encoded prompt.
 

@@ -1,4 +1,4 @@
-"""Where FLUX.2 klein lies on this machine. Imports no torch: what is absent must be named within a second."""
+"""Find FLUX.2 klein on this machine. Imports no torch, so that missing files are reported within a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINING_NETWORKS = ("transformer", "vae")
 
 
 def locate_klein(name: str) -> Path:
-    """Find the pipeline of a base model on this machine. Nothing is fetched.
+    """Find the pipeline of a base model on this machine. Nothing is downloaded.
 
     Args:
         name: a folder as diffusers writes it, or OWNER/NAME or OWNER/NAME@REVISION in the local cache.
@@ -37,7 +37,7 @@ def locate_klein(name: str) -> Path:
 
 
 def list_klein_files(options: Flux2KleinModel) -> list[Path]:
-    """List the files that a run begins from: of the transformer, the VAE and the encoded prompt. Heads are read.
+    """List the files that a run starts from: transformer, VAE and encoded prompt. Their headers are read.
 
     Raises:
         WeightsError: one is absent; says how to get it.

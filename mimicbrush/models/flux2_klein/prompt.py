@@ -41,7 +41,7 @@ _KEY = "mimicbrush_prompt"
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """What a file says of its embeddings.
+    """Facts about the embeddings in a file.
 
     Attributes:
         prompt: the text.
@@ -58,7 +58,7 @@ class PromptFacts:
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Embeddings of the prompt, and of the empty prompt, which classifier-free guidance takes beside it.
+    """Embeddings of the prompt, and of the empty prompt for classifier-free guidance.
 
     Attributes:
         facts: of which prompt.
@@ -95,7 +95,7 @@ def encode_prompt(
     hidden_layers: Sequence[int] = HIDDEN_LAYERS,
     max_tokens: int = MAX_TOKENS,
 ) -> PromptEmbeddings:
-    """Encode a prompt as `Flux2KleinPipeline` does: that pipeline does it here, without its other networks.
+    """Encode a prompt with `Flux2KleinPipeline`, without its other networks.
 
     Args:
         prompt: the text; with its template it must fit `max_tokens`, or its end is cut off.
@@ -125,7 +125,7 @@ def encode_prompt(
 
 
 def write_prompt(path: Path, embeddings: PromptEmbeddings) -> None:
-    """Write embeddings to a file; it gets its name when it is whole.
+    """Write embeddings to a temporary file, and rename it when it is complete.
 
     Args:
         path: the file, .safetensors. Its folder is made if need be.
@@ -146,8 +146,8 @@ def read_prompt(path: Path, *, prompt: str | None = None, width: int | None = No
         width: what the transformer takes (its `joint_attention_dim`); None: any.
 
     Raises:
-        WeightsError: there is no such file, or it holds another prompt or another width; says what to do.
-        DamagedFileError: it is no such file, or not what was written.
+        WeightsError: there is no such file, or it has another prompt or another width; says what to do.
+        DamagedFileError: it is not a file of `write_prompt`, or it was changed.
     """
     if not path.is_file():
         raise WeightsError(f"there is no file {path} with the encoded prompt. {HOW_TO_ENCODE}")

@@ -106,7 +106,7 @@ def _build(class_name: str, network: StoredNetwork) -> nn.Module:
 
 
 def check_every_byte(network: StoredNetwork) -> None:
-    """Read all bytes of the weights: they must be finite, and, in the hub's cache, have the hash that the hub states.
+    """Read all bytes of the weights: they must be finite and, in the hub's cache, have the hash that the hub states.
 
     Raises:
         DamagedFileError: names the file, and the tensor.

@@ -1,4 +1,4 @@
-"""The files of a stored network, read without loading it: configs, and the heads of safetensors files.
+"""Read the files of a stored network without loading it: configs, and the headers of safetensors files.
 
 Imports no torch: a cut or damaged file must be named within a second, not after torch and diffusers are imported.
 """
@@ -27,7 +27,7 @@ _LENGTH_BYTES = 8
 
 
 class DamagedFileError(WeightsError):
-    """Error of a file that is not what was written; it should be fetched again.
+    """A file is damaged; download it again.
 
     Attributes:
         file: which.
@@ -64,7 +64,7 @@ class StoredNetwork:
 
     @property
     def variant(self) -> str | None:
-        """What the libraries call this kind of file: "fp16", or None for the usual one."""
+        """Name of the variant in diffusers: "fp16", or None for the usual files."""
         return HALF_VARIANT if self.files[0].stem.endswith(f".{HALF_VARIANT}") else None
 
     @property
@@ -80,7 +80,7 @@ class StoredNetwork:
 
 
 def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> StoredNetwork:
-    """Read what a network's folder holds.
+    """Read the config and the tensor names of a network's folder.
 
     Args:
         folder: of the network.
@@ -130,13 +130,13 @@ def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]
     holders = {key: name for name, head in heads.items() for key in head}
     if holders != weight_map or sum(map(len, heads.values())) != len(holders):
         differing = sorted(key for key in {**holders, **weight_map} if holders.get(key) != weight_map.get(key))
-        problem = f"it has another file for {differing[0]}" if differing else "they contain a tensor twice"
+        problem = f"its entry for {differing[0]} is wrong or missing" if differing else "they contain a tensor twice"
         raise WeightsError(f"{index} does not fit its shards: {problem}")
     return {key: tensor for head in heads.values() for key, tensor in head.items()}, files
 
 
 def read_head(file: Path) -> dict[str, StoredTensor]:
-    """Read which tensors a safetensors file holds; the tensors themselves are not read.
+    """Read the names, types and shapes of the tensors in a safetensors file, but not the tensors.
 
     Raises:
         DamagedFileError: the head cannot be read, or the tensors do not fill the file exactly.
@@ -151,7 +151,7 @@ def read_head(file: Path) -> dict[str, StoredTensor]:
 
 
 def check_head(file: Path) -> None:
-    """Check what a safetensors file begins with, before the library reads it.
+    """Check the header of a safetensors file before the library reads it.
 
     The library takes a head of 100 MB, and of two tensors under one name the second.
 
@@ -188,7 +188,7 @@ def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _describe_damage(file: Path, reason: str) -> str:
-    """Say what is wrong with a file that safetensors refuses, which does not tell a cut file from a lengthened one."""
+    """Say what is wrong with a file that safetensors refuses: it may be too short or too long."""
     size = file.stat().st_size
     if "not fully covered" not in reason:
         return f"its header cannot be read ({reason})"

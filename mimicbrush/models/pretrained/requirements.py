@@ -1,4 +1,4 @@
-"""What starting weights must be, so that the method can begin from them. Imports no torch, see `files`.
+"""Requirements for starting weights. Imports no torch, see `files`.
 
 Some facts make the method, such as the nine channels that become thirteen: other weights are an error. Sizes, such
 as the width of the context, only have to fit together; where they are not the paper's, that is noted.
@@ -96,7 +96,7 @@ def name_option(part: str, name: str) -> str:
 
 
 def inspect_part(part: str, name: str, folder: Any) -> PartReport:
-    """Inspect a part by the heads of its files and its config.
+    """Inspect a part from the headers of its files and its config.
 
     Args:
         part: a key of `LAYOUTS`.
@@ -131,7 +131,7 @@ def _list_weights(network: StoredNetwork) -> list[Any]:
 
 
 def check_facts(part: str, config: Mapping[str, Any]) -> None:
-    """Check that a network is of the kind that the method begins from.
+    """Check that a network is of the kind that training starts from.
 
     Raises:
         WeightsError: names what the config says and what it should say.

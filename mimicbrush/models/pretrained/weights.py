@@ -1,4 +1,4 @@
-"""Where starting weights lie, and how they come there. Imports no torch, see `files`."""
+"""Find starting weights on this machine, and download them. Imports no torch, see `files`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def find_commit(folder: Path) -> str | None:
 
 
 def note_revision(name: str, folder: Path) -> list[str]:
-    """Note which revision of a repository lies in a folder of the Hugging Face cache, where the name does not say so.
+    """Note the revision of a repository in the Hugging Face cache, if the name does not state it.
 
     Args:
         name: of the repository, see `split_revision`.
@@ -110,7 +110,7 @@ def note_revision(name: str, folder: Path) -> list[str]:
 
 
 def locate_weights(part: str, name: str) -> Path | None:
-    """Find the folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
+    """Find the folder of a network on this machine, or None if it is not (completely) here. Nothing is downloaded.
 
     Args:
         part: a key of `LAYOUTS`.
@@ -134,7 +134,7 @@ def locate_weights(part: str, name: str) -> Path | None:
 
 
 def find_weights(options: PretrainedModel) -> dict[str, Path]:
-    """Find the local folder of each part's network. Nothing is downloaded: a run of days should not begin by surprise.
+    """Find the local folder of each part's network. Nothing is downloaded, so a long run cannot start by surprise.
 
     Raises:
         WeightsError: names every part whose weights are not there, its option and how to get them.
@@ -151,7 +151,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
 
 
 def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
-    """Fetch the files of a network into the local Hugging Face cache; files that are there already stay.
+    """Download the files of a network into the local Hugging Face cache; existing files are kept.
 
     Args:
         part: a key of `LAYOUTS`.

@@ -1,4 +1,4 @@
-"""The editor behind `mimicbrush edit`: a model that is loaded when the first edit needs it, and how it is to edit."""
+"""The editor of `mimicbrush edit`: the settings, and a model that is loaded when the first edit needs it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ It shows how imitation works, but it cannot paint as well as a full-size model. 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """What is the same for all edits of a command. The command line has checked the values.
+    """Settings for all edits of a command. The command line has checked the values.
 
     Attributes:
         model: a folder, "released" or "small"; None: the small model, with a note.
@@ -96,7 +96,7 @@ class LoadedEditor:
 
     @property
     def pastes_back(self) -> bool:
-        """Whether a result has the size of its source, and not that of the canvas."""
+        """Whether a result has the size of its source instead of the size of the canvas."""
         return self.settings.paste_back
 
     @cached_property
@@ -166,7 +166,7 @@ class LoadedEditor:
         return [images[first : first + count] for first in range(0, len(images), count)]
 
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
-        """Edit once per seed, with the correspondences if they are asked for."""
+        """Edit once per seed, with the correspondences if they are requested."""
         options = {**self._options(edit.keep_shape), "reference_crop": edit.reference_crop}
         if self.settings.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed

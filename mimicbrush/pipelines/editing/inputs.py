@@ -112,7 +112,7 @@ def draw_box_mask(source: Image.Image, path: Path, box: Box, allow_full: bool) -
 def _fit_mask_or_tell(
     mask: Image.Image, edit: Edit, source: Image.Image, reference: Image.Image, resize: bool
 ) -> Image.Image:
-    """Fit a mask of another size; tell where source and reference look exchanged, since it fits the reference."""
+    """Fit a mask of another size; warn if it fits the reference, because source and reference may be swapped."""
     assert edit.mask is not None
     order = choose_words(
         python="the arguments are source, mask, reference",
@@ -133,7 +133,7 @@ def _fit_mask_or_tell(
 
 
 def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:
-    """Resize a mask to the size of its source by nearest neighbour, if that is wanted.
+    """Resize a mask to the size of its source by nearest neighbour, if `resize` is set.
 
     Args:
         mask: "L".
@@ -166,7 +166,7 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
 
 
 def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
-    """Check that a mask has something to repaint and to keep; warn of one that looks inverted, or like no mask.
+    """Check that a mask has a part to repaint and a part to keep; warn if it looks inverted, or not like a mask.
 
     Args:
         mask: "L".

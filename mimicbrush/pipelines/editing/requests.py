@@ -1,4 +1,4 @@
-"""Which edits a folder or a list asks for, and where each result goes. Imports nothing heavy."""
+"""Edits that a folder or a list requests, and the output of each one. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEYS = (*_REQUIRED, "mask_box", "output", "seed", "keep_shape", "reference_crop
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit that is asked for.
+    """One requested edit.
 
     Attributes:
         source, mask, reference: files, not looked at yet. `mask` is None where `mask_box` takes its place.
@@ -130,7 +130,7 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
 
 
 def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
-    """List the edits of a JSON-lines file: one object a line; empty lines do not count.
+    """List the edits of a JSON-lines file with one object per line; empty lines are ignored.
 
     Keys: source, mask, reference (paths relative to the list, inside its folder; 2 to 4 references are a list of
     paths); optional are output (relative to `output_dir`, inside it; default: the source's name with ``_edited.png``),

@@ -1,4 +1,4 @@
-"""What a run of FLUX.2 klein leaves, found and read without loading it. Imports no torch: errors must come at once.
+"""Find and read the folder of a FLUX.2 klein run without loading it. Imports no torch, so that errors come at once.
 
 A folder holds ``imitation.json`` and, beside it, the embeddings of the prompt and either a plain LoRA file of diffusers
 (``pytorch_lora_weights.safetensors``), the whole base model (``base/``), or both.
@@ -36,7 +36,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9]\w*([.-]\w+)*/[A-Za-z0-9]\w*([.-]\w+)*")
 
 @dataclass(frozen=True)
 class KleinImitation:
-    """What `IMITATION_FILE` states: what a LoRA, or a fully trained model, was trained for.
+    """Contents of `IMITATION_FILE`: what a LoRA, or a fully trained model, was trained for.
 
     Attributes:
         base: a repository of the hub; the absolute path of a folder; or `BASE_FOLDER`, which lies beside the file.
@@ -82,7 +82,7 @@ def _check_text(name: str, value: object) -> None:
 
 
 def is_klein_base(folder: Path) -> bool:
-    """Whether a folder holds FLUX.2 klein as diffusers stores it; other folders, and damaged ones, are none."""
+    """Whether a folder contains FLUX.2 klein as diffusers stores it; False for damaged ones, too."""
     try:
         return read_object(folder / "model_index.json").get("_class_name") in KLEIN_CLASSES
     except WeightsError:
@@ -90,7 +90,7 @@ def is_klein_base(folder: Path) -> bool:
 
 
 def find_klein_folder(path: Path) -> Path | None:
-    """Find the folder with an imitation.json that a path means; None where there is none.
+    """Find the folder with the imitation.json that belongs to a path; None if there is none.
 
     Args:
         path: that folder, its LoRA file, or the folder of a run, which leaves it in RUN/pipeline.
@@ -102,12 +102,12 @@ def find_klein_folder(path: Path) -> Path | None:
 
 
 def is_klein(path: Path) -> bool:
-    """Whether a path means FLUX.2 klein: what a run of it left, or the folder of a base model."""
+    """Whether a path is FLUX.2 klein: the folder of a training run, or of a base model."""
     return find_klein_folder(path) is not None or is_klein_base(path)
 
 
 def read_imitation(folder: Path) -> KleinImitation:
-    """Read `IMITATION_FILE` of a folder, and check it and the files that it states.
+    """Read `IMITATION_FILE` of a folder, and check it and the files that it names.
 
     Raises:
         InputError: there is none, or the folder lacks one of its files.
@@ -154,7 +154,7 @@ def format_imitation(imitation: KleinImitation) -> dict[str, Any]:
 
 
 def read_klein_base(folder: Path) -> dict[str, Any]:
-    """Read the model_index.json of a base model, and check what it names before the libraries import and build that.
+    """Read the model_index.json of a base model, and check its classes before the libraries import and build them.
 
     Raises:
         InputError: it holds no FLUX.2 klein.

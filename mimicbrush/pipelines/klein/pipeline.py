@@ -1,4 +1,4 @@
-"""FLUX.2 klein as an imitating editor, called as a `MimicBrushPipeline` is.
+"""FLUX.2 klein as an editor that imitates; it is called like a `MimicBrushPipeline`.
 
 The sequence is that of diffusers' `Flux2KleinPipeline(image=[holed source, reference 1, ...])`, and it is that pipeline
 which edits. So a LoRA that was trained here works without this project, too.
@@ -58,18 +58,18 @@ _ORDER = "resize_then_pad"
 class KleinPipeline:
     """FLUX.2 klein with the prompt and the canvas that it was trained for.
 
-    It is called as a `MimicBrushPipeline` is, so that commands serve both; what it cannot do is refused. A model that
-    was not trained to imitate edits through diffusers' inpaint pipeline, which holds everything outside of the hole.
+    Call it like a `MimicBrushPipeline`; unsupported options raise an error. A model that was not trained to imitate
+    edits with diffusers' inpaint pipeline, which keeps everything outside the hole.
 
     Args:
-        pipeline: of diffusers, on its device; it needs no text encoder.
+        pipeline: pipeline of diffusers, on its device; it needs no text encoder.
         imitation: what the weights were trained for.
         prompt: the embeddings of that prompt.
-        is_trained: whether the weights were trained to imitate, by a LoRA or fully.
-        lora_scale: of the adapters; 0 is the model without them.
+        is_trained: whether the weights were trained to imitate, with a LoRA or fully.
+        lora_scale: scale of the LoRA; 0 is the model without it.
     """
 
-    #: Whether it can tell where it looks in the reference.
+    #: Whether it can record where it looks in the reference.
     can_record_attention = True
 
     def __init__(
@@ -117,7 +117,7 @@ class KleinPipeline:
         self.pipeline.set_progress_bar_config(**options)
 
     def enable_cuda_graphs(self) -> None:
-        """Refuse CUDA graphs, which are for the U-Nets.
+        """Refuse CUDA graphs, which work only with the U-Nets.
 
         Raises:
             InputError: always.
@@ -143,26 +143,26 @@ class KleinPipeline:
         return_correspondence: bool = False,
         attention_record: AttentionRecord | None = None,
     ) -> MimicBrushPipelineOutput:
-        """Edit one image or a batch; see `MimicBrushPipeline.__call__` for what is not said here.
+        """Edit one image or a batch; the arguments are those of `MimicBrushPipeline.__call__`.
 
         Args:
             source, mask: B of each.
-            reference: of one source: one image or several. Of B sources: one for all, one each, or a list for each.
-                None: the source with its hole is the only image.
+            reference: for one source: one image or several; for B sources: one for all, one per source, or a list for
+                each source; None: the model sees only the source with its hole.
             num_inference_steps, guidance_scale: None: `default_num_inference_steps`, `default_guidance_scale`. Guidance
-                is away from the empty prompt.
-            keep_shape: refused: there is no depth estimator.
-            num_images_per_prompt: results per source, n.
+                points away from the empty prompt.
+            keep_shape: must be False, because there is no depth estimator.
+            num_images_per_prompt: number of results per source, n.
             crop: "full" or "auto".
-            reference_crop: one for all references, or a list with one each, in their order.
+            reference_crop: one for all references, or a list with one for each of them, in order.
             generator: one for all, or B * n.
-            paste_back: put the repainted region into the source at its full size, exact outside of the mask.
-            output_type: "latent": (B n, C, h, w), as the autoencoder takes them.
-            return_correspondence, attention_record: as there.
+            paste_back: paste the repainted region into the source at full size; pixels outside the mask stay exact.
+            output_type: "latent" gives (B n, C, h, w), as the autoencoder decodes them.
+            return_correspondence, attention_record: see `MimicBrushPipeline.__call__`.
 
         Raises:
-            InputError: images, masks, references and options that do not fit together, or that it cannot do.
-            MimicBrushError: the numbers overflowed.
+            InputError: images, masks, references or options are not valid, not supported or do not fit together.
+            MimicBrushError: the result contains NaN or infinite values.
         """
         # 1. Check the inputs.
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
