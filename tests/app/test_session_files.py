@@ -72,7 +72,7 @@ def test_what_has_no_room_or_cannot_be_written_leaves_nothing(tmp_path: Path) ->
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match="no room"):
+    with pytest.raises(InputError, match="no space for an image"):
         visits.keep("bob", ".png", written(b"12345678901"))
     with pytest.raises(InputError, match=r"could not save this image \(No space left on device\)"):
         visits.keep("ann", ".png", fail)

@@ -150,7 +150,7 @@ def test_absent_weights_are_named(name: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_folders_that_are_no_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no pipeline folder"):
+    with pytest.raises(InputError, match="not a pipeline folder"):
         check_editor(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match=r"a training run without a pipeline.*mimicbrush export"):

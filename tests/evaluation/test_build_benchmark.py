@@ -244,7 +244,7 @@ def test_folders_that_cannot_be_used_are_refused(images: Path, tmp_path: Path) -
     assert (tmp_path / "work" / "thesis.txt").is_file()
     with pytest.raises(InputError, match="expected masks in"):
         build(tmp_path, images=images, masks=tmp_path)
-    with pytest.raises(InputError, match="expected a folder per subject"):
+    with pytest.raises(InputError, match="expected one folder with images per subject"):
         build(tmp_path, images=images / "cup")
     with pytest.raises(InputError, match="have the same name cup/00"):
         shutil.copy(images / "cup/00.png", images / "cup/00.bmp")

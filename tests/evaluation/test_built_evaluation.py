@@ -133,7 +133,7 @@ def test_of_several_folders_what_each_holds_out_and_nothing_that_another_trains_
     fewer = tmp_path / "fewer"
     copied(mined, fewer, lambda table: table.filter(pc.is_in(table["source_hash"], pa.array(videos[:3]))))
     found, notes = pairs_and_notes(options(named.format(mined, fewer).replace("image", "video")))
-    assert found == set() and "2 sources are held out in one folder and trained on in another" in notes[0]
+    assert found == set() and "2 sources are held out in one folder but trained on in another" in notes[0]
     assert "nothing is evaluated while training" in notes[1] and len(notes) == 2
 
 

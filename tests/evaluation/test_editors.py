@@ -105,7 +105,7 @@ def test_an_editor_of_cases_says_so_when_it_gets_pairs(images: tuple[np.ndarray,
 def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a folder nor the name of an editor"):
         check_editor(str(tmp_path / "absent"), for_pairs=True)
-    with pytest.raises(InputError, match=r"no pipeline folder \(it has no model_index.json\); name one"):
+    with pytest.raises(InputError, match=r"not a pipeline folder \(it has no model_index.json\); expected"):
         check_editor(str(tmp_path), for_pairs=True)
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")

@@ -114,5 +114,5 @@ def test_damage_is_found(stored: Path) -> None:
     tensors = load_file(stored)
     for metadata in (None, {"mimicbrush_prompt": "no JSON"}, {"mimicbrush_prompt": "{}"}):
         save_file(tensors, stored, metadata=metadata)
-        with pytest.raises(DamagedFileError, match="no file of an encoded prompt"):
+        with pytest.raises(DamagedFileError, match="not a file of an encoded prompt"):
             read_prompt(stored)

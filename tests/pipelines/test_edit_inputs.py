@@ -64,11 +64,11 @@ def test_a_mask_of_the_references_size_may_tell_of_an_exchange(
         read_inputs(edit)
     if size == (30, 20):  # of the source's shape: it may be meant
         assert read_inputs(edit, resize_mask=True).mask.size == (60, 40)
-        assert "exchanged?" in caplog.messages[0]
+        assert "did you swap" in caplog.messages[0]
     Image.new("RGB", (31, 31), "blue").save(edit.reference)
     with pytest.raises(InputError) as told:
         read_inputs(edit)
-    assert "exchanged" not in str(told.value)
+    assert "swap" not in str(told.value)
 
 
 def test_a_box_is_a_mask(edit: Edit) -> None:

@@ -79,7 +79,7 @@ def test_a_list_that_is_none(tmp_path: Path) -> None:
 def test_no_output_twice_and_none_that_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"two edits have the same output .*s_edited\.png"):
         collect_edits(write_list(tmp_path, LINE, LINE | {"seed": 2}), tmp_path)
-    with pytest.raises(InputError, match="is one of the images to read"):
+    with pytest.raises(InputError, match="is also one of the images to read"):
         collect_edits(write_list(tmp_path, LINE | {"output": "r.png"}), tmp_path)
     taken = LINE | {"reference": "o_1.png", "output": "o.png"}
     assert collect_edits(write_list(tmp_path, taken), tmp_path)

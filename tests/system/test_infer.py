@@ -153,7 +153,10 @@ def test_what_the_images_tell_is_told_at_once(
         ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: must be four whole numbers X0,Y0,X1,Y1"),
         ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is not a box inside the source src.jpg"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,91"], "which is 60 x 90 px"),
-        ([*PICTURES[:2], "--mask-box", "0,0,60,90"], "the box 0,0,60,90 is all of src.jpg: nothing of the source is"),
+        (
+            [*PICTURES[:2], "--mask-box", "0,0,60,90"],
+            "the box 0,0,60,90 covers all of src.jpg, so nothing of the source is",
+        ),
         ([*NAMED, "--reference", *["ref.jpg"] * 5], "--reference: takes 1 to 4 images, got 5"),
         ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--auto-zoom"], "--auto-zoom is for one reference"),
         ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--reference-crop", "0,0,9,9"], "is for one reference"),

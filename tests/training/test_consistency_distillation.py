@@ -374,7 +374,7 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
     alone = edit(4)
     assert np.abs(together[1] - alone[0]).max() < 1e-5
     assert np.isfinite(edit(3, num_inference_steps=1)).all()
-    with pytest.raises(InputError, match="num_inference_steps=51: this model was distilled to 50 or fewer"):
+    with pytest.raises(InputError, match="num_inference_steps=51: this model was distilled for at most 50"):
         edit(3, num_inference_steps=51)
     config = tmp_path / "run" / "pipeline" / "scheduler" / "scheduler_config.json"
     original = config.read_text()

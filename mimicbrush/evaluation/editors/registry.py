@@ -260,7 +260,7 @@ def _parse(text: str) -> _Named:
     if name in names and colon:
         hint = f"; {name} " + ("needs the name of a folder after the colon" if takes_folder else "takes no folder")
     listed = "\n".join(f"  {name:28}{meaning}" for name, meaning in KNOWN.items())
-    raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}. Known editors:\n{listed}")
+    raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}\nKnown editors:\n{listed}")
 
 
 def _name_pipeline(folder: Path | None) -> _Named:
