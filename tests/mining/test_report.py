@@ -120,9 +120,9 @@ def test_the_sums_are_those_of_the_manifest(folder: Path, page: Page) -> None:
     videos = sum(row["status"] == "pair" and row["kind"] == "video" for row in rows)
     photographs = sum(row["status"] == "pair" and row["kind"] == "image" for row in rows)
     assert f"9 inputs = {files['pair']} accepted + {files['rejected']} rejected + {files['quarantined']}" in page.text
-    pairs = f"{videos + photographs} pairs = {videos} of video frames + {photographs} photographs with segments."
+    pairs = f"{videos + photographs} pairs = {videos} pairs of video frames + {photographs} photographs with segments."
     assert pairs in page.text
-    assert "left alone: 1 \N{MULTIPLICATION SIGN} .me" in page.text
+    assert "which were ignored: 1 \N{MULTIPLICATION SIGN} .me" in page.text
     assert "jpeg_quality 90 default 92" in page.text
     assert "pairs_per_clip 3 default 16" in page.text
     assert f"<b>CC</b> 3 {sum(row['licence'] == '<b>CC</b>' and row['status'] == 'pair' for row in rows)}" in page.text
@@ -168,9 +168,9 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
     seconds = sum(sum(timing["seconds"].values()) for timing in timings)
     frames = sum(timing["num_frames"] for timing in timings)
     # From a thousand on, a narrow space stands in the number, which `Page` reads as any other space.
-    assert f"frames a second {frames / seconds:,.0f}".replace(",", " ") in page.text
+    assert f"frames per second {frames / seconds:,.0f}".replace(",", " ") in page.text
     videos = 6  # as planned: three clips, a twin, a still one, and text with the name of one
-    assert f"seconds a clip {seconds / videos:.2f}" in page.text
+    assert f"seconds per clip {seconds / videos:.2f}" in page.text
     decoding = sum(timing["seconds"].get("decode", 0) for timing in timings)
     assert re.search(rf"decoding {decoding:.1f} s {re.escape(f'{decoding / seconds:.1%}')}", page.text)
 

@@ -164,7 +164,9 @@ def shards_of(index: Path) -> dict[str, Path]:
     for key, name in named.items():
         # By its name, not by where it leads: in a Hugging Face cache every file is a link out of its folder.
         if name in ("", "..") or Path(name).name != name:
-            raise WeightsError(f"{index}: the shard of {key} is {name!r}, expected the name of a file beside it")
+            raise WeightsError(
+                f"{index}: the shard of {key} is {name!r}, expected the name of a file in the same folder"
+            )
     return {key: index.parent / name for key, name in named.items()}
 
 

@@ -99,8 +99,8 @@ def draw_box_mask(source: Image.Image, path: Path, box: Box, allow_full: bool) -
     crop_box(values, box, f"source {path}")[:] = 255
     if values.all() and not allow_full:
         way = choose_words(
-            python="allow_full_mask=True repaints all of it",
-            command="--allow-full-mask repaints all of it",
+            python="allow_full_mask=True repaints the whole image",
+            command="--allow-full-mask repaints the whole image",
             page="leave a part of the image out",
         )
         raise InputError(
@@ -187,8 +187,8 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
         )
     if covered == 1 and not allow_full:
         way = choose_words(
-            python="allow_full_mask=True repaints all of it",
-            command="--allow-full-mask repaints all of it",
+            python="allow_full_mask=True repaints the whole image",
+            command="--allow-full-mask repaints the whole image",
             page="leave a part of the image unpainted",
         )
         raise InputError(
