@@ -118,7 +118,7 @@ def give_both(page: Page, images: dict[str, Path]) -> None:
 def give_all(page: Page, images: dict[str, Path]) -> None:
     give_both(page, images)
     give(page, "source", images["mask"], "mask")
-    said_by(page, "source", "the mask of mask.png")
+    said_by(page, "source", "loaded from mask.png")
 
 
 def on_screen(page: Page, panel: str, x: float, y: float) -> tuple[float, float]:
@@ -205,7 +205,7 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, images: dict[
     ring.wait_for(state="hidden")
     assert line.is_hidden() and page.locator("#reference .ring").is_hidden()
     page.locator("#result [data-role=stage]").press("ArrowRight")  # the keyboard tells it, too
-    said_by(page, "result", "of the reference")
+    said_by(page, "result", "in the reference")
     page.click("#result [data-role=heat]")
     assert page.locator("#reference .heat").is_visible()
     give(page, "reference", images["source"])  # another than the one that the result comes from

@@ -132,10 +132,10 @@ def test_an_edit_ends_at_the_next_step_and_what_is_missing_is_said(
     assert service.edit("ann", asked, shown.append, lambda: len(shown) > 2) is None
     assert len(shown) == 3
     for other in (replace(request_, mask="unknown"), replace(request_, references=(ReferenceChoice("unknown"),))):
-        with pytest.raises(MissingFileError, match="not here"):
+        with pytest.raises(MissingFileError, match="not on the server"):
             service.check_files("ann", other)
-        with pytest.raises(MissingFileError, match="not here"):
+        with pytest.raises(MissingFileError, match="not on the server"):
             service.edit("ann", other, shown.append)
-    with pytest.raises(MissingFileError, match="not here"):
+    with pytest.raises(MissingFileError, match="not on the server"):
         service.check_files("bob", request_)
     service.check_files("ann", request_)

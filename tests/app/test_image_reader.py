@@ -94,7 +94,7 @@ def test_images_are_taken_and_shown(service: EditingService, kind: str) -> None:
     token = upload(service, encoded(kind))
     with Image.open(io.BytesIO(in_thread(asyncio.run, service.show("ann", token)))) as shown:
         assert (shown.format, shown.size) == ("JPEG", (40, 30))
-    with pytest.raises(InputError, match="not here"):
+    with pytest.raises(InputError, match="not on the server"):
         in_thread(asyncio.run, service.show("bob", token))
 
 

@@ -232,7 +232,7 @@ def test_a_turned_photograph_has_its_mask_as_it_is_seen(server: PainterServer, t
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (60, 20)).save(tmp_path / "pictures/turned.jpg", exif=exif)
-    with pytest.raises(InputError, match=r"its image turned\.jpg 20 x 60 px"):
+    with pytest.raises(InputError, match=r"but the image turned\.jpg is 20 x 60 px"):
         server.store.save_mask("turned.jpg", png((60, 20)))
     server.store.save_mask("turned.jpg", png((20, 60)))
     status, shown = ask(server, "GET", "/api/picture?name=turned.jpg")

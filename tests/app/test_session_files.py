@@ -33,7 +33,7 @@ def test_a_file_is_for_its_visitor_alone(tmp_path: Path) -> None:
     token = visits.keep("ann", ".png", written(b"a"))
     assert visits.find("ann", token).read_bytes() == b"a"
     for visitor, asked in (("bob", token), ("ann", token[:-1]), ("ann", "../" + token), ("", token)):
-        with pytest.raises(InputError, match="not here"):
+        with pytest.raises(InputError, match="not on the server"):
             visits.find(visitor, asked)
     visits.close()
     assert not (tmp_path / "visits").exists()

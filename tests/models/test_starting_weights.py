@@ -220,7 +220,7 @@ def test_all_problems_are_told_at_once_with_their_options(own: Path) -> None:
 
 def test_the_two_unets_must_fit_each_other(own: Path) -> None:
     config("reference_unet", cross_attention_dim=32)(own)
-    with pytest.raises(WeightsError, match=r"does not fit model\.unet \(cross_attention_dim is 16 there, 32 here\)"):
+    with pytest.raises(WeightsError, match=r"does not fit model\.unet \(cross_attention_dim is 16 there and 32 here\)"):
         inspect_starting_weights(model_of(own))
 
 
