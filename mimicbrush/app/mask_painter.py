@@ -250,13 +250,15 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: too large; the limit is {most / 1e6:.0f} megapixels") from error
+        raise InputError(f"{name} is too large; the limit is {most / 1e6:.0f} megapixels") from error
     except DAMAGED_IMAGE as error:
-        raise InputError(f"{name}: not an image in a supported format ({', '.join(PAINTABLE_FORMATS)})") from error
+        raise InputError(f"{name} is not an image in a supported format ({', '.join(PAINTABLE_FORMATS)})") from error
     if pixels > most:
-        raise InputError(f"{name}: too large: {pixels / 1e6:.0f} megapixels; the limit is {most / 1e6:.0f} megapixels")
+        raise InputError(
+            f"{name} is too large: {pixels / 1e6:.0f} megapixels; the limit is {most / 1e6:.0f} megapixels"
+        )
     if has_more:
-        raise InputError(f"{name}: more than {MAX_PAGES} pages; save the page that you need as a separate image")
+        raise InputError(f"{name} has more than {MAX_PAGES} pages; save the page that you need as a separate image")
     return "JPEG" if kind == "MPO" else kind  # a JPEG with previews appended, as some cameras write it
 
 

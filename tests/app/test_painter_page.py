@@ -217,7 +217,7 @@ def test_an_upload_that_is_no_image_is_refused_with_a_reason(browser: Browser, t
         page.goto(server.url)
         page.wait_for_selector("#upload:enabled", state="attached")  # the images are listed first
         page.set_input_files("#upload", tmp_path / "notes.jpg")
-        page.wait_for_selector("#status.bad:has-text('notes.jpg: not an image')")
+        page.wait_for_selector("#status.bad:has-text('notes.jpg is not an image')")
         context.close()
     assert not list((tmp_path / "masks").rglob("*.*"))
 

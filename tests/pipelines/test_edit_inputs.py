@@ -75,7 +75,9 @@ def test_a_box_is_a_mask(edit: Edit) -> None:
     box = replace(edit, mask=None, mask_box=(10, 5, 60, 6))
     mask = np.asarray(read_inputs(box).mask)
     assert mask.shape == (40, 60) and mask[5, 10:].all() and mask.sum() == 50 * 255
-    with pytest.raises(InputError, match=r"the box 0,0,60,40 is all of .*s\.png: nothing .*allow_full_mask=True"):
+    with pytest.raises(
+        InputError, match=r"the box 0,0,60,40 covers all of .*s\.png, so nothing .*allow_full_mask=True"
+    ):
         read_inputs(replace(box, mask_box=(0, 0, 60, 40)))
     assert read_inputs(replace(box, mask_box=(0, 0, 60, 40)), allow_full_mask=True).mask.getextrema() == (255, 255)
     for wrong in ((0, 0, 61, 4), (4, 4, 4, 9), (-1, 0, 3, 3)):

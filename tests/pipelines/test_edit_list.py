@@ -35,7 +35,7 @@ def test_a_line_says_all_there_is_to_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         pytest.param('{"source":' * 100_000, "nests too deep", id="deep"),
         ("[1]", "expected an object"),
         (LINE | {"sed": 1}, r"unknown key 'sed'; known: source, mask.*; did you mean seed\?"),

@@ -67,7 +67,7 @@ async function save() {
 async function upload(file) {
   if (file.size > maxUploadBytes) {
     const [given, limit] = [file.size, maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed());
-    throw new Error(`${file.name}: too large: ${given} MiB; the limit is ${limit} MiB`);
+    throw new Error(`${file.name} is too large: ${given} MiB; the limit is ${limit} MiB`);
   }
   say(`Uploading ${file.name} …`);
   const headers = { "Content-Type": "application/octet-stream" };

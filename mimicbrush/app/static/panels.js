@@ -17,7 +17,7 @@ class Given {
     const name = file.name ?? "image.png";
     if (file.size > most) {
       const [given, limit] = [file.size, most].map((bytes) => (bytes / 2 ** 20).toFixed());
-      throw new Error(`${name}: too large: ${given} MiB; the limit is ${limit} MiB`);
+      throw new Error(`${name} is too large: ${given} MiB; the limit is ${limit} MiB`);
     }
     const token = await upload(file);
     const given = new Given({ file, name, shown: await readShown(token) });
