@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_named(released: ReleasedFiles, tmp_path: Path) -> 
         "unet does not fit:",
         "  conv_in.weight has shape (8, 9, 3, 3), expected (8, 13, 3, 3)",
         "  conv_in.bias is missing, expected shape (8,)",
-        "  conv_in.bias_ with shape (8,) is unexpected",
+        "  conv_in.bias_ is unexpected (its shape is (8,))",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.bin"]
 
@@ -268,7 +268,7 @@ def test_exports_that_the_released_code_cannot_hold_are_refused(
         len(warnings) == 3
         and "trained for 64 px, but the depth guider of the released code always uses 512" in warnings[1]
     )
-    assert "image_proj has other sizes" in warnings[2] and "(16, 32), there (16, 1280))" in warnings[2]
+    assert "image_proj has other sizes" in warnings[2] and "(16, 32) here and (16, 1280) there)" in warnings[2]
     # The width of the context is free, that of the image tokens and the size are not.
     config = tmp_path / "pipeline" / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 64}))

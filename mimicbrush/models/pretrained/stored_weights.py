@@ -68,7 +68,7 @@ def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[
     ]
     problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in weights]
     problems += [
-        f"{key} with shape {_shape(tensor)} is unexpected" for key, tensor in weights.items() if key not in expected
+        f"{key} is unexpected (its shape is {_shape(tensor)})" for key, tensor in weights.items() if key not in expected
     ]
     if problems:
         shown = [f"  {make_storable(problem)}" for problem in problems[:_MOST_NAMED]]
