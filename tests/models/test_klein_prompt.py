@@ -106,7 +106,7 @@ def test_damage_is_found(stored: Path) -> None:
     flipped[-1000] ^= 1
     prompt = bytearray(whole)
     prompt[whole.index(b"hole")] ^= 1
-    for content, why in ((flipped, "checksum"), (prompt, "checksum"), (whole[:-10], "cut off"), (b"", "no header")):
+    for content, why in ((flipped, "checksum"), (prompt, "checksum"), (whole[:-10], "interrupted"), (b"", "no header")):
         stored.write_bytes(content)
         with pytest.raises(DamagedFileError, match=why):
             read_prompt(stored)
