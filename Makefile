@@ -3,6 +3,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 EXTRAS ?= dev
+# A hundred processes of the tests import the package: what one has compiled is there for the others.
+export PYTHONDONTWRITEBYTECODE :=
 # Bytecode is compiled at set-up: torch and diffusers take half a minute to import without it.
 STAMP := $(VENV)/.set-up-$(EXTRAS)
 
