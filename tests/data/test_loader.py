@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm_scripts
 from loaded_batches import load_batches
 from toy_data import write_mined_folder
 
@@ -172,8 +172,12 @@ def test_rendering_on_the_device_gives_the_same_samples(mined: Path, workers: in
             assert difference.max() < 3 and difference.mean() < 0.1, name
 
 
-def test_signals_to_the_whole_group_leave_the_loader_working(mined: Path) -> None:
+def test_signals_to_the_whole_group_leave_the_loader_working(
+    mined: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
     """As a cluster sends them before it takes the machine: the batches of the last step must still come."""
     script = Path(__file__).parents[1] / "helpers" / "signalled_loader.py"
-    done = subprocess.run([sys.executable, script, mined], capture_output=True, text=True, timeout=200)
+    done = warm_scripts.run(
+        [sys.executable, script, mined], env=script_environment(), capture_output=True, text=True, timeout=200
+    )
     assert done.stdout.splitlines()[-1:] == ["went on"], done.stderr

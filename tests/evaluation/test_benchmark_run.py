@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import skimage.metrics
 import torch
+import warm_scripts
 from benchmark_material import view
 from browser import page_of
 from PIL import Image
@@ -104,20 +104,14 @@ def pixels(inner: bool) -> CasePixels:
     )
 
 
-def test_closeness_is_what_the_libraries_say(tmp_path: Path) -> None:
+def test_closeness_is_what_the_libraries_say(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:
     case = pixels(inner=True)
     assert case.truth is not None
     a, b = case.result[20:80, 30:90], case.truth[20:80, 30:90]
     np.savez(tmp_path / "case.npz", result=case.result, truth=case.truth, mask=case.mask)
     script = str(Path(__file__).parents[1] / "helpers" / "with_torchmetrics.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, str(tmp_path / "case.npz"), str(tmp_path)],
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, script, str(tmp_path / "case.npz"), str(tmp_path)]
+    done = warm_scripts.run(command, env=script_environment(), cwd=ROOT, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     ours, theirs = found["ours"], found["theirs"]
     assert set(ours) == set(metrics.WITH_TRUTH)
