@@ -63,8 +63,18 @@ OF_U_NETS = ("reference_clip", "reference_dinov2")
 MODELS = {"default": PretrainedModel, "klein": Flux2KleinModel, "klein_smoke": ToyFlux2KleinModel}
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("ablation", [None, *ABLATIONS])
+#: Of these make test composes every pair with an ablation, of the others make slow: one for each class of a model.
+PAIRED = ("default", "small_ablation", "klein", "klein_smoke")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "ablation"),
+    [
+        pytest.param(experiment, ablation, marks=[] if ablation is None or experiment in PAIRED else pytest.mark.slow)
+        for ablation in (None, *ABLATIONS)
+        for experiment in EXPERIMENTS
+    ],
+)
 def test_every_experiment_composes_with_every_ablation(experiment: str, ablation: str | None) -> None:
     # These go on from the weights of a pipeline, which says the size.
     start = ["model=small"] if experiment in ("fine_tune", "distill", "small_distill") else []

@@ -36,8 +36,8 @@ from mimicbrush.pipelines.small_model import SHIPPED_MODEL
 
 #: A megabyte of file may cost a few of memory; the fixed part is Python's own.
 MOST_GROWTH_BYTES = 100 << 20
-#: Of generated files: each is opened by a process of its own.
-MOST_FILES = min(250, settings.default.max_examples)
+#: Of generated files, half as many as elsewhere: each is opened by a process of its own.
+MOST_FILES = min(250, settings.default.max_examples // 2)
 MEASURED = """
 import resource, runpy, sys
 sys.argv = sys.argv[1:]

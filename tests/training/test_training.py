@@ -102,6 +102,7 @@ def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path
         train(mined, tmp_path / "run", "train.max_steps=7", "seed=1")
 
 
+@pytest.mark.slow  # make test sees it fall in test_golden_curve.py
 def test_the_loss_falls(mined: Path, tmp_path: Path) -> None:
     train(mined, tmp_path / "run", "train.max_steps=60", "train.log_every=20", "train.batch_size=4",
           "train.total_batch_size=4", "train.learning_rate=3e-3", "train.prediction_type=epsilon",
