@@ -342,9 +342,9 @@ def test_the_same_matches_give_the_same_loss_in_any_split_of_a_batch(smallest: T
 
 
 def test_a_run_learns_to_look_and_tells_of_it(mined: Path, tmp_path: Path) -> None:
-    options = ["train.max_steps=60", "train.log_every=10", "train.batch_size=8", "train.total_batch_size=8",
-               "train.correspondence_weight=1", "train.learning_rate=3e-3", "model.shared_start=true",
-               "train.checkpoint_every=100", "data.share_flips=true"]  # fmt: skip
+    options = ["train.max_steps=40", "train.log_every=10", "train.batch_size=4", "train.total_batch_size=4",
+               "train.correspondence_weight=1", "train.learning_rate=3e-3", "train.lr_warmup_steps=5",
+               "model.shared_start=true", "train.checkpoint_every=100", "data.share_flips=true"]  # fmt: skip
     train(mined, tmp_path / "taught", *options)
     taught = metrics(tmp_path / "taught")
     assert taught[-1]["loss_correspondence"] < taught[0]["loss_correspondence"] - 0.02
