@@ -118,7 +118,7 @@ def test_samples_with_stored_matches_equal_those_with_sift_online(
     monkeypatch.setattr(samples, "REAL_CLIPS", [tmp_path / "absent.mp4"])
     clips = samples.clips_in(tmp_path / "clips", width_px=320)
     mined = samples.mined_folder(clips, tmp_path / "mined")
-    jpeg, video = (harness.compare(case, 1) for case in samples.sample_cases(mined, clips, 64, 2))
+    jpeg, video = (harness.compare(case, 1) for case in samples.sample_cases(mined, clips, 64, 4))
     assert jpeg["max_abs_diff"] == video["max_abs_diff"] == 0
     assert jpeg["ours_sift_mpx"] == video["ours_sift_mpx"] == 0
     # Each of the two images is searched at its stored size, which is below the 640 px of the miner.
