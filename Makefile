@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 EXTRAS ?= dev
-# A hundred processes of the tests import the package: what one has compiled is there for the others.
+# The tests start many processes. Each compiles the package again unless the bytecode is kept.
 export PYTHONDONTWRITEBYTECODE :=
 # Bytecode is compiled at set-up: torch and diffusers take half a minute to import without it.
 STAMP := $(VENV)/.set-up-$(EXTRAS)

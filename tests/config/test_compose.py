@@ -63,7 +63,7 @@ OF_U_NETS = ("reference_clip", "reference_dinov2")
 MODELS = {"default": PretrainedModel, "klein": Flux2KleinModel, "klein_smoke": ToyFlux2KleinModel}
 
 
-#: Of these make test composes every pair with an ablation, of the others make slow: one for each class of a model.
+#: `make test` pairs these with every ablation: at least one for each class of model. `make slow` pairs the others.
 PAIRED = ("default", "small_ablation", "klein", "klein_smoke")
 
 

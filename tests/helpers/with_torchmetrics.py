@@ -21,7 +21,7 @@ from mimicbrush.evaluation.benchmark.options import BackboneOptions
 
 
 def main(case_file: str, folder: str) -> None:
-    # What was forked for this pretends it, too, but has imported nothing yet that asks for it.
+    # This process is a fork of one that hides torchvision. Nothing in it has asked for torchvision yet.
     sys.modules.pop("torchvision", None)
     warnings.simplefilter("ignore")
     import torchmetrics.functional.image as peer

@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "home"
 
 
-#: scripts/infer.py with a cache of its own. As here, huggingface_hub is imported by then, and its environment read.
+#: `scripts/infer.py` with another cache. A warm process has imported huggingface_hub, which then reads no variable.
 EDIT_WITH_CACHE = """
 import sys
 from pathlib import Path

@@ -207,7 +207,7 @@ def test_schedulers_can_be_swapped(
 ) -> None:
     pipe = by_timestep[reference_timestep]
     pipe.scheduler = getattr(diffusers, name).from_config(noise_scheduler().config)
-    steps = 4 if name == "PNDMScheduler" else 3  # it begins with three steps of Runge and Kutta
+    steps = 4 if name == "PNDMScheduler" else 3  # it begins with three Runge-Kutta steps
     first = latents_of(pipe, num_inference_steps=steps)
     assert first.shape == (1, 4, 8, 8) and first.isfinite().all()
     assert first.abs().max() < 100  # scaled to unit variance, not left at the scheduler's own noise level
