@@ -293,13 +293,23 @@ def _state_imitation(
     model: KleinOptions, train: TrainOptions, prompt: PromptEmbeddings, num_references: int
 ) -> KleinImitation:
     """State what the weights are trained for, and where their base is: beside them where it is a toy, or trained."""
+    from mimicbrush.models.flux2_klein.files import fingerprint_klein, locate_klein
     from mimicbrush.models.pretrained.weights import split_revision
     from mimicbrush.pipelines.flux2_klein import KleinImitation
     from mimicbrush.pipelines.klein.folder import BASE_FOLDER
 
-    base, revision = BASE_FOLDER, None
+    base, revision, base_fingerprint = BASE_FOLDER, None, None
     if isinstance(model, Flux2KleinModel) and train.transformer == "lora":
         base, revision = split_revision(model.base)
+        base_fingerprint = fingerprint_klein(locate_klein(model.base))
         if Path(model.base).is_dir():
             base, revision = str(Path(model.base).resolve()), None
-    return KleinImitation(base, revision, model.size_px, prompt.facts.prompt, prompt.checksum, num_references)
+    return KleinImitation(
+        base,
+        revision,
+        model.size_px,
+        prompt.facts.prompt,
+        prompt.checksum,
+        num_references,
+        base_fingerprint=base_fingerprint,
+    )

@@ -14,6 +14,7 @@ In reading order:
 * ``open_pipeline`` - the function by which every command opens its pipeline
 * ``find_pipeline`` - the folder of a pipeline by its name, also of the released one
 * ``folder`` - pipeline folders, found and read without loading them; no torch
+* ``checksums`` - the files that such a folder must hold, as they were saved; no torch
 * ``small_model`` - the small model that comes with the project
 * ``editing/`` - edits from files: one, many, and with a second look at the reference
 * ``klein/`` - what a run of FLUX.2 klein leaves, and how it edits

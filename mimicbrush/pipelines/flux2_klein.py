@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
+from mimicbrush.data.training_data import TRAINING_DATA_FILE
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_json
 from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein, locate_klein
+from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.flux2_klein.lora import load_klein_lora, write_klein_lora
 from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings, encode_prompt, read_prompt, write_prompt
 from mimicbrush.models.library_logs import quiet_libraries, silence_diffusers
 from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
+from mimicbrush.pipelines.checksums import list_weights
 from mimicbrush.pipelines.folder import IMITATION_FILE, class_names
 from mimicbrush.pipelines.klein.folder import (
     BASE_FOLDER,
@@ -58,7 +61,7 @@ def open_klein(
     target = choose_device(device)  # an absent one must show before gigabytes are read
     path = Path(name)
     folder = find_klein_folder(path)
-    imitation = None if folder is None else read_imitation(folder)
+    imitation = None if folder is None else read_imitation(folder, deep=True)
     lora = _find_lora(path, folder)
     if folder is None and lora is None and not is_klein_base(path):
         raise InputError(
@@ -67,6 +70,11 @@ def open_klein(
         )
     if base is None:
         base = path if folder is None and lora is None else find_klein_base(imitation, folder)
+    if imitation is not None and imitation.base_fingerprint not in (None, fingerprint_klein(base)):
+        raise WeightsError(
+            f"{base} is not the base model that {folder} was trained with: its weights differ. Put the right one "
+            f'there, or write the path of its folder into {IMITATION_FILE} as "base"'
+        )
     if dtype is None:
         dtype = torch.bfloat16 if target == "cuda" else torch.float32
     pipeline = load_klein_base(base, dtype, with_text_encoder=imitation is None)
@@ -87,6 +95,11 @@ def open_klein(
 
 
 def _find_lora(path: Path, folder: Path | None) -> Path | None:
+    if folder is not None and path.is_file() and path.name != LORA_FILE:
+        raise InputError(
+            f"{path} is not the LoRA file of the run that left {folder}. Name the folder, or move this file to another "
+            "folder if it is a LoRA file of its own"
+        )
     if path.suffix == ".safetensors" and path.is_file():
         return path
     if folder is not None and (folder / LORA_FILE).is_file():
@@ -197,7 +210,8 @@ def write_klein_folder(
         write_klein_lora(folder / LORA_FILE, transformer)
     write_prompt(folder / PROMPT_FILE, prompt)
     stated = replace(imitation, prompt=prompt.facts.prompt, prompt_checksum=prompt.checksum)
-    write_json(folder / IMITATION_FILE, format_imitation(stated))
+    parts = [PROMPT_FILE, TRAINING_DATA_FILE, *([LORA_FILE] if has_lora else []), *([BASE_FOLDER] if has_base else [])]
+    write_json(folder / IMITATION_FILE, format_imitation(stated, list_weights(folder, parts)))
 
 
 def _strip_adapters(transformer: Flux2Transformer2DModel) -> Flux2Transformer2DModel:

@@ -12,6 +12,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import ModelOptions, encoder_without_unet, vae_scale_factor
 from mimicbrush.models.pretrained.files import StoredNetwork, check_config_counts, check_head, read_network, read_object
+from mimicbrush.pipelines.checksums import HOW_TO_MEND, check_checksums
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
 from mimicbrush.ranges import suggest
 
@@ -20,6 +21,8 @@ RELEASED_NAME = "released"
 
 #: What a run of FLUX.2 klein leaves in its pipeline folder in place of a model_index.json, see `klein.folder`.
 IMITATION_FILE = "imitation.json"
+#: What that folder calls the embeddings of its prompt.
+PROMPT_FILE = "prompt_embeddings.safetensors"
 
 #: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
@@ -89,6 +92,7 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
 
     Raises:
         InputError: there is no such pipeline; says what to name, or what to do.
+        WeightsError: the folder has lost files.
     """
     folder, inner = Path(name), Path(name) / "pipeline"
     if is_pipeline_folder(folder):
@@ -107,6 +111,10 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
         )
     if folder.is_file():
         raise InputError(f"{folder} is a file; name the folder that a run left")
+    for each in (folder, inner):
+        check_checksums(each)
+        if (each / PROMPT_FILE).is_file():
+            raise InputError(f"{each} does not hold what was saved: it lacks {IMITATION_FILE}. {HOW_TO_MEND}")
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
     meant = suggest(str(name), (SHIPPED_NAME, RELEASED_NAME))
     raise InputError(
@@ -130,13 +138,14 @@ def read_index(folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the folder is absent, no pipeline, or not complete.
-        WeightsError: its index or a config is damaged, or see `check_components`.
+        WeightsError: its index or a config is damaged, or see `check_components` and `checksums.check_checksums`.
     """
     index = folder / "model_index.json"
     if is_klein_folder(folder):
         raise InputError(f"{folder} holds FLUX.2 klein, and this takes a MimicBrush pipeline of U-Nets")
     if not is_pipeline_folder(folder):
         raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
+    check_checksums(folder)
     components = read_object(index)
     check_components(folder, components)
     absent = [

@@ -14,8 +14,10 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData, create_repo
 from huggingface_hub.errors import EntryNotFoundError
 
+from mimicbrush.data.training_data import TRAINING_DATA_FILE
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ModelOptions
+from mimicbrush.pipelines.checksums import check_checksums, write_checksums
 from mimicbrush.pipelines.folder import check_components
 from mimicbrush.pipelines.small_model import SHIPPED_NAMES, model_folder
 
@@ -105,12 +107,15 @@ class HubPipeline(DiffusionPipeline):
 
         Raises:
             InputError: pickles are asked for.
+            WeightsError: a folder does not hold the files that were saved.
             OSError: a network has no safetensors; or as in diffusers.
         """
         _check_safe("use_safetensors", use_safetensors)
         if str(pretrained_model_name_or_path) in SHIPPED_NAMES:
             pretrained_model_name_or_path = model_folder(str(pretrained_model_name_or_path))
         loaded: Self = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **options)
+        # Of a component that is handed in, the files are not read.
+        check_checksums(Path(pretrained_model_name_or_path), deep=True, without=options)
         return loaded
 
     @classmethod
@@ -144,7 +149,7 @@ class HubPipeline(DiffusionPipeline):
         token: str | None = None,
         create_pr: bool = False,
     ) -> None:
-        """Write the pipeline as diffusers does, and a model card that states what its weights need.
+        """Write the pipeline as diffusers does, with checksums, and a model card that states what its weights need.
 
         Args:
             save_directory: a folder.
@@ -160,6 +165,8 @@ class HubPipeline(DiffusionPipeline):
         _check_safe("safe_serialization", safe_serialization)
         folder = Path(save_directory)
         super().save_pretrained(str(folder), safe_serialization=True, variant=variant, max_shard_size=max_shard_size)
+        parts = [name for name, value in self.components.items() if value is not None]
+        write_checksums(folder, ["model_index.json", TRAINING_DATA_FILE, *parts])
         if push_to_hub:
             repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
             keep_card_of_hub(folder, repo_id, token)

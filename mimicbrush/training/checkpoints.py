@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError, UnsavedError
 from mimicbrush.io.atomic import apply_umask, write_json
-from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.stored_files import find_changed_file, list_stored_files, parse_stored_files
 
 if TYPE_CHECKING:
     import torch
@@ -73,12 +73,11 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     try:
         _check_space(folder, sum(value.nbytes for group in tensors.values() for value in group.values()))
         aside.mkdir()
-        files: dict[str, list[int | str]] = {}
         for name, group in tensors.items():
             path = aside / f"{name}.safetensors"
             save_file({key: value.contiguous() for key, value in group.items()}, path)
             _flush(path)
-            files[path.name] = [path.stat().st_size, hash_file(path)]
+        files = list_stored_files(aside, aside.iterdir())
         _write_json(aside / STATE_FILE, {"format": FORMAT, "step": step, **state, "files": files})
         apply_umask(aside)
         _flush(aside)
@@ -165,16 +164,11 @@ def verify_checkpoint(checkpoint: Path, deep: bool = True) -> str | None:
     Hashes take a second for a gigabyte or so.
     """
     try:
-        files = _read_json(checkpoint / STATE_FILE)["files"]
-        for name, (size, sha256) in files.items():
-            path = checkpoint / name
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, {size} were written"
-            if deep and hash_file(path) != sha256:
-                return f"{name} has another hash than when it was written"
+        files = parse_stored_files(_read_json(checkpoint / STATE_FILE)["files"])
+        found = find_changed_file(checkpoint, files, deep=deep)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE_FILE} or a file that it names cannot be read: {error!r}"
-    return None
+    return None if found is None else " ".join(found)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -123,8 +123,9 @@ class PipelineExporter:
                 for network in pipeline.components.values():
                     if isinstance(network, nn.Module):
                         network.half()
-            pipeline.save_pretrained(aside)
+            aside.mkdir(parents=True, exist_ok=True)
             write_training_data(aside, self.training_data)
+            pipeline.save_pretrained(aside)  # its checksums cover what the weights were trained on
             apply_umask(aside)
 
         with take_all(weights) as rest:

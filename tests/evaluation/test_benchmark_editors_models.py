@@ -26,6 +26,7 @@ from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
 from mimicbrush.ops.canvas import crop_back
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.editing import auto_zoom
 from mimicbrush.pipelines.editing.reference_part import ReferencePart
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
@@ -187,6 +188,7 @@ def test_other_weights_in_the_same_folder_are_another_editor(pipeline_folder: Pa
     assert before == same
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: value + 1 for key, value in load_file(path).items()}, path)
+    (folder / CHECKSUMS_FILE).unlink()
     assert open_editor(str(folder), **FAST).about["weights"] != before["weights"]
 
 

@@ -20,6 +20,7 @@ from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.conversion.comparison import compare_part, compare_with_stock
 from mimicbrush.pipelines.conversion.export_released import export_released, find_released_differences
 from mimicbrush.pipelines.conversion.import_released import import_released
@@ -239,6 +240,7 @@ def test_exports_that_the_released_code_cannot_hold_are_refused(
     pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(pipeline, tmp_path / "pipeline")
+    (tmp_path / "pipeline" / CHECKSUMS_FILE).unlink()  # older folders have none
     index = tmp_path / "pipeline" / "model_index.json"
     index.write_text(index.read_text().replace('"ReferenceUNet"', '"KeyValueReferenceUNet"'))
     with pytest.raises(WeightsError, match="does not share hidden states"):

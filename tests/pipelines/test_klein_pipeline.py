@@ -20,6 +20,7 @@ from toy_klein import OPTIONS, SIZE_PX, add_lora, build_klein, open_toy, toy_imi
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.flux2_klein import lora
 from mimicbrush.models.flux2_klein.components import load_klein, toy_klein
+from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
@@ -292,9 +293,69 @@ def test_a_damaged_folder_is_not_opened(
     run: Path, tmp_path: Path, spoil: Callable[[Path], object], kind: type[Exception], words: str
 ) -> None:
     folder = shutil.copytree(run / "pipeline", tmp_path / "copy")
+    forget_files(folder)
     spoil(folder)
     with pytest.raises(kind, match=words):
         open_klein(folder, "cpu")
+
+
+def forget_files(folder: Path) -> None:
+    """Make of the folder of a run that of an older version, which did not list its files."""
+    file = folder / IMITATION_FILE
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps({name: stated[name] for name in stated.keys() - {"files", "base_fingerprint"}}))
+
+
+def test_a_folder_of_an_older_version_opens(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run / "pipeline", tmp_path / "copy")
+    forget_files(folder)
+    assert read_imitation(folder, deep=True) == read_imitation(run / "pipeline")
+
+
+def test_every_file_must_be_that_of_the_run(run: Path, tmp_path: Path) -> None:
+    """Each is deleted, emptied, cut, and exchanged with that of a run of other weights; size and names are the same."""
+    folder = shutil.copytree(run / "pipeline", tmp_path / "copy")
+    listed = json.loads((folder / IMITATION_FILE).read_text())["files"]
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(listed) == present - {IMITATION_FILE} and {LORA_FILE, PROMPT_FILE} < set(listed)
+    for name in listed:
+        file, content = folder / name, (folder / name).read_bytes()
+        for spoilt in (None, b"", content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+            file.unlink() if spoilt is None else file.write_bytes(spoilt)
+            with pytest.raises(WeightsError, match=f"{name} (is missing|has .* saved).*mimicbrush export RUN"):
+                open_klein(folder, "cpu")
+            if spoilt is None or len(spoilt) != len(content):
+                with pytest.raises(WeightsError, match=name):  # before anything heavy is imported
+                    read_imitation(folder)
+            file.write_bytes(content)
+    read_imitation(folder, deep=True)
+    with pytest.raises(InputError, match=r"not the LoRA file of the run.*Name the folder"):
+        open_klein(folder / PROMPT_FILE, "cpu")
+    (folder / IMITATION_FILE).write_bytes(b"")
+    with pytest.raises(DamagedFileError, match="mimicbrush export RUN"):
+        open_klein(folder, "cpu")
+    (folder / IMITATION_FILE).unlink()
+    with pytest.raises(InputError, match=f"lacks {IMITATION_FILE}.*mimicbrush export RUN"):
+        resolve_pipeline_folder(folder)
+
+
+def test_a_lora_that_is_not_of_the_run_is_not_loaded(run: Path, tmp_path: Path) -> None:
+    write_klein_folder(tmp_path, toy_imitation(), toy_prompt(), build_klein())
+    shutil.copy(run / "pipeline" / LORA_FILE, tmp_path)
+    with pytest.raises(WeightsError, match=f"{LORA_FILE} is not one of its files. Move it"):
+        open_klein(tmp_path, "cpu")
+
+
+def test_another_base_elsewhere_is_not_loaded(run: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(run / "pipeline" / BASE_FOLDER, tmp_path / "base").absolute()
+    components = build_klein()
+    add_lora(components.transformer)
+    imitation = toy_imitation(base=str(base), base_fingerprint=fingerprint_klein(base))
+    write_klein_folder(tmp_path / "run", imitation, toy_prompt(), components)
+    assert open_klein(tmp_path / "run", "cpu").imitation.base_fingerprint == imitation.base_fingerprint
+    build_klein(seed=1).transformer.save_pretrained(base / "transformer")
+    with pytest.raises(WeightsError, match=r"is not the base model that .* was trained with.*Put the right one"):
+        open_klein(tmp_path / "run", "cpu")
 
 
 @pytest.mark.parametrize(

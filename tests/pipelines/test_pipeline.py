@@ -15,6 +15,7 @@ from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.ops.canvas import crop_back, paste_back
 from mimicbrush.pipelines import MimicBrushPipeline, MimicBrushPipelineOutput
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.open_pipeline import load_pipeline, move_to_device, seeded_generator
 
 
@@ -188,6 +189,7 @@ def test_folders_that_are_no_pipeline(tmp_path: Path, pipe: MimicBrushPipeline) 
     with pytest.raises(InputError, match="is no pipeline folder"):
         load_pipeline(tmp_path)
     pipe.save_pretrained(tmp_path / "pipe")
+    (tmp_path / "pipe" / CHECKSUMS_FILE).unlink()  # older folders have none
     weights = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="has 1,000 bytes and no head; a fetch was cut off"):

@@ -28,6 +28,7 @@ from mimicbrush.models.reference_attention import join_references
 from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
 from mimicbrush.models.unets import find_reader, make_reference_input
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 from mimicbrush.training.checkpoints import checkpoint_path
 from mimicbrush.training.lora import freeze_and_adapt
@@ -378,6 +379,7 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         edit(3, num_inference_steps=51)
     config = tmp_path / "run" / "pipeline" / "scheduler" / "scheduler_config.json"
     original = config.read_text()
+    (config.parents[1] / CHECKSUMS_FILE).unlink()  # older folders have none
     for steps in (None, 0, 2.5, "x", 1001, [1]):
         config.write_text(json.dumps({**json.loads(original), "original_inference_steps": steps}))
         with pytest.raises(InputError, match=r"original_inference_steps must be a whole number in 1\.\.1000"):

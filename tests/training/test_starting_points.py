@@ -21,6 +21,7 @@ from toy_run import SHORTEST, differing, forget_accelerate, metrics, train, trai
 from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.folder import read_conventions
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 
@@ -175,6 +176,9 @@ def test_a_damaged_pipeline_is_refused(mined: Path, tmp_path: Path, base: Path) 
     shutil.copytree(base / "pipeline", tmp_path / "pipeline")
     file = tmp_path / "pipeline" / "depth_estimator" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"depth_estimator/model\.safetensors has .* were saved.*export RUN"):
+        go_on(mined, tmp_path / "run", tmp_path / "pipeline")
+    (tmp_path / "pipeline" / CHECKSUMS_FILE).unlink()  # older folders have none
     with pytest.raises(InputError) as caught:
         go_on(mined, tmp_path / "run", tmp_path / "pipeline")
     assert f"model.path={tmp_path / 'pipeline'} cannot be used: {file} is damaged" in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mimicbrush.errors import WeightsError
+from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import Flux2KleinModel
 from mimicbrush.models.pretrained.files import read_head, read_network
@@ -34,6 +35,19 @@ def locate_klein(name: str) -> Path:
     if not (folder / "model_index.json").is_file():
         raise WeightsError(f"{folder} has no model_index.json; expected the folder of a Flux2KleinPipeline")
     return folder
+
+
+def fingerprint_klein(folder: Path) -> str:
+    """Tell base models apart by the weights of transformer and VAE, see `io.hashing.fingerprint`.
+
+    Args:
+        folder: of the base model.
+
+    Raises:
+        WeightsError: a network is absent or damaged.
+    """
+    networks = [read_network(folder / name, "diffusion_pytorch_model") for name in TRAINING_NETWORKS]
+    return fingerprint([file for network in networks for file in network.files])
 
 
 def list_klein_files(options: Flux2KleinModel) -> list[Path]:

@@ -31,11 +31,12 @@ class DamagedFileError(WeightsError):
 
     Attributes:
         file: which.
+        reason: what is wrong with it.
     """
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{make_storable(str(file))} is damaged: {make_storable(reason)}")
-        self.file = file
+        self.file, self.reason = file, reason
 
 
 @dataclass(frozen=True)

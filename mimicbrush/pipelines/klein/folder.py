@@ -13,18 +13,19 @@ from typing import Any
 
 from mimicbrush import __version__
 from mimicbrush.errors import InputError, WeightsError
+from mimicbrush.io.stored_files import StoredFiles
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_SIZE_RANGE
 from mimicbrush.models.pretrained.files import DamagedFileError, read_object
+from mimicbrush.pipelines.checksums import FILES_KEY, HOW_TO_MEND, check_stored_files, read_stated_files
 from mimicbrush.pipelines.folder import IMITATION_FILE, check_components, is_klein_folder
+from mimicbrush.pipelines.folder import PROMPT_FILE as PROMPT_FILE
 from mimicbrush.ranges import REFERENCES_RANGE
 
 #: What diffusers calls a LoRA file, and looks for in a folder.
 LORA_FILE = "pytorch_lora_weights.safetensors"
 #: The base in a folder of its own: a toy, or what full training changed.
 BASE_FOLDER = "base"
-#: What the folder calls the embeddings of its prompt.
-PROMPT_FILE = "prompt_embeddings.safetensors"
 #: The canvas of a model that was not trained here: what diffusers' pipeline takes where nothing is said, px.
 KLEIN_SIZE_PX = 1024
 #: Pipelines of diffusers whose folders hold the networks that edit here.
@@ -46,6 +47,8 @@ class KleinImitation:
         prompt_checksum: of its embeddings in `PROMPT_FILE`, see `models.flux2_klein.prompt.PromptEmbeddings`.
         num_references: images to imitate in each sample.
         version: of this project.
+        base_fingerprint: of the base model elsewhere, see
+            `models.flux2_klein.files.fingerprint_klein`; None: not known, or the base is `BASE_FOLDER`.
     """
 
     base: str
@@ -55,6 +58,7 @@ class KleinImitation:
     prompt_checksum: str
     num_references: int = 1
     version: str = __version__
+    base_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -64,8 +68,9 @@ class KleinImitation:
         """
         for name in ("base", "prompt", "prompt_checksum", "version"):
             _check_text(name, getattr(self, name))
-        if self.revision is not None:
-            _check_text("revision", self.revision)
+        for name in ("revision", "base_fingerprint"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
         is_known = self.base == BASE_FOLDER or Path(self.base).is_absolute() or _HUB_ID.fullmatch(self.base)
         if not is_known:
             raise InputError(
@@ -106,45 +111,66 @@ def is_klein(path: Path) -> bool:
     return find_klein_folder(path) is not None or is_klein_base(path)
 
 
-def read_imitation(folder: Path) -> KleinImitation:
+def read_imitation(folder: Path, *, deep: bool = False) -> KleinImitation:
     """Read `IMITATION_FILE` of a folder, and check it and the files that it states.
+
+    Args:
+        folder: that holds it.
+        deep: read every byte of the files; otherwise only their sizes are compared.
 
     Raises:
         InputError: there is none, or the folder lacks one of its files.
-        WeightsError: it is damaged, was written for something else, or states values that no run writes.
+        WeightsError: it is damaged, was written for something else, or states values that no run writes; or a file is
+            not what was saved.
     """
     file = folder / IMITATION_FILE
     if not file.is_file():
         raise InputError(f"{folder} has no {IMITATION_FILE}; name the folder that a run of FLUX.2 klein left")
-    stated = read_object(file)
-    family = stated.pop("family", None)
+    try:
+        stated = read_object(file)
+    except DamagedFileError as error:
+        raise DamagedFileError(file, f"{error.reason}. {HOW_TO_MEND}") from error
+    family, files = stated.pop("family", None), stated.pop(FILES_KEY, None)
     if family != _FAMILY:
         raise WeightsError(f"{file} is of the family {make_storable(str(family))}, expected {_FAMILY}")
     imitation = _build_imitation(file, stated)
-    prompt, lora, base = folder / PROMPT_FILE, folder / LORA_FILE, folder / BASE_FOLDER
-    if not prompt.is_file():
-        raise InputError(f"{folder} is not whole: it lacks {PROMPT_FILE}, the embeddings of its prompt")
-    if not lora.is_file() and imitation.base != BASE_FOLDER:
-        raise InputError(f"{folder} is not whole: it has no {LORA_FILE}, and no base of its own")
-    if imitation.base == BASE_FOLDER and not base.is_dir():
-        raise InputError(f"{folder} is not whole: it lacks {BASE_FOLDER}/, which {IMITATION_FILE} names as its base")
+    has_base, has_lora = imitation.base == BASE_FOLDER, (folder / LORA_FILE).is_file()
+    if files is not None:
+        listed = read_stated_files(file, files)
+        check_stored_files(file, listed, deep=deep)
+        if has_lora and LORA_FILE not in listed:
+            raise WeightsError(
+                f"{folder} does not hold what was saved: {LORA_FILE} is not one of its files. Move it to another "
+                "folder, and name it there"
+            )
+    elif not has_lora and not has_base:  # of an older run, which listed no files
+        raise InputError(f"{folder} is not whole: it lacks {LORA_FILE}. {HOW_TO_MEND}")
+    if not (folder / PROMPT_FILE).is_file():
+        raise InputError(f"{folder} is not whole: it lacks {PROMPT_FILE}, the embeddings of its prompt. {HOW_TO_MEND}")
+    if has_base and not (folder / BASE_FOLDER).is_dir():
+        raise InputError(
+            f"{folder} is not whole: it lacks {BASE_FOLDER}/, which {IMITATION_FILE} names as its base. {HOW_TO_MEND}"
+        )
     return imitation
 
 
 def _build_imitation(file: Path, stated: dict[str, Any]) -> KleinImitation:
     names = {each.name for each in fields(KleinImitation)}
+    stated = {"base_fingerprint": None, **stated}  # older files have none
     if names != set(stated):
         differing = sorted(names ^ set(stated))
-        raise DamagedFileError(file, f"it must state {', '.join(sorted(names))}; {', '.join(differing)} differ")
+        raise DamagedFileError(
+            file, f"it must state {', '.join(sorted(names))}; {', '.join(differing)} differ. {HOW_TO_MEND}"
+        )
     try:
         return KleinImitation(**stated)
     except InputError as error:
         raise DamagedFileError(file, str(error)) from error
 
 
-def format_imitation(imitation: KleinImitation) -> dict[str, Any]:
-    """Format what `IMITATION_FILE` holds."""
-    return {"family": _FAMILY, **asdict(imitation)}
+def format_imitation(imitation: KleinImitation, files: StoredFiles) -> dict[str, Any]:
+    """Format what `IMITATION_FILE` holds: what the weights were trained for, and the files beside it."""
+    return {"family": _FAMILY, **asdict(imitation), FILES_KEY: files}
 
 
 def read_klein_base(folder: Path) -> dict[str, Any]:

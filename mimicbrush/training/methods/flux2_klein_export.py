@@ -76,8 +76,9 @@ class KleinExporter:
             transformer = self._rebuild(rest, torch.device("cpu"), dtype, with_frozen=has_base)
             vae = self.parts.vae if dtype is None else copy.deepcopy(self.parts.vae).to(dtype)
             components = replace(self.parts, transformer=transformer, vae=vae)
-            write_klein_folder(aside, self.imitation, self.prompt, components)
+            aside.mkdir(parents=True)
             write_training_data(aside, self.training_data)
+            write_klein_folder(aside, self.imitation, self.prompt, components)
             apply_umask(aside)
 
         with take_all(weights) as rest:
