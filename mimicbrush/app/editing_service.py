@@ -22,12 +22,13 @@ from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box, crop_box
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
+from mimicbrush.pipelines.editing.requests import Edit, check_box, check_one_reference, check_seed
 from mimicbrush.ranges import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 _MAX_GUIDANCE = 30
 #: Seeds that the page chooses: short enough to be noted.
@@ -104,8 +105,8 @@ class EditRequest:
                 raise InputError(f"{name}: must be in 1..{most}, got {value}")
         if not 0 <= guidance <= _MAX_GUIDANCE:
             raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
-        if auto_zoom and len(given) > 1:
-            raise InputError("auto-zoom takes one reference: remove the others, or switch auto-zoom off")
+        if auto_zoom:
+            check_one_reference(len(given))
         references = tuple(ReferenceChoice(image, None if box is None else check_box(box)) for image, box in given)
         return cls(
             source, mask, references, steps, guidance, check_seed(seed), count, keep_shape,
@@ -132,7 +133,7 @@ class EditingService:
         examples: to begin with.
     """
 
-    pipeline: MimicBrushPipeline
+    pipeline: MimicBrushPipeline | KleinPipeline
     about: str
     files: SessionFiles
     reader: ImageReader
@@ -188,7 +189,8 @@ class EditingService:
 
     def describe(self) -> dict[str, Any]:
         """Describe for the page what it may ask for, and with what it begins."""
-        settings = self.pipeline.config
+        unets = self._unets
+        settings: Any = self.pipeline if unets is None else unets.config
         return {
             "about": self.about,
             "steps": settings.default_num_inference_steps,
@@ -199,8 +201,18 @@ class EditingService:
             "max_references": MAX_REFERENCES,
             "max_upload_bytes": self.limits.upload_bytes,
             "can_zoom": self.pipeline.can_record_attention,
-            "examples": [{"title": each.title, "keep_shape": each.keep_shape} for each in self.examples],
+            "can_keep_shape": unets is not None,
+            "examples": [
+                {"title": each.title, "keep_shape": each.keep_shape and unets is not None} for each in self.examples
+            ],
         }
+
+    @property
+    def _unets(self) -> MimicBrushPipeline | None:
+        """The pipeline if it is of U-Nets. FLUX.2 klein has no depth estimator, and shows no previews."""
+        from mimicbrush.pipelines import MimicBrushPipeline
+
+        return self.pipeline if isinstance(self.pipeline, MimicBrushPipeline) else None
 
     def check_files(self, visitor: str, request: EditRequest) -> None:
         """Check that all images of a request are here, before it waits.
@@ -287,7 +299,9 @@ class EditingService:
 
         of = request.steps * request.count * (2 if request.auto_zoom else 1)
         show({"done": 0, "of": of})
-        preview = Preview(self.pipeline, inputs.source, inputs.mask, references[0], request.crop)
+        unets, preview = self._unets, None
+        if unets is not None:
+            preview = Preview(unets, inputs.source, inputs.mask, references[0], request.crop)
         done, first_s, shown_s = 0, 0.0, 0.0
 
         def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -298,9 +312,10 @@ class EditingService:
                 first_s = now  # the first step prepares much, and says little about the others
             else:
                 state["left_s"] = (now - first_s) / (done - 1) * (of - done)
-            preview.follow(step, timestep, tensors["latents"])
-            if now - shown_s >= _PREVIEW_S:
-                shown_s, state["preview"] = now, preview.render()
+            if preview is not None:
+                preview.follow(step, timestep, tensors["latents"])
+                if now - shown_s >= _PREVIEW_S:
+                    shown_s, state["preview"] = now, preview.render()
             show(state)
             if must_end():
                 pipeline._interrupt = True

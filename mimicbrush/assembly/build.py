@@ -184,16 +184,34 @@ def build_evaluation(
         accelerator.print(f"note: {note}")
     if not len(pairs):
         return None
-    evaluation = HeldOutEvaluation(
-        pairs,
-        options.model.size_px,
-        options.eval.evaluation(),
-        run_dir / "heldout",
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        gather=gather_object if accelerator.num_processes > 1 else gather_alone,
-        first_step=first_step,
-    )
+
+    def build(num_references: int) -> HeldOutEvaluation:
+        return HeldOutEvaluation(
+            pairs,
+            options.model.size_px,
+            options.eval.evaluation(num_references),
+            run_dir / "heldout",
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            gather=gather_object if accelerator.num_processes > 1 else gather_alone,
+            first_step=first_step,
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            evaluation = build(options.data.num_references)
+        except DataError:
+            if options.data.num_references == 1:
+                raise
+            warnings.warn(
+                f"pairs are evaluated with one reference while training, and not with {options.data.num_references}: "
+                "the shots of the held-out pairs have too few frames",
+                stacklevel=2,
+            )
+            evaluation = build(1)
+    for each in caught:
+        accelerator.print(f"note: {each.message}")
 
     def evaluate(
         pipeline: MimicBrushPipeline | KleinPipeline, step: int, must_stop: Callable[[bool], bool] = fails_alone

@@ -17,6 +17,7 @@ from mimicbrush.assembly.prerequisites import check_prerequisites, compose_train
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.io.settings_file import find_setting_differences
 from mimicbrush.io.text import in_bytes
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.types import ENCODED_TENSORS
@@ -110,8 +111,6 @@ def check_encoders_of(folder: EncodedFolder, encoders: FrozenEncoders) -> None:
 
 
 def _refuse_differences(folder: EncodedFolder, expected: dict[str, Any], named: str) -> None:
-    from mimicbrush.data.encoded_views import find_setting_differences
-
     if differences := find_setting_differences(folder.settings, expected):
         lines = "\n".join(f"  {each}" for each in differences)
         raise DataError(

@@ -20,7 +20,9 @@ from urllib.parse import quote
 from mimicbrush.app.access import choose_access
 from mimicbrush.app.session_files import make_server_folder
 from mimicbrush.errors import InputError, install_command, speak_as
+from mimicbrush.pipelines.find_pipeline import check_model
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.klein.folder import is_klein
 from mimicbrush.pipelines.small_model import SHIPPED_MODEL, SHIPPED_NAME, shipped_size_px
 from mimicbrush.ranges import PORT_RANGE, CommandParser, NumberRange, one_of
 
@@ -51,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Serve the editing page until a signal comes."""
     arguments = parse_arguments()
-    folder = resolve_pipeline_folder(arguments.model)  # None: the released weights, found when they are opened
+    check_model(arguments.model)
     if absent := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
         raise InputError(f"the editing page needs the package {absent[0]}. Install it: {install_command('demo')}")
 
@@ -59,13 +61,13 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as with nohup
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with make_server_folder() as folder_for_files, speak_as("page"):
-        ended_by = serve(arguments, folder, folder_for_files)
+        ended_by = serve(arguments, folder_for_files)
     if ended_by is not None:
         print("stopped", file=sys.stderr, flush=True)
         os._exit(128 + ended_by)  # Python's own end takes seconds while an edit computes; nothing is left to do
 
 
-def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -> int | None:
+def serve(arguments: argparse.Namespace, temporary: Path) -> int | None:
     """Load the model, say where the page is, and serve it until a signal comes; returns its number."""
     print("loading ...", file=sys.stderr)
     from mimicbrush.app.editing_service import EditingService
@@ -74,11 +76,11 @@ def serve(arguments: argparse.Namespace, folder: Path | None, temporary: Path) -
     from mimicbrush.app.page_routes import build_app
     from mimicbrush.app.page_server import PageServer
     from mimicbrush.app.session_files import SessionFiles, VisitorLimits
-    from mimicbrush.pipelines.open_pipeline import open_pipeline
+    from mimicbrush.pipelines.open_pipeline import open_any_pipeline
 
-    pipeline = open_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline = open_any_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)
-    is_small = folder == SHIPPED_MODEL
+    is_small = not is_klein(Path(arguments.model)) and resolve_pipeline_folder(arguments.model) == SHIPPED_MODEL
     about = SMALL.format(size_px=shipped_size_px()) if is_small else f"The model: {arguments.model}."
     files = SessionFiles(temporary / "visits", VisitorLimits(upload_bytes=arguments.max_upload_mib * 2**20))
     service = EditingService(pipeline, about, files, ImageReader(files.limits), examples())

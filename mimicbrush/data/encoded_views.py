@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from mimicbrush.errors import DataError
 from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.settings_file import read_settings_file
 from mimicbrush.io.text import parse_json
 
 #: Changes whenever the content of a folder means something else.
@@ -261,23 +262,17 @@ def read_encoded_folder(path: Path) -> EncodedFolder | None:
     Raises:
         DataError: what is there cannot be read, or is of another version.
     """
-    file = path / SETTINGS_NAME
-    if not file.is_file():
-        return None
-    try:
-        values = parse_json(file.read_bytes())
-        if values["format"] != _FORMAT:
-            raise DataError(
-                f"{path} holds encoded views of format {values['format']}, this code reads {_FORMAT}; encode again"
-            )
+
+    def build(values: Mapping[str, Any]) -> EncodedFolder:
         forms = {name: TensorForm(tuple(each["shape"]), each["dtype"]) for name, each in values["tensors"].items()}
         folder = EncodedFolder(
             path, dict(values["settings"]), forms, int(values["num_rows"]), int(values["rows_per_shard"])
         )
-        assert folder.num_rows > 0 and folder.rows_per_shard > 0 and folder.bytes_per_row > 0
+        if not (folder.num_rows > 0 and folder.rows_per_shard > 0 and folder.bytes_per_row > 0):
+            raise ValueError("it has no rows")
         return folder
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, AssertionError) as error:
-        raise DataError(f"{file} cannot be read ({error!r}); encode again into another folder") from error
+
+    return read_settings_file(path / SETTINGS_NAME, _FORMAT, build, "encode")
 
 
 def open_encoded_folder(path: Path) -> EncodedFolder:
@@ -299,15 +294,6 @@ def open_encoded_folder(path: Path) -> EncodedFolder:
             "command of mimicbrush encode-views again; it encodes the missing ones"
         )
     return folder
-
-
-def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List the settings in which encoded views differ from what is wanted, for a message."""
-    return [
-        f"{name}: {stored.get(name)!r} there, {expected.get(name)!r} now"
-        for name in {**stored, **expected}
-        if stored.get(name) != expected.get(name)
-    ]
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

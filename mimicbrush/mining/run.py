@@ -14,7 +14,6 @@ from mimicbrush.data.manifest import (
     PLAN_NAME,
     check_outside_mined_folder,
     is_index_current,
-    read_manifest,
     write_index,
 )
 from mimicbrush.errors import DataError, InputError
@@ -27,7 +26,6 @@ from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.page import write_mining_report
-from mimicbrush.mining.report.statistics import warn_of_still_pairs
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.other_readers import open_reader
@@ -64,7 +62,8 @@ class MiningResult:
         shards_done, shards: finished, and planned.
         shards_mined: by this run.
         notes: for a person to read.
-        warning: that most pairs hardly move, see `warn_of_still_pairs`; None where they do.
+        warning: that most pairs hardly move, see
+            `report.statistics.warn_of_still_pairs`; None where they do.
     """
 
     summary: Summary | None
@@ -134,11 +133,7 @@ def mine_folder(
         ]
         shards_mined = _run(jobs[task.index :: task.count], resources, progress)
         done = [job for job in jobs if job.paths.marker.is_file()]
-        summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-        warning = None
-        if summary is not None:
-            pairs = read_manifest(output)
-            warning = warn_of_still_pairs(pairs.where(pairs.column("kind") == "video"))
+        summary, warning = _finish(output, done, ignored, plan) if len(done) == len(jobs) else (None, None)
         return MiningResult(summary, len(done), len(jobs), shards_mined, notes + kept, warning)
 
 
@@ -181,16 +176,15 @@ def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
     return mined
 
 
-def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> Summary:
-    """Once all shards are there: the index for training, the summary, the report."""
+def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> tuple[Summary, str | None]:
+    """Once all shards are there: the index for training, the summary, the report; and the warning of the report."""
     for job in done:
         ignored = ignored + _read_ignored(job)
     if not is_index_current(output, needs_checksum=True):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise_manifest(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())
-    write_mining_report(output)
-    return summary
+    return summary, write_mining_report(output)
 
 
 def _read_ignored(job: ShardJob) -> Counter[str]:

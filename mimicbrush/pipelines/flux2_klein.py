@@ -12,12 +12,12 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from mimicbrush.data.training_data import TRAINING_DATA_FILE
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_json
-from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein, locate_klein
+from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein
 from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.flux2_klein.lora import load_klein_lora, write_klein_lora
 from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings, encode_prompt, read_prompt, write_prompt
 from mimicbrush.models.library_logs import quiet_libraries, silence_diffusers
-from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_PROMPT
+from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.pipelines.checksums import list_weights
 from mimicbrush.pipelines.folder import IMITATION_FILE, class_names
@@ -26,7 +26,9 @@ from mimicbrush.pipelines.klein.folder import (
     KLEIN_SIZE_PX,
     LORA_FILE,
     PROMPT_FILE,
+    find_klein_base,
     find_klein_folder,
+    find_lora,
     format_imitation,
     is_klein_base,
     read_imitation,
@@ -62,7 +64,7 @@ def open_klein(
     path = Path(name)
     folder = find_klein_folder(path)
     imitation = None if folder is None else read_imitation(folder, deep=True)
-    lora = _find_lora(path, folder)
+    lora = find_lora(path, folder)
     if folder is None and lora is None and not is_klein_base(path):
         raise InputError(
             f"{path} is neither what a run of FLUX.2 klein left ({IMITATION_FILE}), nor a LoRA file (.safetensors), "
@@ -92,51 +94,6 @@ def open_klein(
         load_klein_lora(pipeline, lora)
     is_trained = lora is not None or folder is not None
     return KleinPipeline(pipeline.to(target), imitation, prompt, is_trained)
-
-
-def _find_lora(path: Path, folder: Path | None) -> Path | None:
-    if folder is not None and path.is_file() and path.name != LORA_FILE:
-        raise InputError(
-            f"{path} is not the LoRA file of the run that left {folder}. Name the folder, or move this file to another "
-            "folder if it is a LoRA file of its own"
-        )
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    if folder is not None and (folder / LORA_FILE).is_file():
-        return folder / LORA_FILE
-    return None
-
-
-def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Path:
-    """Find the folder of the base model of a LoRA; nothing is fetched.
-
-    Args:
-        imitation: of its folder; None: the published base.
-        folder: with the imitation.json.
-
-    Raises:
-        WeightsError: it is not there; says what to do.
-    """
-    stated = KLEIN_HUB_ID if imitation is None else imitation.base
-    if stated == BASE_FOLDER and folder is not None:
-        return folder / BASE_FOLDER
-    if Path(stated).is_absolute():
-        if not Path(stated).is_dir():
-            raise WeightsError(
-                f"{folder} was trained beside {stated}, which is not here; put the folder there, or its right path "
-                f'into {IMITATION_FILE} as "base"'
-            )
-        return Path(stated)
-    revision = None if imitation is None else imitation.revision
-    try:
-        return locate_klein(f"{stated}@{revision}" if revision else stated)
-    except WeightsError as error:
-        at = f" --revision {revision}" if revision else ""
-        way = "" if folder is None else f', or put the absolute path of its folder into {IMITATION_FILE} as "base"'
-        raise WeightsError(
-            f"the base model {stated} is not in the local Hugging Face cache. Fetch it with "
-            f"`hf download {stated}{at}`{way}"
-        ) from error
 
 
 def list_klein_folders(path: Path) -> list[Path]:

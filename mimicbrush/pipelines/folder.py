@@ -110,7 +110,7 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
             f"{folder / 'exported'}, of its newest checkpoint"
         )
     if folder.is_file():
-        raise InputError(f"{folder} is a file; name the folder that a run left")
+        raise InputError(f"{folder} is a file; name the folder that a run left, or a LoRA file of FLUX.2 klein")
     for each in (folder, inner):
         check_checksums(each)
         if (each / PROMPT_FILE).is_file():

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from toy_data import photograph
+from toy_klein import open_toy
 
 from mimicbrush.app.editing_service import EditingService, EditRequest, ReferenceChoice
 from mimicbrush.app.previews import Preview
@@ -82,6 +83,24 @@ def test_results_are_those_of_the_pipeline_and_progress_is_told(
         image = Image.open(io.BytesIO(base64.b64decode(each["preview"].removeprefix("data:image/jpeg;base64,"))))
         kept = np.asarray(image).astype(int)[:8] - np.asarray(SOURCE)[:8]
         assert image.size == SOURCE.size and abs(kept).mean() < 8  # around the hole it is the source
+
+
+def test_flux2_klein_is_served_too(service: EditingService, request_: EditRequest) -> None:
+    """Without a preview; the shape cannot be kept, which the page does not offer then."""
+    klein = replace(service, pipeline=open_toy())
+    told = klein.describe()
+    assert (told["steps"], told["guidance"], told["can_zoom"], told["can_keep_shape"]) == (50, 1.0, True, False)
+    assert service.describe()["can_keep_shape"]
+    (image,), (result,), shown = edit(klein, replace(request_, guidance=1.0, steps=2))
+    expected = klein.pipeline(SOURCE, MASK, REFERENCE, num_inference_steps=2, generator=seeded_generator(5)).images[0]
+    np.testing.assert_array_equal(image, np.asarray(expected))
+    assert result["places"]["source"] and [each["done"] for each in shown] == [0, 1, 2]
+    assert not any("preview" in each for each in shown)
+    done: list[Any] = []
+    assert klein.edit("ann", replace(request_, steps=4), done.append, lambda: len(done) == 2) is None
+    assert len(done) == 2
+    with pytest.raises(InputError, match="keep_shape needs a depth estimator"):
+        edit(klein, replace(request_, keep_shape=True))
 
 
 def test_a_preview_shows_what_the_decoder_would(service: EditingService) -> None:

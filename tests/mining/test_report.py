@@ -16,7 +16,8 @@ from mining_inputs import moving_camera, photograph_with_segments, write_clip, w
 from PIL import Image
 
 from mimicbrush.cli.mine import report
-from mimicbrush.data.manifest import read_manifest, read_rows
+from mimicbrush.data.manifest import PairTable, read_manifest, read_rows
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.executors import Resources
@@ -173,6 +174,21 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
     assert f"seconds a clip {seconds / videos:.2f}" in page.text
     decoding = sum(timing["seconds"].get("decode", 0) for timing in timings)
     assert re.search(rf"decoding {decoding:.1f} s {re.escape(f'{decoding / seconds:.1%}')}", page.text)
+
+
+def test_the_sampled_pairs_are_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the figures, and for the warning of pairs that hardly move, which the miner prints, too."""
+    samples: list[int] = []
+
+    def sample(pairs: PairTable) -> list[Pair]:
+        samples.append(len(pairs))
+        return sampling(pairs)
+
+    sampling = statistics.sample_pairs
+    monkeypatch.setattr(statistics, "sample_pairs", sample)
+    warning = write_mining_report(folder / "out")
+    assert len(samples) == 1
+    assert (warning is None) == ("hardly move" not in (folder / "out" / "report.html").read_text())
 
 
 def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:

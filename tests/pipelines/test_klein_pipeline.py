@@ -25,6 +25,7 @@ from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
 from mimicbrush.pipelines import flux2_klein
+from mimicbrush.pipelines.editing.editor import EditSettings, LoadedEditor
 from mimicbrush.pipelines.flux2_klein import KleinPipeline, open_klein, write_klein_folder
 from mimicbrush.pipelines.folder import IMITATION_FILE, resolve_pipeline_folder
 from mimicbrush.pipelines.klein.folder import (
@@ -154,6 +155,35 @@ def test_each_of_several_results_has_its_seed(editor: KleinPipeline) -> None:
     for seed, image in zip((3, 4), output.images, strict=True):
         alone = editor(**an_edit(), num_inference_steps=2, generator=seeded_generator(seed), output_type="np").images[0]
         assert np.abs(image - alone).max() < 1.5 / 255
+
+
+def test_images_are_encoded_once_for_all_results(editor: KleinPipeline) -> None:
+    """With the same bits as calls of their own; for two sources, the one reference is encoded once, too."""
+    encoded: list[int] = []
+    handle = editor.pipeline.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    seeds, options = (3, 4), {"num_inference_steps": 2, "output_type": "latent"}
+    generators = [seeded_generator(seed) for seed in seeds]
+    together = editor(**an_edit(), **options, num_images_per_prompt=2, generator=generators).images
+    assert len(encoded) == 2
+    alone = [editor(**an_edit(), **options, generator=seeded_generator(seed)).images[0] for seed in seeds]
+    assert len(encoded) == 6
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+    two = {name: [an_edit(turns)[name] for turns in (0, 1)] for name in ("source", "mask")}
+    editor(**two, reference=an_edit()["reference"], **options)
+    handle.remove()
+    assert len(encoded) <= 9 and "encode" not in vars(editor.pipeline.vae)
+
+
+def test_steps_are_told_and_may_end_the_edit(editor: KleinPipeline) -> None:
+    told: list[int] = []
+
+    def follow(pipeline: Flux2KleinPipeline, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+        told.append(step)
+        pipeline._interrupt = step == 1
+        return {}
+
+    edit(editor, num_inference_steps=5, callback_on_step_end=follow)
+    assert told == [0, 1]
 
 
 def test_guidance_is_away_from_the_empty_prompt(editor: KleinPipeline) -> None:
@@ -515,6 +545,40 @@ def test_the_command_zooms_and_refuses(run: Path, tmp_path: Path, monkeypatch: p
     for option, words in (("--keep-shape", "depth estimator"), ("--cuda-graphs", "for the U-Nets")):
         with pytest.raises(InputError, match=words):
             main([*files, "-o", "refused.png", option, "--device", "cpu"])
+
+
+def test_a_lora_file_is_a_model_whose_base_must_be_here(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    file = shutil.copy(run / "pipeline" / LORA_FILE, tmp_path / "some.safetensors")
+    with pytest.raises(WeightsError, match=r"hf download black-forest-labs/.*A LoRA file alone does not name its base"):
+        LoadedEditor(EditSettings(str(file)))
+    LoadedEditor(EditSettings(str(run / "pipeline" / LORA_FILE)))
+    shutil.copy(run / "pipeline" / PROMPT_FILE, file)
+    with pytest.raises(WeightsError, match=r"is no LoRA of diffusers: it holds .*the folder that a run left"):
+        LoadedEditor(EditSettings(str(file)))
+    with pytest.raises(InputError, match="is not the LoRA file of the run"):
+        LoadedEditor(EditSettings(str(run / "pipeline" / PROMPT_FILE)))
+
+
+@pytest.mark.slow
+def test_the_command_edits_with_a_lora_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mimicbrush.cli.edit import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flux2_klein, "KLEIN_SIZE_PX", SIZE_PX)
+    toy_klein(OPTIONS).build_pipeline().save_pretrained(tmp_path / "base")
+    monkeypatch.setattr("mimicbrush.pipelines.klein.folder.locate_klein", lambda name: tmp_path / "base")
+    shutil.copy(run / "pipeline" / LORA_FILE, "some.safetensors")
+    for name, image in an_edit().items():
+        image.save(f"{name}.png")
+    files = ["reference.png", "source.png", "mask.png", "--model", "some.safetensors", "--steps", "2"]
+    main([*files, "-o", "result.png", "--device", "cpu"])
+    told = capsys.readouterr().err
+    assert Path("result.png").is_file() and "does not say what it was trained for" in told and KLEIN_PROMPT in told
 
 
 def test_commands_of_the_unets_say_what_this_is(run: Path) -> None:

@@ -353,7 +353,7 @@ def test_auto_zoom_leaves_no_reference_of_a_list_out(
     line = {"source": "src.jpg", "mask": "mask.png", "reference": ["ref.jpg", "src.jpg"]}
     (folder / "list.jsonl").write_text(json.dumps(line))
     assert infer("--batch", "list.jsonl", "--output-dir", "out", "--auto-zoom") == 1
-    assert "--auto-zoom looks at one reference, and this edit has 2" in capsys.readouterr().err
+    assert "auto-zoom takes one reference, got 2: edit without --auto-zoom" in capsys.readouterr().err
     assert not asked and not list((folder / "out").glob("*.png"))
 
 

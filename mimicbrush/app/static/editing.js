@@ -32,7 +32,7 @@ function chooseSettings(values) {
 }
 
 function readSettings() {
-  return Object.fromEntries(Object.entries(controls).map(([name, each]) => [name, each.type === "checkbox" ? each.checked : each.value]));
+  return Object.fromEntries(Object.entries(controls).map(([name, each]) => [name, each.type === "checkbox" ? each.checked && !each.disabled : each.value]));
 }
 
 function showSettings() {
@@ -204,7 +204,10 @@ addEventListener("beforeunload", warn);
 at("about").textContent = options.about;
 at("examples").hidden = !options.examples.length;
 for (const [name, most] of [["count", options.max_results], ["steps", options.max_steps]]) controls[name].max = most;
-controls.auto_zoom.closest("label").hidden = !options.can_zoom;
+for (const [name, isPossible] of [["auto_zoom", options.can_zoom], ["keep_shape", options.can_keep_shape]]) {
+  controls[name].disabled = !isPossible;
+  controls[name].closest("label").hidden = !isPossible;
+}
 chooseSettings({ steps: options.steps, guidance: options.guidance });
 const kept = await readAll();
 if (kept.has("settings")) chooseSettings(kept.get("settings"));

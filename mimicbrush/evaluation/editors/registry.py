@@ -20,12 +20,7 @@ from mimicbrush.evaluation.editors.weights import (
 )
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.pipelines.folder import RELEASED_NAME, is_pipeline_folder, resolve_pipeline_folder
-from mimicbrush.pipelines.klein.folder import (
-    find_klein_folder,
-    is_klein,
-    read_imitation,
-    read_klein_base,
-)
+from mimicbrush.pipelines.klein.folder import check_klein, find_klein_folder, is_klein
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
 
 if TYPE_CHECKING:
@@ -222,15 +217,10 @@ def _find_klein(named: _Named) -> Path:
         InputError, WeightsError: it is not there, or not whole.
     """
     path = named.folder
-    folder = None if path is None else find_klein_folder(path)
-    if folder is not None:
-        read_imitation(folder)
-        return folder
-    if path is not None and path.suffix == ".safetensors" and path.is_file():
-        return path
-    found = find_repository(FLUX2_KLEIN, path)
-    read_klein_base(found)
-    return found
+    if path is None or not is_klein(path):
+        path = find_repository(FLUX2_KLEIN, path)
+    check_klein(path)
+    return path
 
 
 def _parse(text: str) -> _Named:

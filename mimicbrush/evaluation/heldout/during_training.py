@@ -98,7 +98,7 @@ class HeldOutEvaluation:
         first_step: of which the run goes on: what was written of later steps is removed.
 
     Raises:
-        DataError: the pairs come from a single source.
+        DataError: the pairs come from a single source, or the shots of too few have so many references.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class HeldOutEvaluation:
         gather: Callable[[list[Any]], list[Any]] = gather_alone,
         first_step: int = 0,
     ) -> None:
-        self._plans = plan_samples(pairs, options.max_pairs, options.seed)
+        self._plans = plan_samples(pairs, options.max_pairs, options.seed, options.num_references)
         self._size_px, self._options, self._output, self._gather = size_px, options, output, gather
         shown = choose_shown_samples(len(self._plans), options.sheet_pairs)
         rest = sorted(set(range(len(self._plans))) - set(shown))

@@ -97,14 +97,18 @@ def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:
 
 def group_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     """Group pairs by source hash, in order -> the numbers of its pairs; a table makes no `Pair` objects."""
-    if isinstance(pairs, PairTable | JoinedPairs):
-        hashes = pairs.column("source_hash").tolist()
-    else:
-        hashes = [pair.source_hash for pair in pairs]
+    hashes = read_column(pairs, "source_hash").tolist()
     numbers: dict[str, list[int]] = {source: [] for source in sorted(set(hashes))}
     for number, source in enumerate(hashes):
         numbers[source].append(number)
     return numbers
+
+
+def read_column(pairs: Sequence[Pair], name: str) -> np.ndarray:
+    """Read one attribute of all pairs, (len,); a table makes no `Pair` objects."""
+    if isinstance(pairs, PairTable | JoinedPairs):
+        return pairs.column(name)
+    return np.array([getattr(pair, name) for pair in pairs])
 
 
 def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None) -> list[tuple[str, int]]:

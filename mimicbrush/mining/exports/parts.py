@@ -24,9 +24,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.data.encoded_views import find_setting_differences
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, write_json
+from mimicbrush.io.settings_file import find_setting_differences, read_settings_file
 from mimicbrush.io.text import parse_json
 from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.mining.exports.plan import SPLITS, ExportPart
@@ -179,21 +179,14 @@ def read_export_folder(path: Path) -> ExportFolder | None:
     Raises:
         DataError: what is there cannot be read, or is of another version.
     """
-    file = path / _SETTINGS_FILE
-    if not file.is_file():
-        return None
-    try:
-        values = parse_json(file.read_bytes())
-        if values["format"] != _FORMAT:
-            raise DataError(
-                f"{path} is an export of version {values['format']}, this code reads {_FORMAT}; export again"
-            )
+
+    def build(values: Mapping[str, Any]) -> ExportFolder:
         folder = ExportFolder(path, dict(values["settings"]))
         if folder.settings["format"] not in FORMATS:
             raise ValueError(f"the format {folder.settings['format']!r} is not known")
         return folder
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read ({error!r}); export again into another folder") from error
+
+    return read_settings_file(path / _SETTINGS_FILE, _FORMAT, build, "export")
 
 
 def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mimicbrush.data.dataset import sample_fixed_references, transform_fixed
+from mimicbrush.data.dataset import make_fixed_view
 from mimicbrush.data.manifest import PairTable
 from mimicbrush.data.other_references import OtherReferences
 from mimicbrush.data.pair import Pair, refuse_pair
@@ -112,9 +112,9 @@ class PairExporter:
         """Draw a view of a pair: target, source, references, mask; the hole is as `ops.canvas.blank_mask` fills it."""
         options = self.options
         view += options.seed * _VIEWS_PER_SEED
-        views = transform_fixed(self._transform, pair, view)
-        others = sample_fixed_references(self._other_references, SPLITS.index(split), number, pair, views, view)
-        target, *references = (each.render(options.size_px) for each in (views.source, views.reference, *others))
+        views = make_fixed_view(self._transform, self._other_references, SPLITS.index(split), number, pair, view)
+        shown = views.source, views.reference, *views.other_references
+        target, *references = (each.render(options.size_px) for each in shown)
         mask = views.mask * np.uint8(255)
         if options.side_by_side:
             target = np.hstack([*references, target])

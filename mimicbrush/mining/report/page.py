@@ -57,24 +57,34 @@ class Figure:
     caption: str
 
 
-def write_mining_report(root: Path, *, input_root: Path | None = None) -> None:
+def write_mining_report(root: Path, *, input_root: Path | None = None) -> str | None:
     """Write report.html into a mined folder, unless it says the same already.
 
     Args:
         root: the mined folder.
         input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
 
+    Returns:
+        The warning at its head, see `statistics.warn_of_still_pairs`; None where there is none.
+
     Raises:
         DataError: no manifest there, or one that cannot be read.
     """
-    text = render_report(root, input_root=input_root).encode()
+    html, warning = _render(root, input_root)
+    text = html.encode()
     path = root / REPORT_NAME
     if not path.is_file() or path.read_bytes() != text:
         write_aside(path, lambda aside: aside.write_bytes(text))
+    return warning
 
 
 def render_report(root: Path, *, input_root: Path | None = None) -> str:
     """Render the report of a mined folder as one HTML page; the same folder gives the same text."""
+    return _render(root, input_root)[0]
+
+
+def _render(root: Path, input_root: Path | None) -> tuple[str, str | None]:
+    """Render the page, and say which warning is at its head."""
     plan = read_plan(root / PLAN_NAME)
     pairs = read_manifest(root, input_root)
     rows = read_rows(root, ["status", "reason", "detail", "kind", "source_path", "licence", "decoder"])
@@ -94,10 +104,12 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
     environment.filters.update(
         count=_format_count, size=_format_size, short=_shorten, percent=lambda share: f"{share:.1%}"
     )
+    masks = statistics.measure_masks(videos)
+    warning = statistics.warn_of_still_pairs(masks)
     quarantined = rows.filter(pc.equal(rows["status"], "quarantined"))
-    return environment.get_template("report.html.jinja").render(
+    html = environment.get_template("report.html.jinja").render(
         summary=summary,
-        warning=statistics.warn_of_still_pairs(videos),
+        warning=warning,
         inputs_bar=plot_shares(
             [(name, getattr(summary, name)) for name in ("accepted", "rejected", "quarantined")],
             f"{summary.accepted} accepted, {summary.rejected} rejected, {summary.quarantined} quarantined",
@@ -107,7 +119,7 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
         decoders=_count_decoders(rows),
         changed_options=statistics.list_changed_options(plan),
         options=options,
-        figures=_build_video_figures(videos, options),
+        figures=_build_video_figures(videos, masks, options),
         bands=statistics.list_ssim_bands(videos.column("ssim"), (options["min_ssim"], options["max_ssim"])),
         num_video_pairs=len(videos),
         kept=thumbnails.render_kept_pairs(videos),
@@ -126,6 +138,7 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
         ),
         licences=statistics.count_licences(rows),
     )
+    return html, warning
 
 
 def _read_ignored(root: Path) -> dict[str, int]:
@@ -160,11 +173,12 @@ def _count_decoders(rows: pa.Table) -> list[tuple[str, int]]:
     return sorted((decoder, count) for decoder, count in count_values(files_by_decoder).items() if decoder)
 
 
-def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]:
+def _build_video_figures(
+    videos: PairTable, masks: statistics.MaskStatistics, options: dict[str, float]
+) -> list[Figure]:
     """SSIM, matches, gaps, masks and motion of the video pairs; none without video pairs."""
     if not len(videos):
         return []
-    masks = statistics.measure_masks(videos)
     sample = f"of {len(masks.hidden)} pairs" + (", a fixed sample" if len(masks.hidden) < len(videos) else "")
     ssims, matches = videos.column("ssim"), videos.lengths("a_points") // 2
     gaps = videos.column("b_time_s") - videos.column("a_time_s")

@@ -50,11 +50,13 @@ class MaskStatistics:
         hidden: share of the image that the mask hides.
         matched: share of the hidden cells of the image that hold a match.
         motion: how far the matched points moved, median over a pair's points, over the diagonal of the image.
+        most_motion: the same, `_STILL_PERCENTILE` in place of the median.
     """
 
     hidden: np.ndarray
     matched: np.ndarray
     motion: np.ndarray
+    most_motion: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ def measure_masks(pairs: PairTable) -> MaskStatistics:
     """Measure what the paper's mask hides of sampled video pairs; each pair fixes its own seed and grid."""
     sample = sample_pairs(pairs)
     shares = [measure_mask_shares(pair) for pair in sample]
-    motion = [measure_motion(pair) for pair in sample]
+    motion = [[measure_motion(pair, percentile) for pair in sample] for percentile in (50, _STILL_PERCENTILE)]
     table = np.array(shares, np.float64).reshape(-1, 2)
-    return MaskStatistics(table[:, 0], table[:, 1], np.array(motion, np.float64))
+    return MaskStatistics(table[:, 0], table[:, 1], *np.array(motion, np.float64))
 
 
 def build_grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
@@ -177,21 +179,20 @@ def measure_motion(pair: Pair, percentile: float = 50) -> float:
     return float(np.percentile(distances, percentile) / np.hypot(*pair.size_px))
 
 
-def warn_of_still_pairs(pairs: PairTable) -> str | None:
+def warn_of_still_pairs(masks: MaskStatistics) -> str | None:
     """Warn where most video pairs hardly move: a model learns from them to copy in place.
 
     Args:
-        pairs: of videos; a fixed sample of them is looked at.
+        masks: of a sample of them.
 
     Returns:
         What was found and what to do, or None.
     """
-    sample = sample_pairs(pairs)
-    still = sum(measure_motion(pair, _STILL_PERCENTILE) < _STILL_SHARE for pair in sample)
-    if 2 * still <= len(sample):
+    is_still = masks.most_motion < _STILL_SHARE
+    if 2 * is_still.sum() <= len(is_still):
         return None
     return (
-        f"{still / len(sample):.0%} of the video pairs hardly move: nine tenths of their matched points move less than "
+        f"{is_still.mean():.0%} of the video pairs hardly move: nine tenths of their matched points move less than "
         f"{_STILL_SHARE:.0%} of the diagonal. A model learns from such pairs to copy in place. Mine videos in which "
         "things or the camera move, or look for frames that are farther apart: raise min_gap_s, lower max_ssim."
     )

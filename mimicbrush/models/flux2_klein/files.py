@@ -8,7 +8,7 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import Flux2KleinModel
-from mimicbrush.models.pretrained.files import read_head, read_network
+from mimicbrush.models.pretrained.files import StoredTensor, read_head, read_network
 from mimicbrush.models.pretrained.weights import LAYOUTS, locate_weights
 
 #: The networks that a training run needs, besides the encoded prompt.
@@ -66,3 +66,19 @@ def list_klein_files(options: Flux2KleinModel) -> list[Path]:
         )
     read_head(prompt)
     return [*(file for network in networks for file in network.files), prompt]
+
+
+def read_lora_head(file: Path) -> dict[str, StoredTensor]:
+    """Read which tensors a LoRA file of diffusers holds.
+
+    Raises:
+        WeightsError: the file is damaged, or holds something else.
+    """
+    stored = read_head(file)
+    foreign = [key for key in stored if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if foreign or not stored:
+        found = make_storable(foreign[0]) if foreign else "nothing"
+        raise WeightsError(
+            f"{file} is no LoRA of diffusers: it holds {found}. Name such a file, or the folder that a run left"
+        )
+    return stored

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.editing.requests import Edit
-from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.editing.requests import Edit, check_one_reference
+from mimicbrush.pipelines.find_pipeline import check_model
+from mimicbrush.pipelines.klein.folder import find_klein_folder, is_lora_file
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
 
 if TYPE_CHECKING:
@@ -31,13 +33,17 @@ how imitating works, not what a full model paints. --model takes:
   DIR       a pipeline folder, or the folder of a training run that left one
   released  the released weights: fetched from the Hugging Face hub and converted once"""
 
+NO_IMITATION = """note: {file} does not say what it was trained for. It edits at {size_px} px, with this prompt:
+  {prompt}
+To edit as in the training, name the folder that the run left."""
+
 
 @dataclass(frozen=True)
 class EditSettings:
     """What is the same for all edits of a command. The command line has checked the values.
 
     Attributes:
-        model: a folder, "released" or "small"; None: the small model, with a note.
+        model: a folder, a LoRA file of FLUX.2 klein, "released" or "small"; None: the small model, with a note.
         device, dtype: as `open_pipeline` takes them.
         steps, guidance: of the pipeline; None: its own defaults.
         crop, paste_back: as the pipeline takes them.
@@ -79,7 +85,7 @@ class LoadedEditor:
         if settings.model is None and not is_shipped():
             raise InputError(MODELS)
         self._model = settings.model or SHIPPED_NAME
-        resolve_pipeline_folder(self._model)  # an error comes before the images are read
+        check_model(self._model)  # an error comes before the images are read
 
     def read(self, edit: Edit) -> EditInputs:
         """Read and check the images of an edit; this needs no model.
@@ -87,11 +93,8 @@ class LoadedEditor:
         Raises:
             InputError: see `read_inputs`; or auto-zoom is asked for, and the edit has several references.
         """
-        if self.settings.auto_zoom and edit.other_references:
-            raise InputError(
-                f"--auto-zoom looks at one reference, and this edit has {len(edit.references)}; crop their files, and "
-                "edit without it"
-            )
+        if self.settings.auto_zoom:
+            check_one_reference(len(edit.references))
         return read_inputs(edit, resize_mask=self.settings.resize_mask, allow_full_mask=self.settings.allow_full_mask)
 
     @property
@@ -107,6 +110,10 @@ class LoadedEditor:
         from mimicbrush.pipelines.open_pipeline import open_any_pipeline
 
         pipeline = open_any_pipeline(self._model, self.settings.device, self.settings.dtype)
+        path = Path(self._model)
+        if is_lora_file(path) and find_klein_folder(path) is None:
+            prompt = cast("KleinPipeline", pipeline).prompt.facts.prompt
+            print(NO_IMITATION.format(file=path, size_px=pipeline.size_px, prompt=prompt), file=sys.stderr)
         if self.settings.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 

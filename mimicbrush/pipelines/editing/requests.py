@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box
@@ -242,3 +242,18 @@ def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
         if resolved in inputs:
             raise InputError(f"{output} would be an output, but is one of the images to read")
         outputs.add(resolved)
+
+
+def check_one_reference(count: int) -> None:
+    """Check that there is one reference to look at twice.
+
+    Raises:
+        InputError: there are several.
+    """
+    if count > 1:
+        way = choose_words(
+            python="edit without auto-zoom, and name the part of each with reference_crop",
+            command="edit without --auto-zoom, and crop the files of the references",
+            page="remove the others, or switch auto-zoom off and choose a part of each",
+        )
+        raise InputError(f"auto-zoom takes one reference, got {count}: {way}")

@@ -15,6 +15,7 @@ from mimicbrush import __version__
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.stored_files import StoredFiles
 from mimicbrush.io.text import make_storable
+from mimicbrush.models.flux2_klein.files import locate_klein, read_lora_head
 from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_SIZE_RANGE
 from mimicbrush.models.pretrained.files import DamagedFileError, read_object
 from mimicbrush.pipelines.checksums import FILES_KEY, HOW_TO_MEND, check_stored_files, read_stated_files
@@ -32,6 +33,7 @@ KLEIN_SIZE_PX = 1024
 KLEIN_CLASSES = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
 _NETWORK_CLASSES = {"transformer": "Flux2Transformer2DModel", "vae": "AutoencoderKLFlux2"}
 _FAMILY = "flux2_klein"
+_NO_BASE = "A LoRA file alone does not name its base model, so this one is taken. A run's folder names its own"
 _HUB_ID = re.compile(r"[A-Za-z0-9]\w*([.-]\w+)*/[A-Za-z0-9]\w*([.-]\w+)*")
 
 
@@ -100,15 +102,38 @@ def find_klein_folder(path: Path) -> Path | None:
     Args:
         path: that folder, its LoRA file, or the folder of a run, which leaves it in RUN/pipeline.
     """
-    for folder in (path, path / "pipeline", path.parent if path.suffix == ".safetensors" and path.is_file() else path):
+    for folder in (path, path / "pipeline", path.parent if is_lora_file(path) else path):
         if is_klein_folder(folder):
             return folder
     return None
 
 
 def is_klein(path: Path) -> bool:
-    """Whether a path means FLUX.2 klein: what a run of it left, or the folder of a base model."""
-    return find_klein_folder(path) is not None or is_klein_base(path)
+    """Whether a path means FLUX.2 klein: what a run of it left, a LoRA file, or the folder of a base model."""
+    return find_klein_folder(path) is not None or is_klein_base(path) or is_lora_file(path)
+
+
+def is_lora_file(path: Path) -> bool:
+    """Whether a path is a file that `check_klein` takes as a LoRA; it may hold something else."""
+    return path.suffix == ".safetensors" and path.is_file()
+
+
+def check_klein(path: Path) -> None:
+    """Check that `flux2_klein.open_klein` can be expected to open a path; quick, nothing heavy is imported.
+
+    Args:
+        path: see `is_klein`.
+
+    Raises:
+        InputError, WeightsError: it is not whole or damaged, or its base model is not on this machine; says what to do.
+    """
+    folder = find_klein_folder(path)
+    imitation = None if folder is None else read_imitation(folder)
+    lora = find_lora(path, folder)
+    if lora is not None:
+        read_lora_head(lora)
+    base = path if folder is None and lora is None else find_klein_base(imitation, folder)
+    read_klein_base(base)
 
 
 def read_imitation(folder: Path, *, deep: bool = False) -> KleinImitation:
@@ -171,6 +196,61 @@ def _build_imitation(file: Path, stated: dict[str, Any]) -> KleinImitation:
 def format_imitation(imitation: KleinImitation, files: StoredFiles) -> dict[str, Any]:
     """Format what `IMITATION_FILE` holds: what the weights were trained for, and the files beside it."""
     return {"family": _FAMILY, **asdict(imitation), FILES_KEY: files}
+
+
+def find_lora(path: Path, folder: Path | None) -> Path | None:
+    """Find the LoRA file that a path means; None where there is none.
+
+    Args:
+        path: a folder, or the file itself.
+        folder: see `find_klein_folder`.
+
+    Raises:
+        InputError: the file lies in the folder of a run, and is another than that of the run.
+    """
+    if folder is not None and path.is_file() and path.name != LORA_FILE:
+        raise InputError(
+            f"{path} is not the LoRA file of the run that left {folder}. Name the folder, or move this file to another "
+            "folder if it is a LoRA file of its own"
+        )
+    if is_lora_file(path):
+        return path
+    if folder is not None and (folder / LORA_FILE).is_file():
+        return folder / LORA_FILE
+    return None
+
+
+def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Path:
+    """Find the folder of the base model of a LoRA; nothing is fetched.
+
+    Args:
+        imitation: of its folder; None: the published base.
+        folder: with the imitation.json.
+
+    Raises:
+        WeightsError: it is not there; says what to do.
+    """
+    stated = KLEIN_HUB_ID if imitation is None else imitation.base
+    if stated == BASE_FOLDER and folder is not None:
+        return folder / BASE_FOLDER
+    if Path(stated).is_absolute():
+        if not Path(stated).is_dir():
+            raise WeightsError(
+                f"{folder} was trained beside {stated}, which is not here; put the folder there, or its right path "
+                f'into {IMITATION_FILE} as "base"'
+            )
+        return Path(stated)
+    revision = None if imitation is None else imitation.revision
+    try:
+        return locate_klein(f"{stated}@{revision}" if revision else stated)
+    except WeightsError as error:
+        at = f" --revision {revision}" if revision else ""
+        path_way = f'or put the absolute path of its folder into {IMITATION_FILE} as "base"'
+        way = f", {path_way}" if folder is not None else f". {_NO_BASE}"
+        raise WeightsError(
+            f"the base model {stated} is not in the local Hugging Face cache. Fetch it with "
+            f"`hf download {stated}{at}`{way}"
+        ) from error
 
 
 def read_klein_base(folder: Path) -> dict[str, Any]:

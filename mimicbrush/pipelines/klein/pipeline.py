@@ -6,13 +6,15 @@ which edits. So a LoRA that was trained here works without this project, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
+from diffusers import AutoencoderKLFlux2, Flux2KleinInpaintPipeline, Flux2KleinPipeline
 from PIL import Image
 
 from mimicbrush.errors import InputError, MimicBrushError
@@ -142,6 +144,7 @@ class KleinPipeline:
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_correspondence: bool = False,
         attention_record: AttentionRecord | None = None,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> MimicBrushPipelineOutput:
         """Edit one image or a batch; see `MimicBrushPipeline.__call__` for what is not said here.
 
@@ -159,6 +162,7 @@ class KleinPipeline:
             paste_back: put the repainted region into the source at its full size, exact outside of the mask.
             output_type: "latent": (B n, C, h, w), as the autoencoder takes them.
             return_correspondence, attention_record: as there.
+            callback_on_step_end: as there; the pipeline that it gets is diffusers', and so are the latents.
 
         Raises:
             InputError: images, masks, references and options that do not fit together, or that it cannot do.
@@ -189,17 +193,21 @@ class KleinPipeline:
 
         # 3. Edit one source after the other: the pipeline shows the same images to all of its rows.
         results, correspondences = [], []
-        for number, shown in enumerate(references):
-            rows = slice(number * num_images_per_prompt, (number + 1) * num_images_per_prompt)
-            images = [Image.fromarray(each) for each in (holed[number], *(square for square, _ in shown))]
-            own = generator[rows] if isinstance(generator, list) else [generator] * num_images_per_prompt
-            for each in own:  # one after the other: each is what a call of its own would give
-                recorder = CorrespondenceRecorder(mask_px[number : number + 1].to(self.pipeline.device))
-                record = recorder if return_correspondence else attention_record
-                results.append(self._paint(images, mask_px[number, 0], each, steps, guidance, record))
-                if return_correspondence:
-                    shown_at = [placement for _, placement in shown]
-                    correspondences += list_correspondences(recorder, [placements[number]], shown_at, len(shown))
+        options: dict[str, Any] = {
+            "num_inference_steps": steps, "guidance_scale": guidance, "callback_on_step_end": callback_on_step_end
+        }  # fmt: skip
+        with _encode_once(self.pipeline.vae):
+            for number, shown in enumerate(references):
+                rows = slice(number * num_images_per_prompt, (number + 1) * num_images_per_prompt)
+                images = [Image.fromarray(each) for each in (holed[number], *(square for square, _ in shown))]
+                own = generator[rows] if isinstance(generator, list) else [generator] * num_images_per_prompt
+                for each in own:  # one after the other: each is what a call of its own would give
+                    recorder = CorrespondenceRecorder(mask_px[number : number + 1].to(self.pipeline.device))
+                    record = recorder if return_correspondence else attention_record
+                    results.append(self._paint(images, mask_px[number, 0], record, generator=each, **options))
+                    if return_correspondence:
+                        shown_at = [placement for _, placement in shown]
+                        correspondences += list_correspondences(recorder, [placements[number]], shown_at, len(shown))
         latents = torch.cat(results)  # (B n, C, h, w)
 
         # 4. Decode, and paste what was painted into the sources.
@@ -223,18 +231,18 @@ class KleinPipeline:
         self,
         images: list[Image.Image],
         mask: torch.Tensor,
-        generator: torch.Generator | None,
-        steps: int,
-        guidance: float,
         record: AttentionRecord | None,
+        *,
+        guidance_scale: float,
+        **sampling: Any,
     ) -> torch.Tensor:
         """Call diffusers' pipeline once: the latents of one result, (1, C, h, w).
 
         Args:
             images: the source with its hole, then its references.
             mask: (S, S), 1 = repaint.
-            generator, steps, guidance: as the pipeline takes them.
             record: receives where the target looks.
+            guidance_scale, sampling: as the pipeline takes them.
         """
         embeds, empty_embeds = (
             each.to(self.pipeline.device, self.dtype) for each in (self.prompt.embeds, self.prompt.empty_embeds)
@@ -243,18 +251,17 @@ class KleinPipeline:
         if record is not None:
             set_tapped_processors(self.pipeline.transformer)
             layout = TokenLayout(embeds.shape[1], self.token_side**2, len(images) - 1)
-            is_guided = guidance > 1 and not self.pipeline.config.is_distilled
+            is_guided = guidance_scale > 1 and not self.pipeline.config.is_distilled
             attention[TAP] = RecordingTap(layout, record, passes=2 if is_guided else 1)
         options: dict[str, Any] = {
             "prompt_embeds": embeds,
             "negative_prompt_embeds": empty_embeds,
             "height": self.size_px,
             "width": self.size_px,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "generator": generator,
+            "guidance_scale": guidance_scale,
             "attention_kwargs": attention,
             "output_type": "latent",
+            **sampling,
         }
         if self.is_trained:
             options["image"] = images
@@ -281,6 +288,27 @@ class KleinPipeline:
             squares = list(letterbox_images(each, placements, self.size_px, _ORDER)) if each else []
             placed.append(list(zip(squares, placements, strict=True)))
         return placed * num_sources if len(placed) == 1 else placed
+
+
+@contextmanager
+def _encode_once(vae: AutoencoderKLFlux2) -> Iterator[None]:
+    """Encode each image once meanwhile: diffusers' pipeline encodes all images anew for each of several results.
+
+    It takes the mode of the latents, without noise, so that an image always has the same ones.
+    """
+    encode, encoded = vae.encode, dict[bytes, Any]()
+
+    def encode_new(image: torch.Tensor, *options: Any, **named: Any) -> Any:
+        key = hashlib.sha256(image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()
+        if key not in encoded:
+            encoded[key] = encode(image, *options, **named)
+        return encoded[key]
+
+    vae.encode = encode_new
+    try:
+        yield
+    finally:
+        del vae.encode  # the method of the class is there again
 
 
 def _list_references(reference: References | None, num_sources: int) -> list[list[ImageInput]]:

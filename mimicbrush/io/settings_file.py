@@ -1,0 +1,44 @@
+"""Settings of a folder that is made piece by piece: what decides its content, so that a later run can go on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mimicbrush.errors import DataError
+from mimicbrush.io.text import parse_json
+
+T = TypeVar("T")
+
+
+def read_settings_file(file: Path, version: int, build: Callable[[Mapping[str, Any]], T], again: str) -> T | None:
+    """Read the settings of a folder; None where there is no such file yet.
+
+    Args:
+        file: JSON with the version as `format`.
+        version: that this code reads.
+        build: makes the result of what the file holds; it may raise errors where values mean nothing.
+        again: what makes such a folder, such as "export".
+
+    Raises:
+        DataError: the file cannot be read, or is of another version.
+    """
+    if not file.is_file():
+        return None
+    try:
+        values = parse_json(file.read_bytes())
+        if values["format"] != version:
+            raise DataError(f"{file} is of version {values['format']}, this code reads {version}; {again} again")
+        return build(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DataError(f"{file} cannot be read ({error!r}); {again} again into another folder") from error
+
+
+def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """List the settings in which a folder differs from what is wanted, for a message."""
+    return [
+        f"{name}: {stored.get(name)!r} there, {expected.get(name)!r} now"
+        for name in {**stored, **expected}
+        if stored.get(name) != expected.get(name)
+    ]
