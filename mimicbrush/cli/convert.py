@@ -124,11 +124,13 @@ def export(arguments: argparse.Namespace) -> None:
 
 def convert_lora(arguments: argparse.Namespace) -> None:
     """Write a LoRA of FLUX.2 klein under the names that ComfyUI reads."""
-    from mimicbrush.pipelines.klein.folder import LORA_FILE, find_klein_folder
+    from mimicbrush.pipelines.klein.folder import find_klein_folder, find_lora, read_imitation
 
     folder = find_klein_folder(arguments.path)
-    file = arguments.path if folder is None or arguments.path.is_file() else folder / LORA_FILE
-    if not file.is_file():
+    if folder is not None:
+        read_imitation(folder, deep=True)
+    file = find_lora(arguments.path, folder)
+    if file is None:
         raise InputError(f"{arguments.path} holds no LoRA of FLUX.2 klein; name a run, its pipeline/, or a LoRA file")
     from mimicbrush.models.flux2_klein.comfyui import convert_lora_for_comfyui
 

@@ -101,5 +101,8 @@ def test_the_command_converts_a_run(
     command(tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors", "--force")
     assert output.read_bytes() == converted
     (tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors").unlink()
-    with pytest.raises(InputError, match="holds no LoRA"):
+    with pytest.raises(WeightsError, match=r"pytorch_lora_weights\.safetensors is missing.*mimicbrush export RUN"):
         command(tmp_path / "run", "--force")
+    write_toy_klein(tmp_path / "trained" / "pipeline", lora=False)
+    with pytest.raises(InputError, match="holds no LoRA"):
+        command(tmp_path / "trained", "--force")

@@ -19,6 +19,7 @@ from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, cl
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import REFERENCE_UNETS, UNET_IN_CHANNELS, ReferenceUNet
+from mimicbrush.pipelines.checksums import check_checksums
 from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
 from mimicbrush.pipelines.conversion.untrusted_files import config_of, read_state_dict, weights_of
 from mimicbrush.pipelines.folder import read_conventions
@@ -51,6 +52,7 @@ def export_released(
     """
     check_output_file(output, force=force)
     index = pipeline_index(pipeline)
+    check_checksums(pipeline, deep=True)
     if not index.get("reference_unet", [None])[0]:
         raise WeightsError(f"{pipeline} has no reference U-Net; the released code cannot do without one")
     networks = _networks(pipeline)
@@ -160,7 +162,9 @@ def pipeline_index(pipeline: Path) -> dict[str, Any]:
 
     Raises:
         InputError: it is none.
+        WeightsError: it has lost files.
     """
+    check_checksums(pipeline)
     file = pipeline / "model_index.json"
     index = read_object(file) if file.is_file() else {}
     if index.get("_class_name") != "MimicBrushPipeline":
