@@ -60,9 +60,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model",
         metavar="DIR|released|small",
-        help="folder of a pipeline or of a training run, or a LoRA file of FLUX.2 klein; released: the authors' weights; "
-        "small: the small model that "
-        "comes with the project (default)",
+        help="folder of a pipeline or of a training run, or a LoRA file of FLUX.2 klein; released: the authors' "
+        "weights; small: the small model that comes with the project (default)",
     )
     add("--steps", type=STEPS_RANGE.read, help="denoising steps; more take longer (default: those of the model)")
     add(
