@@ -13,7 +13,6 @@ from mimicbrush.data.training_data import TRAINING_DATA_FILE
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_json
 from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein
-from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.flux2_klein.lora import load_klein_lora, write_klein_lora
 from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings, encode_prompt, read_prompt, write_prompt
 from mimicbrush.models.library_logs import quiet_libraries, silence_diffusers
@@ -26,6 +25,7 @@ from mimicbrush.pipelines.klein.folder import (
     KLEIN_SIZE_PX,
     LORA_FILE,
     PROMPT_FILE,
+    check_base,
     find_klein_base,
     find_klein_folder,
     find_lora,
@@ -72,11 +72,7 @@ def open_klein(
         )
     if base is None:
         base = path if folder is None and lora is None else find_klein_base(imitation, folder)
-    if imitation is not None and imitation.base_fingerprint not in (None, fingerprint_klein(base)):
-        raise WeightsError(
-            f"{base} is not the base model that {folder} was trained with: its weights differ. Put the right one "
-            f'there, or write the path of its folder into {IMITATION_FILE} as "base"'
-        )
+    check_base(imitation, folder, base)
     if dtype is None:
         dtype = torch.bfloat16 if target == "cuda" else torch.float32
     pipeline = load_klein_base(base, dtype, with_text_encoder=imitation is None)

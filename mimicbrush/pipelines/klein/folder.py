@@ -15,7 +15,7 @@ from mimicbrush import __version__
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.stored_files import StoredFiles
 from mimicbrush.io.text import make_storable
-from mimicbrush.models.flux2_klein.files import locate_klein, read_lora_head
+from mimicbrush.models.flux2_klein.files import fingerprint_klein, locate_klein, read_lora_head
 from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_SIZE_RANGE
 from mimicbrush.models.pretrained.files import DamagedFileError, read_object
 from mimicbrush.pipelines.checksums import FILES_KEY, HOW_TO_MEND, check_stored_files, read_stated_files
@@ -49,8 +49,8 @@ class KleinImitation:
         prompt_checksum: of its embeddings in `PROMPT_FILE`, see `models.flux2_klein.prompt.PromptEmbeddings`.
         num_references: images to imitate in each sample.
         version: of this project.
-        base_fingerprint: of the base model elsewhere, see
-            `models.flux2_klein.files.fingerprint_klein`; None: not known, or the base is `BASE_FOLDER`.
+        base_fingerprint: of a base model elsewhere, see `models.flux2_klein.files.fingerprint_klein`; None: of
+            `BASE_FOLDER`, and of older runs.
     """
 
     base: str
@@ -134,6 +134,7 @@ def check_klein(path: Path) -> None:
         read_lora_head(lora)
     base = path if folder is None and lora is None else find_klein_base(imitation, folder)
     read_klein_base(base)
+    check_base(imitation, folder, base)
 
 
 def read_imitation(folder: Path, *, deep: bool = False) -> KleinImitation:
@@ -168,7 +169,7 @@ def read_imitation(folder: Path, *, deep: bool = False) -> KleinImitation:
                 f"{folder} does not hold what was saved: {LORA_FILE} is not one of its files. Move it to another "
                 "folder, and name it there"
             )
-    elif not has_lora and not has_base:  # of an older run, which listed no files
+    if not has_lora and not has_base:
         raise InputError(f"{folder} is not whole: it lacks {LORA_FILE}. {HOW_TO_MEND}")
     if not (folder / PROMPT_FILE).is_file():
         raise InputError(f"{folder} is not whole: it lacks {PROMPT_FILE}, the embeddings of its prompt. {HOW_TO_MEND}")
@@ -251,6 +252,25 @@ def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Pa
             f"the base model {stated} is not in the local Hugging Face cache. Fetch it with "
             f"`hf download {stated}{at}`{way}"
         ) from error
+
+
+def check_base(imitation: KleinImitation | None, folder: Path | None, base: Path) -> None:
+    """Check that a base model is the one that a run was trained with; where nothing is stated, any is.
+
+    Args:
+        imitation: of the run.
+        folder: of the run.
+        base: folder of the base model.
+
+    Raises:
+        WeightsError: it is another one; says what to do.
+    """
+    stated = None if imitation is None else imitation.base_fingerprint
+    if stated is not None and stated != fingerprint_klein(base):
+        raise WeightsError(
+            f"{base} is not the base model that {folder} was trained with: its weights differ. Put the right one "
+            f'there, or write the path of its folder into {IMITATION_FILE} as "base"'
+        )
 
 
 def read_klein_base(folder: Path) -> dict[str, Any]:
