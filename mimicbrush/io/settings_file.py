@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 from mimicbrush.errors import DataError
 from mimicbrush.io.text import parse_json
 
-T = TypeVar("T")
+_Folder = TypeVar("_Folder")
 
 
-def read_settings_file(file: Path, version: int, build: Callable[[Mapping[str, Any]], T], again: str) -> T | None:
+def read_settings_file(
+    file: Path, version: int, build: Callable[[Mapping[str, Any]], _Folder], again: str
+) -> _Folder | None:
     """Read the settings of a folder; None where there is no such file yet.
 
     Args:
