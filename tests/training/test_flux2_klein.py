@@ -30,6 +30,7 @@ from mimicbrush.data.training_data import TrainingData
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.flux2_klein.attention import AttentionTap, klein_attention_paths
 from mimicbrush.models.flux2_klein.components import toy_klein
+from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.flux2_klein.prompt import encode_prompt, write_prompt
 from mimicbrush.models.flux2_klein.sequence import TokenLayout, make_text_ids
 from mimicbrush.models.options import Flux2KleinModel, ToyFlux2KleinModel
@@ -288,6 +289,7 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     assert not (left / "base").exists()  # it lies where it lay
     klein = open_klein(left, "cpu")
     assert klein.imitation.base == str(tmp_path / "base") and klein.prompt.checksum == embeddings.checksum
+    assert klein.imitation.base_fingerprint == fingerprint_klein(tmp_path / "base")
 
     # Diffusers would train from random numbers where a weight is missing.
     file = tmp_path / "base/transformer/diffusion_pytorch_model.safetensors"
