@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,19 @@ import pytest
 import torch
 from PIL import Image
 from toy_data import photograph
-from toy_klein import open_toy
+from toy_klein import open_toy, write_toy_klein
 
 from mimicbrush.app.editing_service import EditingService, EditRequest, ReferenceChoice
+from mimicbrush.app.page_server import PageServer
 from mimicbrush.app.previews import Preview
 from mimicbrush.app.session_files import MissingFileError, SessionFiles, VisitorLimits
 from mimicbrush.assembly import build_components
+from mimicbrush.cli import app
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 CAT = Image.fromarray(photograph("chelsea.png"))
@@ -101,6 +105,19 @@ def test_flux2_klein_is_served_too(service: EditingService, request_: EditReques
     assert len(done) == 2
     with pytest.raises(InputError, match="keep_shape needs a depth estimator"):
         edit(klein, replace(request_, keep_shape=True))
+
+
+def test_the_command_serves_a_run_of_klein(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_toy_klein(tmp_path / "run" / "pipeline")
+    served: list[EditingService] = []
+    monkeypatch.setattr(PageServer, "run", lambda server, sockets: served.append(server._service))
+    command = ["app", "--model", str(tmp_path / "run"), "--port", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert app.serve(app.parse_arguments(), tmp_path) is None
+    assert isinstance(served[0].pipeline, KleinPipeline)
+    assert f"with {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 def test_a_preview_shows_what_the_decoder_would(service: EditingService) -> None:
