@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from mimicbrush.ranges import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
+    from mimicbrush.ops.reference_maps import ReferenceMaps
     from mimicbrush.pipelines import MimicBrushPipeline
 
 _MAX_GUIDANCE = 30
@@ -244,11 +246,12 @@ class EditingService:
             watch = self._watch(inputs, references, request, show, must_end)
             results = []
             for seed in range(request.seed, request.seed + request.count):
-                image, more = self._edit_once(inputs, references, request, seed, watch)
+                image, found, zoomed = self._edit_once(inputs, references, request, seed, watch)
                 if must_end():
                     return None
+                places = None if found is None else self._convert_correspondence(visitor, found)
                 token = self.files.keep(visitor, ".png", partial(write_image, image))
-                results.append({"token": token, "seed": seed, **more})
+                results.append({"token": token, "seed": seed, "places": places, "zoomed": zoomed})
         return {"results": results, "width": inputs.source.width, "height": inputs.source.height}
 
     def _read(self, visitor: str, request: EditRequest) -> tuple[EditInputs, list[Image.Image]]:
@@ -315,8 +318,8 @@ class EditingService:
         request: EditRequest,
         seed: int,
         watch: Callable[..., dict[str, Any]],
-    ) -> tuple[Image.Image, dict[str, Any]]:
-        """Edit once: the result, and what the page shows with it."""
+    ) -> tuple[Image.Image, Correspondence | None, Box | None]:
+        """Edit once: the result, where it comes from, and the part of the reference that auto-zoom chose."""
         from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
@@ -339,19 +342,36 @@ class EditingService:
             generator = seeded_generator(seed)
             result = self.pipeline(inputs.source, inputs.mask, given, generator=generator, **options)
         found = result.correspondences
-        return result.images[0], {
-            "places": _convert_correspondence(found[0]) if found else None,
-            "zoomed": None if parts[0] is None else parts[0].box,
+        return result.images[0], found[0] if found else None, None if parts[0] is None else parts[0].box
+
+    def _convert_correspondence(self, visitor: str, correspondence: Correspondence) -> dict[str, Any]:
+        """For the browser: pixels of source and references, to a tenth, which reference it is, and where maps are."""
+        places = {
+            "source": correspondence.source_xy.round(1).tolist(),
+            "reference": correspondence.reference_xy.round(1).tolist(),
+            "of": correspondence.reference_index.tolist(),
+            "share": correspondence.share.round(4).tolist(),
+            "source_px": float(correspondence.source_token_px),
+            "reference_px": float(correspondence.reference_token_px),
         }
+        maps = correspondence.maps
+        if maps is not None:
+            data = gzip.compress(_pack_maps(maps))
+
+            def write(path: Path) -> None:
+                path.write_bytes(data)
+
+            places["grid"], places["boxes"] = maps.attention.shape[-1], maps.boxes.round(1).tolist()
+            places["maps"] = self.files.keep(visitor, ".gz", write)
+        return places
 
 
-def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:
-    """For the browser: pixels of source and references, to a tenth, and which reference it is."""
-    return {
-        "source": correspondence.source_xy.round(1).tolist(),
-        "reference": correspondence.reference_xy.round(1).tolist(),
-        "of": correspondence.reference_index.tolist(),
-        "focus": correspondence.focus.round(2).tolist(),
-        "source_px": float(correspondence.source_token_px),
-        "reference_px": float(correspondence.reference_token_px),
-    }
+def _pack_maps(maps: ReferenceMaps) -> bytes:
+    """Pack both maps as bytes, (M, r, g, g) each: 255 is the most that any cell of a place's attention has.
+
+    Of the heads' peaks, 255 is all that the heads pay to the references.
+    """
+    shares = maps.head_peaks.sum(axis=(1, 2, 3), keepdims=True)
+    tables = (maps.attention, maps.attention.max(axis=(1, 2, 3), keepdims=True)), (maps.head_peaks, shares)
+    parts = ((255 * table / np.maximum(most, 1e-12)).round().astype(np.uint8) for table, most in tables)
+    return b"".join(part.tobytes() for part in parts)

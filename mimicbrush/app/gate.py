@@ -25,10 +25,10 @@ from mimicbrush.app.bodies import BodyReader, RefusedRequestError, receive_body
 from mimicbrush.app.session_files import VisitorLimits
 
 COOKIE, LOGIN_COOKIE = "mimicbrush_visitor", "mimicbrush_login"
-_OPEN_GET, _OPEN_GET_BELOW = ("/", "/options"), ("/page/", "/examples/", "/files/", "/shown/", "/edit/")
+_OPEN_GET, _OPEN_GET_BELOW = ("/", "/options"), ("/page/", "/examples/", "/files/", "/maps/", "/shown/", "/edit/")
 _OPEN_POST, _OPEN_POST_BELOW = ("/upload", "/login", "/edit"), ("/cancel/",)
 #: What is sent to a visitor alone.
-_PRIVATE = ("/files/", "/shown/", "/upload", "/cancel/", "/edit")
+_PRIVATE = ("/files/", "/maps/", "/shown/", "/upload", "/cancel/", "/edit")
 #: Of everything but images.
 _MAX_REQUEST_BYTES, _MAX_REQUEST_S = 64 * 1024, 20.0
 #: No file of the page has a longer name, and a file system refuses one.

@@ -74,6 +74,13 @@ def add_routes(app: FastAPI, service: EditingService, queue: EditQueue) -> None:
     def file(token: str, request: Request) -> Response:
         return Response(service.read(request.cookies[COOKIE], token), media_type="image/png", headers=_MINE_ALONE)
 
+    @app.get("/maps/{token}")
+    def maps(token: str, request: Request) -> Response:
+        headers = {**_MINE_ALONE, "Content-Encoding": "gzip"}
+        return Response(
+            service.read(request.cookies[COOKIE], token), media_type="application/octet-stream", headers=headers
+        )
+
     @app.get("/shown/{token}")
     async def shown(token: str, request: Request) -> Response:
         data = await service.show(request.cookies[COOKIE], token)

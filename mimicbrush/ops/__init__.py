@@ -14,6 +14,7 @@ In reading order:
 * `rle`: segments as COCO run lengths.
 * `pillow_resize`: Pillow's bicubic resize on any device, bit for bit.
 * `correspondence`: which place of the reference filled which place of the source.
+* `reference_maps`: where in the references each masked place looked, as maps.
 * `plot`: matches, masks and segments over images.
 * `contact_sheet`: labelled grids of images.
 """

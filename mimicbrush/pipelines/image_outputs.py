@@ -96,14 +96,15 @@ def list_correspondences(
         references: the placements of one group of references, or of B groups.
         num_references: in a group.
     """
-    attentions = record.attention()
+    rows = record.attention()
     groups = [references[start : start + num_references] for start in range(0, len(references), num_references)]
     return [
         Correspondence.from_attention(
             tokens.cpu().numpy(),
             attention.cpu().numpy(),
-            sources[row * len(sources) // len(attentions)],
-            groups[row * len(groups) // len(attentions)],
+            sources[row * len(sources) // len(rows)],
+            groups[row * len(groups) // len(rows)],
+            head_peaks.cpu().numpy(),
         )
-        for row, (tokens, attention) in enumerate(attentions)
+        for row, (tokens, attention, head_peaks) in enumerate(rows)
     ]

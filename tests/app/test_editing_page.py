@@ -26,9 +26,12 @@ from mimicbrush.app.editing_service import EditRequest
 from mimicbrush.app.gate import COOKIE
 from mimicbrush.app.session_files import VisitorLimits
 from mimicbrush.errors import InputError, speak_as
+from mimicbrush.io.images import read_image
 from mimicbrush.models.options import ToyModel
+from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import check_cover, fit_mask
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -207,13 +210,74 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, images: dict[
     page.locator("#result [data-role=stage]").press("ArrowRight")  # the keyboard tells it, too
     said_by(page, "result", "of the reference")
     page.click("#result [data-role=heat]")
-    assert page.locator("#reference .heat").is_visible()
+    page.mouse.move(0, 0)
+    assert page.locator("#reference .heat").is_visible()  # of the whole hole
     give(page, "reference", images["source"])  # another than the one that the result comes from
     said_by(page, "reference", "320 x 240 px")
     page.mouse.move(*on_screen(page, "result", 140, 120))
     ring.wait_for(state="visible")
     assert page.locator("#reference .ring").is_hidden() and line.is_hidden()
     assert page.locator("#reference .heat").is_hidden()
+
+
+PEAK = """(canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let most = 0;
+    for (let n = 3; n < data.length; n += 4) if (data[n] > data[4 * most + 3]) most = (n - 3) / 4;
+    return [(most % canvas.width + 0.5) / canvas.width, (Math.floor(most / canvas.width) + 0.5) / canvas.height];
+}"""
+
+
+@pytest.mark.slow
+def test_each_place_has_a_map_of_where_the_pipeline_says_it_looked(
+    page: Page, images: dict[str, Path], started: StartedPage
+) -> None:
+    give_all(page, images)
+    edit(page, "Done.")
+    pipeline = MimicBrushPipeline.from_pretrained(started.temporary.parent / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    source, mask, reference = (read_image(images[name], "RGB") for name in ("source", "mask", "reference"))
+    result = pipeline(
+        source, mask.convert("L"), reference, generator=seeded_generator(1), return_correspondence=True
+    )  # the page begins with the pipeline's steps and guidance, and with seed 1
+    (found,) = result.correspondences
+    maps = found.maps
+    assert maps is not None and maps.attention.shape[1:] == (1, 8, 8)
+    left, top, right, _ = maps.boxes[0]
+    rows, columns = np.divmod(maps.attention[:, 0].reshape(-1, 64).argmax(axis=1), 8)
+    peaks = np.stack([left + (columns + 0.5) * (right - left) / 8, top + (rows + 0.5) * (right - left) / 8], axis=1)
+    is_inside = ((peaks > 0) & (peaks < [240, 200])).all(axis=1)
+    first = int(np.flatnonzero(is_inside)[0])
+    second = int(np.flatnonzero(is_inside & (peaks != peaks[first]).any(axis=1))[0])
+    heat, seen = page.locator("#reference .heat"), []
+    for place in (first, second):
+        page.mouse.move(*on_screen(page, "result", *found.source_xy[place].tolist()))
+        heat.wait_for(state="visible")
+        np.testing.assert_allclose(np.array(heat.evaluate(PEAK)) * [240, 200], peaks[place], atol=(right - left) / 16)
+        seen.append(heat.evaluate("(canvas) => canvas.toDataURL()"))
+        style = page.locator("#reference .ring").get_attribute("style")
+        ring = [float(each) for each in re.findall(r"(?:left|top): (-?[\d.]+)px", str(style))]
+        np.testing.assert_allclose(ring, found.reference_xy[place], atol=0.06)
+    assert seen[0] != seen[1]
+    page.click("#result [data-role=heads]")
+    page.mouse.move(*on_screen(page, "result", *found.source_xy[second].tolist()))
+    heat.wait_for(state="visible")
+    assert heat.evaluate("(canvas) => canvas.toDataURL()") not in seen
+    page.mouse.move(0, 0)
+    heat.wait_for(state="hidden")
+
+    # By keyboard, a sentence: where, and how many of the heads agree.
+    page.locator("#result [data-role=stage]").press("ArrowRight")
+    said_by(page, "result", "agree")
+    said = re.search(r"The place (\d+), (\d+) .* (\d+) % of", page.inner_text("#result [data-role=said]"))
+    assert said is not None
+    place = int(np.abs(found.source_xy - [float(said[1]), float(said[2])]).sum(axis=1).argmin())
+    near = (np.abs(np.arange(8) - rows[place]) <= 1)[:, None] & (np.abs(np.arange(8) - columns[place]) <= 1)
+    agreed = maps.head_peaks[place, 0][near].sum() / found.share[place]
+    assert abs(100 * agreed - int(said[3])) < 2
+    load(page)  # kept with the result
+    page.mouse.move(*on_screen(page, "result", *found.source_xy[first].tolist()))
+    heat.wait_for(state="visible")
 
 
 @pytest.mark.slow

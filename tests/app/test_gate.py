@@ -117,7 +117,7 @@ PATHS = st.one_of(
         ["/", "/upload", "/edit", "/edit/1", "/login", "/cancel/1", "/files/1", "/shown/1", "/examples/0/source"]
     ),
     st.text(st.characters(codec="ascii", min_codepoint=33), max_size=40).map(lambda text: "/" + text),
-    st.sampled_from(["/edit/", "/files/", "/page/", "/examples/", "/cancel/"]).flatmap(
+    st.sampled_from(["/edit/", "/files/", "/maps/", "/page/", "/examples/", "/cancel/"]).flatmap(
         lambda start: st.text(st.characters(codec="utf-8"), max_size=20).map(lambda rest: start + rest)
     ),
 )

@@ -29,6 +29,8 @@ export async function readShown(token) { return (await ask(`/shown/${token}`)).b
 
 export async function readFile(token) { return (await ask(`/files/${token}`)).blob(); }
 
+export async function readMaps(token) { return (await ask(`/maps/${token}`)).arrayBuffer(); }
+
 /** Ask for an edit; its name and the seed that was chosen. */
 export async function askForEdit(request) {
   const headers = { "Content-Type": "application/json" };
