@@ -477,6 +477,7 @@ def test_two_visitors_at_once_see_their_own_images_alone(
         address = fetched.value.url
         assert ann.request.get(address).status == 200
         assert bob.request.get(address).status == 410
+        assert bob.request.get(address.replace("/files/", "/maps/")).status == 410
         with pytest.raises(urllib.error.HTTPError, match="410"):
             urllib.request.urlopen(urllib.request.Request(address, headers={"Cookie": f"{COOKIE}={'a' * 24}"}))
         with pytest.raises(urllib.error.HTTPError, match="400"):

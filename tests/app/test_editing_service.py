@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 from collections.abc import Iterator
 from dataclasses import replace
@@ -103,9 +104,22 @@ def test_a_preview_shows_what_the_decoder_would(service: EditingService) -> None
 def test_several_references_go_to_the_pipeline_with_their_boxes(service: EditingService, request_: EditRequest) -> None:
     both = (*request_.references, ReferenceChoice(keep(service, OTHER), (10, 20, 60, 70)))
     (image,), told, _ = edit(service, replace(request_, references=both))
-    expected = directly(service, [REFERENCE, OTHER], reference_crop=[None, (10, 20, 60, 70)])
-    np.testing.assert_array_equal(image, expected)
+    expected = service.pipeline(
+        SOURCE, MASK, [REFERENCE, OTHER], num_inference_steps=3, guidance_scale=2.0, generator=seeded_generator(5),
+        reference_crop=[None, (10, 20, 60, 70)], return_correspondence=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(image, np.asarray(expected.images[0]))
     assert set(told[0]["places"]["of"]) <= {0, 1}
+    # The maps, too, are those of the pipeline, to the 255th part of a place's most, or of its share.
+    (found,), places = expected.correspondences, told[0]["places"]
+    packed = np.frombuffer(gzip.decompress(service.read("ann", places["maps"])), np.uint8) / 255
+    attention, head_peaks = packed.reshape(2, len(found.share), 2, places["grid"], places["grid"])
+    shares = found.share[:, None, None, None]
+    most = found.maps.attention.max(axis=(1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(attention, found.maps.attention / most, atol=0.5001 / 255)
+    np.testing.assert_allclose(head_peaks, found.maps.head_peaks / shares, atol=0.5001 / 255)
+    np.testing.assert_allclose(places["boxes"], found.maps.boxes, atol=0.051)
+    assert places["boxes"][1] == [10, 20, 60, 70]  # only this part was shown
     wrong = (*request_.references, ReferenceChoice(both[1].image, (10, 20, 600, 70)))
     with pytest.raises(InputError, match="reference 2"):
         edit(service, replace(request_, references=wrong))
