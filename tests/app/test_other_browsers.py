@@ -89,6 +89,7 @@ def test_the_main_path(driver: Driver, started: StartedPage) -> None:
     assert driver.run("document.querySelectorAll('#result [data-role=history] button').length") == 1
     assert not is_true(driver, "#result.panel", "classList.contains('is-old')")
     assert not is_true(driver, undo, "disabled")
+    point(driver, 1, 1)  # a mouse that stays where it is says nothing
     point(driver, *place_of(driver, "#result .view-content img", 0.45, 0.45))
     wait(driver, "!document.querySelector('#reference .heat').hidden")
 
