@@ -49,7 +49,10 @@ def wait(driver: Driver, condition: str) -> None:
     """Wait until an expression is true."""
     end = time.monotonic() + _WAIT_S
     while not driver.run(f"Boolean({condition})"):
-        assert time.monotonic() < end, f"not in {_WAIT_S} s: {condition}"
+        assert time.monotonic() < end, (
+            condition,
+            driver.run("[...document.querySelectorAll('.said, #left')].map((each) => each.textContent)"),
+        )
         time.sleep(0.1)
 
 
