@@ -23,7 +23,7 @@ function holdsBlob(value) {
   return value instanceof Blob || (typeof value === "object" && value !== null && Object.values(value).some(holdsBlob));
 }
 
-/** The same value, with the bytes of each Blob in its place: in a private window, WebKit keeps no Blob. */
+/** The same value, with the bytes of each Blob in its place: WebKit keeps no Blob in a private window, and Firefox cannot send one that it kept. */
 async function pack(value) {
   if (value instanceof Blob) return { bytes: await value.arrayBuffer(), type: value.type, name: value.name };
   if (!holdsBlob(value)) return value;
@@ -43,8 +43,8 @@ function unpack(value) {
 }
 
 async function put(name, value) {
-  const write = (given) => work("readwrite", (store) => store.put(given, name));
-  try { await write(value); } catch { await write(await pack(value)); }
+  const packed = await pack(value);
+  await work("readwrite", (store) => store.put(packed, name));
 }
 
 const pending = new Map(); // name -> timer
